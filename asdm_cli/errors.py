@@ -1,0 +1,48 @@
+"""The three ways a command can fail; imports nothing, so that every room may use it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+class AsdmError(Exception):
+    """Base of every error that a person should read as one message, without a traceback."""
+
+    exit_code = 1
+
+
+class RunError(AsdmError):
+    """The run failed: the machine's fault or ours (disk full, killed worker, missing tool)."""
+
+
+class ModelError(AsdmError):
+    """A model directory cannot be used as asked: wrong files, shapes or formats."""
+
+    exit_code = 2
+
+
+@dataclass(frozen=True)
+class Fault:
+    """One thing wrong with a recipe. `line` and `column` count from 1; 0 means no place in the file."""
+
+    what: str
+    key: str = ""
+    line: int = 0
+    column: int = 0
+
+    def at(self, file: str) -> str:
+        """`file:line:column: key: what`, leaving out the parts that do not exist."""
+        place = f"{file}:{self.line}:{self.column}" if self.line else file
+        return ": ".join(part for part in (place, self.key, self.what) if part)
+
+
+class RecipeError(AsdmError):
+    """A recipe is wrong; carries every fault found, so that one pass repairs the file."""
+
+    exit_code = 2
+
+    def __init__(self, file: str, faults: list[Fault]):
+        assert faults, "a RecipeError needs a fault"
+        self.file = file
+        self.faults = sorted(faults, key=lambda fault: (fault.line, fault.column))
+        super().__init__("\n".join(fault.at(file) for fault in self.faults))

@@ -1,0 +1,138 @@
+"""From data to trained parts: each stage resumes where it was killed and leaves its EMA weights in its folder.
+
+The latents depend on the encoder alone and the conditioning on the text encoder alone, so later
+training may go on with the decoder (`decoder`) or the CLIP score's network without spoiling the UNet.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from diffusers import AutoencoderKL, UNet2DConditionModel
+from torch import nn
+from transformers import CLIPModel, CLIPTextModel, CLIPTokenizer
+
+from asdm_cli.errors import RunError
+from asdm_cli.pocket import autoencoder, contrastive, denoiser
+from asdm_cli.pocket.pairs import Pairs, read_pairs
+from asdm_cli.progress import note
+from asdm_cli.training.loop import Plan, Task, train
+
+WEIGHTS = Path(__file__).parent / "weights"
+
+PLANS = {
+    "vae": Plan(steps=8000, batch=16, lr=2e-3, ema_decay=0.995),
+    "clip": Plan(steps=4000, batch=256, lr=1e-3, weight_decay=0.1, ema_decay=0.99, save_every=50),
+    "unet": Plan(steps=30000, batch=32, lr=8e-4, warmup=100, save_every=200, validate_every=1000),
+    "decoder": Plan(steps=4000, batch=16, lr=1e-3, ema_decay=0.995),
+}
+
+
+@dataclass(frozen=True)
+class Workshop:
+    """Where a training lives: `data` has the shards, `folder/<stage>` its checkpoints and results.
+
+    With `go_on`, a stage without a checkpoint starts from the shipped weights instead of random ones.
+    """
+
+    data: Path
+    folder: Path
+    go_on: bool = False
+
+    def pairs(self, name: str) -> Pairs:
+        shard = self.data / f"{name}.tar"
+        if not shard.exists():
+            raise RunError(f"{shard} is missing; `make data` fetches and renders it")
+        return read_pairs(shard)
+
+    def part(self, name: str) -> Path:
+        """The finished part of an earlier stage: this training's, else the shipped one."""
+        own, shipped = self.folder / "parts" / name, WEIGHTS / name
+        found = own if own.exists() else shipped
+        if not found.exists():
+            raise RunError(f"{own} is missing: train that stage first")
+        return found
+
+
+def run_stage(shop: Workshop, name: str, plan: Plan | None = None) -> None:
+    """Train one stage to its plan's end and write its parts (EMA weights, float32) and figures."""
+    torch.manual_seed(0)
+    plan = plan or PLANS[name]
+    task, module, parts = STAGES[name](shop)
+    say: Callable[[dict], None] = lambda row: note(f"{name} {json.dumps(row)}")  # noqa: E731
+    ema = train(task, module, plan, shop.folder / name, say)
+    ema.copy_to(module.parameters())
+    module.eval()
+    if name == "vae":
+        autoencoder.standardise(parts["vae"], shop.pairs("train").pictures[:2000])
+    with torch.no_grad():
+        figures = task.validate(module)
+    for part, model in parts.items():
+        model.save_pretrained(shop.folder / "parts" / part)
+    log = {"stage": name, "steps": plan.steps, "batch": plan.batch, "figures": figures}
+    (shop.folder / f"{name}.json").write_text(json.dumps(log, indent=2) + "\n")
+
+
+def _vae(shop: Workshop) -> tuple[Task, nn.Module, dict[str, AutoencoderKL]]:
+    vae = AutoencoderKL.from_pretrained(WEIGHTS / "vae") if shop.go_on else AutoencoderKL(**autoencoder.CONFIG)
+    task = autoencoder.AutoencoderTask(shop.pairs("train"), shop.pairs("validation"))
+    return task, autoencoder.Reconstruction(vae), {"vae": vae}
+
+
+def _decoder(shop: Workshop) -> tuple[Task, nn.Module, dict[str, AutoencoderKL]]:
+    """The decoder alone, for latents that a UNet already learned."""
+    vae = AutoencoderKL.from_pretrained(shop.part("vae"))
+    vae.requires_grad_(False)
+    vae.decoder.requires_grad_(True)
+    task = autoencoder.AutoencoderTask(shop.pairs("train"), shop.pairs("validation"))
+    return task, autoencoder.Reconstruction(vae), {"vae": vae}
+
+
+def _clip(shop: Workshop) -> tuple[Task, nn.Module, dict[str, CLIPModel | CLIPTokenizer]]:
+    train_pairs = shop.pairs("train")
+    tokenizer = (
+        CLIPTokenizer.from_pretrained(WEIGHTS / "tokenizer")
+        if shop.go_on
+        else contrastive.train_tokenizer(train_pairs.captions)
+    )
+    clip = CLIPModel.from_pretrained(WEIGHTS / "clip") if shop.go_on else contrastive.new_clip(tokenizer)
+    task = contrastive.ContrastiveTask(train_pairs, shop.pairs("validation"), tokenizer)
+    return task, contrastive.Contrast(clip), {"clip": clip, "tokenizer": tokenizer}
+
+
+def _unet(shop: Workshop) -> tuple[Task, nn.Module, dict[str, UNet2DConditionModel]]:
+    unet = (
+        UNet2DConditionModel.from_pretrained(WEIGHTS / "unet")
+        if shop.go_on
+        else UNet2DConditionModel(**denoiser.CONFIG)
+    )
+    vae = AutoencoderKL.from_pretrained(shop.part("vae"))
+    tokenizer = CLIPTokenizer.from_pretrained(shop.part("tokenizer"))
+    text_encoder = text_half(shop)
+    cached = {}
+    for side in ("train", "validation"):
+        pairs = shop.pairs(side)
+        latents = denoiser.encode_latents(vae, pairs.pictures)
+        ids = contrastive.tokenize(tokenizer, [*pairs.captions, ""])
+        states = denoiser.encode_text(text_encoder, ids)
+        cached[side] = denoiser.Cached(latents * vae.config.get("scaling_factor"), states[:-1], states[-1])
+    return denoiser.DenoisingTask(cached["train"], cached["validation"]), unet, {"unet": unet}
+
+
+def text_half(shop: Workshop) -> CLIPTextModel:
+    """The text encoder the UNet knows: the shipped one when going on, else the trained CLIP's."""
+    if shop.go_on:
+        return CLIPTextModel.from_pretrained(WEIGHTS / "text_encoder")
+    return CLIPTextModel.from_pretrained(shop.part("clip"))
+
+
+STAGES: dict[str, Callable[[Workshop], tuple[Task, nn.Module, dict]]] = {
+    "vae": _vae,
+    "clip": _clip,
+    "unet": _unet,
+    "decoder": _decoder,
+}

@@ -1,0 +1,1 @@
+"""What a run leaves for people and programs: tables, plots, picture grids, protocol cards."""
