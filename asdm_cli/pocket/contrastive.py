@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
+
 import torch
 import torch.nn.functional as F
-from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
+from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 from torch import Tensor, nn
 from transformers import CLIPConfig, CLIPModel, CLIPTokenizer
 
@@ -12,6 +14,8 @@ from asdm_cli.pocket.pairs import Pairs, to_unit
 
 TOKENS, WIDTH, LAYERS, HEADS, VOCABULARY = 24, 128, 4, 4, 2048
 START, END = "<|startoftext|>", "<|endoftext|>"
+WORDS = r"""'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+"""
+"""What CLIP takes for a word: letters, single digits, runs of anything else."""
 
 
 def train_tokenizer(captions: list[str]) -> CLIPTokenizer:
@@ -20,41 +24,23 @@ def train_tokenizer(captions: list[str]) -> CLIPTokenizer:
     bpe.normalizer = normalizers.Lowercase()
     bpe.pre_tokenizer = pre_tokenizers.Sequence(
         [
-            pre_tokenizers.Split(
-                pre_tokenizers_pattern(), behavior="removed", invert=True
-            ),
+            pre_tokenizers.Split(Regex(WORDS), behavior="removed", invert=True),
             pre_tokenizers.ByteLevel(add_prefix_space=False),
         ]
     )
     bpe.decoder = decoders.ByteLevel()
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     trainer = trainers.BpeTrainer(
-        vocab_size=VOCABULARY - 2 - len(alphabet),
+        vocab_size=VOCABULARY - 2,
         initial_alphabet=alphabet,
         end_of_word_suffix="</w>",
         show_progress=False,
     )
     bpe.train_from_iterator(sorted(captions), trainer)
-    learned = bpe.get_vocab()
-    merges = [tuple(pair) for pair in _merges(bpe)]
-    words = sorted(learned, key=lambda word: learned[word])
-    words += [letter + "</w>" for letter in alphabet if letter + "</w>" not in learned]
+    merges = [tuple(pair) for pair in json.loads(bpe.to_str())["model"]["merges"]]
+    words = [*alphabet, *(letter + "</w>" for letter in alphabet), *dict.fromkeys("".join(pair) for pair in merges)]
     vocabulary = {word: index for index, word in enumerate([*words, START, END])}
     return CLIPTokenizer(vocab=vocabulary, merges=merges, model_max_length=TOKENS)
-
-
-def pre_tokenizers_pattern():
-    """CLIP's word pattern: letters, single digits, runs of anything else."""
-    from tokenizers import Regex
-
-    return Regex(r"""'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+""")
-
-
-def _merges(bpe: Tokenizer) -> list[list[str]]:
-    import json
-
-    pairs = json.loads(bpe.to_str())["model"]["merges"]
-    return [pair.split(" ") if isinstance(pair, str) else pair for pair in pairs]
 
 
 def new_clip(tokenizer: CLIPTokenizer) -> CLIPModel:

@@ -92,16 +92,21 @@ def _decoder(shop: Workshop) -> tuple[Task, nn.Module, dict[str, AutoencoderKL]]
     return task, autoencoder.Reconstruction(vae), {"vae": vae}
 
 
-def _clip(shop: Workshop) -> tuple[Task, nn.Module, dict[str, CLIPModel | CLIPTokenizer]]:
+def _clip(shop: Workshop) -> tuple[Task, nn.Module, dict[str, CLIPModel]]:
     train_pairs = shop.pairs("train")
-    tokenizer = (
-        CLIPTokenizer.from_pretrained(WEIGHTS / "tokenizer")
-        if shop.go_on
-        else contrastive.train_tokenizer(train_pairs.captions)
-    )
+    tokenizer = _tokenizer(shop, train_pairs)
     clip = CLIPModel.from_pretrained(WEIGHTS / "clip") if shop.go_on else contrastive.new_clip(tokenizer)
     task = contrastive.ContrastiveTask(train_pairs, shop.pairs("validation"), tokenizer)
-    return task, contrastive.Contrast(clip), {"clip": clip, "tokenizer": tokenizer}
+    return task, contrastive.Contrast(clip), {"clip": clip}
+
+
+def _tokenizer(shop: Workshop, pairs: Pairs) -> CLIPTokenizer:
+    """Trained once and kept: the same captions need not give the same numbering twice."""
+    own = shop.folder / "parts" / "tokenizer"
+    if not own.exists():
+        known = shop.go_on and CLIPTokenizer.from_pretrained(WEIGHTS / "tokenizer")
+        (known or contrastive.train_tokenizer(pairs.captions)).save_pretrained(own)
+    return CLIPTokenizer.from_pretrained(own)
 
 
 def _unet(shop: Workshop) -> tuple[Task, nn.Module, dict[str, UNet2DConditionModel]]:

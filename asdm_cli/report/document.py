@@ -52,7 +52,7 @@ class Point:
 
 @dataclass(frozen=True)
 class Scatter:
-    """Speed against quality and its like; points of one series are joined by a line in order of x."""
+    """Speed against quality and its like; points of one named series are joined by a line in order of x."""
 
     title: str
     x_title: str
@@ -76,7 +76,8 @@ class Bars:
 class Grid:
     """The same prompts and seeds down the rows, one contestant per column.
 
-    `pictures[row][column]` are files inside the run directory (PNG), or None where there is none.
+    `pictures[row][column]` are PNG files, or None where there is none; a report that is read back has them
+    relative to its run directory.
     """
 
     title: str
@@ -86,6 +87,9 @@ class Grid:
     note: str = ""
 
 
+Part = Table | Scatter | Bars | Grid
+
+
 @dataclass(frozen=True)
 class Report:
     """Everything a run found out. `cards[name]` is a protocol card: how the figures that name it were made."""
@@ -93,5 +97,5 @@ class Report:
     verb: str
     title: str
     summary: str
-    parts: list[Table | Scatter | Bars | Grid]
+    parts: list[Part]
     cards: dict[str, dict[str, Cell | list[str]]] = field(default_factory=dict)

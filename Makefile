@@ -1,0 +1,50 @@
+# Type `make help`. `make demo` and `make test` install what they need first.
+
+PYTHON ?= python3
+BIN := .venv/bin
+INSTALLED := .venv/.installed
+
+.DEFAULT_GOAL := help
+.PHONY: help setup demo test check format data pocket
+
+help: ## Show this list
+	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+setup: $(INSTALLED) ## Install asdm and its tools into .venv
+
+# torch first and alone, so that another build of it can be chosen: make setup TORCH="torch==2.13.0 --index-url ..."
+TORCH ?= torch==2.13.0
+$(INSTALLED): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "asdm needs Python 3.11 or newer: make setup PYTHON=python3.12")'
+	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	$(BIN)/pip install --quiet -c constraints.txt $(TORCH)
+	$(BIN)/pip install --quiet -c constraints.txt -e '.[dev,features]'
+	@touch $@
+
+demo: setup ## Prune the bundled model, measure both, and say where the pages are
+	$(BIN)/asdm prune recipes/prune-pocket-base.yaml --overwrite
+	$(BIN)/asdm bench recipes/bench-pocket.yaml --overwrite
+	$(BIN)/asdm eval recipes/eval-pocket.yaml --overwrite
+	@printf '\nOpen these in a browser:\n'
+	@printf '  %s/report.html\n' runs/prune-pocket-base runs/bench-pocket runs/eval-pocket
+
+test: setup ## Run the tests
+	$(BIN)/python -m pytest -n auto
+
+check: setup ## Format, lint and types, without changing anything
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+
+format: setup ## Format the code and mend what the linter can
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+data: setup ## Fetch and render the drawings that the bundled model learnt from (needs npm)
+	$(BIN)/pip install --quiet -c constraints.txt -e '.[pocket]'
+	$(BIN)/python -m asdm_cli.pocket data
+
+pocket: setup ## Train the bundled model anew; hours, goes on after an interruption
+	$(BIN)/pip install --quiet -c constraints.txt -e '.[pocket]'
+	$(BIN)/python -m asdm_cli.pocket train
+	$(BIN)/python -m asdm_cli.pocket export

@@ -1,0 +1,40 @@
+"""`asdm schema [VERB]`: JSON Schema of the recipes."""
+
+from __future__ import annotations
+
+import json
+from typing import Annotated
+
+import typer
+
+from asdm_cli.commands.options import examples
+from asdm_cli.recipe.json_schema import json_schema
+from asdm_cli.recipe.verbs import VERBS
+from asdm_cli.recipe.words import did_you_mean, one_of
+
+
+def _known(verb: str | None) -> str | None:
+    if verb is not None and verb not in VERBS:
+        raise typer.BadParameter(f"must be {one_of(list(VERBS))}, got '{verb}'{did_you_mean(verb, list(VERBS))}")
+    return verb
+
+
+Verb = Annotated[
+    str | None,
+    typer.Argument(metavar="VERB", help=f"One of {', '.join(VERBS)}; all of them if left out.", callback=_known),
+]
+
+
+def register(app: typer.Typer) -> None:
+    app.command(
+        epilog=examples(
+            "asdm schema > recipe.schema.json",
+            "# then, as the first line of a recipe, for editors with the YAML language server:",
+            "# yaml-language-server: $schema=recipe.schema.json",
+        )
+    )(schema)
+
+
+def schema(verb: Verb = None) -> None:
+    """Print the JSON Schema of recipes, for editors that complete and check YAML."""
+    typer.echo(json.dumps(json_schema(verb), indent=2))

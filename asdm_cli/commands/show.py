@@ -1,0 +1,130 @@
+"""`asdm show MODEL|RUN`: what a model is made of, or what a run found out. Reads headers and JSON only."""
+
+from __future__ import annotations
+
+from collections import Counter
+from math import prod
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich.console import Console
+from rich.table import Table
+from rich.tree import Tree
+
+from asdm_cli.commands.options import Verbose, examples, set_verbosity
+
+if TYPE_CHECKING:
+    from asdm_cli.models.source import ModelDirectory
+    from asdm_cli.unet.anatomy import Anatomy
+
+OUTSIDE = "outside"
+"""What stands in no block of a UNet: conv_in, the time embedding, conv_out."""
+
+Source = Annotated[
+    str,
+    typer.Argument(
+        metavar="MODEL|RUN",
+        help="A run directory shows its report; a model directory or [bold]pocket[/] its components and UNet.",
+        show_default=False,
+    ),
+]
+
+
+def register(app: typer.Typer) -> None:
+    app.command(
+        epilog=examples(
+            "# the components of a model, and the addresses that a recipe's remove: may name",
+            "asdm show pocket",
+            "# the figures of a run",
+            "asdm show runs/bench-pocket",
+            "# the model that a run wrote",
+            "asdm show runs/prune-pocket-base/model",
+        )
+    )(show)
+
+
+def show(source: Source, verbose: Verbose = False) -> None:
+    """Show what a model is made of, or what a run found out.
+
+    A UNet is shown as the tree of its addresses, each with its parameters.
+    """
+    set_verbosity(verbose)
+    out = Console(soft_wrap=True)
+    report = Path(source) / "report.json"
+    if report.is_file():
+        _show_run(report, out)
+        return
+    from asdm_cli.models.source import find
+
+    model = find(source)
+    out.print(_components(model))
+    out.print(_unet(model))
+
+
+def _show_run(report: Path, out: Console) -> None:
+    from asdm_cli.report.render_json import from_json
+    from asdm_cli.report.terminal import show as show_report
+    from asdm_cli.unet.weight_files import read_mapping
+
+    show_report(from_json(read_mapping(report)), out)
+
+
+def _components(model: ModelDirectory) -> Table:
+    table = Table("component", "class", "parameters", "number format", title=str(model.path), title_justify="left")
+    table.columns[2].justify = "right"
+    for name in model.components:
+        counts, formats = _weights(model, name)
+        total = f"{sum(counts.values()):,}" if counts else ""
+        table.add_row(name, _class(model, name), total, ", ".join(sorted(formats)))
+    return table
+
+
+def _class(model: ModelDirectory, name: str) -> str:
+    entry = model.index.get(name)
+    return str(entry[1]) if isinstance(entry, list) else "beside the pipeline"
+
+
+def _weights(model: ModelDirectory, name: str) -> tuple[dict[str, int], set[str]]:
+    """Elements of each weight tensor of a component, and their formats; nothing for one without weights."""
+    from asdm_cli.unet.checkpoint import read_headers
+
+    if not (model.component(name) / "config.json").is_file():
+        return {}, set()
+    tensors = read_headers(model.weights(name)).tensors
+    floats = {key: entry for key, entry in tensors.items() if entry.dtype.startswith(("F", "BF"))}
+    return {key: prod(entry.shape) for key, entry in floats.items()}, {entry.dtype for entry in floats.values()}
+
+
+def _unet(model: ModelDirectory) -> Tree:
+    from asdm_cli.unet.anatomy import Anatomy
+
+    anatomy = Anatomy.of(model.config("unet"))
+    counts = _by_address(anatomy, _weights(model, "unet")[0])
+    root = Tree(_label("unet", "", _total(anatomy, counts)))
+    branches: dict[str | None, Tree] = {None: root}
+    for node in anatomy.nodes:
+        kind = "" if node.kind == node.address.rpartition(".")[2] else node.kind
+        branches[node.address] = branches[node.parent].add(_label(node.address, kind, counts[node.address]))
+    root.add(_label(OUTSIDE, "conv_in, time embedding, conv_out", counts[OUTSIDE]))
+    return root
+
+
+def _by_address(anatomy: Anatomy, counts: dict[str, int]) -> Counter[str]:
+    """Parameters of every address with all that lies below it."""
+    parents = {node.address: node.parent for node in anatomy.nodes}
+    summed: Counter[str] = Counter()
+    for key, count in counts.items():
+        address: str | None = anatomy.address_of_key(key) or OUTSIDE
+        while address is not None:
+            summed[address] += count
+            address = parents.get(address)
+    return summed
+
+
+def _total(anatomy: Anatomy, counts: Counter[str]) -> int:
+    return counts[OUTSIDE] + sum(counts[node.address] for node in anatomy.nodes if node.parent is None)
+
+
+def _label(address: str, kind: str, parameters: int) -> str:
+    return f"[bold]{address}[/] [dim]{kind}[/] {parameters:,}".replace("[dim][/] ", "")

@@ -1,0 +1,36 @@
+"""Bootstrap intervals: resampling as weights, so that no feature or kernel is computed twice.
+
+A resample of n things with replacement is how often each is in it: a row of n counts that sums to n. A figure is a
+function of such rows; its row of ones is the figure itself.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from asdm_cli.report.document import Interval
+
+
+def resamples(n: int, count: int, seed: int) -> Tensor:
+    """float64 [1 + count, n]: the row of ones, then `count` seeded resamples."""
+    random = torch.Generator("cpu").manual_seed(seed)
+    drawn = torch.randint(n, (count, n), generator=random)
+    counts = torch.zeros(count, n, dtype=torch.float64)
+    counts.scatter_add_(1, drawn, torch.ones_like(drawn, dtype=torch.float64))
+    return torch.cat([torch.ones(1, n, dtype=torch.float64), counts])
+
+
+def interval(figures: Tensor, confidence: float, centred: bool = False) -> Interval:
+    """Percentile interval of `figures` [1 + count], as `resamples` orders them.
+
+    `centred` shifts it onto the figure: for a figure that is biased by the number of distinct things (FD, IS),
+    a resample has fewer of them, and its percentiles may all lie on one side of the figure.
+    """
+    value, spread = figures[0], figures[1:]
+    if centred:
+        spread = spread - spread.mean() + value
+    tail = (1 - confidence) / 2
+    low, high = torch.quantile(spread.double(), torch.tensor([tail, 1 - tail], dtype=torch.float64))
+    how = "centred " if centred else ""
+    return Interval(float(value), float(low), float(high), f"{confidence:.4g} {how}bootstrap, {len(spread)} resamples")

@@ -1,0 +1,142 @@
+"""What is measured: one model, described so that any process can build it, and the work that it is timed at."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from diffusers import UNet2DConditionModel
+from diffusers.pipelines.pipeline_utils import DiffusionPipeline
+
+from asdm_cli.errors import AsdmError, RunError
+from asdm_cli.models.load import load_pipeline, load_unet, random_unet, set_sampler
+from asdm_cli.models.source import ModelDirectory
+from asdm_cli.unet import cost
+
+PROMPT = "a red fox sitting in the snow"
+"""What whole images are drawn from; the text encoder pads it, so its length changes no cost."""
+
+
+@dataclass(frozen=True)
+class Protocol:
+    """How every contestant of a run is measured. `size` is in pixels; None is each model's own."""
+
+    device: torch.device
+    dtype: torch.dtype
+    batches: tuple[int, ...]
+    repeats: int
+    warmups: int
+    guidance: float
+    sampler: str
+    size: int | None
+
+    @property
+    def rows(self) -> int:
+        """UNet rows per image: with guidance the UNet runs on a text and on the empty text."""
+        return 2 if self.guidance > 1 else 1
+
+
+@dataclass(frozen=True)
+class Entrant:
+    """A contestant before it is built; travels to other processes. `directory` None: random weights."""
+
+    name: str
+    source: str
+    directory: ModelDirectory | None
+    config: dict[str, Any]
+    parameters: dict[str, int]
+    """Of the UNet, by block."""
+    macs: cost.Macs
+    """Of one UNet call on one latent."""
+    latent: tuple[int, int, int]
+    """Channels, height, width."""
+    tokens: int
+    steps: int
+    draws: bool
+    """Whether whole images are timed, not only UNet calls."""
+
+
+@dataclass(frozen=True)
+class Contestant:
+    """An entrant with its weights on the device."""
+
+    entrant: Entrant
+    protocol: Protocol
+    unet: UNet2DConditionModel
+    pipe: DiffusionPipeline | None
+
+    @property
+    def name(self) -> str:
+        return self.entrant.name
+
+    @property
+    def components(self) -> dict[str, torch.nn.Module]:
+        """Every network that is in memory for this contestant, by its pipeline's names."""
+        if self.pipe is None:
+            return {"unet": self.unet}
+        return {name: part for name, part in self.pipe.components.items() if isinstance(part, torch.nn.Module)}
+
+    def unet_call(self, rows: int) -> Callable[[], None]:
+        """One UNet call on `rows` latents of noise."""
+        entrant, place = self.entrant, (self.protocol.device, self.protocol.dtype)
+        inputs = cost.inputs(entrant.config, rows, entrant.latent[1:], entrant.tokens, *place)
+
+        @torch.inference_mode()
+        def call() -> None:
+            self.unet(**inputs, return_dict=False)
+
+        return call
+
+    def image_call(self, images: int, steps: int | None = None) -> Callable[[], None]:
+        """Text to pixels, `images` at once, as a user would call the pipeline."""
+        assert self.pipe is not None, "only contestants that draw have an image call"
+        draw: Callable[..., Any] = self.pipe
+
+        def call() -> None:
+            draw(
+                [PROMPT] * images,
+                num_inference_steps=steps or self.entrant.steps,
+                guidance_scale=self.protocol.guidance,
+                height=self.protocol.size,
+                width=self.protocol.size,
+                generator=torch.Generator("cpu").manual_seed(0),
+                output_type="np",
+            )
+
+        return call
+
+
+def build(entrant: Entrant, protocol: Protocol) -> Contestant:
+    """Weights from the files, or random ones; RunError with the contestant's name if that fails."""
+    with blame(entrant.name, "loading the weights"):
+        pipe, unet = _networks(entrant, protocol)
+    return Contestant(entrant, protocol, unet, pipe)
+
+
+def _networks(entrant: Entrant, protocol: Protocol) -> tuple[DiffusionPipeline | None, UNet2DConditionModel]:
+    place = protocol.device, protocol.dtype
+    if entrant.directory is None:
+        return None, random_unet(entrant.config, *place)
+    if not entrant.draws:
+        return None, load_unet(entrant.directory, *place)
+    pipe = load_pipeline(entrant.directory, *place)
+    set_sampler(pipe, protocol.sampler)
+    return pipe, pipe.unet
+
+
+@contextmanager
+def blame(name: str, doing: str) -> Iterator[None]:
+    """Turn whatever goes wrong inside into one RunError that names the contestant."""
+    try:
+        yield
+    except AsdmError:
+        raise
+    except (torch.OutOfMemoryError, MemoryError):
+        advice = "use smaller `batches`, a smaller `size`, or fewer contestants at once"
+        raise RunError(f"contestant {name!r}: out of memory while {doing}; {advice}") from None
+    except Exception as error:
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else "no reason given"
+        raise RunError(f"contestant {name!r}: {doing} failed ({type(error).__name__}: {reason})") from error

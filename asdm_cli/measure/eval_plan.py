@@ -1,0 +1,147 @@
+"""Gate 3 of `asdm eval`: what would be drawn and compared, from files and configs only."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from asdm_cli.errors import ModelError
+from asdm_cli.measure.features import require
+from asdm_cli.measure.prompts import PromptList, read_prompts
+from asdm_cli.models.load import PIPELINES
+from asdm_cli.models.source import ModelDirectory, find
+from asdm_cli.recipe.verbs import EvalContestant, EvalRecipe
+from asdm_cli.report.document import Cell, Column, Interval, Report, Table
+
+BY_NETWORK = {"kid", "fd", "is"}
+AGAINST_REAL = {"kid", "fd"}
+BY_CLIP = {"clip_score", "clip_retrieval"}
+
+
+@dataclass(frozen=True)
+class Entrant:
+    """A contestant before its weights are read."""
+
+    name: str
+    directory: ModelDirectory
+    steps: int
+
+
+@dataclass(frozen=True)
+class EvalPlan:
+    recipe: EvalRecipe
+    entrants: tuple[Entrant, ...]
+    prompts: PromptList
+    size: int
+    clip: Path | None
+    """The CLIP's directory, where a metric or the features need one."""
+
+    @property
+    def reference(self) -> str:
+        return self.recipe.reference or self.entrants[0].name
+
+    @property
+    def count(self) -> int:
+        """Pictures per contestant."""
+        return len(self.prompts.prompts)
+
+    @property
+    def wanted(self) -> set[str]:
+        return set(self.recipe.metrics)
+
+    @property
+    def has_network(self) -> bool:
+        return bool(self.wanted & BY_NETWORK)
+
+    @property
+    def has_baselines(self) -> bool:
+        """Whether real pictures say something that the wanted metrics measure."""
+        return self.prompts.real > 0 and bool(self.wanted & (AGAINST_REAL | BY_CLIP))
+
+    def report(self) -> Report:
+        rows: list[dict[str, Cell | Interval]] = [
+            {"name": entrant.name, "model": entrant.directory.name, "steps": entrant.steps, "pictures": self.count}
+            for entrant in self.entrants
+        ]
+        columns = [
+            Column("name", "contestant"),
+            Column("model", "model"),
+            Column("steps", "steps", digits=0),
+            Column("pictures", "pictures", digits=0),
+        ]
+        real = f"; {self.prompts.real} real pictures" if self.prompts.real else ""
+        summary = f"Prompts: {self.prompts.title}{real}. Metrics: {', '.join(self.recipe.metrics)}."
+        title = f"What is drawn, at {self.size} x {self.size} pixels"
+        return Report("eval", "Evaluation plan", summary, [Table(title, columns, rows)])
+
+
+def make_plan(recipe: EvalRecipe) -> EvalPlan:
+    """Raises ModelError: what is missing, and the way out."""
+    entrants = tuple(_entrant(contestant, recipe.steps) for contestant in recipe.models)
+    prompts = read_prompts(recipe.prompts, recipe.limit)
+    _check_metrics(recipe, prompts)
+    if recipe.reference and recipe.reference not in {entrant.name for entrant in entrants}:
+        names = ", ".join(entrant.name for entrant in entrants)
+        raise ModelError(f"reference: no contestant is called {recipe.reference!r}; it is one of {names}")
+    return EvalPlan(recipe, entrants, prompts, _size(recipe.size, entrants), _clip(recipe, entrants[0]))
+
+
+def _entrant(contestant: EvalContestant, steps: int) -> Entrant:
+    directory = find(contestant.model)
+    if not directory.is_pipeline or directory.index["_class_name"] not in PIPELINES:
+        kinds = " or ".join(PIPELINES)
+        raise ModelError(f"{directory.path}: contestant {contestant.name!r} must be a whole {kinds} to draw pictures")
+    return Entrant(contestant.name, directory, contestant.steps or steps)
+
+
+def _check_metrics(recipe: EvalRecipe, prompts: PromptList) -> None:
+    wanted = set(recipe.metrics)
+    if wanted & AGAINST_REAL and not prompts.real:
+        asked = " and ".join(sorted(wanted & AGAINST_REAL))
+        raise ModelError(
+            f"metrics: {asked} compare with real pictures, and {prompts.path} has none; "
+            "give a shard of (png, txt) samples as `prompts`, or leave them out"
+        )
+    if wanted & BY_NETWORK and len(prompts.prompts) < 2:
+        raise ModelError(f"metrics: {', '.join(sorted(wanted & BY_NETWORK))} need two pictures or more; raise `limit`")
+    if "is" in wanted and recipe.features == "clip":
+        raise ModelError("metrics: is needs a network that knows classes; use features: efficientnet_lite0")
+    if wanted & BY_NETWORK:
+        require(recipe.features)
+    if "perceptual" in wanted:
+        require("efficientnet_lite0")
+
+
+def _size(asked: int | None, entrants: tuple[Entrant, ...]) -> int:
+    if asked is None:
+        own = {entrant.name: _own_size(entrant.directory) for entrant in entrants}
+        if len(set(own.values())) > 1:
+            each = ", ".join(f"{name}: {size}" for name, size in own.items())
+            raise ModelError(f"size: the contestants draw at different sizes ({each}); give `size` in the recipe")
+        return next(iter(own.values()))
+    if asked % 8:
+        raise ModelError(f"size: {asked} is no multiple of 8, which every pipeline asks for; try {asked // 8 * 8 + 8}")
+    return asked
+
+
+def _own_size(directory: ModelDirectory) -> int:
+    """Pixels: the UNet's latent size times the VAE's scale, as the pipelines compute it."""
+    latent = directory.config("unet").get("sample_size") or 64
+    side = latent if isinstance(latent, int) else latent[0]
+    return side * 2 ** (len(directory.config("vae")["block_out_channels"]) - 1)
+
+
+def _clip(recipe: EvalRecipe, first: Entrant) -> Path | None:
+    if not set(recipe.metrics) & BY_CLIP and not (recipe.features == "clip" and set(recipe.metrics) & BY_NETWORK):
+        return None
+    if recipe.clip == "own":
+        if "clip" in first.directory.components:
+            return first.directory.components["clip"]
+        raise ModelError(f"{first.directory.path}: has no folder clip/; give a CLIP's directory as `clip`")
+    folder = Path(recipe.clip)
+    inner = find(recipe.clip).component("clip") if recipe.clip == "pocket" else folder / "clip"
+    folder = inner if inner.is_dir() else folder
+    for file in ("config.json", "preprocessor_config.json"):
+        if not (folder / file).is_file():
+            raise ModelError(f"{folder}: has no {file}; give a transformers CLIP directory as `clip`")
+    return folder

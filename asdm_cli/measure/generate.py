@@ -1,0 +1,106 @@
+"""Prompts -> pictures, each with its own seed, so that a picture depends on its prompt, its index and the seed alone.
+
+Equal noise is not enough for that: float kernels sum in another order when the batch or the number of threads
+changes, the sampler amplifies it, and one pixel value in some hundreds lands on the other side of a rounding.
+So on the CPU every UNet call has one fixed shape (a picture has a fixed row of it; rows without a wanted picture
+are filled up), and runs on one thread; cores are kept busy by drawing several calls side by side. Pictures are
+then the same, bit by bit, at any batch size, with any number of processes and after an interruption.
+On CUDA the batch is the call, because small calls would waste the device: pictures are equal for one batch size,
+and differ by rounding between batch sizes. Protocol cards therefore name the batch on CUDA only.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any
+
+import numpy
+import torch
+from diffusers.pipelines.pipeline_utils import DiffusionPipeline
+from PIL.Image import Image
+
+SMALL = 100_000_000
+"""UNets of fewer parameters leave most of their time to per-call overhead, so they draw ROWS pictures per call."""
+ROWS = 4
+
+
+@dataclass(frozen=True)
+class Layout:
+    """How pictures are put into UNet calls: `rows` per call, filled up or not, `workers` calls side by side."""
+
+    rows: int
+    filled: bool
+    workers: int
+    threads: int
+
+    def calls(self, indices: Iterable[int]) -> list[list[int]]:
+        """Index i is drawn in call i // rows, whichever other indices are wanted."""
+        together: dict[int, list[int]] = {}
+        for index in sorted(set(indices)):
+            together.setdefault(index // self.rows, []).append(index)
+        return list(together.values())
+
+    def seats(self, call: Sequence[int]) -> list[int]:
+        """The index that each row draws; a filled-up call puts index i always into row i % rows."""
+        if not self.filled:
+            return list(call)
+        seats = [call[0]] * self.rows
+        for index in call:
+            seats[index % self.rows] = index
+        return seats
+
+
+def prompt_seed(seed: int, index: int) -> int:
+    """The seed (0 .. 2**63 - 1) of prompt `index`, by numpy's SeedSequence: stable over versions and machines."""
+    return int(numpy.random.SeedSequence([seed, index]).generate_state(1, numpy.uint64)[0] >> 1)
+
+
+def layout(pipe: DiffusionPipeline, prompts: int, batch: int) -> Layout:
+    """`batch` is the UNet call on CUDA, and how many pictures are under way at a time on the CPU."""
+    threads = torch.get_num_threads()
+    if pipe.device.type != "cpu":
+        return Layout(rows=batch, filled=False, workers=1, threads=threads)
+    if sum(weight.numel() for weight in pipe.unet.parameters()) < SMALL:  # type: ignore[attr-defined]
+        return Layout(rows=ROWS, filled=True, workers=min(threads, -(-batch // ROWS)), threads=1)
+    # A few pictures of a big model would leave cores idle; from `threads` prompts on, one thread each as above.
+    return Layout(rows=1, filled=True, workers=min(threads, batch, prompts), threads=max(1, threads // prompts))
+
+
+def pictures(
+    pipe: DiffusionPipeline,
+    prompts: Sequence[str],
+    indices: Iterable[int],
+    *,
+    steps: int,
+    guidance: float,
+    size: int | None,
+    seed: int,
+    batch: int,
+) -> Iterator[tuple[int, Image]]:
+    """(index, picture) of the wanted `indices` into `prompts`, in rising order, each as soon as it is drawn."""
+    plan = layout(pipe, len(prompts), batch)
+    settings = {"num_inference_steps": steps, "guidance_scale": guidance, "height": size, "width": size}
+
+    def draw(call: list[int]) -> list[tuple[int, Image]]:
+        seats = plan.seats(call)
+        drawn = _draw(pipe, [prompts[i] for i in seats], [prompt_seed(seed, i) for i in seats], settings)
+        return [(index, drawn[seats.index(index)]) for index in call]
+
+    workers = ThreadPoolExecutor(plan.workers, initializer=torch.set_num_threads, initargs=(plan.threads,))
+    try:
+        for drawn in workers.map(draw, plan.calls(indices)):
+            yield from drawn
+    finally:
+        # The consumer may stop early: what was not begun is never begun.
+        workers.shutdown(cancel_futures=True)
+
+
+def _draw(pipe: DiffusionPipeline, prompts: list[str], seeds: list[int], settings: dict[str, Any]) -> list[Image]:
+    """One call of the pipeline; it encodes the prompts once and draws every picture's noise by its own generator."""
+    alone: Any = copy.copy(pipe)  # networks are shared between threads, the scheduler counts steps and cannot be
+    alone.scheduler = copy.deepcopy(pipe.scheduler)  # type: ignore[attr-defined]
+    noise = [torch.Generator("cpu").manual_seed(seed) for seed in seeds]
+    return alone(prompt=prompts, generator=noise, output_type="pil", **settings).images

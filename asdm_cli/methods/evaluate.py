@@ -1,0 +1,171 @@
+"""`asdm eval`: draw the same prompts with every contestant, then say what the pictures are worth."""
+
+from __future__ import annotations
+
+from accelerate import PartialState
+
+from asdm_cli.errors import RunError
+from asdm_cli.measure.cards import Card, versions
+from asdm_cli.measure.drawing import (
+    Share,
+    Style,
+    claim,
+    draw,
+    keep_real,
+    painter,
+    reconstruct,
+    stamps,
+    unet_macs,
+)
+from asdm_cli.measure.eval_plan import Entrant, EvalPlan, make_plan
+from asdm_cli.measure.eval_report import Row, eval_report
+from asdm_cli.measure.features import FeatureNetwork, feature_network
+from asdm_cli.measure.pictures import PictureSet
+from asdm_cli.measure.prompts import real_pictures
+from asdm_cli.measure.resize import KERNEL
+from asdm_cli.measure.scores import Judge
+from asdm_cli.models.load import Clip, device_and_dtype, load_clip, load_pipeline
+from asdm_cli.recipe.verbs import EvalRecipe
+from asdm_cli.report.document import Report
+from asdm_cli.report.run_directory import Run
+
+RESUMABLE = True
+REAL, VAE = "real pictures", "real, VAE reconstruction"
+
+
+def plan(recipe: EvalRecipe) -> EvalPlan:
+    """Gate 3, from files and configs only. Raises ModelError."""
+    return make_plan(recipe)
+
+
+def run(plan: EvalPlan, run: Run) -> Report:
+    """Draw what is missing, all processes their shares; the first one then measures.
+
+    Processes but the first return an empty report. Raises RunError, ModelError.
+    """
+    state = PartialState()
+    styles = {entrant.name: _style(plan, entrant, state) for entrant in plan.entrants}
+    sets = {entrant.name: PictureSet(run.path / "pictures" / entrant.name, plan.count) for entrant in plan.entrants}
+    if state.is_main_process:
+        for entrant in plan.entrants:
+            claim(sets[entrant.name], _card(plan, entrant, styles[entrant.name]) | {"files": stamps(entrant.directory)})
+    state.wait_for_everyone()
+    share = Share(state.process_index, state.num_processes)
+    costs = {
+        entrant.name: _draw_share(plan, entrant, styles[entrant.name], sets[entrant.name], share)
+        for entrant in plan.entrants
+    }
+    state.wait_for_everyone()
+    if not state.is_main_process:
+        return Report("eval", "", "", [])
+    _check_whole(sets)
+    return _measured(plan, run, sets, styles, costs)
+
+
+def _style(plan: EvalPlan, entrant: Entrant, state: PartialState) -> Style:
+    recipe = plan.recipe
+    device, dtype = device_and_dtype(recipe.device, recipe.dtype)
+    if device.type == "cuda" and state.num_processes > 1:
+        device = state.device  # each process has a GPU of its own
+    return Style(entrant.steps, recipe.guidance, plan.size, recipe.seed, recipe.sampler, recipe.batch, device, dtype)
+
+
+def _card(plan: EvalPlan, entrant: Entrant, style: Style) -> Card:
+    """How this contestant's pictures came about. On CUDA their last bits depend on the batch, on the CPU they do not."""
+    own = entrant.directory.index["scheduler"][1]
+    card: Card = {
+        "prompts": plan.prompts.title,
+        "pictures": plan.count,
+        "resolution": f"{style.size} x {style.size}",
+        "sampler": f"own: {own}" if style.sampler == "own" else f"{style.sampler}, set up as {own}",
+        "steps": style.steps,
+        "guidance": style.guidance,
+        "seed_rule": f"numpy SeedSequence([{style.seed}, index of the prompt]), a CPU generator per picture",
+        "device": style.device.type,
+        "dtype": str(style.dtype).removeprefix("torch."),
+        "versions": versions(),
+    }
+    return card | ({"batch": style.batch} if style.device.type == "cuda" else {})
+
+
+def _draw_share(plan: EvalPlan, entrant: Entrant, style: Style, target: PictureSet, share: Share) -> int:
+    """Draw this process's missing pictures; what the UNet costs per picture, in multiply-accumulates."""
+    pipe = painter(entrant.directory, style)
+    wanted = target.missing(share.of(range(plan.count), style.batch))
+    for index, picture in draw(entrant.name, pipe, plan.prompts.prompts, wanted, style):
+        target.save(index, picture)
+    return unet_macs(pipe, style)
+
+
+def _check_whole(sets: dict[str, PictureSet]) -> None:
+    for name, pictures in sets.items():
+        missing = pictures.missing(range(pictures.count))
+        if missing:
+            raise RunError(
+                f"contestant {name!r}: {len(missing)} of {pictures.count} pictures are missing, a process stopped "
+                "early; run the same command again, it goes on from there"
+            )
+
+
+def _measured(
+    plan: EvalPlan, run: Run, sets: dict[str, PictureSet], styles: dict[str, Style], costs: dict[str, int]
+) -> Report:
+    real, through_vae = _baselines(plan, run, next(iter(styles.values()))) if plan.has_baselines else (None, None)
+    judge = _judge(plan, run, sets[plan.reference], real)
+    rows = [
+        Row(entrant.name, judge.figures(sets[entrant.name]), sets[entrant.name], entrant.steps, costs[entrant.name])
+        for entrant in plan.entrants
+    ]
+    if real and through_vae:
+        count = plan.count
+        figures = judge.distribution(through_vae) | judge.captions(through_vae.first(count))
+        rows += [Row(VAE, figures, through_vae.first(count)), Row(REAL, judge.real_figures(), real.first(count))]
+    contestants = {entrant.name: _card(plan, entrant, styles[entrant.name]) for entrant in plan.entrants}
+    return eval_report(plan, judge, rows, contestants, _protocol(plan, judge))
+
+
+def _baselines(plan: EvalPlan, run: Run, style: Style) -> tuple[PictureSet, PictureSet]:
+    """All real pictures of the shard, and what the first contestant's VAE makes of them."""
+    directory = plan.entrants[0].directory
+    real = PictureSet(run.path / "real", plan.prompts.real)
+    through_vae = PictureSet(run.path / "real-vae", plan.prompts.real)
+    origin: Card = {"prompts": plan.prompts.title, "size": style.size}
+    claim(real, origin)
+    keep_real(real_pictures(plan.prompts.path), real, style.size)
+    claim(through_vae, origin | {"files": stamps(directory)})
+    reconstruct(load_pipeline(directory, style.device, style.dtype).vae, real, through_vae)  # type: ignore[attr-defined]
+    return real, through_vae
+
+
+def _judge(plan: EvalPlan, run: Run, reference: PictureSet, real: PictureSet | None) -> Judge:
+    recipe = plan.recipe
+    device, _ = device_and_dtype(recipe.device, "float32")
+    clip: Clip | None = load_clip(plan.clip, device) if plan.clip else None
+    network: FeatureNetwork | None = feature_network(recipe.features, clip, device) if plan.has_network else None
+    return Judge(
+        tuple(recipe.metrics),
+        plan.prompts.prompts,
+        plan.prompts.splits,
+        network,
+        clip,
+        real,
+        reference,
+        run.path / "features",
+        device,
+        recipe.bootstrap,
+        recipe.confidence,
+        recipe.seed,
+    )
+
+
+def _protocol(plan: EvalPlan, judge: Judge) -> Card:
+    """How the figures were made from the pictures."""
+    protocol: Card = {"bootstrap": f"{judge.bootstrap} resamples of pictures, seed {judge.seed}"}
+    if judge.network:
+        protocol |= {"feature_network": judge.network.title, "feature_resize": judge.network.resize}
+    if judge.clip and plan.clip:
+        name = f"{plan.clip.parent.name}/{plan.clip.name}"
+        protocol |= {"clip": name, "clip_resize": f"{judge.clip.size}, {KERNEL}"}
+    if judge.real:
+        protocol |= {"real_pictures": plan.prompts.real, "real_resize": "none, or cut to a square and Lanczos"}
+    return protocol

@@ -1,0 +1,211 @@
+"""`asdm prune`: a UNet without some of its addresses, its other tensors copied from file to file."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from dataclasses import dataclass
+from functools import cached_property
+from math import prod
+from pathlib import Path
+
+from asdm_cli.models.provenance import record
+from asdm_cli.models.source import ModelDirectory, find
+from asdm_cli.models.write import assemble_directory
+from asdm_cli.recipe.verbs import PruneRecipe
+from asdm_cli.report.document import Cell, Column, Interval, Report, Table
+from asdm_cli.report.run_directory import Run
+from asdm_cli.unet.anatomy import Anatomy
+from asdm_cli.unet.checkpoint import WEIGHTS, Checkpoint, Entry, copy_tensors, open_checkpoint, require
+from asdm_cli.unet.cost import OUTSIDE, Macs, latent_size, macs, parameters, shapes
+from asdm_cli.unet.surgery import Surgery, remove
+
+RESUMABLE = False
+TOKENS = 77
+"""Prompt length that costs are stated for where the model has no text encoder of its own."""
+WORDS = {
+    "block": "the whole block",
+    "sampler": "the resampler",
+    "attn": "the transformer",
+}
+"""What an address of this kind is, in a report."""
+
+Row = dict[str, Cell | Interval]
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A pruning that will fit: config, weights and the result's shapes have been compared."""
+
+    source: ModelDirectory
+    surgery: Surgery
+    checkpoint: Checkpoint
+    tensors: dict[str, Entry]
+    """Tensor name in the result -> where its bytes are."""
+
+    def report(self) -> Report:
+        before, after = (sum(parameters(config).values()) for config in self.configs)
+        cost = [whole.total for whole in self.macs]
+        summary = (
+            f"UNet of {self.source.name}: {before / 1e6:.2f} M → {after / 1e6:.2f} M parameters "
+            f"({after / before - 1:+.1%}), {cost[0] / 1e9:.2f} → {cost[1] / 1e9:.2f} GMACs a call "
+            f"({cost[1] / cost[0] - 1:+.1%})"
+        )
+        parts: list[Table] = [_blocks(self), _removed(self), *_renumbered(self)]
+        return Report("prune", f"Pruning {self.source.name}", summary, [*parts], {"macs": _card(self)})
+
+    @property
+    def configs(self) -> tuple[dict, dict]:
+        """The donor's config, as far as it is known to diffusers, and the result's."""
+        return self.source.config("unet"), self.surgery.config
+
+    @cached_property
+    def macs(self) -> tuple[Macs, Macs]:
+        before, after = (macs(config, tokens=_tokens(self.source)) for config in self.configs)
+        return before, after
+
+
+def plan(recipe: PruneRecipe) -> Plan:
+    """What pruning would do, from the config and the headers of the weights. Raises ModelError."""
+    source = find(recipe.model)
+    config, folder = source.config("unet"), source.component("unet")
+    surgery = remove(config, recipe.remove)
+    checkpoint = open_checkpoint(folder, source.path)
+    require(checkpoint, shapes(config), folder)
+    tensors = {new: checkpoint.tensors[old] for new, old in surgery.key_map(checkpoint.tensors).items()}
+    require(Checkpoint(tensors, checkpoint.digest), shapes(surgery.config), folder)
+    return Plan(source, surgery, checkpoint, tensors)
+
+
+def run(plan: Plan, run: Run) -> Report:
+    """Write the pruned model to `run.path / "model"`."""
+    model = run.path / "model"
+    assemble_directory(plan.source, model, replaced={"unet"})
+    _write_unet(plan, model / "unet" if plan.source.is_pipeline else model)
+    record(
+        plan.source,
+        model,
+        "prune",
+        removed=list(plan.surgery.removed),
+        source_unet_header_sha256=plan.checkpoint.digest,
+    )
+    return plan.report()
+
+
+def _write_unet(plan: Plan, folder: Path) -> None:
+    folder.mkdir(exist_ok=True)
+    # where the donor lay on some machine says nothing about the result
+    config = {key: value for key, value in plan.surgery.config.items() if key != "_name_or_path"}
+    (folder / "config.json").write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+    copy_tensors(plan.tensors, folder / WEIGHTS)
+
+
+def _tokens(source: ModelDirectory) -> int:
+    """How many tokens the text encoder hands to the UNet."""
+    if "text_encoder" not in source.components:
+        return TOKENS
+    return source.config("text_encoder").get("max_position_embeddings", TOKENS)
+
+
+def _card(plan: Plan) -> dict[str, Cell | list[str]]:
+    return {
+        "counted": "multiply-accumulates of one UNet call, attention's matmuls (QK^T and AV) included",
+        "batch": 1,
+        "latent": " × ".join(map(str, latent_size(plan.configs[0]))),
+        "tokens": _tokens(plan.source),
+    }
+
+
+def _blocks(plan: Plan) -> Table:
+    before, after = (parameters(config) for config in plan.configs)
+    cost_before, cost_after = (whole.blocks for whole in plan.macs)
+    becomes = _new_blocks(plan.surgery)
+    layers = [{block.address: len(block.layers) for block in tree.blocks} for tree in _trees(plan)]
+    rows: list[Row] = []
+    for address in before:
+        new = becomes.get(address, address if address == OUTSIDE else "")
+        rows.append(
+            {
+                "block": address,
+                "becomes": new or "removed",
+                "layers_before": layers[0].get(address),
+                "layers_after": layers[1].get(new, None if address == OUTSIDE else 0),
+                "params_before_m": before[address] / 1e6,
+                "params_after_m": after.get(new, 0) / 1e6,
+                "macs_before_g": cost_before[address] / 1e9,
+                "macs_after_g": cost_after.get(new, 0) / 1e9,
+            }
+        )
+    columns = [
+        Column("block", "Block"),
+        Column("becomes", "Becomes"),
+        Column("layers_before", "Layers before"),
+        Column("layers_after", "after"),
+        Column("params_before_m", "Parameters before (M)"),
+        Column("params_after_m", "after (M)"),
+        Column("macs_before_g", "GMACs before"),
+        Column("macs_after_g", "after"),
+    ]
+    return Table("Blocks before and after", columns, [*rows, _total(rows)], card="macs")
+
+
+def _total(rows: Iterable[Row]) -> Row:
+    rows = list(rows)
+    summed = [key for key in rows[0] if key not in ("block", "becomes")]
+    return {"block": "all", "becomes": "", **{key: sum(row[key] or 0 for row in rows) for key in summed}}  # type: ignore[misc]
+
+
+def _removed(plan: Plan) -> Table:
+    sizes = _sizes(plan.surgery.donor, plan.checkpoint.tensors)
+    rows: list[Row] = [
+        {"address": name, "what": _what(plan.surgery.donor, name), "params_m": _inside(plan, name, sizes) / 1e6}
+        for name in plan.surgery.removed
+    ]
+    columns = [Column("address", "Address"), Column("what", "What it is"), Column("params_m", "Parameters (M)")]
+    return Table("Removed", columns, rows)
+
+
+def _renumbered(plan: Plan) -> list[Table]:
+    """The weight map, without what keeps its name; no table where nothing is renumbered."""
+    rows: list[Row] = [{"new": new, "old": old} for new, old in plan.surgery.renumbered.items()]
+    columns = [Column("new", "Module of the result"), Column("old", "comes from")]
+    note = "All other modules keep their names."
+    return [Table("Weight map", columns, rows, note)] if rows else []
+
+
+def _trees(plan: Plan) -> tuple[Anatomy, Anatomy]:
+    return plan.surgery.donor, plan.surgery.result
+
+
+def _new_blocks(surgery: Surgery) -> dict[str, str]:
+    """Block of the donor -> block of the result."""
+    old, new = (
+        {str(tree.module(block.address)): block.address for block in tree.blocks}
+        for tree in (surgery.donor, surgery.result)
+    )
+    return {old[source.rsplit(".", 2)[0]]: new[module.rsplit(".", 2)[0]] for module, source in surgery.sources.items()}
+
+
+def _sizes(anatomy: Anatomy, tensors: dict[str, Entry]) -> dict[str, int]:
+    """Elements of the tensors that each address owns by itself."""
+    sizes: dict[str, int] = {}
+    for key, entry in tensors.items():
+        address = anatomy.address_of_key(key)
+        if address is not None:
+            sizes[address] = sizes.get(address, 0) + prod(entry.shape)
+    return sizes
+
+
+def _inside(plan: Plan, pattern: str, sizes: dict[str, int]) -> int:
+    donor = plan.surgery.donor
+    inside = frozenset().union(*(donor.inside(address) for address in donor.match(pattern)))
+    return sum(sizes.get(address, 0) for address in inside)
+
+
+def _what(anatomy: Anatomy, pattern: str) -> str:
+    if pattern not in anatomy:
+        return "the transformers of all layers"
+    node = anatomy.node(pattern)
+    if node.kind == "layer":
+        return "resnet and transformer" if len(node.modules) > 1 else "resnet"
+    return WORDS[node.kind]

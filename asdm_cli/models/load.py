@@ -1,0 +1,155 @@
+"""Models in memory: pipelines, UNets and CLIPs from checked directories, on a device, in a dtype."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+import diffusers
+import torch
+import transformers
+from diffusers import (
+    DDIMScheduler,
+    DPMSolverMultistepScheduler,
+    EulerDiscreteScheduler,
+    HeunDiscreteScheduler,
+    PNDMScheduler,
+    StableDiffusionPipeline,
+    StableDiffusionXLPipeline,
+    UNet2DConditionModel,
+    UniPCMultistepScheduler,
+)
+from diffusers.pipelines.pipeline_utils import DiffusionPipeline
+from transformers import CLIPModel, CLIPTokenizer
+
+from asdm_cli.errors import ModelError
+from asdm_cli.models.source import ModelDirectory
+from asdm_cli.unet.weight_files import inside, read_mapping
+
+Loaded = TypeVar("Loaded")
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+PIPELINES: dict[str, tuple[type[DiffusionPipeline], dict[str, Any]]] = {
+    "StableDiffusionPipeline": (StableDiffusionPipeline, {"safety_checker": None, "requires_safety_checker": False}),
+    "StableDiffusionXLPipeline": (StableDiffusionXLPipeline, {"add_watermarker": False}),
+}
+SAMPLERS: dict[str, tuple[type, dict[str, Any]]] = {
+    "ddim": (DDIMScheduler, {}),
+    "pndm": (PNDMScheduler, {"skip_prk_steps": True}),
+    "euler": (EulerDiscreteScheduler, {}),
+    "heun": (HeunDiscreteScheduler, {}),
+    "dpm++2m": (DPMSolverMultistepScheduler, {"algorithm_type": "dpmsolver++", "solver_order": 2}),
+    "unipc": (UniPCMultistepScheduler, {}),
+}
+
+
+def device_and_dtype(device: str = "auto", dtype: str = "auto") -> tuple[torch.device, torch.dtype]:
+    """`auto` is CUDA in float16 where there is one, else the CPU in float32."""
+    name = ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
+    try:
+        place = torch.device(name)
+        torch.empty(1, device=place)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        reason = str(error).splitlines()[0]
+        raise ModelError(f"device {device!r} cannot be used here ({reason}); use `cpu` or `auto`") from None
+    if dtype == "auto":
+        return place, torch.float16 if place.type == "cuda" else torch.float32
+    if dtype not in DTYPES:
+        raise ModelError(f"dtype {dtype!r} is unknown; use one of auto, {', '.join(DTYPES)}")
+    return place, DTYPES[dtype]
+
+
+def load_pipeline(directory: ModelDirectory, device: torch.device, dtype: torch.dtype) -> DiffusionPipeline:
+    """The whole pipeline, ready to draw; without safety checker, watermark and progress bar."""
+    kind = directory.index.get("_class_name")
+    if not directory.is_pipeline or kind not in PIPELINES:
+        what = f"a {kind}" if directory.is_pipeline else "a bare UNet"
+        raise ModelError(f"{directory.path}: is {what}; whole pictures need a {' or '.join(PIPELINES)} directory")
+    pipeline, switches = PIPELINES[kind]
+    pipe = _read(
+        directory.path,
+        lambda: pipeline.from_pretrained(
+            directory.path, dtype=dtype, use_safetensors=True, local_files_only=True, **switches
+        ),
+    )
+    pipe.set_progress_bar_config(disable=True)
+    return pipe.to(device)
+
+
+def load_unet(directory: ModelDirectory, device: torch.device, dtype: torch.dtype) -> UNet2DConditionModel:
+    """The UNet alone, in evaluation mode; every tensor that its config promises comes from the files."""
+    folder = directory.component("unet")
+    directory.weights("unet")
+    unet, found = _read(
+        folder,
+        lambda: UNet2DConditionModel.from_pretrained(
+            folder, dtype=dtype, use_safetensors=True, local_files_only=True, output_loading_info=True
+        ),
+    )
+    if found["missing_keys"]:
+        raise ModelError(f"{folder}: lacks the tensor {sorted(found['missing_keys'])[0]}; fetch the weights again")
+    return unet.to(device).eval()
+
+
+def random_unet(
+    config: dict[str, Any], device: torch.device, dtype: torch.dtype, seed: int = 0
+) -> UNet2DConditionModel:
+    """A UNet of this shape with random weights, built where it will run; the same seed gives the same weights."""
+    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []), torch.device(device):
+        torch.manual_seed(seed)
+        unet = UNet2DConditionModel.from_config(config)
+    return unet.to(dtype).eval()
+
+
+def set_sampler(pipe: DiffusionPipeline, name: str) -> None:
+    """Give `pipe` another scheduler, made from the settings of its own (betas, prediction type, spacing)."""
+    if name == "own":
+        return
+    if name not in SAMPLERS:
+        raise ModelError(f"sampler {name!r} is unknown; use one of own, {', '.join(SAMPLERS)}")
+    scheduler, settings = SAMPLERS[name]
+    pipe.scheduler = scheduler.from_config(pipe.scheduler.config, **settings)  # type: ignore[attr-defined]
+
+
+@dataclass(frozen=True)
+class Clip:
+    """A CLIP and what its pictures must look like: `size` in pixels, per-channel `mean` and `std` of [0, 1] RGB."""
+
+    model: CLIPModel
+    tokenizer: CLIPTokenizer
+    size: int
+    mean: tuple[float, float, float]
+    std: tuple[float, float, float]
+
+
+def load_clip(directory: ModelDirectory | Path, device: torch.device | str = "cpu") -> Clip:
+    """The CLIP of a model directory (its folder `clip/`), or of a transformers CLIP directory, in float32.
+
+    A model directory's CLIP shares the pipeline's tokenizer when it has none of its own.
+    """
+    folder = directory.component("clip") if isinstance(directory, ModelDirectory) else directory
+    settings = read_mapping(inside(folder, folder / "preprocessor_config.json"))
+    words = folder if (folder / "tokenizer_config.json").is_file() else folder.parent / "tokenizer"
+    model = _read(folder, lambda: CLIPModel.from_pretrained(folder, use_safetensors=True, local_files_only=True))
+    tokenizer = _read(words, lambda: CLIPTokenizer.from_pretrained(words, local_files_only=True))
+    return Clip(
+        model.to(device).eval(),
+        tokenizer,
+        model.config.vision_config.image_size,
+        tuple(settings["image_mean"]),
+        tuple(settings["image_std"]),
+    )
+
+
+def _read(folder: Path, load: Callable[[], Loaded]) -> Loaded:
+    """What `load` returns, without the libraries' own bars; their many ways to say that files do not fit become one
+    ModelError."""
+    diffusers.utils.logging.disable_progress_bar()
+    transformers.utils.logging.disable_progress_bar()
+    try:
+        return load()
+    except (OSError, ValueError, TypeError, KeyError, RuntimeError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise ModelError(f"{folder}: cannot be loaded ({reason}); fetch or write the model again") from error

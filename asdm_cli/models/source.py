@@ -1,0 +1,128 @@
+"""Where a model comes from: a directory found by path or name and checked before anything reads it. No torch."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+from asdm_cli.errors import ModelError
+from asdm_cli.unet.weight_files import inside, plain_name, read_mapping, weight_files
+
+INDEX = "model_index.json"
+POCKET = "pocket"
+EXTRAS = ("clip",)
+"""Folders that may stand beside the components; stock diffusers does not look at them."""
+LIBRARIES = {"diffusers", "transformers", "stable_diffusion"}
+"""Where component classes may come from; the last is diffusers' own module of the safety checker."""
+CONFIGS = ("config.json", "scheduler_config.json", "tokenizer_config.json", "preprocessor_config.json")
+
+
+@dataclass(frozen=True)
+class ModelDirectory:
+    """A checked directory: either a diffusers pipeline or a bare UNet. `name` is how people know it."""
+
+    path: Path
+    name: str
+
+    @cached_property
+    def index(self) -> dict[str, Any]:
+        """model_index.json of a pipeline; a bare UNet gets the index of a pipeline with nothing but it."""
+        if not self.is_pipeline:
+            return {"unet": ["diffusers", "UNet2DConditionModel"]}
+        return read_mapping(inside(self.path, self.path / INDEX))
+
+    @property
+    def is_pipeline(self) -> bool:
+        return (self.path / INDEX).is_file()
+
+    @cached_property
+    def components(self) -> dict[str, Path]:
+        """Folder of every component that the index names, and of the extra folders that exist."""
+        if not self.is_pipeline:
+            return {"unet": self.path}
+        named = [name for name, entry in self.index.items() if _is_component(entry) and entry[1] is not None]
+        extras = [name for name in EXTRAS if (self.path / name).is_dir()]
+        return {name: self.path / name for name in [*named, *extras]}
+
+    def component(self, name: str) -> Path:
+        if name in self.components:
+            return self.components[name]
+        have = ", ".join(self.components)
+        raise ModelError(f"{self.path}: has no component {name!r} (it has {have}); use a model that has one")
+
+    def config(self, name: str) -> dict[str, Any]:
+        """The component's configuration file as it stands."""
+        folder = self.component(name)
+        for file in CONFIGS:
+            if (folder / file).is_file():
+                return read_mapping(inside(self.path, folder / file))
+        raise ModelError(f"{folder}: has no {CONFIGS[0]}; fetch the component again")
+
+    def weights(self, name: str) -> list[Path]:
+        """The component's safetensors files: one, or its shards."""
+        return weight_files(self.component(name), self.path)
+
+
+def find(source: str) -> ModelDirectory:
+    """The model directory that `source` names: a directory, a run directory (its `model/`), or `pocket`.
+
+    Reads small JSON files and file names only. Raises ModelError with the file and the way out.
+    """
+    directory = _pocket() if source == POCKET else _locate(source)
+    _check(directory)
+    return directory
+
+
+def _locate(source: str) -> ModelDirectory:
+    path = Path(source)
+    if not path.exists():
+        raise ModelError(f"{source}: no such directory; give a model directory, a run directory or `{POCKET}`")
+    if path.is_file():
+        raise ModelError(f"{source}: is a file; give the diffusers directory, or convert single-file checkpoints first")
+    name = path.resolve().name
+    for folder in (path, path / "model"):
+        if (folder / INDEX).is_file() or (folder / "config.json").is_file():
+            return ModelDirectory(folder, name)
+    raise ModelError(f"{source}: has neither {INDEX} nor config.json nor a model/ that has; is it a model directory?")
+
+
+def _pocket() -> ModelDirectory:
+    path = Path(str(resources.files("asdm_cli") / "pocket" / "weights"))
+    if (path / INDEX).is_file():
+        return ModelDirectory(path, POCKET)
+    raise ModelError(f"{path}: the model that ships with the package is not there; install again, or run `make pocket`")
+
+
+def _is_component(entry: object) -> bool:
+    return isinstance(entry, list) and len(entry) == 2
+
+
+def _check(directory: ModelDirectory) -> None:
+    if directory.is_pipeline:
+        _check_index(directory)
+    elif directory.config("unet").get("_class_name", "UNet2DConditionModel") != "UNet2DConditionModel":
+        raise ModelError(f"{directory.path}: its config.json is of no UNet2DConditionModel; give a UNet or a pipeline")
+    for name, folder in directory.components.items():
+        if not inside(directory.path, folder).is_dir():
+            raise ModelError(f"{folder}: {INDEX} names this component but its folder is missing; fetch it again")
+        if (folder / "config.json").is_file():
+            directory.weights(name)
+
+
+def _check_index(directory: ModelDirectory) -> None:
+    file = directory.path / INDEX
+    if not isinstance(directory.index.get("_class_name"), str):
+        raise ModelError(f"{file}: `_class_name` names no diffusers pipeline; custom pipelines are never run")
+    for name, entry in directory.index.items():
+        if not _is_component(entry):
+            continue
+        plain_name(name, file)
+        library, kind = entry
+        if kind is not None and library not in LIBRARIES:
+            raise ModelError(
+                f"{file}: {name} is a class of {library!r}; only diffusers and transformers classes are loaded, "
+                "because code from a model directory is never run"
+            )

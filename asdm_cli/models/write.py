@@ -1,0 +1,123 @@
+"""How a model directory is written: whole or not at all, with unchanged files as hard links. No torch."""
+
+from __future__ import annotations
+
+import errno
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from asdm_cli.errors import ModelError, RunError
+from asdm_cli.models.lock import only_writer
+from asdm_cli.models.source import INDEX, ModelDirectory
+from asdm_cli.unet.weight_files import inside
+
+KEPT = {".json", ".txt", ".model", ".safetensors"}
+"""File types that make up a component; code, pickles and read-me files are left behind."""
+NO_LINK = {errno.EXDEV, errno.EPERM, errno.EACCES, errno.EMLINK, errno.ENOTSUP, errno.ENOSYS}
+"""Ways in which a file system says that this hard link is not to be had."""
+
+
+def assemble_directory(source: ModelDirectory, target: Path, replaced: set[str]) -> None:
+    """Put every component of `source` except the `replaced` ones under `target`, linked where possible."""
+    target.mkdir(parents=True, exist_ok=True)
+    if source.is_pipeline:
+        link_or_copy(inside(source.path, source.path / INDEX), target / INDEX)
+    for name, folder in source.components.items():
+        if name not in replaced:
+            _link_component(source.path, folder, target / name)
+
+
+def link_or_copy(source: Path, target: Path) -> None:
+    """A hard link to the file behind `source`, or a copy where links do not reach."""
+    try:
+        os.link(source.resolve(), target)
+    except OSError as error:
+        if error.errno not in NO_LINK:
+            raise RunError(f"{target}: cannot be linked to {source} ({error.strerror})") from None
+        shutil.copyfile(source, target)
+
+
+def _link_component(root: Path, folder: Path, target: Path) -> None:
+    target.mkdir(parents=True, exist_ok=True)
+    for entry in sorted(folder.iterdir()):
+        if entry.suffix in KEPT and inside(root, entry).is_file():
+            link_or_copy(entry, target / entry.name)
+
+
+def refuse_existing(target: Path, overwrite: bool) -> None:
+    """ModelError if `target` stands in the way; call it before anything slow."""
+    if target.is_symlink():
+        raise ModelError(f"{target}: is a link; give the directory itself as the place to write to")
+    if target.exists() and not target.is_dir():
+        raise ModelError(f"{target}: is a file; choose another place to write to")
+    if target.exists() and not overwrite:
+        raise ModelError(f"{target}: exists already; choose another place, or say --overwrite to replace it")
+
+
+def partial_path(target: Path) -> Path:
+    """Where `target` grows until it is whole: a hidden sibling, so that the rename stays on one file system."""
+    return target.parent / f".{target.name}.partial"
+
+
+def old_path(target: Path) -> Path:
+    """Where an older `target` waits while the new one takes its name."""
+    return target.parent / f".{target.name}.old"
+
+
+def put_back(target: Path) -> None:
+    """After a crash between the two renames of `publish`: the older directory gets its name again."""
+    if old_path(target).is_dir() and not target.exists():
+        os.rename(old_path(target), target)
+
+
+@contextmanager
+def atomic_directory(target: Path, overwrite: bool = False) -> Iterator[Path]:
+    """Yield an empty sibling of `target`; on success it becomes `target` durably, on failure it goes away."""
+    with only_writer(target):
+        put_back(target)
+        refuse_existing(target, overwrite)
+        partial = partial_path(target)
+        shutil.rmtree(partial, ignore_errors=True)
+        partial.mkdir(parents=True)
+        try:
+            yield partial
+            publish(partial, target)
+        except BaseException:
+            shutil.rmtree(partial, ignore_errors=True)
+            raise
+
+
+def publish(partial: Path, target: Path) -> None:
+    """Make what is in `partial` durable, then give it `target`'s name; an older `target` goes last."""
+    _sync_tree(partial)
+    old = old_path(target)
+    shutil.rmtree(old, ignore_errors=True)
+    if target.exists():
+        os.rename(target, old)
+    try:
+        os.rename(partial, target)
+    except OSError as error:
+        if old.exists():
+            os.rename(old, target)
+        raise RunError(f"{target}: cannot be put in place ({error.strerror})") from None
+    sync(target.parent)
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def sync(path: Path) -> None:
+    """Wait until a file or a directory's entries are on the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _sync_tree(root: Path) -> None:
+    for folder, _, files in os.walk(root):
+        for name in files:
+            sync(Path(folder, name))
+        sync(Path(folder))

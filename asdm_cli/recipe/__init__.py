@@ -1,0 +1,1 @@
+"""Recipes: YAML files, strictly typed; imports no torch."""

@@ -1,0 +1,86 @@
+"""Figures as people read them; the same in the terminal and on the page."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+from asdm_cli.report.document import Cell, Column, Interval, Table
+
+NOTHING = "–"
+
+
+def text(cell: Cell | Interval, digits: int = 2) -> str:
+    """`digits` behind the point, more for a figure that would read as zero; thousands apart."""
+    if isinstance(cell, Interval):
+        return text(cell.value, digits)
+    if cell is None:
+        return NOTHING
+    if isinstance(cell, bool) or not isinstance(cell, (int, float)):
+        return str(cell)
+    if not math.isfinite(cell):
+        return "n/a" if math.isnan(cell) else f"{cell:+}".replace("+inf", "∞").replace("-inf", "−∞")
+    return _number(cell, digits).replace("-", "−")
+
+
+def spread(cell: Cell | Interval, digits: int = 2) -> str:
+    """`low–high` of an interval; nothing for other cells."""
+    if not isinstance(cell, Interval):
+        return ""
+    low, high = text(cell.low, digits), text(cell.high, digits)
+    return f"{low} to {high}" if "−" in low + high else f"{low}–{high}"
+
+
+def short(figure: float) -> str:
+    """Three significant digits, for labels in plots."""
+    if not math.isfinite(figure) or figure == 0:
+        return text(figure, 0)
+    before_point = math.floor(math.log10(abs(figure))) + 1
+    digits = max(0, 3 - before_point)
+    fixed = text(float(figure), digits)
+    return fixed.rstrip("0").rstrip(".") if "." in fixed else fixed
+
+
+def value(cell: Cell | Interval) -> float | None:
+    """The finite number in a cell, if there is one."""
+    if isinstance(cell, Interval):
+        cell = cell.value
+    if isinstance(cell, bool) or not isinstance(cell, (int, float)) or not math.isfinite(cell):
+        return None
+    return float(cell)
+
+
+def best_rows(table: Table, column: Column) -> set[int]:
+    """Rows that read as the best of a column. None where there is nothing to choose from."""
+    found = {index: value(row.get(column.key)) for index, row in enumerate(table.rows)}
+    numbers = {index: number for index, number in found.items() if number is not None}
+    if not column.better or len(numbers) < 2:
+        return set()
+    best = (min if column.better == "lower" else max)(numbers.values())
+    winners = {index for index, number in numbers.items() if text(number, column.digits) == text(best, column.digits)}
+    return winners if len(winners) < len(numbers) else set()
+
+
+def is_numeric(table: Table, column: Column) -> bool:
+    """Whether a column holds figures, and so is set flush right."""
+    cells = [row.get(column.key) for row in table.rows]
+    return any(isinstance(cell, (int, float, Interval)) for cell in cells) and not any(
+        isinstance(cell, str) for cell in cells
+    )
+
+
+def interval_kinds(table: Table, columns: Sequence[Column]) -> dict[str, str]:
+    """What the small figures of each column are, by column key; columns without any are left out."""
+    kinds = {
+        column.key: {cell.kind for row in table.rows if isinstance(cell := row.get(column.key), Interval)}
+        for column in columns
+    }
+    return {key: ", ".join(sorted(names)) for key, names in kinds.items() if names}
+
+
+def _number(figure: int | float, digits: int) -> str:
+    if isinstance(figure, int):
+        return f"{figure:,}"
+    if figure and abs(figure) < 0.5 * 10**-digits:
+        return f"{figure:.2g}"
+    return f"{figure:,.{digits}f}"

@@ -1,0 +1,125 @@
+"""A run directory: what a verb leaves behind, whole or not at all.
+
+It grows as `.NAME.partial` beside its target and takes the target's name when everything is on the disk.
+"""
+
+from __future__ import annotations
+
+import errno
+import json
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from asdm_cli.errors import ModelError, RunError
+from asdm_cli.models.lock import only_writer
+from asdm_cli.models.write import partial_path, publish, put_back, refuse_existing
+from asdm_cli.progress import note
+from asdm_cli.report import html
+from asdm_cli.report.document import Report
+from asdm_cli.report.render_json import to_json
+
+RECIPE = "recipe.yaml"
+REPORT = "report.json"
+PAGE = "report.html"
+
+DISK_TROUBLE = {
+    errno.ENOSPC: "the disk is full; make room, or choose a place on another disk",
+    errno.EDQUOT: "your share of the disk is used up; make room, or choose a place on another disk",
+    errno.EACCES: "no permission to write there; choose another place",
+    errno.EPERM: "writing there is not permitted; choose another place",
+    errno.EROFS: "the file system is read-only; choose another place",
+    errno.ENOTDIR: "a part of this path is a file; choose another place",
+    errno.ENAMETOOLONG: "the name is too long; choose a shorter one",
+    errno.ENOLCK: "the file system has no locks; choose a place on a local disk",
+    errno.ENOTSUP: "the file system has no locks; choose a place on a local disk",
+}
+"""What the operating system calls trouble with a place to write to, and the way out."""
+
+
+@dataclass(frozen=True)
+class Run:
+    """The directory that a method writes into. Its path changes when the run is done: keep none that is absolute."""
+
+    path: Path
+
+    def write(self, report: Report) -> None:
+        """Leave the report for programs and for people."""
+        data = json.dumps(to_json(report, self.path), indent=2, ensure_ascii=False, allow_nan=False)
+        page = html.render(report, self.path)
+        (self.path / REPORT).write_text(data + "\n", encoding="utf-8")
+        (self.path / PAGE).write_text(page, encoding="utf-8")
+
+
+@contextmanager
+def run_directory(target: Path, overwrite: bool, resumable: bool, recipe_yaml: str) -> Iterator[Run]:
+    """Yield a Run that becomes `target` if the body succeeds; `recipe_yaml` lies in it from the start.
+
+    If the body fails, its files go away. Those of a resumable run stay instead, and the next run of the same
+    resolved recipe finds them in its `path`; another recipe starts afresh. With `overwrite` an older run of
+    that name goes only when the new one has taken its place; what is no run directory is never replaced.
+    Under `accelerate launch` only the first process may come here. Raises ModelError if something stands in
+    the way, RunError if the disk does or if another process writes there.
+    """
+    target = target if target.name.strip(".") else target.resolve()  # `.` and `..` have no name to go by
+    with _explained(target), only_writer(target):
+        put_back(target)
+        _refuse(target, overwrite)
+        partial = _prepare(target, resumable, recipe_yaml)
+        try:
+            yield Run(partial)
+            publish(partial, target)
+        except BaseException:
+            _leave(partial, resumable)
+            raise
+
+
+def is_run(folder: Path) -> bool:
+    return (folder / RECIPE).is_file() and (folder / REPORT).is_file()
+
+
+def _refuse(target: Path, overwrite: bool) -> None:
+    refuse_existing(target, overwrite)
+    if target.exists() and not is_run(target) and any(target.iterdir()):
+        raise ModelError(
+            f"{target}: is not a run directory (it has no {RECIPE} and {REPORT}), and --overwrite replaces "
+            "nothing else; choose another place"
+        )
+
+
+def _prepare(target: Path, resumable: bool, recipe_yaml: str) -> Path:
+    """The partial directory: what an interrupted run of this recipe left, or an empty one."""
+    partial = partial_path(target)
+    recipe = partial / RECIPE
+    if resumable and recipe.is_file() and recipe.read_text(encoding="utf-8") == recipe_yaml:
+        note(f"{partial}: going on from what an interrupted run of this recipe left there")
+        return partial
+    if resumable and partial.exists():
+        note(f"{partial}: left by an interrupted run of another recipe; starting afresh")
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir(parents=True)
+    recipe.write_text(recipe_yaml, encoding="utf-8")
+    return partial
+
+
+def _leave(partial: Path, resumable: bool) -> None:
+    """After a failure: keep what a later run can go on from, and nothing else."""
+    done = [entry for entry in partial.iterdir() if entry.name != RECIPE] if partial.is_dir() else []
+    if not (resumable and done):
+        shutil.rmtree(partial, ignore_errors=True)
+        return
+    note(f"{partial}: keeps what was done so far; the same command goes on from there")
+
+
+@contextmanager
+def _explained(target: Path) -> Iterator[None]:
+    """Trouble with the place to write to as a RunError that says what to do."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in DISK_TROUBLE:
+            raise
+        place = error.filename or target
+        raise RunError(f"{place}: {DISK_TROUBLE[error.errno]} ({error.strerror})") from error

@@ -1,0 +1,136 @@
+"""What a UNet costs on paper: parameters, and multiply-accumulates counted on the meta device (no memory, no time)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from diffusers import UNet2DConditionModel
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
+
+from asdm_cli.errors import ModelError
+from asdm_cli.unet.anatomy import Anatomy
+from asdm_cli.unet.blocks import Config, per_level
+
+ATTENTION = {
+    torch.ops.aten._scaled_dot_product_flash_attention,
+    torch.ops.aten._scaled_dot_product_flash_attention_for_cpu,
+    torch.ops.aten._scaled_dot_product_efficient_attention,
+    torch.ops.aten._scaled_dot_product_cudnn_attention,
+    torch.ops.aten.bmm,
+    torch.ops.aten.baddbmm,
+}
+"""What attention's two matmuls may be called, fused or spelled out; nothing else in a UNet goes by these names."""
+OUTSIDE = "outside"
+"""The part of a UNet that stands in no block: conv_in, time embedding, conv_out and their like."""
+
+
+@dataclass(frozen=True)
+class Macs:
+    """Multiply-accumulates of one forward pass. `plain` leaves out the two matmuls of every attention (QK^T and AV),
+    as the published counts do; `blocks` and `plain_blocks` split both by block address."""
+
+    total: int
+    plain: int
+    blocks: dict[str, int]
+    plain_blocks: dict[str, int]
+
+
+def meta_unet(config: Config) -> UNet2DConditionModel:
+    """A UNet of this shape without storage; ModelError where diffusers refuses the config."""
+    try:
+        with torch.device("meta"):
+            return UNet2DConditionModel.from_config(config)
+    except (ValueError, TypeError, KeyError, RuntimeError, IndexError, AttributeError) as error:
+        raise ModelError(f"UNet config: diffusers cannot build it ({str(error).splitlines()[0]})") from None
+
+
+def shapes(config: Config) -> dict[str, tuple[int, ...]]:
+    """Name and shape of every tensor that the config promises."""
+    return {name: tuple(tensor.shape) for name, tensor in meta_unet(config).state_dict().items()}
+
+
+def parameters(config: Config) -> dict[str, int]:
+    """Parameters of every block address in forward order, and of what stands outside the blocks."""
+    unet = meta_unet(config)
+    anatomy = Anatomy.of(config)
+    counts = {block.address: 0 for block in anatomy.blocks} | {OUTSIDE: 0}
+    for name, tensor in unet.named_parameters():
+        counts[_block_of(anatomy, name)] += tensor.numel()
+    return counts
+
+
+def macs(config: Config, batch: int = 1, size: int | tuple[int, int] | None = None, tokens: int = 77) -> Macs:
+    """Cost of one forward pass: `size` is height and width of the latent (default: the config's own)."""
+    unet = meta_unet(config).eval()
+    return macs_of(unet, inputs(config, batch, size, tokens))
+
+
+def latent_size(config: Config) -> tuple[int, int]:
+    """Height and width of the latents that a UNet was made for; SD's 64 where its config does not say."""
+    size = config.get("sample_size") or 64
+    return tuple(size) if isinstance(size, list | tuple) else (size, size)
+
+
+def inputs(
+    config: Config,
+    batch: int = 1,
+    size: int | tuple[int, int] | None = None,
+    tokens: int = 77,
+    device: torch.device | str = "meta",
+    dtype: torch.dtype = torch.float32,
+) -> dict[str, Any]:
+    """Arguments of a UNet call with the shapes that `config` asks for; random where there is storage."""
+    height, width = (size, size) if isinstance(size, int) else size or latent_size(config)
+    context = per_level(config, "cross_attention_dim")[0]
+    arguments: dict[str, Any] = {
+        "sample": torch.randn(batch, config.get("in_channels", 4), height, width, device=device, dtype=dtype),
+        "timestep": torch.full((batch,), 500, device=device),
+        "encoder_hidden_states": torch.randn(batch, tokens, context, device=device, dtype=dtype),
+    }
+    if config.get("addition_embed_type") == "text_time":
+        # micro-conditioning of SDXL: six numbers, each embedded; the rest of the projection's input is pooled text
+        pooled = config["projection_class_embeddings_input_dim"] - 6 * config["addition_time_embed_dim"]
+        arguments["added_cond_kwargs"] = {
+            "text_embeds": torch.randn(batch, pooled, device=device, dtype=dtype),
+            "time_ids": torch.zeros(batch, 6, device=device, dtype=dtype),
+        }
+    return arguments
+
+
+def macs_of(unet: torch.nn.Module, arguments: dict[str, Any]) -> Macs:
+    """Cost of one call of a live UNet, on whatever device it is."""
+    anatomy = Anatomy.of(dict(unet.config))
+    modules = {str(anatomy.module(block.address)): block.address for block in anatomy.blocks}
+    counter = FlopCounterMode(display=False)
+    # fused kernels are not counted on every device; spelled out, attention costs the same everywhere
+    with torch.no_grad(), sdpa_kernel(SDPBackend.MATH), counter:
+        unet(**arguments)
+    counted = counter.get_flop_counts()
+    blocks = {address: counted.get(f"{type(unet).__name__}.{module}", {}) for module, address in modules.items()}
+    whole = counted["Global"]
+    full, plain = _macs(whole), _macs(whole, without=ATTENTION)
+    full_blocks = {address: _macs(flops) for address, flops in blocks.items()}
+    plain_blocks = {address: _macs(flops, without=ATTENTION) for address, flops in blocks.items()}
+    return Macs(
+        full,
+        plain,
+        full_blocks | {OUTSIDE: full - sum(full_blocks.values())},
+        plain_blocks | {OUTSIDE: plain - sum(plain_blocks.values())},
+    )
+
+
+def _macs(flops: dict[Any, int], without: Iterable[Any] = ()) -> int:
+    """The counter counts a multiplication and an addition as two."""
+    return sum(count for operator, count in flops.items() if operator not in without) // 2
+
+
+def _block_of(anatomy: Anatomy, name: str) -> str:
+    address = anatomy.address_of_key(name)
+    if address is None:
+        return OUTSIDE
+    words = address.split(".")
+    return words[0] if words[0] == "mid" else ".".join(words[:2])

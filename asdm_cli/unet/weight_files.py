@@ -1,0 +1,95 @@
+"""Which files hold a component's weights: found by name, kept inside their folder, safetensors or nothing."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from asdm_cli.errors import ModelError
+
+STEMS = ("diffusion_pytorch_model", "model")
+UNSAFE = {".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle"}
+CONVERT = (
+    "convert it once, where you trust it: load it with diffusers or transformers and call "
+    "save_pretrained(FOLDER, safe_serialization=True)"
+)
+
+
+def read_json(file: Path) -> Any:
+    """The file's JSON value; ModelError where it cannot be read or parsed."""
+    try:
+        return json.loads(file.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise ModelError(f"{file}: no such file; is this a diffusers model directory?") from None
+    except (OSError, ValueError, RecursionError) as error:
+        raise ModelError(f"{file}: cannot be read as JSON ({error}); fetch or write the file again") from None
+
+
+def read_mapping(file: Path) -> dict[str, Any]:
+    """Like `read_json`, for files that must hold an object."""
+    value = read_json(file)
+    if not isinstance(value, dict):
+        raise ModelError(f"{file}: holds a {type(value).__name__} where an object is expected; fetch the file again")
+    return value
+
+
+def inside(root: Path, path: Path) -> Path:
+    """`path`, if following its links stays inside `root`; ModelError otherwise."""
+    if path.resolve().is_relative_to(root.resolve()):
+        return path
+    raise ModelError(
+        f"{path}: is a link that leaves {root}; copy the model with its links resolved (cp -rL SOURCE TARGET) "
+        "and use the copy"
+    )
+
+
+def plain_name(name: object, file: Path) -> str:
+    """`name`, if it names something directly inside a folder: no separator, no `..`, not absolute."""
+    if isinstance(name, str) and name not in ("", ".", "..") and not set(name) & set("/\\\0"):
+        return name
+    raise ModelError(f"{file}: {name!r} is not the plain name of a file beside it; correct the entry")
+
+
+def weight_files(folder: Path, root: Path | None = None) -> list[Path]:
+    """The safetensors files of one component, in order: one file, or the shards that its index names.
+
+    Nothing outside `root` (default: `folder`) is accepted, whatever links or index entries say.
+    """
+    root = root or folder
+    for stem in STEMS:
+        single, index = folder / f"{stem}.safetensors", folder / f"{stem}.safetensors.index.json"
+        if single.is_symlink() or single.is_file():
+            return [_regular(root, single)]
+        if index.is_file():
+            return _shards(root, inside(root, index))
+    raise ModelError(_why_no_weights(folder))
+
+
+def _shards(root: Path, index: Path) -> list[Path]:
+    weight_map = read_mapping(index).get("weight_map")
+    if not isinstance(weight_map, dict) or not weight_map:
+        raise ModelError(f"{index}: has no `weight_map`; fetch the file again")
+    names = sorted({plain_name(name, index) for name in weight_map.values()})
+    unsafe = [name for name in names if not name.endswith(".safetensors")]
+    if unsafe:
+        raise ModelError(f"{index}: names {unsafe[0]!r}, which is not a safetensors file; {CONVERT}")
+    return [_regular(root, index.parent / name) for name in names]
+
+
+def _regular(root: Path, file: Path) -> Path:
+    if inside(root, file).is_file():
+        return file
+    raise ModelError(f"{file}: this weights file is missing; fetch it again")
+
+
+def _why_no_weights(folder: Path) -> str:
+    files = sorted(folder.iterdir()) if folder.is_dir() else []
+    unsafe = [file for file in files if file.suffix in UNSAFE]
+    if unsafe:
+        return f"{unsafe[0]}: pickled weights are not read, because loading them can run code; {CONVERT}"
+    variants = [file for file in files if file.suffix == ".safetensors" and file.name.split(".")[0] in STEMS]
+    if variants:
+        plain = f"{variants[0].name.split('.')[0]}.safetensors"
+        return f"{folder}: only the variant {variants[0].name} is there; rename or link it to {plain}"
+    return f"{folder}: no weights (looked for {STEMS[0]}.safetensors and {STEMS[1]}.safetensors); fetch them"

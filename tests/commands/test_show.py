@@ -1,0 +1,66 @@
+"""`asdm show`: what it prints about a model agrees with the model."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+from diffusers import UNet2DConditionModel
+
+from asdm_cli.cli import main
+from asdm_cli.unet.anatomy import Anatomy
+
+
+def shown(source: Path, capsys: pytest.CaptureFixture[str]) -> str:
+    assert main(["show", str(source)]) == 0
+    out, err = capsys.readouterr()
+    assert err == ""
+    return out
+
+
+def tree(text: str) -> dict[str, int]:
+    """Address -> parameters, from the lines of the tree."""
+    lines = re.findall(r"(unet|outside|mid\S*|down\.\S+|up\.\S+) .*?([\d,]+)$", text, re.MULTILINE)
+    return {address: int(count.replace(",", "")) for address, count in lines}
+
+
+def test_every_address_with_its_parameters(tiny_pipeline: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    counts = tree(shown(tiny_pipeline, capsys))
+    unet = UNet2DConditionModel.from_pretrained(tiny_pipeline / "unet")
+    anatomy = Anatomy.of(dict(unet.config))
+    assert set(counts) == {*anatomy.addresses, "unet", "outside"}
+    assert counts["unet"] == unet.num_parameters()
+    assert counts["mid"] == sum(weight.numel() for weight in unet.mid_block.parameters())
+    assert counts["down.0.sampler"] == sum(w.numel() for w in unet.down_blocks[0].downsamplers.parameters())
+    blocks = [node.address for node in anatomy.nodes if node.parent is None]
+    assert counts["outside"] + sum(counts[block] for block in blocks) == counts["unet"]
+
+
+def test_every_component_with_its_class(tiny_pipeline: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = shown(tiny_pipeline, capsys)
+    for words in (
+        "unet +│ UNet2DConditionModel",
+        "vae +│ AutoencoderKL",
+        "scheduler +│ DDIMScheduler",
+        "clip +│ beside",
+    ):
+        assert re.search(words, out)
+    assert "F32" in out
+
+
+def test_a_bare_unet(tiny_pipeline: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert tree(shown(tiny_pipeline / "unet", capsys)) == tree(shown(tiny_pipeline, capsys))
+
+
+def test_a_broken_report_is_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "report.json").write_text("{")
+    assert main(["show", str(tmp_path)]) == 2
+    assert "report.json" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("content", ["[]", "{}", '{"verb": 1}'])
+def test_a_report_of_something_else_is_told(content: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "report.json").write_text(content)
+    assert main(["show", str(tmp_path)]) == 2
+    assert "report.json" in capsys.readouterr().err

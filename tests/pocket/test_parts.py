@@ -1,0 +1,74 @@
+"""The mathematics of the three stages, each against someone else's code or its own inverse."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from diffusers import AutoencoderKL, DDPMScheduler
+from transformers import CLIPTokenizer
+
+from asdm_cli.pocket import autoencoder, contrastive, denoiser
+from asdm_cli.pocket.pairs import to_unit
+
+
+def test_velocity_equals_diffusers():
+    scheduler = DDPMScheduler(beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear")
+    latents, eps = torch.randn(2, 6, 8, 4, 4)
+    t = torch.tensor([0, 1, 250, 500, 998, 999])
+    noisy, target = denoiser.velocity(latents, eps, scheduler.alphas_cumprod[t][:, None, None, None])
+    torch.testing.assert_close(noisy, scheduler.add_noise(latents, eps, t))
+    torch.testing.assert_close(target, scheduler.get_velocity(latents, eps, t))
+
+
+def test_min_snr_weight_equals_its_formula_and_is_zero_at_zero_snr():
+    alpha = torch.linspace(0.001, 0.999, 50)
+    snr = alpha / (1 - alpha)
+    torch.testing.assert_close(denoiser.min_snr_weight(alpha, 5.0), torch.minimum(snr, torch.tensor(5.0)) / (snr + 1))
+    assert denoiser.min_snr_weight(torch.zeros(1), 5.0) == 0
+
+
+def test_the_scheduler_ends_in_pure_noise():
+    scheduler = denoiser.new_scheduler()
+    scheduler.set_timesteps(25)
+    assert scheduler.alphas_cumprod[-1] == 0
+    assert scheduler.timesteps[0] == 999
+
+
+def test_standardise_keeps_the_function_and_gives_unit_latents():
+    torch.manual_seed(0)
+    vae = AutoencoderKL(**autoencoder.CONFIG)
+    pictures = torch.randint(0, 255, (8, 3, 64, 64), dtype=torch.uint8)
+    with torch.no_grad():
+        before = vae.decode(vae.encode(to_unit(pictures)).latent_dist.mean).sample
+        autoencoder.standardise(vae, pictures)
+        latents = vae.encode(to_unit(pictures)).latent_dist.mean
+        after = vae.decode(latents).sample
+    torch.testing.assert_close(after, before, atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(latents.mean((0, 2, 3)), torch.zeros(8), atol=1e-4, rtol=0)
+    torch.testing.assert_close(latents.std((0, 2, 3)), torch.ones(8), atol=1e-4, rtol=0)
+
+
+def test_recall_on_a_hand_made_matrix():
+    logits = torch.tensor([[3.0, 1, 2], [5, 4, 0], [9, 8, 7]])
+    assert contrastive.recall(logits, 1) == pytest.approx(1 / 3)
+    assert contrastive.recall(logits, 2) == pytest.approx(2 / 3)
+    assert contrastive.recall(logits, 3) == 1
+
+
+def test_augmenting_keeps_white_white():
+    white = torch.ones(5, 3, 64, 64)
+    torch.testing.assert_close(contrastive.augment(white, torch.Generator().manual_seed(0)), white)
+
+
+def test_the_tokenizer_is_a_clip_tokenizer_that_survives_saving(tmp_path):
+    captions = [f"{colour} {thing}, noto style" for colour in ("red", "blue") for thing in ("fox", "owl", "house")]
+    tokenizer = contrastive.train_tokenizer(captions)
+    tokenizer.save_pretrained(tmp_path)
+    again = CLIPTokenizer.from_pretrained(tmp_path)
+    for caption in [*captions, "An unseen word 7's!", ""]:
+        ids = contrastive.tokenize(tokenizer, [caption])
+        assert torch.equal(ids, contrastive.tokenize(again, [caption]))
+        assert ids.shape == (1, contrastive.TOKENS)
+        assert tokenizer.decode(ids[0], skip_special_tokens=True).replace(" ", "") == caption.lower().replace(" ", "")
+    whole_words = tokenizer.tokenize("red fox, noto style")
+    assert whole_words == ["red</w>", "fox</w>", ",</w>", "noto</w>", "style</w>"]

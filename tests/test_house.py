@@ -1,0 +1,144 @@
+"""The rules of the house, read from its source: one-way imports, small files, small functions, a quiet cellar."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+PACKAGE = Path(__file__).parents[1] / "asdm_cli"
+SOURCES = sorted(PACKAGE.rglob("*.py"))
+MAX_FILE, MAX_FUNCTION = 300, 60
+
+FLOORS = (
+    {"errors", "progress"},
+    {"recipe"},
+    {"unet"},
+    {"models"},
+    {"training", "measure", "report"},
+    {"methods", "pocket"},
+    {"commands"},
+    {"cli"},
+    {"__main__"},
+)
+"""Lowest first. A room uses rooms of lower floors, and on its own floor only itself; none uses pocket."""
+ANYWHERE = {"asdm_cli.report.document"}
+"""Plain data without imports of ours: what measures and what shows both speak it."""
+NO_TORCH = (
+    "asdm_cli",
+    "asdm_cli.cli",
+    "asdm_cli.recipe.load",
+    "asdm_cli.recipe.json_schema",
+    "asdm_cli.report.document",
+    "asdm_cli.methods",
+    "asdm_cli.unet.anatomy",
+    "asdm_cli.unet.masks",
+    "asdm_cli.unet.presets",
+    "asdm_cli.unet.surgery",
+    "asdm_cli.unet.checkpoint",
+    "asdm_cli.models.source",
+    "asdm_cli.models.write",
+)
+
+
+def room(path: Path) -> str:
+    return path.relative_to(PACKAGE).parts[0].removesuffix(".py")
+
+
+def floor(name: str) -> int:
+    return next(height for height, rooms in enumerate(FLOORS) if name in rooms)
+
+
+def imports(path: Path) -> Iterator[tuple[str, int]]:
+    """Every module of ours that a file imports, wherever in it, with the line."""
+    for node in ast.walk(ast.parse(path.read_text(), str(path))):
+        if isinstance(node, ast.Import):
+            yield from ((alias.name, node.lineno) for alias in node.names if alias.name.startswith("asdm_cli"))
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}:{node.lineno}: relative import"
+            if node.module == "asdm_cli":
+                yield from ((f"asdm_cli.{alias.name}", node.lineno) for alias in node.names)
+            elif (node.module or "").startswith("asdm_cli."):
+                yield from ((f"{node.module}.{alias.name}", node.lineno) for alias in node.names)
+
+
+def allowed(user: str, used: str) -> bool:
+    used_room = used.split(".")[1]
+    if user == used_room or used_room == "__version__" or any(used.startswith(each) for each in ANYWHERE):
+        return True
+    return used_room != "pocket" and floor(used_room) < floor(user)
+
+
+def test_the_source_is_there() -> None:
+    assert len(SOURCES) >= 30
+    assert {room(path) for path in SOURCES} == {"__init__", *set().union(*FLOORS)}
+
+
+def test_imports_go_one_way() -> None:
+    seen, wrong = 0, []
+    for path in SOURCES:
+        for used, line in imports(path) if room(path) != "__init__" else ():
+            seen += 1
+            if not allowed(room(path), used):
+                wrong.append(f"{path.relative_to(PACKAGE)}:{line}: {room(path)} uses {used}")
+    assert seen >= 100, "the check saw the imports"
+    assert not wrong, "\n".join(wrong)
+
+
+def test_the_check_of_imports_sees_a_wrong_one() -> None:
+    assert not allowed("recipe", "asdm_cli.unet.anatomy")
+    assert not allowed("measure", "asdm_cli.training.loop")
+    assert not allowed("cli", "asdm_cli.pocket.art")
+    assert not allowed("recipe", "asdm_cli.commands.options")
+    assert allowed("measure", "asdm_cli.report.document.Table")
+
+
+def test_files_are_small() -> None:
+    lengths = {path: len(path.read_text().splitlines()) for path in SOURCES}
+    assert sum(lengths.values()) > 2000, "the check read the files"
+    assert not {str(path): length for path, length in lengths.items() if length > MAX_FILE}
+
+
+def test_functions_are_small() -> None:
+    seen, long = 0, []
+    for path in SOURCES:
+        for node in ast.walk(ast.parse(path.read_text())):
+            if not isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+                continue
+            seen += 1
+            length = (node.end_lineno or 0) - node.lineno + 1
+            if length > MAX_FUNCTION:
+                long.append(f"{path}:{node.lineno}: {node.name} has {length} lines")
+    assert seen >= 150, "the check saw the functions"
+    assert not long, "\n".join(long)
+
+
+def test_only_the_top_floor_prints() -> None:
+    """stdout belongs to the result's path. `pocket` has a command of its own."""
+    seen, wrong = 0, []
+    for path in SOURCES:
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.Call) and isinstance(node.func, ast.Name):
+                seen += 1
+                if node.func.id == "print" and room(path) not in {"cli", "commands", "pocket"}:
+                    wrong.append(f"{path}:{node.lineno}")
+    assert seen >= 500, "the check saw the calls"
+    assert not wrong
+
+
+@pytest.mark.parametrize("module", NO_TORCH)
+def test_light_modules_import_no_torch(module: str) -> None:
+    code = f"import sys, {module}; print('{module}' in sys.modules, 'torch' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.split() == ["True", "False"]
+
+
+def test_every_file_says_what_it_is() -> None:
+    silent = [
+        str(path) for path in SOURCES if path.read_text().strip() and not ast.get_docstring(ast.parse(path.read_text()))
+    ]
+    assert not silent
