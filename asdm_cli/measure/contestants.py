@@ -16,7 +16,7 @@ from asdm_cli.models.load import load_pipeline, load_unet, random_unet, set_samp
 from asdm_cli.models.source import ModelDirectory
 from asdm_cli.unet import cost
 
-PROMPT = "a red fox sitting in the snow"
+PROMPT = "a red fox"
 """What whole images are drawn from; the text encoder pads it, so its length changes no cost."""
 
 

@@ -145,7 +145,8 @@ def _inception(device: torch.device) -> FeatureNetwork:
     try:
         network = NoTrainInceptionV3("inception-v3-compat", features_list=["2048", "logits_unbiased"])
     except OSError as error:
-        raise RunError(f"features: inception cannot fetch its weights ({error}); torch-fidelity downloads them") from None
+        reason = "torch-fidelity downloads its weights when it is first used"
+        raise RunError(f"features: inception is not there ({error}); {reason}") from None
     network = network.to(device).eval()
 
     def look(pictures: Tensor) -> Features:

@@ -69,7 +69,7 @@ def layout(pipe: DiffusionPipeline, prompts: int, batch: int) -> Layout:
     return Layout(rows=1, filled=True, workers=min(threads, batch, prompts), threads=max(1, threads // prompts))
 
 
-def pictures(
+def pictures(  # noqa: PLR0913 - what a picture depends on, each by its name
     pipe: DiffusionPipeline,
     prompts: Sequence[str],
     indices: Iterable[int],

@@ -38,11 +38,16 @@ HOW = {
     "cpu": "weights, and the growth of resident memory in a fresh process over one call",
     "cuda": "weights, and the growth of the CUDA allocator's peak over one call",
 }
+"""Device type -> how its peak is found."""
 
 
 def measure_in_fresh_process(entrant: Entrant, protocol: Protocol) -> Memory:
-    """For the CPU: build one contestant in a process of its own and measure there."""
-    context = multiprocessing.get_context("spawn")
+    """For the CPU: build one contestant in a process of its own and measure there.
+
+    The fork server imports the libraries once, and runs nothing else; its children start from there.
+    """
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload([__name__])
     with ProcessPoolExecutor(max_workers=1, mp_context=context) as pool:
         try:
             return pool.submit(build_and_measure, entrant, protocol).result()

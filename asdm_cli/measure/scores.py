@@ -56,7 +56,8 @@ class Judge:
         figures = self.captions(self.real.first(len(self.prompts)))
         if "kid" in self.wanted and self.real.count >= 4:
             even, odd = (self._features(self.real).pooled[half::2] for half in (0, 1))
-            figures["kid"] = self._interval(metrics.kid(even, odd, self._weights(len(even)), self._weights(len(odd), 1)))
+            weights, other_weights = self._weights(len(even)), self._weights(len(odd), 1)
+            figures["kid"] = self._interval(metrics.kid(even, odd, weights, other_weights))
         return figures
 
     def distribution(self, pictures: PictureSet) -> Figures:

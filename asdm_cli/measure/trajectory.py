@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from torch.utils.flop_counter import FlopCounterMode, sdpa_flop
+from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
 
 from asdm_cli.measure.contestants import Contestant, blame
 from asdm_cli.unet.cost import ATTENTION
@@ -51,11 +51,7 @@ class Trajectory:
 def count_image(contestant: Contestant) -> Trajectory:
     """Draw one image under the counter; it doubles as the first warm-up."""
     seen = Trajectory()
-    counter = FlopCounterMode(
-        display=False,
-        # torch's table of formulas lacks the CPU's fused kernel: without this the count would miss all attention
-        custom_mapping={torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: sdpa_flop},
-    )
+    counter = mac_counter()
     with blame(contestant.name, "drawing an image to count its operations"), ExitStack() as hooks:
         for name, part in contestant.components.items():
             before, after = _meter(counter, seen, name)
@@ -65,6 +61,16 @@ def count_image(contestant: Contestant) -> Trajectory:
             contestant.image_call(1)()
     seen.components[DECODER] = tally(counter) - seen.whole
     return seen
+
+
+def mac_counter() -> FlopCounterMode:
+    """torch's table of formulas lacks the CPU's fused kernel: without it the count would miss all attention there."""
+    formulas = {torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: _attention_flops}
+    return FlopCounterMode(display=False, custom_mapping=formulas)
+
+
+def _attention_flops(query: torch.Size, key: torch.Size, value: torch.Size, *_: object, **__: object) -> int:
+    return sdpa_flop_count(query, key, value)
 
 
 def tally(counter: FlopCounterMode) -> Count:

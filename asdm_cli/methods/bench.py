@@ -12,6 +12,7 @@ import torch
 from asdm_cli.errors import ModelError
 from asdm_cli.measure import bench, bench_report
 from asdm_cli.measure.contestants import Entrant, Protocol
+from asdm_cli.measure.memory import HOW
 from asdm_cli.models.load import PIPELINES, device_and_dtype
 from asdm_cli.models.source import ModelDirectory, find
 from asdm_cli.recipe.verbs import BenchRecipe, Contestant
@@ -65,6 +66,8 @@ class Plan:
 def plan(recipe: BenchRecipe) -> Plan:
     """Build every UNet without storage and read every header; ModelError for what cannot be compared or held."""
     device, dtype = device_and_dtype(recipe.device, recipe.dtype)
+    if device.type not in HOW:
+        raise ModelError(f"device {recipe.device!r}: costs are measured on {' and '.join(HOW)} only; name one of them")
     entrants = tuple(_entrant(contestant, recipe) for contestant in recipe.models)
     _check_images_alike(entrants)
     weights = {entrant.name: _parameters(entrant) * dtype.itemsize for entrant in entrants}

@@ -71,7 +71,7 @@ def _style(plan: EvalPlan, entrant: Entrant, state: PartialState) -> Style:
 
 
 def _card(plan: EvalPlan, entrant: Entrant, style: Style) -> Card:
-    """How this contestant's pictures came about. On CUDA their last bits depend on the batch, on the CPU they do not."""
+    """How this contestant's pictures came about. Their last bits depend on the batch, but on CUDA only."""
     own = entrant.directory.index["scheduler"][1]
     card: Card = {
         "prompts": plan.prompts.title,

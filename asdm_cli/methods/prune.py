@@ -44,7 +44,7 @@ class Plan:
     """Tensor name in the result -> where its bytes are."""
 
     def report(self) -> Report:
-        before, after = (sum(parameters(config).values()) for config in self.configs)
+        before, after = (sum(counts.values()) for counts in self.parameters)
         cost = [whole.total for whole in self.macs]
         summary = (
             f"UNet of {self.source.name}: {before / 1e6:.2f} M → {after / 1e6:.2f} M parameters "
@@ -56,8 +56,13 @@ class Plan:
 
     @property
     def configs(self) -> tuple[dict, dict]:
-        """The donor's config, as far as it is known to diffusers, and the result's."""
+        """The donor's and the result's."""
         return self.source.config("unet"), self.surgery.config
+
+    @cached_property
+    def parameters(self) -> tuple[dict[str, int], dict[str, int]]:
+        before, after = (parameters(config) for config in self.configs)
+        return before, after
 
     @cached_property
     def macs(self) -> tuple[Macs, Macs]:
@@ -117,7 +122,7 @@ def _card(plan: Plan) -> dict[str, Cell | list[str]]:
 
 
 def _blocks(plan: Plan) -> Table:
-    before, after = (parameters(config) for config in plan.configs)
+    before, after = plan.parameters
     cost_before, cost_after = (whole.blocks for whole in plan.macs)
     becomes = _new_blocks(plan.surgery)
     layers = [{block.address: len(block.layers) for block in tree.blocks} for tree in _trees(plan)]

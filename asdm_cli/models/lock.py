@@ -31,7 +31,10 @@ def only_writer(target: Path) -> Iterator[None]:
 
 def _acquire(file: Path, target: Path) -> int:
     """An open, locked descriptor of the file that has this name now."""
-    file.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+    except FileExistsError:
+        raise RunError(f"{file.parent}: is a file; choose another place than {target}") from None
     while True:
         descriptor = os.open(file, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
         try:

@@ -30,7 +30,7 @@ def train(
     stages: Annotated[list[str] | None, typer.Argument(help="vae, clip, unet, decoder; the first three if none.")] = None,
     data: Data = Path("data"),
     folder: Folder = Path("runs/pocket-training"),
-    steps: Annotated[int | None, typer.Option(help="Train so many steps instead of the plan's.")] = None,
+    steps: Annotated[int | None, typer.Option(help="Train up to this step instead of the plan's; 0 only writes out the newest checkpoint.")] = None,
     threads: Annotated[int | None, typer.Option(help="CPU threads to use.")] = None,
     go_on: Annotated[bool, typer.Option(help="Start from the shipped weights instead of random ones.")] = False,
 ) -> None:

@@ -36,6 +36,7 @@ def export(data: Path, folder: Path, go_on: bool = False) -> Path:
     shutil.rmtree(partial, ignore_errors=True)
     pipeline.to(torch.float16)
     pipeline.save_pretrained(partial, safe_serialization=True)
+    pipeline.tokenizer.backend_tokenizer.model.save(str(partial / "tokenizer"))  # vocab.json, merges.txt
     clip.half().save_pretrained(partial / "clip")
     _processor().save_pretrained(partial / "clip")
     CLIPTokenizer.from_pretrained(shop.part("tokenizer")).save_pretrained(partial / "clip")

@@ -59,7 +59,10 @@ class Workshop:
 
 
 def run_stage(shop: Workshop, name: str, plan: Plan | None = None) -> None:
-    """Train one stage to its plan's end and write its parts (EMA weights, float32) and figures."""
+    """Train one stage to its plan's end and write its parts (EMA weights, float32) and figures.
+
+    A plan of fewer steps than the newest checkpoint has trains nothing and writes that checkpoint's parts.
+    """
     torch.manual_seed(0)
     plan = plan or PLANS[name]
     task, module, parts = STAGES[name](shop)
@@ -73,7 +76,7 @@ def run_stage(shop: Workshop, name: str, plan: Plan | None = None) -> None:
         figures = task.validate(module)
     for part, model in parts.items():
         model.save_pretrained(shop.folder / "parts" / part)
-    log = {"stage": name, "steps": plan.steps, "batch": plan.batch, "figures": figures}
+    log = {"stage": name, "steps": max(plan.steps, ema.optimization_step), "batch": plan.batch, "figures": figures}
     (shop.folder / f"{name}.json").write_text(json.dumps(log, indent=2) + "\n")
 
 
@@ -132,7 +135,10 @@ def text_half(shop: Workshop) -> CLIPTextModel:
     """The text encoder the UNet knows: the shipped one when going on, else the trained CLIP's."""
     if shop.go_on:
         return CLIPTextModel.from_pretrained(WEIGHTS / "text_encoder")
-    return CLIPTextModel.from_pretrained(shop.part("clip"))
+    clip = CLIPModel.from_pretrained(shop.part("clip"))
+    encoder = CLIPTextModel(clip.config.text_config)
+    encoder.load_state_dict(clip.text_model.state_dict())
+    return encoder.eval()
 
 
 STAGES: dict[str, Callable[[Workshop], tuple[Task, nn.Module, dict]]] = {

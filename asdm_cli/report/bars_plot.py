@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from asdm_cli.report.axis import Scale, text_width
 from asdm_cli.report.document import Bars
-from asdm_cli.report.figures import short, text, value
+from asdm_cli.report.figures import digits_for, text, value
 
 BAR, GAP, GROUP_GAP = 13, 3, 14
 MOST_OF_WIDTH = 0.4
@@ -40,28 +40,37 @@ class BarsPlot:
 
 
 def lay_out(bars: Bars, width: float, colours: Mapping[str, int]) -> BarsPlot:
-    """`colours` has a number for every series. Bars start at zero; negative and missing figures have a text and no bar."""
+    """`colours` has a number for every series.
+
+    Bars start at zero; a figure that is negative or missing has a text and no bar.
+    """
     names_px = max((text_width(name) for name in bars.categories), default=0)
     left = min(names_px + 12, MOST_OF_WIDTH * width)
-    figures = [value(figure) or 0.0 for row in bars.values.values() for figure in row]
-    texts_px = max((text_width(short(figure)) for row in bars.values.values() for figure in row), default=0)
-    scale = Scale(0.0, max([*figures, 0.0]) or 1.0, 0.0, width - left - texts_px - 12)
+    texts_px = max((text_width(item) for row in _texts(bars).values() for item in row), default=0)
+    longest = max((value(figure) or 0.0 for row in bars.values.values() for figure in row), default=0.0)
+    scale = Scale(0.0, longest if longest > 0 else 1.0, left, width - texts_px - 12)
     step = len(bars.values) * (BAR + GAP) - GAP + GROUP_GAP
-    groups = [_group(bars, index, index * step, scale, left, colours) for index in range(len(bars.categories))]
+    groups = [_group(bars, index, index * step, scale, colours) for index in range(len(bars.categories))]
     return BarsPlot(width, len(groups) * step, left, groups)
 
 
-def _group(bars: Bars, index: int, top: float, scale: Scale, left: float, colours: Mapping[str, int]) -> Group:
-    name = bars.categories[index]
-    drawn = []
+def _group(bars: Bars, index: int, top: float, scale: Scale, colours: Mapping[str, int]) -> Group:
+    name, texts, drawn = bars.categories[index], _texts(bars), []
     for place, (series, row) in enumerate(bars.values.items()):
-        figure = row[index]
         y = top + GROUP_GAP / 2 + place * (BAR + GAP)
-        length = max(0.0, scale(value(figure) or 0.0))
-        tip = f"{name}, {series}: {text(figure, 2)} {bars.unit}"
-        drawn.append(Bar(y, length, colours[series], short(figure), tip))
+        length = max(0.0, round(scale(value(row[index]) or 0.0) - scale.start, 1))
+        tip = f"{name}, {series}: {texts[series][index]} {bars.unit}"
+        drawn.append(Bar(y, length, colours[series], texts[series][index], tip))
     middle = top + GROUP_GAP / 2 + (len(drawn) * (BAR + GAP) - GAP) / 2
-    return Group(_cut(name, left - 12), middle, drawn)
+    return Group(_cut(name, scale.start - 12), middle, drawn)
+
+
+def _texts(bars: Bars) -> dict[str, list[str]]:
+    """Every figure with as many digits as the largest needs; a plain 0 stands out among them."""
+    digits = digits_for(figure for row in bars.values.values() for figure in row)
+    return {
+        series: ["0" if figure == 0 else text(figure, digits) for figure in row] for series, row in bars.values.items()
+    }
 
 
 def _cut(name: str, width: float) -> str:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 from asdm_cli.report.document import Cell, Column, Interval, Table
 
 NOTHING = "–"
+FIGURE_SPACE, POINT_SPACE = "\u2007", "\u2008"
+"""Blanks as wide as a digit and as a point or comma."""
 
 
 def text(cell: Cell | Interval, digits: int = 2) -> str:
@@ -31,14 +33,32 @@ def spread(cell: Cell | Interval, digits: int = 2) -> str:
     return f"{low} to {high}" if "−" in low + high else f"{low}–{high}"
 
 
+def spreads(table: Table, column: Column) -> list[str]:
+    """The spread of every row, padded to one width, so that the figures before them stand below each other."""
+    found = [spread(row.get(column.key), column.digits) for row in table.rows]
+    digits = [sum(letter.isdigit() for letter in between) for between in found]
+    points = [len(between) - count for between, count in zip(found, digits, strict=True)]
+    return [
+        between and FIGURE_SPACE * (max(digits) - wide) + POINT_SPACE * (max(points) - thin) + between
+        for between, wide, thin in zip(found, digits, points, strict=True)
+    ]
+
+
+def digits_for(figures: Iterable[float]) -> int:
+    """How many digits behind the point give the largest of the figures three significant ones."""
+    largest = max((abs(figure) for figure in figures if math.isfinite(figure)), default=0.0)
+    return max(0, 2 - math.floor(math.log10(largest))) if largest else 0
+
+
 def short(figure: float) -> str:
     """Three significant digits, for labels in plots."""
-    if not math.isfinite(figure) or figure == 0:
-        return text(figure, 0)
-    before_point = math.floor(math.log10(abs(figure))) + 1
-    digits = max(0, 3 - before_point)
-    fixed = text(float(figure), digits)
+    fixed = text(float(figure), digits_for([figure]))
     return fixed.rstrip("0").rstrip(".") if "." in fixed else fixed
+
+
+def plain(cell: Cell) -> str:
+    """A setting on a protocol card: as it was given, without digits that say nothing."""
+    return f"{cell:.10g}" if isinstance(cell, float) and math.isfinite(cell) else text(cell)
 
 
 def value(cell: Cell | Interval) -> float | None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import base64
 import hashlib
+import re
 from collections.abc import Mapping
 from importlib import resources
 from itertools import count
@@ -15,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
+from markupsafe import Markup, escape
 
 from asdm_cli.report import bars_plot, figures, scatter_plot
 from asdm_cli.report.document import Bars, Grid, Part, Report, Scatter, Table
@@ -37,7 +39,7 @@ def render(report: Report, folder: Path) -> str:
     )
     environment.globals.update(figures=figures, bar_px=bars_plot.BAR)
     environment.tests["listing"] = lambda entry: isinstance(entry, list)
-    environment.filters["figure"] = figures.text
+    environment.filters.update(figure=figures.text, prose=_prose)
     style, script = _source("page.css"), _source("page.js")
     return environment.get_template("page.html.j2").render(
         report=report,
@@ -86,7 +88,7 @@ def _named(part: Part) -> list[str]:
     if isinstance(part, Bars):
         return list(part.values)
     if isinstance(part, Scatter):
-        return [point.series or point.label for point in part.points]
+        return [point.series for point in part.points if point.series]
     return []
 
 
@@ -99,6 +101,11 @@ def _legend(series: list[str], colours: Mapping[str, int]) -> list[tuple[str, in
 def _cards_without_table(report: Report) -> dict[str, Any]:
     shown = {part.card for part in report.parts if isinstance(part, Table)}
     return {name: card for name, card in report.cards.items() if name not in shown}
+
+
+def _prose(text: str) -> Markup:
+    """Escaped text in which `words between backticks` are set as code."""
+    return Markup(re.sub("`([^`\n]+)`", r"<code>\1</code>", str(escape(text))))
 
 
 def _source(name: str) -> str:

@@ -18,13 +18,12 @@ from asdm_cli.report.document import Bars, Cell, Column, Grid, Interval, Part, P
 SCHEMA = 1
 NAME = "report.json"
 REASONS = {"not a number": math.nan, "infinity": math.inf, "minus infinity": -math.inf}
-KINDS: dict[type[Part], str] = {Table: "table", Scatter: "scatter", Bars: "bars", Grid: "grid"}
+KINDS: dict[type[object], str] = {Table: "table", Scatter: "scatter", Bars: "bars", Grid: "grid"}
 
 
-def to_json(report: Report, folder: Path = Path()) -> dict[str, Any]:
-    """Values that `json.dumps(..., allow_nan=False)` takes. Pictures under `folder` become relative to it."""
-    parts = [part_inside(part, folder) for part in report.parts]
-    return {"schema": SCHEMA, **_encode(replace(report, parts=parts))}
+def to_json(report: Report) -> dict[str, Any]:
+    """Values that `json.dumps(..., allow_nan=False)` takes. Pictures should be relative: `part_inside`."""
+    return {"schema": SCHEMA, **_encode(report)}
 
 
 def from_json(data: Mapping[str, Any]) -> Report:
@@ -66,8 +65,10 @@ def _inside(path: Path, folder: Path) -> Path:
 
 def _encode(thing: Any) -> Any:
     if is_dataclass(thing):
-        kind = {"kind": KINDS[type(thing)]} if type(thing) in KINDS else {}
-        return {**kind, **{field.name: _encode(getattr(thing, field.name)) for field in fields(thing)}}
+        kind = KINDS.get(type(thing))
+        return ({"kind": kind} if kind else {}) | {
+            field.name: _encode(getattr(thing, field.name)) for field in fields(thing)
+        }
     if isinstance(thing, Mapping):
         return {key: _encode(value) for key, value in thing.items()}
     if isinstance(thing, (list, tuple)):
@@ -92,7 +93,8 @@ def _figure(value: Any) -> Any:
 
 def _cell(value: Any) -> Cell | Interval:
     if isinstance(value, Mapping) and "low" in value:
-        return Interval(*(_figure(value[key]) for key in ("value", "low", "high")), kind=value["kind"])
+        middle, low, high = (_figure(value[key]) for key in ("value", "low", "high"))
+        return Interval(middle, low, high, value["kind"])
     return _figure(value)  # type: ignore[no-any-return]
 
 

@@ -10,7 +10,7 @@ import json
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from asdm_cli.errors import ModelError, RunError
@@ -19,7 +19,7 @@ from asdm_cli.models.write import partial_path, publish, put_back, refuse_existi
 from asdm_cli.progress import note
 from asdm_cli.report import html
 from asdm_cli.report.document import Report
-from asdm_cli.report.render_json import to_json
+from asdm_cli.report.render_json import part_inside, to_json
 
 RECIPE = "recipe.yaml"
 REPORT = "report.json"
@@ -46,8 +46,9 @@ class Run:
     path: Path
 
     def write(self, report: Report) -> None:
-        """Leave the report for programs and for people."""
-        data = json.dumps(to_json(report, self.path), indent=2, ensure_ascii=False, allow_nan=False)
+        """Leave the report for programs and for people. Its pictures lie in `path`."""
+        report = replace(report, parts=[part_inside(part, self.path) for part in report.parts])
+        data = json.dumps(to_json(report), indent=2, ensure_ascii=False, allow_nan=False)
         page = html.render(report, self.path)
         (self.path / REPORT).write_text(data + "\n", encoding="utf-8")
         (self.path / PAGE).write_text(page, encoding="utf-8")

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
+from math import dist
 
 from asdm_cli.report.axis import Scale, Tick, around, text_width
 from asdm_cli.report.document import Point, Scatter
@@ -12,7 +14,7 @@ from asdm_cli.report.labels import Box, Label, place
 
 TOP, BOTTOM, RIGHT = 34, 52, 16
 RADIUS = 5
-SEGMENT_SAMPLES = 12
+SAMPLE_PX = 4
 
 
 @dataclass(frozen=True)
@@ -38,15 +40,15 @@ class ScatterPlot:
 
 
 def lay_out(scatter: Scatter, width: float, colours: Mapping[str, int]) -> ScatterPlot:
-    """`colours` has a number for the series of every point, or for its label where it is of no series.
+    """`colours` has a number for every series; a point of no series takes that of its label, if there is one.
 
     Points whose figures are missing or infinite have no place and are left out.
     """
     points = [point for point in scatter.points if value(point.x) is not None and value(point.y) is not None]
-    height = min(0.62 * width, 380) + TOP
+    height = round(min(0.62 * width, 380) + TOP)
     y_scale = around(_heights(points), height - BOTTOM, TOP)
     y_ticks = y_scale.ticks(5)
-    left = 14 + max((text_width(tick.text) for tick in y_ticks), default=0)
+    left = round(14 + max((text_width(tick.text) for tick in y_ticks), default=0))
     frame = Box(left, TOP, width - RIGHT, height - BOTTOM)
     x_scale = around([point.x for point in points], frame.left, frame.right)
     names = dict.fromkeys(point.series for point in points if point.series)
@@ -55,7 +57,7 @@ def lay_out(scatter: Scatter, width: float, colours: Mapping[str, int]) -> Scatt
         width=width,
         height=height,
         frame=frame,
-        x_ticks=x_scale.ticks(max(3, round(width / 110))),
+        x_ticks=x_scale.ticks(max(4, round(width / 100))),
         y_ticks=y_ticks,
         lines=[line for line in lines if " " in line[1]],  # a line has two ends
         marks=_marks(points, colours, x_scale, y_scale, frame),
@@ -85,7 +87,7 @@ def _marks(
     ]
     labels = place(places, [*dots, *bars, *_line_boxes(points, x_scale, y_scale)], frame)
     return [
-        Mark(x, y, colours[point.series or point.label], label, _tip(point), whisker)
+        Mark(x, y, colours.get(point.series or point.label, 0), label, _tip(point), whisker)
         for point, (x, y, _), whisker, label in zip(points, places, whiskers, labels, strict=True)
     ]
 
@@ -95,9 +97,10 @@ def _line_boxes(points: Sequence[Point], x_scale: Scale, y_scale: Scale) -> list
     boxes = []
     for series in {point.series for point in points if point.series}:
         along = sorted((x_scale(point.x), y_scale(point.y)) for point in points if point.series == series)
-        for (x0, y0), (x1, y1) in zip(along, along[1:], strict=False):
-            steps = [index / SEGMENT_SAMPLES for index in range(1, SEGMENT_SAMPLES)]
-            centres = [(x0 + share * (x1 - x0), y0 + share * (y1 - y0)) for share in steps]
+        for (x0, y0), (x1, y1) in pairwise(along):
+            samples = 1 + int(dist((x0, y0), (x1, y1)) / SAMPLE_PX)
+            shares = [index / samples for index in range(samples)]
+            centres = [(x0 + share * (x1 - x0), y0 + share * (y1 - y0)) for share in shares]
             boxes += [Box(x - 2, y - 2, x + 2, y + 2) for x, y in centres]
     return boxes
 

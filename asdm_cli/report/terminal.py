@@ -2,14 +2,23 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+from textwrap import wrap
+from typing import Literal
+
+from rich.cells import cell_len
 from rich.console import Console, Group, RenderableType
-from rich.measure import Measurement
 from rich.padding import Padding
 from rich.table import Table as RichTable
 from rich.text import Text
 
 from asdm_cli.report.document import Bars, Column, Grid, Part, Report, Scatter, Table
-from asdm_cli.report.figures import best_rows, interval_kinds, is_numeric, spread, text
+from asdm_cli.report.figures import best_rows, interval_kinds, is_numeric, spreads, text
+
+GAP = 2
+TITLE_WIDTHS = (16, 11, 7)
+"""How wide a title may stand above a narrower column: the first at which the table fits."""
+LONGEST_UNBROKEN = 24
 
 
 def show(report: Report, console: Console) -> None:
@@ -52,31 +61,47 @@ def _as_table(bars: Bars) -> Table:
 
 def _fitting(table: Table, console: Console) -> RenderableType:
     """A grid of cells, or a block of lines per row where the terminal is too narrow for that."""
-    wide = _wide(table)
-    if Measurement.get(console, console.options.update(width=10_000), wide).minimum <= console.width:
-        return wide
-    return _tall(table)
-
-
-def _wide(table: Table) -> RichTable:
-    grid = RichTable(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="dim")
-    kinds = interval_kinds(table, table.columns)
-    for column in table.columns:
-        head = Text(column.title)
-        if column.key in kinds:
-            head.append(f"\n{kinds[column.key]}", style="italic")
-        justify = "right" if is_numeric(table, column) else "left"
-        grid.add_column(head, justify=justify, no_wrap=justify == "right", vertical="bottom")
     cells = _cells(table)
+    for title_width in TITLE_WIDTHS:
+        heads = _heads(table, cells, title_width)
+        needs = [_needed(head, [row[place] for row in cells]) for place, head in enumerate(heads)]
+        if sum(needs) + GAP * (len(needs) - 1) <= console.width:
+            return _wide(table, cells, heads, needs)
+    return _tall(table, cells)
+
+
+def _wide(table: Table, cells: list[list[Text]], heads: list[Text], needs: list[int]) -> RichTable:
+    grid = RichTable(box=None, pad_edge=False, padding=(0, GAP, 0, 0), header_style="dim")
+    for column, head, need in zip(table.columns, heads, needs, strict=True):
+        justify: Literal["left", "right"] = "right" if is_numeric(table, column) else "left"
+        grid.add_column(head, justify=justify, min_width=need, vertical="bottom")
     for row in cells:
         grid.add_row(*row)
     return grid
 
 
-def _tall(table: Table) -> Group:
+def _heads(table: Table, cells: list[list[Text]], title_width: int) -> list[Text]:
+    """Titles in lines hardly wider than what stands below them, with what the small figures are."""
+    kinds = interval_kinds(table, table.columns)
+    heads = []
+    for place, column in enumerate(table.columns):
+        width = max([title_width, *(row[place].cell_len for row in cells)])
+        lines = [line for part in column.title.split("\n") for line in wrap(part, width, break_long_words=False)]
+        head = Text("\n".join(lines))
+        heads.append(head.append(f"\n{kinds[column.key]}", style="italic") if column.key in kinds else head)
+    return heads
+
+
+def _needed(head: Text, cells: Iterable[Text]) -> int:
+    """Columns of the screen without which a line of the head or a cell would be broken; long texts may be."""
+    lines = [*head.plain.split("\n"), *(cell.plain for cell in cells)]
+    return max(min(cell_len(line), LONGEST_UNBROKEN) for line in lines)
+
+
+def _tall(table: Table, cells: list[list[Text]]) -> Group:
     """The first column as a heading, the others as `title: cell` below it."""
     blocks: list[RenderableType] = []
-    for row in _cells(table):
+    for row in cells:
         blocks.append(Text.assemble(row[0], style="bold"))
         for column, cell in zip(table.columns[1:], row[1:], strict=True):
             line = Text.assemble((f"{' '.join(column.title.split())}: ", "dim"), cell)
@@ -85,15 +110,17 @@ def _tall(table: Table) -> Group:
 
 
 def _cells(table: Table) -> list[list[Text]]:
-    """Formatted cells, best ones green, spreads dim."""
-    best = {column.key: best_rows(table, column) for column in table.columns}
+    """Formatted cells by row: best ones green, spreads dim."""
+    columns = [_column(table, column) for column in table.columns]
+    return [list(row) for row in zip(*columns, strict=True)]
+
+
+def _column(table: Table, column: Column) -> list[Text]:
+    best = best_rows(table, column)
     return [
-        [_cell(row.get(column.key), column, index in best[column.key]) for column in table.columns]
-        for index, row in enumerate(table.rows)
+        Text.assemble(
+            (text(row.get(column.key), column.digits), "bold green" if index in best else ""),
+            (f"  {between}" if between else "", "dim"),
+        )
+        for index, (row, between) in enumerate(zip(table.rows, spreads(table, column), strict=True))
     ]
-
-
-def _cell(cell: object, column: Column, is_best: bool) -> Text:
-    shown = Text(text(cell, column.digits), style="bold green" if is_best else "")  # type: ignore[arg-type]
-    between = spread(cell, column.digits)  # type: ignore[arg-type]
-    return Text.assemble(shown, (f"  {between}", "dim")) if between else shown

@@ -40,6 +40,7 @@ def test_an_existing_directory_is_kept(tiny_pipeline: Path, tmp_path: Path) -> N
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "mine").touch()
     assert draw(tiny_pipeline, ["a fox"], tmp_path / "out") == 2
+    assert draw(tiny_pipeline, ["a fox"], tmp_path / "out", "--overwrite") == 2
     assert [path.name for path in (tmp_path / "out").iterdir()] == ["mine"]
 
 

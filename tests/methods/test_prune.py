@@ -1,0 +1,159 @@
+"""The verb prune, from recipe to a model that plain diffusers draws with."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from asdm_cli.errors import ModelError
+from asdm_cli.methods import prune
+from asdm_cli.models.source import find
+from asdm_cli.recipe.verbs import PruneRecipe
+from asdm_cli.report.document import Report, Table
+from asdm_cli.report.run_directory import Run
+from asdm_cli.unet.checkpoint import WEIGHTS
+from asdm_cli.unet.surgery import apply
+from tests import tiny
+
+DRAW = """
+import sys, torch
+from diffusers import StableDiffusionPipeline
+pipe = StableDiffusionPipeline.from_pretrained(sys.argv[1])
+picture = pipe("a fox", num_inference_steps=2, generator=torch.Generator().manual_seed(0)).images[0]
+assert not any(name.startswith("asdm") for name in sys.modules)
+print(picture.size, sum(p.numel() for p in pipe.unet.parameters()))
+"""
+
+
+def _plan(model: Path, remove: Any = "base") -> prune.Plan:
+    return prune.plan(PruneRecipe(verb="prune", model=str(model), remove=remove, out="unused"))
+
+
+def _pruned(model: Path, target: Path, remove: Any = "base") -> Path:
+    target.mkdir(parents=True)
+    prune.run(_plan(model, remove), Run(target))
+    return target / "model"
+
+
+def _table(report: Report, title: str) -> list[dict[str, Any]]:
+    return next(part.rows for part in report.parts if isinstance(part, Table) and part.title == title)
+
+
+def test_stock_diffusers_draws_with_the_pruned_pipeline(tiny_pipeline: Path, tmp_path: Path) -> None:
+    model = _pruned(tiny_pipeline, tmp_path / "run")
+    done = subprocess.run(
+        [sys.executable, "-I", "-c", DRAW, str(model)], cwd=tmp_path, capture_output=True, text=True, timeout=200
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert done.stdout.split()[-1] == "368468"
+
+
+def test_unet_is_that_of_the_surgery_and_the_rest_is_shared(tiny_pipeline: Path, tmp_path: Path) -> None:
+    model = _pruned(tiny_pipeline, tmp_path / "run", "tiny")
+    config, tensors = apply(tiny.SHAPES["sd15"], load_file(tiny_pipeline / "unet" / WEIGHTS), "tiny")
+    written = load_file(model / "unet" / WEIGHTS)
+    assert written.keys() == tensors.keys()
+    assert all(torch.equal(written[name], tensors[name]) for name in tensors)
+    stored = json.loads((model / "unet" / "config.json").read_text())
+    assert {key: stored[key] for key in config} == {**config, "_diffusers_version": stored["_diffusers_version"]}
+    shared = [file for file in model.rglob("*") if file.is_file() and file.stat().st_nlink > 1]
+    assert all(file.samefile(tiny_pipeline / file.relative_to(model)) for file in shared)
+    assert {file.parent.name for file in shared} == {"model", "vae", "text_encoder", "tokenizer", "scheduler", "clip"}
+
+
+def test_provenance_names_no_place_and_adds_up(tiny_pipeline: Path, tmp_path: Path) -> None:
+    first = _pruned(tiny_pipeline, tmp_path / "first", ["down.0.*.attn", "up.3.*.attn"])
+    second = _pruned(tmp_path / "first", tmp_path / "second", "small")
+    text = (second / "asdm.json").read_text()
+    assert str(tmp_path) not in text
+    history = json.loads(text)["history"]
+    assert history[:1] == json.loads((first / "asdm.json").read_text())["history"]
+    assert [(step["verb"], step["source"]) for step in history] == [("prune", "tiny"), ("prune", "first")]
+    assert history[0]["removed"] == ["down.0.*.attn", "up.3.*.attn"]
+    assert all(len(step["source_unet_header_sha256"]) == 64 for step in history)
+
+
+def test_pruning_in_two_steps_is_pruning_at_once(tiny_pipeline: Path, tmp_path: Path) -> None:
+    _pruned(tiny_pipeline, tmp_path / "base", "base")
+    twice = _pruned(tmp_path / "base", tmp_path / "then", "small")
+    once = _pruned(tiny_pipeline, tmp_path / "small", "small")
+    assert (twice / "unet" / WEIGHTS).read_bytes() == (once / "unet" / WEIGHTS).read_bytes()
+    assert (twice / "unet/config.json").read_bytes() == (once / "unet/config.json").read_bytes()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+def test_a_bare_sharded_unet_keeps_its_number_format(tmp_path: Path, dtype: torch.dtype) -> None:
+    tiny.unet(tiny.SHAPES["sdxl"]).to(dtype).save_pretrained(tmp_path / "unet", max_shard_size="200KB")
+    assert len(list((tmp_path / "unet").glob("*.safetensors"))) > 2
+    model = _pruned(tmp_path / "unet", tmp_path / "run")
+    assert {file.name for file in model.iterdir()} == {"config.json", "asdm.json", WEIGHTS}
+    assert {tensor.dtype for tensor in load_file(model / WEIGHTS).values()} == {dtype}
+    assert not find(str(tmp_path / "run")).is_pipeline
+
+
+def test_where_the_donor_lay_is_forgotten(tmp_path: Path) -> None:
+    tiny.unet(tiny.SHAPES["sd15"]).save_pretrained(tmp_path / "unet")
+    config = json.loads((tmp_path / "unet/config.json").read_text())
+    (tmp_path / "unet/config.json").write_text(json.dumps({**config, "_name_or_path": "/home/someone/models"}))
+    model = _pruned(tmp_path / "unet", tmp_path / "run")
+    assert "someone" not in (model / "config.json").read_text()
+
+
+def test_report_adds_up(tiny_pipeline: Path) -> None:
+    report = _plan(tiny_pipeline, "tiny").report()
+    *blocks, whole = _table(report, "Blocks before and after")
+    assert (whole["layers_before"], whole["layers_after"]) == (22, 9)
+    assert whole["params_before_m"] == pytest.approx(0.546588)
+    assert whole["params_after_m"] == pytest.approx(0.206676)
+    becomes = {row["block"]: row["becomes"] for row in blocks}
+    assert [becomes[f"up.{i}"] for i in range(4)] == ["removed", "up.0", "up.1", "up.2"]
+    for unit in ("params_{}_m", "macs_{}_g"):
+        for time in ("before", "after"):
+            assert sum(row[unit.format(time)] for row in blocks) == pytest.approx(whole[unit.format(time)])
+    gone = _table(report, "Removed")
+    assert [row["address"] for row in gone if row["what"] == "the whole block"] == ["down.3", "mid", "up.0"]
+    assert sum(row["params_m"] for row in gone) == pytest.approx(whole["params_before_m"] - whole["params_after_m"])
+    renumbered = {row["new"]: row["old"] for row in _table(report, "Weight map")}
+    assert renumbered["up_blocks.0.attentions.1"] == "up_blocks.1.attentions.2"
+    assert len(renumbered) == 14
+    assert "-62.2%" in report.summary
+    assert report.cards["macs"]["tokens"] == tiny.TOKENS
+
+
+def test_no_weight_map_where_nothing_is_renumbered(tiny_pipeline: Path) -> None:
+    report = _plan(tiny_pipeline, "mid").report()
+    assert [part.title for part in report.parts] == ["Blocks before and after", "Removed"]
+
+
+@pytest.mark.parametrize(
+    ("change", "fault"),
+    [
+        ({"conv_in.weight": None}, "weights lack conv_in.weight"),
+        ({"down_blocks.0.resnets.0.conv1.weight": torch.zeros(8, 8)}, "has the shape [8, 8]"),
+        ({"extra.weight": torch.zeros(1)}, "extra.weight has no place"),
+        ({"down_blocks.0.resnets.7.conv1.weight": torch.zeros(1)}, "resnets.7.conv1.weight has no place"),
+    ],
+)
+def test_weights_that_are_not_the_configs_are_refused_before_anything_is_written(
+    tiny_pipeline: Path, tmp_path: Path, change: dict[str, torch.Tensor | None], fault: str
+) -> None:
+    folder = Path(shutil.copytree(tiny_pipeline / "unet", tmp_path / "unet"))
+    tensors = {**load_file(folder / WEIGHTS), **change}
+    save_file({name: tensor for name, tensor in tensors.items() if tensor is not None}, folder / WEIGHTS)
+    with pytest.raises(ModelError) as caught:
+        _plan(folder)
+    assert fault in str(caught.value)
+    assert str(folder) in str(caught.value)
+
+
+def test_what_cannot_be_removed_is_refused_at_the_plan(tiny_pipeline: Path) -> None:
+    with pytest.raises(ModelError, match=r"nearest sets that can be removed: \[down\.0\.0, up\.3\.1\]"):
+        _plan(tiny_pipeline, "down.0.0")

@@ -1,0 +1,206 @@
+"""A run directory appears whole or not at all, whatever happens to the run."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+from pathlib import Path
+
+import pytest
+
+from asdm_cli.errors import ModelError, RunError
+from asdm_cli.models.write import old_path, partial_path
+from asdm_cli.report.document import Report
+from asdm_cli.report.run_directory import run_directory
+
+RECIPE = "verb: bench\n"
+REPORT = Report("bench", "A run", "", [])
+
+
+def finish(target: Path, content: str = "new", overwrite: bool = False) -> None:
+    with run_directory(target, overwrite, False, RECIPE) as run:
+        (run.path / "figures.txt").write_text(content)
+        run.write(REPORT)
+
+
+def fail(target: Path, resumable: bool, failure: BaseException) -> None:
+    with run_directory(target, False, resumable, RECIPE) as run:
+        (run.path / "picture").write_text("drawn")
+        raise failure
+
+
+def names(folder: Path) -> list[str]:
+    return sorted(entry.name for entry in folder.iterdir())
+
+
+def test_a_finished_run_has_recipe_report_and_page_and_leaves_nothing_beside(tmp_path: Path) -> None:
+    finish(tmp_path / "deep" / "run")
+    assert names(tmp_path / "deep") == ["run"]
+    assert names(tmp_path / "deep" / "run") == ["figures.txt", "recipe.yaml", "report.html", "report.json"]
+    assert (tmp_path / "deep" / "run" / "recipe.yaml").read_text() == RECIPE
+    assert json.loads((tmp_path / "deep" / "run" / "report.json").read_text())["title"] == "A run"
+
+
+def test_nothing_has_the_target_name_while_the_run_goes_on(tmp_path: Path) -> None:
+    with run_directory(tmp_path / "run", False, False, RECIPE) as run:
+        assert run.path == partial_path(tmp_path / "run")
+        assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("failure", [RunError("out of luck"), KeyboardInterrupt(), ValueError("bug")])
+def test_a_failed_run_leaves_nothing(tmp_path: Path, failure: BaseException) -> None:
+    with pytest.raises(type(failure)):
+        fail(tmp_path / "run", False, failure)
+    assert names(tmp_path) == []
+
+
+def test_an_existing_target_is_refused_before_the_body(tmp_path: Path) -> None:
+    finish(tmp_path / "run", "old")
+    with pytest.raises(ModelError, match=r"exists already.*--overwrite"):
+        finish(tmp_path / "run")
+    assert (tmp_path / "run" / "figures.txt").read_text() == "old"
+
+
+def test_overwrite_replaces_the_old_run(tmp_path: Path) -> None:
+    finish(tmp_path / "run", "old")
+    finish(tmp_path / "run", "new", overwrite=True)
+    assert (tmp_path / "run" / "figures.txt").read_text() == "new"
+    assert names(tmp_path) == ["run"]
+
+
+def test_a_failed_overwrite_keeps_the_old_run(tmp_path: Path) -> None:
+    finish(tmp_path / "run", "old")
+    with pytest.raises(RunError), run_directory(tmp_path / "run", True, False, RECIPE):
+        raise RunError("no")
+    assert (tmp_path / "run" / "figures.txt").read_text() == "old"
+    assert names(tmp_path) == ["run"]
+
+
+def test_a_swap_that_fails_puts_the_old_run_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    finish(tmp_path / "run", "old")
+    rename, calls = os.rename, []
+
+    def failing(source: Path, target: Path) -> None:
+        calls.append((source, target))
+        if len(calls) == 2:
+            raise OSError(errno.EIO, "disk on fire")
+        rename(source, target)
+
+    monkeypatch.setattr(os, "rename", failing)
+    with pytest.raises(RunError, match="disk on fire"):
+        finish(tmp_path / "run", "new", overwrite=True)
+    assert len(calls) == 3
+    assert (tmp_path / "run" / "figures.txt").read_text() == "old"
+    assert names(tmp_path) == ["run"]
+
+
+def test_a_crash_in_the_middle_of_the_swap_loses_nothing(tmp_path: Path) -> None:
+    finish(tmp_path / "run", "old")
+    os.rename(tmp_path / "run", old_path(tmp_path / "run"))
+    with pytest.raises(ModelError, match="exists already"):
+        finish(tmp_path / "run")
+    assert (tmp_path / "run" / "figures.txt").read_text() == "old"
+
+
+def test_overwrite_never_replaces_what_is_no_run(tmp_path: Path) -> None:
+    (tmp_path / "home").mkdir()
+    (tmp_path / "home" / "thesis.tex").write_text("years of work")
+    with pytest.raises(ModelError, match="not a run directory"):
+        finish(tmp_path / "home", overwrite=True)
+    assert (tmp_path / "home" / "thesis.tex").read_text() == "years of work"
+
+
+def test_overwriting_the_working_directory_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "work").mkdir()
+    (tmp_path / "work" / "file").write_text("")
+    monkeypatch.chdir(tmp_path / "work")
+    for place in (".", ".."):
+        with pytest.raises(ModelError, match="not a run directory"):
+            finish(Path(place), overwrite=True)
+    assert names(tmp_path) == ["work"]
+
+
+def test_a_resumable_run_goes_on_with_the_same_recipe(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(KeyboardInterrupt):
+        fail(tmp_path / "run", True, KeyboardInterrupt())
+    assert "the same command goes on from there" in "".join(capfd.readouterr().err.split("\n"))
+    with run_directory(tmp_path / "run", False, True, RECIPE) as run:
+        assert (run.path / "picture").read_text() == "drawn"
+    assert names(tmp_path) == ["run"]
+
+
+def test_a_resumable_run_starts_afresh_with_another_recipe(tmp_path: Path) -> None:
+    with pytest.raises(RunError):
+        fail(tmp_path / "run", True, RunError("stop"))
+    with run_directory(tmp_path / "run", False, True, "verb: eval\n") as run:
+        assert names(run.path) == ["recipe.yaml"]
+
+
+def test_a_resumable_run_that_did_nothing_leaves_nothing(tmp_path: Path) -> None:
+    with pytest.raises(RunError), run_directory(tmp_path / "run", False, True, RECIPE):
+        raise RunError("stop")
+    assert names(tmp_path) == []
+
+
+def start_and_hang(target: Path, resumable: bool) -> subprocess.Popen[str]:
+    """A process that holds a run of `target` open until it is killed."""
+    code = f"""
+        import sys, time
+        from pathlib import Path
+        from asdm_cli.report.run_directory import run_directory
+        with run_directory(Path({str(target)!r}), False, {resumable}, {RECIPE!r}) as run:
+            (run.path / "half").write_text("")
+            print("started", flush=True)
+            time.sleep(120)
+    """
+    process = subprocess.Popen([sys.executable, "-c", textwrap.dedent(code)], stdout=subprocess.PIPE, text=True)
+    assert process.stdout is not None
+    assert process.stdout.readline() == "started\n"
+    return process
+
+
+def kill(process: subprocess.Popen[str]) -> None:
+    process.send_signal(signal.SIGKILL)
+    process.communicate()
+
+
+def test_two_runs_of_one_target_exclude_each_other(tmp_path: Path) -> None:
+    process = start_and_hang(tmp_path / "run", resumable=False)
+    try:
+        with pytest.raises(RunError, match=f"process {process.pid} is writing it"):
+            finish(tmp_path / "run")
+        assert (partial_path(tmp_path / "run") / "half").exists(), "the refused run left the other's files alone"
+        finish(tmp_path / "other")
+    finally:
+        kill(process)
+
+
+@pytest.mark.parametrize("resumable", [True, False])
+def test_a_killed_run_leaves_no_target_and_no_lock(tmp_path: Path, resumable: bool) -> None:
+    kill(start_and_hang(tmp_path / "run", resumable))
+    assert not (tmp_path / "run").exists()
+    with run_directory(tmp_path / "run", False, resumable, RECIPE) as run:
+        assert (run.path / "half").exists() is resumable
+    assert names(tmp_path) == ["run"]
+
+
+@pytest.mark.parametrize("trouble", [errno.ENOSPC, errno.EACCES, errno.EROFS])
+def test_trouble_with_the_disk_is_a_run_error_with_a_way_out(tmp_path: Path, trouble: int) -> None:
+    place = tmp_path / "run"
+    with (
+        pytest.raises(RunError, match=r"figures: .*(make room|choose another place)"),
+        run_directory(place, False, False, RECIPE),
+    ):
+        raise OSError(trouble, os.strerror(trouble), "figures")
+    assert names(tmp_path) == []
+
+
+def test_a_target_below_a_file_is_a_run_error(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(RunError, match="choose another place"):
+        finish(tmp_path / "file" / "run")

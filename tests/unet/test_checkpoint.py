@@ -1,0 +1,241 @@
+"""Weights on disk: headers read, broken files refused by name, bytes copied as they are."""
+
+from __future__ import annotations
+
+import json
+import tracemalloc
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from asdm_cli.errors import ModelError, RunError
+from asdm_cli.unet import checkpoint
+from asdm_cli.unet.checkpoint import WEIGHTS, copy_tensors, open_checkpoint, require
+
+TENSORS = {
+    "b.weight": torch.arange(6, dtype=torch.float16).reshape(2, 3),
+    "a.weight": torch.arange(6, dtype=torch.float32).reshape(3, 2),
+    "a.scale": torch.tensor(1.5, dtype=torch.bfloat16),
+    "a.empty": torch.zeros(0, 4),
+    "steps": torch.tensor([7, 8], dtype=torch.int64),
+}
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    save_file(TENSORS, tmp_path / WEIGHTS, metadata={"format": "pt"})
+    return tmp_path
+
+
+def shard(folder: Path) -> dict[str, Any]:
+    """Two shards and their index."""
+    names = {"one.safetensors": ["b.weight", "steps"], "two.safetensors": ["a.weight", "a.scale", "a.empty"]}
+    for file, keys in names.items():
+        save_file({key: TENSORS[key] for key in keys}, folder / file)
+    index = {"metadata": {}, "weight_map": {key: file for file, keys in names.items() for key in keys}}
+    (folder / f"{WEIGHTS}.index.json").write_text(json.dumps(index))
+    return index
+
+
+def test_headers_tell_names_shapes_and_dtypes(folder: Path) -> None:
+    found = {name: (entry.dtype, entry.shape) for name, entry in open_checkpoint(folder).tensors.items()}
+    assert found == {
+        "b.weight": ("F16", (2, 3)),
+        "a.weight": ("F32", (3, 2)),
+        "a.scale": ("BF16", ()),
+        "a.empty": ("F32", (0, 4)),
+        "steps": ("I64", (2,)),
+    }
+
+
+@pytest.mark.parametrize("sharded", [False, True])
+@pytest.mark.parametrize("in_kernel", [False, True])
+def test_copies_bytes_under_new_names(
+    tmp_path: Path, sharded: bool, in_kernel: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if sharded:
+        shard(tmp_path)
+    else:
+        save_file(TENSORS, tmp_path / WEIGHTS)
+    if not in_kernel:
+        monkeypatch.delattr("os.copy_file_range", raising=False)
+        monkeypatch.setattr(checkpoint, "CHUNK", 5)
+    have = open_checkpoint(tmp_path).tensors
+    copy_tensors({f"new.{name}": entry for name, entry in have.items()}, tmp_path / "out.safetensors")
+    copied = load_file(tmp_path / "out.safetensors")
+    assert copied.keys() == {f"new.{name}" for name in TENSORS}
+    for name, tensor in TENSORS.items():
+        assert copied[f"new.{name}"].dtype == tensor.dtype
+        assert torch.equal(copied[f"new.{name}"], tensor)
+
+
+def test_a_part_is_copied_without_the_rest(folder: Path) -> None:
+    have = open_checkpoint(folder).tensors
+    copy_tensors({"only": have["a.weight"]}, folder / "out.safetensors")
+    assert load_file(folder / "out.safetensors").keys() == {"only"}
+    assert (folder / "out.safetensors").stat().st_size < 200
+
+
+def test_memory_does_not_grow_with_the_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delattr("os.copy_file_range", raising=False)
+    save_file({f"t{i}": torch.rand(1 << 20) for i in range(16)}, tmp_path / WEIGHTS)
+    have = open_checkpoint(tmp_path).tensors
+    tracemalloc.start()
+    copy_tensors({name: have[name] for name in sorted(have) if name != "t3"}, tmp_path / "out.safetensors")
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert (tmp_path / "out.safetensors").stat().st_size > 15 * 4 << 20
+    assert peak < 3 * checkpoint.CHUNK
+
+
+def test_a_source_that_ends_early_leaves_no_target(folder: Path) -> None:
+    have = open_checkpoint(folder).tensors
+    with (folder / WEIGHTS).open("r+b") as stream:
+        stream.truncate(have["b.weight"].start)
+    with pytest.raises(RunError, match="ended early"):
+        copy_tensors(have, folder / "out.safetensors")
+    assert not (folder / "out.safetensors").exists()
+
+
+def test_digest_is_of_the_headers(folder: Path) -> None:
+    digest = open_checkpoint(folder).digest
+    save_file({**TENSORS, "a.scale": torch.tensor(2.5, dtype=torch.bfloat16)}, folder / WEIGHTS, {"format": "pt"})
+    assert open_checkpoint(folder).digest == digest
+    save_file({**TENSORS, "more": torch.zeros(1)}, folder / WEIGHTS, {"format": "pt"})
+    assert open_checkpoint(folder).digest != digest
+
+
+def _header(change: Callable[[dict[str, Any]], None]) -> Callable[[bytes], bytes]:
+    """A file whose header lies."""
+
+    def lie(data: bytes) -> bytes:
+        length = int.from_bytes(data[:8], "little")
+        header = json.loads(data[8 : 8 + length])
+        change(header)
+        text = json.dumps(header).encode()
+        return len(text).to_bytes(8, "little") + text + data[8 + length :]
+
+    return lie
+
+
+def _offsets(name: str, begin: int, end: int) -> Callable[[bytes], bytes]:
+    return _header(lambda header: header[name].update(data_offsets=[begin, end]))
+
+
+BROKEN: dict[str, Callable[[bytes], bytes]] = {
+    "empty": lambda _: b"",
+    "cut off in the data": lambda data: data[:-10],
+    "cut off in the header": lambda data: data[:40],
+    "something behind": lambda data: data + b"rest",
+    "huge header": lambda data: (1 << 60).to_bytes(8, "little") + data[8:],
+    "header longer than the file": lambda data: (len(data)).to_bytes(8, "little") + data[8:],
+    "no JSON": lambda data: data[:8] + b"?" * (len(data) - 8),
+    "offset beyond the file": _offsets("a.weight", 1 << 40, (1 << 40) + 24),
+    "overlapping ranges": _offsets("a.weight", 0, 24),
+    "negative offset": _offsets("a.weight", -24, 0),
+    "size that is not the shape's": _header(lambda header: header["a.weight"].update(shape=[3, 3])),
+    "unknown dtype": _header(lambda header: header["a.weight"].update(dtype="F33")),
+    "a pickle by another name": lambda _: b"\x80\x04\x95" + b"." * 100,
+}
+
+
+@pytest.mark.parametrize("fault", BROKEN)
+def test_a_broken_file_is_refused_by_name(folder: Path, fault: str) -> None:
+    file = folder / WEIGHTS
+    file.write_bytes(BROKEN[fault](file.read_bytes()))
+    with pytest.raises(ModelError, match="not a whole safetensors file") as caught:
+        open_checkpoint(folder)
+    assert str(file) in str(caught.value)
+    assert "fetch it again" in str(caught.value)
+
+
+@pytest.mark.parametrize("name", ["../one.safetensors", "/etc/passwd", "..", "", "a/b.safetensors", 3, None])
+def test_an_index_cannot_name_what_is_elsewhere(tmp_path: Path, name: object) -> None:
+    index = shard(tmp_path)
+    index["weight_map"]["steps"] = name
+    (tmp_path / f"{WEIGHTS}.index.json").write_text(json.dumps(index))
+    with pytest.raises(ModelError, match="not the plain name of a file beside it"):
+        open_checkpoint(tmp_path)
+
+
+@pytest.mark.parametrize("text", ["", "[]", "{", '{"weight_map": []}', "[" * 100_000])
+def test_an_index_must_be_one(tmp_path: Path, text: str) -> None:
+    (tmp_path / f"{WEIGHTS}.index.json").write_text(text)
+    with pytest.raises(ModelError, match=r"index\.json: "):
+        open_checkpoint(tmp_path)
+
+
+def test_shards_must_be_there_and_not_repeat_tensors(tmp_path: Path) -> None:
+    shard(tmp_path)
+    save_file({"steps": TENSORS["steps"]}, tmp_path / "two.safetensors")
+    with pytest.raises(ModelError, match="holds steps, which one"):
+        open_checkpoint(tmp_path)
+    (tmp_path / "two.safetensors").unlink()
+    with pytest.raises(ModelError, match=r"two\.safetensors: this weights file is missing"):
+        open_checkpoint(tmp_path)
+
+
+@pytest.mark.parametrize("linked", [WEIGHTS, "one.safetensors", f"{WEIGHTS}.index.json"])
+def test_a_link_that_leaves_the_folder_is_refused(tmp_path: Path, linked: str) -> None:
+    folder, elsewhere = tmp_path / "model", tmp_path / "elsewhere"
+    folder.mkdir()
+    elsewhere.mkdir()
+    shard(folder)
+    save_file(TENSORS, elsewhere / WEIGHTS)
+    (folder / linked).unlink(missing_ok=True)
+    (folder / linked).symlink_to(elsewhere / WEIGHTS)
+    with pytest.raises(ModelError, match="link that leaves") as caught:
+        open_checkpoint(folder)
+    assert "cp -rL" in str(caught.value)
+
+
+def test_a_link_inside_the_model_is_followed(tmp_path: Path) -> None:
+    (tmp_path / "unet").mkdir()
+    save_file(TENSORS, tmp_path / "weights")
+    (tmp_path / "unet" / WEIGHTS).symlink_to("../weights")
+    assert open_checkpoint(tmp_path / "unet", tmp_path).tensors.keys() == TENSORS.keys()
+
+
+@pytest.mark.parametrize("name", ["diffusion_pytorch_model.bin", "pytorch_model.bin", "unet.ckpt", "model.pt"])
+def test_pickled_weights_are_refused_with_the_way_to_convert(tmp_path: Path, name: str) -> None:
+    torch.save(TENSORS, tmp_path / name)
+    with pytest.raises(ModelError, match="can run code") as caught:
+        open_checkpoint(tmp_path)
+    assert name in str(caught.value)
+    assert "save_pretrained(FOLDER, safe_serialization=True)" in str(caught.value)
+
+
+def test_an_index_of_pickles_is_refused(tmp_path: Path) -> None:
+    index = {"weight_map": {"a": "pytorch_model-1.bin"}}
+    (tmp_path / f"{WEIGHTS}.index.json").write_text(json.dumps(index))
+    with pytest.raises(ModelError, match="not a safetensors file"):
+        open_checkpoint(tmp_path)
+
+
+def test_a_lone_variant_and_an_empty_folder_are_explained(tmp_path: Path) -> None:
+    with pytest.raises(ModelError, match="no weights"):
+        open_checkpoint(tmp_path)
+    save_file(TENSORS, tmp_path / "diffusion_pytorch_model.fp16.safetensors")
+    with pytest.raises(ModelError, match=f"rename or link it to {WEIGHTS}"):
+        open_checkpoint(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("change", "fault"),
+    [
+        ({"a.weight": None}, "has no place"),
+        ({"missing": (1,)}, "weights lack missing"),
+        ({"a.weight": (2, 3)}, r"a\.weight has the shape \[3, 2\] where config\.json asks for \[2, 3\]"),
+    ],
+)
+def test_weights_must_be_the_configs(folder: Path, change: dict[str, Any], fault: str) -> None:
+    have = open_checkpoint(folder)
+    promised = {name: entry.shape for name, entry in have.tensors.items()}
+    require(have, promised, folder)
+    promised = {name: shape for name, shape in {**promised, **change}.items() if shape is not None}
+    with pytest.raises(ModelError, match=fault):
+        require(have, promised, folder)

@@ -1,0 +1,70 @@
+"""Costs on paper against the published figures, and alike on every device."""
+
+from __future__ import annotations
+
+import pytest
+
+from asdm_cli.errors import ModelError
+from asdm_cli.unet.cost import OUTSIDE, inputs, latent_size, macs, macs_of, meta_unet, parameters
+from asdm_cli.unet.presets import preset
+from asdm_cli.unet.surgery import remove
+from tests import tiny
+
+PUBLISHED = {"": (401.64, 338.61), "base": (261.50, 223.68), "small": (255.45, 217.65), "tiny": (242.75, 204.95)}
+"""papers.md 2.6: GMACs of SD 1.x with and without attention's matmuls; 64 x 64 latent, 77 tokens, batch 1."""
+BLOCKS = {
+    "down.0": 54.78, "down.1": 34.18, "down.2": 31.89, "down.3": 3.78, "mid": 6.05,
+    "up.0": 12.90, "up.1": 75.77, "up.2": 83.41, "up.3": 98.78,
+}  # fmt: skip
+"""papers.md 2.7: GMACs per block of SD 1.x, with attention's matmuls."""
+PARAMETERS = {
+    "down.0": 10.52, "down.1": 36.82, "down.2": 139.99, "down.3": 62.28, "mid": 97.04,
+    "up.0": 162.24, "up.1": 258.33, "up.2": 71.41, "up.3": 18.81,
+}  # fmt: skip
+"""papers.md 2.7: millions of parameters per block."""
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_macs_of_sd_and_bk_sdm(name: str) -> None:
+    cost = macs(remove(preset("sd15"), name).config if name else preset("sd15"))
+    assert (cost.total / 1e9, cost.plain / 1e9) == pytest.approx(PUBLISHED[name], abs=0.01)
+    assert sum(cost.blocks.values()) == cost.total
+    assert sum(cost.plain_blocks.values()) == cost.plain
+
+
+def test_costs_per_block() -> None:
+    cost = {block: round(count / 1e9, 2) for block, count in macs(preset("sd15")).blocks.items()}
+    assert cost.pop(OUTSIDE) == 0.10
+    assert cost == pytest.approx(BLOCKS, abs=0.011)
+    weight = {block: round(count / 1e6, 2) for block, count in parameters(preset("sd15")).items()}
+    assert weight.pop(OUTSIDE) == pytest.approx(2.08, abs=0.015)
+    assert weight == PARAMETERS
+
+
+@pytest.mark.parametrize("model", tiny.SHAPES)
+def test_a_live_unet_costs_what_its_config_says(model: str) -> None:
+    """Fused attention on the CPU escapes torch's counter; it must not escape ours."""
+    config = tiny.SHAPES[model]
+    live = macs_of(tiny.unet(config), inputs(config, device="cpu"))
+    assert live == macs(config)
+    assert live.total > live.plain > 0
+
+
+def test_cost_grows_with_batch_and_size() -> None:
+    config = tiny.shape("sd15")
+    once, twice = macs(config), macs(config, batch=2)
+    assert twice.total == 2 * once.total
+    assert macs(config, size=16).plain > 3 * once.plain
+    assert macs(config, tokens=154).total > once.total
+
+
+def test_latents_default_to_the_configs() -> None:
+    assert latent_size(preset("sdxl")) == (128, 128)
+    assert latent_size({"sample_size": [8, 16]}) == (8, 16)
+    assert latent_size({}) == (64, 64)
+    assert inputs(tiny.shape("sdxl"), batch=3)["added_cond_kwargs"]["text_embeds"].shape == (3, 8)
+
+
+def test_a_config_that_diffusers_refuses_is_a_model_error() -> None:
+    with pytest.raises(ModelError, match="diffusers cannot build it"):
+        meta_unet({**preset("sd15"), "norm_num_groups": 7})

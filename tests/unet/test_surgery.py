@@ -1,0 +1,207 @@
+"""What is left after a removal: golden counts and weight maps of BK-SDM, and what is refused."""
+
+from __future__ import annotations
+
+from itertools import product
+
+import pytest
+
+from asdm_cli.errors import ModelError
+from asdm_cli.unet.cost import parameters, shapes
+from asdm_cli.unet.presets import preset
+from asdm_cli.unet.surgery import Surgery, apply, remove
+from tests import tiny
+
+COUNTS = {"": 859_520_964, "base": 579_384_964, "small": 482_346_884, "tiny": 323_384_964}
+"""papers.md 2.6, parameters of SD 1.x UNets."""
+MID = 97_038_080
+"""papers.md 2.6: Base minus Small."""
+LEVELS = {
+    (2, 2, 2, 2): 859.52, (1, 1, 1, 1): 579.38, (1, 1, 1, 2): 659.69, (1, 1, 2, 2): 809.51, (1, 2, 2, 2): 848.79,
+    (2, 1, 1, 1): 590.11, (1, 2, 1, 1): 618.66, (1, 1, 2, 1): 729.21, (2, 2, 1, 1): 629.39, (1, 2, 2, 1): 768.49,
+    (2, 1, 1, 2): 670.42, (2, 2, 2, 1): 779.22,
+}  # fmt: skip
+"""papers.md 2.7: layers per level -> millions of parameters, mid block kept."""
+COMBINATIONS = list(product((1, 2), repeat=4))
+
+
+def patterns(layers: tuple[int, ...]) -> list[str]:
+    """The pair that a level with one layer lacks."""
+    return [
+        name for level, count in enumerate(layers) if count == 1 for name in (f"down.{level}.1", f"up.{3 - level}.1")
+    ]
+
+
+def assert_fits(surgery: Surgery, donor: dict[str, tuple[int, ...]]) -> None:
+    """The derived map gives the result's config each tensor that it promises, of its shape, and no other."""
+    mapped = {new: donor[old] for new, old in surgery.key_map(donor).items()}
+    assert mapped == shapes(surgery.config)
+    assert len(mapped) > 300
+
+
+@pytest.fixture(scope="module")
+def donor() -> dict[str, tuple[int, ...]]:
+    return shapes(preset("sd15"))
+
+
+@pytest.mark.parametrize("name", COUNTS)
+def test_golden_counts(name: str) -> None:
+    config = remove(preset("sd15"), name).config if name else preset("sd15")
+    assert sum(parameters(config).values()) == COUNTS[name]
+
+
+@pytest.mark.parametrize("mid", [True, False])
+@pytest.mark.parametrize("layers", COMBINATIONS)
+def test_all_level_combinations(layers: tuple[int, ...], mid: bool, donor: dict[str, tuple[int, ...]]) -> None:
+    surgery = remove(preset("sd15"), patterns(layers) + ([] if mid else ["mid"]))
+    count = sum(parameters(surgery.config).values()) + (0 if mid else MID)
+    assert count / 1e6 == pytest.approx(_expected(layers), abs=0.03)
+    if layers in LEVELS:
+        assert round(count / 1e6, 2) == LEVELS[layers]
+    assert surgery.config["layers_per_block"] == (layers[0] if len(set(layers)) == 1 else list(layers))
+    assert (surgery.config["mid_block_type"] is None) is not mid
+    assert_fits(surgery, donor)
+
+
+def test_table_covers_most_combinations() -> None:
+    assert len(COMBINATIONS) == 16
+    assert len(LEVELS.keys() & set(COMBINATIONS)) == 12
+
+
+def _expected(layers: tuple[int, ...]) -> float:
+    """What a level's second pair weighs does not depend on the other levels."""
+    full = LEVELS[2, 2, 2, 2]
+    pair = (
+        full - LEVELS[1, 2, 2, 2],
+        LEVELS[1, 2, 2, 2] - LEVELS[1, 1, 2, 2],
+        LEVELS[1, 1, 2, 2] - LEVELS[1, 1, 1, 2],
+        full - LEVELS[2, 2, 2, 1],
+    )
+    return full - sum(weight for weight, count in zip(pair, layers, strict=True) if count == 1)
+
+
+def _bk_map(name: str) -> dict[str, str]:
+    """papers.md 2.3, written out: renumbered modules, new <- old."""
+    both = ("resnets", "attentions")
+    if name == "tiny":
+        kept = {0: 0, 1: 2}
+        pairs = {
+            f"up_blocks.{i}.{unit}.{new}": f"up_blocks.{i + 1}.{unit}.{old}"
+            for i in range(3)
+            for unit in both
+            for new, old in kept.items()
+        }
+        return pairs | {f"up_blocks.{i}.upsamplers.0": f"up_blocks.{i + 1}.upsamplers.0" for i in range(2)}
+    pairs = {f"up_blocks.{i}.{unit}.1": f"up_blocks.{i}.{unit}.2" for i in (1, 2, 3) for unit in both}
+    return pairs | {"up_blocks.0.resnets.1": "up_blocks.0.resnets.2"}
+
+
+@pytest.mark.parametrize("name", ["base", "small", "tiny"])
+def test_weight_map_is_bk_sdms(name: str, donor: dict[str, tuple[int, ...]]) -> None:
+    surgery = remove(preset("sd15"), name)
+    assert surgery.renumbered == _bk_map(name)
+    assert_fits(surgery, donor)
+
+
+def test_identity_copy_fails_where_the_widths_change(donor: dict[str, tuple[int, ...]]) -> None:
+    promised = shapes(remove(preset("sd15"), "base").config)
+    wrong = {key.rsplit(".", 1)[0] for key in promised if donor[key] != promised[key]}
+    parts = ("norm1", "conv1", "conv_shortcut")
+    assert wrong == {f"up_blocks.{i}.resnets.1.{part}" for i in (1, 2) for part in parts}
+
+
+@pytest.mark.parametrize("model", tiny.SHAPES)
+@pytest.mark.parametrize("name", ["base", "small"])
+def test_named_sets_fit_all_families(model: str, name: str) -> None:
+    donor = shapes(tiny.SHAPES[model])
+    assert_fits(remove(tiny.SHAPES[model], name), donor)
+
+
+def test_removing_nothing_changes_nothing() -> None:
+    config = tiny.shape("sdxl")
+    tensors = tiny.unet(config).state_dict()
+    result, left = apply(config, tensors, [])
+    assert result == config
+    assert list(left) == list(tensors)
+    assert all(left[key] is tensors[key] for key in tensors)
+    assert len(left) > 300
+
+
+def test_config_keeps_its_form() -> None:
+    """Only what the removal changes is changed: unknown keys stay, tuples and one-for-all values too."""
+    config = tiny.shape("sd21", made_elsewhere="yes", block_out_channels=(8, 16, 32, 32))
+    result = remove(config, "base").config
+    assert {key for key in result if result[key] != config[key]} == {"layers_per_block"}
+    shorter = remove(config, "tiny").config
+    assert shorter["block_out_channels"] == [8, 16, 32]
+    assert shorter["attention_head_dim"] == [1, 2, 4]
+    assert shorter["made_elsewhere"] == "yes"
+
+
+def test_depths_listed_layer_by_layer_lose_those_of_removed_layers() -> None:
+    config = tiny.shape(
+        "sdxl",
+        transformer_layers_per_block=[1, [2, 1], [3, 2]],
+        reverse_transformer_layers_per_block=[[3, 1, 2], [2, 3, 1], 1],
+    )
+    surgery = remove(config, "base")
+    assert surgery.config["transformer_layers_per_block"] == [1, [2], [3]]
+    assert surgery.config["reverse_transformer_layers_per_block"] == [[3, 2], [2, 1], 1]
+    assert_fits(surgery, shapes(config))
+
+
+def test_transformers_of_a_block_and_half_a_mid_block_can_go() -> None:
+    surgery = remove(preset("sd15"), ["down.0.*.attn", "up.3.*.attn", "mid.0"])
+    assert surgery.config["down_block_types"][0] == "DownBlock2D"
+    assert surgery.config["up_block_types"][3] == "UpBlock2D"
+    assert surgery.config["mid_block_type"] == "UNetMidBlock2D"
+    assert surgery.removed == ("down.0.*.attn", "mid.0", "up.3.*.attn")
+    assert surgery.renumbered == {"mid_block.resnets.0": "mid_block.resnets.1"}
+    assert_fits(surgery, shapes(preset("sd15")))
+
+
+def test_a_level_between_two_of_its_width_can_go() -> None:
+    config = tiny.shape("sd15", block_out_channels=[8, 8, 8, 16])
+    surgery = remove(config, "level.1")
+    assert surgery.config["block_out_channels"] == [8, 8, 16]
+    assert_fits(surgery, shapes(config))
+
+
+@pytest.mark.parametrize(
+    ("wanted", "reason", "nearest"),
+    [
+        ("down.0.0", "one layer more", "[down.0.0, up.3.1]"),
+        ("up.*.1", "one layer more", "[down.0.0, down.1.1, down.2.1, down.3.0, up.0.1, up.1.1, up.2.1, up.3.1]"),
+        ("up.1.sampler", "resampler", "[down.2.1, up.1.1]"),
+        (["down.0.1", "up.3.1", "down.1.sampler"], "resampler", "[down.0.1, up.3.1]"),
+        ("down.3", "go together", "[down.2.sampler, down.3, up.0]"),
+        ("level.3", "resampler", "[down.2.sampler, down.3, up.0]"),
+        ("level.1", "640 -> 1280", "[down.1.1, up.2.1]"),
+        ("down.0.0.attn", "without transformer", "[down.0.*.attn]"),
+        ("mid.0.self", "cannot leave its transformer", "[mid.0]"),
+        ("down.1.0.resnet", "without its resnet", "[down.1.1, up.2.1]"),
+        (["down.*", "up.*"], "nothing would be left", "[down.0.1, up.3.1]"),
+    ],
+)  # fmt: skip
+def test_what_no_stock_config_expresses_is_refused_with_the_nearest_sets(
+    wanted: str | list[str], reason: str, nearest: str
+) -> None:
+    with pytest.raises(ModelError) as caught:
+        remove(preset("sd15"), wanted)
+    message = str(caught.value)
+    assert reason in message
+    assert nearest in message.split("nearest sets that can be removed: ")[1]
+
+
+@pytest.mark.parametrize("model", ["sd15", "sd21", "sdxl"])
+def test_every_set_that_is_offered_can_be_removed(model: str) -> None:
+    anatomy = remove(preset(model), []).donor
+    offered = 0
+    for node in anatomy.nodes:
+        try:
+            remove(preset(model), node.address)
+        except ModelError as error:
+            for text in str(error).split("[")[1:]:
+                remove(preset(model), text.split("]")[0].split(", "))
+                offered += 1
+    assert offered >= 60
