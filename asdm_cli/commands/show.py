@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from dataclasses import replace
 from math import prod
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -12,7 +13,8 @@ from rich.console import Console
 from rich.table import Table
 from rich.tree import Tree
 
-from asdm_cli.commands.options import Verbose, examples, set_verbosity
+from asdm_cli.commands.options import Overwrite, Verbose, examples, set_verbosity
+from asdm_cli.errors import ModelError
 
 if TYPE_CHECKING:
     from asdm_cli.models.source import ModelDirectory
@@ -21,12 +23,18 @@ if TYPE_CHECKING:
 OUTSIDE = "outside"
 """What stands in no block of a UNet: conv_in, the time embedding, conv_out."""
 
-Source = Annotated[
-    str,
+Sources = Annotated[
+    list[str],
     typer.Argument(
-        metavar="MODEL|RUN",
+        metavar="MODEL|RUN...",
         help="A run directory shows its report; a model directory or [bold]pocket[/] its components and UNet.",
         show_default=False,
+    ),
+]
+Page = Annotated[
+    Path | None,
+    typer.Option(
+        "--out", metavar="PAGE.html", help="Write the reports of these runs as one page instead.", show_default=False
     ),
 ]
 
@@ -40,21 +48,39 @@ def register(app: typer.Typer) -> None:
             "asdm show runs/bench-pocket",
             "# the model that a run wrote",
             "asdm show runs/prune-pocket-base/model",
+            "# what models cost and what their pictures are worth, on one page",
+            "asdm show runs/bench-pocket runs/eval-pocket --out runs/pocket.html",
         )
     )(show)
 
 
-def show(source: Source, verbose: Verbose = False) -> None:
+def show(sources: Sources, page: Page = None, overwrite: Overwrite = False, verbose: Verbose = False) -> None:
     """Show what a model is made of, or what a run found out.
 
-    A UNet is shown as the tree of its addresses, each with its parameters.
+    A UNet is shown as the tree of its addresses, each with its parameters. Runs of bench and eval that name
+    the same contestants are joined on a page by a plot of speed against quality.
     """
     set_verbosity(verbose)
-    out = Console(soft_wrap=True)
-    report = Path(source) / "report.json"
-    if report.is_file():
-        _show_run(report, out)
+    if page is not None:
+        _write_page(page, [Path(source) for source in sources], overwrite)
+        typer.echo(page)
         return
+    out = Console(soft_wrap=True)
+    for source in sources:
+        if (Path(source) / "report.json").is_file():
+            _show_run(Path(source), out)
+        else:
+            _show_model(source, out)
+
+
+def _show_run(run: Path, out: Console) -> None:
+    from asdm_cli.report.merge import read
+    from asdm_cli.report.terminal import show as show_report
+
+    show_report(read(run), out)
+
+
+def _show_model(source: str, out: Console) -> None:
     from asdm_cli.models.source import find
 
     model = find(source)
@@ -62,12 +88,21 @@ def show(source: Source, verbose: Verbose = False) -> None:
     out.print(_unet(model))
 
 
-def _show_run(report: Path, out: Console) -> None:
-    from asdm_cli.report.render_json import from_json
-    from asdm_cli.report.terminal import show as show_report
-    from asdm_cli.unet.weight_files import read_mapping
+def _write_page(page: Path, runs: list[Path], overwrite: bool) -> None:
+    from asdm_cli.report import html, merge
 
-    show_report(from_json(read_mapping(report)), out)
+    if page.exists() and not overwrite:
+        raise ModelError(f"{page}: exists already; choose another name, or say --overwrite to replace it")
+    reports = [merge.read(run) for run in runs]
+    joined = merge.combine(" and ".join(report.title for report in reports), reports)
+    by_verb = {report.verb: report for report in reports}
+    if {"bench", "eval"} <= by_verb.keys():
+        plot = merge.speed_quality(by_verb["bench"], by_verb["eval"])
+        joined = replace(joined, parts=[plot, *joined.parts])
+    partial = page.with_name(f".{page.name}.partial")
+    partial.parent.mkdir(parents=True, exist_ok=True)
+    partial.write_text(html.render(joined, Path()), encoding="utf-8")
+    partial.replace(page)
 
 
 def _components(model: ModelDirectory) -> Table:

@@ -25,6 +25,7 @@ class Entrant:
     name: str
     directory: ModelDirectory
     steps: int
+    guidance: float
 
 
 @dataclass(frozen=True)
@@ -60,24 +61,24 @@ class EvalPlan:
 
     def report(self) -> Report:
         rows: list[dict[str, Cell | Interval]] = [
-            {"name": entrant.name, "model": entrant.directory.name, "steps": entrant.steps, "pictures": self.count}
+            {"name": entrant.name, "model": entrant.directory.name, "steps": entrant.steps, "guidance": entrant.guidance}
             for entrant in self.entrants
         ]
         columns = [
             Column("name", "contestant"),
             Column("model", "model"),
             Column("steps", "steps", digits=0),
-            Column("pictures", "pictures", digits=0),
+            Column("guidance", "guidance", digits=1),
         ]
         real = f"; {self.prompts.real} real pictures" if self.prompts.real else ""
         summary = f"Prompts: {self.prompts.title}{real}. Metrics: {', '.join(self.recipe.metrics)}."
-        title = f"What is drawn, at {self.size} x {self.size} pixels"
+        title = f"What is drawn: {self.count} pictures each, at {self.size} x {self.size} pixels"
         return Report("eval", "Evaluation plan", summary, [Table(title, columns, rows)])
 
 
 def make_plan(recipe: EvalRecipe) -> EvalPlan:
     """Raises ModelError: what is missing, and the way out."""
-    entrants = tuple(_entrant(contestant, recipe.steps) for contestant in recipe.models)
+    entrants = tuple(_entrant(contestant, recipe) for contestant in recipe.models)
     prompts = read_prompts(recipe.prompts, recipe.limit)
     _check_metrics(recipe, prompts)
     if recipe.reference and recipe.reference not in {entrant.name for entrant in entrants}:
@@ -86,12 +87,13 @@ def make_plan(recipe: EvalRecipe) -> EvalPlan:
     return EvalPlan(recipe, entrants, prompts, _size(recipe.size, entrants), _clip(recipe, entrants[0]))
 
 
-def _entrant(contestant: EvalContestant, steps: int) -> Entrant:
+def _entrant(contestant: EvalContestant, recipe: EvalRecipe) -> Entrant:
     directory = find(contestant.model)
     if not directory.is_pipeline or directory.index["_class_name"] not in PIPELINES:
         kinds = " or ".join(PIPELINES)
         raise ModelError(f"{directory.path}: contestant {contestant.name!r} must be a whole {kinds} to draw pictures")
-    return Entrant(contestant.name, directory, contestant.steps or steps)
+    steps, guidance = contestant.steps or recipe.steps, contestant.guidance or recipe.guidance
+    return Entrant(contestant.name, directory, steps, guidance)
 
 
 def _check_metrics(recipe: EvalRecipe, prompts: PromptList) -> None:

@@ -67,7 +67,7 @@ def _style(plan: EvalPlan, entrant: Entrant, state: PartialState) -> Style:
     device, dtype = device_and_dtype(recipe.device, recipe.dtype)
     if device.type == "cuda" and state.num_processes > 1:
         device = state.device  # each process has a GPU of its own
-    return Style(entrant.steps, recipe.guidance, plan.size, recipe.seed, recipe.sampler, recipe.batch, device, dtype)
+    return Style(entrant.steps, entrant.guidance, plan.size, recipe.seed, recipe.sampler, recipe.batch, device, dtype)
 
 
 def _card(plan: EvalPlan, entrant: Entrant, style: Style) -> Card:

@@ -121,7 +121,7 @@ def _check_index(directory: ModelDirectory) -> None:
             continue
         plain_name(name, file)
         library, kind = entry
-        if kind is not None and library not in LIBRARIES:
+        if kind is not None and (not isinstance(library, str) or library not in LIBRARIES):
             raise ModelError(
                 f"{file}: {name} is a class of {library!r}; only diffusers and transformers classes are loaded, "
                 "because code from a model directory is never run"

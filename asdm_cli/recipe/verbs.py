@@ -101,6 +101,8 @@ class EvalContestant(Strict):
     """A model directory, a run directory, or `pocket`."""
     steps: Positive | None = None
     """UNet steps of this contestant, where it differs from the others'."""
+    guidance: Annotated[float, Field(ge=1)] | None = None
+    """Guidance scale of this contestant, where it differs from the others'."""
 
 
 Metric = Literal["kid", "fd", "is", "clip_score", "clip_retrieval", "psnr", "ssim", "perceptual"]

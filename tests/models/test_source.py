@@ -51,7 +51,10 @@ def test_a_bare_unet(tiny_pipeline: Path) -> None:
 
 
 def test_finding_a_model_imports_no_torch(tiny_pipeline: Path) -> None:
-    code = f"from asdm_cli.models.source import find; find({str(tiny_pipeline)!r}).config('unet'); import sys; print('torch' in sys.modules)"
+    code = (
+        "import sys; from asdm_cli.models.source import find; "
+        f"find({str(tiny_pipeline)!r}).config('unet'); print('torch' in sys.modules)"
+    )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=100)
     assert done.stdout.strip() == "False"
 
