@@ -21,12 +21,12 @@ $(INSTALLED): pyproject.toml constraints.txt
 	$(BIN)/pip install --quiet -c constraints.txt -e '.[dev,features]'
 	@touch $@
 
-demo: setup ## Prune the bundled model, measure both, and say where the pages are
+demo: setup ## Prune the bundled model, measure both side by side, and write one page of it
 	$(BIN)/asdm prune recipes/prune-pocket-base.yaml --overwrite
 	$(BIN)/asdm bench recipes/bench-pocket.yaml --overwrite
 	$(BIN)/asdm eval recipes/eval-pocket.yaml --overwrite
-	@printf '\nOpen these in a browser:\n'
-	@printf '  %s/report.html\n' runs/prune-pocket-base runs/bench-pocket runs/eval-pocket
+	$(BIN)/asdm show runs/bench-pocket runs/eval-pocket --out runs/demo.html --overwrite
+	@printf '\nOpen it in a browser: %s/runs/demo.html\n' "$(CURDIR)"
 
 test: setup ## Run the tests
 	$(BIN)/python -m pytest -n auto

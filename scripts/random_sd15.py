@@ -44,7 +44,7 @@ def write(folder: Path) -> Path:
 
 
 def _small_floats(noise: bytes) -> bytes:
-    """The same bytes as little-endian float32 between 2^-10 and 2^-8 in size, of either sign."""
+    """The same bytes as little-endian float32 of 2^-11 to 2^-9 in size and either sign."""
     words = bytearray(noise)
     words[3::4] = bytes(0x3A | byte & 0x80 for byte in words[3::4])
     return bytes(words)

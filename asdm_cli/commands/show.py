@@ -49,7 +49,7 @@ def register(app: typer.Typer) -> None:
             "# the model that a run wrote",
             "asdm show runs/prune-pocket-base/model",
             "# what models cost and what their pictures are worth, on one page",
-            "asdm show runs/bench-pocket runs/eval-pocket --out runs/pocket.html",
+            "asdm show runs/bench-pocket runs/eval-pocket --out runs/page.html",
         )
     )(show)
 

@@ -32,5 +32,5 @@ def interval(figures: Tensor, confidence: float, centred: bool = False) -> Inter
         spread = spread - spread.mean() + value
     tail = (1 - confidence) / 2
     low, high = torch.quantile(spread.double(), torch.tensor([tail, 1 - tail], dtype=torch.float64))
-    how = "centred " if centred else ""
-    return Interval(float(value), float(low), float(high), f"{confidence:.4g} {how}bootstrap, {len(spread)} resamples")
+    kind = f"{100 * confidence:.4g} % bootstrap" + (", centred" if centred else "")
+    return Interval(float(value), float(low), float(high), kind)

@@ -20,6 +20,8 @@ from asdm_cli.measure.resize import KERNEL, resized
 from asdm_cli.models.load import Clip
 from asdm_cli.progress import track
 
+BATCH = 4
+"""Pictures per look. On a CPU bigger batches are slower: their activations (30 MB a picture) leave the caches."""
 EFFICIENTNET_STAGES = (0, 2, 4, 10, 15)
 """EfficientNet-Lite0's last block at each of 112, 56, 28, 14 and 7 pixels, from 224."""
 EXTRAS = {
@@ -88,8 +90,7 @@ def cached_features(network: FeatureNetwork, pictures: PictureSet, folder: Path)
 
 
 def _extract(network: FeatureNetwork, pictures: PictureSet) -> dict[str, Tensor]:
-    size = 32
-    batches = track(pictures.batches(size), f"features of {pictures.folder.name}", -(-pictures.count // size))
+    batches = track(pictures.batches(BATCH), f"features of {pictures.folder.name}", -(-pictures.count // BATCH))
     features = network.features(batches)
     tensors = {"pooled": features.pooled}
     return tensors if features.logits is None else tensors | {"logits": features.logits}

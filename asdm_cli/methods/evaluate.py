@@ -23,7 +23,7 @@ from asdm_cli.measure.features import FeatureNetwork, feature_network
 from asdm_cli.measure.pictures import PictureSet
 from asdm_cli.measure.prompts import real_pictures
 from asdm_cli.measure.resize import KERNEL
-from asdm_cli.measure.scores import Judge
+from asdm_cli.measure.scores import FRECHET_RESAMPLES, Judge
 from asdm_cli.models.load import Clip, device_and_dtype, load_clip, load_pipeline
 from asdm_cli.recipe.verbs import EvalRecipe
 from asdm_cli.report.document import Report
@@ -160,7 +160,7 @@ def _judge(plan: EvalPlan, run: Run, reference: PictureSet, real: PictureSet | N
 
 def _protocol(plan: EvalPlan, judge: Judge) -> Card:
     """How the figures were made from the pictures."""
-    protocol: Card = {"bootstrap": f"{judge.bootstrap} resamples of pictures, seed {judge.seed}"}
+    protocol: Card = {"bootstrap": f"{judge.bootstrap} resamples of pictures (FD {FRECHET_RESAMPLES} at most), seed {judge.seed}"}
     if judge.network:
         protocol |= {"feature_network": judge.network.title, "feature_resize": judge.network.resize}
     if judge.clip and plan.clip:

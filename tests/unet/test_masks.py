@@ -16,7 +16,7 @@ SETS = {
     "small": PAIRS | {"mid"},
     "tiny": (PAIRS - {"down.3.1", "up.0.1"}) | {"mid", "down.3", "up.0", "down.2.sampler"},
 }
-"""papers.md 2.1, in addresses."""
+"""BK-SDM's lists of removed modules (arXiv 2305.15798), in addresses."""
 
 
 @pytest.mark.parametrize("model", ["sd15", "sd21"])

@@ -13,15 +13,15 @@ from asdm_cli.unet.surgery import Surgery, apply, remove
 from tests import tiny
 
 COUNTS = {"": 859_520_964, "base": 579_384_964, "small": 482_346_884, "tiny": 323_384_964}
-"""papers.md 2.6, parameters of SD 1.x UNets."""
+"""Parameters of SD 1.x and of BK-SDM's UNets (arXiv 2305.15798), counted from their published configs."""
 MID = 97_038_080
-"""papers.md 2.6: Base minus Small."""
+"""Parameters of the mid block: Base minus Small."""
 LEVELS = {
     (2, 2, 2, 2): 859.52, (1, 1, 1, 1): 579.38, (1, 1, 1, 2): 659.69, (1, 1, 2, 2): 809.51, (1, 2, 2, 2): 848.79,
     (2, 1, 1, 1): 590.11, (1, 2, 1, 1): 618.66, (1, 1, 2, 1): 729.21, (2, 2, 1, 1): 629.39, (1, 2, 2, 1): 768.49,
     (2, 1, 1, 2): 670.42, (2, 2, 2, 1): 779.22,
 }  # fmt: skip
-"""papers.md 2.7: layers per level -> millions of parameters, mid block kept."""
+"""Layers per level -> millions of parameters, mid block kept; counted from hand-written stock configs."""
 COMBINATIONS = list(product((1, 2), repeat=4))
 
 
@@ -81,7 +81,7 @@ def _expected(layers: tuple[int, ...]) -> float:
 
 
 def _bk_map(name: str) -> dict[str, str]:
-    """papers.md 2.3, written out: renumbered modules, new <- old."""
+    """BK-SDM's own initialisation (arXiv 2305.15798, reference code), written out: renumbered modules, new <- old."""
     both = ("resnets", "attentions")
     if name == "tiny":
         kept = {0: 0, 1: 2}
