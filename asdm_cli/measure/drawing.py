@@ -95,7 +95,7 @@ def draw(
 
 def unet_calls(pipe: DiffusionPipeline, steps: int) -> int:
     """UNet calls of one picture: samplers of second order make more than `steps`."""
-    scheduler: Any = copy.deepcopy(pipe.scheduler)  # type: ignore[attr-defined]
+    scheduler: Any = copy.deepcopy(pipe.scheduler)
     scheduler.set_timesteps(steps)
     return len(scheduler.timesteps)
 
@@ -135,5 +135,5 @@ def reconstruct(vae: AutoencoderKL, real: PictureSet, target: PictureSet) -> Non
 def _through(vae: AutoencoderKL, pixels: Tensor) -> Tensor:
     """uint8 [n, 3, h, w] -> the same, encoded to the posterior's mode and decoded."""
     signed = pixels.to(vae.device, vae.dtype) / 127.5 - 1
-    decoded = vae.decode(vae.encode(signed).latent_dist.mode()).sample  # type: ignore[union-attr]
+    decoded = vae.decode(vae.encode(signed).latent_dist.mode()).sample
     return ((decoded.float() + 1) * 127.5).round().clamp(0, 255).to(torch.uint8).cpu()

@@ -61,7 +61,12 @@ class EvalPlan:
 
     def report(self) -> Report:
         rows: list[dict[str, Cell | Interval]] = [
-            {"name": entrant.name, "model": entrant.directory.name, "steps": entrant.steps, "guidance": entrant.guidance}
+            {
+                "name": entrant.name,
+                "model": entrant.directory.name,
+                "steps": entrant.steps,
+                "guidance": entrant.guidance,
+            }
             for entrant in self.entrants
         ]
         columns = [

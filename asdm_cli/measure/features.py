@@ -52,9 +52,7 @@ class FeatureNetwork:
     def features(self, batches: Iterable[Tensor]) -> Features:
         seen = [self.look(batch.to(self.device)) for batch in batches]
         logits = [part.logits.float().cpu() for part in seen if part.logits is not None]
-        return Features(
-            torch.cat([part.pooled.float().cpu() for part in seen]), torch.cat(logits) if logits else None
-        )
+        return Features(torch.cat([part.pooled.float().cpu() for part in seen]), torch.cat(logits) if logits else None)
 
 
 def require(name: str) -> None:
@@ -121,7 +119,7 @@ def efficientnet_stages(network: nn.Module, pictures: Tensor) -> list[Tensor]:
         for i in EFFICIENTNET_STAGES
     ]
     try:
-        network.extract_features(efficientnet_input(pictures))  # type: ignore[operator]
+        network.extract_features(efficientnet_input(pictures))
     finally:
         for hook in hooks:
             hook.remove()
@@ -133,7 +131,7 @@ def _efficientnet(device: torch.device) -> FeatureNetwork:
     classify = network.get_submodule("_fc")
 
     def look(pictures: Tensor) -> Features:
-        pooled = network.extract_features(efficientnet_input(pictures)).mean((2, 3))  # type: ignore[operator]
+        pooled = network.extract_features(efficientnet_input(pictures)).mean((2, 3))
         return Features(pooled, classify(pooled))
 
     resize = f"224, {KERNEL}"

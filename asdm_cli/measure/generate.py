@@ -63,7 +63,7 @@ def layout(pipe: DiffusionPipeline, prompts: int, batch: int) -> Layout:
     threads = torch.get_num_threads()
     if pipe.device.type != "cpu":
         return Layout(rows=batch, filled=False, workers=1, threads=threads)
-    if sum(weight.numel() for weight in pipe.unet.parameters()) < SMALL:  # type: ignore[attr-defined]
+    if sum(weight.numel() for weight in pipe.unet.parameters()) < SMALL:
         return Layout(rows=ROWS, filled=True, workers=min(threads, -(-batch // ROWS)), threads=1)
     # A few pictures of a big model would leave cores idle; from `threads` prompts on, one thread each as above.
     return Layout(rows=1, filled=True, workers=min(threads, batch, prompts), threads=max(1, threads // prompts))
@@ -101,6 +101,6 @@ def pictures(  # noqa: PLR0913 - what a picture depends on, each by its name
 def _draw(pipe: DiffusionPipeline, prompts: list[str], seeds: list[int], settings: dict[str, Any]) -> list[Image]:
     """One call of the pipeline; it encodes the prompts once and draws every picture's noise by its own generator."""
     alone: Any = copy.copy(pipe)  # networks are shared between threads, the scheduler counts steps and cannot be
-    alone.scheduler = copy.deepcopy(pipe.scheduler)  # type: ignore[attr-defined]
+    alone.scheduler = copy.deepcopy(pipe.scheduler)
     noise = [torch.Generator("cpu").manual_seed(seed) for seed in seeds]
     return alone(prompt=prompts, generator=noise, output_type="pil", **settings).images

@@ -133,7 +133,7 @@ def _baselines(plan: EvalPlan, run: Run, style: Style) -> tuple[PictureSet, Pict
     claim(real, origin)
     keep_real(real_pictures(plan.prompts.path), real, style.size)
     claim(through_vae, origin | {"files": stamps(directory)})
-    reconstruct(load_pipeline(directory, style.device, style.dtype).vae, real, through_vae)  # type: ignore[attr-defined]
+    reconstruct(load_pipeline(directory, style.device, style.dtype).vae, real, through_vae)
     return real, through_vae
 
 
@@ -160,7 +160,9 @@ def _judge(plan: EvalPlan, run: Run, reference: PictureSet, real: PictureSet | N
 
 def _protocol(plan: EvalPlan, judge: Judge) -> Card:
     """How the figures were made from the pictures."""
-    protocol: Card = {"bootstrap": f"{judge.bootstrap} resamples of pictures (FD {FRECHET_RESAMPLES} at most), seed {judge.seed}"}
+    protocol: Card = {
+        "bootstrap": f"{judge.bootstrap} resamples of pictures (FD {FRECHET_RESAMPLES} at most), seed {judge.seed}"
+    }
     if judge.network:
         protocol |= {"feature_network": judge.network.title, "feature_resize": judge.network.resize}
     if judge.clip and plan.clip:

@@ -27,10 +27,15 @@ def data(data: Data = Path("data")) -> None:
 
 @app.command()
 def train(
-    stages: Annotated[list[str] | None, typer.Argument(help="vae, clip, unet, decoder; the first three if none.")] = None,
+    stages: Annotated[
+        list[str] | None, typer.Argument(help="vae, clip, unet, decoder; the first three if none.")
+    ] = None,
     data: Data = Path("data"),
     folder: Folder = Path("runs/pocket-training"),
-    steps: Annotated[int | None, typer.Option(help="Train up to this step instead of the plan's; 0 only writes out the newest checkpoint.")] = None,
+    steps: Annotated[
+        int | None,
+        typer.Option(help="Train up to this step instead of the plan's; 0 only writes out the newest checkpoint."),
+    ] = None,
     threads: Annotated[int | None, typer.Option(help="CPU threads to use.")] = None,
     go_on: Annotated[bool, typer.Option(help="Start from the shipped weights instead of random ones.")] = False,
 ) -> None:

@@ -9,6 +9,7 @@ import tarfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from asdm_cli.errors import RunError
 
@@ -84,9 +85,7 @@ SETS = (
         "https://github.com/EmojiTwo/emojitwo",
     ),
 )
-LABELS = ArtSet(
-    "emojibase-data", "17.0.0", "", "MIT", "https://github.com/milesj/emojibase"
-)
+LABELS = ArtSet("emojibase-data", "17.0.0", "", "MIT", "https://github.com/milesj/emojibase")
 # Styles that share one drawing: they stay on one side of the split.
 SAME_DRAWING = ({"fluent", "flat"},)
 
@@ -108,11 +107,7 @@ class Drawing:
 def fetch(folder: Path) -> None:
     """Download every package that `folder` lacks, with npm (which checks their hashes)."""
     folder.mkdir(parents=True, exist_ok=True)
-    missing = [
-        f"{s.package}@{s.version}"
-        for s in (*SETS, LABELS)
-        if not (folder / s.archive).exists()
-    ]
+    missing = [f"{s.package}@{s.version}" for s in (*SETS, LABELS) if not (folder / s.archive).exists()]
     if not missing:
         return
     try:
@@ -123,13 +118,9 @@ def fetch(folder: Path) -> None:
             stdout=subprocess.DEVNULL,
         )
     except FileNotFoundError:
-        raise RunError(
-            "npm is needed to fetch the drawings; install Node.js, then run again"
-        ) from None
+        raise RunError("npm is needed to fetch the drawings; install Node.js, then run again") from None
     except subprocess.CalledProcessError as error:
-        raise RunError(
-            f"npm could not fetch {', '.join(missing)} (exit {error.returncode})"
-        ) from None
+        raise RunError(f"npm could not fetch {', '.join(missing)} (exit {error.returncode})") from None
 
 
 def drawings(folder: Path) -> Iterator[Drawing]:
@@ -157,15 +148,11 @@ def _concepts_by_slug(folder: Path) -> dict[str, dict]:
     by_slug = {_slug(entry["label"]): entry for entry in by_code.values()}
     for art in SETS:
         chars = _read(folder / art.archive, "package/chars.json") or {}
-        by_slug |= {
-            slug: by_code[_code(code)]
-            for code, slug in chars.items()
-            if _code(code) in by_code
-        }
+        by_slug |= {slug: by_code[_code(code)] for code, slug in chars.items() if _code(code) in by_code}
     return by_slug
 
 
-def _read(archive: Path, member: str):
+def _read(archive: Path, member: str) -> Any:
     with tarfile.open(archive) as tar:
         try:
             handle = tar.extractfile(member)
@@ -175,9 +162,7 @@ def _read(archive: Path, member: str):
 
 
 def _code(hexcode: str) -> str:
-    return "-".join(
-        part for part in hexcode.lower().split("-") if part not in {"fe0f", "200d"}
-    )
+    return "-".join(part for part in hexcode.lower().split("-") if part not in {"fe0f", "200d"})
 
 
 def _slug(label: str) -> str:
@@ -186,9 +171,7 @@ def _slug(label: str) -> str:
 
 def _words(label: str) -> str:
     """'woman: red hair' -> 'woman red hair': the words a person would type."""
-    return re.sub(
-        r"\s+", " ", re.sub(r"[^a-z0-9' -]+", " ", label.lower().replace("’", "'"))
-    ).strip()
+    return re.sub(r"\s+", " ", re.sub(r"[^a-z0-9' -]+", " ", label.lower().replace("’", "'"))).strip()
 
 
 def _svg(icon: dict, icons: dict) -> str:

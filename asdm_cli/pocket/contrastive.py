@@ -59,16 +59,12 @@ def new_clip(tokenizer: CLIPTokenizer) -> CLIPModel:
         "pad_token_id": tokenizer.pad_token_id,
     }
     vision = half | {"image_size": 64, "patch_size": 8}
-    return CLIPModel(
-        CLIPConfig(text_config=text, vision_config=vision, projection_dim=WIDTH)
-    )
+    return CLIPModel(CLIPConfig(text_config=text, vision_config=vision, projection_dim=WIDTH))
 
 
 def tokenize(tokenizer: CLIPTokenizer, captions: list[str]) -> Tensor:
     """-> ids [n, TOKENS], padded and cut exactly as the pipeline does it."""
-    return tokenizer(
-        captions, padding="max_length", truncation=True, max_length=TOKENS, return_tensors="pt"
-    ).input_ids
+    return tokenizer(captions, padding="max_length", truncation=True, max_length=TOKENS, return_tensors="pt").input_ids
 
 
 class Contrast(nn.Module):

@@ -27,9 +27,7 @@ def build(folder: Path) -> dict[str, int]:
     fetch(folder / "npm")
     sides = split(drawings(folder / "npm"))
     train = _shuffled([(drawing, "train") for drawing in sides["train"]])
-    held = _shuffled(
-        [(drawing, kind) for kind in (NOVEL_STYLE, NOVEL_LABEL) for drawing in sides[kind]]
-    )
+    held = _shuffled([(drawing, kind) for kind in (NOVEL_STYLE, NOVEL_LABEL) for drawing in sides[kind]])
     counts = {"train": len(train), "train-small": SMALL_TRAIN, "validation": len(held)}
     pictures = _render([drawing for drawing, _ in train + held])
     _write(folder / "train.tar", train, pictures)

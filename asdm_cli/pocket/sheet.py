@@ -34,9 +34,7 @@ def draw(model: str, shard: Path, count: int = 64, steps: int = 25, guidance: fl
 
     pairs = read_pairs(shard, count)
     pipe = load_pipeline(find(model), *device_and_dtype())
-    drawing = pictures(
-        pipe, pairs.captions, range(count), steps=steps, guidance=guidance, size=None, seed=0, batch=16
-    )
+    drawing = pictures(pipe, pairs.captions, range(count), steps=steps, guidance=guidance, size=None, seed=0, batch=16)
     drawn = [picture for _, picture in sorted(drawing, key=lambda item: item[0])]
     real = [Image.fromarray(picture.permute(1, 2, 0).numpy()) for picture in pairs.pictures]
     return sheet(pairs.captions, drawn, real)

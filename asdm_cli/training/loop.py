@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import math
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -20,6 +21,9 @@ from torch import Tensor, nn
 
 from asdm_cli.errors import RunError
 from asdm_cli.training import checkpoints
+
+Say = Callable[[dict[str, Any]], object]
+"""Takes a line of the log as it is written."""
 
 
 class Task(Protocol):
@@ -55,15 +59,13 @@ def native_bf16() -> bool:
     return bool(torch.cpu._is_avx512_bf16_supported())
 
 
-def train(task: Task, module: nn.Module, plan: Plan, folder: Path, say=print) -> EMAModel:
+def train(task: Task, module: nn.Module, plan: Plan, folder: Path, say: Say = print) -> EMAModel:
     """Train `module` in place up to `plan.steps`, going on from the newest checkpoint in `folder`.
 
     Returns the EMA of its weights. Writes `folder/log.jsonl`, one line of figures per ten steps.
     """
     accelerator = Accelerator(mixed_precision="bf16" if native_bf16() else "no")
-    optimizer = torch.optim.AdamW(
-        module.parameters(), lr=plan.lr, weight_decay=plan.weight_decay, betas=(0.9, 0.99)
-    )
+    optimizer = torch.optim.AdamW(module.parameters(), lr=plan.lr, weight_decay=plan.weight_decay, betas=(0.9, 0.99))
     ema = EMAModel(module.parameters(), decay=plan.ema_decay)
     start = _resume(folder, module, optimizer, ema)
     wrapped, optimizer = accelerator.prepare(module, optimizer)
@@ -150,7 +152,7 @@ def _validate(task: Task, module: nn.Module, ema: EMAModel) -> dict[str, float]:
 class Log:
     """`log.jsonl`: mean losses of each ten steps, and validation figures; lines past a resume are dropped."""
 
-    def __init__(self, path: Path, start: int, write: bool, say):
+    def __init__(self, path: Path, start: int, write: bool, say: Say):
         self.path, self.write, self.say = path, write, say
         self.sums: dict[str, Tensor] = {}
         self.count, self.samples, self.since = 0, 0, time.monotonic()

@@ -44,7 +44,7 @@ PLAN = Plan(steps=30, batch=5, lr=0.05, warmup=3, save_every=7, validate_every=1
 def trained(folder: Path, task: Line, plan: Plan = PLAN):
     torch.manual_seed(0)
     module = nn.Linear(1, 1)
-    ema = train(task, module, plan, folder, say=lambda row: None)
+    ema = train(task, module, plan, folder, say=[].append)
     return module, ema
 
 
