@@ -5,10 +5,10 @@ BIN := .venv/bin
 INSTALLED := .venv/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test check format data pocket
+.PHONY: help setup demo test check format data pocket pocket-figures
 
 help: ## Show this list
-	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 setup: $(INSTALLED) ## Install asdm and its tools into .venv
 
@@ -48,3 +48,8 @@ pocket: setup ## Train the bundled model anew; hours, goes on after an interrupt
 	$(BIN)/pip install --quiet -c constraints.txt -e '.[pocket]'
 	$(BIN)/python -m asdm_cli.pocket train
 	$(BIN)/python -m asdm_cli.pocket export
+
+HARDWARE ?= $(shell nproc) CPU cores
+pocket-figures: setup ## Measure the bundled model and renew its card and sample sheet
+	$(BIN)/asdm eval recipes/eval-pocket-figures.yaml --overwrite
+	$(BIN)/python -m asdm_cli.pocket card runs/eval-pocket-figures --hardware "$(HARDWARE)"

@@ -62,6 +62,26 @@ def export(data: Data = Path("data"), folder: Folder = Path("runs/pocket-trainin
     print(write(data, folder))
 
 
+@app.command()
+def card(
+    run: Annotated[Path, typer.Argument(help="The run of recipes/eval-pocket-figures.yaml.")],
+    hardware: Annotated[str, typer.Option(help="What the training ran on, in words.")],
+    data: Data = Path("data"),
+) -> None:
+    """Renew the model card, its curves and the sample sheet."""
+    from asdm_cli.pocket import card as page
+    from asdm_cli.pocket.export import SHARDS
+    from asdm_cli.pocket.pairs import read_pairs
+    from asdm_cli.pocket.sheet import draw
+    from asdm_cli.pocket.stages import WEIGHTS
+    from asdm_cli.report.merge import read
+
+    validation = SHARDS / "validation.tar.gz"
+    draw("pocket", validation).save(WEIGHTS / "samples.png")
+    pairs = len(read_pairs(data / "train.tar"))
+    print(page.write(read(run), hardware, pairs, len(read_pairs(validation))))
+
+
 def main() -> None:
     try:
         app()

@@ -12,7 +12,7 @@ from transformers import CLIPImageProcessorPil, CLIPModel, CLIPTokenizer
 
 from asdm_cli.pocket.denoiser import new_scheduler
 from asdm_cli.pocket.shards import SIZE
-from asdm_cli.pocket.stages import WEIGHTS, Workshop, text_half
+from asdm_cli.pocket.stages import RECORDS, STAGES, WEIGHTS, Workshop, text_half
 
 SHARDS = Path(__file__).parent / "data"
 SHIPPED_SHARDS = ("validation", "train-small")
@@ -40,10 +40,22 @@ def export(data: Path, folder: Path, go_on: bool = False) -> Path:
     clip.half().save_pretrained(partial / "clip")
     _processor().save_pretrained(partial / "clip")
     CLIPTokenizer.from_pretrained(shop.part("tokenizer")).save_pretrained(partial / "clip")
+    _keep_records(folder, partial / "training")
     shutil.rmtree(WEIGHTS, ignore_errors=True)
     partial.rename(WEIGHTS)
     ship_shards(data)
     return WEIGHTS
+
+
+def _keep_records(folder: Path, target: Path) -> None:
+    """Each stage's figures and log go with the weights: this training's, else those shipped before."""
+    target.mkdir()
+    if RECORDS.exists():
+        shutil.copytree(RECORDS, target, dirs_exist_ok=True)
+    for name in STAGES:
+        if (folder / f"{name}.json").exists():
+            shutil.copyfile(folder / f"{name}.json", target / f"{name}.json")
+            shutil.copyfile(folder / name / "log.jsonl", target / f"{name}.jsonl")
 
 
 def ship_shards(data: Path) -> None:

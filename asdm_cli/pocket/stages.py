@@ -23,6 +23,8 @@ from asdm_cli.progress import note
 from asdm_cli.training.loop import Plan, Task, train
 
 WEIGHTS = Path(__file__).parent / "weights"
+RECORDS = WEIGHTS / "training"
+"""Figures and log of each stage that made the shipped weights."""
 
 PLANS = {
     "vae": Plan(steps=8000, batch=16, lr=2e-3, ema_decay=0.995),
