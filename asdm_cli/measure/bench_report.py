@@ -18,10 +18,10 @@ Row = dict[str, Cell | Interval]
 
 CARD = "bench"
 UNET_CALL, WHOLE_IMAGE = "UNet call", "whole image"
-CONTESTANT = Column("contestant", "contestant")
-PARAMETERS = Column("params_m", "parameters (M)", "lower")
-MACS = Column("macs_g", "MACs (G)", "lower")
-PLAIN_MACS = Column("macs_without_attention_g", "without attention matmuls (G)", "lower")
+CONTESTANT = Column("name", "contestant")
+PARAMETERS = Column("params_m", "parameters (M)")
+MACS = Column("macs_g", "MACs (G)")
+PLAIN_MACS = Column("macs_without_attention_g", "without attention matmuls (G)")
 SPEEDUP = Column("speedup", "speed-up", "higher", 3)
 
 
@@ -60,9 +60,9 @@ def _overview(measured: Measurement) -> Table:
         Column("unet_params_m", "UNet parameters (M)", "lower"),
         Column("unet_macs_g", "UNet call MACs (G)", "lower"),
         Column("unet_macs_without_attention_g", PLAIN_MACS.title, "lower"),
-        Column("unet_latency_ms", "UNet call (ms)", "lower"),
+        Column("unet_ms", "UNet call (ms)", "lower"),
         Column("image_macs_g", "image MACs (G)", "lower"),
-        Column("image_latency_ms", "image (ms)", "lower"),
+        Column("image_ms", "image (ms)", "lower"),
         Column("weights_mb", "weights (MB)", "lower", 1),
         Column("peak_memory_mb", "peak memory (MB)", "lower", 1),
     ]
@@ -80,14 +80,14 @@ def _overview_row(measured: Measurement, entrant: Entrant) -> Row:
     profile = measured.profiles[entrant.name]
     drawn = measured.image_times.get(1, {}).get(entrant.name)
     return {
-        "contestant": entrant.name,
+        "name": entrant.name,
         "latent": "×".join(map(str, entrant.latent)),
         "unet_params_m": sum(entrant.parameters.values()) / 1e6,
         "unet_macs_g": entrant.macs.total / 1e9,
         "unet_macs_without_attention_g": entrant.macs.plain / 1e9,
-        "unet_latency_ms": quartiles(measured.unet_times[1][entrant.name], 1e3),
+        "unet_ms": quartiles(measured.unet_times[1][entrant.name], 1e3),
         "image_macs_g": profile.trajectory.whole.total / 1e9 if profile.trajectory else None,
-        "image_latency_ms": quartiles(drawn, 1e3) if drawn else None,
+        "image_ms": quartiles(drawn, 1e3) if drawn else None,
         "weights_mb": profile.memory.weights / 1e6,
         "peak_memory_mb": profile.memory.peak / 1e6,
     }
@@ -100,8 +100,8 @@ def _speeds(measured: Measurement) -> list[Table]:
     if not rows:
         return []
     columns = [
-        Column("what", "what"),
         CONTESTANT,
+        Column("what", "what"),
         Column("against", "against"),
         SPEEDUP,
         Column("latency_cut_pct", "latency cut (%)", "higher", 1),
@@ -116,7 +116,7 @@ def _speed_rows(what: str, times: dict[str, list[float]]) -> Iterable[Row]:
         ratio = _speedup(times, name)
         yield {
             "what": what,
-            "contestant": name,
+            "name": name,
             "against": next(iter(times)),
             "speedup": ratio,
             "latency_cut_pct": latency_cut(ratio.value),
@@ -128,10 +128,10 @@ def _throughput(measured: Measurement) -> Table:
     columns = [
         CONTESTANT,
         Column("batch", "images at once", digits=0),
-        Column("image_steps_per_s", "denoising steps of an image per second", "higher", 3),
-        Column("unet_speedup", "UNet speed-up", "higher", 3),
-        Column("images_per_s", "images per second", "higher", 4),
-        Column("image_speedup", "image speed-up", "higher", 3),
+        Column("image_steps_per_s", "denoising steps of an image per second", digits=3),
+        Column("unet_speedup", "UNet speed-up", digits=3),
+        Column("images_per_s", "images per second", digits=4),
+        Column("image_speedup", "image speed-up", digits=3),
     ]
     whole = ("images_per_s", "image_speedup")
     shown = [column for column in columns if measured.image_times or column.key not in whole]
@@ -146,7 +146,7 @@ def _throughput(measured: Measurement) -> Table:
 def _throughput_row(measured: Measurement, name: str, batch: int) -> Row:
     unet, image = measured.unet_times[batch], measured.image_times.get(batch, {})
     return {
-        "contestant": name,
+        "name": name,
         "batch": batch,
         "image_steps_per_s": batch / quartiles(unet[name]).value,
         "unet_speedup": _speedup(unet, name),
@@ -190,7 +190,7 @@ def _component_rows(measured: Measurement, entrant: Entrant) -> Iterable[Row]:
 
 def _component_row(name: str, component: str, parameters: int, count: Count) -> Row:
     return {
-        "contestant": name,
+        "name": name,
         "component": component,
         "params_m": parameters / 1e6,
         "calls": None,
@@ -200,7 +200,7 @@ def _component_row(name: str, component: str, parameters: int, count: Count) -> 
 
 
 def _blocks(measured: Measurement) -> list[Table | Bars]:
-    time = Column("time_ms", "time (ms)", "lower")
+    time = Column("time_ms", "time (ms)")
     columns = [CONTESTANT, Column("block", "block"), PARAMETERS, MACS, PLAIN_MACS, time]
     rows = [row for entrant in measured.entrants for row in _block_rows(measured, entrant)]
     note = (
@@ -217,7 +217,7 @@ def _block_rows(measured: Measurement, entrant: Entrant) -> list[Row]:
     seconds = measured.profiles[entrant.name].block_seconds
     return [
         {
-            "contestant": entrant.name,
+            "name": entrant.name,
             "block": block,
             "params_m": parameters / 1e6,
             "macs_g": entrant.macs.blocks[block] / 1e9,

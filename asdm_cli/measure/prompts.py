@@ -96,17 +96,23 @@ def _read_shard(path: Path) -> tuple[list[str], list[str], int]:
 
 def _samples(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
     """(key, {extension: bytes}) of every sample; each has a `png` and a `txt`."""
-    import webdataset  # slow: it imports torch
+    from webdataset.tariterators import group_by_keys, tar_file_expander  # slow: it imports torch
 
+    # WebDataset(path) would read a path's `{0..9}` and `pipe:` as its own language, and leaves the file open.
     try:
-        for sample in webdataset.WebDataset(str(path), shardshuffle=False, empty_check=False):
-            key = sample["__key__"]
-            for part in ("png", "txt"):
-                if part not in sample:
-                    raise ModelError(f"{path}: sample {key!r} has no .{part}; write the shard again with both")
-            yield key, sample
+        with path.open("rb") as file:
+            for sample in group_by_keys(tar_file_expander([{"url": path.name, "stream": file}])):
+                yield _whole(path, sample)
     except (tarfile.TarError, EOFError, gzip.BadGzipFile, zlib.error, ValueError, OSError) as error:
         raise ModelError(f"{path}: is no whole tar file ({error}); fetch or write the shard again") from None
+
+
+def _whole(path: Path, sample: dict[str, Any]) -> tuple[str, dict[str, Any]]:
+    key = sample["__key__"]
+    for part in ("png", "txt"):
+        if part not in sample:
+            raise ModelError(f"{path}: sample {key!r} has no .{part}; write the shard again with both")
+    return key, sample
 
 
 def _check_png(path: Path, key: str, png: bytes) -> None:

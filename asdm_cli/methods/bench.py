@@ -32,7 +32,7 @@ SD_TOKENS = 77
 MAKER_STEP = 8
 """diffusers' pipelines draw only multiples of this many pixels, whatever the VAE's factor."""
 COLUMNS = [
-    Column("contestant", "contestant"),
+    Column("name", "contestant"),
     Column("source", "source"),
     Column("unet_params_m", "UNet parameters (M)", "lower"),
     Column("unet_macs_g", "UNet call MACs (G)", "lower"),
@@ -225,7 +225,7 @@ def _notes(entrants: Sequence[Entrant], device: torch.device, dtype: torch.dtype
 def _row(entrant: Entrant, weights: int) -> dict[str, Cell | Interval]:
     calls = f"UNet calls, images of {entrant.steps} steps" if entrant.draws else "UNet calls"
     return {
-        "contestant": entrant.name,
+        "name": entrant.name,
         "source": entrant.source,
         "unet_params_m": sum(entrant.parameters.values()) / 1e6,
         "unet_macs_g": entrant.macs.total / 1e9,

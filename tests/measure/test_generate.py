@@ -1,99 +1,121 @@
-"""A picture depends on its prompt, its index and the seed, and on nothing else that a run may vary."""
+"""A picture depends on its prompt, its index and the seed: not on batch, threads, neighbours or processes."""
 
 from __future__ import annotations
 
+import threading
+import time
+from collections.abc import Iterable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
-from diffusers.pipelines.pipeline_utils import DiffusionPipeline
+from PIL import Image
 
+from asdm_cli.measure import generate
 from asdm_cli.measure.generate import Layout, layout, pictures, prompt_seed
 from asdm_cli.models.load import load_pipeline, set_sampler
 from asdm_cli.models.source import find
 
-PROMPTS = [f"a {thing}" for thing in ("cat", "dog", "fox", "hen", "owl", "pig", "ram", "yak", "ant")]
+GOLDEN = [7896617691693857887, 2918264622725855778, 8460147692890830636]
+"""Seeds of (seed, index) (0, 0), (0, 1), (7, 0): pictures of earlier runs stand or fall with them."""
+PROMPTS = ["fox", "owl", "cup", "sun", "bee", "hat", "key"]
 
 
 @pytest.fixture(scope="module")
-def pipe(tiny_pipeline: Path) -> DiffusionPipeline:
+def pipe(tiny_pipeline: Path) -> Any:
     return load_pipeline(find(str(tiny_pipeline)), torch.device("cpu"), torch.float32)
 
 
-def drawn(pipe: DiffusionPipeline, indices: list[int], batch: int = 4, seed: int = 5) -> dict[int, bytes]:
-    each = pictures(pipe, PROMPTS, indices, steps=2, guidance=3.0, size=32, seed=seed, batch=batch)
-    return {index: picture.tobytes() for index, picture in each}
+@pytest.fixture
+def threads() -> Iterator[None]:
+    before = torch.get_num_threads()
+    yield
+    torch.set_num_threads(before)
 
 
-@pytest.fixture(scope="module")
-def whole(pipe: DiffusionPipeline) -> dict[int, bytes]:
-    return drawn(pipe, list(range(len(PROMPTS))))
+def drawn(pipe: Any, indices: Iterable[int] = range(7), batch: int = 4, **changes: Any) -> dict[int, bytes]:
+    settings = {"steps": 3, "guidance": 3.0, "size": None, "seed": 0, **changes}
+    return {index: each.tobytes() for index, each in pictures(pipe, PROMPTS, indices, batch=batch, **settings)}
 
 
-def test_prompt_seeds_are_the_same_for_ever() -> None:
-    golden = {
-        (0, 0): 7896617691693857887,
-        (0, 1): 2918264622725855778,
-        (1, 0): 3717377837946358015,
-        (1099511627776, 999999): 6473374541476089996,
-    }
-    assert {pair: prompt_seed(*pair) for pair in golden} == golden
-
-
-def test_prompt_seeds_differ_and_fit_a_generator() -> None:
-    seeds = {prompt_seed(seed, index) for seed in range(20) for index in range(50)}
-    assert len(seeds) == 20 * 50
+def test_seeds_are_those_of_numpys_sequence() -> None:
+    assert [prompt_seed(0, 0), prompt_seed(0, 1), prompt_seed(7, 0)] == GOLDEN
+    seeds = {prompt_seed(seed, index) for seed in range(20) for index in range(500)}
+    assert len(seeds) == 20 * 500
     assert all(0 <= seed < 2**63 for seed in seeds)
 
 
-def test_every_picture_is_another(whole: dict[int, bytes]) -> None:
-    assert list(whole) == list(range(len(PROMPTS)))
-    assert len(set(whole.values())) == len(PROMPTS)
-
-
-@pytest.mark.parametrize("batch", [1, 3, 8])
-def test_batch_changes_no_bit(pipe: DiffusionPipeline, whole: dict[int, bytes], batch: int) -> None:
-    assert drawn(pipe, list(range(len(PROMPTS))), batch) == whole
-
-
-def test_two_halves_are_the_whole(pipe: DiffusionPipeline, whole: dict[int, bytes]) -> None:
-    """The cut goes through a UNet call, as an interruption may."""
-    assert drawn(pipe, list(range(6))) | drawn(pipe, list(range(6, len(PROMPTS)))) == whole
-
-
-@pytest.mark.parametrize("indices", [[7], [7, 6], [0, 7, 8]])
-def test_other_wanted_pictures_do_not_matter(
-    pipe: DiffusionPipeline, whole: dict[int, bytes], indices: list[int]
-) -> None:
-    some = drawn(pipe, indices)
-    assert list(some) == sorted(indices)
-    assert some == {index: whole[index] for index in some}
-
-
-@pytest.mark.parametrize("sampler", ["pndm", "dpm++2m"])
-def test_calls_side_by_side_do_not_share_a_scheduler(
-    tiny_pipeline: Path, monkeypatch: pytest.MonkeyPatch, sampler: str
-) -> None:
-    """Samplers that remember earlier steps would mix pictures up."""
-    pipe = load_pipeline(find(str(tiny_pipeline)), torch.device("cpu"), torch.float32)
+@pytest.mark.usefixtures("threads")
+@pytest.mark.parametrize("sampler", ["own", "pndm", "dpm++2m"])
+def test_pictures_are_equal_at_any_batch_and_number_of_threads(pipe: Any, sampler: str) -> None:
+    pipe = type(pipe)(**pipe.components, requires_safety_checker=False)
+    pipe.set_progress_bar_config(disable=True)
     set_sampler(pipe, sampler)
-    alone = drawn(pipe, list(range(len(PROMPTS))))
-    monkeypatch.setattr(torch, "get_num_threads", lambda: 3)
-    assert layout(pipe, len(PROMPTS), 12).workers == 3
-    assert drawn(pipe, list(range(len(PROMPTS))), batch=12) == alone
+    torch.set_num_threads(1)
+    whole = drawn(pipe, batch=16)
+    assert sorted(whole) == list(range(7))
+    assert len(set(whole.values())) == 7, "seven different pictures"
+    for batch, count in ((1, 1), (3, 2), (16, 3)):
+        torch.set_num_threads(count)
+        assert drawn(pipe, batch=batch) == whole
 
 
-def test_the_seed_changes_pictures(pipe: DiffusionPipeline, whole: dict[int, bytes]) -> None:
-    assert drawn(pipe, [0], seed=6)[0] != whole[0]
+def test_pictures_do_not_depend_on_their_neighbours(pipe: Any) -> None:
+    whole = drawn(pipe)
+    parts = drawn(pipe, [5]) | drawn(pipe, [0, 6]) | drawn(pipe, [1, 2, 3, 4])
+    assert parts == whole
 
 
-def test_nothing_wanted_nothing_drawn(pipe: DiffusionPipeline) -> None:
-    assert drawn(pipe, []) == {}
+def test_other_seed_other_pictures_same_seed_same_pictures(pipe: Any) -> None:
+    assert drawn(pipe, [0, 1]) == drawn(pipe, [0, 1])
+    other = drawn(pipe, [0, 1], seed=1)
+    assert all(other[index] != drawn(pipe, [0, 1])[index] for index in (0, 1))
 
 
-def test_rows_of_a_filled_call_are_fixed() -> None:
-    filled = Layout(rows=4, filled=True, workers=1, threads=1)
-    assert filled.calls([9, 1, 2, 2]) == [[1, 2], [9]]
-    assert filled.seats([1, 2]) == [1, 1, 2, 1]
-    assert filled.seats([9]) == [9, 9, 9, 9]
+def test_the_pipelines_scheduler_is_left_alone(pipe: Any) -> None:
+    before = pipe.scheduler
+    assert before.num_inference_steps is None
+    drawn(pipe, [0])
+    assert pipe.scheduler is before
+    assert before.num_inference_steps is None
+
+
+def test_calls_go_by_index_and_keep_their_rows() -> None:
+    four = Layout(rows=4, filled=True, workers=1, threads=1)
+    assert four.calls([9, 0, 3, 4, 3]) == [[0, 3], [4], [9]]
+    assert four.seats([0, 3]) == [0, 0, 0, 3]
+    assert four.seats([9]) == [9, 9, 9, 9]
     assert Layout(rows=4, filled=False, workers=1, threads=1).seats([9]) == [9]
+
+
+@pytest.mark.usefixtures("threads")
+def test_layout_of_devices_and_sizes() -> None:
+    def fake(kind: str, parameters: int) -> Any:
+        weight = SimpleNamespace(numel=lambda: parameters)
+        return SimpleNamespace(device=torch.device(kind), unet=SimpleNamespace(parameters=lambda: [weight]))
+
+    torch.set_num_threads(2)
+    assert layout(fake("cuda", 10), 100, batch=16) == Layout(rows=16, filled=False, workers=1, threads=2)
+    assert layout(fake("cpu", 10), 100, batch=16) == Layout(rows=4, filled=True, workers=2, threads=1)
+    assert layout(fake("cpu", 10), 100, batch=1) == Layout(rows=4, filled=True, workers=1, threads=1)
+    assert layout(fake("cpu", 10**9), 100, batch=16) == Layout(rows=1, filled=True, workers=2, threads=1)
+    assert layout(fake("cpu", 10**9), 1, batch=16) == Layout(rows=1, filled=True, workers=1, threads=2)
+
+
+def test_who_stops_early_stops_the_drawing(pipe: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    begun = []
+
+    def slow(_pipe: Any, prompts: list[str], *_: Any) -> list[Image.Image]:
+        begun.append(prompts)
+        time.sleep(0.05)
+        return [Image.new("RGB", (8, 8))] * len(prompts)
+
+    monkeypatch.setattr(generate, "_draw", slow)
+    before = threading.active_count()
+    drawing = pictures(pipe, ["x"] * 80, range(80), steps=1, guidance=1.0, size=None, seed=0, batch=4)
+    assert next(iter(drawing))[0] == 0
+    drawing.close()  # type: ignore[attr-defined]
+    assert 1 <= len(begun) < 10, "of 20 calls"
+    assert threading.active_count() == before

@@ -1,227 +1,331 @@
-"""`eval` from recipe to report over tiny pipelines, and everything that it refuses before it draws."""
+"""`eval` from recipe to report on tiny models: faults, figures, going on after an interruption, many processes."""
 
 from __future__ import annotations
 
-import json
+import os
 import shutil
+import socket
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import pytest
+from PIL import Image
 
-from asdm_cli.errors import ModelError
-from asdm_cli.measure import features
+from asdm_cli.errors import ModelError, RunError
+from asdm_cli.measure import drawing
+from asdm_cli.measure.drawing import Share
 from asdm_cli.methods import evaluate
+from asdm_cli.recipe.load import dump
 from asdm_cli.recipe.verbs import EvalContestant, EvalRecipe
-from asdm_cli.report.document import Grid, Interval, Report, Scatter, Table
+from asdm_cli.report.document import Grid, Interval, Scatter, Table
 from asdm_cli.report.run_directory import Run
-from tests.measure.shard import sample, write_shard
+from tests import tiny
+from tests.drawings import drawing as example
+from tests.drawings import png, shard
 
-THINGS = ("cat", "dog", "fox", "hen", "owl", "pig")
-FIGURES = ["clip_score", "clip_retrieval", "psnr", "ssim"]
-
-
-@pytest.fixture(scope="module")
-def shard(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Six samples of two splits; 40 pixels wide, so that they have to be fitted."""
-    samples = {
-        f"{i:03}": sample(f"a {thing}", (40 * i, 128, 250 - 40 * i), ("seen", "new")[i % 2], size=40)
-        for i, thing in enumerate(THINGS)
-    }
-    return write_shard(tmp_path_factory.mktemp("shards") / "made-up.tar", samples)
-
-
-def recipe(model: Path, prompts: Path, **changes: Any) -> EvalRecipe:
-    models = [EvalContestant(name="slow", model=str(model)), EvalContestant(name="hasty", model=str(model), steps=1)]
-    few = {"steps": 2, "device": "cpu", "bootstrap": 20, "grid": 2, "limit": 5, "metrics": FIGURES}
-    return EvalRecipe(**{"verb": "eval", "models": models, "prompts": str(prompts), "out": "runs/x", **few, **changes})
+PROMPTS = 7
+Drawn = dict[str, bytes]
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("run")
+def other_pipeline(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tiny.pipeline(tmp_path_factory.mktemp("models") / "other", seed=1)
 
 
 @pytest.fixture(scope="module")
-def report(tiny_pipeline: Path, shard: Path, folder: Path) -> Report:
-    return evaluate.run(evaluate.plan(recipe(tiny_pipeline, shard)), Run(folder))
-
-
-def table(report: Report, title: str) -> Table:
-    (found,) = (part for part in report.parts if part.title == title)
-    assert isinstance(found, Table)
-    return found
-
-
-def test_plan_says_what_will_be_drawn(tiny_pipeline: Path, shard: Path) -> None:
-    planned = evaluate.plan(recipe(tiny_pipeline, shard)).report()
-    (drawn,) = planned.parts
-    assert isinstance(drawn, Table)
-    assert drawn.title == "What is drawn: 5 pictures each, at 32 x 32 pixels"
-    assert [(row["name"], row["steps"], row["guidance"]) for row in drawn.rows] == [("slow", 2, 3.0), ("hasty", 1, 3.0)]
-    assert "6 real pictures" in planned.summary
-
-
-def test_figures_of_every_set_of_pictures(report: Report) -> None:
-    worth = table(report, "What the pictures are worth")
-    assert [row["name"] for row in worth.rows] == ["slow", "hasty", evaluate.VAE, evaluate.REAL]
-    keys = ["clip_score", "recall_at_1", "recall_at_5", "psnr_db", "ssim"]
-    assert [column.key for column in worth.columns] == ["name", "steps", "macs_g", *keys]
-    assert [[key for key in keys if key in row] for row in worth.rows] == [keys[:3], keys, keys[:3], keys[:3]]
-    figures = [cell for row in worth.rows for cell in row.values() if isinstance(cell, Interval)]
-    assert len(figures) == 4 * 3 + 2
-    assert all(figure.low <= figure.high for figure in figures)
-    assert [row["recall_at_5"].value for row in worth.rows] == [1.0] * 4, "there are five prompts"  # type: ignore[union-attr]
-
-
-def test_cost_is_counted_by_steps(report: Report) -> None:
-    slow, hasty, *real = table(report, "What the pictures are worth").rows
-    assert (slow["steps"], hasty["steps"]) == (2, 1)
-    assert slow["macs_g"] == pytest.approx(2 * hasty["macs_g"])  # type: ignore[operator]
-    assert [row["macs_g"] for row in real] == [None, None]
-
-
-def test_splits_are_told_apart(report: Report) -> None:
-    rows = table(report, "The parts of the data apart").rows
-    assert [row["split"] for row in rows] == ["new"] * 4 + ["seen"] * 4
-    assert all(isinstance(row["clip_score"], Interval) for row in rows)
-
-
-def test_grid_shows_the_same_prompts_side_by_side(report: Report) -> None:
-    (grid,) = (part for part in report.parts if isinstance(part, Grid))
-    assert grid.columns == [evaluate.REAL, evaluate.VAE, "slow", "hasty"]
-    assert grid.rows == ["a cat", "a dog"]
-    files = [file for row in grid.pictures for file in row]
-    assert len(files) == 8
-    assert all(file is not None and file.is_file() for file in files)
-
-
-def test_cards_say_how_and_that_the_contestants_differ(report: Report) -> None:
-    assert set(report.cards) == {"figures", "pictures of slow", "pictures of hasty"}
-    card = report.cards["figures"]
-    assert card["pictures"] == 5
-    assert card["resolution"] == "32 x 32"
-    assert "steps" not in card, "only what all share is said of all"
-    assert [report.cards[f"pictures of {name}"]["steps"] for name in ("slow", "hasty")] == [2, 1]
-    assert "differ in steps (slow: 2, hasty: 1)" in table(report, "What the pictures are worth").note
-
-
-def test_report_can_be_written(report: Report, folder: Path) -> None:
-    Run(folder).write(report)
-    data = json.loads((folder / "report.json").read_text(encoding="utf-8"))
-    assert data["verb"] == "eval"
-    assert (folder / "report.html").stat().st_size > 1000
-
-
-def test_going_on_redraws_the_damaged_picture_alone(
-    tiny_pipeline: Path, shard: Path, folder: Path, report: Report
-) -> None:
-    files = sorted((folder / "pictures").rglob("*.png"))
-    before = {file: (file.read_bytes(), file.stat().st_mtime_ns) for file in files}
-    damaged = files[3]
-    damaged.write_bytes(before[damaged][0][:-20])
-    again = evaluate.run(evaluate.plan(recipe(tiny_pipeline, shard)), Run(folder))
-    assert again == report
-    assert len(files) == 10
-    assert damaged.read_bytes() == before[damaged][0]
-    assert [file for file in files if file.stat().st_mtime_ns != before[file][1]] == [damaged]
-
-
-@pytest.mark.usefixtures("report")
-def test_distances_to_the_real_pictures(tiny_pipeline: Path, shard: Path, folder: Path) -> None:
-    """By the tiny CLIP's features; draws nothing new and looks at each set once."""
-    measured = recipe(tiny_pipeline, shard, metrics=["kid", "fd"], features="clip")
-    distances = evaluate.run(evaluate.plan(measured), Run(folder))
-    worth = table(distances, "What the pictures are worth")
-    assert [[key in row for key in ("kid", "fd")] for row in worth.rows] == [[True, True]] * 3 + [[True, False]]
-    assert "FD is far too high below 2000 pictures (here 5)" in worth.note
-    (scatter,) = (part for part in distances.parts if isinstance(part, Scatter))
-    assert [point.label for point in scatter.points] == ["slow", "hasty"]
-    assert len(list((folder / "features").iterdir())) == 4
-    assert distances.cards["figures"]["feature_network"] == "CLIP image tower"
-    assert evaluate.run(evaluate.plan(measured), Run(folder)) == distances
-
-
-def test_prompts_alone_have_no_real_rows(tiny_pipeline: Path, tmp_path: Path) -> None:
-    lines = tmp_path / "prompts.txt"
-    lines.write_text("a cat\na dog\n")
-    alone = [EvalContestant(name="only", model=str(tiny_pipeline), steps=1)]
-    report = evaluate.run(
-        evaluate.plan(recipe(tiny_pipeline, lines, models=alone, metrics=["clip_score"])), Run(tmp_path / "run")
-    )
-    assert [row["name"] for row in table(report, "What the pictures are worth").rows] == ["only"]
-    assert set(report.cards) == {"figures"}
-    assert report.cards["figures"]["steps"] == 1
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return shard(tmp_path_factory.mktemp("data") / "pairs.tar", 10)
 
 
 @pytest.fixture
-def lines(tmp_path: Path) -> Path:
-    file = tmp_path / "prompts.txt"
-    file.write_text("a cat\na dog\n")
-    return file
+def recipe(tiny_pipeline: Path, data: Path) -> Callable[..., EvalRecipe]:
+    """A quick recipe of one contestant, `one`; CLIP stands in for the feature network."""
+
+    def make(**changes: Any) -> EvalRecipe:
+        usual: dict[str, Any] = {
+            "models": [EvalContestant(name="one", model=str(tiny_pipeline))],
+            "prompts": str(data),
+            "limit": PROMPTS,
+            "features": "clip",
+            "device": "cpu",
+            "dtype": "float32",
+            "steps": 2,
+            "bootstrap": 50,
+            "grid": 3,
+            "out": "runs/x",
+        }
+        return EvalRecipe(verb="eval", **{**usual, **changes})
+
+    return make
 
 
-@pytest.mark.parametrize("metric", ["kid", "fd"])
-def test_distances_need_real_pictures(tiny_pipeline: Path, lines: Path, metric: str) -> None:
-    with pytest.raises(ModelError, match=rf"{metric} compare with real pictures, and .*prompts\.txt has none"):
-        evaluate.plan(recipe(tiny_pipeline, lines, metrics=[metric]))
+def drawn(run: Path, name: str = "one") -> Drawn:
+    return {file.name: file.read_bytes() for file in sorted((run / "pictures" / name).glob("*.png"))}
 
 
-def test_distances_need_two_pictures(tiny_pipeline: Path, shard: Path) -> None:
-    with pytest.raises(ModelError, match="need two pictures or more; raise `limit`"):
-        evaluate.plan(recipe(tiny_pipeline, shard, metrics=["kid"], limit=1))
+@pytest.fixture
+def count(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """The index of every picture that is drawn from now on."""
+    indices: list[int] = []
+    real = drawing.pictures
+
+    def counted(*args: Any, **settings: Any) -> Iterator[tuple[int, Image.Image]]:
+        for index, picture in real(*args, **settings):
+            indices.append(index)
+            yield index, picture
+
+    monkeypatch.setattr(drawing, "pictures", counted)
+    return indices
 
 
-def test_an_unknown_reference_is_refused_without_the_recipe_check_too(tiny_pipeline: Path, lines: Path) -> None:
-    with pytest.raises(ValueError, match="no contestant is called 'nobody'"):
-        recipe(tiny_pipeline, lines, reference="nobody")
-    unchecked = recipe(tiny_pipeline, lines).model_copy(update={"reference": "nobody"})
-    with pytest.raises(ModelError, match="no contestant is called 'nobody'; it is one of slow, hasty"):
-        evaluate.plan(unchecked)
-
-
-@pytest.mark.parametrize(
-    ("network", "module"), [("inception", "torch_fidelity"), ("efficientnet_lite0", "efficientnet_lite_pytorch")]
-)
-def test_a_feature_network_that_is_not_installed(
-    tiny_pipeline: Path, shard: Path, monkeypatch: pytest.MonkeyPatch, network: str, module: str
+def test_report_of_two_contestants(
+    recipe: Callable[..., EvalRecipe], tiny_pipeline: Path, other_pipeline: Path, tmp_path: Path
 ) -> None:
-    monkeypatch.setattr(features, "find_spec", lambda _module: None)
-    with pytest.raises(ModelError, match=f"{network} needs {module}, which is not installed: pip install"):
-        evaluate.plan(recipe(tiny_pipeline, shard, metrics=["kid"], features=network))
+    models = [
+        EvalContestant(name="one", model=str(tiny_pipeline)),
+        EvalContestant(name="two", model=str(other_pipeline), steps=3),
+    ]
+    wanted = ["kid", "fd", "clip_score", "clip_retrieval", "psnr", "ssim"]
+    plan = evaluate.plan(recipe(models=models, metrics=wanted))
+    report = evaluate.run(plan, Run(tmp_path))
+    figures, splits, scatter, grid = report.parts
+    assert isinstance(figures, Table)
+    rows = {row["name"]: row for row in figures.rows}
+    assert list(rows) == ["one", "two", "real, VAE reconstruction", "real pictures"]
+    columns = [column.key for column in figures.columns]
+    assert columns[3:] == ["kid", "fd", "clip_score", "recall_at_1", "recall_at_5", "psnr_db", "ssim"]
+    assert set(rows["two"]) == set(columns)
+    assert set(rows["one"]) == set(columns) - {"psnr_db", "ssim"}, "the reference is not compared with itself"
+    assert set(rows["real pictures"]) == set(columns) - {"fd", "psnr_db", "ssim"}
+    intervals = [cell for row in figures.rows for cell in row.values() if isinstance(cell, Interval)]
+    assert len(intervals) == 5 + 7 + 5 + 4
+    assert all(cell.low <= cell.high for cell in intervals)
+    assert rows["two"]["macs_g"] == pytest.approx(1.5 * rows["one"]["macs_g"])  # type: ignore[operator]
+    assert "differ in steps (one: 2, two: 3)" in figures.note
+    assert "pictures of one" in figures.note
+    assert "trust KID" in figures.note
+    assert "steps" not in report.cards["figures"]
+    assert report.cards["pictures of two"]["steps"] == 3
+    assert isinstance(splits, Table)
+    assert {(row["name"], row["split"]) for row in splits.rows} >= {("one", "novel-label"), ("two", "novel-style")}
+    assert len(splits.rows) == 8
+    assert isinstance(scatter, Scatter)
+    assert [point.label for point in scatter.points] == ["one", "two"]
+    assert isinstance(grid, Grid)
+    assert grid.columns == ["real pictures", "real, VAE reconstruction", "one", "two"]
+    files = [file for row in grid.pictures for file in row if file]
+    assert len(files) == 3 * 4
+    assert all(file.is_file() for file in files)
 
 
-def test_inception_score_needs_classes(tiny_pipeline: Path, shard: Path) -> None:
-    with pytest.raises(ModelError, match="is needs a network that knows classes"):
-        evaluate.plan(recipe(tiny_pipeline, shard, metrics=["is"], features="clip"))
+def test_card_says_how_the_figures_were_made(
+    recipe: Callable[..., EvalRecipe], data: Path, tmp_path: Path, tiny_pipeline: Path
+) -> None:
+    card = evaluate.run(evaluate.plan(recipe(seed=5)), Run(tmp_path)).cards["figures"]
+    assert card["pictures"] == PROMPTS
+    assert card["real_pictures"] == 10
+    assert (card["resolution"], card["sampler"], card["steps"]) == ("32 x 32", "own: DDIMScheduler", 2)
+    assert (card["guidance"], card["device"], card["dtype"]) == (3.0, "cpu", "float32")
+    assert str(card["seed_rule"]).startswith("numpy SeedSequence([5, ")
+    assert (card["feature_network"], card["feature_resize"]) == ("CLIP image tower", "32, bicubic, antialiased")
+    assert str(card["prompts"]).startswith("pairs.tar (sha256 ")
+    everything = " ".join(str(value) for value in card.values())
+    assert str(data.parent) not in everything
+    assert str(tiny_pipeline.parent) not in everything
+    assert "torch 2" in everything
 
 
-def test_a_model_without_clip(tiny_pipeline: Path, lines: Path, tmp_path: Path) -> None:
-    bare = Path(shutil.copytree(tiny_pipeline, tmp_path / "bare", ignore=shutil.ignore_patterns("clip")))
-    with pytest.raises(ModelError, match="bare: has no folder clip/; give a CLIP's directory as `clip`"):
-        evaluate.plan(recipe(bare, lines))
-    given = evaluate.plan(recipe(bare, lines, clip=str(tiny_pipeline)))
-    assert given.clip == tiny_pipeline / "clip"
-    assert evaluate.plan(recipe(bare, lines, metrics=["psnr"])).clip is None
+@pytest.mark.skipif(find_spec("efficientnet_lite_pytorch") is None, reason="the extra `features` is not installed")
+def test_figures_of_the_efficientnet(recipe: Callable[..., EvalRecipe], tmp_path: Path) -> None:
+    wanted = recipe(features="efficientnet_lite0", metrics=["kid", "is"], limit=4)
+    table = evaluate.run(evaluate.plan(wanted), Run(tmp_path)).parts[0]
+    assert isinstance(table, Table)
+    assert [column.title for column in table.columns[3:]] == ["KID (EfficientNet-Lite0)", "IS (EfficientNet-Lite0)"]
+    one = table.rows[0]
+    assert isinstance(one["is"], Interval)
+    assert 1 <= one["is"].value <= 4
 
 
-def test_a_folder_that_is_no_clip(tiny_pipeline: Path, lines: Path, tmp_path: Path) -> None:
-    with pytest.raises(ModelError, match=r"has no config\.json; give a transformers CLIP directory"):
-        evaluate.plan(recipe(tiny_pipeline, lines, clip=str(tmp_path)))
+def test_text_file_has_figures_without_real_pictures(recipe: Callable[..., EvalRecipe], tmp_path: Path) -> None:
+    prompts = tmp_path / "prompts.txt"
+    prompts.write_text("a fox\nan owl\n")
+    plan = evaluate.plan(recipe(prompts=str(prompts), metrics=["clip_score"]))
+    report = evaluate.run(plan, Run(tmp_path / "run"))
+    table, grid = report.parts
+    assert isinstance(table, Table)
+    assert [row["name"] for row in table.rows] == ["one"]
+    assert isinstance(grid, Grid)
+    assert grid.columns == ["one"]
+    assert grid.rows == ["a fox", "an owl"]
 
 
-def test_a_unet_alone_cannot_draw(tiny_pipeline: Path, lines: Path) -> None:
-    with pytest.raises(ModelError, match="contestant 'slow' must be a whole StableDiffusionPipeline"):
-        evaluate.plan(recipe(tiny_pipeline / "unet", lines))
+def test_only_missing_and_damaged_pictures_are_drawn_again(
+    recipe: Callable[..., EvalRecipe], tmp_path: Path, count: list[int]
+) -> None:
+    plan = evaluate.plan(recipe(metrics=["clip_score"]))
+    evaluate.run(plan, Run(tmp_path))
+    assert count == list(range(PROMPTS))
+    whole = drawn(tmp_path)
+    folder = tmp_path / "pictures/one"
+    (folder / "000002.png").unlink()
+    (folder / "000005.png").write_bytes(whole["000005.png"][:-20])
+    count.clear()
+    evaluate.run(plan, Run(tmp_path))
+    assert count == [2, 5]
+    assert drawn(tmp_path) == whole
 
 
-def test_sizes_must_be_drawable_and_alike(tiny_pipeline: Path, lines: Path, tmp_path: Path) -> None:
-    with pytest.raises(ModelError, match="size: 33 is no multiple of 8, .* try 40"):
-        evaluate.plan(recipe(tiny_pipeline, lines, size=33))
-    big = Path(shutil.copytree(tiny_pipeline, tmp_path / "big"))
-    config = big / "unet/config.json"
-    config.write_text(json.dumps({**json.loads(config.read_text()), "sample_size": 16}))
-    both = [EvalContestant(name="small", model=str(tiny_pipeline)), EvalContestant(name="big", model=str(big))]
-    with pytest.raises(ModelError, match=r"different sizes \(small: 32, big: 64\); give `size`"):
-        evaluate.plan(recipe(tiny_pipeline, lines, models=both))
-    assert evaluate.plan(recipe(tiny_pipeline, lines, models=both, size=40)).size == 40
+def test_an_interrupted_run_goes_on_and_ends_with_the_same_pictures(
+    recipe: Callable[..., EvalRecipe], tmp_path: Path, count: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plan = evaluate.plan(recipe(metrics=["clip_score"]))
+    evaluate.run(plan, Run(tmp_path / "whole"))
+    count.clear()
+    counted = drawing.pictures
+
+    def killed(*args: Any, **settings: Any) -> Iterator[tuple[int, Image.Image]]:
+        for index, picture in counted(*args, **settings):
+            if index == 3:
+                raise KeyboardInterrupt
+            yield index, picture
+
+    with monkeypatch.context() as broken:
+        broken.setattr(drawing, "pictures", killed)
+        with pytest.raises(KeyboardInterrupt):
+            evaluate.run(plan, Run(tmp_path / "killed"))
+    assert sorted(drawn(tmp_path / "killed")) == ["000000.png", "000001.png", "000002.png"]
+    count.clear()
+    evaluate.run(plan, Run(tmp_path / "killed"))
+    assert count == [3, 4, 5, 6]
+    assert drawn(tmp_path / "killed") == drawn(tmp_path / "whole")
+
+
+@pytest.mark.parametrize("change", ["seed", "weights", "prompts"])
+def test_pictures_of_another_origin_are_not_gone_on_with(
+    recipe: Callable[..., EvalRecipe], tmp_path: Path, count: list[int], change: str, tiny_pipeline: Path
+) -> None:
+    model, data = tmp_path / "model", tmp_path / "pairs.tar"
+    shutil.copytree(tiny_pipeline, model)
+    usual: dict[str, Any] = {
+        "models": [EvalContestant(name="one", model=str(model))],
+        "prompts": str(shard(data, 4)),
+        "metrics": ["clip_score"],
+    }
+    evaluate.run(evaluate.plan(recipe(**usual)), Run(tmp_path / "run"))
+    if change == "weights":
+        os.utime(model / "unet/diffusion_pytorch_model.safetensors", (1, 1))
+    if change == "prompts":
+        shard(data, 4, {1: {"txt": b"another"}})
+    seed = 1 if change == "seed" else 0
+    count.clear()
+    evaluate.run(evaluate.plan(recipe(**usual, seed=seed)), Run(tmp_path / "run"))
+    assert count == [0, 1, 2, 3]
+
+
+def test_pictures_that_a_process_did_not_draw_are_missed(
+    recipe: Callable[..., EvalRecipe], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(drawing, "pictures", lambda *_args, **_settings: iter([]))
+    with pytest.raises(RunError, match="'one': 7 of 7 pictures are missing"):
+        evaluate.run(evaluate.plan(recipe()), Run(tmp_path))
+
+
+def test_real_pictures_of_another_size_are_fitted(recipe: Callable[..., EvalRecipe], tmp_path: Path) -> None:
+    wide = {0: {"png": png(example(0, 48).resize((96, 48)))}}
+    prompts = shard(tmp_path / "large.tar", 5, wide, size=48)
+    evaluate.run(evaluate.plan(recipe(prompts=str(prompts), metrics=["clip_score"])), Run(tmp_path / "run"))
+    for folder in ("real", "real-vae"):
+        files = sorted((tmp_path / "run" / folder).glob("*.png"))
+        assert len(files) == 5
+        assert {Image.open(file).size for file in files} == {(32, 32)}
+
+
+@pytest.mark.parametrize("batch", [1, 4, 6, 16])
+def test_shares_cover_everything_once(batch: int) -> None:
+    shares = [Share(rank, 3).of(range(50), batch) for rank in range(3)]
+    assert sorted(index for share in shares for index in share) == list(range(50))
+    for share in shares:
+        assert share == Share(shares.index(share), 3).of(share, batch), "by index alone"
+
+
+def test_two_processes_draw_the_pictures_of_one(recipe: Callable[..., EvalRecipe], tmp_path: Path) -> None:
+    quick = recipe(metrics=["clip_score"], batch=2, out=str(tmp_path / "two"))
+    evaluate.run(evaluate.plan(quick), Run(tmp_path / "one"))
+    file = tmp_path / "recipe.yaml"
+    file.write_text(dump(quick))
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        port = str(free.getsockname()[1])
+    command = [sys.executable, "-m", "asdm_cli", "eval", str(file)]
+    together = {"WORLD_SIZE": "2", "MASTER_ADDR": "localhost", "MASTER_PORT": port, "ACCELERATE_USE_CPU": "true"}
+    environment = os.environ | together | {"OMP_NUM_THREADS": "1"}
+    processes = [
+        subprocess.Popen(
+            command, env=environment | {"RANK": rank, "LOCAL_RANK": rank}, stderr=subprocess.PIPE, text=True
+        )
+        for rank in ("0", "1")
+    ]
+    told = [process.communicate(timeout=240)[1] for process in processes]
+    assert [process.returncode for process in processes] == [0, 0], told
+    assert len(drawn(tmp_path / "two")) == PROMPTS
+    assert drawn(tmp_path / "two") == drawn(tmp_path / "one")
+
+
+def test_faults_are_told_before_anything_is_drawn(
+    recipe: Callable[..., EvalRecipe], tmp_path: Path, tiny_pipeline: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    text = tmp_path / "prompts.txt"
+    text.write_text("a fox\n")
+    bare = EvalContestant(name="bare", model=str(tiny_pipeline / "unet"))
+    faults: list[tuple[dict[str, Any], str]] = [
+        ({"models": [bare]}, "contestant 'bare' must be a whole StableDiffusionPipeline"),
+        ({"models": [EvalContestant(name="x", model=str(tmp_path / "none"))]}, "no such directory"),
+        ({"prompts": str(text)}, "kid compare with real pictures, and .*prompts.txt has none"),
+        ({"limit": 1}, "kid need two pictures or more"),
+        ({"reference": "two"}, "no contestant is called 'two'; it is one of one"),
+        ({"metrics": ["is"]}, "is needs a network that knows classes"),
+        ({"size": 36}, "36 is no multiple of 8"),
+        ({"clip": str(tmp_path)}, "has no config.json; give a transformers CLIP directory"),
+        ({"prompts": str(tmp_path / "none.tar")}, "no such file"),
+    ]
+    for changes, message in faults:
+        with pytest.raises(ModelError, match=message):
+            evaluate.plan(recipe(**changes))
+    monkeypatch.setattr("asdm_cli.measure.features.find_spec", lambda _name: None)
+    with pytest.raises(ModelError, match="inception needs torch_fidelity, which is not installed: pip install"):
+        evaluate.plan(recipe(features="inception"))
+
+
+def test_contestants_of_different_sizes_need_a_size(
+    recipe: Callable[..., EvalRecipe], tiny_pipeline: Path, tmp_path: Path
+) -> None:
+    larger = tmp_path / "larger"
+    shutil.copytree(tiny_pipeline, larger)
+    config = larger / "unet/config.json"
+    config.write_text(config.read_text().replace('"sample_size": 8', '"sample_size": 16'))
+    models = [EvalContestant(name=each.name, model=str(each)) for each in (tiny_pipeline, larger)]
+    with pytest.raises(ModelError, match=r"at different sizes \(tiny: 32, larger: 64\); give `size`"):
+        evaluate.plan(recipe(models=models))
+    assert evaluate.plan(recipe(models=models, size=48)).size == 48
+
+
+def test_a_model_without_clip_needs_one(recipe: Callable[..., EvalRecipe], tiny_pipeline: Path, tmp_path: Path) -> None:
+    plain = tmp_path / "plain"
+    shutil.copytree(tiny_pipeline, plain, ignore=shutil.ignore_patterns("clip"))
+    models = [EvalContestant(name="plain", model=str(plain))]
+    with pytest.raises(ModelError, match="has no folder clip/"):
+        evaluate.plan(recipe(models=models))
+    for named in (tiny_pipeline, tiny_pipeline / "clip"):
+        assert evaluate.plan(recipe(models=models, clip=str(named))).clip == tiny_pipeline / "clip"
+
+
+def test_plan_shows_what_is_drawn(recipe: Callable[..., EvalRecipe]) -> None:
+    report = evaluate.plan(recipe()).report()
+    (table,) = report.parts
+    assert isinstance(table, Table)
+    assert table.rows == [{"name": "one", "model": "tiny", "steps": 2, "pictures": PROMPTS}]
+    assert "10 real pictures" in report.summary
