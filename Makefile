@@ -51,5 +51,6 @@ pocket: setup ## Train the bundled model anew; hours, goes on after an interrupt
 
 HARDWARE ?= $(shell nproc) CPU cores
 pocket-figures: setup ## Measure the bundled model and renew its card and sample sheet
+	$(BIN)/pip install --quiet -c constraints.txt -e '.[pocket]'
 	$(BIN)/asdm eval recipes/eval-pocket-figures.yaml --overwrite
 	$(BIN)/python -m asdm_cli.pocket card runs/eval-pocket-figures --hardware "$(HARDWARE)"

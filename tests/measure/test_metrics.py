@@ -7,6 +7,7 @@ import warnings
 import numpy
 import pytest
 import torch
+from scipy.linalg import sqrtm
 from torch import Tensor, nn
 from torchmetrics.image.fid import FrechetInceptionDistance
 from torchmetrics.image.inception import InceptionScore
