@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from pathlib import Path
 
@@ -9,6 +10,8 @@ import pytest
 from diffusers import UNet2DConditionModel
 
 from asdm_cli.cli import main
+from asdm_cli.report.document import Cell, Column, Interval, Report, Table
+from asdm_cli.report.render_json import to_json
 from asdm_cli.unet.anatomy import Anatomy
 
 
@@ -64,3 +67,37 @@ def test_a_report_of_something_else_is_told(content: str, tmp_path: Path, capsys
     (tmp_path / "report.json").write_text(content)
     assert main(["show", str(tmp_path)]) == 2
     assert "report.json" in capsys.readouterr().err
+
+
+def a_run(folder: Path, verb: str, key: str, figures: dict[str, float]) -> Path:
+    rows: list[dict[str, Cell | Interval]] = [{"name": name, key: figure} for name, figure in figures.items()]
+    table = Table(f"the {verb} table", [Column("name", "contestant"), Column(key, key)], rows)
+    folder.mkdir()
+    (folder / "report.json").write_text(json.dumps(to_json(Report(verb, f"a {verb}", "", [table]))))
+    return folder
+
+
+@pytest.fixture
+def runs(tmp_path: Path) -> list[str]:
+    bench = a_run(tmp_path / "bench", "bench", "image_ms", {"whole": 40.0, "base": 30.0})
+    evaluation = a_run(tmp_path / "eval", "eval", "kid", {"whole": 0.1, "base": 0.3})
+    return [str(bench), str(evaluation)]
+
+
+def test_runs_on_one_page_with_speed_against_quality(runs: list[str], tmp_path: Path) -> None:
+    page = tmp_path / "page.html"
+    assert main(["show", *runs, "--out", str(page)]) == 0
+    text = page.read_text()
+    assert text.count("<table") == 2
+    for words in ("the bench table", "the eval table", "Speed and quality"):
+        assert words in text
+
+
+def test_a_page_that_exists_is_kept(runs: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    page = tmp_path / "page.html"
+    page.write_text("mine")
+    assert main(["show", *runs, "--out", str(page)]) == 2
+    assert page.read_text() == "mine"
+    assert "--overwrite" in capsys.readouterr().err
+    assert main(["show", *runs, "--out", str(page), "--overwrite"]) == 0
+    assert page.read_text() != "mine"
