@@ -28,6 +28,7 @@ def interval(figures: Tensor, confidence: float, centred: bool = False) -> Inter
     a resample has fewer of them, and its percentiles may all lie on one side of the figure.
     """
     value, spread = figures[0], figures[1:]
+    spread = spread[~spread.isnan()]  # of a handful of things, a resample may be one thing n times: no pair for a KID
     if centred:
         spread = spread - spread.mean() + value
     tail = (1 - confidence) / 2

@@ -1,7 +1,8 @@
 """Prompts -> pictures, each with its own seed, so that a picture depends on its prompt, its index and the seed alone.
 
 Equal noise is not enough for that: float kernels sum in another order when the batch or the number of threads
-changes, the sampler amplifies it, and one pixel value in some hundreds lands on the other side of a rounding.
+changes, the sampler amplifies it, and some pixel values (of the pocket model, in float32: 2 in 100,000) end up on
+the other side of a rounding.
 So on the CPU every UNet call has one fixed shape (a picture has a fixed row of it; rows without a wanted picture
 are filled up), and runs on one thread; cores are kept busy by drawing several calls side by side. Pictures are
 then the same, bit by bit, at any batch size, with any number of processes and after an interruption.

@@ -27,7 +27,7 @@ class PictureSet:
         return self.folder / f"{index:06}.png"
 
     def missing(self, indices: Iterable[int]) -> list[int]:
-        """Those of `indices` whose file is not there or cannot be decoded to its end."""
+        """Those of `indices` whose file is not there or not whole."""
         return [index for index in indices if not _is_whole(self.path(index))]
 
     def save(self, index: int, picture: Image.Image) -> None:
@@ -69,9 +69,10 @@ def to_picture(pixels: Tensor) -> Image.Image:
 
 
 def _is_whole(path: Path) -> bool:
+    """Whether every chunk's checksum is right, up to the last."""
     try:
         with Image.open(path) as picture:
-            picture.load()
+            picture.verify()
     except (OSError, SyntaxError, ValueError):
         return False
     return True

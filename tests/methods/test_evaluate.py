@@ -18,6 +18,7 @@ from PIL import Image
 from asdm_cli.errors import ModelError, RunError
 from asdm_cli.measure import drawing
 from asdm_cli.measure.drawing import Share
+from asdm_cli.measure.pictures import PictureSet
 from asdm_cli.methods import evaluate
 from asdm_cli.recipe.load import dump
 from asdm_cli.recipe.verbs import EvalContestant, EvalRecipe
@@ -239,9 +240,8 @@ def test_real_pictures_of_another_size_are_fitted(recipe: Callable[..., EvalReci
     prompts = shard(tmp_path / "large.tar", 5, wide, size=48)
     evaluate.run(evaluate.plan(recipe(prompts=str(prompts), metrics=["clip_score"])), Run(tmp_path / "run"))
     for folder in ("real", "real-vae"):
-        files = sorted((tmp_path / "run" / folder).glob("*.png"))
-        assert len(files) == 5
-        assert {Image.open(file).size for file in files} == {(32, 32)}
+        pictures = next(PictureSet(tmp_path / "run" / folder, 5).batches())
+        assert pictures.shape == (5, 3, 32, 32)
 
 
 @pytest.mark.parametrize("batch", [1, 4, 6, 16])
@@ -286,7 +286,6 @@ def test_faults_are_told_before_anything_is_drawn(
         ({"models": [EvalContestant(name="x", model=str(tmp_path / "none"))]}, "no such directory"),
         ({"prompts": str(text)}, "kid compare with real pictures, and .*prompts.txt has none"),
         ({"limit": 1}, "kid need two pictures or more"),
-        ({"reference": "two"}, "no contestant is called 'two'; it is one of one"),
         ({"metrics": ["is"]}, "is needs a network that knows classes"),
         ({"size": 36}, "36 is no multiple of 8"),
         ({"clip": str(tmp_path)}, "has no config.json; give a transformers CLIP directory"),
@@ -327,5 +326,6 @@ def test_plan_shows_what_is_drawn(recipe: Callable[..., EvalRecipe]) -> None:
     report = evaluate.plan(recipe()).report()
     (table,) = report.parts
     assert isinstance(table, Table)
-    assert table.rows == [{"name": "one", "model": "tiny", "steps": 2, "pictures": PROMPTS}]
+    assert table.rows == [{"name": "one", "model": "tiny", "steps": 2, "guidance": 3.0}]
+    assert f"{PROMPTS} pictures each, at 32 x 32 pixels" in table.title
     assert "10 real pictures" in report.summary
