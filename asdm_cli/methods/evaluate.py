@@ -117,18 +117,22 @@ def _measured(
         for entrant in plan.entrants
     ]
     if real and through_vae:
-        count = plan.count
-        figures = judge.distribution(through_vae) | judge.captions(through_vae.first(count))
-        rows += [Row(VAE, figures, through_vae.first(count)), Row(REAL, judge.real_figures(), real.first(count))]
+        rows += [
+            Row(VAE, judge.distribution(through_vae) | judge.captions(through_vae), through_vae),
+            Row(REAL, judge.real_figures(), real.first(plan.count)),
+        ]
     contestants = {entrant.name: _card(plan, entrant, styles[entrant.name]) for entrant in plan.entrants}
     return eval_report(plan, judge, rows, contestants, _protocol(plan, judge))
 
 
 def _baselines(plan: EvalPlan, run: Run, style: Style) -> tuple[PictureSet, PictureSet]:
-    """All real pictures of the shard, and what the first contestant's VAE makes of them."""
+    """All real pictures of the shard, and what the first contestant's VAE makes of those that were drawn.
+
+    Those alone, because FD and IS compare only between equally many pictures.
+    """
     directory = plan.entrants[0].directory
     real = PictureSet(run.path / "real", plan.prompts.real)
-    through_vae = PictureSet(run.path / "real-vae", plan.prompts.real)
+    through_vae = PictureSet(run.path / "real-vae", plan.count)
     origin: Card = {"prompts": plan.prompts.title, "size": style.size}
     claim(real, origin)
     keep_real(real_pictures(plan.prompts.path), real, style.size)
