@@ -8,22 +8,22 @@ from pathlib import Path
 
 import torch
 from diffusers import AutoencoderKL, StableDiffusionPipeline, UNet2DConditionModel
-from transformers import CLIPImageProcessorPil, CLIPModel, CLIPTokenizer
+from transformers import CLIPImageProcessorPil, CLIPModel, CLIPTextModel, CLIPTokenizer
 
 from asdm_cli.pocket.denoiser import new_scheduler
 from asdm_cli.pocket.shards import SIZE
-from asdm_cli.pocket.stages import RECORDS, STAGES, WEIGHTS, Workshop, text_half
+from asdm_cli.pocket.stages import RECORDS, STAGES, WEIGHTS, Workshop
 
 SHARDS = Path(__file__).parent / "data"
 SHIPPED_SHARDS = ("validation", "train-small")
 
 
-def export(data: Path, folder: Path, go_on: bool = False) -> Path:
+def export(data: Path, folder: Path) -> Path:
     """Replace the shipped weights and shards by this training's; parts it lacks stay as shipped."""
-    shop = Workshop(data, folder, go_on)
+    shop = Workshop(data, folder)
     pipeline = StableDiffusionPipeline(
         vae=AutoencoderKL.from_pretrained(shop.part("vae")),
-        text_encoder=text_half(shop),
+        text_encoder=CLIPTextModel.from_pretrained(shop.part("text_encoder")),
         tokenizer=CLIPTokenizer.from_pretrained(shop.part("tokenizer")),
         unet=UNet2DConditionModel.from_pretrained(shop.part("unet")),
         scheduler=new_scheduler(),

@@ -97,12 +97,14 @@ def _decoder(shop: Workshop) -> tuple[Task, nn.Module, dict[str, AutoencoderKL]]
     return task, autoencoder.Reconstruction(vae), {"vae": vae}
 
 
-def _clip(shop: Workshop) -> tuple[Task, nn.Module, dict[str, CLIPModel]]:
+def _clip(shop: Workshop) -> tuple[Task, nn.Module, dict[str, CLIPModel | CLIPTextModel]]:
     train_pairs = shop.pairs("train")
     tokenizer = _tokenizer(shop, train_pairs)
     clip = CLIPModel.from_pretrained(WEIGHTS / "clip") if shop.go_on else contrastive.new_clip(tokenizer)
     task = contrastive.ContrastiveTask(train_pairs, shop.pairs("validation"), tokenizer)
-    return task, contrastive.Contrast(clip), {"clip": clip}
+    # A CLIP that goes on only serves the score: the UNet keeps the text encoder that it learned with.
+    parts = {"clip": clip} if shop.go_on else {"clip": clip, "text_encoder": _text_half(clip)}
+    return task, contrastive.Contrast(clip), parts
 
 
 def _tokenizer(shop: Workshop, pairs: Pairs) -> CLIPTokenizer:
@@ -122,7 +124,7 @@ def _unet(shop: Workshop) -> tuple[Task, nn.Module, dict[str, UNet2DConditionMod
     )
     vae = AutoencoderKL.from_pretrained(shop.part("vae"))
     tokenizer = CLIPTokenizer.from_pretrained(shop.part("tokenizer"))
-    text_encoder = text_half(shop)
+    text_encoder = CLIPTextModel.from_pretrained(shop.part("text_encoder")).eval()
     cached = {}
     for side in ("train", "validation"):
         pairs = shop.pairs(side)
@@ -133,13 +135,10 @@ def _unet(shop: Workshop) -> tuple[Task, nn.Module, dict[str, UNet2DConditionMod
     return denoiser.DenoisingTask(cached["train"], cached["validation"]), unet, {"unet": unet}
 
 
-def text_half(shop: Workshop) -> CLIPTextModel:
-    """The text encoder the UNet knows: the shipped one when going on, else the trained CLIP's."""
-    if shop.go_on:
-        return CLIPTextModel.from_pretrained(WEIGHTS / "text_encoder")
-    clip = CLIPModel.from_pretrained(shop.part("clip"))
+def _text_half(clip: CLIPModel) -> CLIPTextModel:
+    """The CLIP's text encoder as a model of its own, on the same tensors: it follows what training does to them."""
     encoder = CLIPTextModel(clip.config.text_config)
-    encoder.load_state_dict(clip.text_model.state_dict())
+    encoder.load_state_dict(clip.text_model.state_dict(), assign=True)
     return encoder.eval()
 
 

@@ -7,7 +7,7 @@ import torch
 from diffusers import AutoencoderKL, DDPMScheduler
 from transformers import CLIPTokenizer
 
-from asdm_cli.pocket import autoencoder, contrastive, denoiser
+from asdm_cli.pocket import autoencoder, contrastive, denoiser, stages
 from asdm_cli.pocket.pairs import to_unit
 
 
@@ -72,3 +72,14 @@ def test_the_tokenizer_is_a_clip_tokenizer_that_survives_saving(tmp_path):
         assert tokenizer.decode(ids[0], skip_special_tokens=True).replace(" ", "") == caption.lower().replace(" ", "")
     whole_words = tokenizer.tokenize("red fox, noto style")
     assert whole_words == ["red</w>", "fox</w>", ",</w>", "noto</w>", "style</w>"]
+
+
+def test_the_text_encoder_follows_the_clip_it_came_from():
+    tokenizer = contrastive.train_tokenizer(["red fox, noto style"])
+    clip = contrastive.new_clip(tokenizer).eval()
+    encoder = stages._text_half(clip)
+    with torch.no_grad():
+        for parameter in clip.parameters():
+            parameter.mul_(1.5)
+        ids = contrastive.tokenize(tokenizer, ["red fox"])
+        assert torch.equal(encoder(ids).last_hidden_state, clip.text_model(ids).last_hidden_state)
