@@ -59,3 +59,11 @@ def round_step(rough: float) -> float:
 
 def text_width(text: str) -> float:
     return len(text) * LETTER_PX
+
+
+def cut(name: str, width: float) -> str:
+    """The name, or as much of it as fits."""
+    if text_width(name) <= width + 1:
+        return name
+    letters = int(width / LETTER_PX)
+    return name[: max(1, letters - 1)] + "…"

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from asdm_cli.report.axis import Scale, text_width
+from asdm_cli.report.axis import Scale, cut, text_width
 from asdm_cli.report.document import Bars
 from asdm_cli.report.figures import digits_for, text, value
 
@@ -62,7 +62,7 @@ def _group(bars: Bars, index: int, top: float, scale: Scale, colours: Mapping[st
         tip = f"{name}, {series}: {texts[series][index]} {bars.unit}"
         drawn.append(Bar(y, length, colours[series], texts[series][index], tip))
     middle = top + GROUP_GAP / 2 + (len(drawn) * (BAR + GAP) - GAP) / 2
-    return Group(_cut(name, scale.start - 12), middle, drawn)
+    return Group(cut(name, scale.start - 12), middle, drawn)
 
 
 def _texts(bars: Bars) -> dict[str, list[str]]:
@@ -71,10 +71,3 @@ def _texts(bars: Bars) -> dict[str, list[str]]:
     return {
         series: ["0" if figure == 0 else text(figure, digits) for figure in row] for series, row in bars.values.items()
     }
-
-
-def _cut(name: str, width: float) -> str:
-    if text_width(name) <= width + 1:
-        return name
-    letters = int(width / (text_width("x")))
-    return name[: max(1, letters - 1)] + "…"

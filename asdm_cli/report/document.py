@@ -10,6 +10,9 @@ from pathlib import Path
 
 Cell = str | int | float | None
 
+LETTERS = {"c": "computed", "i": "inherited", "d": "dead"}
+"""What happens to a node at one UNet call; a dead one is not computed, because nobody reads it."""
+
 
 @dataclass(frozen=True)
 class Interval:
@@ -87,7 +90,30 @@ class Grid:
     note: str = ""
 
 
-Part = Table | Scatter | Bars | Grid
+@dataclass(frozen=True)
+class Timeline:
+    """Nodes of the UNet down the rows, the UNet calls of one generation across, counted from 0.
+
+    `cells[row]` has one of LETTERS for each call. Raises ValueError for other letters and for rows of unlike length.
+    """
+
+    title: str
+    rows: list[str]
+    cells: list[str]
+    note: str = ""
+
+    def __post_init__(self) -> None:
+        if strange := set("".join(self.cells)) - set(LETTERS):
+            raise ValueError(f"a timeline has the letters {', '.join(LETTERS)}, not {', '.join(sorted(strange))}")
+        if len(self.rows) != len(self.cells) or len({len(row) for row in self.cells}) > 1:
+            raise ValueError("a timeline has one letter per row and call")
+
+    @property
+    def calls(self) -> int:
+        return len(self.cells[0]) if self.cells else 0
+
+
+Part = Table | Scatter | Bars | Grid | Timeline
 
 
 @dataclass(frozen=True)

@@ -18,14 +18,20 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup, escape
 
-from asdm_cli.report import bars_plot, figures, scatter_plot
-from asdm_cli.report.document import Bars, Grid, Part, Report, Scatter, Table
+from asdm_cli.report import bars_plot, figures, scatter_plot, timeline_plot
+from asdm_cli.report.document import Bars, Grid, Part, Report, Scatter, Table, Timeline
 from asdm_cli.report.pictures import embed
 
 WIDTHS = {"wide": 720, "narrow": 348}
 """Every plot is drawn twice, px wide; the style sheet shows the one that fits the screen."""
 COLOURS = 8
-KINDS: dict[type[Part], str] = {Table: "table", Scatter: "scatter", Bars: "bars", Grid: "grid"}
+KINDS: dict[type[Part], str] = {
+    Table: "table",
+    Scatter: "scatter",
+    Bars: "bars",
+    Grid: "grid",
+    Timeline: "timeline",
+}
 
 
 def render(report: Report, folder: Path) -> str:
@@ -37,7 +43,7 @@ def render(report: Report, folder: Path) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.globals.update(figures=figures, bar_px=bars_plot.BAR)
+    environment.globals.update(figures=figures, bar_px=bars_plot.BAR, row_px=timeline_plot.ROW)
     environment.tests["listing"] = lambda entry: isinstance(entry, list)
     environment.filters.update(figure=figures.text, prose=_prose)
     style, script = _source("page.css"), _source("page.js")
@@ -69,6 +75,9 @@ def _drawn(part: Part, folder: Path, colours: Mapping[str, int]) -> dict[str, An
     if isinstance(part, Bars):
         plots = {name: bars_plot.lay_out(part, width, colours) for name, width in WIDTHS.items()}
         return {"plots": plots, "legend": _legend(list(part.values), colours)}
+    if isinstance(part, Timeline):
+        rows = {name: timeline_plot.lay_out(part, width) for name, width in WIDTHS.items()}
+        return {"plots": rows, "legend": list(timeline_plot.LEGEND.items())}
     drawings = {name: scatter_plot.lay_out(part, width, colours) for name, width in WIDTHS.items()}
     return {"plots": drawings, "legend": _legend([point.series for point in part.points], colours)}
 
@@ -92,10 +101,10 @@ def _named(part: Part) -> list[str]:
     return []
 
 
-def _legend(series: list[str], colours: Mapping[str, int]) -> list[tuple[str, int]]:
-    """Names with their colours, where there is more than one to tell apart."""
+def _legend(series: list[str], colours: Mapping[str, int]) -> list[tuple[str, str]]:
+    """Names with the classes of their colours, where there is more than one to tell apart."""
     names = [name for name in dict.fromkeys(series) if name]
-    return [(name, colours[name]) for name in names] if len(names) > 1 else []
+    return [(name, f"c{colours[name]}") for name in names] if len(names) > 1 else []
 
 
 def _cards_without_table(report: Report) -> dict[str, Any]:

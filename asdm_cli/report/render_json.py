@@ -13,12 +13,18 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from asdm_cli.errors import ModelError
-from asdm_cli.report.document import Bars, Cell, Column, Grid, Interval, Part, Point, Report, Scatter, Table
+from asdm_cli.report.document import Bars, Cell, Column, Grid, Interval, Part, Point, Report, Scatter, Table, Timeline
 
 SCHEMA = 1
 NAME = "report.json"
 REASONS = {"not a number": math.nan, "infinity": math.inf, "minus infinity": -math.inf}
-KINDS: dict[type[object], str] = {Table: "table", Scatter: "scatter", Bars: "bars", Grid: "grid"}
+KINDS: dict[type[object], str] = {
+    Table: "table",
+    Scatter: "scatter",
+    Bars: "bars",
+    Grid: "grid",
+    Timeline: "timeline",
+}
 
 
 def to_json(report: Report) -> dict[str, Any]:
@@ -123,6 +129,10 @@ def _grid(data: Mapping[str, Any]) -> Grid:
     return Grid(data["title"], data["columns"], data["rows"], pictures, data["note"])
 
 
+def _timeline(data: Mapping[str, Any]) -> Timeline:
+    return Timeline(data["title"], data["rows"], data["cells"], data["note"])
+
+
 def _picture(path: str | None) -> Path | None:
     """A report that came from elsewhere may name files in its own folder only."""
     if path is None:
@@ -137,4 +147,5 @@ READERS: dict[str, Callable[[Mapping[str, Any]], Part]] = {
     "scatter": _scatter,
     "bars": _bars,
     "grid": _grid,
+    "timeline": _timeline,
 }

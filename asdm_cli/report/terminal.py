@@ -12,8 +12,9 @@ from rich.padding import Padding
 from rich.table import Table as RichTable
 from rich.text import Text
 
-from asdm_cli.report.document import Bars, Column, Grid, Part, Report, Scatter, Table
+from asdm_cli.report.document import Bars, Column, Grid, Part, Report, Scatter, Table, Timeline
 from asdm_cli.report.figures import best_rows, interval_kinds, is_numeric, spreads, text
+from asdm_cli.report.timeline_text import draw
 
 GAP = 2
 TITLE_WIDTHS = (16, 11, 7)
@@ -22,7 +23,7 @@ LONGEST_UNBROKEN = 24
 
 
 def show(report: Report, console: Console) -> None:
-    """Title, summary and tables. Plots and pictures are on the page; here a line says so."""
+    """Title, summary, tables and timelines. Other plots and pictures are on the page; here a line says so."""
     console.print(Text(report.title, style="bold"))
     if report.summary:
         console.print(Text(report.summary))
@@ -40,6 +41,8 @@ def _part(part: Part, console: Console) -> list[RenderableType]:
         return [title, _fitting(part, console), *note]
     if isinstance(part, Bars):
         return [title, _fitting(_as_table(part), console), *note]
+    if isinstance(part, Timeline):
+        return [title, *draw(part, console.width), *note]
     return [Text.assemble((part.title, "bold cyan"), (f"  {_what(part)}; see report.html", "dim"))]
 
 

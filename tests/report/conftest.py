@@ -8,10 +8,12 @@ from pathlib import Path
 import pytest
 from PIL import Image, ImageDraw
 
-from asdm_cli.report.document import Bars, Column, Grid, Interval, Point, Report, Scatter, Table
+from asdm_cli.report.document import Bars, Column, Grid, Interval, Point, Report, Scatter, Table, Timeline
 
 NAMES = ["pocket", "base", "small", "tiny"]
 BLOCKS = ["down.0", "down.1", "down.2", "down.3", "mid", "up.0", "up.1", "up.2", "up.3"]
+COURSE = {"down.0.0.res": "ccccccccccc", "up.2.1.attn": "ciiicciiici", "mid": "cdddcddddcd"}
+"""What happens to each node at the calls of a generation."""
 PROMPTS = ["fox, twemoji style", "red apple, noto style", "<script>alert('prompt')</script> & \"quotes\"", "ghost"]
 
 
@@ -82,6 +84,7 @@ def bench_report() -> Report:
         parts=[
             Table("Cost", columns, rows, "Contestants take turns round by round.", "latency"),
             Bars("Multiply-adds of the UNet by block", "MMACs per call", BLOCKS, blocks, "Zero: removed."),
+            Timeline("What each call computes", list(COURSE), list(COURSE.values()), "Key steps: 0, 4, 9."),
         ],
         cards={"latency": {"device": "cpu, 2 threads", "rounds": 15, "versions": ["torch 2.13.0", "diffusers 0.42.1"]}},
     )

@@ -15,7 +15,7 @@ import pytest
 from PIL import Image
 
 from asdm_cli.errors import RunError
-from asdm_cli.report.document import Bars, Column, Grid, Point, Report, Scatter, Table
+from asdm_cli.report.document import Bars, Column, Grid, Point, Report, Scatter, Table, Timeline
 from asdm_cli.report.html import render
 
 VOID = {"meta", "img", "br", "hr", "link", "input", "line", "rect", "circle", "path", "polyline"}
@@ -66,8 +66,8 @@ def page(bench: Report, evaluation: Report, folder: Path) -> Page:
 def test_the_page_shows_every_part(page: Page) -> None:
     assert of_class(page, "table", "figures") == 2
     assert of_class(page, "table", "grid") == 1
-    assert of_class(page, "figure", "plot") == 2
-    assert of_class(page, "svg", "wide") == of_class(page, "svg", "narrow") == 2
+    assert of_class(page, "figure", "plot") == 3
+    assert of_class(page, "svg", "wide") == of_class(page, "svg", "narrow") == 3
     assert len(page.elements["details"]) == 2, "a protocol card at each table"
     assert sum((image.get("src") or "").startswith("data:image/") for image in page.elements["img"]) == 15
 
@@ -78,6 +78,26 @@ def test_every_figure_and_bar_is_drawn(page: Page) -> None:
     assert sum(rect.get("rx") == "1.5" for rect in page.elements["rect"]) == 2 * 4 * 9
     assert sum("whisker" in (path.get("class") or "") for path in page.elements["path"]) == 2 * 4
     assert {"30.3–33.1", "0.98–1.03"} <= {text.strip() for text in page.texts["small"]}
+
+
+def test_a_timeline_has_tips_and_a_legend(page: Page) -> None:
+    tips = {"up.2.1.attn, calls 1–3: inherited", "up.2.1.attn, call 9: computed", "mid, call 10: dead"}
+    assert tips <= set(page.texts["title"])
+    assert "mid: 3 computed, 8 dead" in page.texts["title"], "of a row, where it is narrow"
+    legend = {text.strip() for text in page.texts["li"]}
+    assert {"computed", "inherited from an earlier call", "dead: not computed, for nobody reads it"} <= legend
+    for state, spans in {"computed": 7, "inherited": 3, "dead": 3}.items():
+        assert of_class(page, "rect", state) == spans + 1, "and one in the legend"
+        assert f"svg .{state} {{ fill:" in page.source
+    assert [of_class(page, "path", state) for state in ("computed", "inherited", "dead")] == [3, 1, 1]
+
+
+def test_a_long_timeline_makes_a_short_page(tmp_path: Path) -> None:
+    rows = [f"up.{index}" for index in range(60)]
+    empty, full = (
+        render(Report("", "", "", [Timeline("", rows, [cells] * 60)]), tmp_path) for cells in ("", "ciiii" * 20)
+    )
+    assert 60 * 40 * 40 < len(full) - len(empty) < 60 * 40 * 200, "bytes per row and span"
 
 
 def test_the_page_needs_nothing_from_anywhere(page: Page) -> None:
@@ -101,6 +121,7 @@ def test_hostile_texts_stay_texts(folder: Path) -> None:
         Scatter(HOSTILE, HOSTILE, HOSTILE, [Point(1, 2, HOSTILE, series) for series in (HOSTILE, "b")], HOSTILE),
         Bars(HOSTILE, HOSTILE, [HOSTILE], {HOSTILE: [1.0], "b": [2.0]}, HOSTILE),
         Grid(HOSTILE, [HOSTILE], [HOSTILE], [[picture]], HOSTILE),
+        Timeline(HOSTILE, [HOSTILE], ["cid"], HOSTILE),
     ]
     cards = {HOSTILE: {HOSTILE: HOSTILE, "list": [HOSTILE]}, "other": {HOSTILE: None}}
     page = Page(render(Report(HOSTILE, HOSTILE, HOSTILE, parts, cards), folder))  # type: ignore[arg-type]
@@ -110,6 +131,7 @@ def test_hostile_texts_stay_texts(folder: Path) -> None:
     assert HOSTILE in page.texts["h1"]
     assert HOSTILE in page.texts["dd"]
     assert HOSTILE in page.texts["th"]
+    assert f"{HOSTILE}, call 1: inherited" in page.texts["title"]
     assert "49" not in "".join(page.texts["h1"])
 
 
@@ -168,8 +190,11 @@ def test_empty_and_odd_parts_make_a_page(tmp_path: Path) -> None:
             Bars("", "", [], {}),
             Bars("", "", ["a", "b"], {"x": [math.nan, -1.0], "y": [0.0, 0.0]}),
             Grid("", [], [], []),
+            Timeline("", [], []),
+            Timeline("", ["a"], [""]),
+            Timeline("", ["a"], ["d"]),
         ],
     )
     page = Page(render(odd, tmp_path))
-    assert len(page.elements["section"]) == 7
+    assert len(page.elements["section"]) == 10
     assert len(page.elements["circle"]) == 2, "the point at the origin, at two widths"

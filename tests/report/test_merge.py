@@ -65,7 +65,7 @@ def test_what_is_missing_is_said(bench: Report, evaluation: Report) -> None:
 def test_combined_reports_keep_their_parts_and_cards(bench: Report, evaluation: Report, folder: Path) -> None:
     other = replace(bench, cards={"latency": {"device": "cuda"}})
     both = combine("All", [bench, evaluation, other, bench])
-    assert len(both.parts) == 2 * 3 + 3
+    assert len(both.parts) == 3 * 3 + 3
     assert both.verb == "bench + eval"
     assert set(both.cards) == {"latency", "quality", "latency (bench)"}
     cards = [both.cards[part.card] for part in both.parts if isinstance(part, Table)]

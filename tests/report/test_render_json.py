@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from asdm_cli.errors import ModelError
-from asdm_cli.report.document import Bars, Column, Grid, Interval, Point, Report, Scatter, Table
+from asdm_cli.report.document import Bars, Column, Grid, Interval, Point, Report, Scatter, Table, Timeline
 from asdm_cli.report.render_json import from_json, part_at, part_inside, to_json
 
 floats = st.floats(allow_nan=True, allow_infinity=True)
@@ -44,8 +44,18 @@ grids = st.builds(
     st.lists(st.lists(st.none() | paths, max_size=3), max_size=3),
     texts,
 )
+courses = st.integers(0, 5).flatmap(
+    lambda calls: st.lists(st.tuples(texts, st.text("cid", min_size=calls, max_size=calls)), max_size=3)
+)
+timelines = st.builds(
+    lambda title, rows, note: Timeline(title, [name for name, _ in rows], [cells for _, cells in rows], note),
+    texts,
+    courses,
+    texts,
+)
 cards = st.dictionaries(texts, st.dictionaries(texts, cells | st.lists(texts, max_size=3), max_size=3), max_size=2)
-reports = st.builds(Report, texts, texts, texts, st.lists(tables | scatters | bars | grids, max_size=4), cards)
+parts = st.lists(tables | scatters | bars | grids | timelines, max_size=4)
+reports = st.builds(Report, texts, texts, texts, parts, cards)
 
 
 def comparable(thing: Any) -> Any:
@@ -89,6 +99,9 @@ def test_the_schema_of_report_json_is_told_and_asked_for() -> None:
         {"parts": [{"kind": "table", "title": "no columns"}]},
         {"parts": [to_json(Report("", "", "", [Grid("", [], [], [[Path("../secret.png")]])]))["parts"][0]]},
         {"parts": [to_json(Report("", "", "", [Grid("", [], [], [[Path("/etc/secret.png")]])]))["parts"][0]]},
+        {"parts": [{"kind": "timeline", "title": "", "rows": ["a"], "cells": ["cix"], "note": ""}]},
+        {"parts": [{"kind": "timeline", "title": "", "rows": ["a", "b"], "cells": ["ci", "c"], "note": ""}]},
+        {"parts": [{"kind": "timeline", "title": "", "rows": ["a"], "cells": [], "note": ""}]},
     ],
 )
 def test_what_is_no_report_is_refused(damage: dict[str, Any]) -> None:

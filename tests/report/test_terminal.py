@@ -7,7 +7,7 @@ import io
 import pytest
 from rich.console import Console
 
-from asdm_cli.report.document import Column, Report, Table
+from asdm_cli.report.document import Column, Report, Table, Timeline
 from asdm_cli.report.terminal import show
 
 
@@ -30,6 +30,7 @@ def test_a_wide_terminal_shows_rows(bench: Report) -> None:
 def test_no_figure_is_lost_and_no_line_too_long(bench: Report, width: int) -> None:
     out = shown(bench, width)
     assert max(len(line.rstrip()) for line in out.splitlines()) <= width
+    assert "█" in out
     words = out.split()
     for figure in ("8.80", "0.220", "31.2", "1,622", "320"):
         assert figure in words
@@ -39,6 +40,30 @@ def test_plots_and_pictures_are_announced(evaluation: Report) -> None:
     out = " ".join(shown(evaluation, 100).split())
     assert "plot of 4 points; see report.html" in out
     assert "15 pictures; see report.html" in out
+
+
+def test_a_timeline_has_a_character_per_call_and_a_legend(bench: Report) -> None:
+    lines = [line.rstrip() for line in shown(bench, 80).splitlines()]
+    at = lines.index("What each call computes")
+    assert lines[at + 1 : at + 7] == [
+        "              0",
+        "down.0.0.res  ███████████",
+        "up.2.1.attn   █▒▒▒██▒▒▒█▒",
+        "mid           █···█····█·",
+        "█ computed  ▒ inherited  · dead",
+        "Key steps: 0, 4, 9.",
+    ]
+
+
+def test_a_large_timeline_is_cut_and_says_so() -> None:
+    rows = [f"node {index} of a long name" for index in range(60)]
+    lines = shown(Report("generate", "", "", [Timeline("", rows, ["c" + "i" * 99] * 60)]), 38).splitlines()
+    drawn = [line for line in lines if "▒▒" in line]
+    assert len(drawn) == 40
+    assert {len(line.rstrip()) for line in drawn} == {38}
+    assert drawn[39] == "node 39 of a l…  █" + "▒" * 20
+    assert "                 0         10" in [line.rstrip() for line in lines], "no half of the number 20"
+    assert "20 more rows and 79 more calls; see report.html" in " ".join(" ".join(lines).split())
 
 
 def test_texts_are_no_markup() -> None:

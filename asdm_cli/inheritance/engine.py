@@ -1,0 +1,208 @@
+"""Hooks on a UNet's own modules that carry a plan out; every module's forward stays its own.
+
+A hook looks up what its module does at this call. Outside a generation, and on modules that the plan leaves alone,
+there is nothing to look up. Hooks are diffusers' own, so that they stand together with those of others.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from functools import lru_cache
+from typing import Any
+
+import torch
+from diffusers import UNet2DConditionModel
+from diffusers.hooks import HookRegistry, ModelHook
+from diffusers.utils.torch_utils import unwrap_module
+from torch import Tensor, nn
+
+from asdm_cli.errors import ModelError
+from asdm_cli.inheritance.course import DEAD as ROLE_DEAD
+from asdm_cli.inheritance.course import INHERIT, KEEP, Course, Nodes
+from asdm_cli.inheritance.dead import DEAD
+from asdm_cli.inheritance.generation import Call, Generation
+from asdm_cli.inheritance.nodes import Outlet
+from asdm_cli.recipe.plans import Rules
+from asdm_cli.unet.anatomy import Anatomy
+
+NAME = "asdm_inherit"
+TEXT_MODULES = ("to_k", "to_v")
+ARGUMENTS = ("sample", "timestep", "encoder_hidden_states")
+"""What every call of a UNet gets, in this order or by these names."""
+Noise = Callable[[int, float], Sequence[float]]
+"""(UNet calls, timestep of the first) -> log-SNR of each call."""
+
+
+class Current(threading.local):
+    """Of each thread: the generation under way, and its call. Threads that share a UNet do not meet here."""
+
+    generation: Generation | Pending | None = None
+    call: Call | None = None
+
+
+class Engine:
+    """A plan on a UNet (compiled or not). Raises ModelError where they do not fit, or where one is on it already."""
+
+    def __init__(self, unet: nn.Module, plan: Rules):
+        self.unet = unet
+        self.inner: UNet2DConditionModel = unwrap_module(unet)
+        self.nodes = Nodes(plan, Anatomy.of(dict(self.inner.config)))
+        self.current = Current()
+        self.last_steps: list[frozenset[int]] = []
+        self.last_cache_bytes = 0
+        self._course = lru_cache(maxsize=16)(lambda calls: Course(self.nodes, calls))
+        self._outlets = self.nodes.by_module
+        if getattr(self.inner, "_diffusers_hook", None) and self.inner._diffusers_hook.get_hook(NAME):
+            raise ModelError("this UNet inherits already; remove() the earlier plan first")
+        self._attach()
+
+    @contextmanager
+    def generation(self, calls: int | Callable[[], int], noise: Noise | None = None) -> Iterator[None]:
+        """Everything that the UNet is called for inside is one generation of so many `calls`.
+
+        `calls` may be a function: it is asked at the first UNet call, as `noise` is by plans that count in it.
+        Nothing is left behind, whatever happens.
+        """
+        before = self.current.generation
+        self.current.generation = Pending(calls, noise)
+        try:
+            yield
+        finally:
+            done = self.current.generation
+            if isinstance(done, Generation):
+                self.last_steps, self.last_cache_bytes = done.steps, done.cache_bytes()
+            self.current.generation, self.current.call = before, None
+
+    def remove(self) -> None:
+        """The UNet as it was. May be called again."""
+        for module in (self.unet, *self.inner.modules()):
+            registry = module.__dict__.get("_diffusers_hook")
+            if registry is not None and registry.get_hook(NAME):
+                registry.remove_hook(NAME, recurse=False)
+                _tidy(module)
+
+    @torch.compiler.disable
+    def begin(self, arguments: tuple[Any, ...], named: dict[str, Any]) -> None:
+        """Before a UNet call: decide what its modules do."""
+        generation = self.current.generation
+        if generation is None:
+            self.current.call = None
+            return
+        sample, timestep, text = (*arguments, *(named[key] for key in ARGUMENTS[len(arguments) :]))[:3]
+        if isinstance(generation, Pending):
+            generation = self.current.generation = generation.start(self._course, timestep)
+        if self.inner.encoder_hid_proj is not None:
+            text = None  # what cross-attention reads is made anew at every call
+        self.current.call = generation.begin(sample, text, self._written_into(named))
+
+    def _written_into(self, named: dict[str, Any]) -> bool:
+        """FreeU scales hidden states in place, and T2I adapters add to them."""
+        adapter = named.get("down_intrablock_additional_residuals") is not None
+        return adapter or any(getattr(block, "s1", None) is not None for block in self.inner.up_blocks)
+
+    def _attach(self) -> None:
+        _hook(self.unet, CallHook(self))
+        modules = dict(self.inner.named_modules())
+        for name in sorted(self.nodes.touched):
+            for real in _real_names(name, modules):
+                _hook(modules[real], NodeHook(self.current, name, self._outlets.get(name)))
+        for name, module in modules.items() if self.nodes.plan.text_once else ():
+            if name.endswith(".attn2") and getattr(module, "is_cross_attention", True):
+                for part in TEXT_MODULES:
+                    _hook(getattr(module, part), TextHook(self.current, f"{name}.{part}"))
+
+
+class Pending:
+    """A generation before its first UNet call, when nobody knows yet how many there will be."""
+
+    def __init__(self, calls: int | Callable[[], int], noise: Noise | None):
+        self.calls, self.noise = calls, noise
+
+    def start(self, course: Callable[[int], Course], timestep: Tensor | float) -> Generation:
+        """`timestep` is that of the first call; it is read from the device only where a plan counts in noise."""
+        calls = self.calls if isinstance(self.calls, int) else self.calls()
+        coordinates: dict[str, Sequence[float]] = {"step": range(calls)}
+        if any(rule.coordinate == "log-snr" for rule in course(calls).nodes.plan.rules):
+            if self.noise is None:
+                raise ModelError("coordinate 'log-snr': only a pipeline's scheduler knows the noise; use `step`")
+            coordinates["log-snr"] = self.noise(calls, float(timestep))
+        return Generation(course(calls), coordinates)
+
+
+class CallHook(ModelHook):
+    """On the UNet: every call begins here."""
+
+    def __init__(self, engine: Engine):
+        super().__init__()
+        self.engine = engine
+
+    def new_forward(self, module: nn.Module, *args: Any, **kwargs: Any) -> Any:  # noqa: ARG002 - diffusers' signature
+        self.engine.begin(args, kwargs)
+        return self.fn_ref.original_forward(*args, **kwargs)
+
+
+class NodeHook(ModelHook):
+    """On a module that a plan touches: compute, compute and keep, hand on, or nothing."""
+
+    def __init__(self, current: Current, name: str, outlet: Outlet | None):
+        super().__init__()
+        self.current, self.name = current, name
+        self.tupled = outlet is not None and outlet.tupled
+
+    def new_forward(self, module: nn.Module, *args: Any, **kwargs: Any) -> Any:  # noqa: ARG002
+        call = self.current.call
+        role = None if call is None else call.roles.get(self.name)
+        if call is None or role is None:
+            return self.fn_ref.original_forward(*args, **kwargs)
+        if role == ROLE_DEAD:
+            return DEAD
+        if role == INHERIT:
+            value = _own(call.memory[self.name].hand_on(), call.protect)
+            return (value,) if self.tupled else value
+        assert role == KEEP, "there are no other roles"
+        output = self.fn_ref.original_forward(*args, **kwargs)
+        call.memory[self.name].keep(_own(output[0] if self.tupled else output, call.protect))
+        return output
+
+
+class TextHook(ModelHook):
+    """On a projection of the text: the same text, the same answer."""
+
+    def __init__(self, current: Current, name: str):
+        super().__init__()
+        self.current, self.name = current, name
+
+    def new_forward(self, module: nn.Module, *args: Any, **kwargs: Any) -> Any:  # noqa: ARG002
+        call = self.current.call
+        if call is None or call.texts is None:
+            return self.fn_ref.original_forward(*args, **kwargs)
+        if self.name not in call.texts:
+            call.texts[self.name] = self.fn_ref.original_forward(*args, **kwargs)
+        return call.texts[self.name]
+
+
+def _own(value: Tensor, protect: bool) -> Tensor:
+    return value.clone() if protect else value
+
+
+def _real_names(name: str, modules: dict[str, nn.Module]) -> list[str]:
+    """A name may end in `.*` for all entries of a list, and may be one that this UNet lacks (`add_embedding`)."""
+    if name.endswith(".*"):
+        return [f"{name[:-1]}{index}" for index in range(len(modules[name[:-2]]))]
+    return [name] if name in modules else []
+
+
+def _hook(module: nn.Module, hook: ModelHook) -> None:
+    HookRegistry.check_if_exists_or_initialize(module).register_hook(hook, NAME)
+
+
+def _tidy(module: nn.Module) -> None:
+    """diffusers leaves its registry and a bound forward behind; without other hooks both say nothing."""
+    if module._diffusers_hook.hooks:
+        return
+    del module._diffusers_hook
+    forward = module.__dict__.get("forward")
+    if getattr(forward, "__func__", None) is type(module).forward:
+        del module.forward

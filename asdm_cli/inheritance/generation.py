@@ -1,0 +1,166 @@
+"""One generation's memory: kept values by module, and what each call does. It lives from a pipeline call's start to
+its end, in one thread."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from asdm_cli.inheritance import forecast
+from asdm_cli.inheritance.course import KEEP, Course, Pattern, Resting
+from asdm_cli.recipe.plans import Rule
+from asdm_cli.recipe.schedules import Threshold
+from asdm_cli.schedule import next_distance
+
+
+class Memory:
+    """What one module hands on. `known` are the coordinates of its newest key steps, newest first."""
+
+    def __init__(self, order: int):
+        self.order = order
+        self.known: tuple[float, ...] = ()
+        self.differences: forecast.Differences | None = None
+        self.scales: tuple[float, ...] = ()
+        self.factors: tuple[float, ...] = ()
+        self.probed = False
+        self.error: Tensor | None = None
+
+    def prepare(self, coordinate: float, keeps: bool) -> None:
+        """Set the numbers that this call multiplies with, before the UNet runs."""
+        self.factors = forecast.factors(coordinate, self.known, self.order)
+        if keeps:
+            self.scales = forecast.scales(coordinate, self.known, self.order)
+            self.known = (coordinate, *self.known[: self.order])
+
+    def keep(self, value: Tensor) -> None:
+        if self.differences is None:
+            self.differences = forecast.first(value, self.order)
+            return
+        if self.probed:
+            self.error = forecast.relative_error(forecast.forecast(self.differences, self.factors), value)
+        self.differences = forecast.differences(value, self.differences, self.scales)
+
+    def hand_on(self) -> Tensor:
+        assert self.differences is not None, "the first call of a generation computes everything"
+        return forecast.forecast(self.differences, self.factors)
+
+
+@dataclass
+class Call:
+    """What the hooks of this call look up. `protect`: others write into features in place, so copies are kept."""
+
+    roles: Mapping[str, int]
+    memory: Mapping[str, Memory]
+    texts: dict[str, Tensor] | None
+    protect: bool
+
+
+@dataclass
+class Adaptive:
+    """A threshold rule while it runs: where its next key step is."""
+
+    schedule: Threshold
+    last: int = 0
+    distance: int = 0
+    measured_order: int = 0
+    next: int = 0
+
+    def is_key(self, call: int, memory: Memory | None) -> bool:
+        """Read the error of the last key step, if there is a new one; the only value that is read from the device."""
+        if memory is not None and memory.error is not None:
+            error, memory.error = float(memory.error), None
+            reach = next_distance(
+                error, self.distance, self.measured_order, self.schedule.threshold, self.schedule.longest
+            )
+            self.next = self.last + reach
+        return call >= self.next or call < self.schedule.first
+
+    def note_key(self, call: int, memory: Memory | None) -> None:
+        self.distance, self.last, self.next = max(1, call - self.last), call, call + 1
+        known = len(memory.known) if memory else 0
+        self.measured_order = min(memory.order if memory else 0, max(0, known - 1))
+
+
+@dataclass
+class Generation:
+    """`coordinates`: name of a coordinate -> where each call of the generation lies in it."""
+
+    course: Course
+    coordinates: Mapping[str, Sequence[float]]
+    call: int = -1
+    memory: dict[str, Memory] = field(default_factory=dict)
+    texts: dict[str, Tensor] = field(default_factory=dict)
+    adaptive: dict[int, Adaptive] = field(default_factory=dict)
+    text: tuple[Any, int] | None = None
+    shape: torch.Size | None = None
+    steps: list[Resting] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        for rule, keys in enumerate(self.course.keys):
+            schedule = self.rule(rule).schedule
+            if keys is None and isinstance(schedule, Threshold):
+                self.adaptive[rule] = Adaptive(schedule)
+
+    def rule(self, index: int) -> Rule:
+        return self.course.nodes.plan.rules[index]
+
+    def begin(self, sample: Tensor, text: Any, protect: bool) -> Call:
+        """Decide what the next UNet call does. A new shape in the middle of a generation starts from nothing."""
+        self.call += 1
+        if sample.shape != self.shape:
+            self.shape = sample.shape
+            self.memory.clear()
+        resting = self._resting()
+        self.steps.append(resting)
+        pattern = self.course.pattern(resting)
+        self._prepare(pattern)
+        return Call(pattern.roles, self.memory, self._texts(text), protect)
+
+    def cache_bytes(self) -> int:
+        kept = [tensor for memory in self.memory.values() for tensor in memory.differences or ()]
+        return sum(tensor.nbytes for tensor in (*kept, *self.texts.values()))
+
+    def _resting(self) -> Resting:
+        if not self.memory or self.call >= self.course.calls:
+            resting: set[int] = set()
+        else:
+            resting = set(self.course.resting(self.call))
+            resting |= {rule for rule, each in self.adaptive.items() if not each.is_key(self.call, self._probe(rule))}
+        for rule, each in self.adaptive.items():
+            if rule not in resting:
+                each.note_key(self.call, self._probe(rule))
+        return frozenset(resting)
+
+    def _prepare(self, pattern: Pattern) -> None:
+        for module in self.course.kept:
+            role = pattern.roles.get(module)
+            if role is None:
+                continue
+            rule = self.rule(self.course.nodes.rule_of[module])
+            if module not in self.memory:
+                self.memory[module] = Memory(rule.order)
+            places = self.coordinates[rule.coordinate]
+            self.memory[module].prepare(places[min(self.call, len(places) - 1)], keeps=role == KEEP)
+        for rule_index in self.adaptive:
+            if probe := self._probe(rule_index):
+                probe.probed = True
+
+    def _probe(self, rule: int) -> Memory | None:
+        """The memory that a threshold is measured on: that of the rule's last node in forward order."""
+        rule_of = self.course.nodes.rule_of
+        mine = [module for module in rule_of if rule_of[module] == rule and module in self.memory]
+        return self.memory[mine[-1]] if mine else None
+
+    def _texts(self, text: Any) -> dict[str, Tensor] | None:
+        """Keys and values of this text so far; None where it cannot be known that it is the text of the last call."""
+        if not self.course.nodes.plan.text_once or not isinstance(text, Tensor) or text.is_inference():
+            return None
+        seen = (text, text._version)
+        if self.text is None or self.text[0] is not text or self.text[1] != text._version:
+            self.text = seen
+            self.texts.clear()
+        return self.texts

@@ -1,0 +1,63 @@
+"""A plan on a whole pipeline: each call of the pipeline is one generation. No pipeline's own code is restated."""
+
+from __future__ import annotations
+
+from functools import partial
+from types import TracebackType
+from typing import Any
+
+from diffusers.pipelines.pipeline_utils import DiffusionPipeline
+
+from asdm_cli.errors import ModelError
+from asdm_cli.inheritance.engine import Engine
+from asdm_cli.inheritance.noise import log_snr
+from asdm_cli.recipe.plans import Rules
+
+MARK = "_asdm_engine"
+
+
+class Handle:
+    """A plan that is in force on `pipe` until `remove()`, or to the end of a `with` block."""
+
+    def __init__(self, pipe: DiffusionPipeline, engine: Engine):
+        self.pipe, self.engine = pipe, engine
+
+    def remove(self) -> None:
+        """Pipeline and UNet as they were. May be called again."""
+        self.engine.remove()
+        if getattr(type(self.pipe), MARK, None) is self.engine:
+            self.pipe.__class__ = type(self.pipe).__bases__[0]
+
+    def __enter__(self) -> Handle:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.remove()
+
+
+def attach(pipe: DiffusionPipeline, plan: Rules) -> Handle:
+    """Raises ModelError where the plan does not fit the pipeline's UNet."""
+    if getattr(pipe, "unet", None) is None:
+        raise ModelError(f"{type(pipe).__name__}: has no UNet; features are inherited inside a UNet2DConditionModel")
+    engine = Engine(pipe.unet, plan)
+    pipe.__class__ = _inheriting(type(pipe), engine)
+    return Handle(pipe, engine)
+
+
+def engine_of(pipe: DiffusionPipeline) -> Engine | None:
+    return getattr(type(pipe), MARK, None)
+
+
+def _inheriting(kind: type[DiffusionPipeline], engine: Engine) -> type[DiffusionPipeline]:
+    """A subclass under the same name: `pipe(...)` looks its `__call__` up on the class, nowhere else."""
+
+    def call(self: Any, *args: Any, **kwargs: Any) -> Any:
+        calls = lambda: getattr(self, "_num_timesteps", 0) or len(self.scheduler.timesteps)  # noqa: E731
+        with engine.generation(calls, partial(log_snr, self.scheduler)):
+            return kind.__call__(self, *args, **kwargs)
+
+    call.__doc__, call.__wrapped__ = kind.__call__.__doc__, kind.__call__  # type: ignore[attr-defined]
+    names = {"__call__": call, "__module__": kind.__module__, "__qualname__": kind.__qualname__, MARK: engine}
+    return type(kind.__name__, (kind,), names)

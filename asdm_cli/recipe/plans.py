@@ -1,0 +1,130 @@
+"""What a recipe, a model's asdm.json and the Python API call a plan: rules, or one of the named presets."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import Discriminator, Field, Tag, TypeAdapter, ValidationError
+
+from asdm_cli.errors import RecipeError
+from asdm_cli.recipe.schedules import Explicit, Schedule, Uniform
+from asdm_cli.recipe.schema import Patterns, Positive, Strict
+from asdm_cli.recipe.source import Source
+from asdm_cli.recipe.words import faults
+
+Order = Annotated[int, Field(ge=0, le=2)]
+Coordinate = Literal["step", "log-snr"]
+FIFTY_KEY_STEPS: list[int | str] = ["0%-8%", 5, 10, 15, 25, 35]
+"""Of 50 calls; published with encoder propagation as its setting for 50 steps."""
+
+
+class Rule(Strict):
+    """Some nodes, and the calls at which they are inherited."""
+
+    nodes: Patterns
+    """Addresses (`level.3`, `up.*.1`, `*.cross`), named sets (base, small, tiny, encoder, deepcache.N), or a list."""
+    schedule: Schedule
+    """Which UNet calls compute these nodes; at all others they are inherited."""
+    carry: Literal["output", "residual"] = "output"
+    """What is handed on: a node's output, or the branch that it adds to its input."""
+    order: Order = 0
+    """0 hands on the last value; 1 and 2 forecast it from the last two or three."""
+    coordinate: Coordinate = "step"
+    """What a forecast counts in: UNet calls, or the log of the signal-to-noise ratio."""
+
+
+class Rules(Strict):
+    """A plan rule by rule."""
+
+    rules: Annotated[list[Rule], Field(max_length=8)]
+    """A node that several rules name belongs to the first of them."""
+    text_once: bool = True
+    """Compute the keys and values of the text once a generation: the same pictures, bit by bit."""
+
+    def resolved(self) -> Rules:
+        return self
+
+
+class Preset(Strict):
+    """What the named plans have in common."""
+
+    interval: Positive = 3
+    """Every so many calls are computed in full."""
+    schedule: Schedule | None = None
+    """Instead of `interval`: any schedule."""
+    order: Order = 0
+    """0 is the plan as published; 1 and 2 forecast what it would hand on."""
+    coordinate: Coordinate = "step"
+    """What a forecast counts in: UNet calls, or the log of the signal-to-noise ratio."""
+
+    @property
+    def nodes(self) -> str:
+        """The named set that is inherited."""
+        raise AssertionError("every preset names its own")
+
+    def resolved(self) -> Rules:
+        """The one rule that this preset stands for."""
+        schedule = self.schedule or Uniform(mode="uniform", interval=self.interval)
+        rule = Rule(nodes=self.nodes, schedule=schedule, order=self.order, coordinate=self.coordinate)
+        return Rules(rules=[rule])
+
+
+class DeepCache(Preset):
+    """What DeepCache does: all but the outermost layers are inherited."""
+
+    preset: Literal["deepcache"]
+    """The name of the preset."""
+    branch: Annotated[int, Field(ge=0)] = 0
+    """DeepCache's cache_branch_id: how many skip connections are still computed at inherited calls, less one."""
+
+    @property
+    def nodes(self) -> str:
+        return f"deepcache.{self.branch}"
+
+
+class EncoderPropagation(Preset):
+    """Faster Diffusion: down blocks and mid are inherited, up blocks (and conv_in) always computed."""
+
+    preset: Literal["encoder-propagation"]
+    """The name of the preset."""
+    schedule: Schedule | None = Explicit(mode="explicit", steps=FIFTY_KEY_STEPS)
+    """The key steps published for 50 calls; give null to use `interval`."""
+
+    @property
+    def nodes(self) -> str:
+        return "encoder"
+
+
+class BaseMask(Preset):
+    """The layers that BK-SDM Base lacks are inherited, all others always computed."""
+
+    preset: Literal["base-mask"]
+    """The name of the preset."""
+
+    @property
+    def nodes(self) -> str:
+        return "base"
+
+
+def _kind(plan: Any) -> str:
+    preset = plan.get("preset", "rules") if isinstance(plan, dict) else getattr(plan, "preset", "rules")
+    return preset if isinstance(preset, str) else "rules"
+
+
+InheritPlan = Annotated[
+    Annotated[Rules, Tag("rules")]
+    | Annotated[DeepCache, Tag("deepcache")]
+    | Annotated[EncoderPropagation, Tag("encoder-propagation")]
+    | Annotated[BaseMask, Tag("base-mask")],
+    Discriminator(_kind),
+]
+_PLAN: TypeAdapter[Rules | Preset] = TypeAdapter(InheritPlan)
+
+
+def read_plan(plan: Any, source: str = "plan") -> Rules:
+    """A plan that does not come from a recipe, as its rules. Raises RecipeError with all faults; `source` names it."""
+    try:
+        return _PLAN.validate_python(plan).resolved()
+    except ValidationError as error:
+        read = Source(source, {} if not isinstance(plan, dict) else plan)
+        raise RecipeError(source, faults(error, read, Rules)) from None

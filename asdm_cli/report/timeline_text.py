@@ -1,0 +1,54 @@
+"""A timeline in the terminal: a row of characters per node, one for each call."""
+
+from __future__ import annotations
+
+from itertools import groupby
+
+from rich.cells import cell_len
+from rich.text import Text
+
+from asdm_cli.report.document import LETTERS, Timeline
+
+MARKS = {"c": ("█", "cyan"), "i": ("▒", "cyan"), "d": ("·", "dim")}
+"""The character of each state, and its style."""
+ROWS = 40
+MOST_OF_WIDTH = 0.4
+GAP = 2
+RULER = 10
+"""Calls between two numbers above the rows."""
+
+
+def draw(timeline: Timeline, width: int) -> list[Text]:
+    """Rows and calls that fit, what does not, and a legend."""
+    longest = max((cell_len(name) for name in timeline.rows), default=0)
+    names = max(1, min(longest, int(MOST_OF_WIDTH * width)))
+    calls = max(1, min(timeline.calls, width - names - GAP))
+    rows = list(zip(timeline.rows, timeline.cells, strict=True))[:ROWS]
+    lines = [_line(name, names, cells[:calls]) for name, cells in rows]
+    ruler = Text(" " * (names + GAP) + _ruler(calls), style="dim")
+    left_out = _left_out(timeline, calls)
+    return [ruler, *lines, *([Text(left_out, style="dim")] if left_out else []), _legend()]
+
+
+def _line(name: str, width: int, cells: str) -> Text:
+    label = Text(name)
+    label.truncate(width, overflow="ellipsis", pad=True)
+    runs = [(letter, len(list(group))) for letter, group in groupby(cells)]
+    return Text.assemble(label, " " * GAP, *((MARKS[letter][0] * count, MARKS[letter][1]) for letter, count in runs))
+
+
+def _ruler(calls: int) -> str:
+    """The number of every tenth call above it, where there is room for the whole number."""
+    numbers = [str(call) for call in range(0, calls, RULER) if call + len(str(call)) <= calls]
+    return "".join(number.ljust(RULER) for number in numbers)[:calls]
+
+
+def _left_out(timeline: Timeline, calls: int) -> str:
+    counts = {"rows": len(timeline.rows) - ROWS, "calls": timeline.calls - calls}
+    more = " and ".join(f"{count} more {what}" for what, count in counts.items() if count > 0)
+    return f"{more}; see report.html" if more else ""
+
+
+def _legend() -> Text:
+    parts = [(MARKS[letter], word) for letter, word in LETTERS.items()]
+    return Text("  ").join(Text.assemble(mark, f" {word}") for mark, word in parts)
