@@ -1,4 +1,4 @@
-"""`asdm prune|bench|eval FILE`: one way to run every verb."""
+"""`asdm prune|inherit|bench|eval FILE`: one way to run every verb."""
 
 from __future__ import annotations
 
@@ -39,6 +39,15 @@ def register(app: typer.Typer) -> None:
     )(prune)
     app.command(
         epilog=examples(
+            "asdm inherit recipes/inherit-pocket-block.yaml",
+            "# what each UNet call would compute, and nothing else",
+            "asdm inherit recipes/inherit-pocket-block.yaml --dry-run",
+            "# your own model",
+            "asdm inherit recipes/inherit-sd15-block.yaml --set model=PATH --out runs/mine",
+        )
+    )(inherit)
+    app.command(
+        epilog=examples(
             "asdm bench recipes/bench-pocket.yaml",
             "# on a GPU, more rounds",
             "asdm bench recipes/bench-pocket.yaml --device cuda --set repeats=50",
@@ -72,6 +81,27 @@ def prune(
     """
     set_verbosity(verbose, quiet)
     run_verb("prune", file, overrides(set_, out=out), dry_run, overwrite)
+
+
+def inherit(
+    file: Recipe,
+    set_: Set = None,
+    out: Out = None,
+    device: Device = None,
+    dtype: Dtype = None,
+    dry_run: DryRun = False,
+    overwrite: Overwrite = False,
+    verbose: Verbose = False,
+    quiet: Quiet = False,
+) -> None:
+    """Compute less at some steps, without training.
+
+    The features of chosen blocks, layers or units are inherited from earlier
+    steps, or forecast from them. Writes a [bold]model/[/] that carries the plan, and
+    says what it gains in speed and loses in fidelity, beside fewer steps.
+    """
+    set_verbosity(verbose, quiet)
+    run_verb("inherit", file, overrides(set_, out=out, device=device, dtype=dtype), dry_run, overwrite)
 
 
 def bench(

@@ -31,6 +31,13 @@ class Nodes:
         self.flow = Dataflow.of(anatomy)
         self.owned = own(plan, anatomy)
         self.outlets = {node.address: outlets(node, anatomy) for node in self.owned.values()}
+        self._courses: dict[int, Course] = {}
+
+    def course(self, calls: int) -> Course:
+        """The course of a generation of so many calls, worked out once."""
+        if calls not in self._courses:
+            self._courses[calls] = Course(self, calls)
+        return self._courses[calls]
 
     @cached_property
     def touched(self) -> frozenset[str]:

@@ -9,7 +9,6 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from functools import lru_cache
 from typing import Any
 
 import torch
@@ -20,7 +19,7 @@ from torch import Tensor, nn
 
 from asdm_cli.errors import ModelError
 from asdm_cli.inheritance.course import DEAD as ROLE_DEAD
-from asdm_cli.inheritance.course import INHERIT, KEEP, Course, Nodes
+from asdm_cli.inheritance.course import INHERIT, KEEP, Nodes
 from asdm_cli.inheritance.dead import DEAD
 from asdm_cli.inheritance.generation import Call, Generation
 from asdm_cli.inheritance.nodes import Outlet
@@ -31,8 +30,8 @@ NAME = "asdm_inherit"
 TEXT_MODULES = ("to_k", "to_v")
 ARGUMENTS = ("sample", "timestep", "encoder_hidden_states")
 """What every call of a UNet gets, in this order or by these names."""
-Noise = Callable[[int, float], Sequence[float]]
-"""(UNet calls, timestep of the first) -> log-SNR of each call."""
+Noise = Callable[[str, int, float], Sequence[float]]
+"""(coordinate, UNet calls, timestep of the first) -> where each call lies."""
 
 
 class Current(threading.local):
@@ -43,16 +42,18 @@ class Current(threading.local):
 
 
 class Engine:
-    """A plan on a UNet (compiled or not). Raises ModelError where they do not fit, or where one is on it already."""
+    """A plan on a UNet (compiled or not). Raises ModelError where they do not fit, or where one is on it already.
 
-    def __init__(self, unet: nn.Module, plan: Rules):
+    What was worked out for one UNet, its `nodes`, serves all of its shape.
+    """
+
+    def __init__(self, unet: nn.Module, plan: Rules | Nodes):
         self.unet = unet
         self.inner: UNet2DConditionModel = unwrap_module(unet)
-        self.nodes = Nodes(plan, Anatomy.of(dict(self.inner.config)))
+        self.nodes = plan if isinstance(plan, Nodes) else Nodes(plan, Anatomy.of(dict(self.inner.config)))
         self.current = Current()
         self.last_steps: list[frozenset[int]] = []
         self.last_cache_bytes = 0
-        self._course = lru_cache(maxsize=16)(lambda calls: Course(self.nodes, calls))
         self._outlets = self.nodes.by_module
         if getattr(self.inner, "_diffusers_hook", None) and self.inner._diffusers_hook.get_hook(NAME):
             raise ModelError("this UNet inherits already; remove() the earlier plan first")
@@ -92,7 +93,7 @@ class Engine:
             return
         sample, timestep, text = (*arguments, *(named[key] for key in ARGUMENTS[len(arguments) :]))[:3]
         if isinstance(generation, Pending):
-            generation = self.current.generation = generation.start(self._course, timestep)
+            generation = self.current.generation = generation.start(self.nodes, timestep)
         if self.inner.encoder_hid_proj is not None:
             text = None  # what cross-attention reads is made anew at every call
         self.current.call = generation.begin(sample, text, self._written_into(named))
@@ -120,15 +121,15 @@ class Pending:
     def __init__(self, calls: int | Callable[[], int], noise: Noise | None):
         self.calls, self.noise = calls, noise
 
-    def start(self, course: Callable[[int], Course], timestep: Tensor | float) -> Generation:
+    def start(self, nodes: Nodes, timestep: Tensor | float) -> Generation:
         """`timestep` is that of the first call; it is read from the device only where a plan counts in noise."""
         calls = self.calls if isinstance(self.calls, int) else self.calls()
         coordinates: dict[str, Sequence[float]] = {"step": range(calls)}
-        if any(rule.coordinate == "log-snr" for rule in course(calls).nodes.plan.rules):
+        for name in {rule.coordinate for rule in nodes.plan.rules} - {"step"}:
             if self.noise is None:
-                raise ModelError("coordinate 'log-snr': only a pipeline's scheduler knows the noise; use `step`")
-            coordinates["log-snr"] = self.noise(calls, float(timestep))
-        return Generation(course(calls), coordinates)
+                raise ModelError(f"coordinate {name!r}: only a pipeline's scheduler knows the noise; use `step`")
+            coordinates[name] = self.noise(name, calls, float(timestep))
+        return Generation(nodes.course(calls), coordinates)
 
 
 class CallHook(ModelHook):

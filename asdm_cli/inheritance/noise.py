@@ -2,27 +2,38 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 from torch import Tensor
 
 from asdm_cli.errors import ModelError
 
+Levels = NDArray[np.float64]
+COORDINATES: dict[str, Callable[[Levels], Levels]] = {
+    "log-snr": lambda signal: np.log(signal / (1 - signal)),
+    "angle": lambda signal: np.arccos(np.sqrt(signal)),
+}
+"""Name -> the coordinate at each share of signal alpha^2 = 1 - sigma^2, strictly between 0 and 1.
 
-def log_snr(scheduler: Any, calls: int, first: float) -> list[float]:
-    """log(alpha_t^2 / sigma_t^2) at the timestep of each of the last `calls` entries of the scheduler's timesteps that
-    begin with `first`; between trained timesteps it is interpolated.
+The angle turns from the picture (0) to the noise (pi / 2); see [arXiv:2202.00512], appendix D.
+"""
 
-    Raises ModelError for schedulers that do not follow a trained noise schedule.
+
+def coordinates(scheduler: Any, name: str, calls: int, first: float) -> list[float]:
+    """The coordinate at each of `calls` successive timesteps of the scheduler, of which the first is `first`.
+
+    Between trained timesteps it is interpolated. Raises ModelError for schedulers without a trained noise schedule.
     """
     alphas = getattr(scheduler, "alphas_cumprod", None)
     if not isinstance(alphas, Tensor):
-        raise ModelError(f"coordinate 'log-snr': {type(scheduler).__name__} has no alphas_cumprod; use `step`")
-    kept = alphas.double().cpu().numpy()
+        raise ModelError(f"coordinate {name!r}: {type(scheduler).__name__} has no alphas_cumprod; use `step`")
+    signal = alphas.double().cpu().numpy()
+    signal = signal.clip(signal[signal > 0].min())  # some schedules end in pure noise, infinitely far away
     times = _times([float(time) for time in scheduler.timesteps.tolist()], calls, first)
-    levels = np.interp(times, np.arange(len(kept)), np.log(kept / (1 - kept)))
-    return [float(level) for level in levels]
+    return [float(level) for level in np.interp(times, np.arange(len(signal)), COORDINATES[name](signal))]
 
 
 def _times(times: list[float], calls: int, first: float) -> list[float]:

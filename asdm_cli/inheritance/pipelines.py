@@ -9,8 +9,9 @@ from typing import Any
 from diffusers.pipelines.pipeline_utils import DiffusionPipeline
 
 from asdm_cli.errors import ModelError
+from asdm_cli.inheritance.course import Nodes
 from asdm_cli.inheritance.engine import Engine
-from asdm_cli.inheritance.noise import log_snr
+from asdm_cli.inheritance.noise import coordinates
 from asdm_cli.recipe.plans import Rules
 
 MARK = "_asdm_engine"
@@ -37,7 +38,7 @@ class Handle:
         self.remove()
 
 
-def attach(pipe: DiffusionPipeline, plan: Rules) -> Handle:
+def attach(pipe: DiffusionPipeline, plan: Rules | Nodes) -> Handle:
     """Raises ModelError where the plan does not fit the pipeline's UNet."""
     if getattr(pipe, "unet", None) is None:
         raise ModelError(f"{type(pipe).__name__}: has no UNet; features are inherited inside a UNet2DConditionModel")
@@ -55,7 +56,7 @@ def _inheriting(kind: type[DiffusionPipeline], engine: Engine) -> type[Diffusion
 
     def call(self: Any, *args: Any, **kwargs: Any) -> Any:
         calls = lambda: getattr(self, "_num_timesteps", 0) or len(self.scheduler.timesteps)  # noqa: E731
-        with engine.generation(calls, partial(log_snr, self.scheduler)):
+        with engine.generation(calls, partial(coordinates, self.scheduler)):
             return kind.__call__(self, *args, **kwargs)
 
     call.__doc__, call.__wrapped__ = kind.__call__.__doc__, kind.__call__  # type: ignore[attr-defined]

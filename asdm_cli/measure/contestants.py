@@ -75,9 +75,7 @@ class Contestant:
     @property
     def components(self) -> dict[str, torch.nn.Module]:
         """Every network that is in memory for this contestant, by its pipeline's names."""
-        if self.pipe is None:
-            return {"unet": self.unet}
-        return {name: part for name, part in self.pipe.components.items() if isinstance(part, torch.nn.Module)}
+        return networks(self.pipe) if self.pipe is not None else {"unet": self.unet}
 
     def unet_call(self, rows: int) -> Callable[[], None]:
         """One UNet call on `rows` latents of noise."""
@@ -93,20 +91,33 @@ class Contestant:
     def image_call(self, images: int, steps: int | None = None) -> Callable[[], None]:
         """Text to pixels, `images` at once, as a user would call the pipeline."""
         assert self.pipe is not None, "only contestants that draw have an image call"
-        draw: Callable[..., Any] = self.pipe
+        protocol = self.protocol
+        return image_call(self.pipe, images, steps or self.entrant.steps, protocol.guidance, protocol.size)
 
-        def call() -> None:
-            draw(
-                [PROMPT] * images,
-                num_inference_steps=steps or self.entrant.steps,
-                guidance_scale=self.protocol.guidance,
-                height=self.protocol.size,
-                width=self.protocol.size,
-                generator=torch.Generator("cpu").manual_seed(0),
-                output_type="np",
-            )
 
-        return call
+def networks(pipe: DiffusionPipeline) -> dict[str, torch.nn.Module]:
+    """Every network of a pipeline, by its own names."""
+    return {name: part for name, part in pipe.components.items() if isinstance(part, torch.nn.Module)}
+
+
+def image_call(
+    pipe: DiffusionPipeline, images: int, steps: int, guidance: float, size: int | None
+) -> Callable[[], None]:
+    """Text to pixels of one seed, as a user would call the pipeline."""
+    draw: Callable[..., Any] = pipe
+
+    def call() -> None:
+        draw(
+            [PROMPT] * images,
+            num_inference_steps=steps,
+            guidance_scale=guidance,
+            height=size,
+            width=size,
+            generator=torch.Generator("cpu").manual_seed(0),
+            output_type="np",
+        )
+
+    return call
 
 
 def build(entrant: Entrant, protocol: Protocol) -> Contestant:

@@ -15,8 +15,11 @@ from diffusers.pipelines.pipeline_utils import DiffusionPipeline
 from PIL import Image, ImageOps
 from torch import Tensor
 
+from asdm_cli.inheritance.pipelines import engine_of
+from asdm_cli.measure.contestants import image_call, networks
 from asdm_cli.measure.generate import ROWS, pictures
 from asdm_cli.measure.pictures import PictureSet, read, to_picture
+from asdm_cli.measure.trajectory import count
 from asdm_cli.models.load import load_pipeline, set_sampler
 from asdm_cli.models.source import ModelDirectory
 from asdm_cli.progress import track
@@ -39,6 +42,8 @@ class Style:
     batch: int
     device: torch.device
     dtype: torch.dtype
+    alone: bool = False
+    """One call at a time, as `pictures` has it."""
 
 
 @dataclass(frozen=True)
@@ -89,6 +94,7 @@ def draw(
         size=style.size,
         seed=style.seed,
         batch=style.batch,
+        alone=style.alone,
     )
     return track(drawn, f"drawing with {name}", len(wanted))
 
@@ -101,7 +107,13 @@ def unet_calls(pipe: DiffusionPipeline, steps: int) -> int:
 
 
 def unet_macs(pipe: Any, style: Style) -> int:
-    """Multiply-accumulates of the UNet in one picture, with both halves of guidance."""
+    """Multiply-accumulates of the UNet in one picture, with both halves of guidance.
+
+    Of a model that inherits they are counted while it draws one.
+    """
+    if engine_of(pipe):
+        drawn = count("the model", networks(pipe), image_call(pipe, 1, style.steps, style.guidance, style.size))
+        return drawn.components["unet"].total
     rows = 2 if style.guidance > 1 else 1
     latent = style.size // pipe.vae_scale_factor
     call = macs(dict(pipe.unet.config), batch=rows, size=latent, tokens=pipe.tokenizer.model_max_length)

@@ -80,8 +80,12 @@ def pictures(  # noqa: PLR0913 - what a picture depends on, each by its name
     size: int | None,
     seed: int,
     batch: int,
+    alone: bool = False,
 ) -> Iterator[tuple[int, Image]]:
-    """(index, picture) of the wanted `indices` into `prompts`, in rising order, each as soon as it is drawn."""
+    """(index, picture) of the wanted `indices` into `prompts`, in rising order, each as soon as it is drawn.
+
+    `alone` draws one call at a time, for pipelines that keep what they remember of a picture in the UNet.
+    """
     plan = layout(pipe, len(prompts), batch)
     settings = {"num_inference_steps": steps, "guidance_scale": guidance, "height": size, "width": size}
 
@@ -90,7 +94,8 @@ def pictures(  # noqa: PLR0913 - what a picture depends on, each by its name
         drawn = _draw(pipe, [prompts[i] for i in seats], [prompt_seed(seed, i) for i in seats], settings)
         return [(index, drawn[seats.index(index)]) for index in call]
 
-    workers = ThreadPoolExecutor(plan.workers, initializer=torch.set_num_threads, initargs=(plan.threads,))
+    at_a_time = 1 if alone else plan.workers
+    workers = ThreadPoolExecutor(at_a_time, initializer=torch.set_num_threads, initargs=(plan.threads,))
     try:
         for drawn in workers.map(draw, plan.calls(indices)):
             yield from drawn

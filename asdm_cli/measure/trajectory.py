@@ -6,7 +6,7 @@ operators those that reached the dispatcher.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from typing import Any
@@ -50,15 +50,20 @@ class Trajectory:
 
 def count_image(contestant: Contestant) -> Trajectory:
     """Draw one image under the counter; it doubles as the first warm-up."""
+    return count(contestant.name, contestant.components, contestant.image_call(1))
+
+
+def count(who: str, components: Mapping[str, torch.nn.Module], draw: Callable[[], object]) -> Trajectory:
+    """What `draw`, which must end in decoding, takes of each component. RunError that names `who` if it fails."""
     seen = Trajectory()
     counter = mac_counter()
-    with blame(contestant.name, "drawing an image to count its operations"), ExitStack() as hooks:
-        for name, part in contestant.components.items():
+    with blame(who, "drawing an image to count its operations"), ExitStack() as hooks:
+        for name, part in components.items():
             before, after = _meter(counter, seen, name)
             hooks.callback(part.register_forward_pre_hook(before, with_kwargs=True).remove)
             hooks.callback(part.register_forward_hook(after).remove)
         with counter:
-            contestant.image_call(1)()
+            draw()
     seen.components[DECODER] = tally(counter) - seen.whole
     return seen
 

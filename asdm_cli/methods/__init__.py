@@ -9,6 +9,7 @@ from asdm_cli.report.document import Report
 
 METHODS = {
     "prune": "asdm_cli.methods.prune",
+    "inherit": "asdm_cli.methods.inherit",
     "bench": "asdm_cli.methods.bench",
     "eval": "asdm_cli.methods.evaluate",
 }

@@ -11,7 +11,6 @@ from asdm_cli.measure.drawing import (
     Style,
     claim,
     draw,
-    keep_real,
     painter,
     reconstruct,
     stamps,
@@ -19,12 +18,11 @@ from asdm_cli.measure.drawing import (
 )
 from asdm_cli.measure.eval_plan import Entrant, EvalPlan, make_plan
 from asdm_cli.measure.eval_report import Row, eval_report
-from asdm_cli.measure.features import FeatureNetwork, feature_network
+from asdm_cli.measure.judging import judge_of, real_origin, real_set
 from asdm_cli.measure.pictures import PictureSet
-from asdm_cli.measure.prompts import real_pictures
 from asdm_cli.measure.resize import KERNEL
 from asdm_cli.measure.scores import FRECHET_RESAMPLES, Judge
-from asdm_cli.models.load import Clip, device_and_dtype, load_clip, load_pipeline
+from asdm_cli.models.load import device_and_dtype, load_pipeline
 from asdm_cli.recipe.verbs import EvalRecipe
 from asdm_cli.report.document import Report
 from asdm_cli.report.run_directory import Run
@@ -111,7 +109,7 @@ def _measured(
     plan: EvalPlan, run: Run, sets: dict[str, PictureSet], styles: dict[str, Style], costs: dict[str, int]
 ) -> Report:
     real, through_vae = _baselines(plan, run, next(iter(styles.values()))) if plan.has_baselines else (None, None)
-    judge = _judge(plan, run, sets[plan.reference], real)
+    judge = judge_of(plan, run.path, sets[plan.reference], real)
     rows = [
         Row(entrant.name, judge.figures(sets[entrant.name]), sets[entrant.name], entrant.steps, costs[entrant.name])
         for entrant in plan.entrants
@@ -131,35 +129,11 @@ def _baselines(plan: EvalPlan, run: Run, style: Style) -> tuple[PictureSet, Pict
     Those alone, because FD and IS compare only between equally many pictures.
     """
     directory = plan.entrants[0].directory
-    real = PictureSet(run.path / "real", plan.prompts.real)
+    real = real_set(plan, run.path)
     through_vae = PictureSet(run.path / "real-vae", plan.count)
-    origin: Card = {"prompts": plan.prompts.title, "size": style.size}
-    claim(real, origin)
-    keep_real(real_pictures(plan.prompts.path), real, style.size)
-    claim(through_vae, origin | {"files": stamps(directory)})
+    claim(through_vae, real_origin(plan) | {"files": stamps(directory)})
     reconstruct(load_pipeline(directory, style.device, style.dtype).vae, real, through_vae)
     return real, through_vae
-
-
-def _judge(plan: EvalPlan, run: Run, reference: PictureSet, real: PictureSet | None) -> Judge:
-    recipe = plan.recipe
-    device, _ = device_and_dtype(recipe.device, "float32")
-    clip: Clip | None = load_clip(plan.clip, device) if plan.clip else None
-    network: FeatureNetwork | None = feature_network(recipe.features, clip, device) if plan.has_network else None
-    return Judge(
-        tuple(recipe.metrics),
-        plan.prompts.prompts,
-        plan.prompts.splits,
-        network,
-        clip,
-        real,
-        reference,
-        run.path / "features",
-        device,
-        recipe.bootstrap,
-        recipe.confidence,
-        recipe.seed,
-    )
 
 
 def _protocol(plan: EvalPlan, judge: Judge) -> Card:

@@ -25,6 +25,8 @@ from diffusers.pipelines.pipeline_utils import DiffusionPipeline
 from transformers import CLIPModel, CLIPTokenizer
 
 from asdm_cli.errors import ModelError
+from asdm_cli.inheritance.pipelines import attach
+from asdm_cli.models.provenance import run_time_plan
 from asdm_cli.models.source import ModelDirectory
 from asdm_cli.unet.weight_files import inside, read_mapping
 
@@ -61,8 +63,13 @@ def device_and_dtype(device: str = "auto", dtype: str = "auto") -> tuple[torch.d
     return place, DTYPES[dtype]
 
 
-def load_pipeline(directory: ModelDirectory, device: torch.device, dtype: torch.dtype) -> DiffusionPipeline:
-    """The whole pipeline, ready to draw; without safety checker, watermark and progress bar."""
+def load_pipeline(
+    directory: ModelDirectory, device: torch.device, dtype: torch.dtype, with_plan: bool = True
+) -> DiffusionPipeline:
+    """The whole pipeline, ready to draw; without safety checker, watermark and progress bar.
+
+    What the model inherits from step to step is in force, unless `with_plan` is false.
+    """
     kind = directory.index.get("_class_name")
     if not directory.is_pipeline or kind not in PIPELINES:
         what = f"a {kind}" if directory.is_pipeline else "a bare UNet"
@@ -75,7 +82,11 @@ def load_pipeline(directory: ModelDirectory, device: torch.device, dtype: torch.
         ),
     )
     pipe.set_progress_bar_config(disable=True)
-    return pipe.to(device)
+    pipe.to(device)
+    plan = run_time_plan(directory) if with_plan else None
+    if plan is not None:
+        attach(pipe, plan)
+    return pipe
 
 
 def load_unet(directory: ModelDirectory, device: torch.device, dtype: torch.dtype) -> UNet2DConditionModel:

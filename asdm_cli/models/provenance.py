@@ -8,10 +8,13 @@ from typing import Any
 
 from asdm_cli import __version__
 from asdm_cli.models.source import ModelDirectory
+from asdm_cli.recipe.plans import Rules, read_plan
 from asdm_cli.unet.weight_files import inside, read_mapping
 
 FILE = "asdm.json"
 HISTORY = "history"
+RUN_TIME = "inherit"
+"""Key of the plan that is in force whenever the model draws."""
 
 
 def history(directory: ModelDirectory) -> list[dict[str, Any]]:
@@ -20,8 +23,21 @@ def history(directory: ModelDirectory) -> list[dict[str, Any]]:
     return read_mapping(inside(directory.path, file)).get(HISTORY, []) if file.exists() else []
 
 
-def record(source: ModelDirectory, target: Path, verb: str, **facts: Any) -> None:
-    """Write `target`'s history: that of its source, then this verb. Names only: paths say nothing elsewhere."""
+def run_time_plan(directory: ModelDirectory) -> Rules | None:
+    """The plan that a model carries. Raises RecipeError, with the file, for one that cannot be read."""
+    file = directory.path / FILE
+    held = read_mapping(inside(directory.path, file)).get(RUN_TIME) if file.exists() else None
+    return None if held is None else read_plan(held, f"{file}: {RUN_TIME}")
+
+
+def record(source: ModelDirectory, target: Path, verb: str, plan: Rules | None = None, **facts: Any) -> None:
+    """Write `target`'s history: that of its source, then this verb. Names only: paths say nothing elsewhere.
+
+    A plan of the source is not handed on: another UNet has other addresses.
+    """
     step = {"verb": verb, "asdm": __version__, "source": source.name, **facts}
-    text = json.dumps({HISTORY: [*history(source), step]}, indent=2, ensure_ascii=False)
+    held: dict[str, Any] = {HISTORY: [*history(source), step]}
+    if plan is not None:
+        held[RUN_TIME] = plan.model_dump(mode="json", exclude_none=True)
+    text = json.dumps(held, indent=2, ensure_ascii=False)
     (target / FILE).write_text(f"{text}\n", encoding="utf-8")

@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal, Self
 
-from pydantic import Discriminator, Field, Tag, TypeAdapter, ValidationError
+from pydantic import Discriminator, Field, Tag, TypeAdapter, ValidationError, model_validator
 
 from asdm_cli.errors import RecipeError
 from asdm_cli.recipe.schedules import Explicit, Schedule, Uniform
-from asdm_cli.recipe.schema import Patterns, Positive, Strict
+from asdm_cli.recipe.schema import Misplaced, Patterns, Positive, Strict
 from asdm_cli.recipe.source import Source
 from asdm_cli.recipe.words import faults
 
 Order = Annotated[int, Field(ge=0, le=2)]
-Coordinate = Literal["step", "log-snr"]
-FIFTY_KEY_STEPS: list[int | str] = ["0%-8%", 5, 10, 15, 25, 35]
-"""Of 50 calls; published with encoder propagation as its setting for 50 steps."""
+Coordinate = Literal["step", "log-snr", "angle"]
 
 
 class Rule(Strict):
@@ -30,7 +28,7 @@ class Rule(Strict):
     order: Order = 0
     """0 hands on the last value; 1 and 2 forecast it from the last two or three."""
     coordinate: Coordinate = "step"
-    """What a forecast counts in: UNet calls, or the log of the signal-to-noise ratio."""
+    """What a forecast counts in: UNet calls, the log of the signal-to-noise ratio, or the angle between the two."""
 
 
 class Rules(Strict):
@@ -48,14 +46,23 @@ class Rules(Strict):
 class Preset(Strict):
     """What the named plans have in common."""
 
-    interval: Positive = 3
-    """Every so many calls are computed in full."""
+    interval: Positive | None = None
+    """Every so many calls are computed in full; left out, the preset's own schedule holds."""
     schedule: Schedule | None = None
     """Instead of `interval`: any schedule."""
     order: Order = 0
     """0 is the plan as published; 1 and 2 forecast what it would hand on."""
     coordinate: Coordinate = "step"
-    """What a forecast counts in: UNet calls, or the log of the signal-to-noise ratio."""
+    """What a forecast counts in, as in a rule."""
+
+    OWN: ClassVar[Schedule]
+    """The preset's own schedule."""
+
+    @model_validator(mode="after")
+    def _one_schedule(self) -> Self:
+        if self.interval is not None and self.schedule is not None:
+            raise Misplaced([(("schedule",), "either 'interval' or 'schedule', not both")])
+        return self
 
     @property
     def nodes(self) -> str:
@@ -64,18 +71,21 @@ class Preset(Strict):
 
     def resolved(self) -> Rules:
         """The one rule that this preset stands for."""
-        schedule = self.schedule or Uniform(mode="uniform", interval=self.interval)
+        every = Uniform(mode="uniform", interval=self.interval) if self.interval else None
+        schedule = self.schedule or every or self.OWN
         rule = Rule(nodes=self.nodes, schedule=schedule, order=self.order, coordinate=self.coordinate)
         return Rules(rules=[rule])
 
 
 class DeepCache(Preset):
-    """What DeepCache does: all but the outermost layers are inherited."""
+    """What DeepCache does: all but the outermost layers are inherited; every 3rd call is computed in full."""
 
     preset: Literal["deepcache"]
     """The name of the preset."""
     branch: Annotated[int, Field(ge=0)] = 0
     """DeepCache's cache_branch_id: how many skip connections are still computed at inherited calls, less one."""
+
+    OWN = Uniform(mode="uniform", interval=3)
 
     @property
     def nodes(self) -> str:
@@ -83,12 +93,15 @@ class DeepCache(Preset):
 
 
 class EncoderPropagation(Preset):
-    """Faster Diffusion: down blocks and mid are inherited, up blocks (and conv_in) always computed."""
+    """Faster Diffusion: down blocks and mid are inherited, up blocks (and conv_in) always computed.
+
+    Its own schedule is the one published for 50 calls.
+    """
 
     preset: Literal["encoder-propagation"]
     """The name of the preset."""
-    schedule: Schedule | None = Explicit(mode="explicit", steps=FIFTY_KEY_STEPS)
-    """The key steps published for 50 calls; give null to use `interval`."""
+
+    OWN = Explicit(mode="explicit", steps=["0%-8%", 5, 10, 15, 25, 35])
 
     @property
     def nodes(self) -> str:
@@ -96,10 +109,12 @@ class EncoderPropagation(Preset):
 
 
 class BaseMask(Preset):
-    """The layers that BK-SDM Base lacks are inherited, all others always computed."""
+    """The layers that BK-SDM Base lacks are inherited, all others always computed; every 2nd call in full."""
 
     preset: Literal["base-mask"]
     """The name of the preset."""
+
+    OWN = Uniform(mode="uniform", interval=2)
 
     @property
     def nodes(self) -> str:

@@ -165,6 +165,10 @@ MODES: dict[str, type[_Schedule]] = {
 }
 
 
+CountedMode = Literal["uniform", "early", "late", "center", "quadratic", "random"]
+"""The modes that need nothing but an interval."""
+
+
 def _known_mode(value: Any) -> Any:
     """Tell a wrong mode at the mode; pydantic tells it of tags, at the whole schedule."""
     if isinstance(value, _Schedule):

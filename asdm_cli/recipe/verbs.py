@@ -6,6 +6,8 @@ from typing import Annotated, Literal
 
 from pydantic import Field, ValidationInfo, field_validator, model_validator
 
+from asdm_cli.recipe.plans import Coordinate, InheritPlan, Order
+from asdm_cli.recipe.schedules import CountedMode
 from asdm_cli.recipe.schema import (
     Distinct,
     DistinctlyNamed,
@@ -162,8 +164,116 @@ class EvalRecipe(Strict):
         return reference
 
 
+class PeerDeepCache(Strict):
+    """The DeepCache package itself (extra `peers`), as its users set it up."""
+
+    interval: Annotated[int, Field(ge=2)]
+    """Its cache_interval."""
+    branch: Annotated[int, Field(ge=0)] = 0
+    """Its cache_branch_id."""
+
+
+class Candidate(Strict):
+    """One way of drawing in a sweep. Exactly one of `plan` and `deepcache_package`."""
+
+    name: Name
+    """What tables and plots call it."""
+    plan: InheritPlan | None = None
+    """Rules, or a preset."""
+    deepcache_package: PeerDeepCache | None = None
+    """Not our preset but the package that it is named after, for comparison."""
+    steps: Positive | None = None
+    """UNet steps, where they differ from the others'."""
+    series: Text = "asdm"
+    """Points of one series are joined by a line in the plot; `DeepCache` is where the package's go."""
+
+    @model_validator(mode="after")
+    def _one_way(self) -> Candidate:
+        if (self.plan is None) == (self.deepcache_package is None):
+            raise ValueError("needs one of 'plan' and 'deepcache_package'")
+        return self
+
+
+class Product(Strict):
+    """Every combination of nodes, mode and interval: a table of the three."""
+
+    nodes: Annotated[dict[Name, Patterns], Field(min_length=1)]
+    """Name -> nodes, as in a rule; usually one of the block, the layer and the unit level each."""
+    modes: Annotated[list[CountedMode], Field(min_length=1), Distinct] = ["uniform"]
+    """Modes of a schedule that know an interval."""
+    intervals: Annotated[list[Positive], Field(min_length=1), Distinct] = [2, 3, 5]
+    """Mean distances between key steps."""
+    order: Order = 0
+    """0 hands on the last value; 1 and 2 forecast it."""
+    coordinate: Coordinate = "step"
+    """What a forecast counts in."""
+
+
+class InheritRecipe(Strict):
+    """No training: compute less at some steps and inherit features from earlier ones."""
+
+    verb: Literal["inherit"]
+    """The command that this recipe is for."""
+    model: Text
+    """A model directory, a run directory, or `pocket`."""
+    plan: InheritPlan | None = None
+    """The plan that the written model carries; left out, a sweep only compares."""
+    sweep: Annotated[list[Candidate], DistinctlyNamed] = []
+    """Plans to compare on the same prompts and seeds, for the front of speed and fidelity."""
+    product: Product | None = None
+    """More of a sweep: combinations of nodes, modes and intervals."""
+    fewer_steps: Annotated[list[Positive], Distinct] | None = None
+    """Steps at which the plain model draws too, the first thing to beat; about 0.8, 0.65, 0.5, 0.35 and 0.2 of
+    `steps` if left out."""
+    converged: Positive | None = None
+    """Also compare with what DPM++ 2M draws in so many steps: near the solution that every sampler is after."""
+    prompts: Text = "pocket"
+    """A webdataset shard of (png, txt), a text file with a prompt a line, or `pocket`: its validation shard."""
+    limit: Positive = 16
+    """Use the first so many prompts only."""
+    metrics: Annotated[list[Metric], Field(min_length=1), Distinct] = ["psnr", "ssim"]
+    """psnr, ssim and perceptual compare with the plain model's pictures; kid, clip_score, ... as in `asdm eval`."""
+    features: Literal["efficientnet_lite0", "clip", "inception"] = "efficientnet_lite0"
+    """The network behind kid, fd and is. Only `inception` may be called FID."""
+    device: Text = "auto"
+    """`auto` (a GPU if there is one), `cpu`, `cuda`, `cuda:1`, ..."""
+    dtype: Dtype = "auto"
+    """Number format of the weights; `auto` is float16 on a GPU and float32 on a CPU."""
+    sampler: Sampler = "own"
+    """`own` is the one that the model came with."""
+    steps: Positive = 50
+    """UNet steps per picture."""
+    guidance: Annotated[float, Field(ge=1)] = 3.0
+    """Classifier-free guidance; 1 is none and halves the work."""
+    size: Positive | None = None
+    """Height and width in pixels; the model's own if left out."""
+    seed: Annotated[int, Field(ge=0)] = 0
+    """Prompt i is drawn with a seed made of this and i, whatever the batch or process."""
+    batch: Positive = 16
+    """Pictures drawn at a time; changes speed and memory, not the pictures."""
+    repeats: Positive = 5
+    """Timed rounds; every round draws one image with everybody, in turn."""
+    warmups: Positive = 1
+    """Rounds before the timed ones, not counted."""
+    bootstrap: Positive = 1000
+    """Resamples behind each confidence interval."""
+    confidence: Fraction = 0.95
+    """Width of the confidence intervals."""
+    grid: Positive = 8
+    """How many prompts the report's picture grid shows."""
+    out: Out
+    """The run directory to write."""
+
+    @model_validator(mode="after")
+    def _something_to_do(self) -> InheritRecipe:
+        if self.plan is None and not self.sweep and self.product is None:
+            raise Misplaced([(("plan",), "must be given, or 'sweep' or 'product'")])
+        return self
+
+
 VERBS: dict[str, type[Strict]] = {
     "prune": PruneRecipe,
+    "inherit": InheritRecipe,
     "bench": BenchRecipe,
     "eval": EvalRecipe,
 }

@@ -1,0 +1,48 @@
+"""Fronts of time and fidelity, and what one series gains over another. Plain numbers in and out."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from itertools import pairwise
+from typing import NamedTuple
+
+
+class Shot(NamedTuple):
+    """One way of drawing: its time as a share of the plain model's, and its PSNR in dB."""
+
+    time: float
+    psnr: float
+
+
+Front = tuple[Shot, ...]
+
+
+def front(shots: Iterable[Shot]) -> Front:
+    """Those that nothing faster equals, from fast to slow; PSNR rises along it."""
+    best: list[Shot] = []
+    for shot in sorted(shots, key=lambda each: (each.time, -each.psnr)):
+        if not best or shot.psnr > best[-1].psnr:
+            best.append(shot)
+    return tuple(best)
+
+
+def time_at(line: Front, psnr: float) -> float | None:
+    """The time in which a front reaches a PSNR, between its shots by a straight line; None beyond its last one."""
+    return _between([(shot.psnr, shot.time) for shot in line], psnr, below=line[0].time if line else None)
+
+
+def psnr_at(line: Front, time: float) -> float | None:
+    """The PSNR that a front reaches in a time; beyond its last shot that shot's, None before its first."""
+    if line and time >= line[-1].time:
+        return line[-1].psnr
+    return _between([(shot.time, shot.psnr) for shot in line], time, below=None)
+
+
+def _between(points: Sequence[tuple[float, float]], x: float, below: float | None) -> float | None:
+    """Linear in rising x; `below` for what lies before the first point."""
+    if not points or x < points[0][0]:
+        return below
+    for (x0, y0), (x1, y1) in pairwise(points):
+        if x <= x1:
+            return y0 + (x - x0) / (x1 - x0) * (y1 - y0)
+    return points[-1][1] if x == points[-1][0] else None

@@ -1,0 +1,106 @@
+"""The measurement of `asdm inherit`: pictures of every player, what an image takes, and times side by side."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import torch
+from diffusers.pipelines.pipeline_utils import DiffusionPipeline
+
+from asdm_cli.inheritance.course import Resting
+from asdm_cli.inheritance.pipelines import engine_of
+from asdm_cli.measure.contestants import blame, image_call, networks
+from asdm_cli.measure.drawing import Share, Style, draw
+from asdm_cli.measure.latency import stopwatch, turns
+from asdm_cli.measure.pictures import PictureSet
+from asdm_cli.measure.players import Player, on_stage
+from asdm_cli.measure.trajectory import Trajectory, count
+from asdm_cli.progress import track
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What one image takes: multiply-accumulates at the dispatcher, the rules that rested at each UNet call (plans
+    of ours only), and the bytes that were kept at its end."""
+
+    trajectory: Trajectory
+    steps: tuple[Resting, ...]
+    cache_bytes: int | None
+
+
+@dataclass
+class Times:
+    """Seconds of each round: the whole image, and the UNet's part of it."""
+
+    image: list[float] = field(default_factory=list)
+    unet: list[float] = field(default_factory=list)
+
+
+def draw_share(
+    pipe: DiffusionPipeline, player: Player, prompts: Sequence[str], style: Style, target: PictureSet, share: Share
+) -> None:
+    """Draw this process's missing pictures of one player."""
+    wanted = target.missing(share.of(range(target.count), style.batch))
+    if not wanted:
+        return
+    own_style = replace(style, steps=player.steps, alone=player.package is not None)
+    with on_stage(pipe, player), blame(player.name, "drawing"):
+        for index, picture in draw(player.name, pipe, prompts, wanted, own_style):
+            target.save(index, picture)
+
+
+def cost(pipe: DiffusionPipeline, player: Player, style: Style) -> Cost:
+    with on_stage(pipe, player):
+        call = image_call(pipe, 1, player.steps, style.guidance, style.size)
+        trajectory = count(player.name, networks(pipe), call)
+        engine = engine_of(pipe)
+        if engine is None:
+            return Cost(trajectory, (), None)
+        return Cost(trajectory, tuple(engine.last_steps), engine.last_cache_bytes)
+
+
+def take_turns(
+    pipe: DiffusionPipeline, players: Sequence[Player], style: Style, warmups: int, rounds: int
+) -> Mapping[str, Times]:
+    """One image a round with everybody in turn; putting a player on the stage is not timed."""
+    by_name = {player.name: player for player in players}
+    times = {name: Times() for name in by_name}
+    seconds = stopwatch(style.device)
+    for name in track(turns(list(by_name), warmups + rounds), "timing images", len(by_name) * (warmups + rounds)):
+        player = by_name[name]
+        with on_stage(pipe, player), blame(name, "timing images"), _unet_clock(pipe, style.device) as unet:
+            times[name].image.append(seconds(image_call(pipe, 1, player.steps, style.guidance, style.size)))
+        times[name].unet.append(sum(unet()))
+    return {name: Times(each.image[warmups:], each.unet[warmups:]) for name, each in times.items()}
+
+
+@contextmanager
+def _unet_clock(pipe: Any, device: torch.device) -> Iterator[Any]:
+    """Yields a function that gives the seconds of each UNet call so far, hooks of plans included."""
+    marks: list[Any] = []
+    stamp = _cuda_stamp if device.type == "cuda" else time.perf_counter
+    elapsed = _cuda_elapsed if device.type == "cuda" else lambda start, end: end - start
+    hooks = (
+        pipe.unet.register_forward_pre_hook(lambda *_: marks.append(stamp())),
+        pipe.unet.register_forward_hook(lambda *_: marks.append(stamp())),
+    )
+    try:
+        yield lambda: [elapsed(*pair) for pair in zip(marks[::2], marks[1::2], strict=True)]
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
+def _cuda_stamp() -> torch.cuda.Event:
+    event = torch.cuda.Event(enable_timing=True)
+    event.record()
+    return event
+
+
+def _cuda_elapsed(start: torch.cuda.Event, end: torch.cuda.Event) -> float:
+    end.synchronize()
+    return start.elapsed_time(end) / 1e3

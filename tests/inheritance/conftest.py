@@ -1,0 +1,43 @@
+"""Pipelines that many tests put plans on and take them off again; none may change them otherwise."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from functools import cache
+from typing import Any
+
+import pytest
+import torch
+
+from asdm_cli.models.load import set_sampler
+from tests.inheritance import pipes
+
+Get = Callable[..., Any]
+
+
+@pytest.fixture(scope="session")
+def _made() -> Callable[[str], Any]:
+    return cache(pipes.pipe)
+
+
+@pytest.fixture
+def get(_made: Callable[[str], Any]) -> Iterator[Get]:
+    """(kind, sampler) -> the one pipeline of that kind, with that sampler; a test that leaves a plan on it fails."""
+    given = []
+
+    def give(kind: str = "text", sampler: str = "ddim") -> Any:
+        given.append(_made(kind))
+        set_sampler(given[-1], sampler)
+        return given[-1]
+
+    yield give
+    assert not [each for pipe in given for each in pipe.unet.modules() if hasattr(each, "_diffusers_hook")]
+
+
+@pytest.fixture(scope="package", autouse=True)
+def _one_thread() -> Iterator[None]:
+    """Tiny tensors: more threads only wait for each other."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
