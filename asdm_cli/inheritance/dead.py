@@ -13,7 +13,7 @@ import torch
 
 
 class Dead(torch.Tensor):
-    """Absorbs every operation but reading its attributes: four dimensions of nothing."""
+    """Absorbs every operation but those that ask what it is: four dimensions of nothing."""
 
     @classmethod
     def __torch_function__(
@@ -24,6 +24,12 @@ class Dead(torch.Tensor):
         return DEAD
 
 
-_SHOWING = {torch.Tensor.__repr__, torch.Tensor.__format__, torch.Tensor.dim}
+_QUESTIONS = [name for name in dir(torch.Tensor) if name.removeprefix("_").startswith("is_")]
+_SHOWING = {
+    method
+    for name in ("__repr__", "__format__", "dim", "size", "stride", "storage_offset", *_QUESTIONS)
+    if callable(method := getattr(torch.Tensor, name))
+}
+"""torch.compile asks most of these of every tensor that it meets."""
 DEAD = torch.empty(0, 0, 0, 0).as_subclass(Dead)
 """The only one."""

@@ -27,21 +27,21 @@ def front(shots: Iterable[Shot]) -> Front:
 
 
 def time_at(line: Front, psnr: float) -> float | None:
-    """The time in which a front reaches a PSNR, between its shots by a straight line; None beyond its last one."""
-    return _between([(shot.psnr, shot.time) for shot in line], psnr, below=line[0].time if line else None)
+    """The time in which a front reaches a PSNR, between its shots by a straight line; None beyond its ends."""
+    return _between([(shot.psnr, shot.time) for shot in line], psnr)
 
 
 def psnr_at(line: Front, time: float) -> float | None:
     """The PSNR that a front reaches in a time; beyond its last shot that shot's, None before its first."""
     if line and time >= line[-1].time:
         return line[-1].psnr
-    return _between([(shot.time, shot.psnr) for shot in line], time, below=None)
+    return _between([(shot.time, shot.psnr) for shot in line], time)
 
 
-def _between(points: Sequence[tuple[float, float]], x: float, below: float | None) -> float | None:
-    """Linear in rising x; `below` for what lies before the first point."""
+def _between(points: Sequence[tuple[float, float]], x: float) -> float | None:
+    """Linear in rising x."""
     if not points or x < points[0][0]:
-        return below
+        return None
     for (x0, y0), (x1, y1) in pairwise(points):
         if x <= x1:
             return y0 + (x - x0) / (x1 - x0) * (y1 - y0)

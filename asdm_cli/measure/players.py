@@ -14,7 +14,6 @@ from asdm_cli.errors import ModelError
 from asdm_cli.inheritance.course import Nodes
 from asdm_cli.inheritance.pipelines import attach
 from asdm_cli.models.load import set_sampler
-from asdm_cli.recipe.verbs import PeerDeepCache
 
 PLAIN, ASDM, FEWER, DEEPCACHE = "plain", "asdm", "fewer steps", "DeepCache"
 
@@ -28,7 +27,8 @@ class Player:
     steps: int
     sampler: str
     nodes: Nodes | None = None
-    package: PeerDeepCache | None = None
+    package: tuple[int, int] | None = None
+    """DeepCache's cache_interval and cache_branch_id."""
     place: tuple[str, ...] = field(default=(), compare=False)
     """Nodes, mode and interval, of a product's players."""
 
@@ -49,18 +49,18 @@ def on_stage(pipe: DiffusionPipeline, player: Player) -> Iterator[None]:
         if player.nodes is not None:
             undo.enter_context(attach(pipe, player.nodes))
         if player.package is not None:
-            undo.enter_context(_deepcache(pipe, player.package, player.steps))
+            undo.enter_context(_deepcache(pipe, *player.package, player.steps))
         yield
 
 
 @contextmanager
-def _deepcache(pipe: Any, settings: PeerDeepCache, steps: int) -> Iterator[None]:
+def _deepcache(pipe: Any, interval: int, branch: int, steps: int) -> Iterator[None]:
     from DeepCache import DeepCacheSDHelper
 
     # it finds its step among the timesteps of the scheduler that it was given, whichever scheduler draws
     pipe.scheduler.set_timesteps(steps)
     helper = DeepCacheSDHelper(pipe=pipe)
-    helper.set_params(cache_interval=settings.interval, cache_branch_id=settings.branch)
+    helper.set_params(cache_interval=interval, cache_branch_id=branch)
     helper.enable()
     try:
         yield

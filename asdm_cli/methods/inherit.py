@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
+from itertools import product
 
 from accelerate import PartialState
 
@@ -81,11 +82,12 @@ def plan(recipe: InheritRecipe) -> Plan:
     nodes = None
     for key, player, rules in _wanted(recipe):
         try:
-            found = Nodes(rules, anatomy) if rules else None
+            found = Nodes(rules, anatomy)
             players.append(replace(player, nodes=found))
             nodes = found if key == "plan" else nodes
         except ModelError as error:
             faults.append(f"{key}.{error}")
+    players += _package(recipe)
     faults += _same_names(players)
     if faults:
         raise ModelError("\n".join(faults))
@@ -138,29 +140,36 @@ def _fewer(recipe: InheritRecipe) -> list[Player]:
     return [Player(f"{count} steps", FEWER, count, recipe.sampler) for count in counts]
 
 
-def _wanted(recipe: InheritRecipe) -> Iterator[tuple[str, Player, Rules | None]]:
+def _package(recipe: InheritRecipe) -> list[Player]:
+    package = recipe.deepcache
+    pairs = product(package.branches, package.intervals) if package else ()
+    own = (recipe.steps, recipe.sampler)
+    return [
+        Player(f"DeepCache {branch}, every {interval}", DEEPCACHE, *own, package=(interval, branch))
+        for branch, interval in pairs
+    ]
+
+
+def _wanted(recipe: InheritRecipe) -> Iterator[tuple[str, Player, Rules]]:
     """Where it stands in the recipe, who draws so, and by which rules."""
     if recipe.plan:
         yield "plan", Player(PLAN, ASDM, recipe.steps, recipe.sampler), recipe.plan.resolved()
     for index, each in enumerate(recipe.sweep):
-        series = DEEPCACHE if each.deepcache_package else each.series
-        player = Player(each.name, series, each.steps or recipe.steps, recipe.sampler, package=each.deepcache_package)
-        yield f"sweep[{index}].plan", player, each.plan.resolved() if each.plan else None
+        player = Player(each.name, each.series, each.steps or recipe.steps, recipe.sampler)
+        yield f"sweep[{index}].plan", player, each.plan.resolved()
     if recipe.product:
         yield from _product(recipe)
 
 
 def _product(recipe: InheritRecipe) -> Iterator[tuple[str, Player, Rules]]:
-    product = recipe.product
-    assert product is not None, "asked for only where there is one"
-    forecast = {"order": product.order, "coordinate": product.coordinate}
-    for name, nodes in product.nodes.items():
-        for mode in product.modes:
-            for interval in product.intervals:
-                rule = {"nodes": nodes, "schedule": {"mode": mode, "interval": interval}, **forecast}
-                place = (name, mode, str(interval))
-                player = Player(f"{name}, {mode} {interval}", ASDM, recipe.steps, recipe.sampler, place=place)
-                yield f"product.nodes.{name}", player, read_plan({"rules": [rule]})
+    asked = recipe.product
+    assert asked is not None, "asked for only where there is one"
+    forecast = {"order": asked.order, "coordinate": asked.coordinate}
+    for name, mode, interval in product(asked.nodes, asked.modes, asked.intervals):
+        rule = {"nodes": asked.nodes[name], "schedule": {"mode": mode, "interval": interval}, **forecast}
+        place = (name, mode, str(interval))
+        player = Player(f"{name}, {mode} {interval}", ASDM, recipe.steps, recipe.sampler, place=place)
+        yield f"product.nodes.{name}", player, read_plan({"rules": [rule]})
 
 
 def _same_names(players: Iterable[Player]) -> list[str]:
@@ -201,7 +210,6 @@ def _card(plan: Plan, style: Style) -> Card:
 def _origin(plan: Plan, player: Player, style: Style) -> Origin:
     """All that a player's pictures depend on."""
     rules = player.nodes.plan.model_dump_json() if player.nodes else None
-    package = player.package.model_dump_json() if player.package else None
     origin: Origin = {
         "prompts": plan.eval.prompts.title,
         "size": style.size,
@@ -210,7 +218,7 @@ def _origin(plan: Plan, player: Player, style: Style) -> Origin:
         "guidance": style.guidance,
         "seed": style.seed,
         "plan": rules,
-        "deepcache_package": package,
+        "deepcache_package": player.package,
         "device": style.device.type,
         "dtype": str(style.dtype),
         "versions": versions(),

@@ -164,34 +164,26 @@ class EvalRecipe(Strict):
         return reference
 
 
-class PeerDeepCache(Strict):
-    """The DeepCache package itself (extra `peers`), as its users set it up."""
-
-    interval: Annotated[int, Field(ge=2)]
-    """Its cache_interval."""
-    branch: Annotated[int, Field(ge=0)] = 0
-    """Its cache_branch_id."""
-
-
 class Candidate(Strict):
-    """One way of drawing in a sweep. Exactly one of `plan` and `deepcache_package`."""
+    """One plan of a sweep."""
 
     name: Name
     """What tables and plots call it."""
-    plan: InheritPlan | None = None
+    plan: InheritPlan
     """Rules, or a preset."""
-    deepcache_package: PeerDeepCache | None = None
-    """Not our preset but the package that it is named after, for comparison."""
     steps: Positive | None = None
     """UNet steps, where they differ from the others'."""
     series: Text = "asdm"
-    """Points of one series are joined by a line in the plot; `DeepCache` is where the package's go."""
+    """Plans of one series are joined by a line in the plots; `asdm` is the series that the others are compared with."""
 
-    @model_validator(mode="after")
-    def _one_way(self) -> Candidate:
-        if (self.plan is None) == (self.deepcache_package is None):
-            raise ValueError("needs one of 'plan' and 'deepcache_package'")
-        return self
+
+class DeepCachePackage(Strict):
+    """The DeepCache package itself (extra `peers`), as its users set it up: every combination of these."""
+
+    intervals: Annotated[list[Annotated[int, Field(ge=2)]], Field(min_length=1), Distinct]
+    """Its cache_interval."""
+    branches: Annotated[list[Annotated[int, Field(ge=0)]], Field(min_length=1), Distinct] = [0]
+    """Its cache_branch_id."""
 
 
 class Product(Strict):
@@ -222,6 +214,8 @@ class InheritRecipe(Strict):
     """Plans to compare on the same prompts and seeds, for the front of speed and fidelity."""
     product: Product | None = None
     """More of a sweep: combinations of nodes, modes and intervals."""
+    deepcache: DeepCachePackage | None = None
+    """Let the DeepCache package draw too, for comparison."""
     fewer_steps: Annotated[list[Positive], Distinct] | None = None
     """Steps at which the plain model draws too, the first thing to beat; about 0.8, 0.65, 0.5, 0.35 and 0.2 of
     `steps` if left out."""
