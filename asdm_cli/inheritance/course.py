@@ -106,13 +106,27 @@ class Pattern:
 
 
 class Course:
-    """A generation of so many UNet calls. `keys[rule]` are its key steps; None where they are found while it runs."""
+    """A generation of so many UNet calls. `keys[rule]` are its key steps; None where they are found while it runs.
 
-    def __init__(self, nodes: Nodes, calls: int):
+    They are those of the rules' schedules, unless others are given.
+    """
+
+    def __init__(self, nodes: Nodes, calls: int, keys: tuple[frozenset[int] | None, ...] | None = None):
         self.nodes = nodes
         self.calls = calls
-        self.keys = tuple(_key_steps(rule.schedule, calls) for rule in nodes.plan.rules)
+        self.keys = keys or tuple(_key_steps(rule.schedule, calls) for rule in nodes.plan.rules)
         self._patterns: dict[Resting, Pattern] = {}
+
+    def digest(self) -> Course:
+        """A course in which every pattern of this one comes once: a full call, another one that has a past, the rest.
+
+        What a call costs depends on its pattern alone, so this is all that need be timed.
+        """
+        rest = sorted(self.reachable - {frozenset()}, key=sorted)
+        patterns = [frozenset[int](), frozenset[int](), *rest]
+        rules = range(len(self.keys))
+        keys = tuple(frozenset(call for call, each in enumerate(patterns) if rule not in each) for rule in rules)
+        return Course(self.nodes, len(patterns), keys)
 
     @cached_property
     def reachable(self) -> frozenset[Resting]:

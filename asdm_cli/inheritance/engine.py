@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from asdm_cli.errors import ModelError
 from asdm_cli.inheritance.course import DEAD as ROLE_DEAD
-from asdm_cli.inheritance.course import INHERIT, KEEP, Nodes
+from asdm_cli.inheritance.course import INHERIT, KEEP, Course, Nodes
 from asdm_cli.inheritance.dead import DEAD
 from asdm_cli.inheritance.generation import Call, Generation
 from asdm_cli.inheritance.nodes import Outlet
@@ -30,6 +30,7 @@ NAME = "asdm_inherit"
 TEXT_MODULES = ("to_k", "to_v")
 ARGUMENTS = ("sample", "timestep", "encoder_hidden_states")
 """What every call of a UNet gets, in this order or by these names."""
+Calls = int | Callable[[], int] | Course
 Noise = Callable[[str, int, float], Sequence[float]]
 """(coordinate, UNet calls, timestep of the first) -> where each call lies."""
 
@@ -60,10 +61,10 @@ class Engine:
         self._attach()
 
     @contextmanager
-    def generation(self, calls: int | Callable[[], int], noise: Noise | None = None) -> Iterator[None]:
-        """Everything that the UNet is called for inside is one generation of so many `calls`.
+    def generation(self, calls: Calls, noise: Noise | None = None) -> Iterator[None]:
+        """Everything that the UNet is called for inside is one generation of so many `calls`, or of that course.
 
-        `calls` may be a function: it is asked at the first UNet call, as `noise` is by plans that count in it.
+        A function is asked at the first UNet call, as `noise` is by plans that count in it.
         Nothing is left behind, whatever happens.
         """
         before = self.current.generation
@@ -118,18 +119,23 @@ class Engine:
 class Pending:
     """A generation before its first UNet call, when nobody knows yet how many there will be."""
 
-    def __init__(self, calls: int | Callable[[], int], noise: Noise | None):
+    def __init__(self, calls: Calls, noise: Noise | None):
         self.calls, self.noise = calls, noise
 
     def start(self, nodes: Nodes, timestep: Tensor | float) -> Generation:
         """`timestep` is that of the first call; it is read from the device only where a plan counts in noise."""
-        calls = self.calls if isinstance(self.calls, int) else self.calls()
-        coordinates: dict[str, Sequence[float]] = {"step": range(calls)}
+        course = self._course(nodes)
+        coordinates: dict[str, Sequence[float]] = {"step": range(course.calls)}
         for name in {rule.coordinate for rule in nodes.plan.rules} - {"step"}:
             if self.noise is None:
                 raise ModelError(f"coordinate {name!r}: only a pipeline's scheduler knows the noise; use `step`")
-            coordinates[name] = self.noise(name, calls, float(timestep))
-        return Generation(nodes.course(calls), coordinates)
+            coordinates[name] = self.noise(name, course.calls, float(timestep))
+        return Generation(course, coordinates)
+
+    def _course(self, nodes: Nodes) -> Course:
+        if isinstance(self.calls, Course):
+            return self.calls
+        return nodes.course(self.calls if isinstance(self.calls, int) else self.calls())
 
 
 class CallHook(ModelHook):

@@ -26,13 +26,18 @@ class Memory:
         self.differences: forecast.Differences | None = None
         self.scales: tuple[float, ...] = ()
         self.factors: tuple[float, ...] = ()
+        self.repeats = False
         self.probed = False
         self.error: Tensor | None = None
 
     def prepare(self, coordinate: float, keeps: bool) -> None:
-        """Set the numbers that this call multiplies with, before the UNet runs."""
+        """Set the numbers that this call multiplies with, before the UNet runs.
+
+        Two calls may lie at one coordinate (a sampler's timesteps may repeat): the later one's value counts there.
+        """
         self.factors = forecast.factors(coordinate, self.known, self.order)
-        if keeps:
+        self.repeats = keeps and self.known[:1] == (coordinate,)
+        if keeps and not self.repeats:
             self.scales = forecast.scales(coordinate, self.known, self.order)
             self.known = (coordinate, *self.known[: self.order])
 
@@ -42,7 +47,8 @@ class Memory:
             return
         if self.probed:
             self.error = forecast.relative_error(forecast.forecast(self.differences, self.factors), value)
-        self.differences = forecast.differences(value, self.differences, self.scales)
+        before = self.differences
+        self.differences = (value, *before[1:]) if self.repeats else forecast.differences(value, before, self.scales)
 
     def hand_on(self) -> Tensor:
         assert self.differences is not None, "the first call of a generation computes everything"

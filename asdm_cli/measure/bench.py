@@ -12,6 +12,7 @@ from asdm_cli.measure.blocks import block_seconds
 from asdm_cli.measure.contestants import Contestant, Entrant, Protocol, build
 from asdm_cli.measure.latency import Work, stopwatch, take_turns
 from asdm_cli.measure.memory import Memory
+from asdm_cli.measure.plan_times import PlanTimes, time_plans
 from asdm_cli.measure.trajectory import Trajectory, count_image
 from asdm_cli.progress import note
 
@@ -37,6 +38,8 @@ class Measurement:
     profiles: dict[str, Profile]
     unet_times: Times
     image_times: Times
+    plan_times: PlanTimes
+    """Of the contestants that inherit, and of the first one beside them."""
 
 
 def measure(entrants: Sequence[Entrant], protocol: Protocol) -> Measurement:
@@ -52,6 +55,7 @@ def measure(entrants: Sequence[Entrant], protocol: Protocol) -> Measurement:
         profiles,
         _time(contestants, protocol, "UNet calls", lambda one, images: one.unet_call(images * protocol.rows)),
         _time(drawing, protocol, "whole images", lambda one, images: one.image_call(images)),
+        time_plans(contestants, protocol),
     )
 
 

@@ -11,6 +11,7 @@ from asdm_cli.measure.contestants import Entrant
 from asdm_cli.measure.latency import ORDER_RULE, latency_cut, quartiles, speedup, throughput_gain
 from asdm_cli.measure.machine import machine
 from asdm_cli.measure.memory import HOW
+from asdm_cli.measure.plan_tables import plan_tables
 from asdm_cli.measure.trajectory import Count
 from asdm_cli.report.document import Bars, Cell, Column, Interval, Report, Table
 
@@ -37,6 +38,7 @@ def report(measured: Measurement) -> Report:
             _throughput(measured),
             _components(measured),
             *_blocks(measured),
+            *plan_tables(measured.entrants, measured.plan_times, measured.protocol.rows, CARD),
         ],
         cards={CARD: _card(measured)},
     )

@@ -12,6 +12,9 @@ from diffusers import UNet2DConditionModel
 from diffusers.pipelines.pipeline_utils import DiffusionPipeline
 
 from asdm_cli.errors import AsdmError, RunError
+from asdm_cli.inheritance.course import Nodes
+from asdm_cli.inheritance.engine import Engine
+from asdm_cli.inheritance.pipelines import attach
 from asdm_cli.models.load import load_pipeline, load_unet, random_unet, set_sampler
 from asdm_cli.models.source import ModelDirectory
 from asdm_cli.unet import cost
@@ -57,6 +60,8 @@ class Entrant:
     steps: int
     draws: bool
     """Whether whole images are timed, not only UNet calls."""
+    nodes: Nodes | None = None
+    """Of the plan that is in force."""
 
 
 @dataclass(frozen=True)
@@ -67,6 +72,7 @@ class Contestant:
     protocol: Protocol
     unet: UNet2DConditionModel
     pipe: DiffusionPipeline | None
+    engine: Engine | None = None
 
     @property
     def name(self) -> str:
@@ -124,7 +130,13 @@ def build(entrant: Entrant, protocol: Protocol) -> Contestant:
     """Weights from the files, or random ones; RunError with the contestant's name if that fails."""
     with blame(entrant.name, "loading the weights"):
         pipe, unet = _networks(entrant, protocol)
-    return Contestant(entrant, protocol, unet, pipe)
+    return Contestant(entrant, protocol, unet, pipe, _engine(entrant, pipe, unet))
+
+
+def _engine(entrant: Entrant, pipe: DiffusionPipeline | None, unet: UNet2DConditionModel) -> Engine | None:
+    if entrant.nodes is None:
+        return None
+    return attach(pipe, entrant.nodes).engine if pipe is not None else Engine(unet, entrant.nodes)
 
 
 def _networks(entrant: Entrant, protocol: Protocol) -> tuple[DiffusionPipeline | None, UNet2DConditionModel]:
@@ -133,7 +145,7 @@ def _networks(entrant: Entrant, protocol: Protocol) -> tuple[DiffusionPipeline |
         return None, random_unet(entrant.config, *place)
     if not entrant.draws:
         return None, load_unet(entrant.directory, *place)
-    pipe = load_pipeline(entrant.directory, *place)
+    pipe = load_pipeline(entrant.directory, *place, with_plan=False)
     set_sampler(pipe, protocol.sampler)
     return pipe, pipe.unet
 

@@ -10,15 +10,18 @@ import psutil
 import torch
 
 from asdm_cli.errors import ModelError
+from asdm_cli.inheritance.course import Nodes
 from asdm_cli.measure import bench, bench_report
 from asdm_cli.measure.contestants import Entrant, Protocol
 from asdm_cli.measure.memory import HOW
 from asdm_cli.models.load import PIPELINES, device_and_dtype
+from asdm_cli.models.provenance import run_time_plan
 from asdm_cli.models.source import ModelDirectory, find
 from asdm_cli.recipe.verbs import BenchRecipe, Contestant
 from asdm_cli.report.document import Cell, Column, Interval, Report, Table
 from asdm_cli.report.run_directory import Run
 from asdm_cli.unet import cost
+from asdm_cli.unet.anatomy import Anatomy
 from asdm_cli.unet.blocks import Config
 from asdm_cli.unet.checkpoint import open_checkpoint
 from asdm_cli.unet.presets import PRESETS, preset
@@ -109,7 +112,17 @@ def _entrant(contestant: Contestant, recipe: BenchRecipe) -> Entrant:
         tokens=tokens,
         steps=contestant.steps or recipe.steps,
         draws=draws,
+        nodes=_nodes(contestant, directory, config),
     )
+
+
+def _nodes(contestant: Contestant, directory: ModelDirectory | None, config: Config) -> Nodes | None:
+    """Of the recipe's plan, or of the one that the model carries."""
+    given = contestant.plan.resolved() if contestant.plan else directory and run_time_plan(directory)
+    try:
+        return Nodes(given, Anatomy.of(config)) if given else None
+    except ModelError as error:
+        raise ModelError(f"contestant {contestant.name!r}: {error}") from None
 
 
 def random_config(shape: str, removed: str | Sequence[str] | None) -> Config:

@@ -57,6 +57,7 @@ class Preset(Strict):
 
     OWN: ClassVar[Schedule]
     """The preset's own schedule."""
+    CARRY: ClassVar[Literal["output", "residual"]] = "output"
 
     @model_validator(mode="after")
     def _one_schedule(self) -> Self:
@@ -73,7 +74,7 @@ class Preset(Strict):
         """The one rule that this preset stands for."""
         every = Uniform(mode="uniform", interval=self.interval) if self.interval else None
         schedule = self.schedule or every or self.OWN
-        rule = Rule(nodes=self.nodes, schedule=schedule, order=self.order, coordinate=self.coordinate)
+        rule = Rule(nodes=self.nodes, schedule=schedule, carry=self.CARRY, order=self.order, coordinate=self.coordinate)
         return Rules(rules=[rule])
 
 
@@ -109,12 +110,16 @@ class EncoderPropagation(Preset):
 
 
 class BaseMask(Preset):
-    """The layers that BK-SDM Base lacks are inherited, all others always computed; every 2nd call in full."""
+    """The layers that BK-SDM Base lacks hand on their residual branches; every 2nd call is computed in full.
+
+    Handing on their outputs would leave nothing alive before the last of them.
+    """
 
     preset: Literal["base-mask"]
     """The name of the preset."""
 
     OWN = Uniform(mode="uniform", interval=2)
+    CARRY = "residual"
 
     @property
     def nodes(self) -> str:

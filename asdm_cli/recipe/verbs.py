@@ -49,6 +49,8 @@ class Contestant(Strict):
     """`sd15`, `sd21`, `sdxl` or a UNet config file: that shape with random weights."""
     remove: Patterns | None = None
     """With `random`: remove these addresses first."""
+    plan: InheritPlan | None = None
+    """A plan to draw by; left out, the one that the model carries, if it does."""
     steps: Positive | None = None
     """UNet steps of this contestant's images, where it differs from the others'."""
 

@@ -56,6 +56,24 @@ def test_fewer_key_steps_than_the_order_needs_are_a_lower_order(
     assert torch.equal(found.hand_on(), expected.hand_on())
 
 
+@pytest.mark.parametrize("order", [1, 2])
+@pytest.mark.parametrize("places", [(0.0, 1.0, 1.0, 3.0), (0.0, 1.0, 3.0, 3.0), (0.0, 0.0, 1.0, 3.0)])
+def test_calls_at_one_coordinate_are_one_point(places: tuple[float, ...], order: int) -> None:
+    """PNDM and Heun call the UNet twice with a timestep."""
+    factors = [1.0, -2.0, 0.5][: order + 1]
+    memory = after(Memory(order), list(places), factors)
+    memory.prepare(4.0, keeps=False)
+    assert torch.allclose(memory.hand_on(), polynomial(factors, 4.0))
+
+
+def test_of_two_values_at_one_coordinate_the_later_one_counts() -> None:
+    memory = after(Memory(1), [0.0, 1.0], [0.0, 1.0])
+    memory.prepare(1.0, keeps=True)
+    memory.keep(torch.zeros(NODES, dtype=torch.float64))
+    memory.prepare(1.0, keeps=False)
+    assert torch.equal(memory.hand_on(), torch.zeros(NODES, dtype=torch.float64))
+
+
 def test_order_zero_hands_on_the_very_tensor() -> None:
     memory, value = Memory(0), torch.ones(3)
     for place in (0.0, 3.0):
