@@ -9,7 +9,7 @@ import torch
 
 from asdm_cli.measure import memory
 from asdm_cli.measure.blocks import block_seconds
-from asdm_cli.measure.contestants import Contestant, Entrant, Protocol, build
+from asdm_cli.measure.contestants import Contestant, Entrant, Protocol, bodies, build_all
 from asdm_cli.measure.latency import Work, stopwatch, take_turns
 from asdm_cli.measure.memory import Memory
 from asdm_cli.measure.plan_times import PlanTimes, time_plans
@@ -44,16 +44,19 @@ class Measurement:
 
 def measure(entrants: Sequence[Entrant], protocol: Protocol) -> Measurement:
     """All contestants, side by side; RunError with the name of the one that fails."""
-    memories = {entrant.name: _alone(entrant, protocol) for entrant in entrants if protocol.device.type == "cpu"}
+    alone = bodies(entrants)
+    memories = {body: _alone(entrant, protocol) for body, entrant in alone.items() if protocol.device.type == "cpu"}
     note(f"loading {len(entrants)} contestants")
-    contestants = [build(entrant, protocol) for entrant in entrants]
+    contestants = build_all(entrants, protocol)
     drawing = [contestant for contestant in contestants if contestant.entrant.draws]
-    profiles = {contestant.name: _profile(contestant, memories.get(contestant.name)) for contestant in contestants}
+    unlike = [contestant for contestant in contestants if contestant.entrant in alone.values()]
+    profiles = {one.entrant.body: _profile(one, memories.get(one.entrant.body)) for one in unlike}
+    calls = _time(unlike, protocol, "UNet calls", lambda one, images: one.unet_call(images * protocol.rows))
     return Measurement(
         tuple(entrants),
         protocol,
-        profiles,
-        _time(contestants, protocol, "UNet calls", lambda one, images: one.unet_call(images * protocol.rows)),
+        {entrant.name: profiles[entrant.body] for entrant in entrants},
+        {images: {one.name: times[alone[one.body].name] for one in entrants} for images, times in calls.items()},
         _time(drawing, protocol, "whole images", lambda one, images: one.image_call(images)),
         time_plans(contestants, protocol),
     )

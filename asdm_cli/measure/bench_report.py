@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from asdm_cli.measure.bench import Measurement
 from asdm_cli.measure.blocks import PASSES
 from asdm_cli.measure.cards import Card
-from asdm_cli.measure.contestants import Entrant
+from asdm_cli.measure.contestants import Entrant, bodies
 from asdm_cli.measure.latency import ORDER_RULE, latency_cut, quartiles, speedup, throughput_gain
 from asdm_cli.measure.machine import machine
 from asdm_cli.measure.memory import HOW
@@ -204,14 +204,15 @@ def _component_row(name: str, component: str, parameters: int, count: Count) -> 
 def _blocks(measured: Measurement) -> list[Table | Bars]:
     time = Column("time_ms", "time (ms)")
     columns = [CONTESTANT, Column("block", "block"), PARAMETERS, MACS, PLAIN_MACS, time]
-    rows = [row for entrant in measured.entrants for row in _block_rows(measured, entrant)]
+    unlike = bodies(measured.entrants).values()
+    rows = [row for entrant in unlike for row in _block_rows(measured, entrant)]
     note = (
         f"Of one UNet call. MACs of one latent; time of one image, median of {PASSES} profiling passes of their own "
         "with a clock at every block, so they do not sum to the latency above exactly."
     )
     return [
         Table("UNet by block", columns, rows, note, CARD),
-        *(_block_bars(entrant.name, _block_rows(measured, entrant)) for entrant in measured.entrants),
+        *(_block_bars(entrant.name, _block_rows(measured, entrant)) for entrant in unlike),
     ]
 
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+import copy
+import json
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -62,6 +64,11 @@ class Entrant:
     """Whether whole images are timed, not only UNet calls."""
     nodes: Nodes | None = None
     """Of the plan that is in force."""
+
+    @property
+    def body(self) -> str:
+        """Equal for UNets alone of one shape with random weights, which need be in memory, and measured, only once."""
+        return json.dumps(self.config, sort_keys=True) if self.directory is None else self.name
 
 
 @dataclass(frozen=True)
@@ -126,11 +133,35 @@ def image_call(
     return call
 
 
-def build(entrant: Entrant, protocol: Protocol) -> Contestant:
-    """Weights from the files, or random ones; RunError with the contestant's name if that fails."""
+def bodies(entrants: Sequence[Entrant]) -> dict[str, Entrant]:
+    """The first entrant of each body: a plan changes nothing of what one UNet call costs without it."""
+    found: dict[str, Entrant] = {}
+    for entrant in entrants:
+        found.setdefault(entrant.body, entrant)
+    return found
+
+
+def build_all(entrants: Sequence[Entrant], protocol: Protocol) -> list[Contestant]:
+    """Those of one body share every tensor."""
+    made: dict[str, UNet2DConditionModel] = {}
+    for body, entrant in bodies(entrants).items():
+        if entrant.directory is None:
+            with blame(entrant.name, "making random weights"):
+                made[body] = random_unet(entrant.config, protocol.device, protocol.dtype)
+    return [build(entrant, protocol, made.get(entrant.body)) for entrant in entrants]
+
+
+def build(entrant: Entrant, protocol: Protocol, body: UNet2DConditionModel | None = None) -> Contestant:
+    """Weights of `body`, from the files, or random ones; RunError with the contestant's name if that fails."""
     with blame(entrant.name, "loading the weights"):
-        pipe, unet = _networks(entrant, protocol)
+        pipe, unet = _networks(entrant, protocol) if body is None else (None, _twin(body))
     return Contestant(entrant, protocol, unet, pipe, _engine(entrant, pipe, unet))
+
+
+def _twin(unet: UNet2DConditionModel) -> UNet2DConditionModel:
+    """Modules of its own, for hooks of its own, around the same tensors."""
+    shared = {id(tensor): tensor for tensor in (*unet.parameters(), *unet.buffers())}
+    return copy.deepcopy(unet, shared)
 
 
 def _engine(entrant: Entrant, pipe: DiffusionPipeline | None, unet: UNet2DConditionModel) -> Engine | None:

@@ -12,7 +12,7 @@ import torch
 from asdm_cli.errors import ModelError
 from asdm_cli.inheritance.course import Nodes
 from asdm_cli.measure import bench, bench_report
-from asdm_cli.measure.contestants import Entrant, Protocol
+from asdm_cli.measure.contestants import Entrant, Protocol, bodies
 from asdm_cli.measure.memory import HOW
 from asdm_cli.models.load import PIPELINES, device_and_dtype
 from asdm_cli.models.provenance import run_time_plan
@@ -60,7 +60,7 @@ class Plan:
             f"{len(self.entrants)} contestants on {protocol.device}, {_short(protocol.dtype)}: "
             f"{protocol.warmups} rounds to warm up and {protocol.repeats} to time, "
             f"with {_list(sorted({1, *protocol.batches}))} images at once. "
-            f"Weights take {sum(self.weights.values()) / 1e9:.2f} GB together."
+            f"Weights take {sum(self.weights[one.name] for one in bodies(self.entrants).values()) / 1e9:.2f} GB together."
         )
         rows = [_row(entrant, self.weights[entrant.name]) for entrant in self.entrants]
         return Report("bench", "Plan", " ".join([summary, *self.notes]), [Table("Contestants", COLUMNS, rows)])
@@ -74,7 +74,7 @@ def plan(recipe: BenchRecipe) -> Plan:
     entrants = tuple(_entrant(contestant, recipe) for contestant in recipe.models)
     _check_images_alike(entrants)
     weights = {entrant.name: _parameters(entrant) * dtype.itemsize for entrant in entrants}
-    _check_memory(weights, device)
+    _check_memory({entrant.name: weights[entrant.name] for entrant in bodies(entrants).values()}, device)
     protocol = Protocol(
         device,
         dtype,
@@ -237,6 +237,8 @@ def _notes(entrants: Sequence[Entrant], device: torch.device, dtype: torch.dtype
 
 def _row(entrant: Entrant, weights: int) -> dict[str, Cell | Interval]:
     calls = f"UNet calls, images of {entrant.steps} steps" if entrant.draws else "UNet calls"
+    if entrant.nodes:
+        calls += f", a plan for {entrant.steps} calls"
     return {
         "name": entrant.name,
         "source": entrant.source,

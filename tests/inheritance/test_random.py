@@ -8,7 +8,6 @@ from functools import cache
 from typing import Any
 
 import torch
-from diffusers import UNet2DConditionModel
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from torch import Tensor
@@ -21,40 +20,10 @@ from asdm_cli.measure.trajectory import mac_counter, tally
 from asdm_cli.recipe.plans import read_plan
 from asdm_cli.schedule import key_steps
 from asdm_cli.unet.anatomy import Anatomy
-from tests import tiny
+from tests.inheritance.shapes import SHAPES, unet
 
-SHORT = {"block_out_channels": [8, 16], "layers_per_block": 1}
-SD = {
-    "down_block_types": ["CrossAttnDownBlock2D", "DownBlock2D"],
-    "up_block_types": ["UpBlock2D", "CrossAttnUpBlock2D"],
-}
-SHAPES: dict[str, dict[str, Any]] = {
-    "two levels": tiny.shape("sd15", **SHORT, **SD),
-    "no mid": tiny.shape("sd15", **SHORT, **SD, mid_block_type=None),
-    "uneven": tiny.shape("sd15", **{**SHORT, **SD, "layers_per_block": [1, 2]}),
-    "one level": tiny.shape(
-        "sd15",
-        block_out_channels=[8],
-        down_block_types=["CrossAttnDownBlock2D"],
-        up_block_types=["CrossAttnUpBlock2D"],
-    ),
-    "deep": tiny.shape(
-        "sdxl",
-        **SHORT,
-        down_block_types=["DownBlock2D", "CrossAttnDownBlock2D"],
-        up_block_types=["CrossAttnUpBlock2D", "UpBlock2D"],
-        attention_head_dim=[1, 2],
-        transformer_layers_per_block=[1, 2],
-    ),
-}
 FEW = settings(max_examples=25, deadline=None)
 Plan = dict[str, Any]
-
-
-@cache
-def unet(shape: str) -> UNet2DConditionModel:
-    torch.manual_seed(0)
-    return tiny.unet(SHAPES[shape])
 
 
 @cache
