@@ -17,9 +17,12 @@ BRANCH = re.compile(r"deepcache\.(\d+)")
 ENCODER = "encoder"
 BRANCHES = {
     "resnet": ("conv2", ("norm1", "conv1", "time_emb_proj", "norm2")),
-    "attn": ("proj_out", ("norm", "proj_in", "transformer_blocks.*")),
+    "attn": ("proj_out", ("proj_in", "transformer_blocks.*")),
 }
-"""Kind of unit -> the module that ends its residual branch, and those that only lead there."""
+"""Kind of unit -> the module that ends its residual branch, and those that only lead there.
+
+A transformer's norm runs: where its projections are linear, the shape of its output is used again after the last.
+"""
 
 
 @dataclass(frozen=True)

@@ -56,11 +56,12 @@ class Plan:
 
     def report(self) -> Report:
         protocol = self.protocol
+        weights = sum(self.weights[one.name] for one in bodies(self.entrants).values())
         summary = (
             f"{len(self.entrants)} contestants on {protocol.device}, {_short(protocol.dtype)}: "
             f"{protocol.warmups} rounds to warm up and {protocol.repeats} to time, "
             f"with {_list(sorted({1, *protocol.batches}))} images at once. "
-            f"Weights take {sum(self.weights[one.name] for one in bodies(self.entrants).values()) / 1e9:.2f} GB together."
+            f"Weights take {weights / 1e9:.2f} GB together."
         )
         rows = [_row(entrant, self.weights[entrant.name]) for entrant in self.entrants]
         return Report("bench", "Plan", " ".join([summary, *self.notes]), [Table("Contestants", COLUMNS, rows)])

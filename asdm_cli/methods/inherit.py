@@ -165,11 +165,13 @@ def _product(recipe: InheritRecipe) -> Iterator[tuple[str, Player, Rules]]:
     asked = recipe.product
     assert asked is not None, "asked for only where there is one"
     forecast = {"order": asked.order, "coordinate": asked.coordinate}
-    for name, mode, interval in product(asked.nodes, asked.modes, asked.intervals):
-        rule = {"nodes": asked.nodes[name], "schedule": {"mode": mode, "interval": interval}, **forecast}
+    for name, mode, interval in product(asked.levels, asked.modes, asked.intervals):
+        level = asked.levels[name]
+        schedule = {"mode": mode, "interval": interval}
+        rule = {"nodes": level.nodes, "carry": level.carry, "schedule": schedule, **forecast}
         place = (name, mode, str(interval))
         player = Player(f"{name}, {mode} {interval}", ASDM, recipe.steps, recipe.sampler, place=place)
-        yield f"product.nodes.{name}", player, read_plan({"rules": [rule]})
+        yield f"product.levels.{name}", player, read_plan({"rules": [rule]})
 
 
 def _same_names(players: Iterable[Player]) -> list[str]:

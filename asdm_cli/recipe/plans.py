@@ -13,6 +13,7 @@ from asdm_cli.recipe.source import Source
 from asdm_cli.recipe.words import faults
 
 Order = Annotated[int, Field(ge=0, le=2)]
+Carry = Literal["output", "residual"]
 Coordinate = Literal["step", "log-snr", "angle"]
 
 
@@ -23,7 +24,7 @@ class Rule(Strict):
     """Addresses (`level.3`, `up.*.1`, `*.cross`), named sets (base, small, tiny, encoder, deepcache.N), or a list."""
     schedule: Schedule
     """Which UNet calls compute these nodes; at all others they are inherited."""
-    carry: Literal["output", "residual"] = "output"
+    carry: Carry = "output"
     """What is handed on: a node's output, or the branch that it adds to its input."""
     order: Order = 0
     """0 hands on the last value; 1 and 2 forecast it from the last two or three."""
@@ -57,7 +58,7 @@ class Preset(Strict):
 
     OWN: ClassVar[Schedule]
     """The preset's own schedule."""
-    CARRY: ClassVar[Literal["output", "residual"]] = "output"
+    CARRY: ClassVar[Carry] = "output"
 
     @model_validator(mode="after")
     def _one_schedule(self) -> Self:

@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, ValidationInfo, field_validator, model_validator
 
-from asdm_cli.recipe.plans import Coordinate, InheritPlan, Order
+from asdm_cli.recipe.plans import Carry, Coordinate, InheritPlan, Order
 from asdm_cli.recipe.schedules import CountedMode
 from asdm_cli.recipe.schema import (
     Distinct,
@@ -188,11 +188,20 @@ class DeepCachePackage(Strict):
     """Its cache_branch_id."""
 
 
-class Product(Strict):
-    """Every combination of nodes, mode and interval: a table of the three."""
+class Level(Strict):
+    """Nodes of a product, as in a rule."""
 
-    nodes: Annotated[dict[Name, Patterns], Field(min_length=1)]
-    """Name -> nodes, as in a rule; usually one of the block, the layer and the unit level each."""
+    nodes: Patterns
+    """Addresses, named sets, or a list."""
+    carry: Carry = "output"
+    """What is handed on: a node's output, or the branch that it adds to its input."""
+
+
+class Product(Strict):
+    """Every combination of level, mode and interval: a table of the three."""
+
+    levels: Annotated[dict[Name, Level], Field(min_length=1)]
+    """Name -> nodes; usually one of blocks, one of layers and one of units."""
     modes: Annotated[list[CountedMode], Field(min_length=1), Distinct] = ["uniform"]
     """Modes of a schedule that know an interval."""
     intervals: Annotated[list[Positive], Field(min_length=1), Distinct] = [2, 3, 5]

@@ -152,6 +152,11 @@ def test_residual_branches(name: str) -> None:
     check("sd15", nodes, "residual", put, gone, count)
 
 
+def test_branches_with_linear_projections() -> None:
+    nodes, put, gone, _ = BRANCHES["transformers"]
+    check("sdxl", nodes, "residual", put, gone, 11)
+
+
 @pytest.mark.parametrize("name", DEEP)
 def test_inside_deep_transformers(name: str) -> None:
     nodes, put, gone, _ = CASES[name]

@@ -30,6 +30,7 @@ NODES: list[tuple[Any, str]] = [
     (["up.*.1", "down.*.0"], "output"),
     ("*.cross", "output"),
     ("*.resnet", "residual"),
+    ("*.attn", "residual"),
 ]
 
 
