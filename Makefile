@@ -5,7 +5,7 @@ BIN := .venv/bin
 INSTALLED := .venv/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test check format data pocket pocket-figures
+.PHONY: help setup demo test check format data pocket pocket-figures inherit-figures inherit-sd15
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -18,7 +18,7 @@ $(INSTALLED): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "asdm needs Python 3.11 or newer: make setup PYTHON=python3.12")'
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
 	$(BIN)/pip install --quiet -c constraints.txt $(TORCH)
-	$(BIN)/pip install --quiet -c constraints.txt -e '.[dev,features]'
+	$(BIN)/pip install --quiet -c constraints.txt -e '.[dev,features,peers]'
 	@touch $@
 
 demo: setup ## Prune the bundled model, measure both side by side, and write one page of it
@@ -48,6 +48,15 @@ pocket: setup ## Train the bundled model anew; hours, goes on after an interrupt
 	$(BIN)/pip install --quiet -c constraints.txt -e '.[pocket]'
 	$(BIN)/python -m asdm_cli.pocket train
 	$(BIN)/python -m asdm_cli.pocket export
+
+FRONTS := runs/inherit-pocket-front-ddim runs/inherit-pocket-front-dpm runs/inherit-pocket-levels
+inherit-figures: setup ## Plans against DeepCache and fewer steps on the bundled model; an hour and a half on 2 cores
+	for run in $(FRONTS); do OMP_NUM_THREADS=1 $(BIN)/accelerate launch --cpu --num_machines 1 --num_processes $(shell nproc) \
+		--mixed_precision no --dynamo_backend no -m asdm_cli inherit recipes/$${run#runs/}.yaml --overwrite || exit 1; done
+	$(BIN)/asdm show $(FRONTS) --out runs/inherit-figures.html --overwrite
+
+inherit-sd15: setup ## What plans save at the real size of SD 1.5 (random weights); 20 minutes on 2 cores with bfloat16
+	$(BIN)/asdm bench recipes/bench-sd15-inherit.yaml --overwrite
 
 HARDWARE ?= $(shell nproc) CPU cores
 pocket-figures: setup ## Measure the bundled model and renew its card and sample sheet

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 from rich.tree import Tree
 
@@ -86,6 +87,21 @@ def _show_model(source: str, out: Console) -> None:
     model = find(source)
     out.print(_components(model))
     out.print(_unet(model))
+    for line in _plan(model):
+        out.print(line)
+
+
+def _plan(model: ModelDirectory) -> list[str]:
+    """The rules that the model draws by."""
+    from asdm_cli.models.provenance import run_time_plan
+    from asdm_cli.schedule import describe
+
+    plan = run_time_plan(model)
+    return [
+        f"inherits [bold]{escape(str(rule.nodes))}[/] ({rule.carry}, order {rule.order}); "
+        f"computed: {describe(rule.schedule)}"
+        for rule in (plan.rules if plan else ())
+    ]
 
 
 def _write_page(page: Path, runs: list[Path], overwrite: bool) -> None:

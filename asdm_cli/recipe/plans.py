@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from typing import Annotated, Any, ClassVar, Literal, Self
 
-from pydantic import Discriminator, Field, Tag, TypeAdapter, ValidationError, model_validator
+from pydantic import BeforeValidator, Discriminator, Field, Tag, TypeAdapter, ValidationError, model_validator
 
 from asdm_cli.errors import RecipeError
 from asdm_cli.recipe.schedules import Explicit, Schedule, Uniform
 from asdm_cli.recipe.schema import Misplaced, Patterns, Positive, Strict
 from asdm_cli.recipe.source import Source
-from asdm_cli.recipe.words import faults
+from asdm_cli.recipe.words import did_you_mean, faults, got, one_of
 
 Order = Annotated[int, Field(ge=0, le=2)]
 Carry = Literal["output", "residual"]
@@ -127,17 +127,41 @@ class BaseMask(Preset):
         return "base"
 
 
-def _kind(plan: Any) -> str:
-    preset = plan.get("preset", "rules") if isinstance(plan, dict) else getattr(plan, "preset", "rules")
-    return preset if isinstance(preset, str) else "rules"
+PRESETS: dict[str, type[Preset]] = {
+    "deepcache": DeepCache,
+    "encoder-propagation": EncoderPropagation,
+    "base-mask": BaseMask,
+}
+
+
+def _known_preset(plan: Any) -> Any:
+    """Tell a wrong preset at the preset; pydantic tells it of tags, at the whole plan."""
+    if isinstance(plan, dict) and "preset" in plan and _kind(plan) is Rules:
+        preset = plan["preset"]
+        hint = did_you_mean(preset, list(PRESETS)) if isinstance(preset, str) else ""
+        raise Misplaced([(("preset",), f"must be {one_of(list(PRESETS))}, got {got(preset)}{hint}")])
+    return plan
+
+
+def _kind(plan: Any) -> type[Rules] | type[Preset]:
+    if isinstance(plan, Preset):
+        return type(plan)
+    preset = plan.get("preset") if isinstance(plan, dict) else None
+    return PRESETS.get(preset, Rules) if isinstance(preset, str) else Rules
+
+
+def _tag(plan: Any) -> str:
+    """Of two words: pydantic puts tags into the places of faults, and `rules` is also a key."""
+    return f"plan {_kind(plan).__name__}"
 
 
 InheritPlan = Annotated[
-    Annotated[Rules, Tag("rules")]
-    | Annotated[DeepCache, Tag("deepcache")]
-    | Annotated[EncoderPropagation, Tag("encoder-propagation")]
-    | Annotated[BaseMask, Tag("base-mask")],
-    Discriminator(_kind),
+    Annotated[Rules, Tag("plan Rules")]
+    | Annotated[DeepCache, Tag("plan DeepCache")]
+    | Annotated[EncoderPropagation, Tag("plan EncoderPropagation")]
+    | Annotated[BaseMask, Tag("plan BaseMask")],
+    Discriminator(_tag),
+    BeforeValidator(_known_preset),
 ]
 _PLAN: TypeAdapter[Rules | Preset] = TypeAdapter(InheritPlan)
 
@@ -148,4 +172,4 @@ def read_plan(plan: Any, source: str = "plan") -> Rules:
         return _PLAN.validate_python(plan).resolved()
     except ValidationError as error:
         read = Source(source, {} if not isinstance(plan, dict) else plan)
-        raise RecipeError(source, faults(error, read, Rules)) from None
+        raise RecipeError(source, faults(error, read, _kind(plan))) from None
