@@ -51,8 +51,8 @@ pocket: setup ## Train the bundled model anew; hours, goes on after an interrupt
 
 FRONTS := runs/inherit-pocket-front-ddim runs/inherit-pocket-front-dpm runs/inherit-pocket-levels
 inherit-figures: setup ## Plans against DeepCache and fewer steps on the bundled model; an hour and a half on 2 cores
-	for run in $(FRONTS); do OMP_NUM_THREADS=1 $(BIN)/accelerate launch --cpu --num_machines 1 --num_processes $(shell nproc) \
-		--mixed_precision no --dynamo_backend no -m asdm_cli inherit recipes/$${run#runs/}.yaml --overwrite || exit 1; done
+	for run in $(FRONTS); do OMP_NUM_THREADS=1 $(BIN)/torchrun --nproc-per-node $(shell nproc) \
+		-m asdm_cli inherit recipes/$${run#runs/}.yaml --overwrite || exit 1; done
 	$(BIN)/asdm show $(FRONTS) --out runs/inherit-figures.html --overwrite
 
 inherit-sd15: setup ## What plans save at the real size of SD 1.5 (random weights); 20 minutes on 2 cores with bfloat16

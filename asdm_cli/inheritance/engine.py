@@ -58,7 +58,11 @@ class Engine:
         self._outlets = self.nodes.by_module
         if getattr(self.inner, "_diffusers_hook", None) and self.inner._diffusers_hook.get_hook(NAME):
             raise ModelError("this UNet inherits already; remove() the earlier plan first")
-        self._attach()
+        try:
+            self._attach()
+        except BaseException:
+            self.remove()
+            raise
 
     @contextmanager
     def generation(self, calls: Calls, noise: Noise | None = None) -> Iterator[None]:
@@ -113,7 +117,7 @@ class Engine:
         for name, module in modules.items() if self.nodes.plan.text_once else ():
             if name.endswith(".attn2") and getattr(module, "is_cross_attention", True):
                 for part in TEXT_MODULES:
-                    _hook(getattr(module, part), TextHook(self.current, f"{name}.{part}"))
+                    _hook(modules[f"{name}.{part}"], TextHook(self.current, f"{name}.{part}"))
 
 
 class Pending:

@@ -71,7 +71,7 @@ def _whole_row(
     time_share = sum(count * _ratio(times.by_pattern[pattern], plain) for pattern, count in counts.items()) / steps
     return {
         "name": entrant.name,
-        "full_calls": f"{counts[FULL]} of {steps}",
+        "full_calls": f"{counts[FULL]}/{steps}",
         "macs_g": share * steps * rows * entrant.macs.total / 1e9,
         "saved_macs_pct": 100 * (1 - share),
         "saved_plain_macs_pct": 100 * (1 - without),

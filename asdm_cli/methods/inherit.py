@@ -60,7 +60,7 @@ class Plan:
         parts: list[Part] = []
         if self.nodes:
             course = self.nodes.course(self.recipe.steps)
-            parts.append(rules_table(self.nodes, _rule_rows(self.nodes, self.recipe.steps)))
+            parts.append(rules_table(self.nodes, course.calls, _rule_rows(self.nodes, self.recipe.steps)))
             if None not in course.keys:
                 parts.append(picture(self.nodes, [course.resting(call) for call in range(course.calls)]))
         said = (

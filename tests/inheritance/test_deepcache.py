@@ -19,7 +19,7 @@ from tests.inheritance.pipes import draw
 
 peer = pytest.importorskip("DeepCache")
 
-BRANCHES, INTERVALS, SAMPLERS, STEPS = (0, 1, 2, 3, 5, 8), (2, 3, 5), ("ddim", "pndm", "heun"), 6
+BRANCHES, INTERVALS, SAMPLERS, STEPS = (0, 1, 2, 3, 5, 8), (2, 3, 5), ("ddim", "pndm", "heun"), 5
 BOTTOM = "mid_block.resnets.0"
 """Below every branch: runs at key steps only."""
 

@@ -68,12 +68,11 @@ def alive(kept: list[weakref.ref[Tensor]]) -> int:
     return sum(each() is not None for each in kept)
 
 
-@pytest.mark.parametrize("sampler", ["ddim", "heun"])
-def test_generations_in_a_row_are_those_of_fresh_engines(sampler: str, get: Get) -> None:
+def test_generations_in_a_row_are_those_of_fresh_engines(get: Get) -> None:
     order = [0, 1, 0, 2, 0, 3, 4, 3, 2]
     assert {settings for pair in pairwise(order) for settings in pair} == set(range(len(GENERATIONS)))
-    alone = [fresh(settings, sampler) for settings in GENERATIONS]
-    with inherit(get(sampler=sampler), PLAN) as handle:
+    alone = [fresh(settings, "pndm") for settings in GENERATIONS]
+    with inherit(get(sampler="pndm"), PLAN) as handle:
         for index in order:
             assert torch.equal(draw(handle.pipe, **GENERATIONS[index]), alone[index])
 

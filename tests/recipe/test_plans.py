@@ -60,8 +60,8 @@ WRONG = {
         "r.yaml:1:24: plan.rules[0].nodes: needs 1 or more entries"
     ],
     "{rules: [{nodes: base, cary: residual, order: -1, coordinate: snr, schedule: {mode: uniform, interval: 2}}]}": [
-        "r.yaml:1:47: plan.rules[0].order: must be at least 0, got -1",
-        "r.yaml:1:63: plan.rules[0].coordinate: must be one of 'step', 'log-snr', 'angle', got 'snr' "
+        "r.yaml:1:53: plan.rules[0].order: must be at least 0, got -1",
+        "r.yaml:1:69: plan.rules[0].coordinate: must be one of 'step', 'log-snr', 'angle', got 'snr' "
         "(did you mean 'log-snr'?)",
         "r.yaml:1:30: plan.rules[0].cary: unknown key (did you mean 'carry'?)",
     ],
