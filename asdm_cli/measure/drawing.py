@@ -21,6 +21,7 @@ from asdm_cli.measure.generate import ROWS, pictures
 from asdm_cli.measure.pictures import PictureSet, read, to_picture
 from asdm_cli.measure.trajectory import count
 from asdm_cli.models.load import load_pipeline, set_sampler
+from asdm_cli.models.provenance import FILE
 from asdm_cli.models.source import ModelDirectory
 from asdm_cli.progress import track
 from asdm_cli.unet.cost import macs
@@ -70,8 +71,10 @@ def claim(target: PictureSet, origin: Origin) -> None:
 
 
 def stamps(directory: ModelDirectory) -> list[list[str | int]]:
-    """Name, bytes and time of every file of a model: changed weights are noticed without reading gigabytes."""
-    files = sorted(file for folder in directory.components.values() for file in folder.rglob("*") if file.is_file())
+    """Name, bytes and time of every file of a model: changed weights, or another plan, are noticed without reading
+    gigabytes."""
+    places = [*(file for folder in directory.components.values() for file in folder.rglob("*")), directory.path / FILE]
+    files = sorted(file for file in places if file.is_file())
     return [[str(file.relative_to(directory.path)), file.stat().st_size, file.stat().st_mtime_ns] for file in files]
 
 

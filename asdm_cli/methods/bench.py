@@ -15,7 +15,7 @@ from asdm_cli.measure import bench, bench_report
 from asdm_cli.measure.contestants import Entrant, Protocol, bodies
 from asdm_cli.measure.memory import HOW
 from asdm_cli.models.load import PIPELINES, device_and_dtype
-from asdm_cli.models.provenance import run_time_plan
+from asdm_cli.models.provenance import run_time_nodes
 from asdm_cli.models.source import ModelDirectory, find
 from asdm_cli.recipe.verbs import BenchRecipe, Contestant
 from asdm_cli.report.document import Cell, Column, Interval, Report, Table
@@ -119,9 +119,10 @@ def _entrant(contestant: Contestant, recipe: BenchRecipe) -> Entrant:
 
 def _nodes(contestant: Contestant, directory: ModelDirectory | None, config: Config) -> Nodes | None:
     """Of the recipe's plan, or of the one that the model carries."""
-    given = contestant.plan.resolved() if contestant.plan else directory and run_time_plan(directory)
     try:
-        return Nodes(given, Anatomy.of(config)) if given else None
+        if contestant.plan:
+            return Nodes(contestant.plan.resolved(), Anatomy.of(config))
+        return run_time_nodes(directory) if directory else None
     except ModelError as error:
         raise ModelError(f"contestant {contestant.name!r}: {error}") from None
 

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from itertools import product
+from pathlib import Path
 
 from accelerate import PartialState
 
@@ -88,9 +90,9 @@ def plan(recipe: InheritRecipe) -> Plan:
         except ModelError as error:
             faults.append(f"{key}.{error}")
     players += _package(recipe)
-    faults += _same_names(players)
+    faults += _same_names([*players, *_solution(recipe)])
     if faults:
-        raise ModelError("\n".join(faults))
+        raise ModelError("\n".join(dict.fromkeys(faults)))
     if any(player.package for player in players):
         require_package()
     return Plan(recipe, checked, nodes, tuple(players))
@@ -100,8 +102,7 @@ def run(plan: Plan, run: Run) -> Report:
     """Draw what is missing, all processes their shares; the first one then times, counts and writes the model."""
     state = PartialState()
     style = _style(plan, state)
-    extra = [Player(SOLUTION, SOLUTION, plan.recipe.converged, "dpm++2m")] if plan.recipe.converged else []
-    drawing = [*plan.players, *extra]
+    drawing = [*plan.players, *_solution(plan.recipe)]
     sets = {player.name: PictureSet(run.path / "pictures" / player.name, plan.eval.count) for player in drawing}
     if state.is_main_process:
         for player in drawing:
@@ -116,9 +117,7 @@ def run(plan: Plan, run: Run) -> Report:
         return Report("inherit", "", "", [])
     _check_whole(sets)
     if plan.nodes:
-        model = run.path / "model"
-        assemble_directory(plan.source, model, replaced=set())
-        record(plan.source, model, "inherit", plan.nodes.plan)
+        _write_model(plan.source, plan.nodes, run.path / "model")
     real = real_set(plan.eval, run.path) if plan.eval.has_baselines else None
     judge = judge_of(plan.eval, run.path, sets[PLAIN], real)
     measured = Measured(
@@ -133,11 +132,22 @@ def run(plan: Plan, run: Run) -> Report:
     return inherit_report(measured, _card(plan, style), plan.nodes, plan.recipe.grid)
 
 
+def _write_model(source: ModelDirectory, nodes: Nodes, target: Path) -> None:
+    """The source's files and the plan. Anew: an interrupted run may have left them, its own or another plan's."""
+    shutil.rmtree(target, ignore_errors=True)
+    assemble_directory(source, target, replaced=set())
+    record(source, target, "inherit", nodes.plan)
+
+
 def _fewer(recipe: InheritRecipe) -> list[Player]:
     counts = recipe.fewer_steps
     if counts is None:
         counts = sorted({max(1, round(share * recipe.steps)) for share in SHARES} - {recipe.steps}, reverse=True)
     return [Player(f"{count} steps", FEWER, count, recipe.sampler) for count in counts]
+
+
+def _solution(recipe: InheritRecipe) -> list[Player]:
+    return [Player(SOLUTION, SOLUTION, recipe.converged, "dpm++2m")] if recipe.converged else []
 
 
 def _package(recipe: InheritRecipe) -> list[Player]:

@@ -26,7 +26,7 @@ from transformers import CLIPModel, CLIPTokenizer
 
 from asdm_cli.errors import ModelError
 from asdm_cli.inheritance.pipelines import attach
-from asdm_cli.models.provenance import run_time_plan
+from asdm_cli.models.provenance import run_time_nodes
 from asdm_cli.models.source import ModelDirectory
 from asdm_cli.unet.weight_files import inside, read_mapping
 
@@ -74,6 +74,7 @@ def load_pipeline(
     if not directory.is_pipeline or kind not in PIPELINES:
         what = f"a {kind}" if directory.is_pipeline else "a bare UNet"
         raise ModelError(f"{directory.path}: is {what}; whole pictures need a {' or '.join(PIPELINES)} directory")
+    nodes = run_time_nodes(directory) if with_plan else None
     pipeline, switches = PIPELINES[kind]
     pipe = _read(
         directory.path,
@@ -83,9 +84,8 @@ def load_pipeline(
     )
     pipe.set_progress_bar_config(disable=True)
     pipe.to(device)
-    plan = run_time_plan(directory) if with_plan else None
-    if plan is not None:
-        attach(pipe, plan)
+    if nodes is not None:
+        attach(pipe, nodes)
     return pipe
 
 

@@ -7,8 +7,11 @@ from pathlib import Path
 from typing import Any
 
 from asdm_cli import __version__
+from asdm_cli.errors import ModelError
+from asdm_cli.inheritance.course import Nodes
 from asdm_cli.models.source import ModelDirectory
 from asdm_cli.recipe.plans import Rules, read_plan
+from asdm_cli.unet.anatomy import Anatomy
 from asdm_cli.unet.weight_files import inside, read_mapping
 
 FILE = "asdm.json"
@@ -28,6 +31,15 @@ def run_time_plan(directory: ModelDirectory) -> Rules | None:
     file = directory.path / FILE
     held = read_mapping(inside(directory.path, file)).get(RUN_TIME) if file.exists() else None
     return None if held is None else read_plan(held, f"{file}: {RUN_TIME}")
+
+
+def run_time_nodes(directory: ModelDirectory) -> Nodes | None:
+    """That plan on the model's UNet. Raises RecipeError or ModelError, with the file, where it does not fit."""
+    plan = run_time_plan(directory)
+    try:
+        return None if plan is None else Nodes(plan, Anatomy.of(directory.config("unet")))
+    except ModelError as error:
+        raise ModelError(f"{directory.path / FILE}: {RUN_TIME}: {error}") from None
 
 
 def record(source: ModelDirectory, target: Path, verb: str, plan: Rules | None = None, **facts: Any) -> None:

@@ -29,6 +29,7 @@ WANTED = {
     "finite_number": "must be a finite number",
     "string_too_short": "must not be empty",
     "too_short": "needs {min_length} or more entries",
+    "too_long": "must have at most {max_length} entries",
     "greater_than": "must be more than {gt}",
     "greater_than_equal": "must be at least {ge}",
     "less_than": "must be less than {lt}",
@@ -37,7 +38,7 @@ WANTED = {
 """pydantic's error type -> what we say; the braces are filled from the error's own context."""
 
 _SHAPES = {"string_type", "int_type", "float_type", "bool_type", "list_type", "model_type", "dict_type"}
-_NO_VALUE = {"missing", "too_short", "string_too_short"}
+_NO_VALUE = {"missing", "too_short", "too_long", "string_too_short"}
 
 
 def faults(error: ValidationError, source: Source, recipe: type[BaseModel]) -> list[Fault]:

@@ -146,6 +146,17 @@ def test_only_what_is_read_later_is_kept(get: Get) -> None:
         assert handle.engine.last_cache_bytes == 0
 
 
+def test_what_lies_inside_an_inherited_transformer_is_not_kept(get: Get) -> None:
+    found = []
+    for nodes in (["mid.0.attn"], ["mid.0.attn", "mid.0.cross", "mid.0.ff"], ["mid.0.cross", "mid.0.ff"]):
+        rule = {"nodes": nodes, "schedule": {"mode": "uniform", "interval": 2}}
+        with inherit(get(), {"rules": [rule], "text_once": False}) as handle:
+            draw(handle.pipe)
+            found.append(handle.engine.last_cache_bytes)
+    assert found[0] == found[1] == 2 * 32 * 4
+    assert found[2] == 2 * found[0]
+
+
 def test_two_pipelines_in_two_threads() -> None:
     alone = [fresh({"steps": 4, "seed": seed}, sampler) for seed, sampler in ((0, "ddim"), (1, "pndm"))]
     handles = [inherit(pipes.pipe(sampler=sampler), PLAN) for sampler in ("ddim", "pndm")]

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from functools import cache
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -13,10 +14,11 @@ import torch
 from asdm_cli.inheritance.course import Nodes
 from asdm_cli.measure import bench, bench_report
 from asdm_cli.measure.bench import Measurement
-from asdm_cli.measure.contestants import Contestant, build, build_all
+from asdm_cli.measure.contestants import Contestant, Entrant, build, build_all
 from asdm_cli.measure.memory import Memory
 from asdm_cli.measure.plan_times import FULL, pattern_macs, patterns
 from asdm_cli.measure.trajectory import count_image
+from asdm_cli.models.source import find
 from asdm_cli.recipe.plans import read_plan
 from asdm_cli.report.document import Interval, Report, Table
 from asdm_cli.unet.anatomy import Anatomy
@@ -24,7 +26,7 @@ from asdm_cli.unet.cost import Macs
 from asdm_cli.unet.presets import preset
 from tests import tiny
 from tests.carrying import every
-from tests.measure.entrants import bare, drawing, protocol
+from tests.measure.entrants import bare, protocol
 
 SD15 = preset("sd15")
 TINY = tiny.shape("sd15")
@@ -32,6 +34,30 @@ TOGETHER = ["deepcache.0", "deepcache.1", "deepcache.2", "deepcache.3", "*.self"
 """Node sets of SD 1.x that have no node in common, so that one UNet can be counted for all of them."""
 ALONE = {"encoder": "output", "*.attn": "residual", "base": "residual"}
 """Node sets that share nodes with those, and what they carry."""
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _one_thread() -> Iterator[None]:
+    """Tiny tensors: more threads only wait for each other."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@cache
+def _call() -> Entrant:
+    return bare()
+
+
+def call(**changes: Any) -> Entrant:
+    """A tiny UNet alone; its cost is counted only once."""
+    return replace(_call(), **changes)
+
+
+def picture(folder: Path, **changes: Any) -> Entrant:
+    """The tiny pipeline."""
+    return call(directory=find(str(folder)), draws=True, **changes)
 
 
 def nodes(plan: dict[str, Any], config: dict[str, Any] = TINY) -> Nodes:
@@ -111,7 +137,7 @@ def test_patterns_that_are_decided_on_the_way_are_not_counted_but_costed() -> No
 
 def test_a_full_call_costs_what_a_plain_one_does() -> None:
     """But for the keys and values of the text, which are computed once a generation."""
-    plain = bare().macs
+    plain = call().macs
     shape = {"tokens": tiny.TOKENS}
     again = pattern_macs(TINY, nodes({**every(2), "text_once": False}), 4, **shape)
     once = pattern_macs(TINY, nodes(every(2)), 4, **shape)
@@ -124,11 +150,11 @@ def test_a_full_call_costs_what_a_plain_one_does() -> None:
 @pytest.mark.parametrize("interval", [1, 2])
 def test_counts_without_a_device_are_those_of_an_image(tiny_pipeline: Path, interval: int) -> None:
     found = nodes({**every(interval), "text_once": False})
-    image = count_image(build(drawing(tiny_pipeline, steps=5, nodes=found), protocol()))
+    image = count_image(build(picture(tiny_pipeline, steps=5, nodes=found), protocol()))
     macs, counts = pattern_macs(TINY, found, 5, tokens=tiny.TOKENS), patterns(found, 5)
     assert sum(counts.values()) == image.calls == 5
     assert image.components["unet"].total == 2 * sum(count * macs[each].total for each, count in counts.items())
-    plain = 2 * 5 * drawing(tiny_pipeline).macs.total
+    plain = 2 * 5 * call().macs.total
     assert (image.components["unet"].total == plain) == (interval == 1)
     assert image.components["unet"].total <= plain
 
@@ -147,9 +173,9 @@ def no_seconds(contestant: Contestant, _: int) -> dict[str, float]:
 
 @pytest.fixture(scope="module")
 def measured(tiny_pipeline: Path) -> Measurement:
-    inheriting = [bare(name, steps=STEPS, nodes=nodes(plan)) for name, plan in PLANS.items()]
-    entrants = [bare("plain", steps=STEPS), *inheriting]
-    entrants += [drawing(tiny_pipeline, "image"), drawing(tiny_pipeline, "fast image", nodes=nodes(every(2)))]
+    inheriting = [call(name=name, steps=STEPS, nodes=nodes(plan)) for name, plan in PLANS.items()]
+    entrants = [call(name="plain", steps=STEPS), *inheriting, picture(tiny_pipeline, name="image")]
+    entrants.append(picture(tiny_pipeline, name="fast image", nodes=nodes(every(2))))
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(bench.memory, "measure_in_fresh_process", lambda *_: Memory(weights=1, peak=1))
         patch.setattr(bench, "block_seconds", no_seconds)
@@ -189,10 +215,8 @@ def test_a_generation_is_the_sum_of_its_calls(report: Report) -> None:
     found = {row["name"]: row for row in rows(report, "A generation under the plans")}
     assert list(found) == ["one", "two", "fast image"], "how many calls an adaptive plan computes is not known"
     for name, steps in {"one": STEPS, "two": STEPS, "fast image": 4}.items():
-        mine, row = [call for call in calls if call["name"] == name], found[name]
-
-        def mean(key: str, mine: list[dict[str, Any]] = mine, steps: int = steps) -> float:
-            return sum(call["calls"] * call[key] for call in mine) / steps
+        row = found[name]
+        mean = partial(_mean, [each for each in calls if each["name"] == name], steps)
 
         assert row["saved_macs_pct"] == pytest.approx(100 - 100 * mean("macs_share"))
         assert row["saved_plain_macs_pct"] == pytest.approx(100 - 100 * mean("plain_macs_share"))
@@ -201,8 +225,12 @@ def test_a_generation_is_the_sum_of_its_calls(report: Report) -> None:
         assert row["achieved"] == pytest.approx(row["saved_time_pct"] / row["saved_macs_pct"])
         assert row["macs_g"] == pytest.approx(2 * steps * mean("macs_g"))
         assert row["cache_mb"] > 0
-    assert found["one"]["full_calls"] == "4 of 7"
-    assert found["two"]["full_calls"] == "2 of 7"
+    assert found["one"]["full_calls"] == "4/7"
+    assert found["two"]["full_calls"] == "2/7"
+
+
+def _mean(calls: list[dict[str, Any]], steps: int, key: str) -> float:
+    return sum(each["calls"] * each[key] for each in calls) / steps
 
 
 def test_an_image_under_a_plan_takes_less(report: Report) -> None:
@@ -210,18 +238,6 @@ def test_an_image_under_a_plan_takes_less(report: Report) -> None:
     assert list(cost) == ["image", "fast image"]
     assert cost["fast image"]["image_macs_g"] < cost["image"]["image_macs_g"]
     assert cost["fast image"]["unet_macs_g"] == cost["image"]["unet_macs_g"], "a call without a past"
-
-
-def test_without_plans_there_are_no_such_tables(measured: Measurement) -> None:
-    kept = [entrant for entrant in measured.entrants if entrant.nodes is None]
-    assert len(kept) == 2
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(bench.memory, "measure_in_fresh_process", lambda *_: Memory(weights=1, peak=1))
-        patch.setattr(bench, "block_seconds", no_seconds)
-        without = bench_report.report(bench.measure(kept, protocol(batches=(1,), repeats=1)))
-    titles = [part.title for part in without.parts]
-    assert "Cost" in titles
-    assert not [title for title in titles if "plans" in title]
 
 
 def test_every_round_of_a_plan_has_a_round_of_the_first_contestant(measured: Measurement) -> None:
@@ -233,9 +249,11 @@ def test_every_round_of_a_plan_has_a_round_of_the_first_contestant(measured: Mea
 
 def test_contestants_of_one_random_shape_share_tensors_and_nothing_else() -> None:
     plain, one, other = build_all(
-        [bare("plain"), bare("one", nodes=nodes(every(2))), bare("other", "sd21")], protocol()
+        [call(name="plain"), call(name="one", nodes=nodes(every(2))), bare("other", "sd21")], protocol()
     )
-    mine, theirs = ({name: tensor.data_ptr() for name, tensor in each.unet.state_dict().items()} for each in (plain, one))
+    mine, theirs = (
+        {name: tensor.data_ptr() for name, tensor in each.unet.state_dict().items()} for each in (plain, one)
+    )
     assert mine == theirs
     assert len(mine) > 300
     assert not {id(each) for each in plain.unet.modules()} & {id(each) for each in one.unet.modules()}
@@ -245,7 +263,7 @@ def test_contestants_of_one_random_shape_share_tensors_and_nothing_else() -> Non
 
 
 def test_a_plan_rests_only_while_a_generation_is_under_way() -> None:
-    plain, one = build_all([bare("plain"), bare("one", nodes=nodes(every(2)))], protocol())
+    plain, one = build_all([call(name="plain"), call(name="one", nodes=nodes(every(2)))], protocol())
     torch.manual_seed(0)
     sample, text = torch.randn(1, 4, 8, 8), torch.randn(1, tiny.TOKENS, tiny.WIDTH)
     with torch.no_grad():

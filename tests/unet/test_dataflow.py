@@ -80,6 +80,15 @@ def test_everything_is_live_where_nothing_is_inherited(model: str) -> None:
     assert len(graph.reads) > 30
 
 
+@pytest.mark.parametrize("model", PRESETS)
+def test_time_is_read_by_resnets_that_compute_their_branch(model: str) -> None:
+    graph = Dataflow.of(Anatomy.of(preset(model)))
+    resnets = [unit for unit in graph.reads if unit.endswith("resnet")]
+    assert len(resnets) > 15
+    assert graph.live(dict.fromkeys(resnets, "residual")) == graph.reads.keys() - {TIME}
+    assert graph.live(dict.fromkeys(resnets[1:], "residual")) == graph.reads.keys()
+
+
 @settings(max_examples=25, deadline=None)
 @given(st.data(), st.sampled_from(sorted(SHAPES)))
 def test_a_unit_is_live_if_its_output_changes_the_picture(data: st.DataObject, shape: str) -> None:
