@@ -48,7 +48,7 @@ def draw_share(
     if not wanted:
         return
     own_style = replace(style, steps=player.steps, alone=player.package is not None)
-    with on_stage(pipe, player), blame(player.name, "drawing"):
+    with blame(player.name, "drawing"), on_stage(pipe, player):
         for index, picture in draw(player.name, pipe, prompts, wanted, own_style):
             target.save(index, picture)
 
@@ -72,7 +72,7 @@ def take_turns(
     seconds = stopwatch(style.device)
     for name in track(turns(list(by_name), warmups + rounds), "timing images", len(by_name) * (warmups + rounds)):
         player = by_name[name]
-        with on_stage(pipe, player), blame(name, "timing images"), _unet_clock(pipe, style.device) as unet:
+        with blame(name, "timing images"), on_stage(pipe, player), _unet_clock(pipe, style.device) as unet:
             times[name].image.append(seconds(image_call(pipe, 1, player.steps, style.guidance, style.size)))
         times[name].unet.append(sum(unet()))
     return {name: Times(each.image[warmups:], each.unet[warmups:]) for name, each in times.items()}

@@ -9,7 +9,7 @@ from pydantic import BeforeValidator, Discriminator, Field, Tag, TypeAdapter, Va
 from asdm_cli.errors import RecipeError
 from asdm_cli.recipe.schedules import Explicit, Schedule, Uniform
 from asdm_cli.recipe.schema import Misplaced, Patterns, Positive, Strict
-from asdm_cli.recipe.source import Source
+from asdm_cli.recipe.source import Mark, Source, Where
 from asdm_cli.recipe.words import did_you_mean, faults, got, one_of
 
 Order = Annotated[int, Field(ge=0, le=2)]
@@ -171,5 +171,6 @@ def read_plan(plan: Any, source: str = "plan") -> Rules:
     try:
         return _PLAN.validate_python(plan).resolved()
     except ValidationError as error:
-        read = Source(source, {} if not isinstance(plan, dict) else plan)
+        placeless: dict[Where, Mark] = {(): Mark()}  # no file was read: there are no lines to name
+        read = Source(source, plan if isinstance(plan, dict) else {}, values=placeless)
         raise RecipeError(source, faults(error, read, _kind(plan))) from None

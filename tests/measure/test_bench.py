@@ -124,4 +124,4 @@ def test_a_contestant_that_breaks_in_the_middle_is_named(monkeypatch: pytest.Mon
     monkeypatch.setattr(bench, "block_seconds", lambda *_: {})
     monkeypatch.setattr(Contestant, "unet_call", broken)
     with pytest.raises(RunError, match=r"'second': timing UNet calls, batch 1 failed \(RuntimeError: kernel image"):
-        bench.measure([bare("first"), bare("second")], protocol())
+        bench.measure([bare("first"), bare("second", "sd21")], protocol())

@@ -14,9 +14,11 @@ from safetensors.torch import load_file, save_file
 
 from asdm_cli.errors import ModelError
 from asdm_cli.methods import bench
+from asdm_cli.recipe.plans import read_plan
 from asdm_cli.recipe.verbs import BenchRecipe, Contestant
 from asdm_cli.report.document import Table
 from tests import tiny
+from tests.carrying import carrying, every
 
 WEIGHTS = "unet/diffusion_pytorch_model.safetensors"
 
@@ -159,3 +161,44 @@ def test_a_pipeline_of_another_kind_draws_no_images(copy: Path) -> None:
     with pytest.raises(ModelError, match=r"'whole': is a KandinskyPipeline; .*images: false"):
         bench.plan(recipe(whole(copy)))
     assert not bench.plan(recipe(whole(copy), images=False)).entrants[0].draws
+
+
+def test_plans_come_from_the_recipe_or_from_the_model(tiny_pipeline: Path, tmp_path: Path) -> None:
+    model = carrying(tiny_pipeline, tmp_path / "model", every(2))
+    plan = bench.plan(
+        recipe(
+            whole(tiny_pipeline, "plain"),
+            whole(model, "its own"),
+            whole(model, "another", plan=read_plan(every(3, "*.cross"))),
+            whole(tiny_pipeline, "given", plan=read_plan(every(4)), steps=7),
+        )
+    )
+    found = {one.name: one.nodes and one.nodes.plan for one in plan.entrants}
+    plans = (None, every(2), every(3, "*.cross"), every(4))
+    assert list(found.values()) == [given and read_plan(given) for given in plans]
+    (table,) = plan.report().parts
+    assert isinstance(table, Table)
+    timed = [str(row["timed"]) for row in table.rows]
+    assert [", a plan for 25 calls" in words for words in timed] == [False, True, True, False]
+    assert "a plan for 7 calls" in timed[3]
+
+
+def test_a_plan_that_does_not_fit_names_the_contestant(tiny_pipeline: Path) -> None:
+    wrong = whole(tiny_pipeline, plan=read_plan(every(2, "up.9")))
+    with pytest.raises(ModelError, match=r"contestant 'whole': rules\[0\]\.nodes: .*up\.9"):
+        bench.plan(recipe(wrong))
+
+
+def test_one_random_shape_needs_memory_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file = tmp_path / "unet.json"
+    file.write_text(json.dumps(tiny.shape("sd15")))
+    alike = [Contestant(name=f"plan {each}", random=str(file), plan=read_plan(every(each))) for each in (2, 3)]
+    unlike = Contestant(name="base", random=str(file), remove="base")
+    weights = bench.plan(recipe(*alike, unlike)).weights
+    assert weights["plan 2"] == weights["plan 3"] > weights["base"]
+    free = weights["plan 2"] + weights["base"]
+    monkeypatch.setattr(bench.psutil, "virtual_memory", lambda: SimpleNamespace(available=free))
+    assert f"Weights take {free / 1e9:.2f} GB together" in bench.plan(recipe(*alike, unlike)).report().summary
+    monkeypatch.setattr(bench.psutil, "virtual_memory", lambda: SimpleNamespace(available=free - 1))
+    with pytest.raises(ModelError, match="the contestants' weights take"):
+        bench.plan(recipe(*alike, unlike))

@@ -20,11 +20,15 @@ from asdm_cli.measure import drawing
 from asdm_cli.measure.drawing import Share
 from asdm_cli.measure.pictures import PictureSet
 from asdm_cli.methods import evaluate
+from asdm_cli.models.provenance import record
+from asdm_cli.models.source import find
 from asdm_cli.recipe.load import dump
+from asdm_cli.recipe.plans import read_plan
 from asdm_cli.recipe.verbs import EvalContestant, EvalRecipe
 from asdm_cli.report.document import Grid, Interval, Scatter, Table
 from asdm_cli.report.run_directory import Run
 from tests import tiny
+from tests.carrying import carrying, every
 from tests.drawings import drawing as example
 from tests.drawings import png, shard
 
@@ -123,6 +127,22 @@ def test_report_of_two_contestants(
     assert all(file.is_file() for file in files)
 
 
+def test_a_plan_that_a_model_carries_is_drawn_and_counted(
+    recipe: Callable[..., EvalRecipe], tiny_pipeline: Path, tmp_path: Path
+) -> None:
+    half = carrying(tiny_pipeline, tmp_path / "half", every(2))
+    never = carrying(tiny_pipeline, tmp_path / "never", {"rules": [], "text_once": False})
+    models = [EvalContestant(name=each.name, model=str(each)) for each in (tiny_pipeline, half, never)]
+    plan = evaluate.plan(recipe(models=models, metrics=["psnr"], limit=2))
+    table = evaluate.run(plan, Run(tmp_path / "run")).parts[0]
+    assert isinstance(table, Table)
+    plain, inherited, same = table.rows
+    assert inherited["macs_g"] < plain["macs_g"]  # type: ignore[operator]
+    assert same["macs_g"] == plain["macs_g"]
+    assert drawn(tmp_path / "run", "half") != drawn(tmp_path / "run", "tiny")
+    assert drawn(tmp_path / "run", "never") == drawn(tmp_path / "run", "tiny")
+
+
 def test_card_says_how_the_figures_were_made(
     recipe: Callable[..., EvalRecipe], data: Path, tmp_path: Path, tiny_pipeline: Path
 ) -> None:
@@ -205,7 +225,7 @@ def test_an_interrupted_run_goes_on_and_ends_with_the_same_pictures(
     assert drawn(tmp_path / "killed") == drawn(tmp_path / "whole")
 
 
-@pytest.mark.parametrize("change", ["seed", "weights", "prompts"])
+@pytest.mark.parametrize("change", ["seed", "weights", "prompts", "plan"])
 def test_pictures_of_another_origin_are_not_gone_on_with(
     recipe: Callable[..., EvalRecipe], tmp_path: Path, count: list[int], change: str, tiny_pipeline: Path
 ) -> None:
@@ -219,6 +239,8 @@ def test_pictures_of_another_origin_are_not_gone_on_with(
     evaluate.run(evaluate.plan(recipe(**usual)), Run(tmp_path / "run"))
     if change == "weights":
         os.utime(model / "unet/diffusion_pytorch_model.safetensors", (1, 1))
+    if change == "plan":
+        record(find(str(model)), model, "inherit", read_plan(every(2)))
     if change == "prompts":
         shard(data, 4, {1: {"txt": b"another"}})
     seed = 1 if change == "seed" else 0

@@ -107,5 +107,5 @@ def test_a_damaged_plan_is_told_before_anything_slow(
     out, err = capsys.readouterr()
     (line,) = err.strip().splitlines()
     assert out == ""
-    assert "asdm.json: inherit: " in line
+    assert "model/asdm.json: inherit: " in line
     assert not (tmp_path / "out").exists()
