@@ -228,5 +228,5 @@ def rules_table(nodes: Nodes, calls: int, rows: Iterable[Row]) -> Table:
         "Rules",
         heads,
         list(rows),
-        f"{len(nodes.flow.reads)} units in this UNet; key steps of a run of {calls} UNet calls.",
+        f"{len(nodes.flow.reads)} units in this UNet; key steps of a run of {calls} UNet calls, one a step.",
     )

@@ -115,7 +115,7 @@ def _whole_table(rows: list[Row], against: str, card: str) -> Table:
         Column("cache_mb", "kept (MB)", "lower"),
     ]
     note = (
-        f"Against {against}, from the calls above and how many of each a generation has. "
+        f"Against {against}, from the calls above and how many of each a generation has, with one call a step. "
         "The bound is the share of multiply-adds that is saved; time saved over it is the share that is reached."
     )
     return Table("A generation under the plans", columns, rows, note, card)

@@ -23,6 +23,7 @@ from asdm_cli.measure.pictures import PictureSet
 from asdm_cli.measure.resize import KERNEL
 from asdm_cli.measure.scores import FRECHET_RESAMPLES, Judge
 from asdm_cli.models.load import device_and_dtype, load_pipeline
+from asdm_cli.models.provenance import run_time_plan
 from asdm_cli.recipe.verbs import EvalRecipe
 from asdm_cli.report.document import Report
 from asdm_cli.report.run_directory import Run
@@ -83,6 +84,8 @@ def _card(plan: EvalPlan, entrant: Entrant, style: Style) -> Card:
         "dtype": str(style.dtype).removeprefix("torch."),
         "versions": versions(),
     }
+    if carried := run_time_plan(entrant.directory):
+        card["inherits"] = carried.model_dump_json(exclude_none=True)
     return card | ({"batch": style.batch} if style.device.type == "cuda" else {})
 
 

@@ -178,6 +178,13 @@ class Candidate(Strict):
     series: Text = "asdm"
     """Plans of one series are joined by a line in the plots; `asdm` is the series that the others are compared with."""
 
+    @field_validator("series")
+    @classmethod
+    def _free(cls, series: str) -> str:
+        if series in ("plain", "fewer steps", "DeepCache"):
+            raise ValueError(f"'{series}' is drawn by what it is named after; choose another name")
+        return series
+
 
 class DeepCachePackage(Strict):
     """The DeepCache package itself (extra `peers`), as its users set it up: every combination of these."""
