@@ -28,7 +28,7 @@ from asdm_cli.models.source import ModelDirectory
 from asdm_cli.models.write import assemble_directory
 from asdm_cli.progress import track
 from asdm_cli.recipe.plans import Rule, Rules, read_plan
-from asdm_cli.recipe.verbs import EvalContestant, EvalRecipe, InheritRecipe
+from asdm_cli.recipe.verbs import Drawing, EvalContestant, EvalRecipe, InheritRecipe
 from asdm_cli.report.document import Cell, Column, Interval, Part, Report
 from asdm_cli.report.run_directory import Run
 from asdm_cli.schedule import describe, key_steps
@@ -40,9 +40,6 @@ TO_CONVERGED = Column(CONVERGED, "PSNR to converged, dB", "higher")
 SOLUTION = "converged"
 SHARES = (0.8, 0.65, 0.5, 0.35, 0.2)
 """Of the steps, at which the plain model draws too where the recipe names no `fewer_steps`."""
-SHARED = ("prompts", "limit", "metrics", "features", "device", "dtype", "sampler", "steps", "guidance", "size", "seed")
-MORE_SHARED = ("batch", "bootstrap", "confidence", "grid", "out")
-"""Keys that mean the same to `asdm eval`, which checks them for us."""
 
 
 @dataclass(frozen=True)
@@ -75,7 +72,7 @@ class Plan:
 
 def plan(recipe: InheritRecipe) -> Plan:
     """Every plan held against the UNet's config. Raises ModelError with all that do not fit."""
-    settings = {key: getattr(recipe, key) for key in (*SHARED, *MORE_SHARED)}
+    settings = {key: getattr(recipe, key) for key in Drawing.model_fields if key != "verb"}
     model = EvalContestant(name=PLAIN, model=recipe.model)
     checked = make_plan(EvalRecipe(verb="eval", models=[model], **settings))
     anatomy = Anatomy.of(checked.entrants[0].directory.config("unet"))

@@ -112,25 +112,19 @@ class EvalContestant(Strict):
 Metric = Literal["kid", "fd", "is", "clip_score", "clip_retrieval", "psnr", "ssim", "perceptual"]
 
 
-class EvalRecipe(Strict):
-    """What models' pictures are worth."""
+class Drawing(Strict):
+    """What pictures depend on, and how they are looked at: the same for every verb that draws to compare."""
 
-    verb: Literal["eval"]
-    """The command that this recipe is for."""
-    models: Annotated[list[EvalContestant], Field(min_length=1), DistinctlyNamed]
-    """Who takes part; order is the order of the tables."""
+    verb: str
+    """Stands here to be the first key of a recipe that is written back."""
     prompts: Text = "pocket"
     """A webdataset shard of (png, txt), a text file with a prompt a line, or `pocket`: its validation shard."""
     limit: Positive | None = None
     """Use the first so many prompts only."""
     metrics: Annotated[list[Metric], Field(min_length=1), Distinct] = ["kid", "clip_score"]
-    """What to measure; psnr, ssim and perceptual compare with the pictures of `reference`."""
+    """What to measure; psnr, ssim and perceptual compare with the pictures of the first, or the `reference`."""
     features: Literal["efficientnet_lite0", "clip", "inception"] = "efficientnet_lite0"
     """The network behind kid, fd and is. Only `inception` may be called FID."""
-    clip: Text = "own"
-    """The CLIP behind clip_score: `own` (the first model's), or a directory."""
-    reference: Text | None = None
-    """The contestant that psnr, ssim and perceptual compare with; the first if left out."""
     device: Text = "auto"
     """`auto` (a GPU if there is one), `cpu`, `cuda`, `cuda:1`, ..."""
     dtype: Dtype = "auto"
@@ -155,6 +149,19 @@ class EvalRecipe(Strict):
     """How many prompts the report's picture grid shows."""
     out: Out
     """The run directory to write."""
+
+
+class EvalRecipe(Drawing):
+    """What models' pictures are worth."""
+
+    verb: Literal["eval"]
+    """The command that this recipe is for."""
+    models: Annotated[list[EvalContestant], Field(min_length=1), DistinctlyNamed]
+    """Who takes part; order is the order of the tables."""
+    clip: Text = "own"
+    """The CLIP behind clip_score: `own` (the first model's), or a directory."""
+    reference: Text | None = None
+    """The contestant that psnr, ssim and perceptual compare with; the first if left out."""
 
     @field_validator("reference")
     @classmethod
@@ -219,7 +226,7 @@ class Product(Strict):
     """What a forecast counts in."""
 
 
-class InheritRecipe(Strict):
+class InheritRecipe(Drawing):
     """No training: compute less at some steps and inherit features from earlier ones."""
 
     verb: Literal["inherit"]
@@ -239,42 +246,16 @@ class InheritRecipe(Strict):
     `steps` if left out."""
     converged: Positive | None = None
     """Also compare with what DPM++ 2M draws in so many steps: near the solution that every sampler is after."""
-    prompts: Text = "pocket"
-    """A webdataset shard of (png, txt), a text file with a prompt a line, or `pocket`: its validation shard."""
     limit: Positive = 16
     """Use the first so many prompts only."""
     metrics: Annotated[list[Metric], Field(min_length=1), Distinct] = ["psnr", "ssim"]
     """psnr, ssim and perceptual compare with the plain model's pictures; kid, clip_score, ... as in `asdm eval`."""
-    features: Literal["efficientnet_lite0", "clip", "inception"] = "efficientnet_lite0"
-    """The network behind kid, fd and is. Only `inception` may be called FID."""
-    device: Text = "auto"
-    """`auto` (a GPU if there is one), `cpu`, `cuda`, `cuda:1`, ..."""
-    dtype: Dtype = "auto"
-    """Number format of the weights; `auto` is float16 on a GPU and float32 on a CPU."""
-    sampler: Sampler = "own"
-    """`own` is the one that the model came with."""
     steps: Positive = 50
     """UNet steps per picture."""
-    guidance: Annotated[float, Field(ge=1)] = 3.0
-    """Classifier-free guidance; 1 is none and halves the work."""
-    size: Positive | None = None
-    """Height and width in pixels; the model's own if left out."""
-    seed: Annotated[int, Field(ge=0)] = 0
-    """Prompt i is drawn with a seed made of this and i, whatever the batch or process."""
-    batch: Positive = 16
-    """Pictures drawn at a time; changes speed and memory, not the pictures."""
     repeats: Positive = 5
     """Timed rounds; every round draws one image with everybody, in turn."""
     warmups: Positive = 1
     """Rounds before the timed ones, not counted."""
-    bootstrap: Positive = 1000
-    """Resamples behind each confidence interval."""
-    confidence: Fraction = 0.95
-    """Width of the confidence intervals."""
-    grid: Positive = 8
-    """How many prompts the report's picture grid shows."""
-    out: Out
-    """The run directory to write."""
 
     @model_validator(mode="after")
     def _something_to_do(self) -> InheritRecipe:
