@@ -31,9 +31,11 @@ def differences(value: Tensor, before: Differences, scales: Sequence[float]) -> 
 
 def forecast(known: Differences, factors: Sequence[float]) -> Tensor:
     """The value at a coordinate with these `factors`; order 0 returns the kept tensor, not a copy."""
-    value = known[0]
-    for difference, factor in zip(known[1:], factors, strict=True):
-        value = torch.add(value, difference, alpha=factor)
+    if not factors:
+        return known[0]
+    value = torch.add(known[0], known[1], alpha=factors[0])
+    for difference, factor in zip(known[2:], factors[1:], strict=True):
+        value.add_(difference, alpha=factor)
     return value
 
 
