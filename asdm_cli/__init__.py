@@ -33,3 +33,10 @@ def inherit(pipe: DiffusionPipeline, plan: Any) -> Handle:
     from asdm_cli.recipe.plans import read_plan
 
     return attach(pipe, read_plan(plan))
+
+
+def remove(pipe: DiffusionPipeline) -> None:
+    """Take off the plan that is in force on a pipeline, whoever put it there; nothing happens without one."""
+    from asdm_cli.inheritance.pipelines import detach
+
+    detach(pipe)

@@ -57,7 +57,7 @@ class Engine:
         self.last_cache_bytes = 0
         self._outlets = self.nodes.by_module
         if getattr(self.inner, "_diffusers_hook", None) and self.inner._diffusers_hook.get_hook(NAME):
-            raise ModelError("this UNet inherits already; remove() the earlier plan first")
+            raise ModelError("this UNet inherits already; take the earlier plan off: asdm_cli.remove(pipe)")
         try:
             self._attach()
         except BaseException:

@@ -40,11 +40,18 @@ class Handle:
 
 def attach(pipe: DiffusionPipeline, plan: Rules | Nodes) -> Handle:
     """Raises ModelError where the plan does not fit the pipeline's UNet."""
-    if getattr(pipe, "unet", None) is None:
-        raise ModelError(f"{type(pipe).__name__}: has no UNet; features are inherited inside a UNet2DConditionModel")
+    if not isinstance(pipe, DiffusionPipeline) or getattr(pipe, "unet", None) is None:
+        raise ModelError(f"{type(pipe).__name__}: is no pipeline with a UNet; give a Stable Diffusion pipeline")
     engine = Engine(pipe.unet, plan)
     pipe.__class__ = _inheriting(type(pipe), engine)
     return Handle(pipe, engine)
+
+
+def detach(pipe: DiffusionPipeline) -> None:
+    """Take off whatever plan is in force, also that of a loaded model; nothing if there is none."""
+    engine = engine_of(pipe)
+    if engine is not None:
+        Handle(pipe, engine).remove()
 
 
 def engine_of(pipe: DiffusionPipeline) -> Engine | None:

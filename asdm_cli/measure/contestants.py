@@ -60,6 +60,8 @@ class Entrant:
     """Channels, height, width."""
     tokens: int
     steps: int
+    calls: int
+    """UNet calls of an image, which some samplers make more of than steps; of a UNet alone, its steps."""
     draws: bool
     """Whether whole images are timed, not only UNet calls."""
     nodes: Nodes | None = None

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import groupby
+from operator import itemgetter
 from pathlib import Path
 
 from asdm_cli.inheritance.course import Nodes, Resting
 from asdm_cli.measure.cards import Card
-from asdm_cli.measure.front import Front, Shot, front, time_at
+from asdm_cli.measure.front import Front, Shot, front, psnr_at
 from asdm_cli.measure.front_tables import equal_fidelity, equal_speed
 from asdm_cli.measure.inherit_run import Cost, Times
 from asdm_cli.measure.latency import quartiles, speedup
@@ -72,12 +74,14 @@ def inherit_report(measured: Measured, card: Card, nodes: Nodes | None, grid: in
 
 
 def picture(nodes: Nodes, steps: Sequence[Resting]) -> Timeline:
-    """Nodes by calls; of sub-units, those that the plan names."""
+    """Nodes by calls, neighbours that fare alike in one row; of sub-units, those that the plan names."""
     states = [nodes.states(resting) for resting in steps]
-    rows = [name for name in _in_order(nodes.anatomy, states[0]) if name in states[0]]
-    cells = ["".join(each[name] for each in states) for name in rows]
+    fares = [(name, "".join(each[name] for each in states)) for name in _in_order(nodes.anatomy, states[0])]
+    alike = [(cells, [name for name, _ in group]) for cells, group in groupby(fares, key=itemgetter(1))]
+    rows = [names[0] if len(names) == 1 else f"{names[0]} … {names[-1]}" for _, names in alike]
     full = sum(not resting for resting in steps)
-    return Timeline("What each UNet call computes", rows, cells, f"{full} of {len(steps)} calls are computed in full.")
+    note = f"{full} of {len(steps)} calls are computed in full."
+    return Timeline("What each UNet call computes", rows, [cells for cells, _ in alike], note)
 
 
 def _in_order(anatomy: Anatomy, states: Mapping[str, str]) -> list[str]:
@@ -202,17 +206,23 @@ def _names(measured: Measured, series: str) -> list[str]:
 
 
 def _summary(measured: Measured) -> str:
-    """What the first plans gain, each beside what fewer steps take to come as close."""
+    """What the first plans gain, each beside what fewer steps draw in the same time."""
     said = [f"{len(measured.prompts)} prompts, {measured.players[0].steps} steps."]
     for player in [player for player in measured.others if player.nodes][:3]:
         speed, figure = measured.speed(player.name).value, measured.figures[player.name].get("psnr_db")
         told = f"{player.name}: {speed:.2f} times as fast"
         if figure:
-            needed = time_at(measured.shots(FEWER, "psnr_db"), figure.value)
-            other = f" (fewer steps: {1 / needed:.2f} times)" if needed else ""
-            told += f" at {figure.value:.1f} dB to the plain pictures{other}"
+            told += f" at {figure.value:.1f} dB to the plain pictures{_beside(measured, 1 / speed, figure.value)}"
         said.append(f"{told}.")
     return " ".join(said)
+
+
+def _beside(measured: Measured, time: float, psnr: float) -> str:
+    other = psnr_at(measured.shots(FEWER, "psnr_db"), time)
+    if other is None:
+        return ""
+    verdict = ", which is better: this plan is of no use here" if other >= psnr else ""
+    return f" (fewer steps in that time: {other:.1f} dB{verdict})"
 
 
 def rules_table(nodes: Nodes, calls: int, rows: Iterable[Row]) -> Table:
@@ -228,5 +238,5 @@ def rules_table(nodes: Nodes, calls: int, rows: Iterable[Row]) -> Table:
         "Rules",
         heads,
         list(rows),
-        f"{len(nodes.flow.reads)} units in this UNet; key steps of a run of {calls} UNet calls, one a step.",
+        f"{len(nodes.flow.reads)} units in this UNet; key steps of a run of {calls} UNet calls.",
     )

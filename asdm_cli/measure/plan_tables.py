@@ -37,12 +37,12 @@ def _plain(first: Entrant, times: PlanTimes) -> list[float]:
 def _macs(entrant: Entrant) -> dict[Resting, Macs]:
     assert entrant.nodes is not None, "asked for only where there is a plan"
     shape = {"size": entrant.latent[1:], "tokens": entrant.tokens}
-    return pattern_macs(entrant.config, entrant.nodes, entrant.steps, **shape)
+    return pattern_macs(entrant.config, entrant.nodes, entrant.calls, **shape)
 
 
 def _call_rows(entrant: Entrant, macs: Mapping[Resting, Macs], times: CallTimes, plain: list[float]) -> list[Row]:
     assert entrant.nodes is not None, "asked for only where there is a plan"
-    counts = patterns(entrant.nodes, entrant.steps)
+    counts = patterns(entrant.nodes, entrant.calls)
     return [
         {
             "name": entrant.name,
@@ -62,17 +62,17 @@ def _whole_row(
     entrant: Entrant, macs: Mapping[Resting, Macs], times: CallTimes, plain: list[float], rows: int
 ) -> Row | None:
     assert entrant.nodes is not None, "asked for only where there is a plan"
-    counts = patterns(entrant.nodes, entrant.steps)
+    counts = patterns(entrant.nodes, entrant.calls)
     if not counts:
         return None
-    steps = entrant.steps
-    share = sum(count * macs[pattern].total for pattern, count in counts.items()) / (steps * entrant.macs.total)
-    without = sum(count * macs[pattern].plain for pattern, count in counts.items()) / (steps * entrant.macs.plain)
-    time_share = sum(count * _ratio(times.by_pattern[pattern], plain) for pattern, count in counts.items()) / steps
+    calls = entrant.calls
+    share = sum(count * macs[pattern].total for pattern, count in counts.items()) / (calls * entrant.macs.total)
+    without = sum(count * macs[pattern].plain for pattern, count in counts.items()) / (calls * entrant.macs.plain)
+    time_share = sum(count * _ratio(times.by_pattern[pattern], plain) for pattern, count in counts.items()) / calls
     return {
         "name": entrant.name,
-        "full_calls": f"{counts[FULL]}/{steps}",
-        "macs_g": share * steps * rows * entrant.macs.total / 1e9,
+        "full_calls": f"{counts[FULL]}/{calls}",
+        "macs_g": share * calls * rows * entrant.macs.total / 1e9,
         "saved_macs_pct": 100 * (1 - share),
         "saved_plain_macs_pct": 100 * (1 - without),
         "saved_time_pct": 100 * (1 - time_share),
@@ -115,7 +115,7 @@ def _whole_table(rows: list[Row], against: str, card: str) -> Table:
         Column("cache_mb", "kept (MB)", "lower"),
     ]
     note = (
-        f"Against {against}, from the calls above and how many of each a generation has, with one call a step. "
+        f"Against {against}, from the calls above and how many of each a generation has. "
         "The bound is the share of multiply-adds that is saved; time saved over it is the share that is reached."
     )
     return Table("A generation under the plans", columns, rows, note, card)

@@ -72,7 +72,7 @@ def _one_round(one: Contestant, protocol: Protocol) -> dict[Resting, float]:
     seconds, call = stopwatch(protocol.device), _call(one, protocol)
     if one.engine is None:
         return {FULL: seconds(call)}
-    course = one.engine.nodes.course(one.entrant.steps).digest()
+    course = one.engine.nodes.course(one.entrant.calls).digest()
     with one.engine.generation(course, _evenly):
         return {course.resting(number): seconds(call) for number in range(course.calls)}
 

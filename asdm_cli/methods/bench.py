@@ -14,7 +14,7 @@ from asdm_cli.inheritance.course import Nodes
 from asdm_cli.measure import bench, bench_report
 from asdm_cli.measure.contestants import Entrant, Protocol, bodies
 from asdm_cli.measure.memory import HOW
-from asdm_cli.models.load import PIPELINES, device_and_dtype
+from asdm_cli.models.load import PIPELINES, device_and_dtype, unet_calls
 from asdm_cli.models.provenance import run_time_nodes
 from asdm_cli.models.source import ModelDirectory, find
 from asdm_cli.recipe.verbs import BenchRecipe, Contestant
@@ -98,6 +98,7 @@ def _entrant(contestant: Contestant, recipe: BenchRecipe) -> Entrant:
     config = directory.config("unet") if directory else random_config(contestant.random or "", contestant.remove)
     factor, tokens = _surroundings(directory)
     latent = _latent(contestant.name, config, recipe.size, factor)
+    steps = contestant.steps or recipe.steps
     draws = recipe.images and directory is not None and directory.is_pipeline
     if directory is not None:
         _check_weights(directory, config)
@@ -111,9 +112,10 @@ def _entrant(contestant: Contestant, recipe: BenchRecipe) -> Entrant:
         macs=cost.macs(config, size=latent[1:], tokens=tokens),
         latent=latent,
         tokens=tokens,
-        steps=contestant.steps or recipe.steps,
+        steps=steps,
         draws=draws,
         nodes=_nodes(contestant, directory, config),
+        calls=unet_calls(directory, recipe.sampler, steps) if directory and directory.is_pipeline else steps,
     )
 
 
@@ -240,7 +242,7 @@ def _notes(entrants: Sequence[Entrant], device: torch.device, dtype: torch.dtype
 def _row(entrant: Entrant, weights: int) -> dict[str, Cell | Interval]:
     calls = f"UNet calls, images of {entrant.steps} steps" if entrant.draws else "UNet calls"
     if entrant.nodes:
-        calls += f", a plan for {entrant.steps} calls"
+        calls += f", a plan for {entrant.calls} calls"
     return {
         "name": entrant.name,
         "source": entrant.source,

@@ -22,8 +22,8 @@ from asdm_cli.measure.machine import machine
 from asdm_cli.measure.pictures import PictureSet
 from asdm_cli.measure.players import ASDM, DEEPCACHE, FEWER, PLAIN, Player, require_package
 from asdm_cli.measure.scores import Figures, Judge, columns
-from asdm_cli.models.load import device_and_dtype, load_pipeline
-from asdm_cli.models.provenance import record
+from asdm_cli.models.load import device_and_dtype, load_pipeline, unet_calls
+from asdm_cli.models.provenance import record, run_time_plan
 from asdm_cli.models.source import ModelDirectory
 from asdm_cli.models.write import assemble_directory
 from asdm_cli.progress import track
@@ -58,16 +58,22 @@ class Plan:
     def report(self) -> Report:
         parts: list[Part] = []
         if self.nodes:
-            course = self.nodes.course(self.recipe.steps)
-            parts.append(rules_table(self.nodes, course.calls, _rule_rows(self.nodes, self.recipe.steps)))
+            course = self.nodes.course(unet_calls(self.source, self.recipe.sampler, self.recipe.steps))
+            parts.append(rules_table(self.nodes, course.calls, _rule_rows(self.nodes, course.calls)))
             if None not in course.keys:
                 parts.append(picture(self.nodes, [course.resting(call) for call in range(course.calls)]))
         said = (
             f"{self.source.name}: {self.eval.count} prompts drawn in {len(self.players)} ways, "
             f"{self.recipe.steps} steps, then {self.recipe.repeats} rounds of images timed in turn. "
-            f"Ways: {', '.join(player.name for player in self.players)}."
+            f"Ways: {', '.join(player.name for player in self.players)}. {self._model()}"
         )
         return Report("inherit", "Plan", said, parts)
+
+    def _model(self) -> str:
+        if self.nodes is None:
+            return "No model is written: the recipe has no `plan`."
+        carried = run_time_plan(self.source) is not None
+        return "The written model carries the plan" + (" instead of the one it has now." if carried else ".")
 
 
 def plan(recipe: InheritRecipe) -> Plan:
@@ -114,7 +120,7 @@ def run(plan: Plan, run: Run) -> Report:
         return Report("inherit", "", "", [])
     _check_whole(sets)
     if plan.nodes:
-        _write_model(plan.source, plan.nodes, run.path / "model")
+        _write_model(plan, plan.nodes, run.path / "model")
     real = real_set(plan.eval, run.path) if plan.eval.has_baselines else None
     judge = judge_of(plan.eval, run.path, sets[PLAIN], real)
     measured = Measured(
@@ -129,11 +135,13 @@ def run(plan: Plan, run: Run) -> Report:
     return inherit_report(measured, _card(plan, style), plan.nodes, plan.recipe.grid)
 
 
-def _write_model(source: ModelDirectory, nodes: Nodes, target: Path) -> None:
+def _write_model(plan: Plan, nodes: Nodes, target: Path) -> None:
     """The source's files and the plan. Anew: an interrupted run may have left them, its own or another plan's."""
     shutil.rmtree(target, ignore_errors=True)
-    assemble_directory(source, target, replaced=set())
-    record(source, target, "inherit", nodes.plan)
+    assemble_directory(plan.source, target, replaced=set())
+    recipe = plan.recipe
+    measured = {"sampler": recipe.sampler, "steps": recipe.steps, "guidance": recipe.guidance}
+    record(plan.source, target, "inherit", nodes.plan, measured_with=measured)
 
 
 def _fewer(recipe: InheritRecipe) -> list[Player]:

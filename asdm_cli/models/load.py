@@ -37,7 +37,7 @@ PIPELINES: dict[str, tuple[type[DiffusionPipeline], dict[str, Any]]] = {
     "StableDiffusionPipeline": (StableDiffusionPipeline, {"safety_checker": None, "requires_safety_checker": False}),
     "StableDiffusionXLPipeline": (StableDiffusionXLPipeline, {"add_watermarker": False}),
 }
-SAMPLERS: dict[str, tuple[type, dict[str, Any]]] = {
+SAMPLERS: dict[str, tuple[Any, dict[str, Any]]] = {
     "ddim": (DDIMScheduler, {}),
     "pndm": (PNDMScheduler, {"skip_prk_steps": True}),
     "euler": (EulerDiscreteScheduler, {}),
@@ -116,12 +116,24 @@ def random_unet(
 
 def set_sampler(pipe: DiffusionPipeline, name: str) -> None:
     """Give `pipe` another scheduler, made from the settings of its own (betas, prediction type, spacing)."""
+    pipe.scheduler = _sampler(pipe.scheduler, name)
+
+
+def _sampler(own: Any, name: str) -> Any:
     if name == "own":
-        return
+        return own
     if name not in SAMPLERS:
         raise ModelError(f"sampler {name!r} is unknown; use one of own, {', '.join(SAMPLERS)}")
     scheduler, settings = SAMPLERS[name]
-    pipe.scheduler = scheduler.from_config(pipe.scheduler.config, **settings)  # type: ignore[attr-defined]
+    return scheduler.from_config(own.config, **settings)
+
+
+def unet_calls(directory: ModelDirectory, sampler: str, steps: int) -> int:
+    """UNet calls of one picture, from the scheduler's config alone: some samplers make more than `steps`."""
+    kind = getattr(diffusers, str(directory.index["scheduler"][1]))
+    scheduler = _sampler(_read(directory.path, lambda: kind.from_config(directory.config("scheduler"))), sampler)
+    scheduler.set_timesteps(steps)
+    return len(scheduler.timesteps)
 
 
 @dataclass(frozen=True)

@@ -101,7 +101,8 @@ def _faults_at(where: Where, group: list[ErrorDetails], source: Source, recipe: 
         yield from (source.fault((*where, *inner), what) for inner, what in reason.faults)
     elif details["type"] == "extra_forbidden":
         word = str(where[-1])
-        what = f"unknown key{did_you_mean(word, _keys_beside(recipe, where))}"
+        known = _keys_beside(recipe, where)
+        what = "does not go with the other keys here" if word in known else f"unknown key{did_you_mean(word, known)}"
         yield source.fault(where, what, on_key=True)
     elif details["type"] in _SHAPES:
         wants = dict.fromkeys(_wanted(each).removeprefix("must be ") for each in group)

@@ -15,6 +15,7 @@ import torch
 from diffusers import StableDiffusionPipeline, UNet2DConditionModel
 from torch import Tensor, nn
 
+import asdm_cli
 from asdm_cli import inherit
 from asdm_cli.errors import ModelError
 from asdm_cli.inheritance.generation import Memory
@@ -186,7 +187,7 @@ def test_a_second_plan_is_refused(get: Get) -> None:
     with inherit(pipe, PLAN) as handle:
         before = draw(pipe)
         for plan in (PLAN, {"rules": [], "text_once": False}):
-            with pytest.raises(ModelError, match=r"inherits already; remove\(\)"):
+            with pytest.raises(ModelError, match=r"inherits already; take the earlier plan off"):
                 inherit(pipe, plan)
         assert torch.equal(draw(pipe), before)
         assert engine_of(pipe) is handle.engine
@@ -246,3 +247,14 @@ def test_a_new_sampler_is_read_at_every_generation(get: Get) -> None:
             set_sampler(pipe, sampler)
             draw(pipe, 4)
             assert [not resting for resting in handle.engine.last_steps] == [call % 2 == 0 for call in range(calls)]
+
+
+def test_a_plan_without_its_handle_is_taken_off_too(get: Get) -> None:
+    pipe = get()
+    before, kind = draw(pipe), type(pipe)
+    inherit(pipe, PLAN)
+    assert not torch.equal(draw(pipe), before)
+    for _ in range(2):
+        asdm_cli.remove(pipe)
+        assert torch.equal(draw(pipe), before)
+        assert type(pipe) is kind

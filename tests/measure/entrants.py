@@ -50,4 +50,5 @@ def _entrant(name: str, config: dict[str, Any], **changes: Any) -> Entrant:
         "steps": 4,
         "draws": False,
     }
-    return Entrant(**{**settings, **changes})
+    settings |= changes
+    return Entrant(**{"calls": settings["steps"], **settings})
