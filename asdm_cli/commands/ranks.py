@@ -17,6 +17,6 @@ def wait_for_everyone() -> None:
     """Return when every process has come here; at once when there is only one."""
     if is_alone():
         return
-    from accelerate import PartialState
+    from asdm_cli.measure.processes import processes
 
-    PartialState().wait_for_everyone()
+    processes().wait_for_everyone()

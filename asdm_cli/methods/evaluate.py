@@ -20,6 +20,7 @@ from asdm_cli.measure.eval_plan import Entrant, EvalPlan, make_plan
 from asdm_cli.measure.eval_report import Row, eval_report
 from asdm_cli.measure.judging import judge_of, real_origin, real_set
 from asdm_cli.measure.pictures import PictureSet
+from asdm_cli.measure.processes import processes
 from asdm_cli.measure.resize import KERNEL
 from asdm_cli.measure.scores import FRECHET_RESAMPLES, Judge
 from asdm_cli.models.load import device_and_dtype, load_pipeline
@@ -42,7 +43,7 @@ def run(plan: EvalPlan, run: Run) -> Report:
 
     Processes but the first return an empty report. Raises RunError, ModelError.
     """
-    state = PartialState()
+    state = processes()
     styles = {entrant.name: _style(plan, entrant, state) for entrant in plan.entrants}
     sets = {entrant.name: PictureSet(run.path / "pictures" / entrant.name, plan.count) for entrant in plan.entrants}
     if state.is_main_process:

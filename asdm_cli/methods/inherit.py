@@ -21,6 +21,7 @@ from asdm_cli.measure.judging import judge_of, real_set
 from asdm_cli.measure.machine import machine
 from asdm_cli.measure.pictures import PictureSet
 from asdm_cli.measure.players import ASDM, DEEPCACHE, FEWER, PLAIN, Player, require_package
+from asdm_cli.measure.processes import processes
 from asdm_cli.measure.scores import Figures, Judge, columns
 from asdm_cli.models.load import device_and_dtype, load_pipeline, unet_calls
 from asdm_cli.models.provenance import record, run_time_plan
@@ -103,7 +104,7 @@ def plan(recipe: InheritRecipe) -> Plan:
 
 def run(plan: Plan, run: Run) -> Report:
     """Draw what is missing, all processes their shares; the first one then times, counts and writes the model."""
-    state = PartialState()
+    state = processes()
     style = _style(plan, state)
     drawing = [*plan.players, *_solution(plan.recipe)]
     sets = {player.name: PictureSet(run.path / "pictures" / player.name, plan.eval.count) for player in drawing}

@@ -283,7 +283,7 @@ def test_two_processes_draw_the_pictures_of_one(recipe: Callable[..., EvalRecipe
         free.bind(("localhost", 0))
         port = str(free.getsockname()[1])
     command = [sys.executable, "-m", "asdm_cli", "eval", str(file)]
-    together = {"WORLD_SIZE": "2", "MASTER_ADDR": "localhost", "MASTER_PORT": port, "ACCELERATE_USE_CPU": "true"}
+    together = {"WORLD_SIZE": "2", "MASTER_ADDR": "localhost", "MASTER_PORT": port}
     environment = os.environ | together | {"OMP_NUM_THREADS": "1"}
     processes = [
         subprocess.Popen(
