@@ -102,5 +102,5 @@ def test_pipelines_without_a_unet_are_refused() -> None:
     class Other:
         transformer = torch.nn.Identity()
 
-    with pytest.raises(ModelError, match="Other: has no UNet"):
+    with pytest.raises(ModelError, match="Other: is no pipeline with a UNet"):
         inherit(Other(), {"rules": []})  # type: ignore[arg-type]
