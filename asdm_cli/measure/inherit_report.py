@@ -151,7 +151,7 @@ def _series(measured: Measured) -> list[str]:
 
 
 def _fronts(measured: Measured, key: str) -> tuple[Front, dict[str, Front]]:
-    others = {name: measured.shots(name, key) for name in _series(measured) if name != ASDM}
+    others = {name: measured.shots(name, key) for name in _series(measured) if name in (FEWER, DEEPCACHE)}
     return measured.shots(ASDM, key), others
 
 
