@@ -50,12 +50,12 @@ pocket: setup ## Train the bundled model anew; hours, goes on after an interrupt
 	$(BIN)/python -m asdm_cli.pocket export
 
 FRONTS := runs/inherit-pocket-front-ddim runs/inherit-pocket-front-dpm runs/inherit-pocket-levels
-inherit-figures: setup ## Plans against DeepCache and fewer steps on the bundled model; an hour and a half on 2 cores
+inherit-figures: setup ## Plans against DeepCache and fewer steps on the bundled model; hours on 2 cores
 	for run in $(FRONTS); do OMP_NUM_THREADS=1 $(BIN)/torchrun --nproc-per-node $(shell nproc) \
 		-m asdm_cli inherit recipes/$${run#runs/}.yaml --overwrite || exit 1; done
 	$(BIN)/asdm show $(FRONTS) --out runs/inherit-figures.html --overwrite
 
-inherit-sd15: setup ## What plans save at the real size of SD 1.5 (random weights); 20 minutes on 2 cores with bfloat16
+inherit-sd15: setup ## What plans save at the real size of SD 1.5 (random weights); slow on a CPU
 	$(BIN)/asdm bench recipes/bench-sd15-inherit.yaml --overwrite
 
 HARDWARE ?= $(shell nproc) CPU cores
