@@ -1,12 +1,26 @@
-"""Models that many tests read and none may change."""
+"""Models that many tests read and none may change; one thread for everything."""
 
 from __future__ import annotations
 
+import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import torch
 
 from tests import tiny
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _one_thread() -> Iterator[None]:
+    """Here and in every process that a test starts: sums over tiny tensors may differ by a bit between numbers of
+    threads, and more threads than one only wait for each other."""
+    os.environ["OMP_NUM_THREADS"] = "1"
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="session")

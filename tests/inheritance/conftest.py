@@ -7,7 +7,6 @@ from functools import cache
 from typing import Any
 
 import pytest
-import torch
 
 from asdm_cli.models.load import set_sampler
 from tests.inheritance import pipes
@@ -32,12 +31,3 @@ def get(_made: Callable[[str], Any]) -> Iterator[Get]:
 
     yield give
     assert not [each for pipe in given for each in pipe.unet.modules() if hasattr(each, "_diffusers_hook")]
-
-
-@pytest.fixture(scope="package", autouse=True)
-def _one_thread() -> Iterator[None]:
-    """Tiny tensors: more threads only wait for each other."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from functools import cache, partial
 from pathlib import Path
@@ -34,15 +34,6 @@ TOGETHER = ["deepcache.0", "deepcache.1", "deepcache.2", "deepcache.3", "*.self"
 """Node sets of SD 1.x that have no node in common, so that one UNet can be counted for all of them."""
 ALONE = {"encoder": "output", "*.attn": "residual", "base": "residual"}
 """Node sets that share nodes with those, and what they carry."""
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _one_thread() -> Iterator[None]:
-    """Tiny tensors: more threads only wait for each other."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 @cache
