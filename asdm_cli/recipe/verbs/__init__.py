@@ -1,0 +1,26 @@
+"""One recipe class per verb. Every key here changes what its verb does; a test holds us to it."""
+
+from asdm_cli.recipe.schema import Strict
+from asdm_cli.recipe.verbs.bench import BenchRecipe, Contestant
+from asdm_cli.recipe.verbs.drawing import Drawing
+from asdm_cli.recipe.verbs.evaluate import EvalContestant, EvalRecipe
+from asdm_cli.recipe.verbs.inherit import InheritRecipe
+from asdm_cli.recipe.verbs.prune import PruneRecipe
+
+__all__ = [
+    "VERBS",
+    "BenchRecipe",
+    "Contestant",
+    "Drawing",
+    "EvalContestant",
+    "EvalRecipe",
+    "InheritRecipe",
+    "PruneRecipe",
+]
+
+VERBS: dict[str, type[Strict]] = {
+    "prune": PruneRecipe,
+    "inherit": InheritRecipe,
+    "bench": BenchRecipe,
+    "eval": EvalRecipe,
+}
