@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from typing import TypeVar
 
 from rich.console import Console
@@ -45,3 +46,20 @@ def track(items: Iterable[Item], what: str, total: int | None = None) -> Iterato
         for item in items:
             yield item
             bar.advance(task)
+
+
+@contextmanager
+def figures_bar(what: str, total: int, start: int = 0) -> Iterator[Callable[[int, str], None]]:
+    """A bar that shows figures under way: call what it yields with how many are done, and a few words."""
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn("{task.fields[figures]}"),
+        TimeElapsedColumn(),
+        TextColumn("left"),
+        TimeRemainingColumn(elapsed_when_finished=True),
+    )
+    with Progress(*columns, console=console, transient=True, speed_estimate_period=300) as bar:
+        task = bar.add_task(what, total=total, completed=start, figures="")
+        yield lambda done, figures: bar.update(task, completed=done, figures=figures)

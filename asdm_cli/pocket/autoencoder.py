@@ -6,8 +6,11 @@ import torch
 import torch.nn.functional as F
 from diffusers import AutoencoderKL
 from torch import Tensor, nn
+from typing_extensions import override
 
 from asdm_cli.pocket.pairs import Pairs, to_unit
+from asdm_cli.training.order import Noise
+from asdm_cli.training.plan import Task, Term
 
 CONFIG = {
     "in_channels": 3,
@@ -39,28 +42,33 @@ class Reconstruction(nn.Module):
         return self.vae.decode(latents).sample, posterior.kl().mean() / latents[0].numel()
 
 
-class AutoencoderTask:
+class AutoencoderTask(Task):
     """L1 + L1 of the edges + a small KL; pictures are flipped at random."""
 
     def __init__(self, train: Pairs, held_out: Pairs):
         self.pictures, self.held_out = train.pictures, held_out.pictures
         self.size = len(train)
 
-    def losses(self, module: nn.Module, rows: Tensor, noise: torch.Generator) -> dict[str, Tensor]:
+    def read(self, rows: Tensor, noise: Noise) -> tuple[Tensor, Tensor]:
         pictures = to_unit(self.pictures[rows])
-        flips = torch.rand(len(rows), generator=noise) < 0.5
+        flips = noise.uniform() < 0.5
         pictures[flips] = pictures[flips].flip(-1)
-        latent_noise = torch.randn(len(rows), 8, 16, 16, generator=noise)
+        return pictures, noise.normal(8, 16, 16)
+
+    @override
+    def losses(self, name: str, module: nn.Module, batch: tuple[Tensor, Tensor], step: int) -> dict[str, Term]:
+        pictures, latent_noise = batch
         decoded, kl = module(pictures, latent_noise)
         decoded = decoded.float()
         return {
-            "l1": F.l1_loss(decoded, pictures),
-            "mse": 2.0 * F.mse_loss(decoded, pictures),
-            "edges": EDGE_WEIGHT * _edge_l1(decoded, pictures),
-            "kl": KL_WEIGHT * kl,
+            "l1": Term(F.l1_loss(decoded, pictures)),
+            "mse": Term(F.mse_loss(decoded, pictures), 2.0),
+            "edges": Term(_edge_l1(decoded, pictures), EDGE_WEIGHT),
+            "kl": Term(kl, KL_WEIGHT),
         }
 
-    def validate(self, module: nn.Module) -> dict[str, float]:
+    @override
+    def validate(self, name: str, module: nn.Module, step: int) -> dict[str, float]:
         return {"psnr_db": reconstruction_psnr(module.vae, self.held_out[:200])}
 
 

@@ -9,8 +9,11 @@ import torch.nn.functional as F
 from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 from torch import Tensor, nn
 from transformers import CLIPConfig, CLIPModel, CLIPTokenizer
+from typing_extensions import override
 
 from asdm_cli.pocket.pairs import Pairs, to_unit
+from asdm_cli.training.order import Noise
+from asdm_cli.training.plan import Task, Term
 
 TOKENS, WIDTH, LAYERS, HEADS, VOCABULARY = 24, 128, 4, 4, 2048
 START, END = "<|startoftext|>", "<|endoftext|>"
@@ -79,7 +82,7 @@ class Contrast(nn.Module):
         return out.logits_per_image
 
 
-class ContrastiveTask:
+class ContrastiveTask(Task):
     """CLIP's symmetric cross-entropy; pictures are flipped, shifted and scaled at random."""
 
     def __init__(self, train: Pairs, held_out: Pairs, tokenizer: CLIPTokenizer):
@@ -87,24 +90,28 @@ class ContrastiveTask:
         self.held_out = held_out.pictures[:500], tokenize(tokenizer, held_out.captions[:500])
         self.size = len(train)
 
-    def losses(self, module: nn.Module, rows: Tensor, noise: torch.Generator) -> dict[str, Tensor]:
-        pictures = augment(to_unit(self.pictures[rows]), noise)
-        logits = module(pictures, self.ids[rows]).float()
-        target = torch.arange(len(rows), device=logits.device)
-        both = F.cross_entropy(logits, target) + F.cross_entropy(logits.T, target)
-        return {"contrastive": both / 2}
+    def read(self, rows: Tensor, noise: Noise) -> tuple[Tensor, Tensor]:
+        return augment(to_unit(self.pictures[rows]), noise), self.ids[rows]
 
-    def validate(self, module: nn.Module) -> dict[str, float]:
+    @override
+    def losses(self, name: str, module: nn.Module, batch: tuple[Tensor, Tensor], step: int) -> dict[str, Term]:
+        logits = module(*batch).float()
+        target = torch.arange(len(logits), device=logits.device)
+        both = F.cross_entropy(logits, target) + F.cross_entropy(logits.T, target)
+        return {"contrastive": Term(both / 2)}
+
+    @override
+    def validate(self, name: str, module: nn.Module, step: int) -> dict[str, float]:
         logits = module(to_unit(self.held_out[0]), self.held_out[1])
         return {f"recall_at_{k}": recall(logits, k) for k in (1, 5)}
 
 
-def augment(pictures: Tensor, noise: torch.Generator) -> Tensor:
+def augment(pictures: Tensor, noise: Noise) -> Tensor:
     """Random flip, scale 0.85..1.15 and shift up to 8 %, white outside; [n, 3, h, w] in -1..1."""
     n = len(pictures)
-    flip = torch.where(torch.rand(n, generator=noise) < 0.5, -1.0, 1.0)
-    scale = 0.85 + 0.3 * torch.rand(n, generator=noise)
-    shift = 0.32 * torch.rand(n, 2, generator=noise) - 0.16
+    flip = torch.where(noise.uniform() < 0.5, -1.0, 1.0)
+    scale = 0.85 + 0.3 * noise.uniform()
+    shift = 0.32 * noise.uniform(2) - 0.16
     theta = torch.zeros(n, 2, 3)
     theta[:, 0, 0], theta[:, 1, 1], theta[:, :, 2] = flip * scale, scale, shift
     grid = F.affine_grid(theta, list(pictures.shape), align_corners=False)

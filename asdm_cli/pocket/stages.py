@@ -19,8 +19,9 @@ from transformers import CLIPModel, CLIPTextModel, CLIPTokenizer
 from asdm_cli.errors import RunError
 from asdm_cli.pocket import autoencoder, contrastive, denoiser
 from asdm_cli.pocket.pairs import Pairs, read_pairs
-from asdm_cli.progress import note
-from asdm_cli.training.loop import Plan, Task, train
+from asdm_cli.training.loop import train
+from asdm_cli.training.plan import Plan, Task
+from asdm_cli.training.samples import Condition, InMemory
 
 WEIGHTS = Path(__file__).parent / "weights"
 RECORDS = WEIGHTS / "training"
@@ -28,7 +29,14 @@ RECORDS = WEIGHTS / "training"
 
 PLANS = {
     "vae": Plan(steps=8000, batch=16, lr=2e-3, ema_decay=0.995),
-    "clip": Plan(steps=4000, batch=256, lr=1e-3, weight_decay=0.1, ema_decay=0.99, save_every=50),
+    "clip": Plan(
+        steps=4000,
+        batch=256,
+        lr=1e-3,
+        options={"weight_decay": 0.1, "betas": (0.9, 0.99)},
+        ema_decay=0.99,
+        save_every=50,
+    ),
     "unet": Plan(steps=30000, batch=32, lr=8e-4, warmup=100, save_every=200, validate_every=1000),
     "decoder": Plan(steps=4000, batch=16, lr=1e-3, ema_decay=0.995),
 }
@@ -68,17 +76,23 @@ def run_stage(shop: Workshop, name: str, plan: Plan | None = None) -> None:
     torch.manual_seed(0)
     plan = plan or PLANS[name]
     task, module, parts = STAGES[name](shop)
-    say: Callable[[dict], None] = lambda row: note(f"{name} {json.dumps(row)}")  # noqa: E731
-    ema = train(task, module, plan, shop.folder / name, say)
-    ema.copy_to(module.parameters())
+    training = train(task, {name: module}, plan, shop.folder / name)
+    (trainee,) = training.crew
+    assert trainee.ema is not None, "every plan here has a running mean"
+    trainee.ema.copy_to(module.parameters())
     module.eval()
     if name == "vae":
         autoencoder.standardise(parts["vae"], shop.pairs("train").pictures[:2000])
     with torch.no_grad():
-        figures = task.validate(module)
+        figures = task.validate(name, module, plan.steps)
     for part, model in parts.items():
         model.save_pretrained(shop.folder / "parts" / part)
-    log = {"stage": name, "steps": max(plan.steps, ema.optimization_step), "batch": plan.batch, "figures": figures}
+    log = {
+        "stage": name,
+        "steps": max(plan.steps, trainee.ema.optimization_step),
+        "batch": plan.batch,
+        "figures": figures,
+    }
     (shop.folder / f"{name}.json").write_text(json.dumps(log, indent=2) + "\n")
 
 
@@ -131,8 +145,11 @@ def _unet(shop: Workshop) -> tuple[Task, nn.Module, dict[str, UNet2DConditionMod
         latents = denoiser.encode_latents(vae, pairs.pictures)
         ids = contrastive.tokenize(tokenizer, [*pairs.captions, ""])
         states = denoiser.encode_text(text_encoder, ids)
-        cached[side] = denoiser.Cached(latents * vae.config.get("scaling_factor"), states[:-1], states[-1])
-    return denoiser.DenoisingTask(cached["train"], cached["validation"]), unet, {"unet": unet}
+        empty = Condition(states[-1:])
+        cached[side] = InMemory(latents * vae.config.get("scaling_factor"), Condition(states[:-1]), empty)
+    task = denoiser.denoising(cached["train"], cached["validation"])
+    task.attach_student("unet", unet)
+    return task, unet, {"unet": unet}
 
 
 def _text_half(clip: CLIPModel) -> CLIPTextModel:

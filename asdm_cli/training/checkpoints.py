@@ -5,35 +5,58 @@ from __future__ import annotations
 import os
 import shutil
 from pathlib import Path
+from typing import Any
 
 import torch
+
+from asdm_cli.errors import RunError
+from asdm_cli.models.write import sync
 
 _PREFIX = "step-"
 
 
-def save(folder: Path, step: int, state: dict, keep: int = 2) -> Path:
-    """Write `state` as `folder/step-N/state.pt`; a kill at any moment leaves the previous one usable."""
+def save(folder: Path, step: int, state: dict[str, Any], keep: int = 2) -> Path:
+    """Write `state` as `folder/step-N/state.pt`; a kill at any moment leaves the previous one usable.
+
+    Raises RunError, with the last good checkpoint, where the disk is full.
+    """
     target = folder / f"{_PREFIX}{step:08d}"
     partial = folder / f".partial-{target.name}"
     shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir(parents=True)
-    with (partial / "state.pt").open("wb") as handle:
-        torch.save(state, handle)
-        handle.flush()
-        os.fsync(handle.fileno())
+    try:
+        partial.mkdir(parents=True)
+        with (partial / "state.pt").open("wb") as handle:
+            torch.save(state, handle)
+            handle.flush()
+            os.fsync(handle.fileno())
+        sync(partial)
+    except (OSError, RuntimeError) as error:  # torch's own writer turns a full disk into a RuntimeError
+        shutil.rmtree(partial, ignore_errors=True)
+        reason = getattr(error, "strerror", None) or str(error).splitlines()[0]
+        raise RunError(
+            f"{target}: cannot be written ({reason}); make room, then go on from {last_good(folder)}"
+        ) from None
     shutil.rmtree(target, ignore_errors=True)
     partial.rename(target)
+    sync(folder)
     for old in _all(folder)[:-keep]:
         shutil.rmtree(old)
     return target
 
 
-def latest(folder: Path) -> dict | None:
+def latest(folder: Path) -> dict[str, Any] | None:
     """The newest state, loaded on the CPU without running any code from the file; None if there is none."""
     found = _all(folder)
     if not found:
         return None
-    return torch.load(found[-1] / "state.pt", map_location="cpu", weights_only=True)
+    state: dict[str, Any] = torch.load(found[-1] / "state.pt", map_location="cpu", weights_only=True)
+    return state
+
+
+def last_good(folder: Path) -> str:
+    """In words, for messages."""
+    found = _all(folder)
+    return str(found[-1]) if found else "the start: there is no checkpoint yet"
 
 
 def _all(folder: Path) -> list[Path]:

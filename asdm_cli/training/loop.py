@@ -1,184 +1,195 @@
-"""The training loop: any task, one process or many, resumable to the bit.
-
-A step's samples and noise depend on (seed, step) alone, so a run that was killed and resumed
-sees exactly what the undisturbed run would have seen.
-"""
+"""The training loop: any task, one student or several, one process or many, resumable to the bit."""
 
 from __future__ import annotations
 
-import json
-import math
-import time
-from collections.abc import Callable
-from dataclasses import dataclass
+import signal
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
-from typing import Any, Protocol
+from types import FrameType
+from typing import Any
 
 import torch
-from accelerate import Accelerator
-from diffusers.training_utils import EMAModel
 from torch import Tensor, nn
 
 from asdm_cli.errors import RunError
+from asdm_cli.progress import figures_bar, note
 from asdm_cli.training import checkpoints
+from asdm_cli.training.log import EVERY, Log, Means, Stopwatch
+from asdm_cli.training.order import Noise, Part, rows
+from asdm_cli.training.plan import Plan, Task, Term
+from asdm_cli.training.trainee import Trainee
 
-Say = Callable[[dict[str, Any]], object]
-"""Takes a line of the log as it is written."""
-
-
-class Task(Protocol):
-    """What is trained. `losses` are already weighted; their sum is minimised."""
-
-    size: int  # how many samples an epoch has
-
-    def losses(self, module: nn.Module, rows: Tensor, noise: torch.Generator) -> dict[str, Tensor]: ...
-
-    def validate(self, module: nn.Module) -> dict[str, float]: ...
+LOG = "log.jsonl"
+NORM = "gradient_norm"
 
 
-@dataclass(frozen=True)
-class Plan:
-    """How long and how fast. `lr` decays to a hundredth along a cosine after `warmup` steps."""
+def train(task: Task, modules: dict[str, nn.Module], plan: Plan, folder: Path) -> Training:
+    """Train `modules` in place up to `plan.steps`, going on from the newest checkpoint in `folder`.
 
-    steps: int
-    batch: int
-    lr: float
-    warmup: int = 50
-    weight_decay: float = 0.01
-    clip: float = 1.0
-    ema_decay: float = 0.999
-    seed: int = 0
-    save_every: int = 100
-    validate_every: int = 200
-
-
-def native_bf16() -> bool:
-    """Whether bfloat16 is fast here; on a CPU without its instructions it is a hundred times slower."""
-    if torch.cuda.is_available():
-        return torch.cuda.is_bf16_supported(including_emulation=False)
-    return bool(torch.cpu._is_avx512_bf16_supported())
-
-
-def train(task: Task, module: nn.Module, plan: Plan, folder: Path, say: Say = print) -> EMAModel:
-    """Train `module` in place up to `plan.steps`, going on from the newest checkpoint in `folder`.
-
-    Returns the EMA of its weights. Writes `folder/log.jsonl`, one line of figures per ten steps.
+    Writes `folder/log.jsonl`, a line of figures per ten steps and student. On SIGTERM or Ctrl-C the step is
+    finished and saved. Raises RunError for a loss that is not finite, with the last good checkpoint.
     """
-    accelerator = Accelerator(mixed_precision="bf16" if native_bf16() else "no")
-    optimizer = torch.optim.AdamW(module.parameters(), lr=plan.lr, weight_decay=plan.weight_decay, betas=(0.9, 0.99))
-    ema = EMAModel(module.parameters(), decay=plan.ema_decay)
-    start = _resume(folder, module, optimizer, ema)
-    wrapped, optimizer = accelerator.prepare(module, optimizer)
-    ema.to(accelerator.device)
-    log = Log(folder / "log.jsonl", start, accelerator.is_main_process, say)
-    for step in range(start, plan.steps):
-        lr = _set_lr(optimizer, plan, step)
-        rows, noise = _draw(task.size, plan, step, accelerator)
-        losses = task.losses(wrapped, rows, noise)
-        total = sum(losses.values(), torch.zeros((), device=accelerator.device))
-        accelerator.backward(total)
-        accelerator.clip_grad_norm_(wrapped.parameters(), plan.clip)
-        optimizer.step()
-        optimizer.zero_grad()
-        ema.step(module.parameters())
-        log.add(step + 1, lr, plan.batch, losses)
-        done = step + 1 == plan.steps
-        if done or (step + 1) % plan.save_every == 0:
-            _check_finite(losses, step, folder)
-            if accelerator.is_main_process:
-                state = {
-                    "step": step + 1,
-                    "module": module.state_dict(),
-                    "ema": ema.state_dict(),
-                    "optimizer": optimizer.state_dict(),
-                }
-                checkpoints.save(folder, step + 1, state)
-        if done or (step + 1) % plan.validate_every == 0:
-            log.validated(step + 1, _validate(task, module, ema))
-    return ema
+    training = Training(task, modules, plan, folder)
+    with _stop_signals() as stop, figures_bar("training", plan.steps, training.start) as bar:
+        for step in range(training.start, plan.steps):
+            training.step(step)
+            done = step + 1
+            if done % EVERY == 0 or done == plan.steps:
+                bar(done, training.report(done))
+            last = done == plan.steps or training.stopped(stop, done)
+            if last or done % plan.save_every == 0:
+                training.save(done)
+            if stop and last:
+                _end(stop[0], done, folder)
+            if last or done % plan.validate_every == 0:
+                training.validate(done)
+    return training
 
 
-def _resume(folder: Path, module: nn.Module, optimizer: torch.optim.Optimizer, ema: EMAModel) -> int:
-    state = checkpoints.latest(folder)
-    if state is None:
-        return 0
-    module.load_state_dict(state["module"])
-    optimizer.load_state_dict(state["optimizer"])
-    ema.load_state_dict(state["ema"])
-    return int(state["step"])
+class Training:
+    """The state of one training; `start` is the step that it begins or goes on with."""
+
+    def __init__(self, task: Task, modules: dict[str, nn.Module], plan: Plan, folder: Path):
+        self.task, self.plan, self.folder = task, plan, folder
+        self.crew = [Trainee(name, module, plan) for name, module in modules.items()]
+        lead = self.crew[0].accelerator
+        self.parts = lead.num_processes * plan.accumulate
+        if plan.batch % self.parts:
+            raise RunError(
+                f"a batch of {plan.batch} cannot be divided into {self.parts} parts of {lead.num_processes} "
+                f"process(es); choose a multiple"
+            )
+        self.rank, self.is_main, self.device = lead.process_index, lead.is_main_process, lead.device
+        self.start = self._resume()
+        self.log = Log(folder / LOG, self.start, self.is_main)
+        self.watch = Stopwatch(self.device)
+        self.means = {trainee.name: Means() for trainee in self.crew}
+        self.reported = self.start
+
+    def step(self, step: int) -> None:
+        for index in range(self.plan.accumulate):
+            self._part(step, index)
+        for trainee in self.crew:
+            with self.watch.phase("optimizer"):
+                self.means[trainee.name].add({NORM: trainee.update()})
+            with self.watch.phase("running mean"):
+                trainee.remember()
+        self.watch.step_done()
+
+    def _part(self, step: int, index: int) -> None:
+        """Forward and backward over one part of the step's samples."""
+        plan = self.plan
+        part = Part(plan.batch, index * self.parts // plan.accumulate + self.rank, self.parts)
+        with self.watch.phase("data"):
+            wanted = rows(self.task.size, plan.seed, step, part)
+            batch = self.task.read(wanted, Noise(plan.seed, step, part))
+        with self.watch.phase("teacher"):
+            batch = self.task.prepare(batch)
+        for trainee in self.crew:
+            final = index == plan.accumulate - 1
+            with nullcontext() if final else trainee.alone():
+                with self.watch.phase("students forward"):
+                    terms = self.task.losses(trainee.name, trainee.wrapped, batch, step)
+                    total = _total(terms)
+                with self.watch.phase("students backward"):
+                    trainee.accelerator.backward(total / plan.accumulate)
+            self.means[trainee.name].add({name: term.value for name, term in terms.items()} | {"loss": total})
+
+    def report(self, step: int) -> str:
+        """Log the means since the last report; a line for the progress bar."""
+        with self.watch.phase("log"):
+            seen = []
+            for trainee in self.crew:
+                means = self.means[trainee.name].take()
+                figures = {name: self._mean(trainee, value) for name, value in means.items()}
+                self._check_finite(trainee.name, figures, step)
+                self.log.line(step, student=trainee.name, lr=trainee.lr, **figures)
+                seen.append(f"{trainee.name} {figures['loss']:.4g}")
+        lr = self.crew[0].lr
+        self.reported = step
+        return f"loss {', '.join(seen)}  lr {lr:.2g}"
+
+    def save(self, step: int) -> None:
+        """Only what is finite: a broken state must not take a good one's place."""
+        if self.reported < step:
+            self.report(step)
+        if self.is_main:
+            state = {"step": step, "crew": {trainee.name: trainee.state() for trainee in self.crew}}
+            checkpoints.save(self.folder, step, state, self.plan.keep)
+        self.crew[0].accelerator.wait_for_everyone()
+
+    @torch.no_grad()
+    def validate(self, step: int) -> None:
+        for trainee in self.crew:
+            with trainee.as_written() as module:
+                figures = self.task.validate(trainee.name, module, step)
+            if figures:
+                self.log.line(step, student=trainee.name, validation=figures)
+                note(f"step {step}: {trainee.name} " + ", ".join(f"{k} {v:.5g}" for k, v in figures.items()))
+
+    def stopped(self, stop: list[int], step: int) -> bool:
+        """Whether this or any other process was told to stop; asked of the others every few steps only."""
+        lead = self.crew[0].accelerator
+        if lead.num_processes == 1:
+            return bool(stop)
+        if step % EVERY:
+            return False
+        if stop:
+            lead.set_trigger()
+        if told := lead.check_trigger():
+            stop[:] = stop or [signal.SIGTERM]
+        return told
+
+    def _resume(self) -> int:
+        state = checkpoints.latest(self.folder)
+        if state is None:
+            return 0
+        for trainee in self.crew:
+            trainee.load(state["crew"][trainee.name])
+        return int(state["step"])
+
+    def _mean(self, trainee: Trainee, value: Tensor) -> float:
+        return float(trainee.accelerator.reduce(value.to(self.device), "mean"))
+
+    def _check_finite(self, name: str, figures: dict[str, float], step: int) -> None:
+        scaled = self.crew[0].accelerator.scaler is not None  # float16 tries scales that are too large, and steps back
+        broken = [key for key, value in figures.items() if value - value != 0 and not (scaled and key == NORM)]
+        if broken:
+            raise RunError(
+                f"{name}: {', '.join(broken)} is not finite between the steps {self.reported} and {step}; a lower "
+                f"learning rate may help; the last good state is {checkpoints.last_good(self.folder)}"
+            )
 
 
-def _draw(size: int, plan: Plan, step: int, accelerator: Accelerator) -> tuple[Tensor, torch.Generator]:
-    """This process's rows of the batch, without replacement inside an epoch, and its noise source."""
-    first = step * plan.batch
-    rows = torch.arange(first, first + plan.batch)
-    epochs = torch.stack([_permutation(size, plan.seed, int(e)) for e in torch.unique(rows // size)])
-    rows = epochs[(rows // size) - first // size, rows % size]
-    rank, world = accelerator.process_index, accelerator.num_processes
-    noise = torch.Generator().manual_seed((plan.seed * 1_000_003 + step) * 1_009 + rank)
-    return rows[rank::world], noise
+def _total(terms: dict[str, Term]) -> Tensor:
+    return torch.stack([term.weight * term.value for term in terms.values()]).sum()
 
 
-def _permutation(size: int, seed: int, epoch: int) -> Tensor:
-    return torch.randperm(size, generator=torch.Generator().manual_seed(seed * 10_007 + epoch))
+def _end(number: int, step: int, folder: Path) -> None:
+    note(f"stopped after step {step}, saved as {checkpoints.last_good(folder)}")
+    if number == signal.SIGINT:
+        raise KeyboardInterrupt
+    raise RunError(f"stopped by signal {signal.Signals(number).name} after step {step}; the same command goes on there")
 
 
-def _set_lr(optimizer: Any, plan: Plan, step: int) -> float:
-    warm = min(1.0, (step + 1) / max(1, plan.warmup))
-    cosine = 0.5 * (1 + math.cos(math.pi * step / plan.steps))
-    lr = plan.lr * warm * (0.01 + 0.99 * cosine)
-    for group in optimizer.param_groups:
-        group["lr"] = lr
-    return lr
+@contextmanager
+def _stop_signals() -> Iterator[list[int]]:
+    """A list that holds SIGTERM or SIGINT once it came; the second one acts at once, as always."""
+    told: list[int] = []
+    before: dict[int, Any] = {}
 
+    def tell(number: int, _frame: FrameType | None) -> None:
+        told.append(number)
+        signal.signal(number, before[number])
 
-def _check_finite(losses: dict[str, Tensor], step: int, folder: Path) -> None:
-    broken = [name for name, value in losses.items() if not torch.isfinite(value)]
-    if broken:
-        raise RunError(f"step {step}: {', '.join(broken)} is not finite; the last good state is in {folder}")
-
-
-@torch.no_grad()
-def _validate(task: Task, module: nn.Module, ema: EMAModel) -> dict[str, float]:
-    ema.store(module.parameters())
-    ema.copy_to(module.parameters())
-    module.eval()
-    figures = task.validate(module)
-    module.train()
-    ema.restore(module.parameters())
-    return figures
-
-
-class Log:
-    """`log.jsonl`: mean losses of each ten steps, and validation figures; lines past a resume are dropped."""
-
-    def __init__(self, path: Path, start: int, write: bool, say: Say):
-        self.path, self.write, self.say = path, write, say
-        self.sums: dict[str, Tensor] = {}
-        self.count, self.samples, self.since = 0, 0, time.monotonic()
-        if write:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            old = path.read_text().splitlines() if path.exists() else []
-            kept = [line for line in old if json.loads(line)["step"] <= start]
-            path.write_text("".join(line + "\n" for line in kept))
-
-    def add(self, step: int, lr: float, batch: int, losses: dict[str, Tensor], every: int = 10) -> None:
-        for name, value in losses.items():
-            self.sums[name] = self.sums.get(name, torch.zeros(())) + value.detach().float().cpu()
-        self.count, self.samples = self.count + 1, self.samples + batch
-        if step % every:
-            return
-        seconds = time.monotonic() - self.since
-        row = {name: round(float(total) / self.count, 6) for name, total in self.sums.items()}
-        self._line({"step": step, "lr": round(lr, 8), "images_per_s": round(self.samples / seconds, 2), **row})
-        self.sums, self.count, self.samples, self.since = {}, 0, 0, time.monotonic()
-
-    def validated(self, step: int, figures: dict[str, float]) -> None:
-        self._line({"step": step, "validation": {name: round(value, 5) for name, value in figures.items()}})
-        self.since = time.monotonic()
-
-    def _line(self, row: dict) -> None:
-        if self.write:
-            with self.path.open("a") as handle:
-                handle.write(json.dumps(row) + "\n")
-            self.say(row)
+    for number in map(int, (signal.SIGTERM, signal.SIGINT)):
+        try:
+            before[number] = signal.signal(number, tell)
+        except ValueError:  # not in the main thread: somebody else's business
+            continue
+    try:
+        yield told
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

@@ -2,50 +2,56 @@
 
 from __future__ import annotations
 
-import json
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 import torch
-from accelerate import Accelerator
 from torch import nn
+from typing_extensions import override
 
 from asdm_cli.errors import RunError
 from asdm_cli.training import checkpoints
-from asdm_cli.training.loop import Plan, _draw, train
+from asdm_cli.training.log import read
+from asdm_cli.training.loop import train
+from asdm_cli.training.order import Noise, Part, rows
+from asdm_cli.training.plan import Plan, Task, Term
 
 
-class Line:
-    """y = 2x + 1, with noise from the loop's generator so that order and noise both matter."""
+class Line(Task):
+    """y = 2x + 1, with the loop's noise so that order and noise both matter."""
 
     size = 23
 
     def __init__(self, break_at: int | None = None):
         self.calls, self.break_at, self.seen = 0, break_at, []
 
-    def losses(self, module, rows, noise):
+    def read(self, rows, noise):
         self.calls += 1
         self.seen += rows.tolist()
         if self.calls == self.break_at:
             raise KeyboardInterrupt
-        x = rows[:, None].float() / 10
-        error = module(x) - (2 * x + 1 + 0.1 * torch.randn(len(rows), 1, generator=noise))
-        return {"task": error.square().mean()}
+        return rows[:, None].float() / 10, 0.1 * noise.normal(1)
 
-    def validate(self, module):
+    @override
+    def losses(self, name, module, batch, step):
+        x, noise = batch
+        return {"task": Term((module(x) - (2 * x + 1 + noise)).square().mean())}
+
+    @override
+    def validate(self, name, module, step):
         return {"slope": float(module.weight)}
 
 
-PLAN = Plan(steps=30, batch=5, lr=0.05, warmup=3, save_every=7, validate_every=10)
+PLAN = Plan(steps=30, batch=5, lr=0.05, warmup=3, save_every=7, validate_every=10, device="cpu", precision="float32")
 
 
 def trained(folder: Path, task: Line, plan: Plan = PLAN):
     torch.manual_seed(0)
     module = nn.Linear(1, 1)
-    ema = train(task, module, plan, folder, say=[].append)
-    return module, ema
+    trainee = train(task, {"line": module}, plan, folder).crew[0]
+    return module, trainee.ema
 
 
 def test_an_interrupted_run_ends_bit_equal(tmp_path):
@@ -60,30 +66,41 @@ def test_an_interrupted_run_ends_bit_equal(tmp_path):
         assert torch.equal(a, b)
 
 
-def test_a_resumed_log_has_every_step_once(tmp_path):
+def test_a_resumed_log_is_the_undisturbed_one(tmp_path):
+    trained(tmp_path / "whole", Line())
     with pytest.raises(KeyboardInterrupt):
-        trained(tmp_path, Line(break_at=18))
-    trained(tmp_path, Line())
-    rows = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
-    steps = [row["step"] for row in rows if "task" in row]
-    assert steps == [10, 20, 30]
-    assert sum("validation" in row for row in rows) == 3
+        trained(tmp_path / "broken", Line(break_at=18))
+    trained(tmp_path / "broken", Line())
+    whole, broken = (read(tmp_path / name / "log.jsonl") for name in ("whole", "broken"))
+    assert broken == whole
+    assert [row["step"] for row in whole if "task" in row] == [7, 10, 14, 20, 21, 28, 30]
+    assert sum("validation" in row for row in whole) == 3
 
 
 def test_every_sample_is_seen_once_per_epoch():
-    accelerator, plan = Accelerator(cpu=True), Plan(steps=0, batch=5, lr=1)
-    drawn = torch.cat([_draw(23, plan, step, accelerator)[0] for step in range(23)])
+    drawn = torch.cat([rows(23, 0, step, Part(5)) for step in range(23)])
     epochs = drawn.reshape(5, 23)
     assert all(sorted(epoch.tolist()) == list(range(23)) for epoch in epochs)
     assert not torch.equal(epochs[0], epochs[1])
 
 
+@pytest.mark.parametrize("count", [2, 4])
+def test_parts_of_a_step_are_its_samples_and_its_noise(count):
+    for step in range(9):  # across the borders of epochs
+        parts = [Part(8, index, count) for index in range(count)]
+        assert torch.equal(torch.cat([rows(23, 3, step, part) for part in parts]), rows(23, 3, step, Part(8)))
+        whole, pieces = Noise(3, step, Part(8)), [Noise(3, step, part) for part in parts]
+        for draw in (lambda n: n.normal(2, 3), lambda n: n.uniform(), lambda n: n.integers(1000)):
+            assert torch.equal(torch.cat([draw(piece) for piece in pieces]), draw(whole))
+
+
 def test_a_loss_that_is_not_finite_stops_the_run(tmp_path):
     class Broken(Line):
-        def losses(self, module, rows, noise):
-            return {"task": super().losses(module, rows, noise)["task"] * float("nan")}
+        @override
+        def losses(self, name, module, batch, step):
+            return {"task": Term(super().losses(name, module, batch, step)["task"].value * float("nan"))}
 
-    with pytest.raises(RunError, match="task is not finite"):
+    with pytest.raises(RunError, match=r"line: task, loss, gradient_norm is not finite .* the start"):
         trained(tmp_path, Broken())
     assert checkpoints.latest(tmp_path) is None
 
