@@ -12,7 +12,7 @@ from typing import Annotated
 import typer
 
 from asdm_cli import __version__
-from asdm_cli.commands import check, generate, schema, show, verbs
+from asdm_cli.commands import check, generate, pack, schema, show, verbs
 from asdm_cli.commands.options import examples
 from asdm_cli.commands.ranks import is_first
 from asdm_cli.errors import AsdmError
@@ -41,7 +41,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for module in (verbs, generate, check, show, schema):
+for module in (verbs, generate, pack, check, show, schema):
     module.register(app)
 
 

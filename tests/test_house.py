@@ -40,12 +40,14 @@ NO_TORCH = (
     "asdm_cli.unet.masks",
     "asdm_cli.unet.presets",
     "asdm_cli.unet.surgery",
+    "asdm_cli.unet.assembly",
     "asdm_cli.unet.dataflow",
     "asdm_cli.schedule",
     "asdm_cli.inheritance.course",
     "asdm_cli.unet.checkpoint",
     "asdm_cli.models.source",
     "asdm_cli.models.write",
+    "asdm_cli.models.donors",
 )
 
 

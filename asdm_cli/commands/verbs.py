@@ -1,9 +1,9 @@
-"""`asdm prune|inherit|bench|eval FILE`: one way to run every verb."""
+"""`asdm prune|assemble|inherit|bench|eval FILE`: one way to run every verb."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import typer
 
@@ -37,6 +37,26 @@ def register(app: typer.Typer) -> None:
             "asdm prune recipes/prune-pocket-base.yaml --dry-run",
         )
     )(prune)
+    app.command(
+        epilog=examples(
+            "asdm assemble recipes/assemble-pocket-1122.yaml",
+            "# other donors for the levels, from fine to coarse",
+            "asdm assemble recipes/assemble-pocket-1122.yaml --set levels=[base,base,base,original] --out runs/1112",
+            "# what would come from where, and nothing else",
+            "asdm assemble recipes/assemble-pocket-1122.yaml --dry-run",
+            "# all combinations under a budget, ranked",
+            "asdm assemble recipes/assemble-pocket-explore.yaml",
+        )
+    )(assemble)
+    app.command(
+        epilog=examples(
+            "asdm distill recipes/distill-pocket-base.yaml",
+            "# who learns what from which nodes, and what is known of the data",
+            "asdm distill recipes/distill-pocket-base.yaml --dry-run",
+            "# on all GPUs of a machine",
+            "accelerate launch -m asdm_cli distill recipes/distill-sd15-base.yaml",
+        )
+    )(distill)
     app.command(
         epilog=examples(
             "asdm inherit recipes/inherit-pocket-block.yaml",
@@ -81,6 +101,53 @@ def prune(
     """
     set_verbosity(verbose, quiet)
     run_verb("prune", file, overrides(set_, out=out), dry_run, overwrite)
+
+
+def assemble(
+    file: Recipe,
+    set_: Set = None,
+    out: Out = None,
+    dry_run: DryRun = False,
+    overwrite: Overwrite = False,
+    verbose: Verbose = False,
+    quiet: Quiet = False,
+) -> None:
+    """Put a UNet together from levels, blocks or layers of several.
+
+    Writes a run directory whose [bold]model/[/] plain diffusers loads, weights copied
+    from file to file. With [bold]explore[/] in the recipe it measures many combinations
+    and ranks them, and goes on where an interrupted run stopped.
+    """
+    set_verbosity(verbose, quiet)
+    run_verb("assemble", file, overrides(set_, out=out), dry_run, overwrite)
+
+
+def distill(
+    file: Recipe,
+    set_: Set = None,
+    out: Out = None,
+    device: Device = None,
+    allow_pipes: Annotated[
+        bool,
+        typer.Option(
+            "--allow-pipes", help="Let the recipe's [bold]pipe:[/] data sources run their shell commands here."
+        ),
+    ] = False,
+    dry_run: DryRun = False,
+    overwrite: Overwrite = False,
+    verbose: Verbose = False,
+    quiet: Quiet = False,
+) -> None:
+    """Train smaller UNets against the original.
+
+    Task, output and feature losses, for one student or several that share
+    the teacher's work. Pictures and captions are encoded once and kept.
+    Stopped at any moment, the same command goes on from the last checkpoint
+    to the same weights. Each student becomes a [bold]model/[/] that plain diffusers loads.
+    """
+    set_verbosity(verbose, quiet)
+    changes = overrides(set_, out=out, device=device)
+    run_verb("distill", file, changes, dry_run, overwrite, allow_pipes=allow_pipes)
 
 
 def inherit(
@@ -150,13 +217,18 @@ def overrides(settings: list[str] | None, **options: str | None) -> list[Overrid
     return [parse_override(text) for text in settings or []] + named
 
 
-def run_verb(verb: str, file: Path, changes: list[Override], dry_run: bool, overwrite: bool) -> None:
-    """The three gates, then the work, then the report; prints the run directory."""
+def run_verb(
+    verb: str, file: Path, changes: list[Override], dry_run: bool, overwrite: bool, **permissions: bool
+) -> None:
+    """The three gates, then the work, then the report; prints the run directory.
+
+    `permissions` are what only a command line can allow, no recipe.
+    """
     from asdm_cli.report.terminal import show
 
     recipe: Any = load(file, verb, changes)
     how = method(verb)
-    plan = how.plan(recipe)
+    plan = how.plan(recipe, **permissions)
     show(plan.report(), console)
     if dry_run:
         return

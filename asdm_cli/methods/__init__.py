@@ -9,6 +9,8 @@ from asdm_cli.report.document import Report
 
 METHODS = {
     "prune": "asdm_cli.methods.prune",
+    "distill": "asdm_cli.methods.distill",
+    "assemble": "asdm_cli.methods.assemble",
     "inherit": "asdm_cli.methods.inherit",
     "bench": "asdm_cli.methods.bench",
     "eval": "asdm_cli.methods.evaluate",
@@ -27,7 +29,7 @@ class Method(Protocol):
     RESUMABLE: bool
     """Whether an interrupted run goes on where it stopped."""
 
-    def plan(self, recipe: Any) -> Plan:
+    def plan(self, recipe: Any, **permissions: bool) -> Plan:
         """Check shapes and files; raises ModelError. Nothing slow, nothing written."""
 
     def run(self, plan: Any, run: Any) -> Report:

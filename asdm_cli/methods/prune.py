@@ -2,27 +2,23 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cached_property
 from math import prod
-from pathlib import Path
 
 from asdm_cli.models.provenance import record
 from asdm_cli.models.source import ModelDirectory, find
-from asdm_cli.models.write import assemble_directory
+from asdm_cli.models.write import assemble_directory, write_unet
 from asdm_cli.recipe.verbs import PruneRecipe
 from asdm_cli.report.document import Cell, Column, Interval, Report, Table
 from asdm_cli.report.run_directory import Run
 from asdm_cli.unet.anatomy import Anatomy
-from asdm_cli.unet.checkpoint import WEIGHTS, Checkpoint, Entry, copy_tensors, open_checkpoint, require
+from asdm_cli.unet.checkpoint import Checkpoint, Entry, open_checkpoint, require
 from asdm_cli.unet.cost import OUTSIDE, Macs, latent_size, macs, parameters, shapes
 from asdm_cli.unet.surgery import Surgery, remove
 
 RESUMABLE = False
-TOKENS = 77
-"""Prompt length that costs are stated for where the model has no text encoder of its own."""
 WORDS = {
     "block": "the whole block",
     "sampler": "the resampler",
@@ -66,7 +62,7 @@ class Plan:
 
     @cached_property
     def macs(self) -> tuple[Macs, Macs]:
-        before, after = (macs(config, tokens=_tokens(self.source)) for config in self.configs)
+        before, after = (macs(config, tokens=self.source.tokens) for config in self.configs)
         return before, after
 
 
@@ -86,7 +82,7 @@ def run(plan: Plan, run: Run) -> Report:
     """Write the pruned model to `run.path / "model"`."""
     model = run.path / "model"
     assemble_directory(plan.source, model, replaced={"unet"})
-    _write_unet(plan, model / "unet" if plan.source.is_pipeline else model)
+    write_unet(plan.surgery.config, plan.tensors, model / "unet" if plan.source.is_pipeline else model)
     record(
         plan.source,
         model,
@@ -97,27 +93,12 @@ def run(plan: Plan, run: Run) -> Report:
     return plan.report()
 
 
-def _write_unet(plan: Plan, folder: Path) -> None:
-    folder.mkdir(exist_ok=True)
-    # where the donor lay on some machine says nothing about the result
-    config = {key: value for key, value in plan.surgery.config.items() if key != "_name_or_path"}
-    (folder / "config.json").write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
-    copy_tensors(plan.tensors, folder / WEIGHTS)
-
-
-def _tokens(source: ModelDirectory) -> int:
-    """How many tokens the text encoder hands to the UNet."""
-    if "text_encoder" not in source.components:
-        return TOKENS
-    return source.config("text_encoder").get("max_position_embeddings", TOKENS)
-
-
 def _card(plan: Plan) -> dict[str, Cell | list[str]]:
     return {
         "counted": "multiply-accumulates of one UNet call, attention's matmuls (QK^T and AV) included",
         "batch": 1,
         "latent": " × ".join(map(str, latent_size(plan.configs[0]))),
-        "tokens": _tokens(plan.source),
+        "tokens": plan.source.tokens,
     }
 
 

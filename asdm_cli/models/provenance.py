@@ -16,6 +16,8 @@ from asdm_cli.unet.weight_files import inside, read_mapping
 
 FILE = "asdm.json"
 HISTORY = "history"
+TAKEN, RENUMBERS = "taken", "removed"
+"""Keys of a step: what an assembly took from which donor, and what a pruning removed, after which addresses differ."""
 RUN_TIME = "inherit"
 """Key of the plan that is in force whenever the model draws."""
 
@@ -24,6 +26,18 @@ def history(directory: ModelDirectory) -> list[dict[str, Any]]:
     """What was done to this model, oldest first; nothing for models that did not come from here."""
     file = directory.path / FILE
     return read_mapping(inside(directory.path, file)).get(HISTORY, []) if file.exists() else []
+
+
+def taken(directory: ModelDirectory) -> dict[str, list[str]]:
+    """Donor -> addresses, and names of modules outside the blocks, that an assembly took from it; nothing for models
+    that were not assembled, or whose blocks were renumbered since."""
+    for step in reversed(history(directory)):
+        if TAKEN in step:
+            found: dict[str, list[str]] = step[TAKEN]
+            return found
+        if RENUMBERS in step:
+            break
+    return {}
 
 
 def run_time_plan(directory: ModelDirectory) -> Rules | None:

@@ -17,6 +17,8 @@ EXTRAS = ("clip",)
 """Folders that may stand beside the components; stock diffusers does not look at them."""
 LIBRARIES = {"diffusers", "transformers", "stable_diffusion"}
 """Where component classes may come from; the last is diffusers' own module of the safety checker."""
+TOKENS = 77
+"""Prompt length that costs are stated for where the model has no text encoder of its own."""
 CONFIGS = ("config.json", "scheduler_config.json", "tokenizer_config.json", "preprocessor_config.json")
 
 
@@ -60,6 +62,14 @@ class ModelDirectory:
             if (folder / file).is_file():
                 return read_mapping(inside(self.path, folder / file))
         raise ModelError(f"{folder}: has no {CONFIGS[0]}; fetch the component again")
+
+    @property
+    def tokens(self) -> int:
+        """How many tokens the text encoder hands to the UNet."""
+        if "text_encoder" not in self.components:
+            return TOKENS
+        length: int = self.config("text_encoder").get("max_position_embeddings", TOKENS)
+        return length
 
     def weights(self, name: str) -> list[Path]:
         """The component's safetensors files: one, or its shards."""

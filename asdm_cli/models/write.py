@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import errno
+import json
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
 from asdm_cli.errors import ModelError, RunError
 from asdm_cli.models.lock import only_writer
 from asdm_cli.models.source import INDEX, ModelDirectory
+from asdm_cli.unet.blocks import Config
+from asdm_cli.unet.checkpoint import WEIGHTS, Entry, copy_tensors
 from asdm_cli.unet.weight_files import inside
 
 KEPT = {".json", ".txt", ".model", ".safetensors"}
@@ -28,6 +31,19 @@ def assemble_directory(source: ModelDirectory, target: Path, replaced: set[str])
     for name, folder in source.components.items():
         if name not in replaced:
             _link_component(source.path, folder, target / name)
+
+
+def write_unet(config: Config, tensors: Mapping[str, Entry], folder: Path) -> None:
+    """A UNet's config, and its weights byte for byte from where they lie."""
+    write_config(config, folder)
+    copy_tensors(tensors, folder / WEIGHTS)
+
+
+def write_config(config: Config, folder: Path) -> None:
+    folder.mkdir(exist_ok=True)
+    # where a donor lay on some machine says nothing about the result
+    kept = {key: value for key, value in config.items() if key != "_name_or_path"}
+    (folder / "config.json").write_text(json.dumps(kept, indent=2, sort_keys=True) + "\n", encoding="utf-8")
 
 
 def link_or_copy(source: Path, target: Path) -> None:

@@ -65,6 +65,21 @@ class Scatter:
 
 
 @dataclass(frozen=True)
+class Curves:
+    """Figures over time: one line per name, drawn without marks; `log` sets the heights on a logarithmic scale.
+
+    The x of a line rise.
+    """
+
+    title: str
+    x_title: str
+    y_title: str
+    lines: dict[str, list[tuple[float, float]]]
+    log: bool = False
+    note: str = ""
+
+
+@dataclass(frozen=True)
 class Bars:
     """One bar group per category, one bar per series; values[series][category]."""
 
@@ -113,7 +128,7 @@ class Timeline:
         return len(self.cells[0]) if self.cells else 0
 
 
-Part = Table | Scatter | Bars | Grid | Timeline
+Part = Table | Scatter | Curves | Bars | Grid | Timeline
 
 
 @dataclass(frozen=True)

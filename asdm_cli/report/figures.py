@@ -4,12 +4,22 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 
 from asdm_cli.report.document import Cell, Column, Interval, Table
 
 NOTHING = "–"
 FIGURE_SPACE, POINT_SPACE = "\u2007", "\u2008"
 """Blanks as wide as a digit and as a point or comma."""
+
+
+@dataclass(frozen=True)
+class Course:
+    """Where a line begins and ends, and its lowest finite figure; None where there is none."""
+
+    first: float | None
+    last: float | None
+    lowest: float | None
 
 
 def text(cell: Cell | Interval, digits: int = 2) -> str:
@@ -68,6 +78,12 @@ def value(cell: Cell | Interval) -> float | None:
     if isinstance(cell, bool) or not isinstance(cell, (int, float)) or not math.isfinite(cell):
         return None
     return float(cell)
+
+
+def course(points: Sequence[tuple[float, float]]) -> Course:
+    heights = [y for _, y in points]
+    lowest = min((y for y in heights if math.isfinite(y)), default=None)
+    return Course(heights[0], heights[-1], lowest) if heights else Course(None, None, None)
 
 
 def best_rows(table: Table, column: Column) -> set[int]:

@@ -18,8 +18,8 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup, escape
 
-from asdm_cli.report import bars_plot, figures, scatter_plot, timeline_plot
-from asdm_cli.report.document import Bars, Grid, Part, Report, Scatter, Table, Timeline
+from asdm_cli.report import bars_plot, curves_plot, figures, scatter_plot, timeline_plot
+from asdm_cli.report.document import Bars, Curves, Grid, Part, Report, Scatter, Table, Timeline
 from asdm_cli.report.pictures import embed
 
 WIDTHS = {"wide": 720, "narrow": 348}
@@ -28,6 +28,7 @@ COLOURS = 8
 KINDS: dict[type[Part], str] = {
     Table: "table",
     Scatter: "scatter",
+    Curves: "curves",
     Bars: "bars",
     Grid: "grid",
     Timeline: "timeline",
@@ -75,6 +76,9 @@ def _drawn(part: Part, folder: Path, colours: Mapping[str, int]) -> dict[str, An
     if isinstance(part, Bars):
         plots = {name: bars_plot.lay_out(part, width, colours) for name, width in WIDTHS.items()}
         return {"plots": plots, "legend": _legend(list(part.values), colours)}
+    if isinstance(part, Curves):
+        curves = {name: curves_plot.lay_out(part, width, colours) for name, width in WIDTHS.items()}
+        return {"plots": curves, "legend": _legend(list(part.lines), colours)}
     if isinstance(part, Timeline):
         rows = {name: timeline_plot.lay_out(part, width) for name, width in WIDTHS.items()}
         return {"plots": rows, "legend": list(timeline_plot.LEGEND.items())}
@@ -96,6 +100,8 @@ def _colours(report: Report) -> dict[str, int]:
 def _named(part: Part) -> list[str]:
     if isinstance(part, Bars):
         return list(part.values)
+    if isinstance(part, Curves):
+        return list(part.lines)
     if isinstance(part, Scatter):
         return [point.series for point in part.points if point.series]
     return []

@@ -13,7 +13,20 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from asdm_cli.errors import ModelError
-from asdm_cli.report.document import Bars, Cell, Column, Grid, Interval, Part, Point, Report, Scatter, Table, Timeline
+from asdm_cli.report.document import (
+    Bars,
+    Cell,
+    Column,
+    Curves,
+    Grid,
+    Interval,
+    Part,
+    Point,
+    Report,
+    Scatter,
+    Table,
+    Timeline,
+)
 
 SCHEMA = 1
 NAME = "report.json"
@@ -21,6 +34,7 @@ REASONS = {"not a number": math.nan, "infinity": math.inf, "minus infinity": -ma
 KINDS: dict[type[object], str] = {
     Table: "table",
     Scatter: "scatter",
+    Curves: "curves",
     Bars: "bars",
     Grid: "grid",
     Timeline: "timeline",
@@ -119,6 +133,11 @@ def _scatter(data: Mapping[str, Any]) -> Scatter:
     return Scatter(data["title"], data["x_title"], data["y_title"], points, data["note"])
 
 
+def _curves(data: Mapping[str, Any]) -> Curves:
+    lines = {name: [(_figure(x), _figure(y)) for x, y in line] for name, line in data["lines"].items()}
+    return Curves(data["title"], data["x_title"], data["y_title"], lines, data["log"], data["note"])
+
+
 def _bars(data: Mapping[str, Any]) -> Bars:
     values = {series: [_figure(value) for value in row] for series, row in data["values"].items()}
     return Bars(data["title"], data["unit"], data["categories"], values, data["note"])
@@ -145,6 +164,7 @@ def _picture(path: str | None) -> Path | None:
 READERS: dict[str, Callable[[Mapping[str, Any]], Part]] = {
     "table": _table,
     "scatter": _scatter,
+    "curves": _curves,
     "bars": _bars,
     "grid": _grid,
     "timeline": _timeline,

@@ -7,12 +7,13 @@ from dataclasses import dataclass
 from itertools import pairwise
 from math import dist
 
-from asdm_cli.report.axis import Scale, Tick, around, text_width
+from asdm_cli.report import frame as frames
+from asdm_cli.report.axis import Scale
 from asdm_cli.report.document import Point, Scatter
 from asdm_cli.report.figures import short, value
+from asdm_cli.report.frame import Frame
 from asdm_cli.report.labels import Box, Label, place
 
-TOP, BOTTOM, RIGHT = 34, 52, 16
 RADIUS = 5
 SAMPLE_PX = 4
 
@@ -29,11 +30,7 @@ class Mark:
 
 @dataclass(frozen=True)
 class ScatterPlot:
-    width: float
-    height: float
-    frame: Box
-    x_ticks: list[Tick]
-    y_ticks: list[Tick]
+    frame: Frame
     lines: list[tuple[int, str]]
     """Colour and the `points` attribute of a polyline."""
     marks: list[Mark]
@@ -45,22 +42,13 @@ def lay_out(scatter: Scatter, width: float, colours: Mapping[str, int]) -> Scatt
     Points whose figures are missing or infinite have no place and are left out.
     """
     points = [point for point in scatter.points if value(point.x) is not None and value(point.y) is not None]
-    height = round(min(0.62 * width, 380) + TOP)
-    y_scale = around(_heights(points), height - BOTTOM, TOP)
-    y_ticks = y_scale.ticks(5)
-    left = round(14 + max((text_width(tick.text) for tick in y_ticks), default=0))
-    frame = Box(left, TOP, width - RIGHT, height - BOTTOM)
-    x_scale = around([point.x for point in points], frame.left, frame.right)
+    frame = frames.lay_out(width, [point.x for point in points], _heights(points))
     names = dict.fromkeys(point.series for point in points if point.series)
-    lines = [(colours[name], _line(points, name, x_scale, y_scale)) for name in names]
+    lines = [(colours[name], _line(points, name, frame)) for name in names]
     return ScatterPlot(
-        width=width,
-        height=height,
         frame=frame,
-        x_ticks=x_scale.ticks(max(4, round(width / 100))),
-        y_ticks=y_ticks,
         lines=[line for line in lines if " " in line[1]],  # a line has two ends
-        marks=_marks(points, colours, x_scale, y_scale, frame),
+        marks=_marks(points, colours, frame),
     )
 
 
@@ -69,34 +57,32 @@ def _heights(points: Sequence[Point]) -> list[float]:
     return [end for end in ends if end is not None]
 
 
-def _line(points: Sequence[Point], series: str, x_scale: Scale, y_scale: Scale) -> str:
+def _line(points: Sequence[Point], series: str, frame: Frame) -> str:
     along = sorted((point.x, point.y) for point in points if point.series == series)
-    return " ".join(f"{x_scale(x)},{y_scale(y)}" for x, y in along)
+    return " ".join(f"{frame.x(x)},{frame.y(y)}" for x, y in along)
 
 
-def _marks(
-    points: Sequence[Point], colours: Mapping[str, int], x_scale: Scale, y_scale: Scale, frame: Box
-) -> list[Mark]:
-    places = [(x_scale(point.x), y_scale(point.y), point.label) for point in points]
-    whiskers = [_whisker(point, y_scale) for point in points]
+def _marks(points: Sequence[Point], colours: Mapping[str, int], frame: Frame) -> list[Mark]:
+    places = [(frame.x(point.x), frame.y(point.y), point.label) for point in points]
+    whiskers = [_whisker(point, frame.y) for point in points]
     dots = [Box(x - RADIUS, y - RADIUS, x + RADIUS, y + RADIUS) for x, y, _ in places]
     bars = [
         Box(x - RADIUS, whisker[1], x + RADIUS, whisker[0])
         for (x, _, _), whisker in zip(places, whiskers, strict=True)
         if whisker
     ]
-    labels = place(places, [*dots, *bars, *_line_boxes(points, x_scale, y_scale)], frame)
+    labels = place(places, [*dots, *bars, *_line_boxes(points, frame)], frame.box)
     return [
         Mark(x, y, colours.get(point.series or point.label, 0), label, _tip(point), whisker)
         for point, (x, y, _), whisker, label in zip(points, places, whiskers, labels, strict=True)
     ]
 
 
-def _line_boxes(points: Sequence[Point], x_scale: Scale, y_scale: Scale) -> list[Box]:
+def _line_boxes(points: Sequence[Point], frame: Frame) -> list[Box]:
     """Small boxes along the lines that join points of one series, so that labels keep off them."""
     boxes = []
     for series in {point.series for point in points if point.series}:
-        along = sorted((x_scale(point.x), y_scale(point.y)) for point in points if point.series == series)
+        along = sorted((frame.x(point.x), frame.y(point.y)) for point in points if point.series == series)
         for (x0, y0), (x1, y1) in pairwise(along):
             samples = 1 + int(dist((x0, y0), (x1, y1)) / SAMPLE_PX)
             shares = [index / samples for index in range(samples)]

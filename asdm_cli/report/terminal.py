@@ -12,8 +12,8 @@ from rich.padding import Padding
 from rich.table import Table as RichTable
 from rich.text import Text
 
-from asdm_cli.report.document import Bars, Column, Grid, Part, Report, Scatter, Table, Timeline
-from asdm_cli.report.figures import best_rows, interval_kinds, is_numeric, spreads, text
+from asdm_cli.report.document import Bars, Column, Curves, Grid, Part, Report, Scatter, Table, Timeline
+from asdm_cli.report.figures import best_rows, course, digits_for, interval_kinds, is_numeric, spreads, text
 from asdm_cli.report.timeline_text import draw
 
 GAP = 2
@@ -23,7 +23,7 @@ LONGEST_UNBROKEN = 24
 
 
 def show(report: Report, console: Console) -> None:
-    """Title, summary, tables and timelines. Other plots and pictures are on the page; here a line says so."""
+    """Title, summary, tables, timelines and the ends of curves. A line says what else is on the page."""
     console.print(Text(report.title, style="bold"))
     if report.summary:
         console.print(Text(report.summary))
@@ -43,13 +43,31 @@ def _part(part: Part, console: Console) -> list[RenderableType]:
         return [title, _fitting(_as_table(part), console), *note]
     if isinstance(part, Timeline):
         return [title, *draw(part, console.width), *note]
-    return [Text.assemble((part.title, "bold cyan"), (f"  {_what(part)}; see report.html", "dim"))]
+    if isinstance(part, Curves):
+        return [_announced(part), _fitting(_ends(part), console), *note]
+    return [_announced(part)]
 
 
-def _what(part: Scatter | Grid) -> str:
+def _announced(part: Scatter | Grid | Curves) -> Text:
+    return Text.assemble((part.title, "bold cyan"), (f"  {_what(part)}; see report.html", "dim"))
+
+
+def _what(part: Scatter | Grid | Curves) -> str:
     if isinstance(part, Scatter):
         return f"plot of {len(part.points)} points"
+    if isinstance(part, Curves):
+        return f"plot of {len(part.lines)} {'line' if len(part.lines) == 1 else 'lines'}"
     return f"{sum(path is not None for row in part.pictures for path in row)} pictures"
+
+
+def _ends(curves: Curves) -> Table:
+    """One row per line; its figures have the digits that the largest of their column needs."""
+    rows = [{"name": name, **vars(course(points))} for name, points in curves.lines.items()]
+    columns = [
+        Column(key, key, digits=digits_for(row[key] for row in rows if row[key] is not None))
+        for key in ("first", "last", "lowest")
+    ]
+    return Table(curves.title, [Column("name", ""), *columns], rows)
 
 
 def _as_table(bars: Bars) -> Table:

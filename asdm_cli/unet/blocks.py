@@ -27,6 +27,7 @@ DEFAULTS: Config = {
     "attention_head_dim": 8,
     "transformer_layers_per_block": 1,
     "reverse_transformer_layers_per_block": None,
+    "only_cross_attention": False,
 }
 """What diffusers assumes for a key that a config leaves out."""
 

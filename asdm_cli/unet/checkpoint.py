@@ -122,6 +122,16 @@ def copy_tensors(tensors: Mapping[str, Entry], target: Path) -> None:
         raise RunError(f"{target}: cannot be written ({error.strerror or error}); is the disk full?") from None
 
 
+def bytes_digest(entry: Entry) -> str:
+    """SHA-256 of a tensor's type, shape and bytes."""
+    found = sha256(f"{entry.dtype} {entry.shape}".encode())
+    with entry.file.open("rb") as stream:
+        stream.seek(entry.start)
+        for start in range(0, entry.size, CHUNK):
+            found.update(stream.read(min(CHUNK, entry.size - start)))
+    return found.hexdigest()
+
+
 def _new_header(order: list[tuple[str, Entry]]) -> bytes:
     header: dict[str, object] = {"__metadata__": {"format": "pt"}}
     end = 0

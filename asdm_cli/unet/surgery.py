@@ -12,22 +12,11 @@ from typing import TypeVar
 
 from asdm_cli.errors import ModelError
 from asdm_cli.unet.anatomy import Anatomy, Node
-from asdm_cli.unet.blocks import DEFAULTS, Block, Config, Layer, levels, per_level, read, read_blocks
+from asdm_cli.unet.blocks import Block, Config, Layer, read_blocks
 from asdm_cli.unet.nearest import brief, nearest
+from asdm_cli.unet.stock import Origin, Piece, differences, stock_config
 
 Tensor = TypeVar("Tensor")
-
-TYPES = {
-    ("down", True): "CrossAttnDownBlock2D",
-    ("down", False): "DownBlock2D",
-    ("up", True): "CrossAttnUpBlock2D",
-    ("up", False): "UpBlock2D",
-    ("mid", True): "UNetMidBlock2DCrossAttn",
-    ("mid", False): "UNetMidBlock2D",
-}
-"""(kind, with transformers) -> block type."""
-LISTED = ("block_out_channels", "attention_head_dim", "cross_attention_dim", "only_cross_attention")
-"""Settings that may be lists with one entry per level and say nothing about single layers."""
 
 
 @dataclass(frozen=True)
@@ -52,7 +41,7 @@ class Surgery:
         mapped = {}
         for key in keys:
             address = self.donor.address_of_key(key)
-            module = _unit_of(key)
+            module = unit_of(key)
             if address is None:
                 mapped[key] = key
             elif module in names:
@@ -96,14 +85,14 @@ def closure(anatomy: Anatomy, addresses: Iterable[str]) -> frozenset[str]:
 
 
 def _surgery(config: Config, donor: Anatomy, gone: frozenset[str]) -> Surgery:
-    result = _stock_config(config, donor, gone)
+    result = stock_config(config, _pieces(config, donor, gone))
     anatomy = Anatomy.of(result)
-    kept = [node.modules[0] for node in _units(donor) if node.address not in gone]
-    sources = dict(zip((node.modules[0] for node in _units(anatomy)), kept, strict=True))
+    kept = [node.modules[0] for node in units(donor) if node.address not in gone]
+    sources = dict(zip((node.modules[0] for node in units(anatomy)), kept, strict=True))
     return Surgery(result, brief(donor, gone), sources, donor, anatomy)
 
 
-def _units(tree: Anatomy) -> list[Node]:
+def units(tree: Anatomy) -> list[Node]:
     """The nodes that own tensors and move as a whole."""
     return [node for node in tree.nodes if node.kind in ("resnet", "attn", "sampler")]
 
@@ -127,17 +116,21 @@ def _obstacle(config: Config, donor: Anatomy, gone: frozenset[str]) -> str | Non
             return f"{node.address} cannot leave its transformer {node.parent}"
         if node.address in gone and node.kind == "resnet" and node.parent not in gone:
             return f"the transformer of {node.parent} cannot stand without its resnet"
-    survivors = _survivors(donor, gone)
-    return _difference(survivors, read_blocks(_stock_config(config, donor, gone)))
+    pieces = _pieces(config, donor, gone)
+    promised = read_blocks(stock_config(config, pieces))
+    return next((each.what for each in differences([piece.block for piece in pieces], promised)), None)
 
 
-def _survivors(donor: Anatomy, gone: frozenset[str]) -> list[Block]:
+def _pieces(config: Config, donor: Anatomy, gone: frozenset[str]) -> list[Piece]:
     """The blocks as they would be left, with their old indices."""
     return [
-        replace(
-            block,
-            layers=tuple(_cut(layer, f"{block.address}.{i}", gone) for i, layer in _kept(block, gone)),
-            sampler=None if f"{block.address}.sampler" in gone else block.sampler,
+        Piece(
+            replace(
+                block,
+                layers=tuple(_cut(layer, f"{block.address}.{i}", gone) for i, layer in _kept(block, gone)),
+                sampler=None if f"{block.address}.sampler" in gone else block.sampler,
+            ),
+            tuple(Origin(config, block, i) for i, _ in _kept(block, gone)),
         )
         for block in donor.blocks
         if block.address not in gone
@@ -152,82 +145,7 @@ def _cut(layer: Layer, address: str, gone: frozenset[str]) -> Layer:
     return replace(layer, transformer=None) if f"{address}.attn" in gone else layer
 
 
-def _difference(survivors: Iterable[Block], promised: Iterable[Block]) -> str | None:
-    """In words: where what survived is not what the config would build."""
-    for left, built in zip(survivors, promised, strict=True):
-        if len(left.layers) != len(built.layers):
-            return f"{left.address} would keep {len(left.layers)} layer(s) where {len(built.layers)} are needed"
-        if left.sampler != built.sampler:
-            need = "lacks" if built.sampler else "keeps"
-            return f"{left.address} {need} the resampler that the other levels' resolutions do not fit"
-        for layer, other in zip(left.layers, built.layers, strict=True):
-            if layer != other:
-                return f"in {left.address} a layer made for {_shape(layer)} would stand where {_shape(other)} is needed"
-    return None
-
-
-def _shape(layer: Layer) -> str:
-    inside = layer.transformer
-    tail = f" with {inside.depth} transformer block(s), {inside.heads} heads" if inside else " without transformer"
-    return f"{layer.inp} -> {layer.out} channels{tail}"
-
-
-def _stock_config(config: Config, donor: Anatomy, gone: frozenset[str]) -> Config:
-    """The donor's config with only what the removal changes changed; settings keep their form (one value or list)."""
-    survivors = {block.address: block for block in _survivors(donor, gone)}
-    down = [block for block in survivors.values() if block.kind == "down"]
-    up = [block for block in survivors.values() if block.kind == "up"]
-    kept = [block.level for block in down]
-    changed: Config = {key: _entries(_setting(config, key), kept) for key in LISTED}
-    changed |= {
-        "down_block_types": [_type(block) for block in down],
-        "up_block_types": [_type(block) for block in up],
-        "mid_block_type": _type(survivors["mid"]) if "mid" in survivors else None,
-        "layers_per_block": _collapse(read(config, "layers_per_block"), [len(block.layers) for block in down]),
-        "transformer_layers_per_block": _depths(config, "transformer_layers_per_block", donor, "down", gone),
-        "reverse_transformer_layers_per_block": _depths(
-            config, "reverse_transformer_layers_per_block", donor, "up", gone
-        ),
-    }
-    return {**config, **{key: value for key, value in changed.items() if value != _plain(_setting(config, key))}}
-
-
-def _setting(config: Config, key: str) -> object:
-    """Its value, diffusers' default, or None for what neither gives."""
-    return config.get(key, DEFAULTS.get(key))
-
-
-def _plain(value: object) -> object:
-    return list(value) if isinstance(value, tuple) else value
-
-
-def _type(block: Block) -> str:
-    return TYPES[block.kind, any(layer.transformer for layer in block.layers)]
-
-
-def _entries(value: object, kept: list[int]) -> object:
-    return [value[level] for level in kept] if isinstance(value, list | tuple) else value
-
-
-def _collapse(before: object, counts: list[int]) -> int | list[int]:
-    """One number where the donor had one and the levels agree, else a list."""
-    return counts[0] if isinstance(before, int) and len(set(counts)) == 1 else counts
-
-
-def _depths(config: Config, key: str, donor: Anatomy, kind: str, gone: frozenset[str]) -> object:
-    """Transformer depths per block; an entry that lists depths layer by layer loses those of the removed layers."""
-    if not isinstance(read(config, key), list | tuple):
-        return read(config, key)
-    blocks = [block for block in donor.blocks if block.kind == kind]
-    assert len(blocks) == levels(config)
-    return [
-        [entry[i] for i, _ in _kept(block, gone)] if isinstance(entry, list | tuple) else entry
-        for block, entry in zip(blocks, per_level(config, key), strict=True)
-        if block.address not in gone
-    ]
-
-
-def _unit_of(key: str) -> str:
+def unit_of(key: str) -> str:
     """`down_blocks.0.resnets.1.conv1.weight` -> `down_blocks.0.resnets.1`."""
     words = key.split(".")
     return ".".join(words[: 3 if words[0] == "mid_block" else 4])

@@ -8,13 +8,36 @@ from pathlib import Path
 import pytest
 from PIL import Image, ImageDraw
 
-from asdm_cli.report.document import Bars, Column, Grid, Interval, Point, Report, Scatter, Table, Timeline
+from asdm_cli.report.document import Bars, Column, Curves, Grid, Interval, Point, Report, Scatter, Table, Timeline
 
 NAMES = ["pocket", "base", "small", "tiny"]
 BLOCKS = ["down.0", "down.1", "down.2", "down.3", "mid", "up.0", "up.1", "up.2", "up.3"]
 COURSE = {"down.0.0.res": "ccccccccccc", "up.2.1.attn": "ciiicciiici", "mid": "cdddcddddcd"}
 """What happens to each node at the calls of a generation."""
 PROMPTS = ["fox, twemoji style", "red apple, noto style", "<script>alert('prompt')</script> & \"quotes\"", "ghost"]
+
+
+def noisy(points: int = 2000) -> list[tuple[float, float]]:
+    """A loss that falls from 1 to 0.05, times noise that differs from point to point and is the same in every run."""
+    return [
+        (float(step), (0.05 + 0.95 * math.exp(-step / 300)) * (1 + 0.5 * math.sin(step * step * 0.7)))
+        for step in range(points)
+    ]
+
+
+@pytest.fixture
+def training() -> Report:
+    rate = [(float(step), 1e-4 * (1 - step / 2000)) for step in range(0, 2000, 10)]
+    loss = {name: [(x, y * factor) for x, y in noisy()] for name, factor in (("base", 1.0), ("small", 3.0))}
+    return Report(
+        verb="distill",
+        title="Distilling base, small",
+        summary="",
+        parts=[
+            Curves("Loss: noise", "step", "noise loss", loss, log=True, note="Less is better."),
+            Curves("Learning rate", "step", "learning rate", {"base": rate}),
+        ],
+    )
 
 
 @pytest.fixture

@@ -15,7 +15,7 @@ import pytest
 from PIL import Image
 
 from asdm_cli.errors import RunError
-from asdm_cli.report.document import Bars, Column, Grid, Point, Report, Scatter, Table, Timeline
+from asdm_cli.report.document import Bars, Column, Curves, Grid, Point, Report, Scatter, Table, Timeline
 from asdm_cli.report.html import render
 
 VOID = {"meta", "img", "br", "hr", "link", "input", "line", "rect", "circle", "path", "polyline"}
@@ -100,6 +100,31 @@ def test_a_long_timeline_makes_a_short_page(tmp_path: Path) -> None:
     assert 60 * 40 * 40 < len(full) - len(empty) < 60 * 40 * 200, "bytes per row and span"
 
 
+def test_curves_have_lines_bands_and_a_text(training: Report, tmp_path: Path) -> None:
+    source = render(training, tmp_path)
+    page = Page(source)
+    assert len(page.elements["polyline"]) == 2 * 3, "three lines, at two widths"
+    assert of_class(page, "path", "band") == 2 * 2 + 1, "the learning rate has more points than the narrow one shows"
+    label = page.elements["svg"][2]["aria-label"]
+    assert label is not None
+    assert "up: noise loss, logarithmic. base: from 1 to 0.0" in label
+    assert len(label) < 200
+    assert [entry.strip() for entry in page.texts["li"]] == ["base", "small"], "no legend for one line"
+    assert len(source) < 120_000, "bytes, of 4,200 points"
+
+
+def test_a_name_has_one_colour_on_the_page(training: Report, tmp_path: Path) -> None:
+    bars = Bars("", "", ["x"], {"small": [1.0], "other": [2.0]})
+    page = Page(render(Report("", "", "", [bars, *training.parts]), tmp_path))
+    assert [line.get("class") for line in page.elements["polyline"]] == ["s2", "s0", "s2", "s0", "s2", "s2"]
+
+
+def test_figures_that_are_not_drawn_are_told(tmp_path: Path) -> None:
+    curves = Curves("", "", "", {"<a>": [(0.0, 1.0), (1.0, math.nan), (2.0, 3.0)]})
+    page = Page(render(Report("", "", "", [curves]), tmp_path))
+    assert page.texts["p"][-1] == "Not drawn: <a>: 1 of 3 (not finite)."
+
+
 def test_the_page_needs_nothing_from_anywhere(page: Page) -> None:
     attributes = [(name, value or "") for each in page.elements.values() for one in each for name, value in one.items()]
     links = [value for name, value in attributes if name in {"src", "href", "action", "data", "srcset", "xlink:href"}]
@@ -119,6 +144,7 @@ def test_hostile_texts_stay_texts(folder: Path) -> None:
     parts = [
         Table(HOSTILE, columns, list(rows), HOSTILE, HOSTILE),  # type: ignore[arg-type]
         Scatter(HOSTILE, HOSTILE, HOSTILE, [Point(1, 2, HOSTILE, series) for series in (HOSTILE, "b")], HOSTILE),
+        Curves(HOSTILE, HOSTILE, HOSTILE, {HOSTILE: [(0.0, 1.0), (1.0, math.nan)], "b": [(0.0, 2.0)]}, note=HOSTILE),
         Bars(HOSTILE, HOSTILE, [HOSTILE], {HOSTILE: [1.0], "b": [2.0]}, HOSTILE),
         Grid(HOSTILE, [HOSTILE], [HOSTILE], [[picture]], HOSTILE),
         Timeline(HOSTILE, [HOSTILE], ["cid"], HOSTILE),
@@ -131,6 +157,7 @@ def test_hostile_texts_stay_texts(folder: Path) -> None:
     assert HOSTILE in page.texts["h1"]
     assert HOSTILE in page.texts["dd"]
     assert HOSTILE in page.texts["th"]
+    assert f"{HOSTILE}: from 1 to n/a, lowest 1" in page.texts["title"]
     assert f"{HOSTILE}, call 1: inherited" in page.texts["title"]
     assert "49" not in "".join(page.texts["h1"])
 
@@ -187,6 +214,9 @@ def test_empty_and_odd_parts_make_a_page(tmp_path: Path) -> None:
             Table("", [Column("name", "")], [{"name": None}, {}]),
             Scatter("", "", "", []),
             Scatter("", "", "", [Point(0, 0, "origin", "s"), Point(math.nan, 1, "nowhere", "s")]),
+            Curves("", "", "", {}),
+            Curves("", "", "", {"a": [], "b": [(0.0, math.nan)]}),
+            Curves("", "", "", {"a": [(0.0, -1.0)], "b": [(math.nan, 1.0)]}, log=True),
             Bars("", "", [], {}),
             Bars("", "", ["a", "b"], {"x": [math.nan, -1.0], "y": [0.0, 0.0]}),
             Grid("", [], [], []),
@@ -196,5 +226,5 @@ def test_empty_and_odd_parts_make_a_page(tmp_path: Path) -> None:
         ],
     )
     page = Page(render(odd, tmp_path))
-    assert len(page.elements["section"]) == 10
+    assert len(page.elements["section"]) == 13
     assert len(page.elements["circle"]) == 2, "the point at the origin, at two widths"

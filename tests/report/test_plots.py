@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from asdm_cli.report import bars_plot, scatter_plot
-from asdm_cli.report.axis import Scale, around, round_step
+from asdm_cli.report.axis import LogScale, Scale, around, around_log, round_step
 from asdm_cli.report.document import Bars, Point, Scatter
 from asdm_cli.report.labels import Box, place
 
@@ -22,10 +22,41 @@ figures = st.floats(-1e9, 1e9).filter(lambda figure: figure == 0 or abs(figure) 
         (900, 1700, 4, ["1,000", "1,200", "1,400", "1,600"]),
         (-0.02, 0.02, 4, ["−0.02", "−0.01", "0.00", "0.01", "0.02"]),
         (0, 0.001, 4, ["0.00000", "0.00025", "0.00050", "0.00075", "0.00100"]),
+        (0, 1e30, 4, ["0", "2.50e29", "5.00e29", "7.50e29", "1.00e30"]),
+        (-2e-9, 2e-9, 4, ["−2e−9", "−1e−9", "0", "1e−9", "2e−9"]),
     ],
 )
 def test_ticks_are_round(low: float, high: float, count: int, texts: list[str]) -> None:
     assert [tick.text for tick in Scale(low, high, 0, 100).ticks(count)] == texts
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "count", "texts"),
+    [
+        (0.015, 1.2, 8, ["0.02", "0.05", "0.1", "0.2", "0.5", "1"]),
+        (0.0008, 1200, 8, ["0.001", "0.01", "0.1", "1", "10", "100", "1,000"]),
+        (2e-9, 3, 8, ["1e−8", "1e−6", "1e−4", "1e−2", "1e0"]),
+        (0.011, 0.019, 8, ["0.012", "0.014", "0.016", "0.018"]),
+    ],
+)
+def test_ticks_of_a_logarithmic_axis_are_round(low: float, high: float, count: int, texts: list[str]) -> None:
+    scale = LogScale(low, high, 0, 100)
+    assert [tick.text for tick in scale.ticks(count)] == texts
+
+
+def test_equal_factors_are_equal_distances() -> None:
+    scale = LogScale(0.01, 100, 0, 400)
+    assert [scale(figure) for figure in (0.01, 0.1, 1, 10, 100)] == [0, 100, 200, 300, 400]
+
+
+@given(st.lists(st.floats(1e-200, 1e200), min_size=1, max_size=6), st.integers(6, 12))
+def test_a_logarithmic_axis_holds_its_figures_and_has_ticks(known: list[float], count: int) -> None:
+    scale = around_log(known, 50, 650)
+    assert all(50 <= scale(figure) <= 650 for figure in known)
+    ticks = scale.ticks(count)
+    assert 2 <= len(ticks) <= 12
+    assert all(49.9 <= tick.at <= 650.1 for tick in ticks)
+    assert len({tick.text for tick in ticks}) == len(ticks)
 
 
 @given(st.lists(figures, min_size=1, max_size=6))
@@ -71,9 +102,9 @@ def test_points_lie_in_the_frame(places: list[tuple[float, float]], width: float
     plot = scatter_plot.lay_out(Scatter("", "", "", points), width, {})
     assert len(plot.marks) == len(points)
     for mark in plot.marks:
-        assert plot.frame.left <= mark.x <= plot.frame.right
+        assert plot.frame.box.left <= mark.x <= plot.frame.box.right
         assert mark.whisker is not None
-        assert all(plot.frame.top <= end <= plot.frame.bottom for end in mark.whisker)
+        assert all(plot.frame.box.top <= end <= plot.frame.box.bottom for end in mark.whisker)
 
 
 def test_bars_are_as_long_as_their_figures() -> None:

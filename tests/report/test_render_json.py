@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from asdm_cli.errors import ModelError
-from asdm_cli.report.document import Bars, Column, Grid, Interval, Point, Report, Scatter, Table, Timeline
+from asdm_cli.report.document import Bars, Column, Curves, Grid, Interval, Point, Report, Scatter, Table, Timeline
 from asdm_cli.report.render_json import from_json, part_at, part_inside, to_json
 
 floats = st.floats(allow_nan=True, allow_infinity=True)
@@ -33,6 +33,15 @@ tables = st.builds(
 )
 points = st.builds(Point, floats, floats, texts, texts, st.none() | floats, st.none() | floats)
 scatters = st.builds(Scatter, texts, texts, texts, st.lists(points, max_size=3), texts)
+curves = st.builds(
+    Curves,
+    texts,
+    texts,
+    texts,
+    st.dictionaries(texts, st.lists(st.tuples(floats | st.integers(), floats), max_size=3), max_size=3),
+    st.booleans(),
+    texts,
+)
 bars = st.builds(
     Bars, texts, texts, st.lists(texts, max_size=3), st.dictionaries(names, st.lists(floats, max_size=3)), texts
 )
@@ -54,7 +63,7 @@ timelines = st.builds(
     texts,
 )
 cards = st.dictionaries(texts, st.dictionaries(texts, cells | st.lists(texts, max_size=3), max_size=3), max_size=2)
-parts = st.lists(tables | scatters | bars | grids | timelines, max_size=4)
+parts = st.lists(tables | scatters | curves | bars | grids | timelines, max_size=4)
 reports = st.builds(Report, texts, texts, texts, parts, cards)
 
 
@@ -62,8 +71,8 @@ def comparable(thing: Any) -> Any:
     """Equal to another's exactly if types and values are equal, with NaN equal to itself and -0.0 unlike 0.0."""
     if isinstance(thing, dict):
         return {key: comparable(value) for key, value in thing.items()}
-    if isinstance(thing, list):
-        return [comparable(item) for item in thing]
+    if isinstance(thing, (list, tuple)):
+        return type(thing), [comparable(item) for item in thing]
     return type(thing), "NaN" if isinstance(thing, float) and math.isnan(thing) else repr(thing)
 
 
@@ -99,6 +108,7 @@ def test_the_schema_of_report_json_is_told_and_asked_for() -> None:
         {"parts": [{"kind": "table", "title": "no columns"}]},
         {"parts": [to_json(Report("", "", "", [Grid("", [], [], [[Path("../secret.png")]])]))["parts"][0]]},
         {"parts": [to_json(Report("", "", "", [Grid("", [], [], [[Path("/etc/secret.png")]])]))["parts"][0]]},
+        {"parts": [{"kind": "curves", "title": "", "x_title": "", "y_title": "", "lines": {"a": [[1]]}, "log": False}]},
         {"parts": [{"kind": "timeline", "title": "", "rows": ["a"], "cells": ["cix"], "note": ""}]},
         {"parts": [{"kind": "timeline", "title": "", "rows": ["a", "b"], "cells": ["ci", "c"], "note": ""}]},
         {"parts": [{"kind": "timeline", "title": "", "rows": ["a"], "cells": [], "note": ""}]},

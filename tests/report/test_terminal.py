@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import io
+import math
 
 import pytest
 from rich.console import Console
 
-from asdm_cli.report.document import Column, Report, Table, Timeline
+from asdm_cli.report.document import Column, Curves, Report, Table, Timeline
 from asdm_cli.report.terminal import show
 
 
@@ -64,6 +65,23 @@ def test_a_large_timeline_is_cut_and_says_so() -> None:
     assert drawn[39] == "node 39 of a l…  █" + "▒" * 20
     assert "                 0         10" in [line.rstrip() for line in lines], "no half of the number 20"
     assert "20 more rows and 79 more calls; see report.html" in " ".join(" ".join(lines).split())
+
+
+@pytest.mark.parametrize("width", [24, 80])
+def test_curves_tell_where_they_begin_and_end(training: Report, width: int) -> None:
+    out = shown(training, width)
+    assert max(len(line.rstrip()) for line in out.splitlines()) <= width
+    assert "plot of 2 lines; see report.html" in " ".join(out.split())
+    assert "plot of 1 line; see report.html" in " ".join(out.split())
+    assert {"first", "last", "lowest", "base", "small", "0.000100"} <= set(out.replace(":", "").split())
+    assert "Less is better." in out
+
+
+def test_odd_curves_make_a_table() -> None:
+    lines = {"[b]": [(0.0, 2.5), (1.0, -math.inf), (2.0, math.nan)], "nothing": []}
+    rows = [line.split() for line in shown(Report("", "", "", [Curves("", "", "", lines)]), 80).splitlines()]
+    assert ["[b]", "2.50", "n/a", "2.50"] in rows
+    assert ["nothing", "–", "–", "–"] in rows
 
 
 def test_texts_are_no_markup() -> None:

@@ -1,7 +1,9 @@
 """One recipe class per verb. Every key here changes what its verb does; a test holds us to it."""
 
 from asdm_cli.recipe.schema import Strict
+from asdm_cli.recipe.verbs.assemble import AssembleRecipe
 from asdm_cli.recipe.verbs.bench import BenchRecipe, Contestant
+from asdm_cli.recipe.verbs.distill import DistillRecipe
 from asdm_cli.recipe.verbs.drawing import Drawing
 from asdm_cli.recipe.verbs.evaluate import EvalContestant, EvalRecipe
 from asdm_cli.recipe.verbs.inherit import InheritRecipe
@@ -9,8 +11,10 @@ from asdm_cli.recipe.verbs.prune import PruneRecipe
 
 __all__ = [
     "VERBS",
+    "AssembleRecipe",
     "BenchRecipe",
     "Contestant",
+    "DistillRecipe",
     "Drawing",
     "EvalContestant",
     "EvalRecipe",
@@ -20,6 +24,8 @@ __all__ = [
 
 VERBS: dict[str, type[Strict]] = {
     "prune": PruneRecipe,
+    "distill": DistillRecipe,
+    "assemble": AssembleRecipe,
     "inherit": InheritRecipe,
     "bench": BenchRecipe,
     "eval": EvalRecipe,

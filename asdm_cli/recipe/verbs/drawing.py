@@ -20,11 +20,16 @@ Sampler = Literal["own", "ddim", "pndm", "euler", "heun", "dpm++2m", "unipc"]
 Metric = Literal["kid", "fd", "is", "clip_score", "clip_retrieval", "psnr", "ssim", "perceptual"]
 
 
-class Drawing(Strict):
-    """What pictures depend on, and how they are looked at: the same for every verb that draws to compare."""
+class Verb(Strict):
+    """The key that every recipe starts with."""
 
     verb: str
     """Stands here to be the first key of a recipe that is written back."""
+
+
+class Pictures(Strict):
+    """What pictures depend on, and how they are looked at: the same for every verb that draws to compare."""
+
     prompts: Text = "pocket"
     """A webdataset shard of (png, txt), a text file with a prompt a line, or `pocket`: its validation shard."""
     limit: Positive | None = None
@@ -55,5 +60,10 @@ class Drawing(Strict):
     """Width of the confidence intervals."""
     grid: Positive = 8
     """How many prompts the report's picture grid shows."""
+
+
+class Drawing(Pictures, Verb):
+    """The recipe of a verb that does nothing but draw and compare."""
+
     out: Out
     """The run directory to write."""

@@ -1,0 +1,235 @@
+"""`asdm distill`: students learn from the same samples and the same teacher forwards, and become model directories."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import diffusers
+import torch
+from accelerate import PartialState
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from asdm_cli.measure.cards import Card
+from asdm_cli.measure.generate import pictures
+from asdm_cli.measure.machine import machine
+from asdm_cli.measure.pictures import PictureSet
+from asdm_cli.measure.processes import processes
+from asdm_cli.models.load import load_pipeline, load_unet
+from asdm_cli.models.provenance import record
+from asdm_cli.models.write import assemble_directory, write_config
+from asdm_cli.recipe.verbs.distill import DistillRecipe
+from asdm_cli.report.document import Report
+from asdm_cli.report.run_directory import Run
+from asdm_cli.training.cache import Share
+from asdm_cli.training.card import model_card
+from asdm_cli.training.data import Source
+from asdm_cli.training.distill_plan import DistillPlan, Learner, make_plan
+from asdm_cli.training.distillation import Distillation
+from asdm_cli.training.log import Line, read
+from asdm_cli.training.loop import LOG, Training, train
+from asdm_cli.training.plan import mixed_precision
+from asdm_cli.training.report import planned, trained
+from asdm_cli.unet.checkpoint import WEIGHTS
+
+RESUMABLE = True
+TRAINING, PICTURES = "training", "pictures"
+AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+@dataclass(frozen=True)
+class Plan:
+    distill: DistillPlan
+
+    def report(self) -> Report:
+        return planned(self.distill, f"Data: {_source(self.distill).state()}.")
+
+
+def plan(recipe: DistillRecipe, allow_pipes: bool = False) -> Plan:
+    """Gate 3, from configs, file headers and names. Raises ModelError with all that does not fit."""
+    return Plan(make_plan(recipe, allow_pipes))
+
+
+def run(plan: Plan, run: Run) -> Report:
+    """Train, or go on training; then the first process writes models, cards and reports."""
+    state, distill = processes(), plan.distill
+    task = _task(distill, state, run.path / PICTURES)
+    modules = {learner.name: _student(distill, learner) for learner in distill.learners}
+    for name, module in modules.items():
+        task.attach_student(name, module)
+    training = train(task, modules, distill.training, run.path / TRAINING)
+    if not state.is_main_process:
+        return Report("distill", "", "", [])
+    return _written(distill, training, run, task)
+
+
+def _source(plan: DistillPlan, held_out: bool = False) -> Source:
+    data = plan.recipe.data
+    shards = plan.held_out if held_out else plan.train
+    flip, cached = data.flip and not held_out, data.cache == "latents" or held_out
+    return Source(shards, plan.host, plan.resolution, flip, cached, Path(data.cache_folder), data.faults)
+
+
+def _task(plan: DistillPlan, state: PartialState, folder: Path) -> Distillation:
+    recipe, device = plan.recipe, state.device
+    share = Share(state.process_index, state.num_processes, state.wait_for_everyone)
+    samples = _source(plan).open(device, share)
+    task = Distillation(samples, _scheduler(plan), list(plan.rows), recipe.text_dropout, recipe.data.flip)
+    task.device, task.precise = device, _precise(plan, device)
+    if plan.held_out:
+        task.held_out = _source(plan, held_out=True).open(device, share)
+    if plan.teacher:
+        task.attach_teacher(_teacher(plan, device))
+    if recipe.validation.prompts and state.is_main_process:
+        pipe = load_pipeline(plan.host, device, torch.float32, with_plan=False)
+        task.on_validation = partial(_draw, pipe, plan, folder)
+    return task
+
+
+def _scheduler(plan: DistillPlan) -> Any:
+    """Adds noise as the model's own sampler takes it away."""
+    kind = getattr(diffusers, str(plan.host.index["scheduler"][1]))
+    own = kind.from_config(plan.host.config("scheduler"))
+    return diffusers.DDIMScheduler.from_config(own.config)
+
+
+def _precise(plan: DistillPlan, device: torch.device) -> Callable[[], AbstractContextManager[Any]]:
+    word = mixed_precision(plan.recipe.precision, plan.recipe.device)
+    return partial(torch.autocast, device.type, dtype=AUTOCAST[word]) if word in AUTOCAST else nullcontext
+
+
+def _teacher(plan: DistillPlan, device: torch.device) -> nn.Module:
+    """On a GPU its weights are kept in the format that it computes in: half the memory."""
+    assert plan.teacher, "asked for only where there is one"
+    word = mixed_precision(plan.recipe.precision, plan.recipe.device)
+    dtype = AUTOCAST.get(word, torch.float32) if device.type == "cuda" else torch.float32
+    teacher = load_unet(plan.teacher, device, dtype).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    if plan.recipe.compile:
+        teacher.compile()
+    return teacher
+
+
+def _student(plan: DistillPlan, learner: Learner) -> nn.Module:
+    unet = load_unet(learner.directory, torch.device("cpu"), torch.float32).train()
+    for key, weight in unet.named_parameters():
+        weight.requires_grad_(key not in learner.frozen)
+    if plan.recipe.gradient_checkpointing:
+        unet.enable_gradient_checkpointing()
+    return unet
+
+
+def _draw(pipe: Any, plan: DistillPlan, folder: Path, name: str, unet: nn.Module, step: int) -> None:
+    """The same prompts and noise at every look."""
+    look = plan.recipe.validation
+    kept = PictureSet(_at(folder, name, step), len(look.prompts))
+    pipe.unet = unet
+    drawn = pictures(
+        pipe,
+        look.prompts,
+        range(len(look.prompts)),
+        steps=look.steps,
+        guidance=look.guidance,
+        size=plan.resolution,
+        seed=plan.recipe.seed,
+        batch=len(look.prompts),
+    )
+    for index, picture in drawn:
+        kept.save(index, picture)
+
+
+def _at(folder: Path, name: str, step: int) -> Path:
+    return folder / name / f"{step:08}"
+
+
+def _written(plan: DistillPlan, training: Training, run: Run, task: Distillation) -> Report:
+    lines = read(run.path / TRAINING / LOG)
+    alone = len(plan.learners) == 1
+    seconds, card = training.watch.per_step(), _card(plan, training, task)
+    report = trained(plan, lines, seconds, _drawn(plan, run.path), {"training": card})
+    for learner, trainee in zip(plan.learners, training.crew, strict=True):
+        home = run.path if alone else run.path / "students" / learner.name
+        with trainee.as_written() as module:
+            _write_model(plan, learner, module, home / "model", lines, card)
+        if not alone:
+            _write_own_report(plan, learner, run, home, lines, card)
+    (run.path / LOG).write_bytes((run.path / TRAINING / LOG).read_bytes())
+    shutil.rmtree(run.path / TRAINING)
+    return report
+
+
+def _write_model(
+    plan: DistillPlan, learner: Learner, module: nn.Module, target: Path, lines: list[Line], card: Card
+) -> None:
+    """Anew: an interrupted run may have left a part. Weights are kept in the number formats that they came in."""
+    shutil.rmtree(target, ignore_errors=True)
+    source = learner.directory
+    assemble_directory(source, target, replaced={"unet"})
+    folder = target / "unet" if source.is_pipeline else target
+    write_config(learner.config, folder)
+    _save(module, learner, folder / WEIGHTS)
+    facts = {key: card[key] for key in ("data", "samples", "steps", "batch", "optimizer", "seed")}
+    teacher = plan.teacher.name if plan.teacher else None
+    record(source, target, "distill", teacher=teacher, frozen_tensors=len(learner.frozen), **facts)
+    (target / "README.md").write_text(model_card(plan, learner, lines, card), encoding="utf-8")
+
+
+def _save(module: nn.Module, learner: Learner, file: Path) -> None:
+    formats = {"F16": torch.float16, "BF16": torch.bfloat16}
+    state: dict[str, Tensor] = module.state_dict()
+    tensors = {
+        key: state[key].detach().cpu().to(formats.get(entry.dtype, torch.float32)).contiguous()
+        for key, entry in learner.checkpoint.tensors.items()
+    }
+    save_file(tensors, file, {"format": "pt"})
+
+
+def _write_own_report(plan: DistillPlan, learner: Learner, run: Run, home: Path, lines: list[Line], card: Card) -> None:
+    """A run directory of its own for each of several students; the time is told of all together."""
+    rows = tuple(replace(row, taps={k: v for k, v in row.taps.items() if k == learner.name}) for row in plan.rows)
+    own = replace(plan, learners=(learner,), rows=rows)
+    mine = [line for line in lines if line["student"] == learner.name]
+    drawn = {learner.name: _drawn(plan, run.path).get(learner.name, {})}
+    Run(home).write(trained(own, mine, {}, drawn, {"training": card}))
+    shutil.copyfile(run.path / "recipe.yaml", home / "recipe.yaml")
+
+
+def _drawn(plan: DistillPlan, folder: Path) -> dict[str, dict[int, list[Path]]]:
+    count = len(plan.recipe.validation.prompts)
+    found: dict[str, dict[int, list[Path]]] = {}
+    for learner in plan.learners if count else ():
+        for each in sorted((folder / PICTURES / learner.name).glob("[0-9]*")):
+            kept = PictureSet(each, count)
+            if not kept.missing(range(count)):
+                found.setdefault(learner.name, {})[int(each.name)] = [kept.path(index) for index in range(count)]
+    return found
+
+
+def _card(plan: DistillPlan, training: Training, task: Distillation) -> Card:
+    recipe, samples = plan.recipe, task.samples
+    optimizer = recipe.optimizer
+    return {
+        "teacher": plan.teacher.name if plan.teacher else "none",
+        "students": [f"{learner.name}: {learner.directory.name}" for learner in plan.learners],
+        "data": [shard.name for shard in plan.train],
+        "samples": samples.size,
+        "faulty_samples_left_out": [f"{kind}: {n}" for kind, n in samples.faults.counts.items()] or "none",
+        "resolution": f"{plan.resolution} x {plan.resolution}",
+        "mirrored": "half" if recipe.data.flip else "no",
+        "steps": recipe.steps,
+        "batch": recipe.batch,
+        "epochs": recipe.steps * recipe.batch / samples.size,
+        "losses": [f"{row.kind}, weight {row.weight}" for row in plan.rows],
+        "optimizer": f"{optimizer.name}, lr {optimizer.lr:g}, {optimizer.schedule}, warm-up {optimizer.warmup}",
+        "running_mean": f"decay {recipe.ema.decay:g}" if recipe.ema else "none",
+        "text_dropout": recipe.text_dropout,
+        "precision": mixed_precision(recipe.precision, recipe.device),
+        "seed": recipe.seed,
+        "processes": training.crew[0].accelerator.num_processes,
+        **machine(training.device),
+    }

@@ -1,0 +1,113 @@
+"""Model directories that parts are taken from: opened together, and what is made of them written. No torch."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from asdm_cli.errors import ModelError
+from asdm_cli.models.provenance import history, record
+from asdm_cli.models.source import ModelDirectory, find
+from asdm_cli.models.write import assemble_directory, write_unet
+from asdm_cli.unet.assembly import Assembly, Choice, assemble
+from asdm_cli.unet.blocks import Config
+from asdm_cli.unet.checkpoint import Checkpoint, Entry, open_checkpoint
+
+AROUND: tuple[tuple[str, str, Any], ...] = (
+    ("vae", "latent_channels", 4),
+    ("vae", "scaling_factor", 0.18215),
+    ("text_encoder", "hidden_size", None),
+    ("scheduler", "prediction_type", "epsilon"),
+)
+"""Component, setting and its default: UNets that were trained in pipelines which differ here speak other languages."""
+
+
+@dataclass(frozen=True)
+class Donor:
+    """One model, its UNet's config and the headers of its UNet's weights."""
+
+    name: str
+    directory: ModelDirectory
+    config: Config
+    checkpoint: Checkpoint
+
+
+@dataclass(frozen=True)
+class Made:
+    """An assembly and where its tensors lie; `donors` are all that the recipe names, the first gives the pipeline."""
+
+    donors: Mapping[str, Donor]
+    assembly: Assembly
+    tensors: dict[str, Entry]
+
+    @property
+    def first(self) -> Donor:
+        return next(iter(self.donors.values()))
+
+    @property
+    def taken(self) -> dict[str, list[str]]:
+        """Donor -> what of the result is its, donors in the recipe's order."""
+        own = self.assembly.taken(self.tensors)
+        return {name: own[name] for name in self.donors if name in own}
+
+    @property
+    def formats(self) -> list[str]:
+        """Number formats of the weights, as safetensors calls them."""
+        return sorted({entry.dtype for entry in self.tensors.values()})
+
+
+def open_donors(sources: Mapping[str, str]) -> dict[str, Donor]:
+    """Raises ModelError with all that are missing or broken, or that belong to unlike pipelines."""
+    found: dict[str, Donor] = {}
+    faults: list[str] = []
+    for name, source in sources.items():
+        try:
+            directory = find(source)
+            checkpoint = open_checkpoint(directory.component("unet"), directory.path)
+            found[name] = Donor(name, directory, directory.config("unet"), checkpoint)
+        except ModelError as error:
+            faults.append(f"donors.{name}: {error}")
+    faults += _unlike_pipelines(found)
+    if faults:
+        raise ModelError("\n".join(faults))
+    return found
+
+
+def make(donors: Mapping[str, Donor], choice: Choice) -> Made:
+    """What the choice gives, from configs and headers. Raises ModelError with all that does not fit."""
+    assembly = assemble({name: donor.config for name, donor in donors.items()}, choice)
+    keys = assembly.key_map({name: donor.checkpoint.tensors for name, donor in donors.items()})
+    return Made(donors, assembly, {new: donors[name].checkpoint.tensors[old] for new, (name, old) in keys.items()})
+
+
+def write(made: Made, target: Path) -> None:
+    """The model directory, anew: an interrupted run may have left a part of it."""
+    shutil.rmtree(target, ignore_errors=True)
+    first = made.first.directory
+    assemble_directory(first, target, replaced={"unet"})
+    write_unet(made.assembly.config, made.tensors, target / "unet" if first.is_pipeline else target)
+    taken = made.taken
+    record(first, target, "assemble", taken=taken, donors={name: _origin(made.donors[name]) for name in taken})
+
+
+def _origin(donor: Donor) -> dict[str, Any]:
+    origin = {"source": donor.directory.name, "unet_header_sha256": donor.checkpoint.digest}
+    before = history(donor.directory)
+    return {**origin, "history": before} if before else origin
+
+
+def _unlike_pipelines(donors: Mapping[str, Donor]) -> list[str]:
+    faults = []
+    for component, key, default in AROUND:
+        values = {
+            name: donor.directory.config(component).get(key, default)
+            for name, donor in donors.items()
+            if component in donor.directory.components
+        }
+        if len(set(values.values())) > 1:
+            each = ", ".join(f"{name} has {value!r}" for name, value in values.items())
+            faults.append(f"donors: {key} of the {component} must be the same everywhere: {each}")
+    return faults

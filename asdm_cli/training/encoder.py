@@ -1,0 +1,89 @@
+"""Pictures -> latents, captions -> what cross-attention reads, with the parts of a pipeline that distillation keeps."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy
+import torch
+from torch import Tensor
+
+from asdm_cli.errors import ModelError, RunError
+from asdm_cli.models.load import load_pipeline
+from asdm_cli.models.source import ModelDirectory
+from asdm_cli.training.images import to_unit
+from asdm_cli.training.samples import Condition
+
+PARTS = ("vae", "text_encoder", "text_encoder_2", "tokenizer", "tokenizer_2")
+"""Components whose files say what latents and text states are."""
+
+
+def check_resolution(model: ModelDirectory, resolution: int) -> None:
+    """ModelError unless latents of pictures of this size have a whole number of rows."""
+    factor = 2 ** (len(model.config("vae").get("block_out_channels", [0])) - 1)
+    if resolution <= 0 or resolution % factor:
+        below = max(factor, resolution // factor * factor)
+        raise ModelError(f"resolution {resolution}: this VAE needs a multiple of {factor}; take {below}")
+
+
+class Encoder:
+    """VAE and text encoders of one pipeline, for square pictures of `resolution` pixels."""
+
+    def __init__(self, pipe: Any, resolution: int):
+        self.pipe, self.resolution = pipe, resolution
+        self.device, self.vae = pipe.device, pipe.vae
+        if pipe.vae.dtype == torch.float16 and pipe.vae.config.force_upcast:
+            self.vae.to(dtype=torch.float32)
+
+    @classmethod
+    def load(cls, model: ModelDirectory, resolution: int, device: torch.device, dtype: torch.dtype) -> Encoder:
+        check_resolution(model, resolution)
+        pipe = load_pipeline(model, device, dtype, with_plan=False)
+        pipe.unet = None
+        return cls(pipe, resolution)
+
+    @torch.no_grad()  # not inference_mode: what comes out takes part in training
+    def latents(self, pictures: Sequence[numpy.ndarray], flipped: bool = False) -> Tensor:
+        """uint8 [h, w, 3] each -> the posterior's means [n, c, h, w], scaled as the UNet learned them; float32, CPU."""
+        pixels = to_unit(pictures)
+        pixels = pixels.flip(-1) if flipped else pixels
+        mean = self.vae.encode(pixels.to(self.device, self.vae.dtype)).latent_dist.mean
+        return _finite(self._scaled(mean.float()).cpu(), "the VAE")
+
+    def _scaled(self, latents: Tensor) -> Tensor:
+        config = self.vae.config
+        mean, std = config.get("latents_mean"), config.get("latents_std")
+        if mean is not None and std is not None:
+            mean, std = (latents.new_tensor(each).view(1, -1, 1, 1) for each in (mean, std))
+            return (latents - mean) * config.scaling_factor / std
+        return (latents - (config.get("shift_factor") or 0.0)) * config.scaling_factor
+
+    @torch.no_grad()  # not inference_mode: what comes out takes part in training
+    def condition(self, captions: Sequence[str]) -> Condition:
+        """As the pipeline itself encodes its prompts."""
+        encoded = self.pipe.encode_prompt(
+            prompt=list(captions), device=self.device, num_images_per_prompt=1, do_classifier_free_guidance=False
+        )
+        text = _finite(encoded[0].float().cpu(), "the text encoder")
+        if len(encoded) == 2:
+            return Condition(text)
+        side = float(self.resolution)
+        sizes = torch.tensor([[side, side, 0.0, 0.0, side, side]]).repeat(len(captions), 1)
+        pooled = _finite(encoded[2].float().cpu(), "the text encoder")
+        return Condition(text, {"text_embeds": pooled, "time_ids": sizes})
+
+    def empty(self) -> Condition:
+        """What the pipeline puts in a missing prompt's place: "" encoded, or zeros where SDXL says so."""
+        condition = self.condition([""])
+        if not self.pipe.config.get("force_zeros_for_empty_prompt"):
+            return condition
+        added = dict(condition.added)
+        added["text_embeds"] = torch.zeros_like(added["text_embeds"])
+        return Condition(torch.zeros_like(condition.text), added)
+
+
+def _finite(values: Tensor, what: str) -> Tensor:
+    if torch.isfinite(values).all():
+        return values
+    raise RunError(f"{what} gives values that are not finite in this dtype; encode in float32 or bfloat16")

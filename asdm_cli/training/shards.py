@@ -1,0 +1,212 @@
+"""Shards read in order: tar members grouped into (picture, caption) samples, whatever is wrong counted.
+
+Members are read from streams that we open ourselves: WebDataset(url) would take `pipe:` and others as its own
+language. Nothing is ever extracted to a file.
+"""
+
+from __future__ import annotations
+
+import json
+import lzma
+import os
+import tarfile
+import zlib
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass
+from gzip import BadGzipFile
+from itertools import islice
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+import numpy
+
+from asdm_cli.errors import RunError
+from asdm_cli.training.faults import Faults
+from asdm_cli.training.images import UnreadableError, square
+from asdm_cli.training.sources import Shard
+
+DATA_FORMAT = 1
+"""Counts changes of what is read from the same bytes."""
+PICTURES = ("png", "jpg", "jpeg", "webp")
+CAPTION, ABOUT = "txt", "json"
+LARGEST = 1 << 28
+"""Bytes of a member; more is no picture but a way to fill the memory."""
+DAMAGED = (tarfile.TarError, EOFError, BadGzipFile, zlib.error, lzma.LZMAError, UnicodeError)
+
+
+@dataclass(frozen=True)
+class Sample:
+    """`offset` is the picture's place in an uncompressed shard; `position`: bytes of the file read so far."""
+
+    key: str
+    picture: bytes
+    caption: str
+    offset: int
+    position: int
+
+
+@dataclass(frozen=True)
+class _Part:
+    data: bytes
+    offset: int
+
+
+class _Header(tarfile.TarInfo):
+    """tarfile takes a cut or broken header for the end of the archive; only the end mark is the end."""
+
+    @classmethod
+    def fromtarfile(cls, archive: Any) -> Any:
+        try:
+            return super().fromtarfile(archive)
+        except tarfile.HeaderError as error:
+            if type(error).__name__ == "EOFHeaderError":
+                raise
+            raise tarfile.ReadError(f"ends without tar's end mark, {error}") from None
+
+
+class _Counted:
+    def __init__(self, stream: Any):
+        self.stream, self.position = stream, 0
+
+    def read(self, size: int = -1) -> bytes:
+        data = self.stream.read(size)
+        self.position += len(data)
+        return data
+
+
+def squares(shard: Shard, resolution: int, faults: Faults, batch: int) -> Iterator[list[tuple[Sample, numpy.ndarray]]]:
+    """The usable samples of a shard with their pixels, up to `batch` at a time, in the shard's order."""
+    with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
+        samples = read_samples(shard, faults)
+        while chunk := list(islice(samples, batch)):
+            tried = pool.map(lambda sample: _tried(sample, resolution), chunk)
+            good = []
+            for sample, pixels in zip(chunk, tried, strict=True):
+                if isinstance(pixels, str):
+                    faults.add("corrupt image", f"{shard.name}: {sample.key}", pixels)
+                else:
+                    good.append((sample, pixels))
+            yield good
+
+
+def _tried(sample: Sample, resolution: int) -> numpy.ndarray | str:
+    try:
+        return square(sample.picture, resolution)
+    except UnreadableError as error:
+        return str(error)
+
+
+def read_samples(shard: Shard, faults: Faults) -> Iterator[Sample]:
+    """Every sample that has a picture and a caption, undecoded. RunError where the shard cannot be read at all."""
+    from webdataset.tariterators import group_by_keys
+
+    def twice(error: Exception) -> bool:
+        faults.add("duplicate name", shard.name, str(error.args[0]))
+        return True
+
+    with _opened(shard) as stream:
+        members = _Members(shard, stream, faults)
+        for parts in group_by_keys(members, handler=twice):
+            sample = _sample(shard, parts, members, faults)
+            if sample:
+                yield sample
+
+
+@contextmanager
+def _opened(shard: Shard) -> Iterator[_Counted]:
+    try:
+        with _open(shard) as stream:
+            yield _Counted(stream)
+            if shard.kind == "pipe":
+                stream.read()  # to its end, where the command's exit code is looked at
+    except OSError as error:
+        raise RunError(f"{shard.name}: cannot be read ({error}); run again, what was finished is kept") from None
+
+
+def _open(shard: Shard) -> Any:
+    if shard.kind == "local":
+        return Path(shard.url).open("rb")
+    if shard.kind == "remote":
+        import fsspec
+
+        return fsspec.open(shard.url, "rb")
+    from webdataset.gopen import gopen
+
+    return gopen(shard.url)
+
+
+class _Members:
+    """The members that samples are made of, as `group_by_keys` takes them; `cut` once the shard broke off."""
+
+    def __init__(self, shard: Shard, stream: _Counted, faults: Faults):
+        self.shard, self.stream, self.faults, self.cut = shard, stream, faults, False
+        self.unsafe = ""
+
+    def __iter__(self) -> Iterator[dict[str, Any]]:
+        try:
+            # Compressed streams are told by their first bytes, but not where places in the file are wanted.
+            mode: Any = "r|" if self.shard.seekable else "r|*"
+            with tarfile.open(fileobj=self.stream, mode=mode, tarinfo=_Header) as archive:  # type: ignore[call-overload]
+                for member in archive:
+                    if self._is_wanted(member):
+                        part = _Part(archive.extractfile(member).read(), member.offset_data)
+                        yield {"fname": member.name, "data": part, "__url__": self.shard.name}
+                    archive.members = []  # or it would keep every header
+        except DAMAGED as error:
+            self.cut = True
+            self.faults.add("truncated shard", self.shard.name, str(error))
+
+    def _is_wanted(self, member: Any) -> bool:
+        path = PurePosixPath(member.name)
+        if path.is_absolute() or ".." in path.parts:
+            self._refuse(member.name)
+            return False
+        suffix = path.name.rpartition(".")[2].lower()
+        if any(map(_is_meta, path.parts)) or suffix not in (*PICTURES, CAPTION, ABOUT):
+            return False
+        if member.size > LARGEST:
+            self.faults.add("oversized member", f"{self.shard.name}: {member.name}", f"{member.size} bytes")
+            return False
+        return member.isreg() and not member.issparse()
+
+    def _refuse(self, name: str) -> None:
+        """A sample's picture and caption are one fault."""
+        key = name.rpartition(".")[0]
+        if key != self.unsafe:
+            self.unsafe = key
+            self.faults.add("unsafe name", f"{self.shard.name}: {name}")
+
+
+def _is_meta(name: str) -> bool:
+    """Hidden names, webdataset's own `__meta__`, and what a Mac adds to archives."""
+    return name.startswith((".", "__MACOSX")) or (name.startswith("__") and name.endswith("__"))
+
+
+def _sample(shard: Shard, parts: dict[str, Any], members: _Members, faults: Faults) -> Sample | None:
+    where = f"{shard.name}: {parts['__key__']}"
+    picture = next((parts[name] for name in PICTURES if name in parts), None)
+    if members.cut and (picture is None or CAPTION not in parts):
+        return None  # the sample in which the shard broke off: counted with it
+    if picture is None:
+        faults.add("no image", where)
+        return None
+    try:
+        caption = _caption(parts)
+    except (ValueError, RecursionError) as error:
+        faults.add("unreadable caption", where, str(error))
+        return None
+    if not caption:
+        faults.add("no caption" if caption is None else "empty caption", where)
+        return None
+    return Sample(parts["__key__"], picture.data, caption, picture.offset, members.stream.position)
+
+
+def _caption(parts: dict[str, Any]) -> str | None:
+    """The .txt, else `caption` of the .json; None where there is neither."""
+    if CAPTION in parts:
+        return parts[CAPTION].data.decode("utf-8-sig").strip()
+    about = json.loads(parts[ABOUT].data) if ABOUT in parts else None
+    caption = about.get("caption") if isinstance(about, dict) else None
+    return caption.strip() if isinstance(caption, str) else None

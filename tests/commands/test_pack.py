@@ -1,0 +1,181 @@
+"""`asdm pack`: a folder of pictures becomes shards that training reads, whatever form its captions have."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import tarfile
+from pathlib import Path
+
+import pytest
+import torch
+import webdataset
+
+from asdm_cli.cli import main
+from asdm_cli.models.source import find
+from asdm_cli.training.cache import Build
+from asdm_cli.training.cache_key import Wanted
+from asdm_cli.training.cached import CachedSamples
+from asdm_cli.training.encoder import Encoder
+from asdm_cli.training.faults import Faults
+from asdm_cli.training.shards import read_samples
+from asdm_cli.training.sources import find_shards
+from tests.training import tars
+
+
+def put(file: Path, data: bytes | str) -> Path:
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_bytes(data.encode() if isinstance(data, str) else data)
+    return file
+
+
+@pytest.fixture
+def photos(tmp_path: Path) -> Path:
+    """Six usable pictures with captions in all three forms, names with dots, folders, a capital suffix."""
+    folder = tmp_path / "photos"
+    put(folder / "a.png", tars.picture(0))
+    put(folder / "a.txt", "beside\n")
+    put(folder / "b.v1.2.JPG", tars.picture(1, kind="JPEG"))
+    rows = [{"file_name": "b.v1.2.JPG", "text": "from jsonl"}, {"file_name": "a.png", "text": "not this"}]
+    put(folder / "metadata.jsonl", "".join(json.dumps(row) + "\n" for row in rows))
+    put(folder / "sub" / "c.webp", tars.picture(2, kind="WEBP"))
+    put(folder / "sub" / "deep.er" / "d.jpeg", tars.picture(3, kind="JPEG"))
+    text = io.StringIO()
+    csv.writer(text).writerows([["file_name", "caption"], ["c.webp", "from, csv"], ["deep.er/d.jpeg", "Füchse"]])
+    put(folder / "sub" / "captions.csv", text.getvalue())
+    put(folder / "more" / "e.png", tars.picture(4))
+    put(folder / "more" / "metadata.csv", "file_name,text\ne.png,from metadata.csv\n")
+    put(folder / "z.png", tars.picture(5))
+    put(folder / "z.txt", "last")
+    put(folder / "notes.md", "no picture")
+    put(folder / ".hidden" / "x.png", b"x")
+    return folder
+
+
+CAPTIONS = ["beside", "from jsonl", "from metadata.csv", "from, csv", "Füchse", "last"]
+
+
+def pack(folder: Path, out: Path, *options: str) -> int:
+    return main(["pack", str(folder), "--out", str(out), *options])
+
+
+def captions(out: Path) -> list[str]:
+    faults = Faults()
+    found = [sample.caption for shard in find_shards([f"{out}/*.tar"]) for sample in read_samples(shard, faults)]
+    assert not faults.total()
+    return found
+
+
+def test_all_forms_of_captions(photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = tmp_path / "out"
+    assert pack(photos, out, "--shard-size", "4") == 0
+    said = capsys.readouterr()
+    assert said.out == f"{out}\n"
+    assert "6 samples in 2 shards" in said.err
+    assert sorted(path.name for path in out.iterdir()) == ["00000.tar", "00001.tar", "pack.json"]
+    assert captions(out) == CAPTIONS
+    assert json.loads((out / "pack.json").read_text()) == {"samples": [4, 2], "faults": {}, "left_out": []}
+
+
+def test_pictures_keep_their_bytes_and_say_where_they_are_from(photos: Path, tmp_path: Path) -> None:
+    assert pack(photos, tmp_path / "out") == 0
+    seen = 0
+    for sample in webdataset.WebDataset(str(tmp_path / "out" / "00000.tar"), shardshuffle=False):
+        name = json.loads(sample["json"])["file_name"]
+        assert sample[name.rpartition(".")[2].lower()] == (photos / name).read_bytes()
+        seen += 1
+    assert seen == 6
+
+
+def test_the_same_folder_is_the_same_shards(photos: Path, tmp_path: Path) -> None:
+    runs = {"a": [], "b": [], "c": ["--shuffle"], "d": ["--shuffle"], "e": ["--shuffle", "--seed", "1"]}
+    for name, options in runs.items():
+        assert pack(photos, tmp_path / name, *options) == 0
+    made = {name: (tmp_path / name / "00000.tar").read_bytes() for name in runs}
+    assert made["a"] == made["b"]
+    assert made["c"] == made["d"]
+    assert len(set(made.values())) == 3
+    assert sorted(captions(tmp_path / "c")) == sorted(CAPTIONS)
+    with tarfile.open(tmp_path / "a" / "00000.tar") as archive:
+        assert {(member.mtime, member.uname, member.gname) for member in archive} == {(0, "", "")}
+
+
+@pytest.mark.parametrize(("size", "shards"), [(1, 6), (5, 2), (6, 1), (7, 1)])
+def test_shard_sizes(size: int, shards: int, photos: Path, tmp_path: Path) -> None:
+    assert pack(photos, tmp_path / "out", "--shard-size", str(size)) == 0
+    assert len(list((tmp_path / "out").glob("*.tar"))) == shards
+    assert captions(tmp_path / "out") == CAPTIONS
+
+
+def test_packed_pictures_are_cached(photos: Path, tiny_pipeline: Path, tmp_path: Path) -> None:
+    assert pack(photos, tmp_path / "out", "--shard-size", "4") == 0
+    model = find(str(tiny_pipeline))
+    encoder = Encoder.load(model, 32, torch.device("cpu"), torch.float32)
+    wanted = Wanted(find_shards([f"{tmp_path}/out/*.tar"]), model, 32)
+    samples = CachedSamples(Build(wanted, tmp_path / "cache", lambda: encoder).run())
+    assert samples.captions == CAPTIONS
+    assert samples.read(torch.arange(6)).latents.shape == (6, 4, 8, 8)
+
+
+FAULTY = {
+    "no caption": ("q.png", tars.picture(9), None),
+    "empty caption": ("q.png", tars.picture(9), b" "),
+    "unreadable caption": ("q.png", tars.picture(9), b"\xff\xff"),
+    "unreadable image": ("q.png", b"no picture", b"q"),
+    "other picture format": ("q.tiff", b"x", None),
+}
+
+
+@pytest.mark.parametrize("kind", FAULTY)
+def test_what_cannot_be_used(kind: str, photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    name, data, caption = FAULTY[kind]
+    name = f"[red]{name}"  # no markup, though rich would take it for some
+    put(photos / name, data)
+    if caption is not None:
+        put(photos / "[red]q.txt", caption)
+    out = tmp_path / "out"
+    assert pack(photos, out, "--strict") == 2
+    assert f"{name}: {kind}" in capsys.readouterr().err
+    assert [path.name for path in tmp_path.iterdir()] == ["photos"], "nothing is left"
+    assert pack(photos, out) == 0
+    said = capsys.readouterr().err
+    assert f"{name}: {kind}" in said
+    assert f"{kind}: 1" in said
+    assert captions(out) == CAPTIONS
+    record = json.loads((out / "pack.json").read_text())
+    assert record["faults"] == {kind: 1}
+    assert record["left_out"][0].startswith(f"{kind}: {name}")
+
+
+def test_tables_are_checked(photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    put(photos / "captions.csv", "file_name,text\ngone.png,x\n../../etc/passwd,y\n")
+    put(photos / "more" / "metadata.jsonl", '{"file_name": "e.png"}\n[1]\n')
+    assert pack(photos, tmp_path / "out") == 0
+    assert "unreadable row: 2, no such picture: 2" in capsys.readouterr().err
+    put(photos / "metadata.jsonl", "{\n")
+    assert pack(photos, tmp_path / "other") == 2
+    assert "metadata.jsonl: cannot be read" in capsys.readouterr().err
+
+
+def test_nothing_to_pack(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "empty").mkdir()
+    put(tmp_path / "bare" / "a.png", tars.picture(0))
+    for folder, what in (("gone", "no such directory"), ("empty", "no picture"), ("bare", "no picture can be used")):
+        assert pack(tmp_path / folder, tmp_path / "out") == 2
+        assert what in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+def test_an_existing_directory_is_kept(photos: Path, tmp_path: Path) -> None:
+    assert pack(photos, photos, "--overwrite") == 2, "never the pictures themselves"
+    assert (photos / "a.png").is_file()
+    out = tmp_path / "out"
+    assert pack(photos, out, "--shard-size", "1") == 0
+    assert pack(photos, out) == 2
+    assert len(list(out.iterdir())) == 7
+    assert pack(photos, out, "--overwrite") == 0
+    assert len(list(out.iterdir())) == 2
+    put(out / "mine.txt", "mine")
+    assert pack(photos, out, "--overwrite") == 2
+    assert (out / "mine.txt").is_file()

@@ -1,0 +1,45 @@
+"""Shards for tests, written member by member, so that anything can be wrong with them."""
+
+from __future__ import annotations
+
+import io
+import tarfile
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy
+from PIL import Image
+
+Member = tuple[str, bytes]
+
+
+def picture(seed: int, size: tuple[int, int] = (32, 32), kind: str = "PNG") -> bytes:
+    pixels = numpy.random.default_rng(seed).integers(0, 256, (size[1], size[0], 3), numpy.uint8)
+    out = io.BytesIO()
+    Image.fromarray(pixels).save(out, kind)
+    return out.getvalue()
+
+
+def sample(number: int, suffix: str = "png") -> list[Member]:
+    kind = {"png": "PNG", "jpg": "JPEG", "jpeg": "JPEG", "webp": "WEBP"}[suffix]
+    return [(f"{number:04}.{suffix}", picture(number, kind=kind)), (f"{number:04}.txt", f"picture {number}".encode())]
+
+
+def samples(*numbers: int) -> list[Member]:
+    return [member for number in numbers for member in sample(number)]
+
+
+def tar_bytes(members: Sequence[Member], mode: str = "w") -> bytes:
+    out = io.BytesIO()
+    with tarfile.open(fileobj=out, mode=mode) as archive:  # type: ignore[call-overload]
+        for name, data in members:
+            about = tarfile.TarInfo(name)
+            about.size = len(data)
+            archive.addfile(about, io.BytesIO(data))
+    return out.getvalue()
+
+
+def write(path: Path, members: Sequence[Member], mode: str = "w") -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(tar_bytes(members, mode))
+    return path

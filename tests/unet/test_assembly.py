@@ -1,0 +1,346 @@
+"""Assemblies of UNets: golden counts, weight maps, stock loading, and what does not fit."""
+
+from __future__ import annotations
+
+import inspect
+import json
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from diffusers import UNet2DConditionModel
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from asdm_cli.errors import ModelError
+from asdm_cli.unet.anatomy import Anatomy
+from asdm_cli.unet.assembly import Assembly, Choice, Part, assemble, by_levels
+from asdm_cli.unet.blocks import Config, read_blocks
+from asdm_cli.unet.checkpoint import WEIGHTS, copy_tensors, open_checkpoint
+from asdm_cli.unet.cost import parameters, shapes
+from asdm_cli.unet.presets import preset
+from asdm_cli.unet.settings import HARMLESS, WHOLE, unlike
+from asdm_cli.unet.stock import BY_BLOCKS
+from asdm_cli.unet.surgery import apply, remove
+from tests import tiny
+from tests.stock import answers, ask
+
+COUNTS = {
+    (2, 2, 2, 2): 859.52, (1, 1, 1, 1): 579.38, (1, 1, 1, 2): 659.69, (1, 1, 2, 2): 809.51, (1, 2, 2, 2): 848.79,
+    (2, 1, 1, 1): 590.11, (1, 2, 1, 1): 618.66, (1, 1, 2, 1): 729.21, (2, 2, 1, 1): 629.39, (1, 2, 2, 1): 768.49,
+    (2, 1, 1, 2): 670.42, (2, 2, 2, 1): 779.22,
+}  # fmt: skip
+"""Millions of parameters of SD 1.x with so many layers per level. Source: counted with diffusers on these configs."""
+MID = 97.04
+Weights = dict[str, torch.Tensor]
+
+
+def whole(levels: Any, mid: str | None, ends: str = "", embeddings: str = "") -> Choice:
+    return Choice(by_levels(levels, mid), ends or levels[0], embeddings or mid or levels[-1])
+
+
+def tensors(assembly: Assembly, donors: dict[str, Weights]) -> Weights:
+    keys = assembly.key_map(donors)
+    return {new: donors[donor][old] for new, (donor, old) in keys.items()}
+
+
+def family(model: str, **changes: Any) -> tuple[dict[str, Config], dict[str, Weights]]:
+    """Donors of one family that share no tensor: the model, and its prunings with other weights."""
+    configs = {"original": tiny.shape(model, **changes)}
+    configs |= {name: remove(configs["original"], name).config for name in ("base", "small")}
+    return configs, {name: tiny.unet(config, seed).state_dict() for seed, (name, config) in enumerate(configs.items())}
+
+
+def assert_fits(found: Assembly, donors: dict[str, Config], at_least: int = 200) -> None:
+    """The weight map gives the result's config each tensor that it promises, of its shape, and no other."""
+    have = {name: shapes(config) for name, config in donors.items()}
+    mapped = {new: have[name][old] for new, (name, old) in found.key_map(have).items()}
+    assert mapped == shapes(found.config)
+    assert len(mapped) > at_least
+
+
+def by_hand(donors: dict[str, UNet2DConditionModel], levels: list[str], mid: str | None) -> UNet2DConditionModel:
+    """The first donor with its blocks replaced by those of the others, as live modules."""
+    unet = donors[levels[0]]
+    last = len(levels) - 1
+    for level, name in enumerate(levels):
+        unet.down_blocks[level] = donors[name].down_blocks[level]
+        unet.up_blocks[last - level] = donors[name].up_blocks[last - level]
+    unet.mid_block = donors[mid].mid_block if mid else None
+    outside = donors[mid or levels[-1]]
+    unet.time_embedding = outside.time_embedding
+    unet.add_embedding = outside.add_embedding if hasattr(outside, "add_embedding") else None
+    return unet
+
+
+@pytest.mark.parametrize("mid", [True, False])
+@pytest.mark.parametrize("layers", list(product((1, 2), repeat=4)))
+def test_golden_counts_of_all_level_combinations(layers: tuple[int, ...], mid: bool) -> None:
+    donors = {"original": preset("sd15"), "base": remove(preset("sd15"), "base").config}
+    levels = ["base" if count == 1 else "original" for count in layers]
+    found = assemble(donors, whole(levels, "original" if mid else None))
+    count = sum(parameters(found.config).values()) / 1e6 + (0 if mid else MID)
+    assert count == pytest.approx(_expected(layers), abs=0.03)
+    if layers in COUNTS:
+        assert count == pytest.approx(COUNTS[layers], abs=0.01)
+    assert_fits(found, donors)
+
+
+def _expected(layers: tuple[int, ...]) -> float:
+    """What a level's second pair weighs does not depend on the other levels."""
+    whole, one = COUNTS[2, 2, 2, 2], COUNTS[1, 2, 2, 2]
+    pair = (whole - one, one - COUNTS[1, 1, 2, 2], COUNTS[1, 1, 2, 2] - COUNTS[1, 1, 1, 2], whole - COUNTS[2, 2, 2, 1])
+    return whole - sum(weight for weight, count in zip(pair, layers, strict=True) if count == 1)
+
+
+@pytest.mark.parametrize("model", tiny.SHAPES)
+def test_all_of_one_donor_is_that_donor(model: str) -> None:
+    config = tiny.shape(model, made_elsewhere="yes", block_out_channels=tuple(tiny.SHAPES[model]["block_out_channels"]))
+    state = tiny.unet(config).state_dict()
+    count = len(config["block_out_channels"])
+    found = assemble({"one": config, "other": remove(config, "base").config}, whole(["one"] * count, "one"))
+    assert found.config == config
+    made = tensors(found, {"one": state, "other": {}})
+    assert made.keys() == state.keys()
+    assert all(made[key] is state[key] for key in state)
+    assert not found.moved
+    assert len(made) > 300
+
+
+BY_LEVELS = [
+    ("sd15", ["base", "base", "original", "original"], "original"),
+    ("sd15", ["original", "base", "small", "original"], None),
+    ("sd15", ["small", "original", "base", "base"], "base"),
+    ("sd21", ["base", "base", "original", "original"], "original"),
+    ("sd21", ["original", "small", "base", "original"], None),
+    ("sdxl", ["base", "original", "small"], "base"),
+    ("sdxl", ["original", "base", "original"], None),
+]
+
+
+def test_stock_diffusers_computes_what_live_blocks_of_the_donors_do(tmp_path: Path) -> None:
+    """Against UNets whose blocks were exchanged by hand; written from file to file."""
+    expected = []
+    for number, (model, levels, mid) in enumerate(BY_LEVELS):
+        configs, states = family(model)
+        folder = tmp_path / str(number)
+        found = assemble(configs, whole(levels, mid))
+        arguments = _write(folder, configs, states, found)
+        live = {name: UNet2DConditionModel.from_config(config).eval() for name, config in configs.items()}
+        for name, unet in live.items():
+            unet.load_state_dict(states[name])
+        with torch.no_grad():
+            expected.append(by_hand(live, levels, mid)(**arguments).sample)
+    found_outputs = answers([tmp_path / str(number) / "made" for number in range(len(BY_LEVELS))], tmp_path)
+    assert [torch.equal(*pair) for pair in zip(found_outputs, expected, strict=True)] == [True] * len(BY_LEVELS)
+
+
+def _write(folder: Path, configs: dict[str, Config], states: dict[str, Weights], found: Assembly) -> dict[str, Any]:
+    have = {}
+    for name, config in configs.items():
+        unet = UNet2DConditionModel.from_config(config)
+        unet.load_state_dict(states[name])
+        unet.save_pretrained(folder / name, max_shard_size="200KB")
+        have[name] = open_checkpoint(folder / name).tensors
+    made = folder / "made"
+    made.mkdir(parents=True)
+    copy_tensors({new: have[donor][old] for new, (donor, old) in found.key_map(have).items()}, made / WEIGHTS)
+    (made / "config.json").write_text(json.dumps(found.config))
+    return ask(found.config, made)
+
+
+def test_a_pruning_put_back_together_with_its_model_is_what_pruning_by_level_gives() -> None:
+    """Base's layers are renumbered already: result and donor have one name for them."""
+    config = tiny.shape("sd15")
+    state = tiny.unet(config).state_dict()
+    base, pruned = apply(config, state, "base")
+    levels = ["base", "original", "base", "original"]
+    found = assemble({"original": config, "base": base}, whole(levels, "original"))
+    expected_config, expected = apply(config, state, ["down.0.1", "up.3.1", "down.2.1", "up.1.1"])
+    assert found.config == expected_config
+    made = tensors(found, {"original": state, "base": pruned})
+    assert made.keys() == expected.keys()
+    assert all(torch.equal(made[key], expected[key]) for key in made)
+    assert found.sources["up_blocks.3.resnets.1"] == ("base", "up_blocks.3.resnets.1")
+
+
+def test_layer_by_layer_is_the_pruning() -> None:
+    """Base, built from the original's layers one by one."""
+    config = tiny.shape("sd15")
+    state = tiny.unet(config).state_dict()
+    expected_config, expected = apply(config, state, "small")
+    found = assemble({"one": config}, Choice(tuple(_layer_parts(expected_config)), "one", "one"))
+    assert found.config == expected_config
+    made = tensors(found, {"one": state})
+    assert made.keys() == expected.keys()
+    assert all(torch.equal(made[key], expected[key]) for key in made)
+    assert found.moved["up_blocks.3.attentions.1"] == ("one", "up_blocks.3.attentions.2")
+
+
+def _layer_parts(config: Config) -> list[Part]:
+    parts = []
+    for block in read_blocks(config):
+        kept = (0, 2) if block.kind == "up" else (0,)
+        layers = [("one", f"{block.address}.{i}") for i in kept]
+        layers += [("one", f"{block.address}.sampler")] if block.sampler else []
+        parts.append(Part(block.address, f"blocks.{block.address}", layers=tuple(layers)))
+    return parts
+
+
+def test_levels_of_a_donor_with_fewer_go_by_resolution() -> None:
+    """Tiny's up.2 is at the resolution of the original's up.3."""
+    config = tiny.shape("sd15")
+    donors = {"original": config, "tiny": remove(config, "tiny").config}
+    found = assemble(donors, whole(["tiny", "tiny", "original", "original"], "original"))
+    assert found.config["layers_per_block"] == [1, 1, 2, 2]
+    assert found.moved["up_blocks.3.resnets.1"] == ("tiny", "up_blocks.2.resnets.1")
+    shallow = assemble(donors, whole(["original", "tiny", "original"], None))
+    assert shallow.config["layers_per_block"] == [2, 1, 2]
+    assert shallow.moved["up_blocks.0.upsamplers.0"] == ("original", "up_blocks.1.upsamplers.0")
+    assert_fits(shallow, donors)
+
+
+def test_taken_names_what_of_the_result_is_whose() -> None:
+    config = tiny.shape("sdxl")
+    donors = {"original": config, "base": remove(config, "base").config}
+    found = assemble(donors, whole(["base", "original", "original"], "original"))
+    taken = found.taken(shapes(found.config))
+    assert taken == {
+        "base": ["down.0", "up.2", "conv_in", "conv_norm_out", "conv_out"],
+        "original": ["down.1", "down.2", "mid", "up.0", "up.1", "add_embedding", "time_embedding"],
+    }
+    inside = [address for own in taken.values() for address in own if address in found.result]
+    covered = frozenset().union(*(found.result.inside(address) for address in inside))
+    assert covered == set(found.result.addresses)
+
+
+def test_settings_that_are_not_about_blocks_are_diffusers_own() -> None:
+    defaults = {
+        name: parameter.default
+        for name, parameter in inspect.signature(UNet2DConditionModel.__init__).parameters.items()
+        if name != "self"
+    }
+    assert {key: defaults[key] for key in WHOLE} == WHOLE
+    assert set(defaults) == {*WHOLE, *BY_BLOCKS, *HARMLESS}
+
+
+def test_a_setting_left_out_is_its_default_and_others_are_told() -> None:
+    full = dict(UNet2DConditionModel.from_config(tiny.shape("sd15")).config)
+    assert not unlike({"short": tiny.shape("sd15"), "full": full, "listed": {**full, "cross_attention_dim": [16] * 4}})
+    told = unlike({"a": full, "b": {**full, "act_fn": "gelu", "cross_attention_dim": 8, "sample_size": 99}})
+    assert told == [
+        "donors: cross_attention_dim must be the same everywhere: a has 16, b has 8",
+        "donors: act_fn must be the same everywhere: a has 'silu', b has 'gelu'",
+    ]
+
+
+ORIGINAL, TINY = tiny.shape("sd15"), remove(tiny.SHAPES["sd15"], "tiny").config
+WIDER = tiny.shape("sd15", block_out_channels=[8, 24, 32, 32])
+OTHER_START = tiny.shape("sd15", block_out_channels=[16, 16, 32, 32])
+MORE_HEADS = tiny.shape("sd15", attention_head_dim=4)
+
+
+def _with(block: str, *layers: tuple[str, str]) -> tuple[Part, ...]:
+    """All from `o`, but for one block that is named layer by layer."""
+    parts = by_levels(["o"] * 4, "o")
+    return tuple(Part(block, f"blocks.{block}", layers=layers) if part.block == block else part for part in parts)
+
+
+@pytest.mark.parametrize(
+    ("other", "parts", "messages"),
+    [
+        (TINY, by_levels(["o", "o", "o", "t"], "o"), ["levels[3]: donor t has no level 3; its levels are 0..2"]),
+        (TINY, by_levels(["o"] * 4, "t"), ["mid: donor t has no mid block"]),
+        (TINY, by_levels(["o", "o", "t", "o"], "o"), ["levels[2]: down.2 lacks the resampler"]),
+        (
+            WIDER,
+            by_levels(["o", "t", "o", "o"], "o"),
+            ["levels[2]: in down.2 a layer made for 16 -> 32", "levels[0]: in up.3 a layer made for 24 -> 8"],
+        ),
+        (OTHER_START, by_levels(["t", "o", "o", "o"], "o"), ["embeddings: those of donor o", "donors.o: its layers"]),
+        (MORE_HEADS, (*by_levels(["o"] * 4, "o")[:-1], Part("up.3", "blocks.up.3", "t")), ["4 heads would stand"]),
+        (TINY, _with("up.3", ("o", "up.3.0"), ("t", "up.2.7"), ("o", "up.3.2")), ["blocks.up.3[1]: donor t: up.2.7"]),
+        (TINY, _with("up.3", ("o", "up.3.0"), ("o", "up.3.2")), ["up.3 would have 2 layer(s) and down.0 2;"]),
+        (TINY, _with("up.3", *(("o", f"up.2.{i}") for i in range(3))), ["blocks.up.3[0]: in up.3 a layer made for 48"]),
+        (TINY, _with("up.2", *(("o", f"up.2.{i}") for i in range(3))), ["blocks.up.2: up.2 lacks the resampler"]),
+        (
+            TINY,
+            _with("up.2", ("o", "up.2.sampler"), ("o", "up.2.0.attn"), ("o", "up.2.1"), ("o", "down.1.sampler")),
+            ["[0]: a resampler comes", "[1]: up.2.0.attn is no layer; name layers (up.2.0)", "down.1.sampler leads"],
+        ),
+        (TINY, _with("mid", ("o", "mid.0"), ("o", "mid.0"), ("o", "mid.1")), ["blocks.mid: mid would keep 3 layer(s)"]),
+    ],
+)  # fmt: skip
+def test_what_does_not_fit_is_told_with_its_place(other: Config, parts: Any, messages: list[str]) -> None:
+    with pytest.raises(ModelError) as caught:
+        assemble({"o": ORIGINAL, "t": other}, Choice(parts, parts[0].donor, "o"))
+    said = str(caught.value)
+    assert all(message in said for message in messages), said
+
+
+def test_all_faults_come_at_once() -> None:
+    donors = {"o": ORIGINAL, "t": {**TINY, "act_fn": "gelu"}}
+    with pytest.raises(ModelError) as caught:
+        assemble(donors, whole(["o", "o", "o", "t"], "t"))
+    assert [line.split(":")[0] for line in str(caught.value).splitlines()] == ["donors", "levels[3]", "mid"]
+
+
+@st.composite
+def shaped(draw: st.DrawFn) -> Config:
+    """A UNet of two to four levels, of any widths, layer counts, block types and depths."""
+    count = draw(st.integers(2, 4))
+
+    def each(choices: st.SearchStrategy[Any]) -> list[Any]:
+        return draw(st.lists(choices, min_size=count, max_size=count))
+
+    return tiny.shape(
+        "sd15",
+        block_out_channels=each(st.sampled_from([4, 4, 8])),
+        layers_per_block=each(st.integers(1, 3)),
+        down_block_types=each(st.sampled_from(["DownBlock2D", "CrossAttnDownBlock2D"])),
+        up_block_types=each(st.sampled_from(["UpBlock2D", "CrossAttnUpBlock2D"])),
+        mid_block_type=draw(st.sampled_from([None, "UNetMidBlock2D", "UNetMidBlock2DCrossAttn"])),
+        attention_head_dim=draw(st.sampled_from([1, each(st.sampled_from([1, 2]))])),
+        transformer_layers_per_block=draw(st.sampled_from([1, each(st.integers(1, 2))])),
+    )
+
+
+def test_random_donors_and_levels() -> None:
+    """What passes has each tensor that stock diffusers promises, of its shape, and no other; the rest is ModelError."""
+    seen = {"fits": 0, "moved": 0, "refused": 0}
+
+    @settings(max_examples=150, deadline=None, derandomize=True, database=None, suppress_health_check=list(HealthCheck))
+    @given(st.data())
+    def each(data: st.DataObject) -> None:
+        config = data.draw(shaped())
+        donors = {"whole": config, **_prunings(config)}
+        if data.draw(st.integers(0, 5)) == 0:
+            donors["stranger"] = data.draw(shaped())
+        names = st.sampled_from(sorted(donors))
+        levels = data.draw(st.lists(names, min_size=1, max_size=len(config["block_out_channels"])))
+        try:
+            found = assemble(donors, whole(levels, data.draw(names | st.none()), data.draw(names), data.draw(names)))
+        except ModelError:
+            seen["refused"] += 1
+            return
+        assert_fits(found, donors, at_least=30)
+        assert Anatomy.of(found.config).addresses == found.result.addresses
+        seen["fits"] += 1
+        seen["moved"] += bool(found.moved)
+
+    each()
+    assert seen["fits"] >= 30, seen
+    assert seen["refused"] >= 20, seen
+    assert seen["moved"] >= 3, seen
+
+
+def _prunings(config: Config) -> dict[str, Config]:
+    found = {}
+    for name in ("base", "small", "tiny"):
+        try:
+            found[name] = remove(config, name).config
+        except ModelError:
+            continue
+    return found
