@@ -18,6 +18,9 @@ WILD = "*?["
 SHOWN = 20
 COMPRESSED = (".gz", ".tgz", ".bz2", ".xz", ".zst")
 
+SHIPPED = {POCKET: "train-small.tar.gz", f"{POCKET}-validation": "validation.tar.gz"}
+"""Words for the shards that come with the package."""
+
 
 @dataclass(frozen=True)
 class Shard:
@@ -76,8 +79,8 @@ def _named_twice(shards: Sequence[Shard]) -> list[str]:
 
 def _expanded(source: str) -> list[str]:
     """Braces first, as shells do; a file that has braces in its name is that file."""
-    if source == POCKET:
-        return [str(resources.files("asdm_cli") / "pocket" / "data" / "train-small.tar.gz")]
+    if source in SHIPPED:
+        return [str(resources.files("asdm_cli") / "pocket" / "data" / SHIPPED[source])]
     if "{" not in source or _is_file(source):
         return [source]
     import braceexpand

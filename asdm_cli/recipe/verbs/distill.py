@@ -84,7 +84,8 @@ class Data(Strict):
     """What is learnt from: webdataset shards of (image, caption)."""
 
     train: Text | Annotated[list[Text], Field(min_length=1)] = "pocket"
-    """Paths, globs, {000..009} ranges, URLs, or `pocket`: 2,000 drawings that ship with the package."""
+    """Paths, globs, {000..009} ranges, URLs, or `pocket`: 2,000 drawings that ship with the package
+    (`pocket-validation`: 519 others)."""
     held_out: Text | Annotated[list[Text], Field(min_length=1)] | None = None
     """Shards for the losses on what is not learnt from."""
     resolution: Positive | None = None
