@@ -24,7 +24,7 @@ from asdm_cli.progress import console
 from asdm_cli.recipe.verbs import VERBS
 from asdm_cli.report.document import Column, Report, Table
 
-COMMANDS = {*VERBS, "generate", "check", "show", "schema"}
+COMMANDS = {*VERBS, "pack", "generate", "check", "show", "schema"}
 PRUNE = "verb: prune\nmodel: pocket\nremove: base\nout: {out}\n"
 
 

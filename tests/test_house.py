@@ -20,6 +20,7 @@ FLOORS = (
     {"unet", "schedule"},
     {"inheritance"},
     {"models"},
+    {"data"},
     {"training", "measure", "report"},
     {"methods", "pocket"},
     {"commands"},

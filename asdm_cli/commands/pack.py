@@ -58,8 +58,8 @@ def pack(
     _refuse_other_files(out)
     from rich.markup import escape
 
+    from asdm_cli.data import packing
     from asdm_cli.progress import note
-    from asdm_cli.training import packing
 
     with atomic_directory(out.resolve(), overwrite) as partial:
         packed = packing.pack(folder, partial, shard_size, seed if shuffle else None, strict)

@@ -16,6 +16,8 @@ from accelerate import PartialState
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from asdm_cli.data.cache import Share
+from asdm_cli.data.dataset import Dataset, Encoded
 from asdm_cli.measure.cards import Card
 from asdm_cli.measure.generate import pictures
 from asdm_cli.measure.machine import machine
@@ -27,9 +29,7 @@ from asdm_cli.models.write import assemble_directory, write_config
 from asdm_cli.recipe.verbs.distill import DistillRecipe
 from asdm_cli.report.document import Report
 from asdm_cli.report.run_directory import Run
-from asdm_cli.training.cache import Share
 from asdm_cli.training.card import model_card
-from asdm_cli.training.data import Source
 from asdm_cli.training.distill_plan import DistillPlan, Learner, make_plan
 from asdm_cli.training.distillation import Distillation
 from asdm_cli.training.log import Line, read
@@ -48,7 +48,7 @@ class Plan:
     distill: DistillPlan
 
     def report(self) -> Report:
-        return planned(self.distill, f"Data: {_source(self.distill).state()}.")
+        return planned(self.distill, f"Data: {_dataset(self.distill).state()}.")
 
 
 def plan(recipe: DistillRecipe, allow_pipes: bool = False) -> Plan:
@@ -59,31 +59,34 @@ def plan(recipe: DistillRecipe, allow_pipes: bool = False) -> Plan:
 def run(plan: Plan, run: Run) -> Report:
     """Train, or go on training; then the first process writes models, cards and reports."""
     state, distill = processes(), plan.distill
-    task = _task(distill, state, run.path / PICTURES)
+    samples = _dataset(distill).open(state.device, _share(state))
+    task = _task(distill, samples, state, run.path / PICTURES)
     modules = {learner.name: _student(distill, learner) for learner in distill.learners}
     for name, module in modules.items():
         task.attach_student(name, module)
     training = train(task, modules, distill.training, run.path / TRAINING)
     if not state.is_main_process:
         return Report("distill", "", "", [])
-    return _written(distill, training, run, task)
+    return _written(distill, training, run, samples)
 
 
-def _source(plan: DistillPlan, held_out: bool = False) -> Source:
+def _dataset(plan: DistillPlan, held_out: bool = False) -> Dataset:
     data = plan.recipe.data
     shards = plan.held_out if held_out else plan.train
     flip, cached = data.flip and not held_out, data.cache == "latents" or held_out
-    return Source(shards, plan.host, plan.resolution, flip, cached, Path(data.cache_folder), data.faults)
+    return Dataset(shards, plan.host, plan.resolution, flip, cached, Path(data.cache_folder), data.faults)
 
 
-def _task(plan: DistillPlan, state: PartialState, folder: Path) -> Distillation:
+def _share(state: PartialState) -> Share:
+    return Share(state.process_index, state.num_processes, state.wait_for_everyone)
+
+
+def _task(plan: DistillPlan, samples: Encoded, state: PartialState, folder: Path) -> Distillation:
     recipe, device = plan.recipe, state.device
-    share = Share(state.process_index, state.num_processes, state.wait_for_everyone)
-    samples = _source(plan).open(device, share)
     task = Distillation(samples, _scheduler(plan), list(plan.rows), recipe.text_dropout, recipe.data.flip)
     task.device, task.precise = device, _precise(plan, device)
     if plan.held_out:
-        task.held_out = _source(plan, held_out=True).open(device, share)
+        task.held_out = _dataset(plan, held_out=True).open(device, _share(state))
     if plan.teacher:
         task.attach_teacher(_teacher(plan, device))
     if recipe.validation.prompts and state.is_main_process:
@@ -109,7 +112,7 @@ def _teacher(plan: DistillPlan, device: torch.device) -> nn.Module:
     assert plan.teacher, "asked for only where there is one"
     word = mixed_precision(plan.recipe.precision, plan.recipe.device)
     dtype = AUTOCAST.get(word, torch.float32) if device.type == "cuda" else torch.float32
-    teacher = load_unet(plan.teacher, device, dtype).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    teacher = load_unet(plan.teacher, device, dtype).to(memory_format=torch.channels_last)
     if plan.recipe.compile:
         teacher.compile()
     return teacher
@@ -147,10 +150,10 @@ def _at(folder: Path, name: str, step: int) -> Path:
     return folder / name / f"{step:08}"
 
 
-def _written(plan: DistillPlan, training: Training, run: Run, task: Distillation) -> Report:
+def _written(plan: DistillPlan, training: Training, run: Run, samples: Encoded) -> Report:
     lines = read(run.path / TRAINING / LOG)
     alone = len(plan.learners) == 1
-    seconds, card = training.watch.per_step(), _card(plan, training, task)
+    seconds, card = training.watch.per_step(), _card(plan, training, samples)
     report = trained(plan, lines, seconds, _drawn(plan, run.path), {"training": card})
     for learner, trainee in zip(plan.learners, training.crew, strict=True):
         home = run.path if alone else run.path / "students" / learner.name
@@ -175,7 +178,7 @@ def _write_model(
     _save(module, learner, folder / WEIGHTS)
     facts = {key: card[key] for key in ("data", "samples", "steps", "batch", "optimizer", "seed")}
     teacher = plan.teacher.name if plan.teacher else None
-    record(source, target, "distill", teacher=teacher, frozen_tensors=len(learner.frozen), **facts)
+    record(source, target, "distill", None, teacher=teacher, frozen_tensors=len(learner.frozen), **facts)
     (target / "README.md").write_text(model_card(plan, learner, lines, card), encoding="utf-8")
 
 
@@ -210,9 +213,8 @@ def _drawn(plan: DistillPlan, folder: Path) -> dict[str, dict[int, list[Path]]]:
     return found
 
 
-def _card(plan: DistillPlan, training: Training, task: Distillation) -> Card:
-    recipe, samples = plan.recipe, task.samples
-    optimizer = recipe.optimizer
+def _card(plan: DistillPlan, training: Training, samples: Encoded) -> Card:
+    recipe, optimizer = plan.recipe, plan.recipe.optimizer
     return {
         "teacher": plan.teacher.name if plan.teacher else "none",
         "students": [f"{learner.name}: {learner.directory.name}" for learner in plan.learners],

@@ -7,9 +7,9 @@ from diffusers import AutoencoderKL, DDIMScheduler
 from torch import Tensor
 from transformers import CLIPTextModel
 
+from asdm_cli.data.samples import InMemory
 from asdm_cli.pocket.pairs import to_unit
 from asdm_cli.training.distillation import Distillation, Row
-from asdm_cli.training.samples import InMemory
 
 CONFIG = {
     "sample_size": 16,

@@ -16,12 +16,12 @@ from diffusers import AutoencoderKL, UNet2DConditionModel
 from torch import nn
 from transformers import CLIPModel, CLIPTextModel, CLIPTokenizer
 
+from asdm_cli.data.samples import Condition, InMemory
 from asdm_cli.errors import RunError
 from asdm_cli.pocket import autoencoder, contrastive, denoiser
 from asdm_cli.pocket.pairs import Pairs, read_pairs
 from asdm_cli.training.loop import train
 from asdm_cli.training.plan import Plan, Task
-from asdm_cli.training.samples import Condition, InMemory
 
 WEIGHTS = Path(__file__).parent / "weights"
 RECORDS = WEIGHTS / "training"

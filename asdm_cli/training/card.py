@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from asdm_cli import __version__
-from asdm_cli.report.document import Cell, Interval
+from asdm_cli.report.document import Cell, Interval, Table
 from asdm_cli.training.distill_plan import DistillPlan, Learner
 from asdm_cli.training.log import Line
 from asdm_cli.training.report import final_losses, final_validation, planned
@@ -24,8 +24,9 @@ def model_card(plan: DistillPlan, learner: Learner, lines: Sequence[Line], facts
         _table([("what", "value"), *((key, _text(value)) for key, value in facts.items())]),
     ]
     for table in report.parts[1:]:
-        titles = [column.title for column in table.columns]  # type: ignore[union-attr]
-        rows = [[_text(row.get(column.key)) for column in table.columns] for row in table.rows]  # type: ignore[union-attr]
+        assert isinstance(table, Table), "a plan has tables only"
+        titles = [column.title for column in table.columns]
+        rows = [[_text(row.get(column.key)) for column in table.columns] for row in table.rows]
         parts += [f"## {table.title}", _table([titles, *rows])]
     final = final_losses(lines, learner.name, plan.recipe.steps)
     held_out = final_validation(lines, learner.name)

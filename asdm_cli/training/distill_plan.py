@@ -14,15 +14,15 @@ from typing import Any
 import torch
 from accelerate.tracking import get_available_trackers
 
+from asdm_cli.data.encoder import check_resolution
+from asdm_cli.data.sources import Shard, find_shards
 from asdm_cli.errors import ModelError
 from asdm_cli.models.provenance import taken
 from asdm_cli.models.source import ModelDirectory, find
 from asdm_cli.recipe.verbs.distill import DistillRecipe, FeatureLoss, Student
 from asdm_cli.training.distillation import Row
-from asdm_cli.training.encoder import check_resolution
 from asdm_cli.training.freezing import frozen_keys
 from asdm_cli.training.plan import Plan, mixed_precision
-from asdm_cli.training.sources import Shard, find_shards
 from asdm_cli.unet.anatomy import Anatomy
 from asdm_cli.unet.blocks import Config
 from asdm_cli.unet.checkpoint import Checkpoint, open_checkpoint, require
@@ -144,7 +144,7 @@ def _learner(recipe: DistillRecipe, index: int, faults: _Faults) -> Learner | No
             if len(frozen) == len(checkpoint.tensors):
                 raise ModelError("all of it is frozen; leave something to learn")
         return Learner(student.name, directory, checkpoint, frozen)
-    return None
+    return None  # type: ignore[unreachable]
 
 
 def _check_unet(directory: ModelDirectory) -> Checkpoint:
@@ -217,7 +217,7 @@ def _training(recipe: DistillRecipe, faults: _Faults) -> Plan | None:
         options=options,
         accumulate=recipe.accumulate,
         clip=recipe.clip,
-        ema_decay=ema and ema.decay,
+        ema_decay=ema.decay if ema else None,
         ema_after=ema.after if ema else 0,
         seed=recipe.seed,
         save_every=recipe.checkpoint,
@@ -246,7 +246,7 @@ def _optimizer(name: str) -> type[torch.optim.Optimizer]:
 
 def _try(kind: type[torch.optim.Optimizer], lr: float, options: dict[str, Any]) -> None:
     try:
-        kind([torch.nn.Parameter(torch.zeros(1))], lr=lr, **options)  # type: ignore[call-arg]
+        kind([torch.nn.Parameter(torch.zeros(1))], lr=lr, **options)
     except (TypeError, ValueError) as error:
         raise ModelError(f"{kind.__name__} does not take them ({error})") from None
 

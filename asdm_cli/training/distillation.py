@@ -10,11 +10,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from asdm_cli.data.samples import Condition, Samples
 from asdm_cli.training.features import Features
 from asdm_cli.training.losses import Points, feature_loss, min_snr_weight, prediction_loss
 from asdm_cli.training.order import Noise, Part
 from asdm_cli.training.plan import Task, Term
-from asdm_cli.training.samples import Condition, Samples
 from asdm_cli.unet.taps import Tap
 
 HELD_OUT = 256

@@ -1,8 +1,8 @@
-"""What `asdm distill` tells: before, who learns what from which nodes; after, curves, figures and where the time went."""
+"""What `asdm distill` tells: who learns what from which nodes; then curves, figures and where the time went."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from statistics import fmean
 
@@ -13,8 +13,8 @@ from asdm_cli.training.loop import NORM
 from asdm_cli.training.losses import Points
 
 Row = dict[str, Cell | Interval]
-Figure = Callable[[Line], float | None]
 NOT_TERMS = ("step", "student", "lr", "validation", NORM)
+TITLES = {"loss": "total", "task": "task", "output": "output", "features": "feature"}
 LAST = 0.1
 """Share of the steps, at the end, over which final losses are means."""
 SHOWN = 8
@@ -27,8 +27,8 @@ def planned(plan: DistillPlan, samples: str) -> Report:
     teacher = plan.teacher.name if plan.teacher else "no teacher"
     names = ", ".join(learner.name for learner in plan.learners)
     summary = (
-        f"{names} learn(s) from {teacher}: {recipe.steps:,} steps of {recipe.batch} samples at {plan.resolution} pixels. "
-        f"{samples}"
+        f"{names} learn from {teacher}: {recipe.steps:,} steps of {recipe.batch} samples "
+        f"at {plan.resolution} pixels. {samples}"
     )
     return Report("distill", "Plan", summary, [_students(plan), _losses(plan), *_taps(plan)])
 
@@ -130,7 +130,8 @@ def trained(
 
 
 def _figures(plan: DistillPlan, lines: Sequence[Line]) -> Table:
-    rows, keys = [], {}
+    rows: list[Row] = []
+    keys: dict[str, str] = {}
     for learner in plan.learners:
         row: Row = {"name": learner.name, "learning_m": learner.learning / 1e6}
         final = final_losses(lines, learner.name, plan.recipe.steps)
@@ -166,38 +167,22 @@ def _terms(lines: Sequence[Line]) -> list[str]:
 
 def _curves(names: Sequence[str], lines: Sequence[Line]) -> list[Curves]:
     learnt = [line for line in lines if "loss" in line]
-    plots = [
-        Curves(
-            f"Loss: {term}", "step", f"{term} loss", _lines(names, learnt, lambda line, t=term: line.get(t)), log=True
-        )
-        for term in _terms(learnt)
-    ]
-    looks = [line for line in lines if "validation" in line]
+    looks = [{**line["validation"], **line} for line in lines if "validation" in line]
     kinds = dict.fromkeys(kind for line in looks for kind in line["validation"])
-    plots += [
-        Curves(
-            f"Held out: {kind}",
-            "step",
-            f"{kind} loss",
-            _lines(names, looks, lambda line, k=kind: line["validation"].get(k)),
-        )
-        for kind in kinds
-    ]
-    rate = Curves("Learning rate", "step", "learning rate", _lines(names[:1], learnt, lambda line: line["lr"]))
-    norm = Curves(
-        "Gradient", "step", "norm before clipping", _lines(names, learnt, lambda line: line.get(NORM)), log=True
+    plots = [_curve(names, learnt, term, f"{TITLES.get(term, term)} loss", log=True) for term in _terms(learnt)]
+    plots += [_curve(names, looks, kind, f"{kind} loss, held out") for kind in kinds]
+    rate, norm = (
+        _curve(names[:1], learnt, "lr", "learning rate"),
+        _curve(names, learnt, NORM, "gradient norm", log=True),
     )
     return [*plots, rate, norm]
 
 
-def _lines(names: Sequence[str], lines: Sequence[Line], figure: Figure) -> dict[str, list[tuple[float, float]]]:
-    found = {
-        name: [
-            (line["step"], value) for line in lines if line["student"] == name and (value := figure(line)) is not None
-        ]
-        for name in names
+def _curve(names: Sequence[str], lines: Sequence[Line], key: str, title: str, log: bool = False) -> Curves:
+    points = {
+        name: [(line["step"], line[key]) for line in lines if line["student"] == name and key in line] for name in names
     }
-    return {name: points for name, points in found.items() if points}
+    return Curves(title.capitalize(), "step", title, {name: found for name, found in points.items() if found}, log)
 
 
 def _time(plan: DistillPlan, seconds: Mapping[str, float]) -> list[Table]:

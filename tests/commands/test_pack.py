@@ -13,15 +13,15 @@ import torch
 import webdataset
 
 from asdm_cli.cli import main
+from asdm_cli.data.cache import Build
+from asdm_cli.data.cache_key import Wanted
+from asdm_cli.data.cached import CachedSamples
+from asdm_cli.data.encoder import Encoder
+from asdm_cli.data.faults import Faults
+from asdm_cli.data.shards import read_samples
+from asdm_cli.data.sources import find_shards
 from asdm_cli.models.source import find
-from asdm_cli.training.cache import Build
-from asdm_cli.training.cache_key import Wanted
-from asdm_cli.training.cached import CachedSamples
-from asdm_cli.training.encoder import Encoder
-from asdm_cli.training.faults import Faults
-from asdm_cli.training.shards import read_samples
-from asdm_cli.training.sources import find_shards
-from tests.training import tars
+from tests.data import tars
 
 
 def put(file: Path, data: bytes | str) -> Path:

@@ -20,17 +20,17 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
 
+from asdm_cli.data.cache import Build, Share
+from asdm_cli.data.cache_key import Wanted, cache_state
+from asdm_cli.data.cached import CachedSamples
+from asdm_cli.data.encoder import Encoder, check_resolution
+from asdm_cli.data.sources import find_shards
+from asdm_cli.data.uncached import EncodedEachTime
 from asdm_cli.errors import ModelError, RunError
 from asdm_cli.models.lock import only_writer
 from asdm_cli.models.source import find
-from asdm_cli.training.cache import Build, Share
-from asdm_cli.training.cache_key import Wanted, cache_state
-from asdm_cli.training.cached import CachedSamples
-from asdm_cli.training.encoder import Encoder, check_resolution
-from asdm_cli.training.sources import find_shards
-from asdm_cli.training.uncached import EncodedEachTime
 from tests import tiny
-from tests.training import tars
+from tests.data import tars
 
 SIDE = 32
 CPU = torch.device("cpu")
@@ -292,7 +292,7 @@ def test_other_settings_are_another_key(build: Build, shards: str, tmp_path: Pat
     keys = {each.key for each in others} | {wanted.key}
     for constant in ("CACHE_FORMAT", "DATA_FORMAT", "CROP"):
         with monkeypatch.context() as patch:
-            patch.setattr(f"asdm_cli.training.cache_key.{constant}", "other")
+            patch.setattr(f"asdm_cli.data.cache_key.{constant}", "other")
             keys.add(replace(wanted).key)
     assert len(keys) == 11
 
@@ -337,7 +337,7 @@ def test_files_are_never_half_there(build: Build, monkeypatch: pytest.MonkeyPatc
         target.write_bytes(b"half")
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("asdm_cli.training.whole_files.save_file", full)
+    monkeypatch.setattr("asdm_cli.data.whole_files.save_file", full)
     with pytest.raises(OSError, match="No space"):
         build.run()
     assert len(written) == 1

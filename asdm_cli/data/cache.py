@@ -13,15 +13,15 @@ import torch
 from rich.markup import escape
 from torch import Tensor
 
+from asdm_cli.data.cache_key import DONE, Wanted, note_file, tensor_file
+from asdm_cli.data.encoder import Encoder
+from asdm_cli.data.faults import Faults
+from asdm_cli.data.samples import Condition
+from asdm_cli.data.shards import squares
+from asdm_cli.data.whole_files import write_json, write_tensors
 from asdm_cli.errors import ModelError, RunError
 from asdm_cli.models.lock import only_writer
 from asdm_cli.progress import note, track
-from asdm_cli.training.cache_key import DONE, Wanted, note_file, tensor_file
-from asdm_cli.training.encoder import Encoder
-from asdm_cli.training.faults import Faults
-from asdm_cli.training.samples import Condition
-from asdm_cli.training.shards import squares
-from asdm_cli.training.whole_files import write_json, write_tensors
 from asdm_cli.unet.weight_files import read_mapping
 
 EMPTY = "empty.safetensors"

@@ -10,14 +10,14 @@ from typing import Any
 import numpy
 from torch import Tensor
 
+from asdm_cli.data.cache_key import DONE, note_file
+from asdm_cli.data.cached import locate
+from asdm_cli.data.encoder import Encoder
+from asdm_cli.data.faults import Faults
+from asdm_cli.data.images import UnreadableError, square
+from asdm_cli.data.samples import Batch
+from asdm_cli.data.sources import Shard
 from asdm_cli.errors import ModelError, RunError
-from asdm_cli.training.cache_key import DONE, note_file
-from asdm_cli.training.cached import locate
-from asdm_cli.training.encoder import Encoder
-from asdm_cli.training.faults import Faults
-from asdm_cli.training.images import UnreadableError, square
-from asdm_cli.training.samples import Batch
-from asdm_cli.training.sources import Shard
 from asdm_cli.unet.weight_files import read_mapping
 
 

@@ -10,11 +10,11 @@ from pathlib import Path
 import fsspec
 import pytest
 
+from asdm_cli.data.faults import Faults
+from asdm_cli.data.shards import read_samples
+from asdm_cli.data.sources import Shard, find_shards
 from asdm_cli.errors import ModelError, RunError
-from asdm_cli.training.faults import Faults
-from asdm_cli.training.shards import read_samples
-from asdm_cli.training.sources import Shard, find_shards
-from tests.training import tars
+from tests.data import tars
 
 
 def names(shards: list[Shard]) -> list[str]:

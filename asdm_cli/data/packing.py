@@ -12,11 +12,11 @@ from typing import Any
 
 import webdataset
 
+from asdm_cli.data.faults import Faults
+from asdm_cli.data.images import UnreadableError, read_rgb
+from asdm_cli.data.shards import PICTURES
 from asdm_cli.errors import ModelError
 from asdm_cli.progress import track
-from asdm_cli.training.faults import Faults
-from asdm_cli.training.images import UnreadableError, read_rgb
-from asdm_cli.training.shards import PICTURES
 
 TABLES = ("metadata.jsonl", "metadata.csv", "captions.csv")
 CAPTION_COLUMNS = ("text", "caption")

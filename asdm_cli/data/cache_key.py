@@ -12,11 +12,11 @@ from typing import Any
 
 import torch
 
+from asdm_cli.data.encoder import PARTS
+from asdm_cli.data.images import CROP
+from asdm_cli.data.shards import DATA_FORMAT
+from asdm_cli.data.sources import Shard
 from asdm_cli.models.source import ModelDirectory
-from asdm_cli.training.encoder import PARTS
-from asdm_cli.training.images import CROP
-from asdm_cli.training.shards import DATA_FORMAT
-from asdm_cli.training.sources import Shard
 
 CACHE_FORMAT = 1
 """Counts changes of the files below."""

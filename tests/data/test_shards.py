@@ -11,12 +11,12 @@ import numpy
 import pytest
 from PIL import Image
 
+from asdm_cli.data.faults import Faults
+from asdm_cli.data.images import UnreadableError, read_rgb, square
+from asdm_cli.data.shards import squares
+from asdm_cli.data.sources import find_shards
 from asdm_cli.errors import RunError
-from asdm_cli.training.faults import Faults
-from asdm_cli.training.images import UnreadableError, read_rgb, square
-from asdm_cli.training.shards import squares
-from asdm_cli.training.sources import find_shards
-from tests.training import tars
+from tests.data import tars
 
 GOOD = tars.samples(0, 1, 2)
 
@@ -67,7 +67,7 @@ def test_a_name_twice(tmp_path: Path) -> None:
 
 
 def test_an_oversized_member_is_not_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("asdm_cli.training.shards.LARGEST", 5000)
+    monkeypatch.setattr("asdm_cli.data.shards.LARGEST", 5000)
     path, faults = tars.write(tmp_path / "a.tar", with_sample(("x.png", bytes(5001)), ("x.txt", b"x"))), Faults()
     assert len(read(path, faults)) == 3
     assert dict(faults.counts) == {"oversized member": 1, "no image": 1}

@@ -1,4 +1,4 @@
-"""The recipe's data as samples to learn from: encoded once, or at every read."""
+"""Shards as samples to learn from: encoded once, or at every read."""
 
 from __future__ import annotations
 
@@ -8,17 +8,19 @@ from pathlib import Path
 
 import torch
 
+from asdm_cli.data.cache import Build, OnFaults, Share
+from asdm_cli.data.cache_key import Wanted, cache_state
+from asdm_cli.data.cached import CachedSamples
+from asdm_cli.data.encoder import Encoder
+from asdm_cli.data.sources import Shard
+from asdm_cli.data.uncached import EncodedEachTime
 from asdm_cli.models.source import ModelDirectory
-from asdm_cli.training.cache import Build, OnFaults, Share
-from asdm_cli.training.cache_key import Wanted, cache_state
-from asdm_cli.training.cached import CachedSamples
-from asdm_cli.training.encoder import Encoder
-from asdm_cli.training.sources import Shard
-from asdm_cli.training.uncached import EncodedEachTime
+
+Encoded = CachedSamples | EncodedEachTime
 
 
 @dataclass(frozen=True)
-class Source:
+class Dataset:
     """Shards as `model` encodes them; `cached` below `root`, where an index is kept otherwise."""
 
     shards: Sequence[Shard]
@@ -37,7 +39,7 @@ class Source:
         what = "encoded samples" if self.cached else "index of samples (encoded at every step)"
         return f"{what} in {cache_state(self._wanted(), self.root)}"
 
-    def open(self, device: torch.device, share: Share) -> CachedSamples | EncodedEachTime:
+    def open(self, device: torch.device, share: Share) -> Encoded:
         """All processes come here together; what is missing is made first."""
         load: Callable[[], Encoder] = lambda: Encoder.load(self.model, self.resolution, device, torch.float32)  # noqa: E731
         folder = Build(self._wanted(), self.root, load if self.cached else None, self.on_faults, share=share).run()

@@ -9,11 +9,11 @@ import numpy
 import torch
 from torch import Tensor
 
+from asdm_cli.data.images import to_unit
+from asdm_cli.data.samples import Condition
 from asdm_cli.errors import ModelError, RunError
 from asdm_cli.models.load import load_pipeline
 from asdm_cli.models.source import ModelDirectory
-from asdm_cli.training.images import to_unit
-from asdm_cli.training.samples import Condition
 
 PARTS = ("vae", "text_encoder", "text_encoder_2", "tokenizer", "tokenizer_2")
 """Components whose files say what latents and text states are."""

@@ -22,10 +22,10 @@ from typing import Any
 
 import numpy
 
+from asdm_cli.data.faults import Faults
+from asdm_cli.data.images import UnreadableError, square
+from asdm_cli.data.sources import Shard
 from asdm_cli.errors import RunError
-from asdm_cli.training.faults import Faults
-from asdm_cli.training.images import UnreadableError, square
-from asdm_cli.training.sources import Shard
 
 DATA_FORMAT = 1
 """Counts changes of what is read from the same bytes."""

@@ -7,16 +7,17 @@ import math
 import struct
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import numpy
 import torch
 from torch import Tensor
 
+from asdm_cli.data.cache import EMPTY
+from asdm_cli.data.cache_key import DONE, note_file, tensor_file
+from asdm_cli.data.faults import Faults
+from asdm_cli.data.samples import Batch, Condition
 from asdm_cli.errors import ModelError
-from asdm_cli.training.cache import EMPTY
-from asdm_cli.training.cache_key import DONE, note_file, tensor_file
-from asdm_cli.training.faults import Faults
-from asdm_cli.training.samples import Batch, Condition
 from asdm_cli.unet.weight_files import read_mapping
 
 DTYPES = {"F16": numpy.float16, "F32": numpy.float32}
@@ -86,7 +87,7 @@ def _mapped(file: Path) -> dict[str, numpy.ndarray]:
         raise ModelError(f"{file}: is damaged ({error}); remove {file.parent} and let it be made again") from None
 
 
-def _view(data: numpy.memmap, entry: dict) -> numpy.ndarray:
+def _view(data: numpy.memmap, entry: dict[str, Any]) -> numpy.ndarray:
     begin, end = entry["data_offsets"]
     dtype = numpy.dtype(DTYPES[entry["dtype"]])
     if end > len(data) or end - begin != math.prod(entry["shape"]) * dtype.itemsize:

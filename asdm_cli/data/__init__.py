@@ -1,0 +1,1 @@
+"""Training data: shards of pictures and captions, encoded once and read by number."""
