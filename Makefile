@@ -5,7 +5,8 @@ BIN := .venv/bin
 INSTALLED := .venv/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test check format data pocket pocket-figures inherit-figures inherit-sd15
+.PHONY: help setup demo test check format data pocket pocket-figures inherit-figures inherit-sd15 distill-figures \
+	distill-throughput distill-sd15
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -57,6 +58,31 @@ inherit-figures: setup ## Plans against DeepCache and fewer steps on the bundled
 
 inherit-sd15: setup ## What plans save at the real size of SD 1.5 (random weights); slow on a CPU
 	$(BIN)/asdm bench recipes/bench-sd15-inherit.yaml --overwrite
+
+STUDENTS := runs/distill-pocket-students
+TOGETHER := OMP_NUM_THREADS=1 $(BIN)/torchrun --nproc-per-node $(shell nproc) -m asdm_cli
+distill-figures: setup data/train.tar ## A-SDM's three steps on the bundled model: distil, assemble, distil again; an hour
+	for set in base small tiny; do $(BIN)/asdm prune recipes/prune-pocket-$$set.yaml --overwrite || exit 1; done
+	$(TOGETHER) distill recipes/distill-pocket-students.yaml --overwrite
+	for layers in 1122 1222 2211; do \
+		levels=$$(echo $$layers | sed 's/1/base,/g; s/2/original,/g; s/,$$//'); \
+		$(BIN)/asdm assemble recipes/assemble-pocket-1122.yaml --set donors.base=$(STUDENTS)/students/base \
+			--set "levels=[$$levels]" --out runs/assembled-$$layers --overwrite || exit 1; done
+	$(TOGETHER) distill recipes/distill-pocket-assembled.yaml --overwrite
+	$(BIN)/asdm bench recipes/bench-pocket-distilled.yaml --overwrite
+	$(TOGETHER) eval recipes/eval-pocket-distilled.yaml --overwrite
+	$(BIN)/asdm show runs/bench-pocket-distilled runs/eval-pocket-distilled --out runs/distill-figures.html --overwrite
+
+data/train.tar: | setup
+	$(MAKE) data
+
+distill-throughput: setup ## What a training step costs beside its bare work and beside a plain loop
+	for set in base small tiny; do $(BIN)/asdm prune recipes/prune-pocket-$$set.yaml --overwrite || exit 1; done
+	$(BIN)/python scripts/distill_throughput.py
+
+distill-sd15: setup ## Pruned and assembled UNets, and a training step, at the real size of SD 1.5 (random weights)
+	$(BIN)/asdm bench recipes/bench-sd15-assembled.yaml --dtype bfloat16 --overwrite
+	$(BIN)/python scripts/distill_throughput.py sd15
 
 HARDWARE ?= $(shell nproc) CPU cores
 pocket-figures: setup ## Measure the bundled model and renew its card and sample sheet

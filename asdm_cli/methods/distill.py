@@ -33,7 +33,7 @@ from asdm_cli.training.card import model_card
 from asdm_cli.training.distill_plan import DistillPlan, Learner, make_plan
 from asdm_cli.training.distillation import Distillation
 from asdm_cli.training.log import Line, read
-from asdm_cli.training.loop import LOG, Training, train
+from asdm_cli.training.loop import LOG, TRACKERS, Training, train
 from asdm_cli.training.plan import mixed_precision
 from asdm_cli.training.report import planned, trained
 from asdm_cli.unet.checkpoint import WEIGHTS
@@ -162,6 +162,8 @@ def _written(plan: DistillPlan, training: Training, run: Run, samples: Encoded) 
         if not alone:
             _write_own_report(plan, learner, run, home, lines, card)
     (run.path / LOG).write_bytes((run.path / TRAINING / LOG).read_bytes())
+    if (tracked := run.path / TRAINING / TRACKERS).exists():
+        tracked.rename(run.path / TRACKERS)
     shutil.rmtree(run.path / TRAINING)
     return report
 
@@ -228,7 +230,7 @@ def _card(plan: DistillPlan, training: Training, samples: Encoded) -> Card:
         "epochs": recipe.steps * recipe.batch / samples.size,
         "losses": [f"{row.kind}, weight {row.weight}" for row in plan.rows],
         "optimizer": f"{optimizer.name}, lr {optimizer.lr:g}, {optimizer.schedule}, warm-up {optimizer.warmup}",
-        "running_mean": f"decay {recipe.ema.decay:g}" if recipe.ema else "none",
+        "running_mean": "none" if recipe.ema == "none" else f"decay {recipe.ema.decay:g}",
         "text_dropout": recipe.text_dropout,
         "precision": mixed_precision(recipe.precision, recipe.device),
         "seed": recipe.seed,

@@ -19,7 +19,7 @@ from asdm_cli.data.sources import Shard, find_shards
 from asdm_cli.errors import ModelError
 from asdm_cli.models.provenance import taken
 from asdm_cli.models.source import ModelDirectory, find
-from asdm_cli.recipe.verbs.distill import DistillRecipe, FeatureLoss, Student
+from asdm_cli.recipe.verbs.distill import DistillRecipe, Ema, FeatureLoss, Student
 from asdm_cli.training.distillation import Row
 from asdm_cli.training.freezing import frozen_keys
 from asdm_cli.training.plan import Plan, mixed_precision
@@ -194,7 +194,8 @@ def _taps(
 
 
 def _training(recipe: DistillRecipe, faults: _Faults) -> Plan | None:
-    optimizer, ema = recipe.optimizer, recipe.ema
+    optimizer = recipe.optimizer
+    ema = recipe.ema if isinstance(recipe.ema, Ema) else None
     kind = faults.catch("optimizer.name", lambda: _optimizer(optimizer.name))
     options: dict[str, Any] = dict(optimizer.options)
     if kind:
@@ -216,7 +217,7 @@ def _training(recipe: DistillRecipe, faults: _Faults) -> Plan | None:
         optimizer=kind,
         options=options,
         accumulate=recipe.accumulate,
-        clip=recipe.clip,
+        clip=recipe.clip if isinstance(recipe.clip, float) else None,
         ema_decay=ema.decay if ema else None,
         ema_after=ema.after if ema else 0,
         seed=recipe.seed,

@@ -49,18 +49,19 @@ class Means:
 
     def __init__(self) -> None:
         self.sums: dict[str, Tensor] = {}
-        self.count = 0
+        self.counts: dict[str, int] = {}
 
     def add(self, terms: dict[str, Tensor]) -> None:
-        self.count += 1
+        """Each name is counted by itself: some are known per part of a step, some per step."""
         for name, value in terms.items():
             value = value.detach().float()
             self.sums[name] = self.sums[name] + value if name in self.sums else value.clone()
+            self.counts[name] = self.counts.get(name, 0) + 1
 
     def take(self) -> dict[str, Tensor]:
         """The means since the last call."""
-        means = {name: total / self.count for name, total in self.sums.items()}
-        self.sums, self.count = {}, 0
+        means = {name: total / self.counts[name] for name, total in self.sums.items()}
+        self.sums, self.counts = {}, {}
         return means
 
 

@@ -20,7 +20,7 @@ from asdm_cli.training.order import Noise, Part, rows
 from asdm_cli.training.plan import Plan, Task, Term
 from asdm_cli.training.trainee import Trainee
 
-LOG = "log.jsonl"
+LOG, TRACKERS = "log.jsonl", "trackers"
 NORM = "gradient_norm"
 
 
@@ -31,19 +31,19 @@ def train(task: Task, modules: dict[str, nn.Module], plan: Plan, folder: Path) -
     finished and saved. Raises RunError for a loss that is not finite, with the last good checkpoint.
     """
     training = Training(task, modules, plan, folder)
-    with _stop_signals() as stop, figures_bar("training", plan.steps, training.start) as bar:
+    with _stop_signals() as stop, training.tracked(), figures_bar("training", plan.steps, training.start) as bar:
         for step in range(training.start, plan.steps):
             training.step(step)
             done = step + 1
             if done % EVERY == 0 or done == plan.steps:
                 bar(done, training.report(done))
+            if done == plan.steps or done % plan.validate_every == 0:
+                training.validate(done)  # before it is saved: what a checkpoint leaves behind is never looked at again
             last = done == plan.steps or training.stopped(stop, done)
             if last or done % plan.save_every == 0:
                 training.save(done)
             if stop and last:
                 _end(stop[0], done, folder)
-            if last or done % plan.validate_every == 0:
-                training.validate(done)
     return training
 
 
@@ -52,8 +52,9 @@ class Training:
 
     def __init__(self, task: Task, modules: dict[str, nn.Module], plan: Plan, folder: Path):
         self.task, self.plan, self.folder = task, plan, folder
-        self.crew = [Trainee(name, module, plan) for name, module in modules.items()]
-        lead = self.crew[0].accelerator
+        places = [folder / TRACKERS, *[None] * (len(modules) - 1)]
+        self.crew = [Trainee(name, modules[name], plan, place) for name, place in zip(modules, places, strict=True)]
+        self.lead = lead = self.crew[0].accelerator
         self.parts = lead.num_processes * plan.accumulate
         if plan.batch % self.parts:
             raise RunError(
@@ -105,6 +106,7 @@ class Training:
                 figures = {name: self._mean(trainee, value) for name, value in means.items()}
                 self._check_finite(trainee.name, figures, step)
                 self.log.line(step, student=trainee.name, lr=trainee.lr, **figures)
+                self._track(step, trainee.name, {"lr": trainee.lr, **figures})
                 seen.append(f"{trainee.name} {figures['loss']:.4g}")
         lr = self.crew[0].lr
         self.reported = step
@@ -117,7 +119,7 @@ class Training:
         if self.is_main:
             state = {"step": step, "crew": {trainee.name: trainee.state() for trainee in self.crew}}
             checkpoints.save(self.folder, step, state, self.plan.keep)
-        self.crew[0].accelerator.wait_for_everyone()
+        self.lead.wait_for_everyone()
 
     @torch.no_grad()
     def validate(self, step: int) -> None:
@@ -126,11 +128,26 @@ class Training:
                 figures = self.task.validate(trainee.name, module, step)
             if figures:
                 self.log.line(step, student=trainee.name, validation=figures)
+                self._track(step, f"{trainee.name}/held_out", figures)
                 note(f"step {step}: {trainee.name} " + ", ".join(f"{k} {v:.5g}" for k, v in figures.items()))
+
+    @contextmanager
+    def tracked(self) -> Iterator[None]:
+        """Until the block is left, the plan's trackers hear what is logged."""
+        if self.plan.trackers:
+            self.lead.init_trackers("asdm")
+        try:
+            yield
+        finally:
+            for tracker in self.lead.trackers:  # not end_training(): that would part the processes
+                tracker.finish()
+
+    def _track(self, step: int, place: str, figures: dict[str, float]) -> None:
+        self.lead.log({f"{place}/{name}": value for name, value in figures.items()}, step=step)
 
     def stopped(self, stop: list[int], step: int) -> bool:
         """Whether this or any other process was told to stop; asked of the others every few steps only."""
-        lead = self.crew[0].accelerator
+        lead = self.lead
         if lead.num_processes == 1:
             return bool(stop)
         if step % EVERY:
@@ -153,7 +170,7 @@ class Training:
         return float(trainee.accelerator.reduce(value.to(self.device), "mean"))
 
     def _check_finite(self, name: str, figures: dict[str, float], step: int) -> None:
-        scaled = self.crew[0].accelerator.scaler is not None  # float16 tries scales that are too large, and steps back
+        scaled = self.lead.scaler is not None  # float16 tries scales that are too large, and steps back
         broken = [key for key, value in figures.items() if value - value != 0 and not (scaled and key == NORM)]
         if broken:
             raise RunError(

@@ -88,5 +88,5 @@ def mixed_precision(precision: str, device: str = "auto") -> str:
     if precision == "auto":
         return "bf16" if native_bf16() else "no"
     if precision == "float16" and (device == "cpu" or not torch.cuda.is_available()):
-        raise ModelError("precision: float16 trains on a GPU only; use bfloat16 or float32 here")
+        raise ModelError("float16 trains on a GPU only; use bfloat16 or float32 here")
     return PRECISIONS[precision]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -20,12 +21,13 @@ class Trainee:
     """`module` is the plain one (hooks and state dicts belong there), `wrapped` what accelerate made of it.
 
     Every trainee has an Accelerator of its own, because the loss scale of float16 follows one optimizer. What does
-    not require a gradient when this is made stays as it is.
+    not require a gradient when this is made stays as it is. Where `tracked` is a folder, the accelerator has the
+    plan's trackers, and they write there.
     """
 
-    def __init__(self, name: str, module: nn.Module, plan: Plan):
+    def __init__(self, name: str, module: nn.Module, plan: Plan, tracked: Path | None = None):
         self.name, self.module, self.clip = name, module, plan.clip
-        self.accelerator = accelerator(plan)
+        self.accelerator = accelerator(plan, tracked)
         learning = [weight for weight in module.parameters() if weight.requires_grad]
         if not learning:
             raise ModelError(f"{name}: all of it is frozen; leave something to learn")
@@ -99,11 +101,13 @@ class Trainee:
             self.accelerator.scaler.load_state_dict(state["scaler"])
 
 
-def accelerator(plan: Plan) -> Accelerator:
+def accelerator(plan: Plan, tracked: Path | None = None) -> Accelerator:
     """As the plan and the launcher say. Processes without a GPU are told so: accelerate would not group them."""
     on_cpu = plan.device == "cpu" or not torch.cuda.is_available()
     return Accelerator(
         cpu=on_cpu,
         mixed_precision=mixed_precision(plan.precision, plan.device),
         dynamo_backend="inductor" if plan.compile else None,
+        log_with=list(plan.trackers) if tracked and plan.trackers else None,
+        project_dir=tracked,
     )

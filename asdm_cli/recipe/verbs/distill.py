@@ -164,10 +164,10 @@ class DistillRecipe(Strict):
     """Share of captions replaced by the empty one, which guidance needs."""
     optimizer: Optimizer = Optimizer()
     """How weights follow the gradient."""
-    clip: Above | None = 1.0
-    """Longest gradient; longer ones are shortened to it. null: never."""
-    ema: Ema | None = Ema()
-    """The running mean of the weights. null: the model gets the weights of the last step."""
+    clip: Above | Literal["none"] = 1.0
+    """Longest gradient; longer ones are shortened to it. `none`: never."""
+    ema: Ema | Literal["none"] = Ema()
+    """The running mean of the weights. `none`: the model gets the weights of the last step."""
     precision: Dtype = "auto"
     """Number format of forward and backward passes; weights learn in float32. `auto` is bfloat16 where that is fast."""
     device: Text = "auto"
