@@ -39,9 +39,7 @@ class Encoder:
     @classmethod
     def load(cls, model: ModelDirectory, resolution: int, device: torch.device, dtype: torch.dtype) -> Encoder:
         check_resolution(model, resolution)
-        pipe = load_pipeline(model, device, dtype, with_plan=False)
-        pipe.unet = None
-        return cls(pipe, resolution)
+        return cls(load_pipeline(model, device, dtype, with_unet=False), resolution)
 
     @torch.no_grad()  # not inference_mode: what comes out takes part in training
     def latents(self, pictures: Sequence[numpy.ndarray], flipped: bool = False) -> Tensor:

@@ -90,7 +90,7 @@ def _task(plan: DistillPlan, samples: Encoded, state: PartialState, folder: Path
     if plan.teacher:
         task.attach_teacher(_teacher(plan, device))
     if recipe.validation.prompts and state.is_main_process:
-        pipe = load_pipeline(plan.host, device, torch.float32, with_plan=False)
+        pipe = load_pipeline(plan.host, device, torch.float32, with_unet=False)
         task.on_validation = partial(_draw, pipe, plan, folder)
     return task
 

@@ -64,18 +64,20 @@ def device_and_dtype(device: str = "auto", dtype: str = "auto") -> tuple[torch.d
 
 
 def load_pipeline(
-    directory: ModelDirectory, device: torch.device, dtype: torch.dtype, with_plan: bool = True
+    directory: ModelDirectory, device: torch.device, dtype: torch.dtype, with_plan: bool = True, with_unet: bool = True
 ) -> DiffusionPipeline:
     """The whole pipeline, ready to draw; without safety checker, watermark and progress bar.
 
-    What the model inherits from step to step is in force, unless `with_plan` is false.
+    What the model inherits from step to step is in force, unless `with_plan` is false. Without its UNet it only
+    encodes, and the largest part is not read.
     """
     kind = directory.index.get("_class_name")
     if not directory.is_pipeline or kind not in PIPELINES:
         what = f"a {kind}" if directory.is_pipeline else "a bare UNet"
         raise ModelError(f"{directory.path}: is {what}; whole pictures need a {' or '.join(PIPELINES)} directory")
-    nodes = run_time_nodes(directory) if with_plan else None
+    nodes = run_time_nodes(directory) if with_plan and with_unet else None
     pipeline, switches = PIPELINES[kind]
+    switches = switches if with_unet else {**switches, "unet": None}
     pipe = _read(
         directory.path,
         lambda: pipeline.from_pretrained(
