@@ -220,7 +220,7 @@ def _card(plan: DistillPlan, training: Training, samples: Encoded) -> Card:
     return {
         "teacher": plan.teacher.name if plan.teacher else "none",
         "students": [f"{learner.name}: {learner.directory.name}" for learner in plan.learners],
-        "data": [shard.name for shard in plan.train],
+        "data": [shard.name.rsplit("/", 1)[-1] for shard in plan.train],  # whose folder it was says nothing elsewhere
         "samples": samples.size,
         "faulty_samples_left_out": [f"{kind}: {n}" for kind, n in samples.faults.counts.items()] or "none",
         "resolution": f"{plan.resolution} x {plan.resolution}",
@@ -232,7 +232,7 @@ def _card(plan: DistillPlan, training: Training, samples: Encoded) -> Card:
         "optimizer": f"{optimizer.name}, lr {optimizer.lr:g}, {optimizer.schedule}, warm-up {optimizer.warmup}",
         "running_mean": "none" if recipe.ema == "none" else f"decay {recipe.ema.decay:g}",
         "text_dropout": recipe.text_dropout,
-        "precision": mixed_precision(recipe.precision, recipe.device),
+        "precision": {"no": "float32"}.get(word := mixed_precision(recipe.precision, recipe.device), word),
         "seed": recipe.seed,
         "processes": training.crew[0].accelerator.num_processes,
         **machine(training.device),

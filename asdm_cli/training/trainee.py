@@ -32,6 +32,8 @@ class Trainee:
         if not learning:
             raise ModelError(f"{name}: all of it is frozen; leave something to learn")
         module.to(self.accelerator.device, memory_format=torch.channels_last)
+        if self.accelerator.device.type == "cpu":
+            _spare_norms(module)
         self.learning = learning
         optimizer = plan.optimizer(learning, lr=plan.lr, **plan.options)
         kind = "constant_with_warmup" if plan.schedule == "constant" else plan.schedule
@@ -99,6 +101,19 @@ class Trainee:
             self.ema.to(self.accelerator.device)
         if self.accelerator.scaler is not None:
             self.accelerator.scaler.load_state_dict(state["scaler"])
+
+
+def _spare_norms(module: nn.Module) -> None:
+    """Behind frozen layers: torch (2.13) dies in GroupNorm's backward pass on a CPU where a channels-last input needs
+    no gradient and the weights do."""
+
+    def contiguous(norm: nn.GroupNorm, inputs: tuple[Tensor]) -> tuple[Tensor] | None:
+        dies = torch.is_grad_enabled() and norm.weight.requires_grad and not inputs[0].requires_grad
+        return (inputs[0].contiguous(),) if dies else None
+
+    for each in module.modules():
+        if isinstance(each, nn.GroupNorm):
+            each.register_forward_pre_hook(contiguous)
 
 
 def accelerator(plan: Plan, tracked: Path | None = None) -> Accelerator:

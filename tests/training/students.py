@@ -34,15 +34,22 @@ PLAIN = Plan(
 """As little as possible beside the losses."""
 
 
-def pair(kind: str, shape: str = "sd15", seed: int = 0) -> tuple[nn.Module, nn.Module]:
+def pair(kind: str, shape: str = "sd15", seed: int = 0) -> tuple[Any, Any]:
     """A teacher, and what a pruning leaves of it."""
-    teacher = tiny.unet(tiny.shape(shape), seed)
+    teacher = fresh(tiny.shape(shape), seed)
     return teacher, pruned(teacher, kind)
 
 
-def pruned(teacher: Any, remove: Any) -> nn.Module:
+def fresh(config: dict[str, Any], seed: int = 0) -> Any:
+    """The same random weights every time."""
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        return tiny.unet(config, seed)
+
+
+def pruned(teacher: Any, remove: Any) -> Any:
     config, tensors = apply(dict(teacher.config), teacher.state_dict(), remove)
-    student = tiny.unet(config)
+    student = fresh(config)
     student.load_state_dict({name: tensor.clone() for name, tensor in tensors.items()})
     return student
 

@@ -18,7 +18,7 @@ from asdm_cli.training.log import read
 from asdm_cli.training.loop import LOG
 from asdm_cli.training.order import Noise, Part
 from tests import tiny
-from tests.training.students import PLAIN, distillation, memory, pair, pruned, scheduler, trained
+from tests.training.students import PLAIN, distillation, fresh, memory, pair, pruned, scheduler, trained
 
 
 def state(module: nn.Module) -> dict[str, Tensor]:
@@ -39,8 +39,8 @@ class Seen(Distillation):
 
 
 def test_a_model_learns_nothing_from_itself(tmp_path: Path) -> None:
-    teacher = tiny.unet(tiny.shape("sd15"))
-    student = tiny.unet(tiny.shape("sd15"))
+    teacher = fresh(tiny.shape("sd15"))
+    student = fresh(tiny.shape("sd15"))
     before = state(student)
     task = distillation({"s": student}, teacher, weights=(0, 1, 1))
     trained(tmp_path, task, {"s": student}, replace(PLAIN, steps=5, batch=5, options={"weight_decay": 0.0}))
@@ -195,7 +195,7 @@ def test_features_are_recorded_only_while_asked_for() -> None:
 
 
 def test_students_of_one_run_are_those_trained_alone(tmp_path: Path) -> None:
-    teacher = tiny.unet(tiny.shape("sd15"))
+    teacher = fresh(tiny.shape("sd15"))
     kinds = ("base", "small", "tiny")
     plan = replace(PLAIN, ema_decay=0.5, schedule="cosine", warmup=1)
     together = {kind: pruned(teacher, kind) for kind in kinds}
@@ -211,7 +211,7 @@ def test_students_of_one_run_are_those_trained_alone(tmp_path: Path) -> None:
 
 
 def test_the_teacher_answers_once_for_all_students(tmp_path: Path) -> None:
-    teacher = tiny.unet(tiny.shape("sd15"))
+    teacher = fresh(tiny.shape("sd15"))
     calls: list[int] = []
     teacher.register_forward_hook(lambda *_: calls.append(1))
     students = {kind: pruned(teacher, kind) for kind in ("base", "tiny")}
@@ -293,7 +293,7 @@ def test_compiled_students_learn_the_same(tmp_path: Path) -> None:
             down_block_types=["DownBlock2D", "DownBlock2D"],
             up_block_types=["UpBlock2D", "UpBlock2D"],
         )
-        teacher, student = tiny.unet(config, 1), tiny.unet(config)
+        teacher, student = fresh(config, 1), fresh(config)
         task = distillation({"s": student}, teacher)
         trained(tmp_path / str(compile_), task, {"s": student}, replace(PLAIN, steps=2, compile=compile_))
         found.append((curve(tmp_path / str(compile_)), state(student)))
