@@ -60,7 +60,7 @@ def run(plan: Plan, run: Run) -> Report:
     """Train, or go on training; then the first process writes models, cards and reports."""
     state, distill = processes(), plan.distill
     samples = _dataset(distill).open(state.device, _share(state))
-    task = _task(distill, samples, state, run.path / PICTURES)
+    task = _task(distill, samples, state, run.path)
     modules = {learner.name: _student(distill, learner) for learner in distill.learners}
     for name, module in modules.items():
         task.attach_student(name, module)
@@ -130,7 +130,7 @@ def _student(plan: DistillPlan, learner: Learner) -> nn.Module:
 def _draw(pipe: Any, plan: DistillPlan, folder: Path, name: str, unet: nn.Module, step: int) -> None:
     """The same prompts and noise at every look."""
     look = plan.recipe.validation
-    kept = PictureSet(_at(folder, name, step), len(look.prompts))
+    kept = PictureSet(_home(plan, name, folder) / PICTURES / f"{step:08}", len(look.prompts))
     pipe.unet = unet
     drawn = pictures(
         pipe,
@@ -146,8 +146,9 @@ def _draw(pipe: Any, plan: DistillPlan, folder: Path, name: str, unet: nn.Module
         kept.save(index, picture)
 
 
-def _at(folder: Path, name: str, step: int) -> Path:
-    return folder / name / f"{step:08}"
+def _home(plan: DistillPlan, name: str, folder: Path) -> Path:
+    """Where a student's model, pictures and report go: several have a run directory each."""
+    return folder if len(plan.learners) == 1 else folder / "students" / name
 
 
 def _written(plan: DistillPlan, training: Training, run: Run, samples: Encoded) -> Report:
@@ -156,7 +157,7 @@ def _written(plan: DistillPlan, training: Training, run: Run, samples: Encoded) 
     seconds, card = training.watch.per_step(), _card(plan, training, samples)
     report = trained(plan, lines, seconds, _drawn(plan, run.path), {"training": card})
     for learner, trainee in zip(plan.learners, training.crew, strict=True):
-        home = run.path if alone else run.path / "students" / learner.name
+        home = _home(plan, learner.name, run.path)
         with trainee.as_written() as module:
             _write_model(plan, learner, module, home / "model", lines, card)
         if not alone:
@@ -208,7 +209,7 @@ def _drawn(plan: DistillPlan, folder: Path) -> dict[str, dict[int, list[Path]]]:
     count = len(plan.recipe.validation.prompts)
     found: dict[str, dict[int, list[Path]]] = {}
     for learner in plan.learners if count else ():
-        for each in sorted((folder / PICTURES / learner.name).glob("[0-9]*")):
+        for each in sorted((_home(plan, learner.name, folder) / PICTURES).glob("[0-9]*")):
             kept = PictureSet(each, count)
             if not kept.missing(range(count)):
                 found.setdefault(learner.name, {})[int(each.name)] = [kept.path(index) for index in range(count)]

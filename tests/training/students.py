@@ -95,7 +95,7 @@ def distillation(
         for index, row in enumerate(each[0])
     ]
     task = Distillation(samples or memory(), scheduler(), joined, **settings)
-    task.attach_teacher(teacher)
+    task.attach_teacher(teacher.to(memory_format=torch.channels_last))  # as the verb does
     for name, student in students.items():
         task.attach_student(name, student)
     return task

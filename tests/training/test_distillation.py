@@ -163,7 +163,7 @@ def test_gradient_checkpointing_changes_no_loss_and_no_gradient(shape: str, adde
     counts: dict[str, int] = {}
     for name, module in student.named_modules():
         if name.endswith(("resnets.0", "ff")):
-            module.register_forward_hook(lambda *_, name=name: counts.update({name: counts.get(name, 0) + 1}))
+            module.register_forward_pre_hook(lambda *_, name=name: counts.update({name: counts.get(name, 0) + 1}))
     found = []
     for on in (False, True):
         if on:
