@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import signal
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
@@ -66,7 +67,7 @@ class Training:
         self.log = Log(folder / LOG, self.start, self.is_main)
         self.watch = Stopwatch(self.device)
         self.means = {trainee.name: Means() for trainee in self.crew}
-        self.reported = self.start
+        self.reported, self.since = self.start, time.monotonic()
 
     def step(self, step: int) -> None:
         for index in range(self.plan.accumulate):
@@ -107,10 +108,10 @@ class Training:
                 self._check_finite(trainee.name, figures, step)
                 self.log.line(step, student=trainee.name, lr=trainee.lr, **figures)
                 self._track(step, trainee.name, {"lr": trainee.lr, **figures})
-                seen.append(f"{trainee.name} {figures['loss']:.4g}")
-        lr = self.crew[0].lr
-        self.reported = step
-        return f"loss {', '.join(seen)}  lr {lr:.2g}"
+                seen.append(_words(trainee.name if len(self.crew) > 1 else "", figures))
+        samples = (step - self.reported) * self.plan.batch / max(1e-9, time.monotonic() - self.since)
+        self.reported, self.since = step, time.monotonic()
+        return f"{', '.join(seen)}  lr {self.crew[0].lr:.2g}  {samples:.1f} images/s"
 
     def save(self, step: int) -> None:
         """Only what is finite: a broken state must not take a good one's place."""
@@ -177,6 +178,13 @@ class Training:
                 f"{name}: {', '.join(broken)} is not finite between the steps {self.reported} and {step}; a lower "
                 f"learning rate may help; the last good state is {checkpoints.last_good(self.folder)}"
             )
+
+
+def _words(name: str, figures: dict[str, float]) -> str:
+    """Of one student alone every term; beside others there is room for the whole only."""
+    if name:
+        return f"{name} {figures['loss']:.4g}"
+    return " ".join(f"{term} {value:.4g}" for term, value in figures.items() if term != NORM)
 
 
 def _total(terms: dict[str, Term]) -> Tensor:

@@ -52,6 +52,11 @@ def _tap(student: Anatomy, teacher: Anatomy, address: str) -> Tap:
     rest = address.removeprefix(f"{block.address}.").split(".")
     if rest[0].isdigit():
         number = int(rest[0]) + len(twin.layers) - len(block.layers)
+        if number < 0:
+            raise ModelError(
+                f"{address}: the teacher's {twin.address} has {len(twin.layers)} layer(s), and layers are paired "
+                "from the end; name other nodes"
+            )
         rest[0] = str(number)
     other = ".".join([twin.address, *rest])
     if other not in teacher:
