@@ -6,15 +6,18 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import TypeVar
 
-from rich.console import Console
+from rich.console import Console, Group
+from rich.live import Live
 from rich.progress import (
     BarColumn,
     MofNCompleteColumn,
     Progress,
+    ProgressColumn,
     TextColumn,
     TimeElapsedColumn,
     TimeRemainingColumn,
 )
+from rich.text import Text
 
 Item = TypeVar("Item")
 console = Console(stderr=True)
@@ -29,11 +32,8 @@ def note(message: str) -> None:
     console.print(message, highlight=False, soft_wrap=True)
 
 
-def track(items: Iterable[Item], what: str, total: int | None = None) -> Iterator[Item]:
-    """Yield `items` behind a bar with the time left; the bar disappears when it is done."""
-    if total is None and hasattr(items, "__len__"):
-        total = len(items)  # type: ignore[arg-type]
-    columns = (
+def _columns() -> tuple[ProgressColumn, ...]:
+    return (
         TextColumn("{task.description}"),
         BarColumn(),
         MofNCompleteColumn(),
@@ -41,7 +41,13 @@ def track(items: Iterable[Item], what: str, total: int | None = None) -> Iterato
         TextColumn("left"),
         TimeRemainingColumn(),
     )
-    with Progress(*columns, console=console, transient=True) as bar:
+
+
+def track(items: Iterable[Item], what: str, total: int | None = None) -> Iterator[Item]:
+    """Yield `items` behind a bar with the time left; the bar disappears when it is done."""
+    if total is None and hasattr(items, "__len__"):
+        total = len(items)  # type: ignore[arg-type]
+    with Progress(*_columns(), console=console, transient=True) as bar:
         task = bar.add_task(what, total=total)
         for item in items:
             yield item
@@ -50,16 +56,14 @@ def track(items: Iterable[Item], what: str, total: int | None = None) -> Iterato
 
 @contextmanager
 def figures_bar(what: str, total: int, start: int = 0) -> Iterator[Callable[[int, str], None]]:
-    """A bar that shows figures under way: call what it yields with how many are done, and a few words."""
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TextColumn("{task.fields[figures]}"),
-        TimeElapsedColumn(),
-        TextColumn("left"),
-        TimeRemainingColumn(elapsed_when_finished=True),
-    )
-    with Progress(*columns, console=console, transient=True, speed_estimate_period=300) as bar:
-        task = bar.add_task(what, total=total, completed=start, figures="")
-        yield lambda done, figures: bar.update(task, completed=done, figures=figures)
+    """A bar with figures on a line below: call what it yields with how many are done, and a few words."""
+    bar = Progress(*_columns(), speed_estimate_period=300)
+    task = bar.add_task(what, total=total, completed=start)
+    figures = Text(overflow="ellipsis", no_wrap=True, style="dim")
+
+    def show(done: int, words: str) -> None:
+        bar.update(task, completed=done)
+        figures.plain = words
+
+    with Live(Group(bar, figures), console=console, transient=True):
+        yield show
