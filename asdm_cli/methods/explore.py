@@ -57,6 +57,9 @@ class Plan:
         rows, tokens = 2 if self.recipe.guidance > 1 else 1, self.first.made.first.directory.tokens
         return Timing(rows, _latent(self.eval), tokens, self.recipe.repeats, self.recipe.warmups)
 
+    def _bytes(self) -> int:
+        return sum(entry.size for one in self.candidates for entry in one.made.tensors.values())
+
     def report(self) -> Report:
         rows: list[dict[str, Cell | Interval]] = [
             {
@@ -70,7 +73,7 @@ class Plan:
         heads = [Column("name", "combination"), Column("layers", "layers per block"), *cost_columns()]
         told = [
             f"{len(self.candidates)} combinations, {self.eval.count} prompts, {self.recipe.steps} steps, beside "
-            f"{self.first.name} itself."
+            f"{self.first.name} itself. Their weights will take {self._bytes() / 1e9:.2f} GB of disk."
         ]
         if bound := self.recipe.budget and self.recipe.budget.latency_ratio:
             told.append(f"Those whose UNet call takes more than {bound:g} of its time leave once they have been timed.")
