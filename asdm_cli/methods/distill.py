@@ -28,7 +28,7 @@ from asdm_cli.models.provenance import record
 from asdm_cli.models.write import assemble_directory, write_config
 from asdm_cli.recipe.verbs.distill import DistillRecipe
 from asdm_cli.report.document import Report
-from asdm_cli.report.run_directory import Run
+from asdm_cli.report.run_directory import TRAINING, Run
 from asdm_cli.training.card import model_card
 from asdm_cli.training.distill_plan import DistillPlan, Learner, make_plan
 from asdm_cli.training.distillation import Distillation
@@ -39,7 +39,7 @@ from asdm_cli.training.report import planned, trained
 from asdm_cli.unet.checkpoint import WEIGHTS
 
 RESUMABLE = True
-TRAINING, PICTURES = "training", "pictures"
+PICTURES = "pictures"
 AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
@@ -164,8 +164,7 @@ def _written(plan: DistillPlan, training: Training, run: Run, samples: Encoded) 
             _write_own_report(plan, learner, run, home, lines, card)
     (run.path / LOG).write_bytes((run.path / TRAINING / LOG).read_bytes())
     if (tracked := run.path / TRAINING / TRACKERS).exists():
-        tracked.rename(run.path / TRACKERS)
-    shutil.rmtree(run.path / TRAINING)
+        shutil.copytree(tracked, run.path / TRACKERS, dirs_exist_ok=True)
     return report
 
 

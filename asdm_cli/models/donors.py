@@ -70,7 +70,8 @@ def open_donors(sources: Mapping[str, str]) -> dict[str, Donor]:
             found[name] = Donor(name, directory, directory.config("unet"), checkpoint)
         except ModelError as error:
             faults.append(f"donors.{name}: {error}")
-    faults += _unlike_pipelines(found)
+    models = {name: donor.directory for name, donor in found.items()}
+    faults += [f"donors: {unlike}" for unlike in unlike_pipelines(models)]
     if faults:
         raise ModelError("\n".join(faults))
     return found
@@ -99,15 +100,16 @@ def _origin(donor: Donor) -> dict[str, Any]:
     return {**origin, "history": before} if before else origin
 
 
-def _unlike_pipelines(donors: Mapping[str, Donor]) -> list[str]:
+def unlike_pipelines(models: Mapping[str, ModelDirectory]) -> list[str]:
+    """In words: what VAE, text encoder and scheduler say that is not the same in all of them."""
     faults = []
     for component, key, default in AROUND:
         values = {
-            name: donor.directory.config(component).get(key, default)
-            for name, donor in donors.items()
-            if component in donor.directory.components
+            name: model.config(component).get(key, default)
+            for name, model in models.items()
+            if component in model.components
         }
         if len(set(values.values())) > 1:
             each = ", ".join(f"{name} has {value!r}" for name, value in values.items())
-            faults.append(f"donors: {key} of the {component} must be the same everywhere: {each}")
+            faults.append(f"{key} of the {component} must be the same everywhere: {each}")
     return faults

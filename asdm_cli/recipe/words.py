@@ -38,6 +38,8 @@ WANTED = {
 """pydantic's error type -> what we say; the braces are filled from the error's own context."""
 
 _SHAPES = {"string_type", "int_type", "float_type", "bool_type", "list_type", "model_type", "dict_type"}
+_KINDS = {*_SHAPES, "literal_error"}
+"""Errors about what kind of value it is: where several kinds are allowed, there is one for each."""
 _NO_VALUE = {"missing", "too_short", "too_long", "string_too_short"}
 
 
@@ -89,9 +91,9 @@ def _where(details: ErrorDetails, data: Any) -> Where:
 
 
 def _deeper(where: Where, group: list[ErrorDetails], by_place: dict[Where, list[ErrorDetails]]) -> bool:
-    """Whether these only say 'not text' of a list whose own entries are what is wrong."""
+    """Whether these only say 'not text' of a list, or 'not none' of a mapping, in which something is wrong."""
     inside = any(other[: len(where)] == where and other != where for other in by_place)
-    return inside and all(details["type"] in _SHAPES for details in group)
+    return inside and all(details["type"] in _KINDS for details in group)
 
 
 def _faults_at(where: Where, group: list[ErrorDetails], source: Source, recipe: type[BaseModel]) -> Iterator[Fault]:
@@ -104,23 +106,37 @@ def _faults_at(where: Where, group: list[ErrorDetails], source: Source, recipe: 
         known = _keys_beside(recipe, where)
         what = "does not go with the other keys here" if word in known else f"unknown key{did_you_mean(word, known)}"
         yield source.fault(where, what, on_key=True)
-    elif details["type"] in _SHAPES:
+    elif details["type"].startswith("union_tag"):
+        yield _mark_fault(where, details, source)
+    elif all(each["type"] in _KINDS for each in group) and any(each["type"] in _SHAPES for each in group):
         wants = dict.fromkeys(_wanted(each).removeprefix("must be ") for each in group)
         yield source.fault(where, f"must be {' or '.join(wants)}, got {_shape(details, wants)}")
     else:
         yield source.fault(where, _sentence(details))
 
 
+def _mark_fault(where: Where, details: ErrorDetails, source: Source) -> Fault:
+    """The key that says which of several mappings this is: `kind` of a loss."""
+    key = details["ctx"]["discriminator"].strip("'")
+    if details["type"] == "union_tag_not_found":
+        return source.fault((*where, key), "must be given")
+    return source.fault((*where, key), _choice(details["ctx"]["expected_tags"], details["input"][key]))
+
+
 def _sentence(details: ErrorDetails) -> str:
     if details["type"] == "value_error":
         return str(details["ctx"]["error"])
     if details["type"] == "literal_error":
-        known = re.findall(r"'([^']*)'", details["ctx"]["expected"])
-        value = details["input"]
-        hint = did_you_mean(value, known) if isinstance(value, str) else ""
-        return f"must be {one_of(known)}, got {got(value)}{hint}"
+        return _choice(details["ctx"]["expected"], details["input"])
     what = _wanted(details)
     return what if details["type"] in _NO_VALUE else f"{what}, got {got(details['input'])}"
+
+
+def _choice(expected: str, value: Any) -> str:
+    """`expected` as pydantic lists it: the words in quotes."""
+    known = re.findall(r"'([^']*)'", expected)
+    hint = did_you_mean(value, known) if isinstance(value, str) else ""
+    return f"must be {one_of(known)}, got {got(value)}{hint}"
 
 
 def _wanted(details: ErrorDetails) -> str:

@@ -24,6 +24,9 @@ from asdm_cli.report.render_json import part_inside, to_json
 RECIPE = "recipe.yaml"
 REPORT = "report.json"
 PAGE = "report.html"
+TRAINING = "training"
+"""What only an unfinished run goes on from. It goes when everything else is in its place: a kill before that must not
+cost days of work."""
 
 DISK_TROUBLE = {
     errno.ENOSPC: "the disk is full; make room, or choose a place on another disk",
@@ -75,6 +78,7 @@ def run_directory(target: Path, overwrite: bool, resumable: bool, recipe_yaml: s
         except BaseException:
             _leave(partial, resumable)
             raise
+        shutil.rmtree(target / TRAINING, ignore_errors=True)
 
 
 def is_run(folder: Path) -> bool:

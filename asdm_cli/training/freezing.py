@@ -23,7 +23,11 @@ def frozen_keys(
     words = [word for pattern in wanted for word in _resolved(pattern, taken)]
     outside = {key.split(".")[0] for key in keys if anatomy.address_of_key(key) is None}
     addresses = [word for word in words if word not in outside]
-    inside = frozenset().union(*(anatomy.inside(address) for address in anatomy.match(addresses)))
+    try:
+        named = anatomy.match(addresses)
+    except ModelError as error:
+        raise ModelError(f"{error}; outside the blocks are {', '.join(sorted(outside))}") from None
+    inside = frozenset().union(*(anatomy.inside(address) for address in named))
     return frozenset(key for key in keys if anatomy.address_of_key(key) in inside or key.split(".")[0] in words)
 
 

@@ -11,6 +11,7 @@ from types import FrameType
 from typing import Any
 
 import torch
+from accelerate.state import AcceleratorState
 from torch import Tensor, nn
 
 from asdm_cli.errors import RunError
@@ -53,6 +54,7 @@ class Training:
 
     def __init__(self, task: Task, modules: dict[str, nn.Module], plan: Plan, folder: Path):
         self.task, self.plan, self.folder = task, plan, folder
+        AcceleratorState._reset_state()  # an earlier training of this process may have had another precision
         places = [folder / TRACKERS, *[None] * (len(modules) - 1)]
         self.crew = [Trainee(name, modules[name], plan, place) for name, place in zip(modules, places, strict=True)]
         self.lead = lead = self.crew[0].accelerator
@@ -130,6 +132,7 @@ class Training:
             if figures:
                 self.log.line(step, student=trainee.name, validation=figures)
                 self._track(step, f"{trainee.name}/held_out", figures)
+            if figures and self.is_main:
                 note(f"step {step}: {trainee.name} " + ", ".join(f"{k} {v:.5g}" for k, v in figures.items()))
 
     @contextmanager

@@ -80,14 +80,15 @@ def by_hand(unet: nn.Module, names: list[str], inputs: tuple[Tensor, ...]) -> tu
 
 
 BASE = [f"{side}_blocks.{i}" for side in ("up", "down") for i in range(4)]
+DOWN = ["down_blocks.0", "down_blocks.1"]
 NODES = {
     "base": (BASE, BASE),
     "small": (BASE, BASE),
     "tiny": (
-        [*(f"down_blocks.{i}" for i in (0, 1)), "down_blocks.2.attentions.0.proj_out", *(f"up_blocks.{i}" for i in range(3))],
-        [*(f"down_blocks.{i}" for i in (0, 1)), "down_blocks.2.attentions.1.proj_out", *(f"up_blocks.{i}" for i in (1, 2, 3))],
+        [*DOWN, "down_blocks.2.attentions.0.proj_out", *(f"up_blocks.{i}" for i in (0, 1, 2))],
+        [*DOWN, "down_blocks.2.attentions.1.proj_out", *(f"up_blocks.{i}" for i in (1, 2, 3))],
     ),
-}  # fmt: skip
+}
 """Student's and teacher's modules, as BK-SDM's training scripts name them."""
 
 
@@ -162,9 +163,7 @@ def test_rows_are_weighed_by_step_and_told_apart() -> None:
     error = (predicted - batch.target).square().mean((1, 2, 3))
     assert terms["task 2"].value.item() == pytest.approx((error * (snr.clamp(max=5) / snr)).mean().item(), rel=1e-4)
     scaled = feature_loss(
-        *(
-            by_hand(unet, BASE, (batch.noisy, batch.timesteps, batch.condition.text))[1] for unet in (student, teacher)
-        ),
+        *(by_hand(unet, BASE, (batch.noisy, batch.timesteps, batch.condition.text))[1] for unet in (student, teacher)),
         normalise=True,
     )
     assert terms["features"].value.item() == pytest.approx(scaled.item(), rel=1e-5)
@@ -179,7 +178,10 @@ def test_a_zero_snr_schedule_trains() -> None:
     unet = tiny.unet(tiny.shape("sd15"))
     task = Distillation(memory(2), ddim, [Row("task", snr_gamma=5.0)])
     task.attach_student("s", unet)
-    batch = task.read(torch.arange(2), SimpleNamespace(
-        integers=lambda _high: torch.tensor([999, 998]), uniform=lambda: torch.ones(2), normal=lambda *n: torch.randn(2, *n)
-    ))  # fmt: skip
+    noise = SimpleNamespace(
+        integers=lambda _high: torch.tensor([999, 998]),
+        uniform=lambda: torch.ones(2),
+        normal=lambda *shape: torch.randn(2, *shape),
+    )
+    batch = task.read(torch.arange(2), noise)
     assert torch.isfinite(task.losses("s", unet, task.prepare(batch), 0)["task"].value)

@@ -1,0 +1,53 @@
+"""A distillation as a program for torchrun: `share.py FOLDER`. Every process leaves the rows that it read."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from asdm_cli.training.distillation import Distillation
+from asdm_cli.training.order import Noise
+from asdm_cli.training.plan import Plan
+from tests.training.students import PLAIN, distillation, memory, pair, trained
+
+PLAN = replace(PLAIN, steps=6, batch=8, save_every=3, ema_decay=0.9)
+SIZE = 24
+"""Three steps make an epoch."""
+
+
+class Seen(Distillation):
+    """Remembers which rows were read."""
+
+    def read(self, rows: Tensor, noise: Noise) -> Any:
+        self.__dict__.setdefault("seen", []).append(rows.tolist())
+        return super().read(rows, noise)
+
+
+def run(folder: Path, plan: Plan = PLAN) -> list[list[int]]:
+    """Train, leave the written weights, and return the rows part by part. The mid block is frozen."""
+    teacher, student = pair("base")
+    student.mid_block.requires_grad_(False)
+    task = distillation({"s": student}, teacher, memory(SIZE), text_dropout=0.3)
+    task.__class__ = Seen
+    task.held_out = memory(4)
+    training = trained(folder, task, {"s": student}, plan)
+    if training.is_main:
+        with training.crew[0].as_written() as module:
+            torch.save(module.state_dict(), folder / "written.pt")
+    return task.seen  # type: ignore[attr-defined,no-any-return]
+
+
+if __name__ == "__main__":
+    torch.set_num_threads(1)
+    home = Path(sys.argv[1])
+    for accumulate in (1, 2):
+        rows = run(home / f"two-{accumulate}", replace(PLAN, accumulate=accumulate))
+        (home / f"two-{accumulate}-{os.environ['RANK']}.json").write_text(json.dumps(rows))
+    torch.distributed.destroy_process_group()

@@ -1,0 +1,191 @@
+"""Which nodes of a teacher answer to which of a student: BK-SDM's pairs, from a block's end, or a clear refusal."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from asdm_cli.errors import ModelError
+from asdm_cli.training.features import Features
+from asdm_cli.unet.anatomy import Anatomy
+from asdm_cli.unet.blocks import per_level
+from asdm_cli.unet.cost import inputs
+from asdm_cli.unet.presets import preset
+from asdm_cli.unet.surgery import remove
+from asdm_cli.unet.taps import Tap, taps
+from tests import tiny
+
+BLOCKS = ["down.?", "up.?"]
+EIGHT = [f"{side}_blocks.{i}" for side in ("down", "up") for i in range(4)]
+
+
+def student(shape: str, removed: Any) -> Anatomy:
+    return Anatomy.of(remove(preset(shape), removed).config)
+
+
+def pairs(found: list[Tap]) -> list[tuple[str, str]]:
+    """Modules of student and teacher, one by one."""
+    return [pair for tap in found for pair in zip(tap.student_modules, tap.teacher_modules, strict=True)]
+
+
+@pytest.mark.parametrize("shape", ["sd15", "sd21"])
+@pytest.mark.parametrize("removed", ["base", "small"])
+def test_base_and_small_have_the_eight_pairs_of_bk_sdm(shape: str, removed: str) -> None:
+    found = taps(student(shape, removed), Anatomy.of(preset(shape)), BLOCKS)
+    assert pairs(found) == [(name, name) for name in EIGHT]
+
+
+@pytest.mark.parametrize("shape", ["sd15", "sd21"])
+def test_tiny_has_the_six_pairs_of_bk_sdm(shape: str) -> None:
+    found = taps(student(shape, "tiny"), Anatomy.of(preset(shape)), BLOCKS)
+    assert pairs(found) == [
+        ("down_blocks.0", "down_blocks.0"),
+        ("down_blocks.1", "down_blocks.1"),
+        ("down_blocks.2.attentions.0.proj_out", "down_blocks.2.attentions.1.proj_out"),
+        ("up_blocks.0", "up_blocks.1"),
+        ("up_blocks.1", "up_blocks.2"),
+        ("up_blocks.2", "up_blocks.3"),
+    ]
+    assert [(tap.student, tap.teacher) for tap in found][2] == ("down.2.0.attn", "down.2.1.attn")
+
+
+def test_sdxl_has_six_pairs() -> None:
+    found = taps(student("sdxl", "base"), Anatomy.of(preset("sdxl")), BLOCKS)
+    assert pairs(found) == [(f"{side}_blocks.{i}",) * 2 for side in ("down", "up") for i in range(3)]
+
+
+def test_layers_are_paired_from_the_end() -> None:
+    found = taps(student("sd15", "base"), Anatomy.of(preset("sd15")), ["down.1.?", "up.2.?"])
+    assert pairs(found) == [
+        ("down_blocks.1.attentions.0", "down_blocks.1.attentions.1"),
+        ("up_blocks.2.attentions.0", "up_blocks.2.attentions.1"),
+        ("up_blocks.2.attentions.1", "up_blocks.2.attentions.2"),
+    ]
+
+
+def test_parts_of_transformers_are_paired_one_by_one() -> None:
+    teacher = Anatomy.of(preset("sdxl"))
+    found = taps(student("sdxl", "base"), teacher, "down.2.*.self")
+    assert [(tap.student, tap.teacher) for tap in found] == [("down.2.0.self", "down.2.1.self")]
+    inner = "down_blocks.2.attentions.{}.transformer_blocks.{}.attn1"
+    assert pairs(found) == [(inner.format(0, k), inner.format(1, k)) for k in range(10)]
+
+
+def test_a_resampler_and_a_resnet_answer_to_their_like() -> None:
+    found = taps(student("sd15", "base"), Anatomy.of(preset("sd15")), ["down.0.sampler", "down.3.0.resnet", "mid"])
+    assert pairs(found) == [
+        ("down_blocks.0.downsamplers.0", "down_blocks.0.downsamplers.0"),
+        ("down_blocks.3.resnets.0", "down_blocks.3.resnets.1"),
+        ("mid_block", "mid_block"),
+    ]
+
+
+@pytest.mark.parametrize("layers", [[1, 1, 2, 2], [2, 1, 1, 2], [1, 2, 1, 1]])
+def test_assembled_unets_need_no_history(layers: list[int]) -> None:
+    config = {**preset("sd15"), "layers_per_block": layers}
+    found = taps(Anatomy.of(config), Anatomy.of(preset("sd15")), [*BLOCKS, "down.?.0"])
+    assert [pair for pair in pairs(found) if pair[0] in EIGHT] == [(name, name) for name in EIGHT]
+    assert {tap.student: tap.teacher for tap in found if tap.student.count(".") == 2} == {
+        f"down.{level}.0": f"down.{level}.{2 - count}" for level, count in enumerate(layers)
+    }
+
+
+def config(**changes: Any) -> dict[str, Any]:
+    return {**preset("sd15"), **changes}
+
+
+@pytest.mark.parametrize(
+    ("other", "patterns", "fault"),
+    [
+        (config(block_out_channels=[320, 512, 1280, 1280]), BLOCKS, r"down\.1: is 640 channels wide .* down\.1 512;"),
+        (config(mid_block_type=None), ["mid"], "mid: the teacher has no mid block of level 3"),
+        (config(layers_per_block=1), ["down.0.0"], r"down\.0\.0: the teacher's down\.0 has 1 layer\(s\), .* end"),
+        (config(), ["down.9"], r"down\.9"),
+        (config(transformer_layers_per_block=2), ["down.0.1.self"], r"down\.0\.1\.self: has 1 .* the teacher has 2"),
+        (
+            config(down_block_types=["DownBlock2D", *["CrossAttnDownBlock2D"] * 2, "DownBlock2D"],
+                   up_block_types=["UpBlock2D", *["CrossAttnUpBlock2D"] * 2, "UpBlock2D"]),
+            ["down.0.1.attn"],
+            r"down\.0\.1\.attn: the teacher's down\.0 has no 1\.attn",
+        ),
+    ],
+)  # fmt: skip
+def test_what_has_no_answer_is_refused_by_its_address(other: dict[str, Any], patterns: list[str], fault: str) -> None:
+    with pytest.raises(ModelError, match=fault):
+        taps(Anatomy.of(preset("sd15")), Anatomy.of(other), patterns)
+
+
+def test_a_deeper_student_is_refused() -> None:
+    shallow = student("sd15", "tiny")
+    with pytest.raises(ModelError, match=r"down\.3: the teacher has no down block of level 3"):
+        taps(Anatomy.of(preset("sd15")), shallow, BLOCKS)
+
+
+def test_a_block_that_ends_with_a_transformer_on_one_side_only_is_refused() -> None:
+    kinds = ["CrossAttnDownBlock2D", "CrossAttnDownBlock2D", "DownBlock2D"]
+    ours = config(
+        block_out_channels=[320, 640, 1280],
+        down_block_types=kinds,
+        up_block_types=[kind.replace("Down", "Up") for kind in reversed(kinds)],
+    )
+    with pytest.raises(ModelError, match=r"down\.2: ends with a transformer on one side only; name its layers"):
+        taps(Anatomy.of(ours), Anatomy.of(preset("sd15")), BLOCKS)
+
+
+KINDS = st.sampled_from(["CrossAttnDownBlock2D", "DownBlock2D"])
+
+
+@st.composite
+def configs(draw: st.DrawFn) -> dict[str, Any]:
+    """UNets of two or three levels of any widths, depths and block types."""
+    levels = draw(st.integers(2, 3))
+    kinds = draw(st.lists(KINDS, min_size=levels, max_size=levels))
+    return tiny.shape(
+        "sd15",
+        block_out_channels=draw(st.lists(st.sampled_from([4, 8]), min_size=levels, max_size=levels)),
+        layers_per_block=draw(st.lists(st.integers(1, 3), min_size=levels, max_size=levels)),
+        transformer_layers_per_block=draw(st.lists(st.integers(1, 2), min_size=levels, max_size=levels)),
+        mid_block_type=draw(st.sampled_from([None, "UNetMidBlock2DCrossAttn"])),
+        down_block_types=kinds,
+        up_block_types=[kind.replace("Down", "Up") for kind in reversed(kinds)],
+    )
+
+
+WANTED = st.lists(
+    st.sampled_from(["down.?", "up.?", "mid", "down.?.?", "up.?.?", "*.resnet", "*.attn", "*.self", "*.ff"]),
+    min_size=1,
+    max_size=3,
+    unique=True,
+)  # fmt: skip
+REMOVED = st.lists(st.sampled_from(["down.0.1", "up.2.1", "down.1.0", "up.1.0", "mid", "down.2", "up.0"]), unique=True)
+
+
+@settings(max_examples=25, deadline=None, derandomize=True)
+@given(st.data())
+def test_every_pair_has_equal_shapes_or_is_refused(data: st.DataObject) -> None:
+    teacher = data.draw(configs())
+    other = data.draw(st.one_of(configs(), st.just(teacher)))
+    try:
+        gone = data.draw(REMOVED)
+        other = remove(other, gone).config if gone else other
+        found = taps(Anatomy.of(other), Anatomy.of(teacher), data.draw(WANTED))
+    except ModelError:
+        return
+    assert found
+    assert outputs(other, [name for name, _ in pairs(found)]) == outputs(teacher, [name for _, name in pairs(found)])
+
+
+def outputs(config: dict[str, Any], modules: list[str]) -> list[torch.Size]:
+    """Shapes of these modules' outputs in a forward."""
+    assert per_level(config, "block_out_channels")
+    with torch.device("meta"):
+        unet = tiny.UNet2DConditionModel.from_config(config)
+        features = Features(unet, list(dict.fromkeys(modules)))
+        with features.recorded() as kept:
+            unet(**inputs(config, batch=1, size=16, tokens=3))
+    shapes = {name: output.shape for name, output in zip(features.names, kept, strict=True)}
+    return [shapes[name] for name in modules]
