@@ -362,7 +362,7 @@ def test_every_fault_of_the_plan_is_told_at_once(
         "device": "cuda:1",
         "trackers": ["comet_ml"],
     }
-    monkeypatch.setattr("asdm_cli.training.distill_plan.get_available_trackers", lambda: [])
+    monkeypatch.setattr("asdm_cli.training.settings.get_available_trackers", lambda: [])
     told = distill(tmp_path, {**recipe, **faulty})
     assert (told.code, told.out) == (2, "")
     for words in (

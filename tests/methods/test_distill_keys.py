@@ -162,7 +162,7 @@ def usual_plan(base: dict[str, Any]) -> Any:
 def test_the_plan_tells(
     key: str, base: dict[str, Any], home: Path, usual_plan: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("asdm_cli.training.distill_plan.get_available_trackers", lambda: [])
+    monkeypatch.setattr("asdm_cli.training.settings.get_available_trackers", lambda: [])
     assert isinstance(usual_plan, dict), usual_plan
     assert planned(with_key(base, home, key, PLAN[key])) != usual_plan
 

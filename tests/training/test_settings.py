@@ -1,0 +1,41 @@
+"""What the loop is told, from a recipe."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from asdm_cli.errors import ModelError
+from asdm_cli.recipe.verbs import DistillRecipe
+from asdm_cli.training.gate import Faults
+from asdm_cli.training.plan import Plan
+from asdm_cli.training.settings import SHARDED, training_plan
+
+
+def planned(**optimizer: Any) -> Plan:
+    settings = {
+        "verb": "distill",
+        "teacher": "pocket",
+        "students": [{"name": "s", "model": "m"}],
+        "steps": 3,
+        "out": "o",
+    }
+    faults = Faults()
+    plan = training_plan(DistillRecipe.model_validate({**settings, "optimizer": optimizer}), faults)
+    faults.raise_all()
+    assert plan
+    return plan
+
+
+def test_optimizers_that_can_take_one_fused_pass() -> None:
+    assert planned().options == {"weight_decay": 0.01, "fused": True}
+    assert planned(options={"fused": False}).options == {"fused": False}
+    assert planned(name="RMSprop", options={}).options == {}
+
+
+@pytest.mark.parametrize("name", SHARDED)
+def test_shared_out_weights_are_refused(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(f"ACCELERATE_USE_{name}", "true")
+    with pytest.raises(ModelError, match=f"device: the launcher switched {name} on"):
+        planned()
