@@ -281,22 +281,21 @@ def test_held_out_losses_are_of_the_written_weights_and_the_same_noise(tmp_path:
         assert again["task"] == pytest.approx(error.square().mean().item(), rel=1e-5)
 
 
-def test_compiled_students_learn_the_same(tmp_path: Path) -> None:
-    """A few layers are enough to see that hooks and losses live through torch.compile."""
+def test_features_live_through_dynamo() -> None:
+    """Inductor itself computes wrong gradients on a CPU (torch 2.13), so the recipe refuses it there; hooks and losses
+    are held to the graphs that any compiler is given."""
     found = []
     for compile_ in (False, True):
-        config = tiny.shape(
-            "sd15",
-            block_out_channels=[8, 8],
-            layers_per_block=1,
-            mid_block_type=None,
-            down_block_types=["DownBlock2D", "DownBlock2D"],
-            up_block_types=["UpBlock2D", "UpBlock2D"],
-        )
-        teacher, student = fresh(config, 1), fresh(config)
+        teacher = fresh(tiny.shape("sd15"), 1)
+        student = fresh(tiny.shape("sd15"))
         task = distillation({"s": student}, teacher)
-        trained(tmp_path / str(compile_), task, {"s": student}, replace(PLAIN, steps=2, compile=compile_))
-        found.append((curve(tmp_path / str(compile_)), state(student)))
-    assert found[1][0][0] == pytest.approx(found[0][0][0], rel=1e-3)
-    assert found[0][1].keys() == found[1][1].keys()
-    assert all(torch.allclose(value, found[1][1][name], atol=1e-3) for name, value in found[0][1].items())
+        batch = task.prepare(task.read(torch.arange(4), Noise(0, 0, Part(4))))
+        module = torch.compile(student, backend="aot_eager") if compile_ else student
+        terms = task.losses("s", module, batch, 0)
+        sum(term.value for term in terms.values()).backward()
+        grads = [weight.grad for weight in student.parameters()]
+        found.append(({name: term.value.item() for name, term in terms.items()}, grads))
+    assert found[1][0] == pytest.approx(found[0][0], rel=1e-5)
+    assert len(found[0][1]) > 100
+    for plain, compiled in zip(found[0][1], found[1][1], strict=True):
+        torch.testing.assert_close(compiled, plain, rtol=1e-4, atol=1e-6)

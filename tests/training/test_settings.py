@@ -39,3 +39,11 @@ def test_shared_out_weights_are_refused(name: str, monkeypatch: pytest.MonkeyPat
     monkeypatch.setenv(f"ACCELERATE_USE_{name}", "true")
     with pytest.raises(ModelError, match=f"device: the launcher switched {name} on"):
         planned()
+
+
+def test_compiling_for_a_cpu_is_refused() -> None:
+    settings = {"verb": "distill", "teacher": "p", "students": [{"name": "s", "model": "m"}], "steps": 3, "out": "o"}
+    faults = Faults()
+    training_plan(DistillRecipe.model_validate({**settings, "compile": True, "device": "cpu"}), faults)
+    assert [fault for fault in faults.told if fault.startswith("compile: ")] == faults.told
+    assert len(faults.told) == 1

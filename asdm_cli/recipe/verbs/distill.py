@@ -175,7 +175,7 @@ class DistillRecipe(Strict):
     gradient_checkpointing: bool = False
     """Compute activations twice instead of keeping them: less memory, a third more work."""
     compile: bool = False
-    """torch.compile teacher and students."""
+    """torch.compile teacher and students; on a GPU only, because compiled for a CPU they would get wrong gradients."""
     seed: Whole = 0
     """Order of samples, noise, timesteps and dropped captions come from this and the step alone."""
     checkpoint: Positive = 500
