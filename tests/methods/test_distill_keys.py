@@ -171,8 +171,9 @@ def outcome(recipe: dict[str, Any], folder: Path) -> dict[str, Any]:
     """What a run leaves, and what it was seen to do."""
     seen: Counter[str] = Counter()
     saved: list[tuple[int, int]] = []
-    AcceleratorState._reset_state()  # one process has one precision, as a rule
-    plan = distill.plan(DistillRecipe.model_validate(recipe))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("asdm_cli.training.settings._check_compile", lambda _recipe: None)  # refused on a CPU
+        plan = distill.plan(DistillRecipe.model_validate(recipe))
     save, look, reads = checkpoints.save, ResnetBlock2D.forward, Distillation.read
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(checkpoints, "save", lambda *them: (saved.append((them[1], them[3])), save(*them))[1])
@@ -182,7 +183,6 @@ def outcome(recipe: dict[str, Any], folder: Path) -> dict[str, Any]:
             "forward",
             lambda *them, **more: (seen.update(forwards=torch.is_grad_enabled()), look(*them, **more))[1],
         )
-        patch.setattr("asdm_cli.training.settings._check_compile", lambda _recipe: None)  # refused on a CPU
         patch.setattr(torch, "compile", lambda model, **_: (seen.update(["compiled"]), model)[1])
         folder.mkdir()
         (folder / "recipe.yaml").write_text("")
