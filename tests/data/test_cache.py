@@ -129,6 +129,7 @@ def test_what_is_read_takes_part_in_training(build: Build, encoder: Encoder, tmp
         weight = torch.ones(1, requires_grad=True)
         for value in (samples.read(torch.tensor([0])).latents, samples.empty.text):
             (weight * value).square().sum().backward()
+        assert weight.grad > 0
 
 
 def test_uncached_equals_cached(build: Build, encoder: Encoder, tmp_path: Path) -> None:

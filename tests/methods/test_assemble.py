@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import io
 import json
 import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
-from contextlib import redirect_stderr, redirect_stdout
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +15,6 @@ import torch
 import yaml
 from safetensors.torch import load_file, save_file
 
-from asdm_cli.cli import main
 from asdm_cli.measure import drawing, explore_run
 from asdm_cli.methods import prune
 from asdm_cli.models.provenance import taken
@@ -29,6 +25,7 @@ from asdm_cli.report.run_directory import Run
 from asdm_cli.unet.checkpoint import WEIGHTS
 from asdm_cli.unet.surgery import apply
 from tests import tiny
+from tests.typed import Said, asdm
 
 PROMPTS = ["a fox", "an owl"]
 SIDES = ["base", "base", "original", "original"]
@@ -48,19 +45,6 @@ print(picture.size, pipe.unet.config.layers_per_block)
 def _loud_again() -> Iterator[None]:
     yield
     console.quiet = False
-
-
-@dataclass
-class Said:
-    code: int
-    out: str
-    err: str
-
-
-def asdm(*arguments: object) -> Said:
-    with redirect_stdout(io.StringIO()) as out, redirect_stderr(io.StringIO()) as err:
-        code = main([str(each) for each in arguments])
-    return Said(code, out.getvalue(), err.getvalue())
 
 
 def assemble(folder: Path, *options: object, **recipe: Any) -> Said:

@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import io
 import json
 import os
 import shutil
 import signal
 from collections.abc import Iterator
-from contextlib import redirect_stderr, redirect_stdout
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +15,6 @@ import torch
 import yaml
 from safetensors.torch import load_file, save_file
 
-from asdm_cli.cli import main
 from asdm_cli.methods import prune
 from asdm_cli.models.source import find
 from asdm_cli.models.write import partial_path
@@ -32,6 +28,7 @@ from asdm_cli.training.log import read
 from asdm_cli.unet.checkpoint import WEIGHTS
 from tests import stock, tiny
 from tests.data import tars
+from tests.typed import Said, asdm
 
 STEPS = 6
 TABLES = ("Where it ended", "Where the time went", "Students", "Losses", "Features compared")
@@ -44,24 +41,6 @@ UNET = Path("model/unet") / WEIGHTS
 def _loud_again() -> Iterator[None]:
     yield
     console.quiet = False
-
-
-@dataclass
-class Said:
-    code: int
-    out: str
-    err: str
-
-    @property
-    def text(self) -> str:
-        """What was said, without line breaks that only the width of a terminal makes."""
-        return " ".join(self.err.split())
-
-
-def asdm(*arguments: object) -> Said:
-    with redirect_stdout(io.StringIO()) as out, redirect_stderr(io.StringIO()) as err:
-        code = main([str(each) for each in arguments])
-    return Said(code, out.getvalue(), err.getvalue())
 
 
 def distill(folder: Path, recipe: dict[str, Any], *options: object) -> Said:

@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import io
 import json
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import redirect_stderr, redirect_stdout
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +16,6 @@ import yaml
 from PIL import Image
 
 import asdm_cli
-from asdm_cli.cli import main
 from asdm_cli.errors import ModelError
 from asdm_cli.measure import drawing, players
 from asdm_cli.methods import inherit
@@ -27,6 +23,7 @@ from asdm_cli.progress import console
 from asdm_cli.recipe.verbs import InheritRecipe
 from asdm_cli.report.run_directory import Run
 from tests.carrying import every
+from tests.typed import Said, asdm
 
 PLAN = every(2, "up.3", order=1)
 LEVELS = {"levels": {"last": {"nodes": "up.3"}, "cross": {"nodes": "*.cross"}}, "intervals": [2, 3]}
@@ -50,19 +47,6 @@ assert not any(name.startswith("asdm") for name in sys.modules)
 def _loud_again() -> Iterator[None]:
     yield
     console.quiet = False
-
-
-@dataclass
-class Said:
-    code: int
-    out: str
-    err: str
-
-
-def asdm(*arguments: object) -> Said:
-    with redirect_stdout(io.StringIO()) as out, redirect_stderr(io.StringIO()) as err:
-        code = main([str(each) for each in arguments])
-    return Said(code, out.getvalue(), err.getvalue())
 
 
 @pytest.fixture(scope="module")
