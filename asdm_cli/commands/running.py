@@ -1,0 +1,65 @@
+"""One way to run every verb: the three gates, then the work, then the report."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import typer
+
+from asdm_cli.commands.ranks import is_first, wait_for_everyone
+from asdm_cli.methods import Method, Plan, method
+from asdm_cli.progress import console
+from asdm_cli.recipe.load import dump, load
+from asdm_cli.recipe.override import Override, parse_override
+
+
+def overrides(settings: list[str] | None, **options: str | None) -> list[Override]:
+    """--set texts, then the options that stand for a recipe's key of the same name."""
+    named = [Override((key,), value, f"--{key}") for key, value in options.items() if value is not None]
+    return [parse_override(text) for text in settings or []] + named
+
+
+def run_verb(
+    verb: str, file: Path, changes: list[Override], dry_run: bool, overwrite: bool, **permissions: bool
+) -> None:
+    """The three gates, then the work, then the report; prints the run directory.
+
+    `permissions` are what only a command line can allow, no recipe.
+    """
+    from asdm_cli.report.terminal import show
+
+    recipe: Any = load(file, verb, changes)
+    how = method(verb)
+    plan = how.plan(recipe, **permissions)
+    show(plan.report(), console)
+    if dry_run:
+        return
+    target = Path(recipe.out)
+    if not is_first():
+        _follow(how, plan, target)
+        return
+    _lead(how, plan, target, dump(recipe), overwrite)
+    typer.echo(target)
+
+
+def _lead(how: Method, plan: Plan, target: Path, recipe_yaml: str, overwrite: bool) -> None:
+    from asdm_cli.report.run_directory import run_directory
+    from asdm_cli.report.terminal import show
+
+    with run_directory(target, overwrite, how.RESUMABLE, recipe_yaml) as run:
+        wait_for_everyone()
+        report = how.run(plan, run)
+        wait_for_everyone()
+        run.write(report)
+    show(report, console)
+
+
+def _follow(how: Method, plan: Plan, target: Path) -> None:
+    """Work in the folder that the first process made; it alone writes the report and publishes."""
+    from asdm_cli.models.write import partial_path
+    from asdm_cli.report.run_directory import Run
+
+    wait_for_everyone()
+    how.run(plan, Run(partial_path(target)))
+    wait_for_everyone()
