@@ -5,12 +5,15 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 if TYPE_CHECKING:
-    from diffusers import DiffusionPipeline
+    from collections.abc import Mapping, Sequence
 
-    from asdm_cli.inheritance.pipelines import Handle
+    from diffusers import DiffusionPipeline, UNet2DConditionModel
+
+    from asdm_cli.inheritance.pipelines import InForce
+    from asdm_cli.switching.pipelines import Handle as Switched
 
 __version__ = "0.1.0"
 
@@ -23,20 +26,58 @@ def load(model: str, device: str = "auto", dtype: str = "auto") -> DiffusionPipe
     return load_pipeline(find(model), *device_and_dtype(device, dtype))
 
 
-def inherit(pipe: DiffusionPipeline, plan: Any) -> Handle:
+def inherit(pipe: DiffusionPipeline, plan: Any) -> InForce:
     """Put a plan (as in a recipe: a mapping, or one of asdm_cli.recipe.plans) in force on a pipeline.
 
     Until `remove()` on what this returns, or to the end of a `with` block, every call of the pipeline inherits.
-    Raises RecipeError, ModelError.
+    Where several UNets take turns, it is a plan for each of them. Raises RecipeError, ModelError.
     """
-    from asdm_cli.inheritance.pipelines import attach
     from asdm_cli.recipe.plans import read_plan
+    from asdm_cli.switching.inheriting import inherit
 
-    return attach(pipe, read_plan(plan))
+    return inherit(pipe, read_plan(plan))
 
 
 def remove(pipe: DiffusionPipeline) -> None:
-    """Take off the plan that is in force on a pipeline, whoever put it there; nothing happens without one."""
-    from asdm_cli.inheritance.pipelines import detach
+    """Take off the plans that are in force on a pipeline, whoever put them there; nothing happens without one."""
+    from asdm_cli.switching.inheriting import remove
 
-    detach(pipe)
+    remove(pipe)
+
+
+def switch(
+    pipe: DiffusionPipeline,
+    unets: Mapping[str, str | UNet2DConditionModel],
+    parts: Sequence[Mapping[str, Any]],
+    by: str = "timestep",
+    *,
+    plans: Mapping[str, Any] | None = None,
+    idle: Literal["stay", "cpu"] = "stay",
+) -> Switched:
+    """Let several UNets take turns in a pipeline, until `remove()` on what this returns or the end of a `with` block.
+
+    `unets` are modules, or models as `load` takes them, whose UNets are read in the pipeline's number format. The
+    first is the pipeline's own (`pipe.unet`) or takes its place. `parts` say who serves what, as in a recipe:
+    `[{"unet": "small", "until": 400}, {"unet": "large"}]`. `plans` are what each UNet inherits, by its name; with
+    `idle="cpu"` UNets live there while they serve nothing. Raises RecipeError, ModelError.
+    """
+    from asdm_cli.models.load import take_turns
+    from asdm_cli.recipe.plans import read_plan
+    from asdm_cli.recipe.switching import read_switching
+
+    rules = read_switching({"by": by, "parts": list(parts)}, "switch")
+    read = {name: read_plan(plan, f"plans.{name}") for name, plan in (plans or {}).items()}
+    return take_turns(pipe, unets, rules, read, idle)
+
+
+def __getattr__(name: str) -> Any:
+    """What a model_index.json may ask this package for: a UNet class, and the base by which diffusers knows one."""
+    if name == "ExpertUNet":
+        from asdm_cli.unet.expert_unet import ExpertUNet
+
+        return ExpertUNet
+    if name == "ModelMixin":
+        from diffusers import ModelMixin
+
+        return ModelMixin
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

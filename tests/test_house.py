@@ -17,8 +17,10 @@ MAX_FILE, MAX_FUNCTION = 300, 60
 FLOORS = (
     {"errors", "progress"},
     {"recipe"},
+    {"experts"},
     {"unet", "schedule"},
     {"inheritance"},
+    {"switching"},
     {"models"},
     {"data"},
     {"training", "measure", "report"},
@@ -45,6 +47,7 @@ NO_TORCH = (
     "asdm_cli.unet.dataflow",
     "asdm_cli.schedule",
     "asdm_cli.inheritance.course",
+    "asdm_cli.switching.assignment",
     "asdm_cli.unet.checkpoint",
     "asdm_cli.models.source",
     "asdm_cli.models.write",

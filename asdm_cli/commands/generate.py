@@ -83,13 +83,16 @@ def _refuse_other_files(out: Path) -> None:
 
 
 def _draw(source: Any, prompts: Sequence[str], settings: dict[str, Any], place: tuple[str, str]) -> list[Image]:
-    from asdm_cli.inheritance.pipelines import engine_of
     from asdm_cli.measure.generate import pictures
     from asdm_cli.models.load import device_and_dtype, load_pipeline
     from asdm_cli.progress import note, track
+    from asdm_cli.switching.inheriting import engines
+    from asdm_cli.switching.pipelines import switched
 
     pipe = load_pipeline(source, *device_and_dtype(*place))
-    if engine_of(pipe):
+    if unet := switched(pipe):
+        note(f"{source.name}: {', '.join(unet.unets)} take turns; `asdm show` prints who serves what")
+    if engines(pipe):
         note(f"{source.name}: draws by the plan that it carries; `asdm show` prints it")
     drawing = pictures(
         pipe,

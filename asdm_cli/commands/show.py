@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from asdm_cli.models.source import ModelDirectory
     from asdm_cli.unet.anatomy import Anatomy
 
+UNET = "unet"
 OUTSIDE = "outside"
 """What stands in no block of a UNet: conv_in, the time embedding, conv_out."""
 
@@ -86,21 +87,38 @@ def _show_model(source: str, out: Console) -> None:
 
     model = find(source)
     out.print(_components(model))
-    out.print(_unet(model))
-    for line in _plan(model):
+    for name in (name for name in model.components if name == UNET or name.startswith(f"{UNET}s/")):
+        out.print(_unet(model, name))
+    for line in (*_switch(model), *_plans(model)):
         out.print(line)
 
 
-def _plan(model: ModelDirectory) -> list[str]:
-    """The rules that the model draws by."""
+def _switch(model: ModelDirectory) -> list[str]:
+    """Who serves what, where several UNets take turns."""
+    from asdm_cli.models.switched import component, read_switch
+    from asdm_cli.recipe.switching import described
+
+    switch = read_switch(model)
+    if switch is None:
+        return []
+    whose = ", ".join(f"[bold]{escape(name)}[/] ({component(switch, name)})" for name in switch.unets)
+    idle = "; idle ones live on the CPU" if switch.idle == "cpu" else ""
+    return [f"UNets that take turns{idle}: {whose}", f"served by {escape(described(switch))}"]
+
+
+def _plans(model: ModelDirectory) -> list[str]:
+    """The rules that each UNet draws by, of one alone without its name."""
     from asdm_cli.models.provenance import run_time_plan
+    from asdm_cli.models.switched import read_switch
     from asdm_cli.schedule import describe
 
-    plan = run_time_plan(model)
+    whole, switch = run_time_plan(model), read_switch(model)
+    plans = {"": whole} if whole else {f"{name}: ": plan for name, plan in (switch.plans if switch else {}).items()}
     return [
-        f"inherits [bold]{escape(str(rule.nodes))}[/] ({rule.carry}, order {rule.order}); "
+        f"{escape(whose)}inherits [bold]{escape(str(rule.nodes))}[/] ({rule.carry}, order {rule.order}); "
         f"computed: {describe(rule.schedule)}"
-        for rule in (plan.rules if plan else ())
+        for whose, plan in plans.items()
+        for rule in plan.rules
     ]
 
 
@@ -147,12 +165,12 @@ def _weights(model: ModelDirectory, name: str) -> tuple[dict[str, int], set[str]
     return {key: prod(entry.shape) for key, entry in floats.items()}, {entry.dtype for entry in floats.values()}
 
 
-def _unet(model: ModelDirectory) -> Tree:
+def _unet(model: ModelDirectory, component: str) -> Tree:
     from asdm_cli.unet.anatomy import Anatomy
 
-    anatomy = Anatomy.of(model.config("unet"))
-    counts = _by_address(anatomy, _weights(model, "unet")[0])
-    root = Tree(_label("unet", "", _total(anatomy, counts)))
+    anatomy = Anatomy.of(model.config(component))
+    counts = _by_address(anatomy, _weights(model, component)[0])
+    root = Tree(_label(escape(component), "", _total(anatomy, counts)))
     branches: dict[str | None, Tree] = {None: root}
     for node in anatomy.nodes:
         kind = "" if node.kind == node.address.rpartition(".")[2] else node.kind

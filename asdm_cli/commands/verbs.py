@@ -53,6 +53,16 @@ def register(app: typer.Typer) -> None:
         )
     )(distill)
     app.command(
+        "condconv-expand",
+        epilog=examples(
+            "asdm condconv-expand recipes/condconv-pocket-base.yaml",
+            "# more experts, and what that means, but nothing written",
+            "asdm condconv-expand recipes/condconv-pocket-base.yaml --set expand.experts=8 --dry-run",
+            "# after distilling: a plain model again, which stock diffusers loads",
+            "asdm condconv-expand recipes/condconv-pocket-fold.yaml",
+        ),
+    )(condconv_expand)
+    app.command(
         epilog=examples(
             "asdm inherit recipes/inherit-pocket-block.yaml",
             "# what each UNet call would compute, and nothing else",
@@ -138,11 +148,33 @@ def distill(
     Task, output and feature losses, for one student or several that share
     the teacher's work. Pictures and captions are encoded once and kept.
     Stopped at any moment, the same command goes on from the last checkpoint
-    to the same weights. Each student becomes a [bold]model/[/] that plain diffusers loads.
+    to the same weights. Each student becomes a [bold]model/[/].
     """
     set_verbosity(verbose, quiet)
     changes = overrides(set_, out=out, device=device)
     run_verb("distill", file, changes, dry_run, overwrite, allow_pipes=allow_pipes)
+
+
+def condconv_expand(
+    file: Recipe,
+    set_: Set = None,
+    out: Out = None,
+    device: Device = None,
+    dtype: Dtype = None,
+    dry_run: DryRun = False,
+    overwrite: Overwrite = False,
+    verbose: Verbose = False,
+    quiet: Quiet = False,
+) -> None:
+    """Give convolutions several experts, or fold them again.
+
+    Every example gets its own mixture of an expert convolution's kernels: more
+    capacity at nearly the same speed. The written model draws what it drew before;
+    [bold]asdm distill[/] then teaches it to use its experts. Stock diffusers refuses such
+    a model; [bold]asdm_cli.load[/] reads it, and [bold]fold[/] in the recipe makes it a plain one.
+    """
+    set_verbosity(verbose, quiet)
+    run_verb("condconv-expand", file, overrides(set_, out=out, device=device, dtype=dtype), dry_run, overwrite)
 
 
 def inherit(

@@ -20,19 +20,24 @@ COORDINATES: dict[str, Callable[[Levels], Levels]] = {
 
 The angle turns from the picture (0) to the noise (pi / 2); see [arXiv:2202.00512], appendix D.
 """
+TIMESTEP = "timestep"
+"""Known to every scheduler."""
 
 
-def coordinates(scheduler: Any, name: str, calls: int, first: float) -> list[float]:
+def coordinates(scheduler: Any, name: str, calls: int, first: float, instead: str = "step") -> list[float]:
     """The coordinate at each of `calls` successive timesteps of the scheduler, of which the first is `first`.
 
-    Between trained timesteps it is interpolated. Raises ModelError for schedulers without a trained noise schedule.
+    Between trained timesteps it is interpolated. Raises ModelError, which names the coordinate to use `instead`, for
+    schedulers without a trained noise schedule.
     """
+    times = _times([float(time) for time in scheduler.timesteps.tolist()], calls, first)
+    if name == TIMESTEP:
+        return times
     alphas = getattr(scheduler, "alphas_cumprod", None)
     if not isinstance(alphas, Tensor):
-        raise ModelError(f"coordinate {name!r}: {type(scheduler).__name__} has no alphas_cumprod; use `step`")
+        raise ModelError(f"coordinate {name!r}: {type(scheduler).__name__} has no alphas_cumprod; use `{instead}`")
     signal = alphas.double().cpu().numpy()
     signal = signal.clip(signal[signal > 0].min())  # some schedules end in pure noise, infinitely far away
-    times = _times([float(time) for time in scheduler.timesteps.tolist()], calls, first)
     return [float(level) for level in np.interp(times, np.arange(len(signal)), COORDINATES[name](signal))]
 
 

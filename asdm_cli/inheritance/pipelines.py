@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 from functools import partial
 from types import TracebackType
-from typing import Any
+from typing import Any, Self
 
 from diffusers.pipelines.pipeline_utils import DiffusionPipeline
 
@@ -17,8 +20,24 @@ from asdm_cli.recipe.plans import Rules
 MARK = "_asdm_engine"
 
 
-class Handle:
-    """A plan that is in force on `pipe` until `remove()`, or to the end of a `with` block."""
+class InForce(ABC):
+    """Something that is in force on a pipeline until `remove()`, or to the end of a `with` block."""
+
+    @abstractmethod
+    def remove(self) -> None:
+        """What it was before. May be called again."""
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.remove()
+
+
+class Handle(InForce):
+    """A plan that is in force on `pipe`."""
 
     def __init__(self, pipe: DiffusionPipeline, engine: Engine):
         self.pipe, self.engine = pipe, engine
@@ -29,21 +48,13 @@ class Handle:
         if getattr(type(self.pipe), MARK, None) is self.engine:
             self.pipe.__class__ = type(self.pipe).__bases__[0]
 
-    def __enter__(self) -> Handle:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.remove()
-
 
 def attach(pipe: DiffusionPipeline, plan: Rules | Nodes) -> Handle:
     """Raises ModelError where the plan does not fit the pipeline's UNet."""
     if not isinstance(pipe, DiffusionPipeline) or getattr(pipe, "unet", None) is None:
         raise ModelError(f"{type(pipe).__name__}: is no pipeline with a UNet; give a Stable Diffusion pipeline")
     engine = Engine(pipe.unet, plan)
-    pipe.__class__ = _inheriting(type(pipe), engine)
+    pipe.__class__ = subclass(type(pipe), partial(_generation, engine), **{MARK: engine})
     return Handle(pipe, engine)
 
 
@@ -58,14 +69,27 @@ def engine_of(pipe: DiffusionPipeline) -> Engine | None:
     return getattr(type(pipe), MARK, None)
 
 
-def _inheriting(kind: type[DiffusionPipeline], engine: Engine) -> type[DiffusionPipeline]:
-    """A subclass under the same name: `pipe(...)` looks its `__call__` up on the class, nowhere else."""
+def _generation(engine: Engine, pipe: Any) -> AbstractContextManager[None]:
+    return engine.generation(partial(unet_calls, pipe), partial(coordinates, pipe.scheduler))
+
+
+def unet_calls(pipe: Any) -> int:
+    """UNet calls of the drawing under way; known from its first UNet call on."""
+    return getattr(pipe, "_num_timesteps", 0) or len(pipe.scheduler.timesteps)
+
+
+def subclass(
+    kind: type[DiffusionPipeline], generation: Callable[[Any], AbstractContextManager[object]], **attributes: object
+) -> type[DiffusionPipeline]:
+    """A subclass under the same name, with these attributes, each call of which runs inside `generation(pipe)`.
+
+    `pipe(...)` looks its `__call__` up on the class, nowhere else.
+    """
 
     def call(self: Any, *args: Any, **kwargs: Any) -> Any:
-        calls = lambda: getattr(self, "_num_timesteps", 0) or len(self.scheduler.timesteps)  # noqa: E731
-        with engine.generation(calls, partial(coordinates, self.scheduler)):
+        with generation(self):
             return kind.__call__(self, *args, **kwargs)
 
     call.__doc__, call.__wrapped__ = kind.__call__.__doc__, kind.__call__  # type: ignore[attr-defined]
-    names = {"__call__": call, "__module__": kind.__module__, "__qualname__": kind.__qualname__, MARK: engine}
-    return type(kind.__name__, (kind,), names)
+    names = {"__call__": call, "__module__": kind.__module__, "__qualname__": kind.__qualname__}
+    return type(kind.__name__, (kind,), {**names, **attributes})

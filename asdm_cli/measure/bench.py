@@ -15,6 +15,7 @@ from asdm_cli.measure.memory import Memory
 from asdm_cli.measure.plan_times import PlanTimes, time_plans
 from asdm_cli.measure.trajectory import Trajectory, count_image
 from asdm_cli.progress import note
+from asdm_cli.switching.pipelines import switched
 
 Times = dict[int, dict[str, list[float]]]
 """Images at once -> contestant -> seconds of each round."""
@@ -29,6 +30,8 @@ class Profile:
     memory: Memory
     trajectory: Trajectory | None
     sampler: str
+    served: tuple[str, ...]
+    """Who served each UNet call of the trajectory, where several UNets take turns."""
 
 
 @dataclass(frozen=True)
@@ -37,6 +40,7 @@ class Measurement:
     protocol: Protocol
     profiles: dict[str, Profile]
     unet_times: Times
+    """Of the contestants of one UNet."""
     image_times: Times
     plan_times: PlanTimes
     """Of the contestants that inherit, and of the first one beside them."""
@@ -51,12 +55,16 @@ def measure(entrants: Sequence[Entrant], protocol: Protocol) -> Measurement:
     drawing = [contestant for contestant in contestants if contestant.entrant.draws]
     unlike = [contestant for contestant in contestants if contestant.entrant in alone.values()]
     profiles = {one.entrant.body: _profile(one, memories.get(one.entrant.body)) for one in unlike}
-    calls = _time(unlike, protocol, "UNet calls", lambda one, images: one.unet_call(images * protocol.rows))
+    single = [contestant for contestant in unlike if contestant.entrant.switch is None]
+    calls = _time(single, protocol, "UNet calls", lambda one, images: one.unet_call(images * protocol.rows))
     return Measurement(
         tuple(entrants),
         protocol,
         {entrant.name: profiles[entrant.body] for entrant in entrants},
-        {images: {one.name: times[alone[one.body].name] for one in entrants} for images, times in calls.items()},
+        {
+            images: {one.name: times[alone[one.body].name] for one in entrants if one.switch is None}
+            for images, times in calls.items()
+        },
         _time(drawing, protocol, "whole images", lambda one, images: one.image_call(images)),
         time_plans(contestants, protocol),
     )
@@ -69,13 +77,14 @@ def _alone(entrant: Entrant, protocol: Protocol) -> Memory:
 
 def _profile(contestant: Contestant, known: Memory | None) -> Profile:
     note(f"{contestant.name}: counting and profiling")
-    scheduler = getattr(contestant.pipe, "scheduler", None)
+    scheduler, unets = getattr(contestant.pipe, "scheduler", None), switched(contestant.pipe)
     return Profile(
         {name: sum(weight.numel() for weight in part.parameters()) for name, part in contestant.components.items()},
-        block_seconds(contestant, contestant.protocol.rows),
+        {} if unets else block_seconds(contestant, contestant.protocol.rows),
         known or memory.measure(contestant),
         count_image(contestant) if contestant.entrant.draws else None,
         type(scheduler).__name__ if scheduler else "",
+        unets.last_served if unets else (),
     )
 
 

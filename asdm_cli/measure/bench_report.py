@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable
 
 from asdm_cli.measure.bench import Measurement
@@ -45,12 +46,15 @@ def report(measured: Measurement) -> Report:
 
 
 def _summary(measured: Measurement) -> str:
-    first, *others = measured.entrants
-    sentences = [f"{len(measured.entrants)} contestants took turns; speed-ups are against {first.name}."]
-    for other in others:
-        ratio = _speedup(measured.unet_times[1], other.name)
-        cut = f"latency cut {latency_cut(ratio.value):.1f} %, throughput gain {throughput_gain(ratio.value):.1f} %"
-        sentences.append(f"A UNet call of {other.name}: speed-up {ratio.value:.3f} ({cut}).")
+    calls, images = measured.unet_times.get(1, {}), measured.image_times.get(1, {})
+    against = next(iter(calls or images))
+    sentences = [f"{len(measured.entrants)} contestants took turns; speed-ups are against {against}."]
+    several = [entrant.name for entrant in measured.entrants[1:] if entrant.switch]
+    for what, times, names in (("A UNet call", calls, list(calls)[1:]), ("An image", images, several)):
+        for name in names:
+            ratio = _speedup(times, name)
+            cut = f"latency cut {latency_cut(ratio.value):.1f} %, throughput gain {throughput_gain(ratio.value):.1f} %"
+            sentences.append(f"{what} of {name}: speed-up {ratio.value:.3f} ({cut}).")
     return " ".join(sentences)
 
 
@@ -74,6 +78,8 @@ def _overview(measured: Measurement) -> Table:
         f"{rows} latent{'s' if rows > 1 else ''} at guidance {measured.protocol.guidance:g}. "
         "Peak memory is that of an image where images are timed, else of a UNet call."
     )
+    if any(entrant.switch for entrant in measured.entrants):
+        note += " Where several UNets take turns, parameters are those of all; their calls are not alike: see images."
     shown = [column for column in columns if image or not column.key.startswith("image_")]
     return Table("Cost", shown, [_overview_row(measured, entrant) for entrant in measured.entrants], note, CARD)
 
@@ -85,9 +91,9 @@ def _overview_row(measured: Measurement, entrant: Entrant) -> Row:
         "name": entrant.name,
         "latent": "×".join(map(str, entrant.latent)),
         "unet_params_m": sum(entrant.parameters.values()) / 1e6,
-        "unet_macs_g": entrant.macs.total / 1e9,
-        "unet_macs_without_attention_g": entrant.macs.plain / 1e9,
-        "unet_ms": quartiles(measured.unet_times[1][entrant.name], 1e3),
+        "unet_macs_g": None if entrant.switch else entrant.macs.total / 1e9,
+        "unet_macs_without_attention_g": None if entrant.switch else entrant.macs.plain / 1e9,
+        "unet_ms": None if entrant.switch else quartiles(measured.unet_times[1][entrant.name], 1e3),
         "image_macs_g": profile.trajectory.whole.total / 1e9 if profile.trajectory else None,
         "image_ms": quartiles(drawn, 1e3) if drawn else None,
         "weights_mb": profile.memory.weights / 1e6,
@@ -146,12 +152,12 @@ def _throughput(measured: Measurement) -> Table:
 
 
 def _throughput_row(measured: Measurement, name: str, batch: int) -> Row:
-    unet, image = measured.unet_times[batch], measured.image_times.get(batch, {})
+    unet, image = measured.unet_times.get(batch, {}), measured.image_times.get(batch, {})
     return {
         "name": name,
         "batch": batch,
-        "image_steps_per_s": batch / quartiles(unet[name]).value,
-        "unet_speedup": _speedup(unet, name),
+        "image_steps_per_s": batch / quartiles(unet[name]).value if name in unet else None,
+        "unet_speedup": _speedup(unet, name) if name in unet else None,
         "images_per_s": batch / quartiles(image[name]).value if name in image else None,
         "image_speedup": _speedup(image, name) if name in image else None,
     }
@@ -204,7 +210,9 @@ def _component_row(name: str, component: str, parameters: int, count: Count) -> 
 def _blocks(measured: Measurement) -> list[Table | Bars]:
     time = Column("time_ms", "time (ms)")
     columns = [CONTESTANT, Column("block", "block"), PARAMETERS, MACS, PLAIN_MACS, time]
-    unlike = bodies(measured.entrants).values()
+    unlike = [entrant for entrant in bodies(measured.entrants).values() if not entrant.switch]
+    if not unlike:
+        return []
     rows = [row for entrant in unlike for row in _block_rows(measured, entrant)]
     note = (
         f"Of one UNet call. MACs of one latent; time of one image, median of {PASSES} profiling passes of their own "
@@ -270,4 +278,6 @@ def _described(measured: Measurement, entrant: Entrant) -> str:
     if profile.trajectory is None:
         return f"{entrant.name}: {entrant.source}, {entrant.tokens} text tokens, UNet calls only"
     calls = f"{profile.trajectory.calls} UNet calls with {profile.trajectory.rows} latents"
+    if profile.served:
+        calls += f" ({', '.join(f'{count} by {name}' for name, count in Counter(profile.served).items())})"
     return f"{entrant.name}: {entrant.source}, {profile.sampler}, {entrant.steps} steps = {calls} per image"

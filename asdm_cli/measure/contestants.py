@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -19,6 +19,8 @@ from asdm_cli.inheritance.engine import Engine
 from asdm_cli.inheritance.pipelines import attach
 from asdm_cli.models.load import load_pipeline, load_unet, random_unet, set_sampler
 from asdm_cli.models.source import ModelDirectory
+from asdm_cli.recipe.switching import Switch
+from asdm_cli.switching.inheriting import inherit
 from asdm_cli.unet import cost
 
 PROMPT = "a red fox"
@@ -53,9 +55,9 @@ class Entrant:
     directory: ModelDirectory | None
     config: dict[str, Any]
     parameters: dict[str, int]
-    """Of the UNet, by block."""
+    """Of the UNet, by block; of several UNets, by name."""
     macs: cost.Macs
-    """Of one UNet call on one latent."""
+    """Of one UNet call on one latent; of several UNets, the first one's."""
     latent: tuple[int, int, int]
     """Channels, height, width."""
     tokens: int
@@ -65,7 +67,9 @@ class Entrant:
     draws: bool
     """Whether whole images are timed, not only UNet calls."""
     nodes: Nodes | None = None
-    """Of the plan that is in force."""
+    """Of the plan that is in force; of several UNets, only of one that takes the place of their own, on the first."""
+    switch: Switch | None = None
+    """Who takes turns, where several UNets do: their calls are unlike each other, so only images are measured."""
 
     @property
     def body(self) -> str:
@@ -82,6 +86,7 @@ class Contestant:
     unet: UNet2DConditionModel
     pipe: DiffusionPipeline | None
     engine: Engine | None = None
+    """Of one UNet; several have one each."""
 
     @property
     def name(self) -> str:
@@ -143,6 +148,11 @@ def bodies(entrants: Sequence[Entrant]) -> dict[str, Entrant]:
     return found
 
 
+def first_of_one(entrants: Iterable[Entrant]) -> Entrant:
+    """The first that has one UNet: what UNet calls are compared with."""
+    return next(entrant for entrant in entrants if entrant.switch is None)
+
+
 def build_all(entrants: Sequence[Entrant], protocol: Protocol) -> list[Contestant]:
     """Those of one body share every tensor."""
     made: dict[str, UNet2DConditionModel] = {}
@@ -169,6 +179,9 @@ def _twin(unet: UNet2DConditionModel) -> UNet2DConditionModel:
 def _engine(entrant: Entrant, pipe: DiffusionPipeline | None, unet: UNet2DConditionModel) -> Engine | None:
     if entrant.nodes is None:
         return None
+    if pipe is not None and entrant.switch is not None:
+        inherit(pipe, entrant.nodes)
+        return None
     return attach(pipe, entrant.nodes).engine if pipe is not None else Engine(unet, entrant.nodes)
 
 
@@ -178,7 +191,7 @@ def _networks(entrant: Entrant, protocol: Protocol) -> tuple[DiffusionPipeline |
         return None, random_unet(entrant.config, *place)
     if not entrant.draws:
         return None, load_unet(entrant.directory, *place)
-    pipe = load_pipeline(entrant.directory, *place, with_plan=False)
+    pipe = load_pipeline(entrant.directory, *place, with_plan=entrant.switch is not None and entrant.nodes is None)
     set_sampler(pipe, protocol.sampler)
     return pipe, pipe.unet
 

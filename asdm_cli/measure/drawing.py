@@ -15,7 +15,6 @@ from diffusers.pipelines.pipeline_utils import DiffusionPipeline
 from PIL import Image, ImageOps
 from torch import Tensor
 
-from asdm_cli.inheritance.pipelines import engine_of
 from asdm_cli.measure.contestants import image_call, networks
 from asdm_cli.measure.generate import ROWS, pictures
 from asdm_cli.measure.pictures import PictureSet, read, to_picture
@@ -24,6 +23,8 @@ from asdm_cli.models.load import load_pipeline, set_sampler
 from asdm_cli.models.provenance import FILE
 from asdm_cli.models.source import ModelDirectory
 from asdm_cli.progress import track
+from asdm_cli.switching.inheriting import engines
+from asdm_cli.switching.pipelines import switched
 from asdm_cli.unet.cost import macs
 
 ORIGIN = "origin.json"
@@ -112,9 +113,9 @@ def unet_calls(pipe: DiffusionPipeline, steps: int) -> int:
 def unet_macs(pipe: Any, style: Style) -> int:
     """Multiply-accumulates of the UNet in one picture, with both halves of guidance.
 
-    Of a model that inherits they are counted while it draws one.
+    Of a model that inherits, or whose UNets take turns, they are counted while it draws one.
     """
-    if engine_of(pipe):
+    if engines(pipe) or switched(pipe):
         drawn = count("the model", networks(pipe), image_call(pipe, 1, style.steps, style.guidance, style.size))
         return drawn.components["unet"].total
     rows = 2 if style.guidance > 1 else 1

@@ -9,8 +9,8 @@ from asdm_cli.errors import ModelError
 from asdm_cli.measure.features import require
 from asdm_cli.measure.prompts import PromptList, read_prompts
 from asdm_cli.models.load import PIPELINES
-from asdm_cli.models.provenance import run_time_nodes
 from asdm_cli.models.source import ModelDirectory, find
+from asdm_cli.models.switched import checked_switch, run_time_plans
 from asdm_cli.recipe.verbs import EvalContestant, EvalRecipe
 from asdm_cli.report.document import Cell, Column, Interval, Report, Table
 
@@ -95,7 +95,7 @@ def _entrant(contestant: EvalContestant, recipe: EvalRecipe) -> Entrant:
     if not directory.is_pipeline or directory.index["_class_name"] not in PIPELINES:
         kinds = " or ".join(PIPELINES)
         raise ModelError(f"{directory.path}: contestant {contestant.name!r} must be a whole {kinds} to draw pictures")
-    run_time_nodes(directory)  # a plan that it carries must fit
+    run_time_plans(directory, checked_switch(directory))  # what it carries must fit
     steps, guidance = contestant.steps or recipe.steps, contestant.guidance or recipe.guidance
     return Entrant(contestant.name, directory, steps, guidance)
 

@@ -23,6 +23,8 @@ import torch
 from diffusers.pipelines.pipeline_utils import DiffusionPipeline
 from PIL.Image import Image
 
+from asdm_cli.switching.pipelines import switched
+
 SMALL = 100_000_000
 """UNets of fewer parameters leave most of their time to per-call overhead, so they draw ROWS pictures per call."""
 ROWS = 4
@@ -64,7 +66,9 @@ def layout(pipe: DiffusionPipeline, prompts: int, batch: int) -> Layout:
     threads = torch.get_num_threads()
     if pipe.device.type != "cpu":
         return Layout(rows=batch, filled=False, workers=1, threads=threads)
-    if sum(weight.numel() for weight in pipe.unet.parameters()) < SMALL:
+    several = switched(pipe)
+    unets = several.unets.values() if several else [pipe.unet]
+    if max(sum(weight.numel() for weight in unet.parameters()) for unet in unets) < SMALL:
         return Layout(rows=ROWS, filled=True, workers=min(threads, -(-batch // ROWS)), threads=1)
     # A few pictures of a big model would leave cores idle; from `threads` prompts on, one thread each as above.
     return Layout(rows=1, filled=True, workers=min(threads, batch, prompts), threads=max(1, threads // prompts))

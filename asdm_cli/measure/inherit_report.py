@@ -67,7 +67,7 @@ def inherit_report(measured: Measured, card: Card, nodes: Nodes | None, grid: in
     shown = nodes or next((player.nodes for player in measured.players if player.nodes), None)
     if shown:
         steps = next(measured.costs[player.name].steps for player in measured.players if player.nodes is shown)
-        parts.append(picture(shown, steps))
+        parts += [picture(shown, steps)] if steps else []  # the first of several UNets may have served no call
     parts.append(_grid(measured, grid))
     title = f"Inheritance: {len(measured.others)} ways to draw beside the plain one"
     return Report("inherit", title, _summary(measured), parts, {CARD: card})
@@ -114,7 +114,7 @@ def _players(measured: Measured) -> Table:
 def _row(measured: Measured, player: Player) -> Row:
     found, times = measured.costs[player.name], measured.times[player.name]
     unet, plain = found.trajectory.components["unet"], measured.costs[PLAIN].trajectory.components["unet"]
-    full = sum(not resting for resting in found.steps) if found.steps else None
+    full = found.full
     calls = found.trajectory.calls
     return {
         "name": player.name,

@@ -12,7 +12,6 @@ import torch
 from diffusers.pipelines.pipeline_utils import DiffusionPipeline
 
 from asdm_cli.inheritance.course import Resting
-from asdm_cli.inheritance.pipelines import engine_of
 from asdm_cli.measure.contestants import blame, image_call, networks
 from asdm_cli.measure.drawing import Share, Style, draw
 from asdm_cli.measure.latency import stopwatch, turns
@@ -20,16 +19,19 @@ from asdm_cli.measure.pictures import PictureSet
 from asdm_cli.measure.players import Player, on_stage
 from asdm_cli.measure.trajectory import Trajectory, count
 from asdm_cli.progress import track
+from asdm_cli.switching.inheriting import engines, last_cache_bytes, last_steps
 
 
 @dataclass(frozen=True)
 class Cost:
     """What one image takes: multiply-accumulates at the dispatcher, the rules that rested at each UNet call (plans
-    of ours only), and the bytes that were kept at its end."""
+    of ours only; of several UNets, the calls of the first), and the bytes that were kept at its end."""
 
     trajectory: Trajectory
     steps: tuple[Resting, ...]
     cache_bytes: int | None
+    full: int | None = None
+    """UNet calls that were computed in full, by whichever UNet; None where nobody inherits by a plan of ours."""
 
 
 @dataclass
@@ -57,10 +59,12 @@ def cost(pipe: DiffusionPipeline, player: Player, style: Style) -> Cost:
     with on_stage(pipe, player):
         call = image_call(pipe, 1, player.steps, style.guidance, style.size)
         trajectory = count(player.name, networks(pipe), call)
-        engine = engine_of(pipe)
-        if engine is None:
+        if not engines(pipe):
             return Cost(trajectory, (), None)
-        return Cost(trajectory, tuple(engine.last_steps), engine.last_cache_bytes)
+        rested = last_steps(pipe)
+        first = rested.get(next(iter(engines(pipe))), [])
+        full = sum(not resting for steps in rested.values() for resting in steps)
+        return Cost(trajectory, tuple(first), last_cache_bytes(pipe), full)
 
 
 def take_turns(

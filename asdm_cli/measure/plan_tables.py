@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from statistics import median
 
 from asdm_cli.inheritance.course import Resting
-from asdm_cli.measure.contestants import Entrant
+from asdm_cli.measure.contestants import Entrant, first_of_one
 from asdm_cli.measure.latency import quartiles
 from asdm_cli.measure.plan_times import FULL, CallTimes, PlanTimes, pattern_macs, patterns
 from asdm_cli.report.document import Cell, Column, Interval, Table
@@ -21,17 +21,14 @@ def plan_tables(entrants: Sequence[Entrant], times: PlanTimes, rows: int, card: 
     inheriting = [entrant for entrant in entrants if entrant.nodes and entrant.name in times]
     if not inheriting:
         return []
-    plain = _plain(entrants[0], times)
+    against = first_of_one(entrants)
+    plain = times[against.name].by_pattern[FULL]
     macs = {entrant.name: _macs(entrant) for entrant in inheriting}
     calls = [
         row for entrant in inheriting for row in _call_rows(entrant, macs[entrant.name], times[entrant.name], plain)
     ]
     whole = [_whole_row(entrant, macs[entrant.name], times[entrant.name], plain, rows) for entrant in inheriting]
-    return [_calls_table(calls, card), _whole_table([row for row in whole if row], entrants[0].name, card)]
-
-
-def _plain(first: Entrant, times: PlanTimes) -> list[float]:
-    return times[first.name].by_pattern[FULL]
+    return [_calls_table(calls, card), _whole_table([row for row in whole if row], against.name, card)]
 
 
 def _macs(entrant: Entrant) -> dict[Resting, Macs]:

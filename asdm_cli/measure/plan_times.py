@@ -11,7 +11,7 @@ import torch
 
 from asdm_cli.inheritance.course import Nodes, Resting
 from asdm_cli.inheritance.engine import Engine
-from asdm_cli.measure.contestants import Contestant, Entrant, Protocol, blame
+from asdm_cli.measure.contestants import Contestant, Entrant, Protocol, blame, first_of_one
 from asdm_cli.measure.latency import stopwatch, turns
 from asdm_cli.progress import track
 from asdm_cli.unet.cost import Macs, inputs, macs_of, meta_unet
@@ -50,11 +50,11 @@ def pattern_macs(config: dict[str, Any], nodes: Nodes, calls: int, **shape: Any)
 
 
 def time_plans(contestants: Sequence[Contestant], protocol: Protocol) -> PlanTimes:
-    """Contestants with plans beside the first one of all, in turn; nothing where none has a plan."""
-    inheriting = [one for one in contestants if one.engine is not None]
-    if not inheriting:
+    """Contestants with plans beside the first one of one UNet, in turn; nothing where none has a plan."""
+    if all(one.engine is None for one in contestants):
         return {}
-    playing = {one.name: one for one in [contestants[0], *inheriting]}
+    plain = first_of_one(one.entrant for one in contestants)
+    playing = {one.name: one for one in contestants if one.engine is not None or one.entrant is plain}
     times = {name: CallTimes() for name in playing}
     rounds = protocol.warmups + protocol.repeats
     order = turns(list(playing), rounds)

@@ -12,8 +12,8 @@ from diffusers.pipelines.pipeline_utils import DiffusionPipeline
 
 from asdm_cli.errors import ModelError
 from asdm_cli.inheritance.course import Nodes
-from asdm_cli.inheritance.pipelines import attach
 from asdm_cli.models.load import set_sampler
+from asdm_cli.switching.inheriting import inherit
 
 PLAIN, ASDM, FEWER, DEEPCACHE = "plain", "asdm", "fewer steps", "DeepCache"
 
@@ -27,6 +27,7 @@ class Player:
     steps: int
     sampler: str
     nodes: Nodes | None = None
+    """Of a plan on the pipeline's UNet; where several take turns on the first, and all draw by its rules."""
     package: tuple[int, int] | None = None
     """DeepCache's cache_interval and cache_branch_id."""
     place: tuple[str, ...] = field(default=(), compare=False)
@@ -47,7 +48,7 @@ def on_stage(pipe: DiffusionPipeline, player: Player) -> Iterator[None]:
         undo.callback(setattr, pipe, "scheduler", own)
         set_sampler(pipe, player.sampler)
         if player.nodes is not None:
-            undo.enter_context(attach(pipe, player.nodes))
+            undo.enter_context(inherit(pipe, player.nodes))
         if player.package is not None:
             undo.enter_context(_deepcache(pipe, *player.package, player.steps))
         yield

@@ -11,7 +11,9 @@ METHODS = {
     "prune": "asdm_cli.methods.prune",
     "distill": "asdm_cli.methods.distill",
     "assemble": "asdm_cli.methods.assemble",
+    "condconv-expand": "asdm_cli.methods.condconv",
     "inherit": "asdm_cli.methods.inherit",
+    "switch": "asdm_cli.methods.switch",
     "bench": "asdm_cli.methods.bench",
     "eval": "asdm_cli.methods.evaluate",
 }

@@ -10,18 +10,18 @@ import psutil
 import torch
 
 from asdm_cli.errors import ModelError
-from asdm_cli.inheritance.course import Nodes
 from asdm_cli.measure import bench, bench_report
 from asdm_cli.measure.contestants import Entrant, Protocol, bodies
 from asdm_cli.measure.memory import HOW
+from asdm_cli.methods.carried import nodes, parameters
+from asdm_cli.methods.condconv import expansion_of
 from asdm_cli.models.load import PIPELINES, device_and_dtype, unet_calls
-from asdm_cli.models.provenance import run_time_nodes
 from asdm_cli.models.source import ModelDirectory, find
+from asdm_cli.models.switched import checked_switch
 from asdm_cli.recipe.verbs import BenchRecipe, Contestant
 from asdm_cli.report.document import Cell, Column, Interval, Report, Table
 from asdm_cli.report.run_directory import Run
 from asdm_cli.unet import cost
-from asdm_cli.unet.anatomy import Anatomy
 from asdm_cli.unet.blocks import Config
 from asdm_cli.unet.checkpoint import open_checkpoint
 from asdm_cli.unet.presets import PRESETS, preset
@@ -74,7 +74,7 @@ def plan(recipe: BenchRecipe) -> Plan:
         raise ModelError(f"device {recipe.device!r}: costs are measured on {' and '.join(HOW)} only; name one of them")
     entrants = tuple(_entrant(contestant, recipe) for contestant in recipe.models)
     _check_images_alike(entrants)
-    weights = {entrant.name: _parameters(entrant) * dtype.itemsize for entrant in entrants}
+    weights = {entrant.name: _parameters(entrant, device) * dtype.itemsize for entrant in entrants}
     _check_memory({entrant.name: weights[entrant.name] for entrant in bodies(entrants).values()}, device)
     protocol = Protocol(
         device,
@@ -95,36 +95,45 @@ def run(plan: Plan, run: Run) -> Report:  # noqa: ARG001 - every verb's signatur
 
 def _entrant(contestant: Contestant, recipe: BenchRecipe) -> Entrant:
     directory = find(contestant.model) if contestant.model else None
-    config = directory.config("unet") if directory else random_config(contestant.random or "", contestant.remove)
+    config = directory.config("unet") if directory else _shape_of(contestant)
     factor, tokens = _surroundings(directory)
     latent = _latent(contestant.name, config, recipe.size, factor)
     steps = contestant.steps or recipe.steps
     draws = recipe.images and directory is not None and directory.is_pipeline
+    switch = checked_switch(directory) if directory else None
     if directory is not None:
         _check_weights(directory, config)
         _check_drawable(directory, contestant.name, recipe, draws)
+    if switch and not draws:
+        raise ModelError(
+            f"contestant {contestant.name!r}: of several UNets that take turns only images are timed; leave out "
+            "`images: false`, or name the models of its UNets"
+        )
     return Entrant(
         name=contestant.name,
         source=_source(contestant),
         directory=directory,
         config=config,
-        parameters=cost.parameters(config),
+        parameters=parameters(config, directory, switch),
         macs=cost.macs(config, size=latent[1:], tokens=tokens),
         latent=latent,
         tokens=tokens,
         steps=steps,
         draws=draws,
-        nodes=_nodes(contestant, directory, config),
+        nodes=nodes(contestant, config, directory, switch),
+        switch=switch,
         calls=unet_calls(directory, recipe.sampler, steps) if directory and directory.is_pipeline else steps,
     )
 
 
-def _nodes(contestant: Contestant, directory: ModelDirectory | None, config: Config) -> Nodes | None:
-    """Of the recipe's plan, or of the one that the model carries."""
+def _shape_of(contestant: Contestant) -> Config:
+    """Of random weights: a shape, less what is removed, with experts."""
+    config = random_config(contestant.random or "", contestant.remove)
+    if contestant.expand is None:
+        return config
     try:
-        if contestant.plan:
-            return Nodes(contestant.plan.resolved(), Anatomy.of(config))
-        return run_time_nodes(directory) if directory else None
+        donor = random_config(contestant.expand.donor, None) if contestant.expand.donor else None
+        return expansion_of(contestant.expand, config, donor).config
     except ModelError as error:
         raise ModelError(f"contestant {contestant.name!r}: {error}") from None
 
@@ -141,7 +150,8 @@ def _source(contestant: Contestant) -> str:
     if contestant.model:
         return contestant.model
     removed = [contestant.remove] if isinstance(contestant.remove, str) else contestant.remove or []
-    return " without ".join([f"random {contestant.random}", *([", ".join(removed)] if removed else [])])
+    shape = " without ".join([f"random {contestant.random}", *([", ".join(removed)] if removed else [])])
+    return f"{shape}, {contestant.expand.experts} experts by {contestant.expand.router}" if contestant.expand else shape
 
 
 def _surroundings(directory: ModelDirectory | None) -> tuple[int, int]:
@@ -192,9 +202,11 @@ def _check_images_alike(entrants: Sequence[Entrant]) -> None:
             )
 
 
-def _parameters(entrant: Entrant) -> int:
-    """Of everything that will be loaded: the pipeline where it draws, else the UNet."""
+def _parameters(entrant: Entrant, device: torch.device) -> int:
+    """Of everything that will be on the device: the pipeline where it draws, else the UNet."""
     unet = sum(entrant.parameters.values())
+    if entrant.switch and entrant.switch.idle == "cpu" and device.type != "cpu":
+        unet = max(entrant.parameters.values())
     if not entrant.draws or entrant.directory is None:
         return unet
     networks = [
@@ -241,14 +253,16 @@ def _notes(entrants: Sequence[Entrant], device: torch.device, dtype: torch.dtype
 
 def _row(entrant: Entrant, weights: int) -> dict[str, Cell | Interval]:
     calls = f"UNet calls, images of {entrant.steps} steps" if entrant.draws else "UNet calls"
+    if entrant.switch:
+        calls = f"images of {entrant.steps} steps; {', '.join(entrant.switch.unets)} take turns"
     if entrant.nodes:
         calls += f", a plan for {entrant.calls} calls"
     return {
         "name": entrant.name,
         "source": entrant.source,
         "unet_params_m": sum(entrant.parameters.values()) / 1e6,
-        "unet_macs_g": entrant.macs.total / 1e9,
-        "unet_macs_without_attention_g": entrant.macs.plain / 1e9,
+        "unet_macs_g": None if entrant.switch else entrant.macs.total / 1e9,
+        "unet_macs_without_attention_g": None if entrant.switch else entrant.macs.plain / 1e9,
         "latent": _shape(entrant),
         "weights_mb": weights / 1e6,
         "timed": calls,

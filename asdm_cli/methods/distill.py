@@ -23,11 +23,13 @@ from asdm_cli.measure.generate import pictures
 from asdm_cli.measure.machine import machine
 from asdm_cli.measure.pictures import PictureSet
 from asdm_cli.measure.processes import processes
+from asdm_cli.measure.routing import observe
+from asdm_cli.measure.routing_report import routing_parts
 from asdm_cli.models.load import load_pipeline, load_unet
 from asdm_cli.models.provenance import record
 from asdm_cli.models.write import assemble_directory, write_config
 from asdm_cli.recipe.verbs.distill import DistillRecipe
-from asdm_cli.report.document import Report
+from asdm_cli.report.document import Part, Report
 from asdm_cli.report.run_directory import TRAINING, Run
 from asdm_cli.training.card import model_card
 from asdm_cli.training.distill_plan import DistillPlan, Learner, make_plan
@@ -37,6 +39,7 @@ from asdm_cli.training.loop import LOG, TRACKERS, Training, train
 from asdm_cli.training.plan import mixed_precision
 from asdm_cli.training.report import planned, trained
 from asdm_cli.unet.checkpoint import WEIGHTS
+from asdm_cli.unet.expert_config import specs
 
 RESUMABLE = True
 PICTURES = "pictures"
@@ -155,17 +158,34 @@ def _written(plan: DistillPlan, training: Training, run: Run, samples: Encoded) 
     lines = read(run.path / TRAINING / LOG)
     alone = len(plan.learners) == 1
     seconds, card = training.watch.per_step(), _card(plan, training, samples)
+    experts = _experts(plan, training)
     report = trained(plan, lines, seconds, _drawn(plan, run.path), {"training": card})
+    report = replace(report, parts=[*report.parts, *(part for parts in experts.values() for part in parts)])
     for learner, trainee in zip(plan.learners, training.crew, strict=True):
         home = _home(plan, learner.name, run.path)
         with trainee.as_written() as module:
             _write_model(plan, learner, module, home / "model", lines, card)
         if not alone:
-            _write_own_report(plan, learner, run, home, lines, card)
+            _write_own_report(plan, learner, run, home, lines, card, experts.get(learner.name, []))
     (run.path / LOG).write_bytes((run.path / TRAINING / LOG).read_bytes())
     if (tracked := run.path / TRAINING / TRACKERS).exists():
         shutil.copytree(tracked, run.path / TRACKERS, dirs_exist_ok=True)
     return report
+
+
+def _experts(plan: DistillPlan, training: Training) -> dict[str, list[Part]]:
+    """How each student with experts uses them on the prompts of the looks."""
+    look, found = plan.recipe.validation, {}
+    if not look.prompts or not any(specs(learner.config) for learner in plan.learners):
+        return {}
+    pipe = load_pipeline(plan.host, training.device, torch.float32, with_unet=False)
+    for learner, trainee in zip(plan.learners, training.crew, strict=True):
+        if specs(learner.config):
+            with trainee.as_written() as module, torch.no_grad():
+                pipe.unet = module
+                settings = (look.steps, look.guidance, plan.resolution, plan.recipe.seed)
+                found[learner.name] = routing_parts(observe(pipe, look.prompts, *settings)[0], learner.name)
+    return found
 
 
 def _write_model(
@@ -180,7 +200,7 @@ def _write_model(
     _save(module, learner, folder / WEIGHTS)
     facts = {key: card[key] for key in ("data", "samples", "steps", "batch", "optimizer", "seed")}
     teacher = plan.teacher.name if plan.teacher else None
-    record(source, target, "distill", None, teacher=teacher, frozen_tensors=len(learner.frozen), **facts)
+    record(source, target, "distill", None, None, teacher=teacher, frozen_tensors=len(learner.frozen), **facts)
     (target / "README.md").write_text(model_card(plan, learner, lines, card), encoding="utf-8")
 
 
@@ -194,13 +214,16 @@ def _save(module: nn.Module, learner: Learner, file: Path) -> None:
     save_file(tensors, file, {"format": "pt"})
 
 
-def _write_own_report(plan: DistillPlan, learner: Learner, run: Run, home: Path, lines: list[Line], card: Card) -> None:
+def _write_own_report(  # noqa: PLR0913 - what a report is made of
+    plan: DistillPlan, learner: Learner, run: Run, home: Path, lines: list[Line], card: Card, experts: list[Part]
+) -> None:
     """A run directory of its own for each of several students; the time is told of all together."""
     rows = tuple(replace(row, taps={k: v for k, v in row.taps.items() if k == learner.name}) for row in plan.rows)
     own = replace(plan, learners=(learner,), rows=rows)
     mine = [line for line in lines if line["student"] == learner.name]
     drawn = {learner.name: _drawn(plan, run.path).get(learner.name, {})}
-    Run(home).write(trained(own, mine, {}, drawn, {"training": card}))
+    report = trained(own, mine, {}, drawn, {"training": card})
+    Run(home).write(replace(report, parts=[*report.parts, *experts]))
     shutil.copyfile(run.path / "recipe.yaml", home / "recipe.yaml")
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass, replace
+
 from accelerate import PartialState
 
 from asdm_cli.errors import RunError
@@ -22,15 +24,28 @@ from asdm_cli.measure.judging import judge_of, real_origin, real_set
 from asdm_cli.measure.pictures import PictureSet
 from asdm_cli.measure.processes import processes
 from asdm_cli.measure.resize import KERNEL
+from asdm_cli.measure.routing import Routing, has_experts, observe
+from asdm_cli.measure.routing_report import routing_parts
 from asdm_cli.measure.scores import FRECHET_RESAMPLES, Judge
 from asdm_cli.models.load import device_and_dtype, load_pipeline
 from asdm_cli.models.provenance import run_time_plan
+from asdm_cli.models.switched import read_switch
+from asdm_cli.recipe.switching import described
 from asdm_cli.recipe.verbs import EvalRecipe
 from asdm_cli.report.document import Report
 from asdm_cli.report.run_directory import Run
 
 RESUMABLE = True
 REAL, VAE = "real pictures", "real, VAE reconstruction"
+
+
+@dataclass(frozen=True)
+class Drawn:
+    """What was found out of a contestant while it drew: the UNet's multiply-accumulates per picture, and how its
+    experts were used on the prompts of the grid, where it has any."""
+
+    macs: int
+    routing: Routing | None
 
 
 def plan(recipe: EvalRecipe) -> EvalPlan:
@@ -51,7 +66,7 @@ def run(plan: EvalPlan, run: Run) -> Report:
             claim(sets[entrant.name], _card(plan, entrant, styles[entrant.name]) | {"files": stamps(entrant.directory)})
     state.wait_for_everyone()
     share = Share(state.process_index, state.num_processes)
-    costs = {
+    drawn = {
         entrant.name: _draw_share(plan, entrant, styles[entrant.name], sets[entrant.name], share)
         for entrant in plan.entrants
     }
@@ -59,7 +74,7 @@ def run(plan: EvalPlan, run: Run) -> Report:
     if not state.is_main_process:
         return Report("eval", "", "", [])
     _check_whole(sets)
-    return _measured(plan, run, sets, styles, costs)
+    return _measured(plan, run, sets, styles, drawn)
 
 
 def _style(plan: EvalPlan, entrant: Entrant, state: PartialState) -> Style:
@@ -87,16 +102,24 @@ def _card(plan: EvalPlan, entrant: Entrant, style: Style) -> Card:
     }
     if carried := run_time_plan(entrant.directory):
         card["inherits"] = carried.model_dump_json(exclude_none=True)
+    if switch := read_switch(entrant.directory):
+        card["switches"] = described(switch)
+        plans = [f"{name}: {plan.model_dump_json(exclude_none=True)}" for name, plan in switch.plans.items()]
+        card |= {"inherits": plans} if plans else {}
     return card | ({"batch": style.batch} if style.device.type == "cuda" else {})
 
 
-def _draw_share(plan: EvalPlan, entrant: Entrant, style: Style, target: PictureSet, share: Share) -> int:
-    """Draw this process's missing pictures; what the UNet costs per picture, in multiply-accumulates."""
+def _draw_share(plan: EvalPlan, entrant: Entrant, style: Style, target: PictureSet, share: Share) -> Drawn:
+    """Draw this process's missing pictures; the first process also looks at how experts are used."""
     pipe = painter(entrant.directory, style)
     wanted = target.missing(share.of(range(plan.count), style.batch))
     for index, picture in draw(entrant.name, pipe, plan.prompts.prompts, wanted, style):
         target.save(index, picture)
-    return unet_macs(pipe, style)
+    routing = None
+    if share.rank == 0 and has_experts(pipe):
+        shown = plan.prompts.prompts[: plan.recipe.grid]
+        routing, _ = observe(pipe, shown, style.steps, style.guidance, style.size, style.seed)
+    return Drawn(unet_macs(pipe, style), routing)
 
 
 def _check_whole(sets: dict[str, PictureSet]) -> None:
@@ -110,12 +133,14 @@ def _check_whole(sets: dict[str, PictureSet]) -> None:
 
 
 def _measured(
-    plan: EvalPlan, run: Run, sets: dict[str, PictureSet], styles: dict[str, Style], costs: dict[str, int]
+    plan: EvalPlan, run: Run, sets: dict[str, PictureSet], styles: dict[str, Style], drawn: dict[str, Drawn]
 ) -> Report:
     real, through_vae = _baselines(plan, run, next(iter(styles.values()))) if plan.has_baselines else (None, None)
     judge = judge_of(plan, run.path, sets[plan.reference], real)
     rows = [
-        Row(entrant.name, judge.figures(sets[entrant.name]), sets[entrant.name], entrant.steps, costs[entrant.name])
+        Row(
+            entrant.name, judge.figures(sets[entrant.name]), sets[entrant.name], entrant.steps, drawn[entrant.name].macs
+        )
         for entrant in plan.entrants
     ]
     if real and through_vae:
@@ -124,7 +149,9 @@ def _measured(
             Row(REAL, judge.real_figures(), real.first(plan.count)),
         ]
     contestants = {entrant.name: _card(plan, entrant, styles[entrant.name]) for entrant in plan.entrants}
-    return eval_report(plan, judge, rows, contestants, _protocol(plan, judge))
+    report = eval_report(plan, judge, rows, contestants, _protocol(plan, judge))
+    experts = [part for name, each in drawn.items() if each.routing for part in routing_parts(each.routing, name)]
+    return replace(report, parts=[*report.parts, *experts])
 
 
 def _baselines(plan: EvalPlan, run: Run, style: Style) -> tuple[PictureSet, PictureSet]:

@@ -26,9 +26,11 @@ from asdm_cli.measure.scores import Figures, Judge, columns
 from asdm_cli.models.load import device_and_dtype, load_pipeline, unet_calls
 from asdm_cli.models.provenance import record, run_time_plan
 from asdm_cli.models.source import ModelDirectory
+from asdm_cli.models.switched import nodes_of, read_switch
 from asdm_cli.models.write import assemble_directory
 from asdm_cli.progress import track
 from asdm_cli.recipe.plans import Rule, Rules, read_plan
+from asdm_cli.recipe.switching import Switch
 from asdm_cli.recipe.verbs import Drawing, EvalContestant, EvalRecipe, InheritRecipe
 from asdm_cli.report.document import Cell, Column, Interval, Part, Report
 from asdm_cli.report.run_directory import Run
@@ -48,7 +50,9 @@ class Plan:
     recipe: InheritRecipe
     eval: EvalPlan
     nodes: Nodes | None
-    """Of the plan that the model directory will carry."""
+    """Of the plan that the model directory will carry; where several UNets take turns, on the first."""
+    switch: Switch | None
+    """Who takes turns."""
     players: tuple[Player, ...]
     """The plain model first."""
 
@@ -73,8 +77,9 @@ class Plan:
     def _model(self) -> str:
         if self.nodes is None:
             return "No model is written: the recipe has no `plan`."
-        carried = run_time_plan(self.source) is not None
-        return "The written model carries the plan" + (" instead of the one it has now." if carried else ".")
+        carried = run_time_plan(self.source) is not None or (self.switch and self.switch.plans)
+        each = f", on each of its UNets ({', '.join(self.switch.unets)})" if self.switch else ""
+        return f"The written model carries the plan{each}" + (" instead of the one it has now." if carried else ".")
 
 
 def plan(recipe: InheritRecipe) -> Plan:
@@ -82,24 +87,29 @@ def plan(recipe: InheritRecipe) -> Plan:
     settings = {key: getattr(recipe, key) for key in Drawing.model_fields if key != "verb"}
     model = EvalContestant(name=PLAIN, model=recipe.model)
     checked = make_plan(EvalRecipe(verb="eval", models=[model], **settings))
-    anatomy = Anatomy.of(checked.entrants[0].directory.config("unet"))
+    directory = checked.entrants[0].directory
+    anatomy, switch = Anatomy.of(directory.config("unet")), read_switch(directory)
     faults: list[str] = []
     players = [Player(PLAIN, PLAIN, recipe.steps, recipe.sampler), *_fewer(recipe)]
     nodes = None
     for key, player, rules in _wanted(recipe):
         try:
             found = Nodes(rules, anatomy)
+            if switch:
+                nodes_of(directory, switch, dict.fromkeys(switch.unets[1:], rules))
             players.append(replace(player, nodes=found))
             nodes = found if key == "plan" else nodes
         except ModelError as error:
             faults.append(f"{key}.{error}")
     players += _package(recipe)
+    if switch and recipe.deepcache:
+        faults.append("deepcache: the package works on one UNet, and this model has several; leave it out")
     faults += _same_names([*players, *_solution(recipe)])
     if faults:
         raise ModelError("\n".join(dict.fromkeys(faults)))
     if any(player.package for player in players):
         require_package()
-    return Plan(recipe, checked, nodes, tuple(players))
+    return Plan(recipe, checked, nodes, switch, tuple(players))
 
 
 def run(plan: Plan, run: Run) -> Report:
@@ -142,7 +152,9 @@ def _write_model(plan: Plan, nodes: Nodes, target: Path) -> None:
     assemble_directory(plan.source, target, replaced=set())
     recipe = plan.recipe
     measured = {"sampler": recipe.sampler, "steps": recipe.steps, "guidance": recipe.guidance}
-    record(plan.source, target, "inherit", nodes.plan, measured_with=measured)
+    # the plan is for every UNet, and in the place of those that each had of its own
+    switch = plan.switch and plan.switch.model_copy(update={"plans": {}})
+    record(plan.source, target, "inherit", nodes.plan, switch, measured_with=measured)
 
 
 def _fewer(recipe: InheritRecipe) -> list[Player]:

@@ -9,6 +9,7 @@ from math import prod
 
 from asdm_cli.models.provenance import record
 from asdm_cli.models.source import ModelDirectory, find
+from asdm_cli.models.switched import one_unet
 from asdm_cli.models.write import assemble_directory, write_unet
 from asdm_cli.recipe.verbs import PruneRecipe
 from asdm_cli.report.document import Cell, Column, Interval, Report, Table
@@ -68,7 +69,7 @@ class Plan:
 
 def plan(recipe: PruneRecipe) -> Plan:
     """What pruning would do, from the config and the headers of the weights. Raises ModelError."""
-    source = find(recipe.model)
+    source = one_unet(find(recipe.model))
     config, folder = source.config("unet"), source.component("unet")
     surgery = remove(config, recipe.remove)
     checkpoint = open_checkpoint(folder, source.path)

@@ -11,6 +11,7 @@ from typing import Any
 from asdm_cli.errors import ModelError
 from asdm_cli.models.provenance import history, record
 from asdm_cli.models.source import ModelDirectory, find
+from asdm_cli.models.switched import one_unet
 from asdm_cli.models.write import assemble_directory, write_unet
 from asdm_cli.unet.assembly import Assembly, Choice, assemble
 from asdm_cli.unet.blocks import Config
@@ -65,7 +66,7 @@ def open_donors(sources: Mapping[str, str]) -> dict[str, Donor]:
     faults: list[str] = []
     for name, source in sources.items():
         try:
-            directory = find(source)
+            directory = one_unet(find(source))
             checkpoint = open_checkpoint(directory.component("unet"), directory.path)
             found[name] = Donor(name, directory, directory.config("unet"), checkpoint)
         except ModelError as error:

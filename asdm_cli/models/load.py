@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -25,9 +25,18 @@ from diffusers.pipelines.pipeline_utils import DiffusionPipeline
 from transformers import CLIPModel, CLIPTokenizer
 
 from asdm_cli.errors import ModelError
+from asdm_cli.inheritance.course import Nodes
 from asdm_cli.inheritance.pipelines import attach
-from asdm_cli.models.provenance import run_time_nodes
-from asdm_cli.models.source import ModelDirectory
+from asdm_cli.models.source import ModelDirectory, find
+from asdm_cli.models.switched import UNET, checked_switch, member, one_unet, run_time_plans
+from asdm_cli.recipe.plans import Rules
+from asdm_cli.recipe.switching import Idle, Switching
+from asdm_cli.switching import pipelines as switching
+from asdm_cli.switching.fit import check_rules
+from asdm_cli.unet.checkpoint import open_checkpoint, require
+from asdm_cli.unet.cost import shapes
+from asdm_cli.unet.expert_config import EXPERTS
+from asdm_cli.unet.expert_unet import ExpertUNet, build
 from asdm_cli.unet.weight_files import inside, read_mapping
 
 Loaded = TypeVar("Loaded")
@@ -68,16 +77,20 @@ def load_pipeline(
 ) -> DiffusionPipeline:
     """The whole pipeline, ready to draw; without safety checker, watermark and progress bar.
 
-    What the model inherits from step to step is in force, unless `with_plan` is false. Without its UNet it only
-    encodes, and the largest part is not read.
+    Several UNets take turns; what a model inherits from step to step is in force, unless `with_plan` is false.
+    Without its UNet it only encodes, and the largest part is not read.
     """
     kind = directory.index.get("_class_name")
     if not directory.is_pipeline or kind not in PIPELINES:
         what = f"a {kind}" if directory.is_pipeline else "a bare UNet"
         raise ModelError(f"{directory.path}: is {what}; whole pictures need a {' or '.join(PIPELINES)} directory")
-    nodes = run_time_nodes(directory) if with_plan and with_unet else None
+    held = checked_switch(directory) if with_unet else None
+    plans = run_time_plans(directory, held) if with_plan and with_unet else {}
     pipeline, switches = PIPELINES[kind]
-    switches = switches if with_unet else {**switches, "unet": None}
+    if not with_unet:
+        switches = {**switches, "unet": None}
+    elif directory.config("unet").get(EXPERTS):
+        switches = {**switches, "unet": load_unet(directory, torch.device("cpu"), dtype)}
     pipe = _read(
         directory.path,
         lambda: pipeline.from_pretrained(
@@ -86,18 +99,46 @@ def load_pipeline(
     )
     pipe.set_progress_bar_config(disable=True)
     pipe.to(device)
-    if nodes is not None:
-        attach(pipe, nodes)
+    if held is not None:
+        others = {name: member(directory, held, name) for name in held.unets[1:]}
+        take_turns(pipe, {held.unets[0]: pipe.unet, **others}, held.rules, plans, held.idle)
+    elif plans:
+        attach(pipe, plans[UNET])
     return pipe
+
+
+def take_turns(
+    pipe: Any,
+    unets: Mapping[str, str | ModelDirectory | UNet2DConditionModel],
+    rules: Switching,
+    plans: Mapping[str, Rules | Nodes],
+    idle: Idle,
+) -> switching.Handle:
+    """Switch between UNets, those read first that are models' directories or sources: on the pipeline's device, or
+    on the CPU where idle ones live there. Raises ModelError with all that does not fit."""
+    switching.check_free(pipe)
+    check_rules(unets, rules)
+    device, dtype = torch.device("cpu") if idle == "cpu" else pipe.unet.device, pipe.unet.dtype
+
+    def read(name: str, source: Any) -> Any:
+        place = pipe.unet.device if name == next(iter(unets)) else device
+        directory = find(source) if isinstance(source, str) else source
+        return load_unet(one_unet(directory), place, dtype) if isinstance(directory, ModelDirectory) else source
+
+    return switching.attach(pipe, {name: read(name, source) for name, source in unets.items()}, rules, plans, idle)
 
 
 def load_unet(directory: ModelDirectory, device: torch.device, dtype: torch.dtype) -> UNet2DConditionModel:
     """The UNet alone, in evaluation mode; every tensor that its config promises comes from the files."""
     folder = directory.component("unet")
     directory.weights("unet")
+    kind = UNet2DConditionModel
+    if directory.config("unet").get(EXPERTS):
+        require(open_checkpoint(folder, directory.path), shapes(directory.config("unet")), folder)
+        kind = ExpertUNet
     unet, found = _read(
         folder,
-        lambda: UNet2DConditionModel.from_pretrained(
+        lambda: kind.from_pretrained(
             folder, dtype=dtype, use_safetensors=True, local_files_only=True, output_loading_info=True
         ),
     )
@@ -112,7 +153,7 @@ def random_unet(
     """A UNet of this shape with random weights, built where it will run; the same seed gives the same weights."""
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []), torch.device(device):
         torch.manual_seed(seed)
-        unet = UNet2DConditionModel.from_config(config)
+        unet = build(config)
     return unet.to(dtype).eval()
 
 

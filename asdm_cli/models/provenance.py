@@ -11,6 +11,7 @@ from asdm_cli.errors import ModelError
 from asdm_cli.inheritance.course import Nodes
 from asdm_cli.models.source import ModelDirectory
 from asdm_cli.recipe.plans import Rules, read_plan
+from asdm_cli.recipe.switching import Switch
 from asdm_cli.unet.anatomy import Anatomy
 from asdm_cli.unet.weight_files import inside, read_mapping
 
@@ -20,12 +21,20 @@ TAKEN, RENUMBERS = "taken", "removed"
 """Keys of a step: what an assembly took from which donor, and what a pruning removed, after which addresses differ."""
 RUN_TIME = "inherit"
 """Key of the plan that is in force whenever the model draws."""
+SWITCH = "switch"
+"""Key of who serves what in a model of several UNets."""
 
 
 def history(directory: ModelDirectory) -> list[dict[str, Any]]:
     """What was done to this model, oldest first; nothing for models that did not come from here."""
+    found: list[dict[str, Any]] | None = told(directory, HISTORY)
+    return found or []
+
+
+def told(directory: ModelDirectory, key: str) -> Any:
+    """What the file says under this key; None where there is no file or no such key."""
     file = directory.path / FILE
-    return read_mapping(inside(directory.path, file)).get(HISTORY, []) if file.exists() else []
+    return read_mapping(inside(directory.path, file)).get(key) if file.exists() else None
 
 
 def taken(directory: ModelDirectory) -> dict[str, list[str]]:
@@ -42,9 +51,8 @@ def taken(directory: ModelDirectory) -> dict[str, list[str]]:
 
 def run_time_plan(directory: ModelDirectory) -> Rules | None:
     """The plan that a model carries. Raises RecipeError, with the file, for one that cannot be read."""
-    file = directory.path / FILE
-    held = read_mapping(inside(directory.path, file)).get(RUN_TIME) if file.exists() else None
-    return None if held is None else read_plan(held, f"{file}: {RUN_TIME}")
+    held = told(directory, RUN_TIME)
+    return None if held is None else read_plan(held, f"{directory.path / FILE}: {RUN_TIME}")
 
 
 def run_time_nodes(directory: ModelDirectory) -> Nodes | None:
@@ -56,14 +64,23 @@ def run_time_nodes(directory: ModelDirectory) -> Nodes | None:
         raise ModelError(f"{directory.path / FILE}: {RUN_TIME}: {error}") from None
 
 
-def record(source: ModelDirectory, target: Path, verb: str, plan: Rules | None = None, **facts: Any) -> None:
+def record(
+    source: ModelDirectory,
+    target: Path,
+    verb: str,
+    plan: Rules | None = None,
+    switch: Switch | None = None,
+    **facts: Any,
+) -> None:
     """Write `target`'s history: that of its source, then this verb. Names only: paths say nothing elsewhere.
 
-    A plan of the source is not handed on: another UNet has other addresses.
+    A plan of the source is not handed on: another UNet has other addresses. Nor is its switch.
     """
     step = {"verb": verb, "asdm": __version__, "source": source.name, **facts}
     held: dict[str, Any] = {HISTORY: [*history(source), step]}
     if plan is not None:
         held[RUN_TIME] = plan.model_dump(mode="json", exclude_none=True)
+    if switch is not None:
+        held[SWITCH] = switch.model_dump(mode="json", exclude_none=True)
     text = json.dumps(held, indent=2, ensure_ascii=False)
     (target / FILE).write_text(f"{text}\n", encoding="utf-8")

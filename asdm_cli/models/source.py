@@ -9,14 +9,19 @@ from pathlib import Path
 from typing import Any
 
 from asdm_cli.errors import ModelError
+from asdm_cli.unet.expert_config import CLASS, EXPERTS, STOCK
 from asdm_cli.unet.weight_files import inside, plain_name, read_mapping, weight_files
 
 INDEX = "model_index.json"
 POCKET = "pocket"
 EXTRAS = ("clip",)
 """Folders that may stand beside the components; stock diffusers does not look at them."""
+UNETS = "unets"
+"""The folder of those UNets that take turns with the component `unet`; each has a folder of its own in it."""
 LIBRARIES = {"diffusers", "transformers", "stable_diffusion"}
 """Where component classes may come from; the last is diffusers' own module of the safety checker."""
+OURS = "asdm_cli"
+"""The library that an index names for UNets with expert convolutions: without it, loading fails."""
 TOKENS = 77
 """Prompt length that costs are stated for where the model has no text encoder of its own."""
 CONFIGS = ("config.json", "scheduler_config.json", "tokenizer_config.json", "preprocessor_config.json")
@@ -42,12 +47,13 @@ class ModelDirectory:
 
     @cached_property
     def components(self) -> dict[str, Path]:
-        """Folder of every component that the index names, and of the extra folders that exist."""
+        """Folder of every component that the index names, of the extra folders that exist, and of `unets/NAME`."""
         if not self.is_pipeline:
             return {"unet": self.path}
         named = [name for name, entry in self.index.items() if _is_component(entry) and entry[1] is not None]
         extras = [name for name in EXTRAS if (self.path / name).is_dir()]
-        return {name: self.path / name for name in [*named, *extras]}
+        unets = [f"{UNETS}/{folder.name}" for folder in sorted((self.path / UNETS).glob("*")) if folder.is_dir()]
+        return {name: self.path / name for name in [*named, *extras, *unets]}
 
     def component(self, name: str) -> Path:
         if name in self.components:
@@ -113,13 +119,27 @@ def _is_component(entry: object) -> bool:
 def _check(directory: ModelDirectory) -> None:
     if directory.is_pipeline:
         _check_index(directory)
-    elif directory.config("unet").get("_class_name", "UNet2DConditionModel") != "UNet2DConditionModel":
+        _check_class(directory)
+    elif directory.config("unet").get("_class_name", STOCK) not in (STOCK, CLASS):
         raise ModelError(f"{directory.path}: its config.json is of no UNet2DConditionModel; give a UNet or a pipeline")
     for name, folder in directory.components.items():
         if not inside(directory.path, folder).is_dir():
             raise ModelError(f"{folder}: {INDEX} names this component but its folder is missing; fetch it again")
         if (folder / "config.json").is_file():
             directory.weights(name)
+
+
+def _check_class(directory: ModelDirectory) -> None:
+    """The index and the UNet's own config must agree on what is loaded."""
+    if "unet" not in directory.components:
+        return
+    config = directory.config("unet")
+    held = {"index": directory.index["unet"][1] == CLASS, "class": config.get("_class_name") == CLASS}
+    if len({*held.values(), bool(config.get(EXPERTS))}) > 1:
+        raise ModelError(
+            f"{directory.path / INDEX}: is not of the UNet beside it (one of the two knows expert convolutions, the "
+            "other does not); copy a model directory as a whole"
+        )
 
 
 def _check_index(directory: ModelDirectory) -> None:
@@ -131,6 +151,8 @@ def _check_index(directory: ModelDirectory) -> None:
             continue
         plain_name(name, file)
         library, kind = entry
+        if (library, kind) == (OURS, CLASS):
+            continue
         if kind is not None and (not isinstance(library, str) or library not in LIBRARIES):
             raise ModelError(
                 f"{file}: {name} is a class of {library!r}; only diffusers and transformers classes are loaded, "

@@ -12,9 +12,10 @@ from pathlib import Path
 
 from asdm_cli.errors import ModelError, RunError
 from asdm_cli.models.lock import only_writer
-from asdm_cli.models.source import INDEX, ModelDirectory
+from asdm_cli.models.source import INDEX, OURS, ModelDirectory
 from asdm_cli.unet.blocks import Config
 from asdm_cli.unet.checkpoint import WEIGHTS, Entry, copy_tensors
+from asdm_cli.unet.expert_config import CLASS, EXPERTS, STOCK
 from asdm_cli.unet.weight_files import inside
 
 KEPT = {".json", ".txt", ".model", ".safetensors"}
@@ -44,6 +45,17 @@ def write_config(config: Config, folder: Path) -> None:
     # where a donor lay on some machine says nothing about the result
     kept = {key: value for key, value in config.items() if key != "_name_or_path"}
     (folder / "config.json").write_text(json.dumps(kept, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+    if folder.name == "unet" and (folder.parent / INDEX).is_file():
+        _name_class(folder.parent / INDEX, [OURS, CLASS] if config.get(EXPERTS) else ["diffusers", STOCK])
+
+
+def _name_class(file: Path, entry: list[str]) -> None:
+    """Say in a pipeline's index what class its UNet is. The file may be a link to the source's: it is written anew."""
+    index = json.loads(file.read_text(encoding="utf-8"))
+    if index.get("unet") == entry:
+        return
+    file.unlink()
+    file.write_text(json.dumps({**index, "unet": entry}, indent=2) + "\n", encoding="utf-8")
 
 
 def link_or_copy(source: Path, target: Path) -> None:

@@ -10,16 +10,20 @@ from asdm_cli.report.document import Cell, Interval, Table
 from asdm_cli.training.distill_plan import DistillPlan, Learner
 from asdm_cli.training.log import Line
 from asdm_cli.training.report import final_losses, final_validation, planned
+from asdm_cli.unet.expert_config import specs
 
 
 def model_card(plan: DistillPlan, learner: Learner, lines: Sequence[Line], facts: dict[str, Any]) -> str:
     """Markdown: donors, data, losses, steps and figures; `facts` are lines of a table, as they are."""
     report = planned(plan, "")
     teacher = f"distilled from {plan.teacher.name}" if plan.teacher else "trained on the task loss alone"
+    loads = (
+        "asdm_cli.load reads it: it has expert convolutions." if specs(learner.config) else "Plain diffusers loads it."
+    )
     parts = [
         f"# {learner.name}",
         f"A Stable Diffusion UNet of {learner.parameters / 1e6:.1f} M parameters that started from "
-        f"{learner.directory.name} and was {teacher}, by asdm {__version__}. It loads in plain diffusers.",
+        f"{learner.directory.name} and was {teacher}, by asdm {__version__}. {loads}",
         "## Training",
         _table([("what", "value"), *((key, _text(value)) for key, value in facts.items())]),
     ]

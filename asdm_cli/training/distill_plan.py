@@ -12,6 +12,7 @@ from asdm_cli.errors import ModelError
 from asdm_cli.models.donors import unlike_pipelines
 from asdm_cli.models.provenance import taken
 from asdm_cli.models.source import ModelDirectory, find
+from asdm_cli.models.switched import one_unet
 from asdm_cli.recipe.verbs.distill import DistillRecipe, FeatureLoss, Student
 from asdm_cli.training.distillation import Row
 from asdm_cli.training.freezing import frozen_keys
@@ -22,11 +23,10 @@ from asdm_cli.unet.anatomy import Anatomy
 from asdm_cli.unet.blocks import Config
 from asdm_cli.unet.checkpoint import Checkpoint, open_checkpoint, require
 from asdm_cli.unet.cost import shapes
+from asdm_cli.unet.settings import ALIKE
 from asdm_cli.unet.taps import Tap, taps
 
 NONE = "none"
-ALIKE = ("in_channels", "out_channels", "cross_attention_dim", "addition_embed_type", "class_embed_type")
-"""Settings in which a student must be like its teacher: they see the same inputs."""
 
 
 @dataclass(frozen=True)
@@ -73,7 +73,7 @@ class DistillPlan:
 def make_plan(recipe: DistillRecipe, allow_pipes: bool = False) -> DistillPlan:
     """Raises ModelError with all that does not fit, each fault with its key."""
     faults = Faults()
-    teacher = faults.catch("teacher", lambda: None if recipe.teacher == NONE else find(recipe.teacher))
+    teacher = faults.catch("teacher", lambda: None if recipe.teacher == NONE else one_unet(find(recipe.teacher)))
     learners = [each for index in range(len(recipe.students)) if (each := _learner(recipe, index, faults))]
     found = [directory for directory in (teacher, *(each.directory for each in learners)) if directory]
     host = next((directory for directory in found if directory.is_pipeline), None)
@@ -106,7 +106,7 @@ def make_plan(recipe: DistillRecipe, allow_pipes: bool = False) -> DistillPlan:
 def _learner(recipe: DistillRecipe, index: int, faults: Faults) -> Learner | None:
     student: Student = recipe.students[index]
     with faults.catching(f"students[{index}].model"):
-        directory = find(student.model)
+        directory = one_unet(find(student.model))
         checkpoint = _check_unet(directory)
         frozen: frozenset[str] = frozenset()
         learner = Learner(student.name, directory, checkpoint, frozen)

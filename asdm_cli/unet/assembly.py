@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from asdm_cli.errors import ModelError
 from asdm_cli.unet.anatomy import Anatomy
 from asdm_cli.unet.blocks import Block, Config, per_level, read_blocks
+from asdm_cli.unet.expert_config import carried
 from asdm_cli.unet.nearest import brief
 from asdm_cli.unet.settings import time_width, unlike
 from asdm_cli.unet.stock import Origin, Piece, differences, stock_config
@@ -115,7 +116,9 @@ def assemble(donors: Mapping[str, Config], choice: Choice) -> Assembly:
         raise ModelError("\n".join(dict.fromkeys(faults)))
     config = stock_config(next(iter(donors.values())), [each.piece for each in built])
     result = Anatomy.of(config)
-    return Assembly(config, _sources(result, trees, built), choice.ends, choice.embeddings, result)
+    sources = _sources(result, trees, built)
+    config = carried(config, ((new, donors[donor], old) for new, (donor, old) in sources.items()))
+    return Assembly(config, sources, choice.ends, choice.embeddings, result)
 
 
 def by_levels(levels: Sequence[str], mid: str | None, keys: tuple[str, str] = ("levels", "mid")) -> tuple[Part, ...]:

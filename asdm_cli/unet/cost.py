@@ -14,6 +14,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from asdm_cli.errors import ModelError
 from asdm_cli.unet.anatomy import Anatomy
 from asdm_cli.unet.blocks import Config, per_level
+from asdm_cli.unet.expert_unet import build
 
 ATTENTION = {
     torch.ops.aten._scaled_dot_product_flash_attention,
@@ -43,7 +44,7 @@ def meta_unet(config: Config) -> UNet2DConditionModel:
     """A UNet of this shape without storage; ModelError where diffusers refuses the config."""
     try:
         with torch.device("meta"):
-            return UNet2DConditionModel.from_config(config)
+            return build(config)
     except (ValueError, TypeError, KeyError, RuntimeError, IndexError, AttributeError) as error:
         raise ModelError(f"UNet config: diffusers cannot build it ({str(error).splitlines()[0]})") from None
 

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 from asdm_cli.unet.blocks import Config
+from asdm_cli.unet.expert_config import EXPERTS
 from asdm_cli.unet.stock import BY_BLOCKS, plain, setting
 
 WHOLE: Config = {
@@ -49,22 +50,46 @@ WHOLE: Config = {
 }
 """What diffusers assumes for a key that a config leaves out."""
 TEXT_WIDTH = "cross_attention_dim"
-HARMLESS = {"sample_size"}
-"""Says what a UNet is used for, not what its weights mean; the result has the first donor's."""
+ALIKE = (
+    "in_channels",
+    "out_channels",
+    TEXT_WIDTH,
+    "encoder_hid_dim",
+    "encoder_hid_dim_type",
+    "class_embed_type",
+    "num_class_embeds",
+    "addition_embed_type",
+    "addition_time_embed_dim",
+    "projection_class_embeddings_input_dim",
+    "time_cond_proj_dim",
+)
+"""Settings in which UNets must be alike to see the same inputs, one in another's place: switched, or as student and
+teacher."""
+HARMLESS = {"sample_size", EXPERTS}
+"""Says what a UNet is used for, not what its weights mean (the result has the first donor's), or is about single
+layers."""
 
 
 def unlike(donors: Mapping[str, Config]) -> list[str]:
     """A sentence for every setting that must be one for the whole UNet, and in which the donors differ."""
     keys = {key for config in donors.values() for key in config if not key.startswith("_")} | set(WHOLE)
     wanted = [TEXT_WIDTH, *sorted(keys - set(BY_BLOCKS) - HARMLESS)]
-    told = []
-    for key in wanted:
-        values = {name: _value(config, key) for name, config in donors.items()}
+    return [f"donors: {key} must be the same everywhere: {each}" for key, each in _differing(donors, wanted)]
+
+
+def unlike_inputs(unets: Mapping[str, Config]) -> list[str]:
+    """A sentence for every setting by which these UNets could not stand in one another's place."""
+    why = "must be the same in all UNets, which see the same inputs"
+    return [f"{key} {why}: {each}" for key, each in _differing(unets, ALIKE)]
+
+
+def _differing(unets: Mapping[str, Config], keys: Iterable[str]) -> Iterator[tuple[str, str]]:
+    """Each key in which they differ, and in words what each has."""
+    for key in keys:
+        values = {name: _value(config, key) for name, config in unets.items()}
         first = next(iter(values.values()))
         if any(value != first for value in values.values()):
-            each = ", ".join(f"{name} has {value!r}" for name, value in values.items())
-            told.append(f"donors: {key} must be the same everywhere: {each}")
-    return told
+            yield key, ", ".join(f"{name} has {value!r}" for name, value in values.items())
 
 
 def time_width(config: Config) -> Any:

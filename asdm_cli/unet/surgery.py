@@ -13,6 +13,7 @@ from typing import TypeVar
 from asdm_cli.errors import ModelError
 from asdm_cli.unet.anatomy import Anatomy, Node
 from asdm_cli.unet.blocks import Block, Config, Layer, read_blocks
+from asdm_cli.unet.expert_config import carried
 from asdm_cli.unet.nearest import brief, nearest
 from asdm_cli.unet.stock import Origin, Piece, differences, stock_config
 
@@ -89,6 +90,7 @@ def _surgery(config: Config, donor: Anatomy, gone: frozenset[str]) -> Surgery:
     anatomy = Anatomy.of(result)
     kept = [node.modules[0] for node in units(donor) if node.address not in gone]
     sources = dict(zip((node.modules[0] for node in units(anatomy)), kept, strict=True))
+    result = carried(result, ((new, config, old) for new, old in sources.items()))
     return Surgery(result, brief(donor, gone), sources, donor, anatomy)
 
 

@@ -18,6 +18,7 @@ from asdm_cli.recipe.schema import (
     Strict,
     Text,
 )
+from asdm_cli.recipe.verbs.condconv import Expand
 from asdm_cli.recipe.verbs.drawing import Dtype, Sampler
 
 
@@ -32,6 +33,8 @@ class Contestant(Strict):
     """`sd15`, `sd21`, `sdxl` or a UNet config file: that shape with random weights."""
     remove: Patterns | None = None
     """With `random`: remove these addresses first."""
+    expand: Expand | None = None
+    """With `random`: make convolutions banks of experts, as `asdm condconv-expand` does; `donor` is a shape here."""
     plan: InheritPlan | None = None
     """A plan to draw by; left out, the one that the model carries, if it does."""
     steps: Positive | None = None
@@ -43,8 +46,10 @@ class Contestant(Strict):
             raise ValueError("needs one of 'model' and 'random'")
         if self.model is not None and self.random is not None:
             raise Misplaced([(("random",), "either 'model' or 'random', not both")])
-        if self.model is not None and self.remove is not None:
-            raise Misplaced([(("remove",), "goes with 'random' only; prune the model first: asdm prune")])
+        first = {"remove": "prune the model first: asdm prune", "expand": "expand it first: asdm condconv-expand"}
+        wrong = [key for key in first if self.model is not None and getattr(self, key) is not None]
+        if wrong:
+            raise Misplaced([((key,), f"goes with 'random' only; {first[key]}") for key in wrong])
         return self
 
 

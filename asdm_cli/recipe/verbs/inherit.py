@@ -18,7 +18,7 @@ from asdm_cli.recipe.schema import (
     Strict,
     Text,
 )
-from asdm_cli.recipe.verbs.drawing import Drawing, Metric
+from asdm_cli.recipe.verbs.comparing import Comparing, free_series
 
 
 class Candidate(Strict):
@@ -36,9 +36,7 @@ class Candidate(Strict):
     @field_validator("series")
     @classmethod
     def _free(cls, series: str) -> str:
-        if series in ("plain", "fewer steps", "DeepCache"):
-            raise ValueError(f"'{series}' is drawn by what it is named after; choose another name")
-        return series
+        return free_series(series, ("plain", "fewer steps", "DeepCache"))
 
 
 class DeepCachePackage(Strict):
@@ -74,7 +72,7 @@ class Product(Strict):
     """What a forecast counts in."""
 
 
-class InheritRecipe(Drawing):
+class InheritRecipe(Comparing):
     """No training: compute less at some steps and inherit features from earlier ones."""
 
     verb: Literal["inherit"]
@@ -89,21 +87,6 @@ class InheritRecipe(Drawing):
     """More of a sweep: combinations of nodes, modes and intervals."""
     deepcache: DeepCachePackage | None = None
     """Let the DeepCache package draw too, for comparison."""
-    fewer_steps: Annotated[list[Positive], Distinct] | None = None
-    """Steps at which the plain model draws too, the first thing to beat; about 0.8, 0.65, 0.5, 0.35 and 0.2 of
-    `steps` if left out."""
-    converged: Positive | None = None
-    """Also compare with what DPM++ 2M draws in so many steps: near the solution that every sampler is after."""
-    limit: Positive = 16
-    """Use the first so many prompts only."""
-    metrics: Annotated[list[Metric], Field(min_length=1), Distinct] = ["psnr", "ssim"]
-    """psnr, ssim and perceptual compare with the plain model's pictures; kid, clip_score, ... as in `asdm eval`."""
-    steps: Positive = 50
-    """UNet steps per picture."""
-    repeats: Positive = 5
-    """Timed rounds; every round draws one image with everybody, in turn."""
-    warmups: Positive = 1
-    """Rounds before the timed ones, not counted."""
 
     @model_validator(mode="after")
     def _something_to_do(self) -> InheritRecipe:

@@ -1,0 +1,97 @@
+"""UNets of which some convolutions are banks of experts: how a config says so, and the class that it is about.
+
+Everything that builds a UNet of a config does it here; a config without experts gives diffusers' own class.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+from diffusers import UNet2DConditionModel
+from safetensors.torch import load_file
+from torch import Tensor
+
+from asdm_cli.errors import ModelError
+from asdm_cli.experts.layer import ExpertConv2d
+from asdm_cli.experts.router import LOOKS, ROUTINGS, Clock
+from asdm_cli.experts.spec import Spec
+from asdm_cli.unet.blocks import Config
+from asdm_cli.unet.expert_config import EXPERTS, specs
+from asdm_cli.unet.weight_files import read_mapping, weight_files
+
+
+class ExpertUNet(UNet2DConditionModel):  # type: ignore[misc]
+    """A UNet2DConditionModel with expert convolutions; `clock` tells their routers the time."""
+
+    clock: Clock
+
+    def forward(self, sample: Tensor, timestep: Tensor | float | int, *args: Any, **kwargs: Any) -> Any:
+        """As that of the stock class."""
+        self.clock.announce(timestep, alone=self.config.time_cond_proj_dim is None)
+        return super().forward(sample, timestep, *args, **kwargs)
+
+    @classmethod
+    def from_config(cls, config: Config, **_: Any) -> UNet2DConditionModel:
+        """Random weights, as of the stock class."""
+        return build(dict(config))
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path: str | Path, **settings: Any) -> Any:
+        """A UNet folder; of diffusers' settings, dtype (torch_dtype) and output_loading_info have a meaning here.
+
+        Every tensor that the config promises comes from the files, and there is no other in them: `models.load`
+        has compared the headers.
+        """
+        folder = Path(pretrained_model_name_or_path)
+        config = read_mapping(folder / "config.json")
+        with torch.device("meta"):
+            unet = build(config)
+        state: dict[str, Tensor] = {}
+        for file in weight_files(folder):
+            state |= load_file(file)
+        unet.load_state_dict(state, assign=True)
+        dtype = settings.get("dtype") or settings.get("torch_dtype")
+        unet = (unet.to(dtype) if dtype else unet).eval()
+        return (unet, {"missing_keys": []}) if settings.get("output_loading_info") else unet
+
+
+def build(config: Config) -> UNet2DConditionModel:
+    """A UNet of this config with random weights, on the device of the context. Raises what diffusers raises, and
+    ModelError for experts that do not fit."""
+    wanted = specs(config)
+    stock = {key: value for key, value in config.items() if key not in (EXPERTS, "_class_name")}
+    unet = UNet2DConditionModel.from_config(stock)
+    return _with_experts(unet, wanted) if wanted else unet
+
+
+def _with_experts(unet: UNet2DConditionModel, wanted: Mapping[str, Spec]) -> ExpertUNet:
+    unet.__class__ = ExpertUNet
+    assert isinstance(unet, ExpertUNet), "it was just made one"
+    unet.clock = Clock()
+    unet.time_embedding.register_forward_hook(unet.clock.hear)
+    width = unet.time_embedding.linear_2.out_features
+    for name, spec in wanted.items():
+        parent, _, last = name.rpartition(".")
+        _check(unet, name, spec)
+        setattr(unet.get_submodule(parent), last, ExpertConv2d(unet.get_submodule(name), spec, width, unet.clock))
+    unet.register_to_config(**{EXPERTS: {name: asdict(spec) for name, spec in wanted.items()}})
+    return unet
+
+
+def _check(unet: UNet2DConditionModel, name: str, spec: Spec) -> None:
+    modules = dict(unet.named_modules())
+    if not isinstance(modules.get(name), torch.nn.Conv2d):
+        raise ModelError(f"config.json: {EXPERTS}: {name} is no convolution of this UNet; write the model again")
+    known = {"router": LOOKS, "weights": tuple(ROUTINGS)}
+    for key, words in known.items():
+        if getattr(spec, key) not in words:
+            raise ModelError(f"config.json: {EXPERTS}: {name}: {key} must be one of {', '.join(words)}")
+
+
+def expert_layers(unet: torch.nn.Module) -> dict[str, ExpertConv2d]:
+    """Expert convolutions by module name, in forward order; none of a stock UNet."""
+    return {name: module for name, module in unet.named_modules() if isinstance(module, ExpertConv2d)}
