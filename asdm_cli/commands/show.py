@@ -151,7 +151,8 @@ def _components(model: ModelDirectory) -> Table:
 
 def _class(model: ModelDirectory, name: str) -> str:
     entry = model.index.get(name)
-    return str(entry[1]) if isinstance(entry, list) else "beside the pipeline"
+    beside = f"takes turns with {UNET}" if name.startswith(f"{UNET}s/") else "beside the pipeline"
+    return str(entry[1]) if isinstance(entry, list) else beside
 
 
 def _weights(model: ModelDirectory, name: str) -> tuple[dict[str, int], set[str]]:

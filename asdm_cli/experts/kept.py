@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import os
 import threading
 
 from torch import Tensor
 
-ROOM = 1 << 29
-"""Bytes that all layers of this process may keep together: 25 steps of a small UNet, nothing of a large one, whose
-mixing is lost in the cost of its convolutions."""
+ROOM_MB = "ASDM_KEPT_KERNELS_MB"
+"""What all layers of this process may keep together, from the environment; 512 if it does not say. 25 steps of SD
+1.5's Base take some 13,000 in bfloat16."""
 Mixed = tuple[Tensor, Tensor | None]
 
 
@@ -34,7 +35,7 @@ class Kept:
         """Nothing happens where there is no room."""
         size = _bytes(mixed)
         with Kept._lock:
-            if Kept._taken + size <= ROOM and moment not in self._mixed:
+            if Kept._taken + size <= room() and moment not in self._mixed:
                 Kept._taken += size
                 self._mixed[moment] = mixed
 
@@ -42,6 +43,11 @@ class Kept:
         with Kept._lock:
             Kept._taken -= sum(_bytes(each) for each in self._mixed.values())
             self._mixed.clear()
+
+
+def room() -> float:
+    """Bytes."""
+    return float(os.environ.get(ROOM_MB, "512")) * 1e6
 
 
 def _bytes(mixed: Mixed) -> int:

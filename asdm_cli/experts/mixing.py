@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-CHUNK = 1 << 18
+CHUNK = 1 << 16
 """Elements of one expert that are mixed at a time: what is read as float32 stays in a core's cache."""
 Settings = dict[str, Any]
 """What `conv2d` is told beside kernel and bias: stride, padding, dilation."""
@@ -45,18 +45,17 @@ def mix_kernels(routing: Tensor, bank: Tensor, anchored: bool) -> Tensor:
 def mix(routing: Tensor, experts: Tensor, anchored: bool) -> Tensor:
     """[B, K] x [K, N] -> [B, N] in the experts' dtype, summed in float32.
 
-    `anchored` is for routings that sum to one: going from expert to expert by linear interpolation, which gives equal
-    experts back bit by bit.
+    `anchored` is for routings that sum to one: equal experts come back bit by bit. In float32 that takes going from
+    expert to expert by linear interpolation; in less, rounding the sum gives them back.
     """
-    weigh = _interpolated if anchored else torch.matmul
-    if torch.is_grad_enabled() and (experts.requires_grad or routing.requires_grad):
+    precise = anchored and experts.dtype not in (torch.bfloat16, torch.float16)
+    weigh = _interpolated if precise else torch.matmul
+    learning = torch.is_grad_enabled() and (experts.requires_grad or routing.requires_grad)
+    if learning or experts.device.type != "cpu":
         with in_float32(experts):
             return weigh(routing, experts.float()).to(experts.dtype)
-    width = experts.shape[1]
-    if experts.device.type != "cpu" or width <= CHUNK:
-        return weigh(routing, experts.float()).to(experts.dtype)
-    mixed = experts.new_empty(len(routing), width)
-    for start in range(0, width, CHUNK):
+    mixed = experts.new_empty(len(routing), experts.shape[1])
+    for start in range(0, experts.shape[1], CHUNK):
         part = slice(start, start + CHUNK)
         mixed[:, part] = weigh(routing, experts[:, part].float())
     return mixed

@@ -232,7 +232,7 @@ def refusing(model: Path, other: Path, shard: Path) -> dict[str, dict[str, Any]]
     good = {"name": "it", "model": str(other)}
     return {
         "prune": {"verb": "prune", "model": str(model), "remove": "up.3.2"},
-        "condconv-expand": {"verb": "condconv-expand", "model": str(model), "expand": {}},
+        "condconv-expand": {"verb": "condconv-expand", "model": str(model), "expand": {"at": "up.3"}},
         "assemble": {
             "verb": "assemble",
             "donors": {"a": str(other), "b": str(model)},
@@ -276,3 +276,17 @@ def test_pictures_are_laid_out_by_the_largest_unet_alone(
 
 def test_the_switch_of_these_tests_has_a_part_for_each() -> None:
     assert [part["unet"] for part in SWITCH["parts"]] == ["small v1.5", "large"]
+
+
+def test_unets_with_experts_take_turns_too(tiny_pipeline: Path, small: Path, tmp_path: Path) -> None:
+    expand = {"at": ["up.3"], "experts": 2, "start": "noise"}
+    recipe = {"verb": "condconv-expand", "model": str(small), "expand": expand}
+    assert run(tmp_path / "experts", recipe).code == 0
+    experts = tmp_path / "experts" / "run" / "model"
+    for index, (first, other) in enumerate(((tiny_pipeline, experts), (experts, small))):
+        folder = switching(first, other, tmp_path / str(index), plans={})
+        pipe, unet = asdm_cli.load(str(folder), "cpu"), asdm_cli.load(str(experts), "cpu").unet
+        own: Any = asdm_cli.load(str(first), "cpu")
+        others = {"small v1.5": unet if other == experts else str(other)}
+        with asdm_cli.switch(own, {"large": own.unet, **others}, SWITCH["parts"]):
+            assert torch.equal(draw(pipe, 4), draw(own, 4))
