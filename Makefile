@@ -6,10 +6,10 @@ INSTALLED := .venv/.installed
 
 .DEFAULT_GOAL := help
 .PHONY: help setup demo test check format data pocket pocket-figures inherit-figures inherit-sd15 distill-figures \
-	distill-throughput distill-sd15
+	distill-throughput distill-sd15 experts-figures experts-sd15 switch-figures
 
 help: ## Show this list
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "  make %-18s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 setup: $(INSTALLED) ## Install asdm and its tools into .venv
 
@@ -83,6 +83,27 @@ distill-throughput: setup ## What a training step costs beside its bare work and
 distill-sd15: setup ## Pruned and assembled UNets, and a training step, at the real size of SD 1.5 (random weights)
 	$(BIN)/asdm bench recipes/bench-sd15-assembled.yaml --dtype bfloat16 --overwrite
 	$(BIN)/python scripts/distill_throughput.py sd15
+
+EXPAND := $(BIN)/asdm condconv-expand recipes/condconv-pocket-base.yaml --overwrite
+experts-figures: setup ## Expert convolutions on the bundled model (after distill-figures); an hour
+	for count in 2 4 8; do $(EXPAND) --set model=$(STUDENTS)/students/base --set expand.experts=$$count \
+		--out runs/condconv/base-$$count || exit 1; done
+	$(EXPAND) --set model=$(STUDENTS)/students/base --set expand.router=time --out runs/condconv/base-4-time
+	$(EXPAND) --set model=$(STUDENTS)/students/base --set expand.start=inherited --set expand.share=0.05 \
+		--out runs/condconv/base-4-inherited
+	$(EXPAND) --set model=runs/assembled-1122 --out runs/condconv/1122-4
+	$(TOGETHER) distill recipes/distill-pocket-experts.yaml --overwrite
+	$(BIN)/asdm bench recipes/bench-pocket-experts.yaml --overwrite
+	$(TOGETHER) eval recipes/eval-pocket-experts.yaml --overwrite
+	$(BIN)/asdm show runs/bench-pocket-experts runs/eval-pocket-experts --out runs/experts-figures.html --overwrite
+
+experts-sd15: setup ## What mixing kernels costs at the real size of SD 1.5 (random weights)
+	$(BIN)/asdm bench recipes/bench-sd15-experts.yaml --overwrite
+
+SWITCHED := runs/switch-pocket-search runs/switch-pocket-everything
+switch-figures: setup ## Several UNets in one generation, searched and by hand (after distill-figures); an hour
+	for run in $(SWITCHED); do $(TOGETHER) switch recipes/$${run#runs/}.yaml --overwrite || exit 1; done
+	$(BIN)/asdm show $(SWITCHED) --out runs/switch-figures.html --overwrite
 
 HARDWARE ?= $(shell nproc) CPU cores
 pocket-figures: setup ## Measure the bundled model and renew its card and sample sheet

@@ -23,7 +23,7 @@ class Expand(Strict):
     layers than the donor's."""
     donor: Text | None = None
     """The model that was compressed: tells which blocks are, and gives the kernels that are inherited."""
-    router: Literal["features", "time", "both"] = "features"
+    router: Literal["features", "time", "both"] = "time"
     """What chooses the mixture: the mean of each channel of the convolution's input, the time embedding, or both.
     `time` mixes once per step for a whole batch."""
     weights: Literal["softmax", "normalised-sigmoid", "sigmoid"] = "softmax"
