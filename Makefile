@@ -84,14 +84,17 @@ distill-sd15: setup ## Pruned and assembled UNets, and a training step, at the r
 	$(BIN)/asdm bench recipes/bench-sd15-assembled.yaml --dtype bfloat16 --overwrite
 	$(BIN)/python scripts/distill_throughput.py sd15
 
-EXPAND := $(BIN)/asdm condconv-expand recipes/condconv-pocket-base.yaml --overwrite
+EXPAND := $(BIN)/asdm condconv-expand recipes/condconv-pocket-base.yaml --overwrite --set model
+BASE := $(STUDENTS)/students/base
 experts-figures: setup ## Expert convolutions on the bundled model (after distill-figures); an hour
-	for count in 2 4 8; do $(EXPAND) --set model=$(STUDENTS)/students/base --set expand.experts=$$count \
-		--out runs/condconv/base-$$count || exit 1; done
-	$(EXPAND) --set model=$(STUDENTS)/students/base --set expand.router=time --out runs/condconv/base-4-time
-	$(EXPAND) --set model=$(STUDENTS)/students/base --set expand.start=inherited --set expand.share=0.05 \
+	for count in 2 4 8; do \
+		$(EXPAND)=$(BASE) --set expand.experts=$$count --out runs/condconv/base-$$count-time || exit 1; \
+		$(EXPAND)=$(BASE) --set expand.experts=$$count --set expand.router=features \
+			--out runs/condconv/base-$$count || exit 1; done
+	$(EXPAND)=$(BASE) --set expand.router=features --set expand.start=inherited --set expand.share=0.05 \
 		--out runs/condconv/base-4-inherited
-	$(EXPAND) --set model=runs/assembled-1122 --out runs/condconv/1122-4
+	$(EXPAND)=runs/assembled-1122 --out runs/condconv/1122-4-time
+	$(EXPAND)=runs/assembled-1122 --set expand.router=features --out runs/condconv/1122-4
 	$(TOGETHER) distill recipes/distill-pocket-experts.yaml --overwrite
 	$(BIN)/asdm bench recipes/bench-pocket-experts.yaml --overwrite
 	$(TOGETHER) eval recipes/eval-pocket-experts.yaml --overwrite

@@ -48,6 +48,8 @@ NO_TORCH = (
     "asdm_cli.schedule",
     "asdm_cli.inheritance.course",
     "asdm_cli.switching.assignment",
+    "asdm_cli.switching.candidates",
+    "asdm_cli.switching.search",
     "asdm_cli.unet.checkpoint",
     "asdm_cli.models.source",
     "asdm_cli.models.write",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Annotated
 
 import typer
@@ -21,73 +22,65 @@ from asdm_cli.commands.options import (
 )
 from asdm_cli.commands.running import overrides, run_verb
 
-
-def register(app: typer.Typer) -> None:
-    app.command(
-        epilog=examples(
-            "asdm prune recipes/prune-pocket-base.yaml",
-            "# another set, another place",
-            "asdm prune recipes/prune-pocket-base.yaml --set remove=small --out runs/small",
-            "# what would be removed, and what is left",
-            "asdm prune recipes/prune-pocket-base.yaml --dry-run",
-        )
-    )(prune)
-    app.command(
-        epilog=examples(
-            "asdm assemble recipes/assemble-pocket-1122.yaml",
-            "# other donors for the levels, from fine to coarse",
-            "asdm assemble recipes/assemble-pocket-1122.yaml --set levels=[base,base,base,original] --out runs/1112",
-            "# what would come from where, and nothing else",
-            "asdm assemble recipes/assemble-pocket-1122.yaml --dry-run",
-            "# all combinations under a budget, ranked",
-            "asdm assemble recipes/assemble-pocket-explore.yaml",
-        )
-    )(assemble)
-    app.command(
-        epilog=examples(
-            "asdm distill recipes/distill-pocket-base.yaml",
-            "# who learns what from which nodes, and what is known of the data",
-            "asdm distill recipes/distill-pocket-base.yaml --dry-run",
-            "# on all GPUs of a machine",
-            "accelerate launch -m asdm_cli distill recipes/distill-sd15-base.yaml",
-        )
-    )(distill)
-    app.command(
-        "condconv-expand",
-        epilog=examples(
-            "asdm condconv-expand recipes/condconv-pocket-base.yaml",
-            "# more experts, and what that means, but nothing written",
-            "asdm condconv-expand recipes/condconv-pocket-base.yaml --set expand.experts=8 --dry-run",
-            "# after distilling: a plain model again, which stock diffusers loads",
-            "asdm condconv-expand recipes/condconv-pocket-fold.yaml",
-        ),
-    )(condconv_expand)
-    app.command(
-        epilog=examples(
-            "asdm inherit recipes/inherit-pocket-block.yaml",
-            "# what each UNet call would compute, and nothing else",
-            "asdm inherit recipes/inherit-pocket-block.yaml --dry-run",
-            "# your own model",
-            "asdm inherit recipes/inherit-sd15-block.yaml --set model=PATH --out runs/mine",
-        )
-    )(inherit)
-    app.command(
-        epilog=examples(
-            "asdm bench recipes/bench-pocket.yaml",
-            "# on a GPU, more rounds",
-            "asdm bench recipes/bench-pocket.yaml --device cuda --set repeats=50",
-        )
-    )(bench)
-    app.command(
-        "eval",
-        epilog=examples(
-            "asdm eval recipes/eval-pocket.yaml",
-            "# a quick look at 64 prompts",
-            "asdm eval recipes/eval-pocket.yaml --set limit=64 --out runs/eval-quick",
-            "# several processes draw the same pictures, faster",
-            "accelerate launch -m asdm_cli eval recipes/eval-pocket.yaml",
-        ),
-    )(evaluate)
+EXAMPLES = {
+    "prune": (
+        "asdm prune recipes/prune-pocket-base.yaml",
+        "# another set, another place",
+        "asdm prune recipes/prune-pocket-base.yaml --set remove=small --out runs/small",
+        "# what would be removed, and what is left",
+        "asdm prune recipes/prune-pocket-base.yaml --dry-run",
+    ),
+    "assemble": (
+        "asdm assemble recipes/assemble-pocket-1122.yaml",
+        "# other donors for the levels, from fine to coarse",
+        "asdm assemble recipes/assemble-pocket-1122.yaml --set levels=[base,base,base,original] --out runs/1112",
+        "# what would come from where, and nothing else",
+        "asdm assemble recipes/assemble-pocket-1122.yaml --dry-run",
+        "# all combinations under a budget, ranked",
+        "asdm assemble recipes/assemble-pocket-explore.yaml",
+    ),
+    "distill": (
+        "asdm distill recipes/distill-pocket-base.yaml",
+        "# who learns what from which nodes, and what is known of the data",
+        "asdm distill recipes/distill-pocket-base.yaml --dry-run",
+        "# on all GPUs of a machine",
+        "accelerate launch -m asdm_cli distill recipes/distill-sd15-base.yaml",
+    ),
+    "condconv-expand": (
+        "asdm condconv-expand recipes/condconv-pocket-base.yaml",
+        "# more experts, and what that means, but nothing written",
+        "asdm condconv-expand recipes/condconv-pocket-base.yaml --set expand.experts=8 --dry-run",
+        "# after distilling: a plain model again, which stock diffusers loads",
+        "asdm condconv-expand recipes/condconv-pocket-fold.yaml",
+    ),
+    "inherit": (
+        "asdm inherit recipes/inherit-pocket-block.yaml",
+        "# what each UNet call would compute, and nothing else",
+        "asdm inherit recipes/inherit-pocket-block.yaml --dry-run",
+        "# your own model",
+        "asdm inherit recipes/inherit-sd15-block.yaml --set model=PATH --out runs/mine",
+    ),
+    "switch": (
+        "asdm switch recipes/switch-pocket-base.yaml",
+        "# who would serve what, and nothing else",
+        "asdm switch recipes/switch-pocket-base.yaml --dry-run",
+        "# find the best schedules within budgets of time",
+        "asdm switch recipes/switch-pocket-search.yaml",
+    ),
+    "bench": (
+        "asdm bench recipes/bench-pocket.yaml",
+        "# on a GPU, more rounds",
+        "asdm bench recipes/bench-pocket.yaml --device cuda --set repeats=50",
+    ),
+    "eval": (
+        "asdm eval recipes/eval-pocket.yaml",
+        "# a quick look at 64 prompts",
+        "asdm eval recipes/eval-pocket.yaml --set limit=64 --out runs/eval-quick",
+        "# several processes draw the same pictures, faster",
+        "accelerate launch -m asdm_cli eval recipes/eval-pocket.yaml",
+    ),
+}
+"""Verb -> lines of its help page's end: commands, and what is behind them."""
 
 
 def prune(
@@ -198,6 +191,27 @@ def inherit(
     run_verb("inherit", file, overrides(set_, out=out, device=device, dtype=dtype), dry_run, overwrite)
 
 
+def switch(
+    file: Recipe,
+    set_: Set = None,
+    out: Out = None,
+    device: Device = None,
+    dtype: Dtype = None,
+    dry_run: DryRun = False,
+    overwrite: Overwrite = False,
+    verbose: Verbose = False,
+    quiet: Quiet = False,
+) -> None:
+    """Let several UNets take turns in one generation.
+
+    Each serves a part of it, from pure noise to the picture: by a schedule of yours, or
+    by one that a [bold]search[/] finds within a budget of time. Writes a [bold]model/[/] that switches
+    by itself, and says what schedules gain in speed and lose in fidelity, beside fewer steps.
+    """
+    set_verbosity(verbose, quiet)
+    run_verb("switch", file, overrides(set_, out=out, device=device, dtype=dtype), dry_run, overwrite)
+
+
 def bench(
     file: Recipe,
     set_: Set = None,
@@ -236,3 +250,21 @@ def evaluate(
     """
     set_verbosity(verbose, quiet)
     run_verb("eval", file, overrides(set_, out=out, device=device, dtype=dtype), dry_run, overwrite)
+
+
+COMMANDS: dict[str, Callable[..., None]] = {
+    "prune": prune,
+    "assemble": assemble,
+    "distill": distill,
+    "condconv-expand": condconv_expand,
+    "inherit": inherit,
+    "switch": switch,
+    "bench": bench,
+    "eval": evaluate,
+}
+
+
+def register(app: typer.Typer) -> None:
+    """A command for every verb, in this order."""
+    for name, command in COMMANDS.items():
+        app.command(name, epilog=examples(*EXAMPLES[name]))(command)

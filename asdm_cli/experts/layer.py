@@ -37,7 +37,8 @@ class ExpertConv2d(nn.Module):  # type: ignore[misc]
 
     def forward(self, x: Tensor) -> Tensor:
         """[B, C, H, W] -> [B, O, H', W']; a row's answer does not depend on the other rows."""
-        moment = self.clock.moment if self.spec.router == "time" and not torch.is_grad_enabled() else None
+        keeping = self.spec.router == "time" and not self.training and not torch.is_grad_enabled()
+        moment = self.clock.moment if keeping else None
         if moment is not None:
             return functional.conv2d(x, *self._kernel_at(moment, x), **self.settings)
         routing = self.router(x, self.clock)

@@ -9,15 +9,23 @@ A bank holds K experts one after the other: kernels [K O, C, h, w], biases [K O]
 from __future__ import annotations
 
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, nullcontext
+from functools import cache
+from threading import Barrier
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn import functional
+from torch.utils._python_dispatch import is_in_torch_dispatch_mode
 
-CHUNK = 1 << 16
+CHUNK = 1 << 17
 """Elements of one expert that are mixed at a time: what is read as float32 stays in a core's cache."""
+NOTHING = 1e-30
+"""What the first few experts weigh together is at least that: it may be zero, and is divided by."""
+FEW = 4
+"""Stretches that are not worth other threads."""
 Settings = dict[str, Any]
 """What `conv2d` is told beside kernel and bias: stride, padding, dilation."""
 
@@ -43,27 +51,68 @@ def mix_kernels(routing: Tensor, bank: Tensor, anchored: bool) -> Tensor:
 
 
 def mix(routing: Tensor, experts: Tensor, anchored: bool) -> Tensor:
-    """[B, K] x [K, N] -> [B, N] in the experts' dtype, summed in float32.
+    """[B, K] x [K, N] -> [B, N] in the experts' dtype, summed in float32 (float64 in its own).
 
     `anchored` is for routings that sum to one: equal experts come back bit by bit. In float32 that takes going from
     expert to expert by linear interpolation; in less, rounding the sum gives them back.
     """
     precise = anchored and experts.dtype not in (torch.bfloat16, torch.float16)
     weigh = _interpolated if precise else torch.matmul
+    wide = wide_dtype(experts)
+    routing = routing.to(wide)
     learning = torch.is_grad_enabled() and (experts.requires_grad or routing.requires_grad)
-    if learning or experts.device.type != "cpu":
-        with in_float32(experts):
-            return weigh(routing, experts.float()).to(experts.dtype)
-    mixed = experts.new_empty(len(routing), experts.shape[1])
-    for start in range(0, experts.shape[1], CHUNK):
-        part = slice(start, start + CHUNK)
-        mixed[:, part] = weigh(routing, experts[:, part].float())
-    return mixed
+    with in_float32(experts):
+        if learning or experts.device.type != "cpu" or torch.compiler.is_compiling():
+            return weigh(routing, experts.to(wide)).to(experts.dtype)
+        mixed = experts.new_empty(len(routing), experts.shape[1])
+
+        def stretch(start: int) -> None:
+            part = slice(start, start + CHUNK)
+            mixed[:, part] = weigh(routing, experts[:, part].to(wide))
+
+        _each(stretch, range(0, experts.shape[1], CHUNK))
+        return mixed
+
+
+def wide_dtype(tensor: Tensor) -> torch.dtype:
+    """What sums over experts are made in."""
+    return torch.promote_types(tensor.dtype, torch.float32)
+
+
+def _each(work: Callable[[int], None], starts: range) -> None:
+    """Stretch by stretch, on as many threads as torch has, each on its own: threads that share every small operation
+    wait for each other thousands of times, which on a busy machine takes longer than the work."""
+    threads = torch.get_num_threads()
+    if threads == 1 or len(starts) < FEW or is_in_torch_dispatch_mode():  # a mode sees its own thread only
+        for start in starts:
+            work(start)
+        return
+    inference = torch.is_inference_mode_enabled()
+
+    def alone(start: int) -> None:
+        with torch.inference_mode(inference), torch.no_grad():
+            work(start)
+
+    list(_workers(threads).map(alone, starts))
+
+
+@cache
+def _workers(threads: int) -> ThreadPoolExecutor:
+    pool, all_here = ThreadPoolExecutor(threads, "mixing"), Barrier(threads)
+
+    def settle(_: int) -> None:
+        torch.get_num_threads()  # torch gives a thread the number of the others when it first looks
+        torch.set_num_threads(1)
+        all_here.wait()
+
+    list(pool.map(settle, range(threads)))
+    torch.set_num_threads(threads)  # what one thread sets is what every later one begins with
+    return pool
 
 
 def _interpolated(routing: Tensor, experts: Tensor) -> Tensor:
     """After expert k the mixture of the first k + 1, each weighed as `routing` does among them."""
-    shares = routing / routing.cumsum(1)
+    shares = routing / routing.cumsum(1).clamp_min(NOTHING)
     mixed = experts[:1].expand(len(routing), -1)
     for k in range(1, len(experts)):
         mixed = torch.lerp(mixed, experts[k : k + 1], shares[:, k : k + 1])
@@ -102,8 +151,10 @@ def separate(x: Tensor, routing: Tensor, bank: Tensor, bias: Tensor | None, anch
     """K convolutions of every row, their outputs mixed: K times the work, and no kernel per row."""
     y = functional.conv2d(x, bank, bias, **how)
     rows, _, height, width = y.shape
-    each = y.reshape(rows, routing.shape[1], -1, height, width).float()
-    return torch.einsum("bk,bkohw->bohw", routing, each).to(y.dtype)
+    wide = wide_dtype(y)
+    each = y.reshape(rows, routing.shape[1], -1, height, width).to(wide)
+    with in_float32(y):
+        return torch.einsum("bk,bkohw->bohw", routing.to(wide), each).to(y.dtype)
 
 
 Strategy = Callable[[Tensor, Tensor, Tensor, Tensor | None, bool, Settings], Tensor]

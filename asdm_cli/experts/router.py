@@ -4,18 +4,20 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
+from torch.utils._python_dispatch import is_in_torch_dispatch_mode
 
 from asdm_cli.experts.mixing import in_float32
 
 
 def _normalised(logits: Tensor) -> Tensor:
-    weights = torch.sigmoid(logits)
-    return weights / weights.sum(1, keepdim=True)
+    """Sigmoids over their sum, by way of logarithms: all of them may be too small for a float."""
+    return torch.softmax(functional.logsigmoid(logits), 1)
 
 
 ROUTINGS: dict[str, Callable[[Tensor], Tensor]] = {
@@ -29,16 +31,25 @@ LOOKS = ("features", "time", "both")
 """At what a router looks: the mean of every channel of the convolution's input, the time embedding, or the two."""
 
 
+@dataclass(eq=False)
+class _Call:
+    """One call of a UNet, as far as routers ask."""
+
+    uniform: bool = False
+    moment: float | None = None
+    embedding: Tensor | None = None
+
+
 class Clock:
     """What time it is: the time embedding of the call under way, told by the UNet, asked by routers.
 
-    Threads that share a UNet have a time each. Where gradients are wanted the embedding is also kept beside them,
-    because checkpointed layers are computed again in the backward pass, on whatever thread that runs.
+    Threads that share a UNet have a time each. What was told where gradients are wanted is kept apart, because
+    checkpointed layers are computed again in the backward pass: after calls that want none, or on another thread.
     """
 
     def __init__(self) -> None:
         self._here = threading.local()
-        self._learning: Tensor | None = None
+        self._learning: _Call | None = None
 
     def __reduce__(self) -> Any:
         """A copied UNet has a clock of its own, which has not been told anything."""
@@ -46,30 +57,39 @@ class Clock:
 
     def announce(self, timestep: Tensor | float, alone: bool = True) -> None:
         """A call begins. A timestep that is one number is that of all rows; where it lies on a GPU it is not read,
-        because that would wait for the device. `alone` says that the embedding depends on nothing else."""
-        self._here.uniform = not isinstance(timestep, Tensor) or timestep.numel() == 1
+        because that would wait for the device. `alone` says that the embedding depends on nothing else. While
+        operations are counted or traced it stays unknown, so that nothing that was kept escapes them."""
+        uniform = not isinstance(timestep, Tensor) or timestep.numel() == 1
         readable = not isinstance(timestep, Tensor) or timestep.device.type == "cpu"
-        known = alone and self.uniform and readable and not torch.compiler.is_compiling()
-        self._here.moment = float(timestep) if known else None
+        watched = torch.compiler.is_compiling() or is_in_torch_dispatch_mode()
+        known = alone and uniform and readable and not watched
+        self._here.latest = _Call(uniform, float(timestep) if known else None)
+        if torch.is_grad_enabled():
+            self._here.learning = self._learning = self._here.latest
 
     def hear(self, _module: nn.Module, _inputs: Any, embedding: Tensor) -> None:
         """The forward hook of a UNet's time embedding."""
-        self._here.embedding = embedding
-        self._learning = embedding if torch.is_grad_enabled() and embedding.requires_grad else None
+        self._here.latest.embedding = embedding
+
+    @property
+    def _call(self) -> _Call:
+        found = getattr(self._here, "learning" if torch.is_grad_enabled() else "latest", self._learning)
+        return found or _Call()
 
     @property
     def uniform(self) -> bool:
         """Whether all rows of this call have one timestep."""
-        return getattr(self._here, "uniform", False)
+        return self._call.uniform
 
     @property
     def moment(self) -> float | None:
         """That timestep, where it is known."""
-        return getattr(self._here, "moment", None)
+        return self._call.moment
 
     @property
     def embedding(self) -> Tensor:
-        found: Tensor | None = getattr(self._here, "embedding", None) if self._learning is None else self._learning
+        """[B, the embedding's width], or one row for all."""
+        found = self._call.embedding
         assert found is not None, "routers that look at the time stand in a UNet, which tells it"
         return found
 

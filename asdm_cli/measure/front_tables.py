@@ -14,16 +14,16 @@ NOTE = (
 )
 
 
-def equal_fidelity(ours: Front, others: Mapping[str, Front], what: str) -> list[Table]:
-    """One row per PSNR level that ours reaches; none without competitors."""
+def equal_fidelity(ours: Front, others: Mapping[str, Front], what: str, name: str = "asdm") -> list[Table]:
+    """One row per PSNR level that ours, called `name`, reaches; none without competitors."""
     heads = [
         Column("level_db", what, digits=0),
-        Column("asdm_pct", "asdm: time, %", digits=1),
-        *(Column(f"{name}_pct", f"{name}: time, %", digits=1) for name in others),
-        *(Column(f"{name}_ratio", f"faster than {name}") for name in others),
+        Column(f"{name}_pct", f"{name}: time, %", digits=1),
+        *(Column(f"{other}_pct", f"{other}: time, %", digits=1) for other in others),
+        *(Column(f"{other}_ratio", f"faster than {other}") for other in others),
         Column("best_ratio", "faster than the better of them"),
     ]
-    rows = [row for level in LEVELS_DB if (row := _row(level, ours, others))]
+    rows = [row for level in LEVELS_DB if (row := _row(level, ours, others, name))]
     return [Table(f"At equal fidelity: {what}", heads, rows, NOTE)] if rows and others else []
 
 
@@ -49,16 +49,16 @@ def equal_speed(ours: Front, theirs: Front, what: str) -> list[Table]:
     return [Table(f"At DeepCache's speed: {what}", heads, rows)] if rows and ours else []
 
 
-def _row(level: float, ours: Front, others: Mapping[str, Front]) -> dict[str, Cell | Interval] | None:
+def _row(level: float, ours: Front, others: Mapping[str, Front], name: str) -> dict[str, Cell | Interval] | None:
     mine = time_at(ours, level)
     if mine is None:
         return None
-    theirs = {name: time_at(line, level) for name, line in others.items()}
+    theirs = {other: time_at(line, level) for other, line in others.items()}
     known = [each for each in theirs.values() if each is not None]
     return {
         "level_db": level,
-        "asdm_pct": 100 * mine,
-        **{f"{name}_pct": None if each is None else 100 * each for name, each in theirs.items()},
-        **{f"{name}_ratio": None if each is None else each / mine for name, each in theirs.items()},
+        f"{name}_pct": 100 * mine,
+        **{f"{other}_pct": None if each is None else 100 * each for other, each in theirs.items()},
+        **{f"{other}_ratio": None if each is None else each / mine for other, each in theirs.items()},
         "best_ratio": min(known) / mine if known else None,
     }

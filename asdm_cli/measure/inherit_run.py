@@ -1,4 +1,4 @@
-"""The measurement of `asdm inherit`: pictures of every player, what an image takes, and times side by side."""
+"""What is measured of players: the pictures of each, what an image takes, and times side by side."""
 
 from __future__ import annotations
 
@@ -20,6 +20,7 @@ from asdm_cli.measure.players import Player, on_stage
 from asdm_cli.measure.trajectory import Trajectory, count
 from asdm_cli.progress import track
 from asdm_cli.switching.inheriting import engines, last_cache_bytes, last_steps
+from asdm_cli.switching.pipelines import switched
 
 
 @dataclass(frozen=True)
@@ -32,6 +33,8 @@ class Cost:
     cache_bytes: int | None
     full: int | None = None
     """UNet calls that were computed in full, by whichever UNet; None where nobody inherits by a plan of ours."""
+    served: tuple[str, ...] = ()
+    """Who served each UNet call, where several UNets take turns."""
 
 
 @dataclass
@@ -59,12 +62,14 @@ def cost(pipe: DiffusionPipeline, player: Player, style: Style) -> Cost:
     with on_stage(pipe, player):
         call = image_call(pipe, 1, player.steps, style.guidance, style.size)
         trajectory = count(player.name, networks(pipe), call)
+        unets = switched(pipe)
+        served = unets.last_served if unets else ()
         if not engines(pipe):
-            return Cost(trajectory, (), None)
+            return Cost(trajectory, (), None, served=served)
         rested = last_steps(pipe)
         first = rested.get(next(iter(engines(pipe))), [])
         full = sum(not resting for steps in rested.values() for resting in steps)
-        return Cost(trajectory, tuple(first), last_cache_bytes(pipe), full)
+        return Cost(trajectory, tuple(first), last_cache_bytes(pipe), full, served)
 
 
 def take_turns(

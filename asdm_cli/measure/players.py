@@ -13,7 +13,9 @@ from diffusers.pipelines.pipeline_utils import DiffusionPipeline
 from asdm_cli.errors import ModelError
 from asdm_cli.inheritance.course import Nodes
 from asdm_cli.models.load import set_sampler
+from asdm_cli.recipe.switching import Switching
 from asdm_cli.switching.inheriting import inherit
+from asdm_cli.switching.pipelines import scheduled
 
 PLAIN, ASDM, FEWER, DEEPCACHE = "plain", "asdm", "fewer steps", "DeepCache"
 
@@ -30,8 +32,10 @@ class Player:
     """Of a plan on the pipeline's UNet; where several take turns on the first, and all draw by its rules."""
     package: tuple[int, int] | None = None
     """DeepCache's cache_interval and cache_branch_id."""
+    rules: Switching | None = None
+    """Who serves what, where the pipeline's UNets take turns; those of the pipeline itself if left out."""
     place: tuple[str, ...] = field(default=(), compare=False)
-    """Nodes, mode and interval, of a product's players."""
+    """Where it stands in a table of several dimensions: nodes, mode and interval of a product's players."""
 
 
 def require_package() -> None:
@@ -47,6 +51,8 @@ def on_stage(pipe: DiffusionPipeline, player: Player) -> Iterator[None]:
     with ExitStack() as undo:
         undo.callback(setattr, pipe, "scheduler", own)
         set_sampler(pipe, player.sampler)
+        if player.rules is not None:
+            undo.enter_context(scheduled(pipe, player.rules))
         if player.nodes is not None:
             undo.enter_context(inherit(pipe, player.nodes))
         if player.package is not None:

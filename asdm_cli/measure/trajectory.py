@@ -15,7 +15,7 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
 
 from asdm_cli.measure.contestants import Contestant, blame
-from asdm_cli.unet.cost import ATTENTION
+from asdm_cli.unet.cost import ATTENTION, MIXING
 
 DECODER = "vae"
 """Gets what no other network's forward accounts for: decoding is a method of its own, which hooks do not see."""
@@ -70,7 +70,7 @@ def count(who: str, components: Mapping[str, torch.nn.Module], draw: Callable[[]
 
 def mac_counter() -> FlopCounterMode:
     """torch's table of formulas lacks the CPU's fused kernel: without it the count would miss all attention there."""
-    formulas = {torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: _attention_flops}
+    formulas = {torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: _attention_flops, **MIXING}
     return FlopCounterMode(display=False, custom_mapping=formulas)
 
 

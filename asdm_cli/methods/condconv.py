@@ -27,7 +27,8 @@ RESUMABLE = False
 NOISE, SHARE = 0.05, 1e-6
 """Of `start: noise` and `start: inherited`, where a recipe does not say."""
 ROWS = 2
-"""Of a UNet call with guidance, whose two rows have a kernel each."""
+"""Of a UNet call with guidance."""
+_KERNELS = {"time": "one kernel for all", "features": "a kernel each", "both": "a kernel each"}
 
 Row = dict[str, Cell | Interval]
 
@@ -54,7 +55,7 @@ class Plan:
         )
         card: dict[str, Cell | list[str]] = {
             "counted": "multiply-accumulates of one UNet call, mixing of kernels and attention's matmuls included",
-            "rows": f"{ROWS}, with a kernel each",
+            "rows": f"{ROWS}, {_KERNELS[spec.router]}",
             "latent": " × ".join(map(str, latent_size(self.configs[0]))),
             "router": f"{spec.router}, {spec.weights}",
             "start": self.wanted.start,

@@ -173,10 +173,15 @@ def _sampler(own: Any, name: str) -> Any:
 
 def unet_calls(directory: ModelDirectory, sampler: str, steps: int) -> int:
     """UNet calls of one picture, from the scheduler's config alone: some samplers make more than `steps`."""
+    return len(planned_scheduler(directory, sampler, steps).timesteps)
+
+
+def planned_scheduler(directory: ModelDirectory, sampler: str, steps: int) -> Any:
+    """The scheduler that would draw, from its config alone, with its timesteps set: the UNet calls of one picture."""
     kind = getattr(diffusers, str(directory.index["scheduler"][1]))
     scheduler = _sampler(_read(directory.path, lambda: kind.from_config(directory.config("scheduler"))), sampler)
     scheduler.set_timesteps(steps)
-    return len(scheduler.timesteps)
+    return scheduler
 
 
 @dataclass(frozen=True)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import yaml
 from pydantic import ValidationError
@@ -40,7 +41,17 @@ def load(path: Path, verb: str | None = None, overrides: Sequence[str | Override
 
 def dump(recipe: Strict) -> str:
     """The recipe as resolved: defaults filled in, overrides applied; `load` reads it back as an equal recipe."""
-    data = recipe.model_dump(mode="json", exclude_none=True)
+    return _yaml(recipe.model_dump(mode="json", exclude_none=True))
+
+
+def dump_given(recipe: Strict) -> str:
+    """The recipe as a person would write it: what was given, and first the keys that its verb alone has."""
+    given = recipe.model_dump(mode="json", exclude_none=True, exclude_unset=True)
+    own = [key for key in type(recipe).__annotations__ if key in given]
+    return _yaml({key: given[key] for key in [*own, *(key for key in given if key not in own)]})
+
+
+def _yaml(data: dict[str, Any]) -> str:
     return yaml.dump(data, Dumper=Dumper, sort_keys=False, allow_unicode=True, width=120)
 
 

@@ -107,25 +107,33 @@ class Grid:
 
 @dataclass(frozen=True)
 class Timeline:
-    """Nodes of the UNet down the rows, the UNet calls of one generation across, counted from 0.
+    """Something down the rows, the UNet calls of one generation across, counted from 0.
 
-    `cells[row]` has one of LETTERS for each call. Raises ValueError for other letters and for rows of unlike length.
+    `cells[row]` has one of `letters` for each call. The letters are those of nodes of a UNet, or others that stand for
+    words. Raises ValueError for unknown letters and for rows of unlike length.
     """
 
     title: str
     rows: list[str]
     cells: list[str]
     note: str = ""
+    letters: dict[str, str] = field(default_factory=lambda: dict(LETTERS))
 
     def __post_init__(self) -> None:
-        if strange := set("".join(self.cells)) - set(LETTERS):
-            raise ValueError(f"a timeline has the letters {', '.join(LETTERS)}, not {', '.join(sorted(strange))}")
+        if strange := set("".join(self.cells)) - set(self.letters):
+            known = ", ".join(self.letters)
+            raise ValueError(f"this timeline has the letters {known}, not {', '.join(sorted(strange))}")
         if len(self.rows) != len(self.cells) or len({len(row) for row in self.cells}) > 1:
             raise ValueError("a timeline has one letter per row and call")
 
     @property
     def calls(self) -> int:
         return len(self.cells[0]) if self.cells else 0
+
+    @property
+    def is_of_nodes(self) -> bool:
+        """Whether its letters are those of nodes."""
+        return self.letters == LETTERS
 
 
 Part = Table | Scatter | Curves | Bars | Grid | Timeline

@@ -80,8 +80,8 @@ def _drawn(part: Part, folder: Path, colours: Mapping[str, int]) -> dict[str, An
         curves = {name: curves_plot.lay_out(part, width, colours) for name, width in WIDTHS.items()}
         return {"plots": curves, "legend": _legend(list(part.lines), colours)}
     if isinstance(part, Timeline):
-        rows = {name: timeline_plot.lay_out(part, width) for name, width in WIDTHS.items()}
-        return {"plots": rows, "legend": list(timeline_plot.LEGEND.items())}
+        rows = {name: timeline_plot.lay_out(part, width, colours) for name, width in WIDTHS.items()}
+        return {"plots": rows, "legend": timeline_plot.legend(part, colours)}
     drawings = {name: scatter_plot.lay_out(part, width, colours) for name, width in WIDTHS.items()}
     return {"plots": drawings, "legend": _legend([point.series for point in part.points], colours)}
 
@@ -104,6 +104,8 @@ def _named(part: Part) -> list[str]:
         return list(part.lines)
     if isinstance(part, Scatter):
         return [point.series for point in part.points if point.series]
+    if isinstance(part, Timeline) and not part.is_of_nodes:
+        return list(part.letters.values())
     return []
 
 

@@ -14,6 +14,7 @@ from typing import Any
 
 from asdm_cli.errors import ModelError
 from asdm_cli.report.document import (
+    LETTERS,
     Bars,
     Cell,
     Column,
@@ -149,7 +150,8 @@ def _grid(data: Mapping[str, Any]) -> Grid:
 
 
 def _timeline(data: Mapping[str, Any]) -> Timeline:
-    return Timeline(data["title"], data["rows"], data["cells"], data["note"])
+    letters = data.get("letters", LETTERS)  # runs of older versions have those of nodes only
+    return Timeline(data["title"], data["rows"], data["cells"], data["note"], dict(letters))
 
 
 def _picture(path: str | None) -> Path | None:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Mapping
 from dataclasses import dataclass
 from itertools import groupby
 
 from asdm_cli.report.axis import Scale, Tick, cut, text_width
-from asdm_cli.report.document import LETTERS, Timeline
+from asdm_cli.report.document import Timeline
 
 ROW, GAP = 13, 3
 AXIS, RIGHT = 44, 10
@@ -21,12 +22,12 @@ LEGEND = {
     "inherited from an earlier call": "inherited",
     "dead: not computed, for nobody reads it": "dead",
 }
-"""What a reader is told -> the class of what is drawn."""
+"""What a reader is told of nodes -> the class of what is drawn."""
 
 
 @dataclass(frozen=True)
 class Span:
-    """Calls in a row at which the same happens, as one rectangle."""
+    """Calls in a row at which the same happens, as one rectangle. `state` is the class that it is drawn in."""
 
     x: float
     width: float
@@ -67,13 +68,24 @@ class TimelinePlot:
     """Where one call ends and the next begins; none where cells are too narrow for that."""
 
 
-def lay_out(timeline: Timeline, width: float) -> TimelinePlot:
+def legend(timeline: Timeline, colours: Mapping[str, int]) -> list[tuple[str, str]]:
+    """What a reader is told, and the class of what is drawn; words that do not occur are left out."""
+    if timeline.is_of_nodes:
+        return list(LEGEND.items())
+    used = set("".join(timeline.cells))
+    classes = _classes(timeline, colours)
+    return [(word, classes[letter]) for letter, word in timeline.letters.items() if letter in used]
+
+
+def lay_out(timeline: Timeline, width: float, colours: Mapping[str, int]) -> TimelinePlot:
+    """`colours` by word, of a timeline whose letters are not those of nodes."""
     names_px = max((text_width(name) for name in timeline.rows), default=0)
     left = round(min(names_px + 8, MOST_OF_WIDTH * width), 1)
     calls = max(1, timeline.calls)
     right = round(min(width - RIGHT, left + calls * WIDEST), 1)
     scale = Scale(0, calls, left, right)
     bottom = max(0, len(timeline.rows) * (ROW + GAP) - GAP)
+    classes = _classes(timeline, colours)
     return TimelinePlot(
         width=width,
         height=bottom + AXIS,
@@ -81,7 +93,7 @@ def lay_out(timeline: Timeline, width: float) -> TimelinePlot:
         right=right,
         bottom=bottom,
         rows=[
-            _row(name, index * (ROW + GAP), cells, scale)
+            _row(name, index * (ROW + GAP), cells, scale, timeline.letters, classes)
             for index, (name, cells) in enumerate(zip(timeline.rows, timeline.cells, strict=True))
         ],
         ticks=_ticks(timeline.calls, scale),
@@ -89,15 +101,22 @@ def lay_out(timeline: Timeline, width: float) -> TimelinePlot:
     )
 
 
-def _row(name: str, y: float, cells: str, scale: Scale) -> Row:
+def _classes(timeline: Timeline, colours: Mapping[str, int]) -> dict[str, str]:
+    """Of each letter."""
+    if timeline.is_of_nodes:
+        return timeline.letters
+    return {letter: f"c{colours[word]}" for letter, word in timeline.letters.items()}
+
+
+def _row(name: str, y: float, cells: str, scale: Scale, letters: Mapping[str, str], classes: Mapping[str, str]) -> Row:
     spans, first = [], 0
     for letter, group in groupby(cells):
         end = first + len(list(group))
-        tip = f"{name}, {_calls(first, end - 1)}: {LETTERS[letter]}"
-        spans.append(Span(scale(first), round(scale(end) - scale(first), 1), LETTERS[letter], tip))
+        tip = f"{name}, {_calls(first, end - 1)}: {letters[letter]}"
+        spans.append(Span(scale(first), round(scale(end) - scale(first), 1), classes[letter], tip))
         first = end
     counts = Counter(cells)
-    summary = ", ".join(f"{counts[letter]} {word}" for letter, word in LETTERS.items() if counts[letter])
+    summary = ", ".join(f"{counts[letter]} {word}" for letter, word in letters.items() if counts[letter])
     return Row(cut(name, scale.start - 8), y, spans, f"{name}: {summary}")
 
 

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-from itertools import groupby
+from collections.abc import Mapping
+from itertools import cycle, groupby
 
 from rich.cells import cell_len
 from rich.text import Text
 
-from asdm_cli.report.document import LETTERS, Timeline
+from asdm_cli.report.document import Timeline
 
 MARKS = {"c": ("█", "cyan"), "i": ("▒", "cyan"), "d": ("·", "dim")}
-"""The character of each state, and its style."""
+"""The character of each state of a node, and its style."""
+COLOURS = ("cyan", "yellow", "green", "magenta", "blue", "red")
+"""In turn, of letters that stand for other words."""
 ROWS = 40
 MOST_OF_WIDTH = 0.4
 GAP = 2
@@ -24,17 +27,24 @@ def draw(timeline: Timeline, width: int) -> list[Text]:
     names = max(1, min(longest, int(MOST_OF_WIDTH * width)))
     calls = max(1, min(timeline.calls, width - names - GAP))
     rows = list(zip(timeline.rows, timeline.cells, strict=True))[:ROWS]
-    lines = [_line(name, names, cells[:calls]) for name, cells in rows]
+    marks = _marks(timeline)
+    lines = [_line(name, names, cells[:calls], marks) for name, cells in rows]
     ruler = Text(" " * (names + GAP) + _ruler(calls), style="dim")
     left_out = _left_out(timeline, calls)
-    return [ruler, *lines, *([Text(left_out, style="dim")] if left_out else []), _legend()]
+    return [ruler, *lines, *([Text(left_out, style="dim")] if left_out else []), _legend(timeline, marks)]
 
 
-def _line(name: str, width: int, cells: str) -> Text:
+def _marks(timeline: Timeline) -> Mapping[str, tuple[str, str]]:
+    if timeline.is_of_nodes:
+        return MARKS
+    return {letter: (letter, colour) for letter, colour in zip(timeline.letters, cycle(COLOURS), strict=False)}
+
+
+def _line(name: str, width: int, cells: str, marks: Mapping[str, tuple[str, str]]) -> Text:
     label = Text(name)
     label.truncate(width, overflow="ellipsis", pad=True)
     runs = [(letter, len(list(group))) for letter, group in groupby(cells)]
-    return Text.assemble(label, " " * GAP, *((MARKS[letter][0] * count, MARKS[letter][1]) for letter, count in runs))
+    return Text.assemble(label, " " * GAP, *((marks[letter][0] * count, marks[letter][1]) for letter, count in runs))
 
 
 def _ruler(calls: int) -> str:
@@ -49,6 +59,8 @@ def _left_out(timeline: Timeline, calls: int) -> str:
     return f"{more}; see report.html" if more else ""
 
 
-def _legend() -> Text:
-    parts = [(MARKS[letter], word) for letter, word in LETTERS.items()]
+def _legend(timeline: Timeline, marks: Mapping[str, tuple[str, str]]) -> Text:
+    used = set("".join(timeline.cells))
+    shown = [letter for letter in timeline.letters if timeline.is_of_nodes or letter in used]
+    parts = [(marks[letter], timeline.letters[letter]) for letter in shown]
     return Text("  ").join(Text.assemble(mark, f" {word}") for mark, word in parts)

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from fractions import Fraction
+from itertools import pairwise
 
-from asdm_cli.recipe.switching import FALLING, NULLS, Switching
+from asdm_cli.recipe.switching import FALLING, NULLS, By, Part, Switching
 
 Place = float | Fraction
 COUNTED: dict[str, Callable[[int], Sequence[Place]]] = {
@@ -42,3 +43,20 @@ def assign(rules: Switching, where: Sequence[Place]) -> tuple[str, ...]:
 
 def _exact(place: Place) -> Fraction:
     return Fraction(str(place))
+
+
+def rules_of(served: Sequence[str], timesteps: Sequence[float]) -> Switching:
+    """Rules by which these serve these calls: `assign` gives `served` back.
+
+    By timestep, with boundaries midway between two calls, so that they stay where they are when the number of steps
+    changes. By step where a boundary lies between calls of one timestep, or of rising ones.
+    """
+    ends = [call for call in range(1, len(served)) if served[call] != served[call - 1]]
+    falls = all(later <= earlier for earlier, later in pairwise(timesteps))
+    if falls and all(timesteps[end] < timesteps[end - 1] for end in ends):
+        by: By = "timestep"
+        untils = [(timesteps[end - 1] + timesteps[end]) / 2 for end in ends]
+    else:
+        by, untils = "step", [float(end) for end in ends]
+    parts = [Part(unet=served[end - 1], until=until) for end, until in zip(ends, untils, strict=True)]
+    return Switching(by=by, parts=[*parts, Part(unet=served[-1])])

@@ -46,6 +46,12 @@ class Places:
         return coordinates(self.scheduler, coordinate, self.calls, self.first, instead)
 
 
+def served_by(rules: Switching, scheduler: Any) -> tuple[str, ...]:
+    """Who serves each call of a whole run of a scheduler whose timesteps are set. Raises ModelError like `Places`."""
+    places = Places(len(scheduler.timesteps), scheduler, float(scheduler.timesteps[0]))
+    return assign(rules, places(rules.by, "timestep"))
+
+
 class Pending:
     """A generation before its first UNet call, when nobody knows yet how many there will be."""
 

@@ -151,7 +151,7 @@ class SwitchedUNet(nn.Module):
         if name in NULLS:
             prediction = run.null(name)
         else:
-            with self._present(name) as unet:
+            with self.present(name) as unet:
                 prediction = unet(sample, timestep, encoder_hidden_states, return_dict=False, **named)[0]
             run.keep(prediction)
         return UNet2DConditionOutput(sample=prediction) if return_dict else (prediction,)
@@ -169,7 +169,7 @@ class SwitchedUNet(nn.Module):
         return run, run.next(sample)
 
     @contextmanager
-    def _present(self, name: str) -> Iterator[UNet2DConditionModel]:
+    def present(self, name: str) -> Iterator[UNet2DConditionModel]:
         """The UNet, where calls are answered. While it answers there, no other thread moves it away."""
         unet = self.unets[name]
         if self.idle == "stay" or self._home.type == "cpu":

@@ -27,6 +27,9 @@ ATTENTION = {
 """What attention's two matmuls may be called, fused or spelled out; nothing else in a UNet goes by these names."""
 OUTSIDE = "outside"
 """The part of a UNet that stands in no block: conv_in, time embedding, conv_out and their like."""
+MIXING = {torch.ops.aten.lerp: lambda *_, out_shape, **__: 2 * torch.Size(out_shape).numel()}
+"""Interpolating between kernels of experts, which torch's table of formulas lacks: a multiplication and an addition
+for each element."""
 
 
 @dataclass(frozen=True)
@@ -65,9 +68,10 @@ def parameters(config: Config) -> dict[str, int]:
 
 
 def macs(config: Config, batch: int = 1, size: int | tuple[int, int] | None = None, tokens: int = 77) -> Macs:
-    """Cost of one forward pass: `size` is height and width of the latent (default: the config's own)."""
+    """Cost of one forward pass: `size` is height and width of the latent (default: the config's own). As when
+    pipelines draw, all rows have one timestep."""
     unet = meta_unet(config).eval()
-    return macs_of(unet, inputs(config, batch, size, tokens))
+    return macs_of(unet, {**inputs(config, batch, size, tokens), "timestep": 500})
 
 
 def latent_size(config: Config) -> tuple[int, int]:
@@ -106,7 +110,7 @@ def macs_of(unet: torch.nn.Module, arguments: dict[str, Any]) -> Macs:
     """Cost of one call of a live UNet, on whatever device it is."""
     anatomy = Anatomy.of(dict(unet.config))
     modules = {str(anatomy.module(block.address)): block.address for block in anatomy.blocks}
-    counter = FlopCounterMode(display=False)
+    counter = FlopCounterMode(display=False, custom_mapping=MIXING)
     # fused kernels are not counted on every device; spelled out, attention costs the same everywhere
     with torch.no_grad(), sdpa_kernel(SDPBackend.MATH), counter:
         unet(**arguments)

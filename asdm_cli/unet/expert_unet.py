@@ -28,6 +28,7 @@ class ExpertUNet(UNet2DConditionModel):  # type: ignore[misc]
     """A UNet2DConditionModel with expert convolutions; `clock` tells their routers the time."""
 
     clock: Clock
+    __module__ = "asdm_cli"  # where diffusers, writing a pipeline, says that the class is to be found
 
     def forward(self, sample: Tensor, timestep: Tensor | float | int, *args: Any, **kwargs: Any) -> Any:
         """As that of the stock class."""
@@ -52,10 +53,11 @@ class ExpertUNet(UNet2DConditionModel):  # type: ignore[misc]
             unet = build(config)
         state: dict[str, Tensor] = {}
         for file in weight_files(folder):
-            state |= load_file(file)
+            # memory of their own: where in a file a tensor lies must not change the last bit of a product
+            state |= {name: tensor.clone() for name, tensor in load_file(file).items()}
         unet.load_state_dict(state, assign=True)
         dtype = settings.get("dtype") or settings.get("torch_dtype")
-        unet = (unet.to(dtype) if dtype else unet).eval()
+        unet = (torch.nn.Module.to(unet, dtype) if dtype else unet).eval()
         return (unet, {"missing_keys": []}) if settings.get("output_loading_info") else unet
 
 

@@ -17,7 +17,9 @@ from asdm_cli.experts.spec import Spec
 HOW = {"stride": 1, "padding": 1}
 
 
-def layer(experts: int, router: str = "features", weights: str = "softmax", seed: int = 0) -> tuple[ExpertConv2d, nn.Conv2d]:
+def layer(
+    experts: int, router: str = "features", weights: str = "softmax", seed: int = 0
+) -> tuple[ExpertConv2d, nn.Conv2d]:
     torch.manual_seed(seed)
     conv = nn.Conv2d(3, 5, 3, padding=1)
     clock = Clock()

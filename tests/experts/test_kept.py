@@ -15,8 +15,8 @@ from asdm_cli.experts import kept, layer
 from asdm_cli.experts.kept import Kept
 from asdm_cli.experts.spec import Spec
 from asdm_cli.unet.cost import inputs
-from asdm_cli.unet.expert_unet import ExpertUNet, build, expert_layers
 from asdm_cli.unet.expansion import expand
+from asdm_cli.unet.expert_unet import ExpertUNet, build, expert_layers
 from tests import tiny
 
 
@@ -129,9 +129,16 @@ def test_a_copy_hears_its_own_clock() -> None:
 def test_threads_have_a_time_each(router: str) -> None:
     unet = expert_unet(router)
     timesteps = [torch.tensor([step, step + 1]) for step in range(0, 960, 40)]
-    wanted = [answer(unet, each) for each in timesteps]
+    same = arguments(unet, 0)
+
+    @torch.no_grad()
+    def draw(timestep: Tensor) -> Tensor:
+        sample: Tensor = unet(**{**same, "timestep": timestep}).sample
+        return sample
+
+    wanted = [draw(each) for each in timesteps]
     with ThreadPoolExecutor(4) as workers:
-        got = list(workers.map(lambda each: answer(unet, each), timesteps))
+        got = list(workers.map(draw, timesteps))
     assert len(got) == 24
     for mine, theirs in zip(got, wanted, strict=True):
         torch.testing.assert_close(mine, theirs, atol=1e-6, rtol=1e-6)

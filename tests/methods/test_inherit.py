@@ -17,7 +17,7 @@ from PIL import Image
 
 import asdm_cli
 from asdm_cli.errors import ModelError
-from asdm_cli.measure import drawing, players
+from asdm_cli.measure import drawing, players, ways
 from asdm_cli.methods import inherit
 from asdm_cli.progress import console
 from asdm_cli.recipe.verbs import InheritRecipe
@@ -302,7 +302,7 @@ def test_an_interrupted_run_goes_on_and_ends_with_the_same_pictures(
         assert asdm("inherit", file).code == 130
     assert len(drawn(tmp_path / ".run.partial")) == 3
     with monkeypatch.context() as broken:
-        broken.setattr(inherit, "take_turns", stop)
+        broken.setattr(ways, "take_turns", stop)
         assert asdm("inherit", file).code == 1
     assert not (tmp_path / "run").exists()
     assert sorted(count[4:]) == [0, 1, 1], "only what was missing"
@@ -330,7 +330,7 @@ def test_pictures_of_another_plan_are_not_gone_on_with(
     indices: list[int],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(inherit, "judge_of", stop)
+    monkeypatch.setattr(ways, "judge_of", stop)
     for asked, wanted in (({}, [0, 1] * 3), (changes, indices)):
         count.clear()
         with pytest.raises(Stopped):

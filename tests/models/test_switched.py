@@ -283,6 +283,9 @@ def test_several_cannot_be_put_together_again(model: Path, tiny_pipeline: Path, 
     for first, other in ((model, small), (tiny_pipeline, model)):
         with pytest.raises(ModelError, match=message):
             switching(first, other, tmp_path / "model")
+    pipe: Any = asdm_cli.load(str(tiny_pipeline), "cpu")
+    with pytest.raises(ModelError, match=message):
+        asdm_cli.switch(pipe, {"a": pipe.unet, "b": str(model)}, [{"unet": "a"}])
 
 
 def test_a_bare_unet_takes_turns_too(tiny_pipeline: Path, tmp_path: Path) -> None:

@@ -13,7 +13,19 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from asdm_cli.errors import ModelError
-from asdm_cli.report.document import Bars, Column, Curves, Grid, Interval, Point, Report, Scatter, Table, Timeline
+from asdm_cli.report.document import (
+    LETTERS,
+    Bars,
+    Column,
+    Curves,
+    Grid,
+    Interval,
+    Point,
+    Report,
+    Scatter,
+    Table,
+    Timeline,
+)
 from asdm_cli.report.render_json import from_json, part_at, part_inside, to_json
 
 floats = st.floats(allow_nan=True, allow_infinity=True)
@@ -57,10 +69,13 @@ courses = st.integers(0, 5).flatmap(
     lambda calls: st.lists(st.tuples(texts, st.text("cid", min_size=calls, max_size=calls)), max_size=3)
 )
 timelines = st.builds(
-    lambda title, rows, note: Timeline(title, [name for name, _ in rows], [cells for _, cells in rows], note),
+    lambda title, rows, note, words: Timeline(
+        title, [name for name, _ in rows], [cells for _, cells in rows], note, dict(zip("cid", words, strict=True))
+    ),
     texts,
     courses,
     texts,
+    st.just(LETTERS.values()) | st.tuples(texts, texts, texts),
 )
 cards = st.dictionaries(texts, st.dictionaries(texts, cells | st.lists(texts, max_size=3), max_size=3), max_size=2)
 parts = st.lists(tables | scatters | curves | bars | grids | timelines, max_size=4)
@@ -128,3 +143,10 @@ def test_pictures_are_written_relative_to_the_run_and_found_again() -> None:
     assert part_at(part_inside(inside, Path()), Path("runs/x")) == Grid(
         "", ["a"], ["b"], [[Path("runs/x/pictures/0.png"), None]]
     )
+
+
+def test_a_timeline_of_an_older_run_is_read() -> None:
+    timeline = Timeline("", ["a"], ["ci"])
+    data = to_json(Report("inherit", "", "", [timeline]))
+    del data["parts"][0]["letters"]
+    assert from_json(data).parts == [timeline]

@@ -56,6 +56,12 @@ def test_a_timeline_has_a_character_per_call_and_a_legend(bench: Report) -> None
     ]
 
 
+def test_other_letters_stand_for_themselves() -> None:
+    letters = {"a": "original", "b": "base", "q": "tiny"}
+    lines = shown(Report("switch", "", "", [Timeline("", ["half"], ["aaabbb"], letters=letters)]), 80).splitlines()
+    assert [line.rstrip() for line in lines[-4:-1]] == ["      0", "half  aaabbb", "a original  b base"]
+
+
 def test_a_large_timeline_is_cut_and_says_so() -> None:
     rows = [f"node {index} of a long name" for index in range(60)]
     lines = shown(Report("generate", "", "", [Timeline("", rows, ["c" + "i" * 99] * 60)]), 38).splitlines()

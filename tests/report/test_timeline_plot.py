@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from asdm_cli.report.document import LETTERS, Timeline
-from asdm_cli.report.timeline_plot import GAP, LEGEND, ROW, TimelinePlot, lay_out
+from asdm_cli.report.timeline_plot import GAP, LEGEND, ROW, TimelinePlot, lay_out, legend
 
 widths = st.sampled_from([348, 720])
 courses = st.integers(1, 120).flatmap(
@@ -18,7 +18,7 @@ courses = st.integers(1, 120).flatmap(
 
 
 def drawn(cells: list[str], width: float) -> TimelinePlot:
-    return lay_out(Timeline("", [f"up.{row}" for row in range(len(cells))], cells), width)
+    return lay_out(Timeline("", [f"up.{row}" for row in range(len(cells))], cells), width, {})
 
 
 @given(courses, widths)
@@ -59,7 +59,7 @@ def test_outlines_go_around_the_same_as_the_rectangles(cells: list[str], width: 
 
 
 def test_tips_say_which_calls() -> None:
-    row = lay_out(Timeline("", ["up.2.1.attn"], ["cciiiidc"]), 720).rows[0]
+    row = lay_out(Timeline("", ["up.2.1.attn"], ["cciiiidc"]), 720, {}).rows[0]
     assert [span.tip for span in row.spans] == [
         "up.2.1.attn, calls 0–1: computed",
         "up.2.1.attn, calls 2–5: inherited",
@@ -93,7 +93,7 @@ def test_seams_part_the_calls_where_there_is_room() -> None:
 
 
 def test_a_long_name_is_cut_in_its_label_only() -> None:
-    plot = lay_out(Timeline("", ["x" * 200], ["c"]), 348)
+    plot = lay_out(Timeline("", ["x" * 200], ["c"]), 348, {})
     assert plot.rows[0].name.endswith("…")
     assert plot.left <= 0.4 * 348
     assert "x" * 200 in plot.rows[0].spans[0].tip
@@ -101,11 +101,22 @@ def test_a_long_name_is_cut_in_its_label_only() -> None:
 
 def test_the_legend_has_every_state() -> None:
     assert set(LEGEND.values()) == set(LETTERS.values())
+    assert legend(Timeline("", ["a"], ["c"]), {}) == list(LEGEND.items())
+
+
+def test_letters_may_stand_for_other_words() -> None:
+    timeline = Timeline("", ["searched"], ["aabr"], letters={"a": "original", "b": "base", "q": "tiny", "r": "reuse"})
+    colours = {"original": 3, "base": 0, "tiny": 7, "reuse": 1}
+    row = lay_out(timeline, 720, colours).rows[0]
+    assert [span.state for span in row.spans] == ["c3", "c0", "c1"]
+    assert row.spans[0].tip == "searched, calls 0–1: original"
+    assert row.summary == "searched: 2 original, 1 base, 1 reuse"
+    assert legend(timeline, colours) == [("original", "c3"), ("base", "c0"), ("reuse", "c1")], "who serves something"
 
 
 def test_nothing_makes_an_empty_drawing() -> None:
     for empty in (Timeline("", [], []), Timeline("", ["a"], [""])):
-        plot = lay_out(empty, 720)
+        plot = lay_out(empty, 720, {})
         assert plot.ticks == [] == [span for row in plot.rows for span in row.spans]
 
 

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from fractions import Fraction
+from itertools import pairwise
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from asdm_cli.recipe.switching import NULLS, Part, Switching
-from asdm_cli.switching.assignment import COUNTED, assign
+from asdm_cli.switching.assignment import COUNTED, assign, rules_of
 from tests.switching.parts import rules
 
 
@@ -142,3 +143,47 @@ def test_a_fraction_is_the_step_at_that_share(calls: int, share: Fraction) -> No
     steps = served("step", f"a {-(-share * calls // 1)}", "b", calls=calls)
     places = [Fraction(call, calls) for call in range(calls)]
     assert steps == "".join("a" if place < share else "b" for place in places)
+
+
+SERVED = st.lists(st.sampled_from(["a", "b", *NULLS]), min_size=1, max_size=12).filter(
+    lambda names: names[0] not in NULLS
+)
+
+
+def back(switching: Switching, times: list[float]) -> tuple[str, ...]:
+    return assign(switching, times if switching.by == "timestep" else COUNTED["step"](len(times)))
+
+
+@given(SERVED, st.data())
+def test_rules_of_a_schedule_give_it_back(served: list[str], data: st.DataObject) -> None:
+    """Whatever the timesteps: falling, repeated as PNDM's, or rising at times as Heun's may."""
+    calls = len(served)
+    whole = st.integers(0, 999)
+    fractions = st.floats(0, 999, allow_nan=False, allow_subnormal=False)
+    lists = st.lists(whole | fractions, min_size=calls, max_size=calls)
+    times = data.draw(lists | lists.map(lambda each: sorted(each, reverse=True)))
+    switching = rules_of(served, times)
+    assert back(switching, times) == tuple(served)
+    neighbours = pairwise(switching.parts)
+    assert all(one.unet != other.unet for one, other in neighbours), "no part is written twice"
+
+
+def test_boundaries_lie_midway_so_that_they_hold_for_other_steps() -> None:
+    switching = rules_of("aab", [980, 961, 941])
+    assert switching == rules("timestep", "a 951", "b")
+    assert assign(switching, [999, 960, 952, 950, 900]) == ("a", "a", "a", "b", "b")
+
+
+@pytest.mark.parametrize(
+    ("served", "times", "by"),
+    [
+        ("aabb", [999, 750, 750, 500], "step"),  # the boundary parts two calls of one timestep
+        ("aaab", [999, 750, 750, 500], "timestep"),  # none does
+        ("aabb", [999, 500, 750, 250], "step"),  # what falls below a boundary would rise above it again
+        ("aaaa", [999, 750, 500, 250], "timestep"),
+    ],
+)
+def test_boundaries_that_timesteps_cannot_tell_are_told_in_steps(served: str, times: list[float], by: str) -> None:
+    switching = rules_of(served, times)
+    assert switching.by == by
+    assert back(switching, times) == tuple(served)

@@ -71,6 +71,15 @@ def test_every_stretch_is_a_generation_of_its_own(get: Get) -> None:
         assert handle.unet.last_steps == {"a": [full, rests, full, full, rests, full], "b": [full, rests]}
 
 
+def test_a_stretch_is_scheduled_by_its_own_number_of_calls(get: Get) -> None:
+    last = read_plan({"rules": [{"nodes": "up.3", "schedule": {"mode": "explicit", "steps": ["60%-100%"]}}]})
+    pipe = get()
+    with attach(pipe, {"a": pipe.unet, "b": small()}, THREE, {"a": last, "b": last}) as handle:
+        draw(pipe, 8)
+        rested = {name: [len(each) for each in steps] for name, steps in handle.unet.last_steps.items()}
+    assert rested == {"a": [0, 1, 0, 0, 1, 0], "b": [0, 1]}, "call 2 of 3 lies in the last 40 %, call 1 of 2 does not"
+
+
 def test_every_stretch_draws_as_an_engine_of_its_own() -> None:
     """The same calls, each stretch by a fresh engine that is told of these calls alone."""
     pipe, other = pipes.pipe(), small()

@@ -1,0 +1,164 @@
+"""Banks and routers begin as the kernel that they stand for, ready to become different."""
+
+from __future__ import annotations
+
+from itertools import product
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from asdm_cli.experts import start
+from asdm_cli.experts.mixing import mix
+from asdm_cli.experts.router import LOOKS, ROUTINGS, SUM_TO_ONE, Clock, Router
+from asdm_cli.experts.spec import Spec
+from asdm_cli.experts.start import Start
+from asdm_cli.methods.condconv import SHARE
+
+CHANNELS, WIDTH = 3, 6
+STARTS = {"copies": Start("copies"), "noise": Start("noise", noise=0.5), "inherited": Start("inherited", share=SHARE)}
+
+REFUSED = ("copies", "sigmoid")
+"""By recipes: copies of random weights would not sum to the kernel, and copies of equal weights stay equal."""
+
+
+def generator(seed: int = 0) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+def kernels(count: int, dtype: torch.dtype = torch.float32) -> list[Tensor]:
+    drawn = generator(9)
+    return [(0.2 * torch.randn(5, CHANNELS, 3, 3, generator=drawn)).to(dtype) for _ in range(count)]
+
+
+def begun(spec: Spec, how: Start, inherited: int = 2) -> tuple[Tensor, Router]:
+    """Bank [K O, ...] and router of one layer."""
+    held = kernels(1 + inherited if how.kind == "inherited" else 1)
+    bank = start.bank(held, spec, how, generator())
+    made = Router(
+        CHANNELS if spec.router != "time" else 0, WIDTH if spec.router != "features" else 0, spec.experts, spec.weights
+    )
+    tensors = start.router(spec, how, CHANNELS, WIDTH, generator())
+    made.load_state_dict(tensors)
+    return bank, made
+
+
+def asked(router: Router, rows: int = 6) -> Tensor:
+    """Weights [rows, K] for whatever comes."""
+    clock = Clock()
+    clock.announce(torch.arange(rows))
+    clock.hear(nn.Identity(), (), torch.randn(rows, WIDTH, generator=generator(3)))
+    with torch.no_grad():
+        return router(3 * torch.randn(rows, CHANNELS, 4, 4, generator=generator(4)), clock)
+
+
+@pytest.mark.parametrize(("kind", "weights"), [pair for pair in product(STARTS, ROUTINGS) if pair != REFUSED])
+@pytest.mark.parametrize("look", LOOKS)
+def test_what_is_mixed_at_first_is_the_kernel(kind: str, weights: str, look: str) -> None:
+    """Whatever the router is shown."""
+    for experts in (1, 2, 4, 8):
+        bank, router = begun(Spec(experts, look, weights), STARTS[kind])
+        with torch.no_grad():
+            mixed = mix(asked(router), bank.reshape(experts, -1), weights in SUM_TO_ONE)
+        wanted = kernels(1)[0].flatten().expand_as(mixed)
+        torch.testing.assert_close(mixed, wanted, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("weights", SUM_TO_ONE)
+@pytest.mark.parametrize("look", LOOKS)
+def test_copies_are_told_apart_from_the_first_step(weights: str, look: str) -> None:
+    bank, router = begun(Spec(4, look, weights), STARTS["copies"])
+    assert all(torch.equal(part, kernels(1)[0]) for part in bank.chunk(4))
+    weighed = asked(router)
+    assert len({round(float(weight), 4) for weight in weighed.flatten()}) >= 8, "random weights"
+    assert not router.bias.any()
+
+
+@pytest.mark.parametrize("weights", ROUTINGS)
+def test_noise_is_a_share_of_the_kernels_own(weights: str) -> None:
+    """It sums to nothing, and weighing even hides it."""
+    bank, router = begun(Spec(4, "both", weights), STARTS["noise"])
+    assert not any(parameter.any() for parameter in router.parameters())
+    scale = 1 if weights in SUM_TO_ONE else 2
+    each = scale * torch.stack(bank.chunk(4))
+    kernel = kernels(1)[0]
+    torch.testing.assert_close(each.mean(0), kernel, atol=1e-6, rtol=1e-5)
+    spread = float((each - kernel).std() / kernel.std())
+    assert spread == pytest.approx(0.5 * (3 / 4) ** 0.5, rel=0.15), "less what the mean took of it"
+    assert len({part.sum().item() for part in each}) == 4
+
+
+def test_noise_of_a_kernel_of_one_element_or_of_zeros() -> None:
+    for kernel in (torch.zeros(5), torch.ones(1)):
+        bank = start.bank([kernel], Spec(3, "time", "softmax"), STARTS["noise"], generator())
+        assert torch.equal(bank, kernel.repeat(3)), "it has no spread of its own"
+
+
+@pytest.mark.parametrize("share", [1e-3, 0.2, 0.6])
+@pytest.mark.parametrize("weights", ROUTINGS)
+def test_inherited_kernels_weigh_their_share(weights: str, share: float) -> None:
+    """Together, while the router is shown nothing: whoever begins beside them weighs the rest."""
+    spec = Spec(4, "both", weights)
+    tensors = start.router(spec, Start("inherited", share=share), CHANNELS, WIDTH, generator())
+    first, *others = ROUTINGS[weights](tensors["bias"][None])[0].tolist()
+    if weights == "sigmoid":
+        assert first == 0.5
+        assert others == pytest.approx([share / 3] * 3, rel=1e-4)
+    else:
+        assert first == pytest.approx(1 - share, rel=1e-4)
+        assert others == pytest.approx([share / 3] * 3, rel=1e-4)
+    for name in ("features.weight", "time.weight"):
+        assert not tensors[name][0].any(), "the first one's weight hangs on nothing"
+        assert bool(tensors[name][1:].any(1).all())
+
+
+@pytest.mark.parametrize("weights", ROUTINGS)
+def test_inherited_kernels_stand_in_order_and_copies_fill_up(weights: str) -> None:
+    held = kernels(3)
+    first = 1 if weights in SUM_TO_ONE else 2
+    for experts, wanted in {
+        1: [0],
+        2: [0, 1],
+        3: [0, 1, 2],
+        5: [0, 1, 2, 0, 0],
+    }.items():
+        bank = start.bank(held, Spec(experts, "time", weights), STARTS["inherited"], generator())
+        parts = bank.chunk(experts)
+        assert torch.equal(parts[0], first * held[0])
+        assert all(torch.equal(part, held[number]) for part, number in zip(parts[1:], wanted[1:], strict=True))
+
+
+@pytest.mark.parametrize("kind", STARTS)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_banks_have_the_kernels_dtype(kind: str, dtype: torch.dtype) -> None:
+    """Routers are float32 in any case."""
+    spec = Spec(3, "both", "softmax")
+    bank = start.bank(kernels(1, dtype), spec, STARTS[kind], generator())
+    assert bank.dtype == dtype
+    assert bank.shape == (15, CHANNELS, 3, 3)
+    tensors = start.router(spec, STARTS[kind], CHANNELS, WIDTH, generator())
+    assert {name: tuple(each.shape) for name, each in tensors.items()} == {
+        "features.weight": (3, CHANNELS),
+        "time.weight": (3, WIDTH),
+        "bias": (3,),
+    }
+    assert {each.dtype for each in tensors.values()} == {torch.float32}
+
+
+@pytest.mark.parametrize("look", LOOKS)
+def test_routers_have_the_tensors_of_what_they_look_at(look: str) -> None:
+    tensors = start.router(Spec(3, look, "softmax"), STARTS["copies"], CHANNELS, WIDTH, generator())
+    made = Router(CHANNELS if look != "time" else 0, WIDTH if look != "features" else 0, 3, "softmax")
+    assert set(tensors) == set(made.state_dict())
+
+
+def test_the_generator_decides() -> None:
+    spec = Spec(3, "both", "softmax")
+    for kind in STARTS:
+        one, two, other = (start.router(spec, STARTS[kind], CHANNELS, WIDTH, generator(seed)) for seed in (0, 0, 1))
+        assert all(torch.equal(one[name], two[name]) for name in one)
+        differ = [name for name in one if not torch.equal(one[name], other[name])]
+        assert differ == ([] if kind == "noise" else ["features.weight", "time.weight"])
+    banks = [start.bank(kernels(1), spec, STARTS["noise"], generator(seed)) for seed in (0, 0, 1)]
+    assert torch.equal(banks[0], banks[1])
+    assert not torch.equal(banks[0], banks[2])

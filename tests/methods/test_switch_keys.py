@@ -1,0 +1,234 @@
+"""No key of a switch's recipe is for show: changing it changes the plan, or what comes out."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Iterator
+from copy import deepcopy
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from asdm_cli.errors import AsdmError
+from asdm_cli.measure import generate, ways
+from asdm_cli.measure.inherit_run import Cost, Times
+from asdm_cli.measure.trajectory import Count, Trajectory
+from asdm_cli.methods import switch
+from asdm_cli.recipe.verbs import SwitchRecipe
+from asdm_cli.report.render_json import to_json
+from asdm_cli.report.run_directory import Run
+from asdm_cli.unet import cost
+from tests.carrying import every
+from tests.methods.test_distill_keys import leaves
+from tests.turns import pruned
+
+PLANS = "unets.plan"
+"""Its own keys are every plan's, which tests of plans look at."""
+PLAN: dict[str, Any] = {
+    "unets.model": "SMALL",
+    PLANS: every(2),
+    "by": "step",
+    "parts[].unet": "large",
+    "parts[].until": 300,
+    "sweep[].name": "another",
+    "sweep[].by": "step",
+    "sweep[].parts[].unet": "small",
+    "sweep[].parts[].until": 250,
+    "ratios.unets": ["small", "large"],
+    "ratios.shares": [0.25],
+    "search.budgets": [0.7],
+    "prompts": "nowhere.txt",
+    "limit": 1,
+    "features": "clip",
+    "sampler": "heun",
+    "steps": 3,
+    "size": 64,
+    "repeats": 2,
+    "fewer_steps": [3],
+}
+"""Seen before anything runs: in the plan, or as its refusal."""
+RUN: dict[str, tuple[str, Any]] = {
+    "metrics": ("figures", ["psnr", "ssim"]),
+    "device": ("error", "cuda:7"),
+    "dtype": ("pictures", "bfloat16"),
+    "guidance": ("pictures", 1.0),
+    "seed": ("pictures", 1),
+    "batch": ("batches", 1),
+    "bootstrap": ("figures", 5),
+    "confidence": ("figures", 0.5),
+    "grid": ("grid", 1),
+    "converged": ("pictures", 5),
+    "warmups": ("rounds", 2),
+    "idle": ("model", "cpu"),
+    "sweep[].series": ("series", "mine"),
+    "search.prompts": ("pictures", 1),
+    "search.nulls": ("error", False),
+}
+"""Key -> what of a run changes with it."""
+ELSEWHERE = {"verb", "out"}
+"""The command itself, and the place that test_switch.py looks at."""
+
+
+def test_the_tables_have_every_key() -> None:
+    keys = {PLANS if key.startswith(PLANS) else key for key in leaves(SwitchRecipe)}
+    assert keys == PLAN.keys() | RUN.keys() | ELSEWHERE
+    assert not PLAN.keys() & RUN.keys()
+    assert len(keys) > 30
+
+
+@pytest.fixture(scope="module")
+def home(tiny_pipeline: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    home = tmp_path_factory.mktemp("keys")
+    for name, remove in (("small", "base"), ("SMALL", "small")):
+        pruned(tiny_pipeline, home / name, remove)
+    (home / "prompts.txt").write_text("\n".join(["a fox", "an owl", "a cup", "a tree"]))
+    return home
+
+
+@pytest.fixture(scope="module")
+def base(home: Path, tiny_pipeline: Path) -> dict[str, Any]:
+    """Nothing but what is needed."""
+    return {
+        "verb": "switch",
+        "unets": {"large": {"model": str(tiny_pipeline)}, "small": {"model": str(home / "small")}},
+        "parts": [{"unet": "small", "until": 500}, {"unet": "large"}],
+        "prompts": str(home / "prompts.txt"),
+        "limit": 2,
+        "metrics": ["psnr"],
+        "steps": 4,
+        "fewer_steps": [],
+        "repeats": 1,
+        "bootstrap": 20,
+        "device": "cpu",
+        "dtype": "float32",
+        "out": "unused",
+    }
+
+
+MORE: dict[str, dict[str, Any]] = {
+    "sweep": {"sweep": [{"name": "mine", "parts": [{"unet": "large", "until": 400}, {"unet": "small"}]}]},
+    "ratios": {"ratios": {"unets": ["large", "small"], "shares": [0.5]}},
+    "search": {"search": {"budgets": [0.3], "prompts": 2}},  # nothing keeps to it without skipping calls
+    "features": {"metrics": ["psnr", "is"]},
+}
+"""What a key of these stands in, or needs to matter; the first word of the key."""
+
+
+def usual(base: dict[str, Any], key: str) -> dict[str, Any]:
+    return deepcopy({**base, **MORE.get(key.split(".")[0].removesuffix("[]"), {})})
+
+
+def with_key(base: dict[str, Any], home: Path, key: str, value: Any) -> dict[str, Any]:
+    recipe = usual(base, key)
+    *way, last = key.split(".")
+    node: Any = recipe
+    for word in way:
+        node = node[word.removesuffix("[]")]
+        node = node[0] if word.endswith("[]") else node.get("small", node)
+    value = str(home / value) if value == "SMALL" else value
+    assert node.get(last) != value
+    node[last] = value
+    return recipe
+
+
+def planned(recipe: dict[str, Any]) -> Any:
+    """The plan's report, or why there is none."""
+    try:
+        return to_json(switch.plan(SwitchRecipe.model_validate(recipe)).report())
+    except AsdmError as error:
+        return str(error)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _counted_once() -> Iterator[None]:
+    """What a UNet call takes, which takes a second to count, and is told by every plan."""
+    known: dict[str, Any] = {}
+    macs = cost.macs
+
+    def remembered(config: dict[str, Any], **shape: Any) -> Any:
+        key = json.dumps([config, shape])
+        if key not in known:
+            known[key] = macs(config, **shape)
+        return known[key]
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(cost, "macs", remembered)
+        patch.setattr("asdm_cli.measure.eval_plan.require", lambda _network: None)  # an extra, which may not be here
+        yield
+
+
+@pytest.fixture(scope="module")
+def planned_before() -> Callable[[str], Any]:
+    """The plan without the change, by what is needed for the key."""
+    return cache(lambda text: planned(json.loads(text)))
+
+
+@pytest.mark.parametrize("key", PLAN)
+def test_the_plan_tells(key: str, base: dict[str, Any], home: Path, planned_before: Callable[[str], Any]) -> None:
+    before = planned_before(json.dumps(usual(base, key)))
+    assert isinstance(before, dict), before
+    assert planned(with_key(base, home, key, PLAN[key])) != before
+
+
+COST = Cost(Trajectory(4, 8, {"unet": Count(2, 1)}), (), None, served=("large",) * 4)
+
+
+def outcome(recipe: dict[str, Any], folder: Path) -> dict[str, Any]:
+    """What a run leaves, and what it was seen to do. Nothing is counted and timed, which takes most of its time."""
+    seen: dict[str, list[Any]] = {"batches": [], "rounds": []}
+    folder.mkdir()
+    layout = generate.layout
+
+    def timed(_pipe: Any, players: Any, _style: Any, warmups: int, rounds: int) -> dict[str, Times]:
+        seen["rounds"].append((warmups, rounds))
+        return {player.name: Times([1.0], [1.0]) for player in players}
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(generate, "layout", lambda *given: (seen["batches"].append(given[2]), layout(*given))[1])
+        patch.setattr(ways, "cost", lambda *_: COST)
+        patch.setattr(ways, "take_turns", timed)
+        patch.setattr(switch.shutil, "rmtree", lambda *_, **__: None)  # what was drawn for a search is looked at
+        try:
+            report = switch.run(switch.plan(SwitchRecipe.model_validate(recipe)), Run(folder))
+        except AsdmError as error:
+            return {"error": str(error)}
+    parts: dict[str, Any] = {part.title: part for part in report.parts}
+    rows = parts["Speed and fidelity"].rows
+    return {
+        "error": None,
+        "figures": [{key: cell for key, cell in row.items() if key in ("psnr_db", "ssim")} for row in rows],
+        "pictures": {
+            str(file.relative_to(folder)): hashlib.sha256(file.read_bytes()).hexdigest()
+            for file in sorted(folder.rglob("*.png"))
+        },
+        **seen,
+        "grid": len(parts["The same prompts and seeds"].rows),
+        "model": json.loads((folder / "model/asdm.json").read_text())["switch"],
+        "series": {point.series for part in report.parts for point in getattr(part, "points", [])},
+    }
+
+
+@pytest.fixture(scope="module")
+def ran_before(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], dict[str, Any]]:
+    """The outcome without the change, by what is needed for the key."""
+    return cache(lambda text: outcome(json.loads(text), tmp_path_factory.mktemp("usual") / "run"))
+
+
+@pytest.mark.parametrize("key", RUN)
+def test_the_run_shows(
+    key: str, base: dict[str, Any], home: Path, ran_before: Callable[[str], dict[str, Any]], tmp_path: Path
+) -> None:
+    what, value = RUN[key]
+    usually = ran_before(json.dumps(usual(base, key)))
+    assert usually["error"] is None
+    found = outcome(with_key(base, home, key, value), tmp_path / "run")
+    assert found[what] != usually[what], found
+
+
+def test_a_run_is_its_recipe(base: dict[str, Any], ran_before: Callable[[str], dict[str, Any]], tmp_path: Path) -> None:
+    """What differs above is the key's doing."""
+    recipe = usual(base, "sweep")
+    assert outcome(recipe, tmp_path / "run") == ran_before(json.dumps(recipe))
