@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from tests import tiny
+from tests import expanding, tiny
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -33,3 +33,18 @@ def _own_measurements(tmp_path_factory: pytest.TempPathFactory) -> None:
 def tiny_pipeline(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A StableDiffusionPipeline directory with random weights; read-only by agreement."""
     return tiny.pipeline(tmp_path_factory.mktemp("models") / "tiny")
+
+
+@pytest.fixture(scope="session")
+def tiny_base(tiny_pipeline: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The run directory of the tiny pipeline without the layers of Base; read-only by agreement."""
+    recipe = {"verb": "prune", "model": str(tiny_pipeline), "remove": "base"}
+    return expanding.done(tmp_path_factory.mktemp("base"), recipe)
+
+
+@pytest.fixture(scope="session")
+def tiny_experts(tiny_pipeline: Path, tiny_base: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The model directory of Base with three experts that differ, and routers that choose; read-only by agreement."""
+    what = {"experts": 3, "donor": str(tiny_pipeline), "router": "both", "start": "noise", "noise": 0.5}
+    recipe = {"verb": "condconv-expand", "model": str(tiny_base), "expand": what}
+    return expanding.stirred(expanding.done(tmp_path_factory.mktemp("experts"), recipe) / "model")

@@ -106,4 +106,5 @@ def _read(file: Path) -> dict[str, str]:
         found = json.loads(file.read_text())
     except (OSError, ValueError):
         return {}
-    return found if isinstance(found, dict) else {}
+    entries = found.items() if isinstance(found, dict) else ()
+    return {key: name for key, name in entries if isinstance(name, str)}

@@ -44,7 +44,7 @@ def in_float32(tensor: Tensor) -> AbstractContextManager[Any]:
 def mix_kernels(routing: Tensor, bank: Tensor, anchored: bool) -> Tensor:
     """Kernels [B O, C, h, w] in the bank's dtype and memory format, mixed in float32."""
     count = routing.shape[1]
-    last = bank.dim() == 4 and bank.is_contiguous(memory_format=torch.channels_last)
+    last = not bank.is_contiguous() and bank.is_contiguous(memory_format=torch.channels_last)  # 1x1 ones are both
     plain = bank.permute(0, 2, 3, 1) if last else bank
     mixed = mix(routing, plain.reshape(count, -1), anchored).reshape(-1, *plain.shape[1:])
     return mixed.permute(0, 3, 1, 2) if last else mixed

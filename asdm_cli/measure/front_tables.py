@@ -9,8 +9,8 @@ from asdm_cli.report.document import Cell, Column, Interval, Table
 
 LEVELS_DB = (25, 30, 35, 40, 45, 50, 55, 60)
 NOTE = (
-    "Times are per cent of the plain model's, read off the fronts by straight lines between their points; "
-    "a ratio above 1 says that ours is faster. Empty: a front does not reach that far."
+    "Times are per cent of what the first way to draw takes, read off the fronts by straight lines between their "
+    "points; a ratio above 1 says that ours is faster. Empty: a front does not reach that far."
 )
 
 

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from asdm_cli.experts.layer import ExpertConv2d
 from asdm_cli.measure.generate import prompt_seed
 from asdm_cli.progress import track
+from asdm_cli.switching.unet import SwitchedUNet
 from asdm_cli.unet.expert_unet import expert_layers
 
 
@@ -54,7 +55,19 @@ class Routing:
 
 
 def has_experts(pipe: Any) -> bool:
-    return isinstance(pipe.unet, nn.Module) and bool(expert_layers(pipe.unet))
+    return isinstance(pipe.unet, nn.Module) and bool(_layers(pipe.unet))
+
+
+def _layers(unet: nn.Module) -> dict[str, ExpertConv2d]:
+    """By module name; where several UNets take turns, after the first name of each."""
+    if not isinstance(unet, SwitchedUNet):
+        return expert_layers(unet)
+    names = {member: name for name, member in reversed(unet.unets.items())}
+    return {
+        f"{name}: {layer}": module
+        for member, name in reversed(names.items())
+        for layer, module in expert_layers(member).items()
+    }
 
 
 def observe(
@@ -63,7 +76,7 @@ def observe(
     """Draw each prompt alone, with the noise that every verb gives it, and look on."""
     draw: Callable[..., Any] = pipe
     whole: Any = pipe
-    seen: dict[str, list[Tensor]] = {name: [] for name in expert_layers(whole.unet)}
+    seen: dict[str, list[Tensor]] = {name: [] for name in _layers(whole.unet)}
     pictures = []
     for index, prompt in enumerate(track(prompts, "watching the experts", len(prompts))):
         with watched(whole.unet) as calls:
@@ -78,7 +91,7 @@ def observe(
 @contextmanager
 def watched(unet: nn.Module) -> Iterator[dict[str, list[Tensor]]]:
     """Convolution -> the weights [rows, experts] of each UNet call; kernels that were kept are mixed again."""
-    layers = expert_layers(unet)
+    layers = _layers(unet)
     calls: dict[str, list[Tensor]] = {name: [] for name in layers}
     hooks = [layer.router.register_forward_hook(_noting(calls[name])) for name, layer in layers.items()]
     hooks.append(unet.register_forward_pre_hook(lambda *_: _forget(layers.values())))

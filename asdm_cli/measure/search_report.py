@@ -17,6 +17,7 @@ ROUNDING_DB = 0.005
 
 def chosen_table(searched: Searched) -> Table:
     heads = [
+        Column("name", "schedule"),
         Column("budget", "budget"),
         Column("share", "UNet time, calibrated", digits=3),
         Column("psnr_db", "PSNR, dB", "higher"),
@@ -27,6 +28,7 @@ def chosen_table(searched: Searched) -> Table:
     ]
     rows: list[Row] = [
         {
+            "name": each.name,
             "budget": each.budget,
             "share": each.best.share,
             "psnr_db": each.best.psnr,
@@ -37,9 +39,11 @@ def chosen_table(searched: Searched) -> Table:
         }
         for each in searched.chosen
     ]
+    prompts = searched.prompts
+    others = "none of which is measured" if not prompts.measured else f"{prompts.measured} of which are measured too"
     note = (
-        f"Shares of the first UNet's time. Figures of {searched.prompts} prompts that are not among those measured: on "
-        "these schedules were chosen. `recipes/` has each as a recipe."
+        "Shares of the first UNet's time. These schedules were chosen by the figures here: of "
+        f"{len(prompts.texts)} prompts, {others}, with other seeds. `recipes/` has each as a recipe."
     )
     by_step = [each.name for each in searched.chosen if each.rules.by == "step"]
     if by_step:
@@ -64,8 +68,8 @@ def calibrated_parts(searched: Searched) -> list[Part]:
         rows.append({**row, "early": early, "late": late})
     note = (
         "An answer's error is how far from the first UNet's the sampler's next latents come to lie: the root of the "
-        f"mean square, mean over {searched.prompts} prompts. Of samplers that look back at earlier answers this is "
-        "the effect on the next latents alone."
+        f"mean square, mean over {len(searched.prompts.texts)} prompts. Of samplers that look back at earlier answers "
+        "this is the effect on the next latents alone."
     )
     return [Table("What UNets cost and err", heads, rows, note), _curves(found)]
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from statistics import fmean
 
 from asdm_cli.measure.cards import Card
@@ -11,7 +11,20 @@ from asdm_cli.measure.front_tables import equal_fidelity
 from asdm_cli.measure.players import FEWER, Player
 from asdm_cli.measure.search_report import calibrated_parts, chosen_table, front_told, halves
 from asdm_cli.measure.switch_search import SEARCHED, Searched
-from asdm_cli.measure.ways_report import CARD, KID, PSNR, Measured, Own, Row, axis, pictures, plot, told, ways_table
+from asdm_cli.measure.ways_report import (
+    CARD,
+    KID,
+    PSNR,
+    Measured,
+    Own,
+    Row,
+    axis,
+    macs_share,
+    pictures,
+    plot,
+    told,
+    ways_table,
+)
 from asdm_cli.recipe.switching import NULLS
 from asdm_cli.report.document import Cell, Column, Part, Report, Table, Timeline
 
@@ -22,6 +35,13 @@ ORDERS = {FIRST: "compressed first", LAST: "original first"}
 NULL_LETTERS = dict(zip(NULLS, "·~", strict=True))
 SPARE = "ABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789"
 NOTE = "Fewer steps need no second UNet: a schedule that they beat is of no use."
+REASONS = {
+    (FIRST, False): "it serves where it errs less",
+    (LAST, True): "it serves where it errs less",
+    (FIRST, True): "what is wrong early, later calls make good",
+    (LAST, False): "but from what is wrong early all later calls go on",
+}
+"""The order that wins, and whether single calls err more early -> why."""
 TOLD = 3
 """Of the schedules, in the summary."""
 
@@ -39,30 +59,30 @@ def switch_report(measured: Measured, searched: Searched | None, card: Card, gri
     parts += _orders(measured)
     parts += [chosen_table(searched)] if searched else []
     schedules = {name: each.served for name, each in measured.costs.items() if len(set(each.served)) > 1}
-    parts += [who_serves(schedules)] if schedules else []
+    parts += [who_serves(schedules, [measured.first.name, *measured.named(ONE)])] if schedules else []
     parts += calibrated_parts(searched) if searched else []
     parts.append(pictures(measured, grid, ours, rest))
     return Report("switch", _title(measured), _summary(measured, searched, written), parts, {CARD: card})
 
 
-def who_serves(schedules: Mapping[str, Sequence[str]]) -> Timeline:
+def who_serves(schedules: Mapping[str, Sequence[str]], unets: Sequence[str]) -> Timeline:
     """Names of ways to draw -> who serves each call, as a row of letters. Those of another length than the first are
     left out."""
     calls = len(next(iter(schedules.values())))
     rows = {name: served for name, served in schedules.items() if len(served) == calls}
-    letters = _letters(dict.fromkeys(each for served in rows.values() for each in served))
+    letters = _letters(unets)
     by_name = {name: letter for letter, name in letters.items()}
     cells = ["".join(by_name[each] for each in served) for served in rows.values()]
     return Timeline("Who serves which call", list(rows), cells, letters=letters)
 
 
-def _letters(names: Iterable[str]) -> dict[str, str]:
-    """A letter for each name, one of its own where that is free."""
+def _letters(unets: Sequence[str]) -> dict[str, str]:
+    """A letter for each name, one of its own where that is free; the null model's have marks of their own."""
     found: dict[str, str] = {}
-    for name in names:
-        own = [NULL_LETTERS[name]] if name in NULL_LETTERS else [each for each in name if each.isalnum()]
+    for name in unets:
+        own = [letter for letter in name if letter.isalnum()]
         found[next(letter for letter in (*own, *SPARE) if letter not in found)] = name
-    return found
+    return found | {letter: name for name, letter in NULL_LETTERS.items()}
 
 
 def _title(measured: Measured) -> str:
@@ -89,23 +109,23 @@ def _pairs(measured: Measured) -> dict[tuple[str, str], dict[str, Player]]:
 
 def _orders(measured: Measured) -> list[Table]:
     """One row per pair of schedules that cost the same."""
-    keys = [column for column in measured.columns if column.key in (PSNR, KID)]
+    keys = [column for key in (PSNR, KID) for column in measured.columns if column.key == key]
     heads = [
         Column("other", "UNet"),
         Column("share", "of the calls"),
+        Column("unet_macs_share", f"UNet MACs of {measured.who}'s", digits=3),
         *(
             Column(f"{column.key}_{order}", f"{ORDERS[order]}: {column.title}", digits=column.digits)
             for column in keys
             for order in ORDERS
         ),
-        *(Column(f"speedup_{order}", f"{ORDERS[order]}: speed-up") for order in ORDERS),
     ]
     rows: list[Row] = []
     for (other, share), players in _pairs(measured).items():
         row: Row = {"other": other, "share": share}
         for order, player in players.items():
+            row["unet_macs_share"] = macs_share(measured, player)
             row |= {f"{column.key}_{order}": measured.figures[player.name].get(column.key) for column in keys}
-            row[f"speedup_{order}"] = measured.speed(player.name)
         rows.append(row)
     note = "Two schedules of a row make the same calls in another order."
     return [Table("Both orders", heads, rows, note, CARD)] if rows else []
@@ -144,15 +164,13 @@ def _why(measured: Measured, searched: Searched | None, order: str) -> str:
     if searched is None:
         return ""
     others = dict.fromkeys(other for other, _ in _pairs(measured))
-    each = {name: halves(searched.calibration.errors[name]) for name in others if name in searched.calibration.errors}
-    parts = [
-        f"{name}'s errors at single calls are {a:.2g} in the first half and {b:.2g} in the second"
-        for name, (a, b) in each.items()
+    errors = {name: halves(searched.calibration.errors[name]) for name in others}
+    each = [
+        f"{name} errs {early:.2g} in the first half and {late:.2g} in the second"
+        for name, (early, late) in errors.items()
     ]
-    early = fmean(a for a, _ in each.values()) > fmean(b for _, b in each.values()) if each else False
-    as_expected = early == (order == LAST)
-    reason = "it serves where it errs less" if as_expected else "what it errs at single calls is made up for, or undone"
-    return f" Calibrated, {', '.join(parts)}: {reason}." if parts else ""
+    more_early = fmean(early - late for early, late in errors.values()) > 0
+    return f" At single calls {', '.join(each)}: {REASONS[order, more_early]}."
 
 
 def _figure(measured: Measured, player: Player, key: str) -> float:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -29,10 +29,12 @@ SLACK = 1e-9
 
 @dataclass(frozen=True)
 class Prompts:
-    """What is drawn to make sure; `title` tells it from other prompts."""
+    """What is drawn to make sure; `title` tells it from other prompts. Where a list has too few, so many of them are
+    `measured` too."""
 
     texts: Sequence[str]
     title: str
+    measured: int = 0
 
 
 @dataclass(frozen=True)
@@ -69,7 +71,7 @@ class Chosen:
 class Searched:
     calibration: Calibration
     chosen: tuple[Chosen, ...]
-    prompts: int
+    prompts: Prompts
 
 
 def name_of(budget: float) -> str:
@@ -85,7 +87,7 @@ def search(
     `first` draws as the first UNet does. The `fixed` schedules, by name, take part. Raises RunError for a budget that
     no schedule keeps to.
     """
-    # neither the prompts nor the seeds are those of the measurement
+    # the seeds are not those of the measurement
     studio = replace(studio, style=replace(studio.style, seed=studio.style.seed + 1))
     calibration = _calibration(studio, first, prompts, folder)
     choices = calibration.choices()
@@ -100,18 +102,13 @@ def search(
         for each, figure in zip(tried, psnr, strict=True)
     ]
     chosen = tuple(_choose(budget, drawn, calibration) for budget in asked.budgets)
-    return Searched(calibration, chosen, len(prompts.texts))
+    return Searched(calibration, chosen, prompts)
 
 
 def _calibration(studio: Studio, first: Player, prompts: Prompts, folder: Path) -> Calibration:
-    origin = {
-        "prompts": prompts.title,
-        "steps": first.steps,
-        "sampler": first.sampler,
-        "style": str(studio.style),
-        "versions": versions(),
-        **studio.origin,
-    }
+    style = asdict(studio.style) | {"device": studio.style.device.type, "dtype": str(studio.style.dtype)}
+    plans = {"steps": first.steps, "sampler": first.sampler, **studio.origin}
+    origin = {"prompts": prompts.title, "style": style, "versions": versions(), **plans}
     read = lambda: calibrated(folder / FILE, origin, studio.pipe, first, prompts.texts, studio.style)  # noqa: E731
     if studio.state.is_main_process:
         read()

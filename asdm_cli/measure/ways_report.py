@@ -112,19 +112,24 @@ def ways_table(measured: Measured, own: Own, note: str) -> Table:
 
 def _row(measured: Measured, player: Player, own: Own) -> Row:
     first, found, times = measured.first.name, measured.costs[player.name], measured.times[player.name]
-    unet, plain = found.trajectory.components["unet"], measured.costs[first].trajectory.components["unet"]
     return {
         "name": player.name,
         "steps": player.steps,
         **{column.key: cell(player) for column, cell in own.items()},
-        "unet_macs_g": unet.total / 1e9,
-        "unet_macs_share": unet.total / plain.total,
+        "unet_macs_g": found.trajectory.components["unet"].total / 1e9,
+        "unet_macs_share": macs_share(measured, player),
         "image_ms": quartiles(times.image, 1e3),
         "speedup": measured.speed(player.name),
         "unet_speedup": speedup(measured.times[first].unet, times.unet),
         "cache_mb": None if found.cache_bytes is None else found.cache_bytes / 1e6,
         **measured.figures[player.name],
     }
+
+
+def macs_share(measured: Measured, player: Player) -> float:
+    """The UNet's multiply-accumulates of an image over those of the first player's."""
+    mine, first = (measured.costs[name].trajectory.components["unet"] for name in (player.name, measured.first.name))
+    return mine.total / first.total
 
 
 def plot(measured: Measured, key: str) -> Scatter:

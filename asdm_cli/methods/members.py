@@ -13,7 +13,7 @@ from asdm_cli.models.switched import UNET, one_unet, run_time_plans
 from asdm_cli.recipe.plans import Rules
 from asdm_cli.recipe.verbs import SwitchRecipe
 from asdm_cli.recipe.verbs.switch import OneUNet
-from asdm_cli.report.document import Column, Table
+from asdm_cli.report.document import Cell, Column, Interval, Table
 from asdm_cli.schedule import describe
 from asdm_cli.unet import cost
 from asdm_cli.unet.anatomy import Anatomy
@@ -95,7 +95,7 @@ def members_table(found: Mapping[str, Member], size: int, tokens: int) -> Table:
         Column("macs_g", "GMACs a call", "lower", 3),
         Column("plan", "inherits"),
     ]
-    rows = [
+    rows: list[dict[str, Cell | Interval]] = [
         {
             "name": name,
             "model": member.directory.name,
@@ -105,7 +105,7 @@ def members_table(found: Mapping[str, Member], size: int, tokens: int) -> Table:
         }
         for name, member in found.items()
     ]
-    return Table("UNets", heads, list(rows), "On paper, before plans, one row a call.")
+    return Table("UNets", heads, rows, "On paper, before plans, one row a call.")
 
 
 def _plan_told(plan: Rules | None) -> str | None:

@@ -32,6 +32,8 @@ from asdm_cli.switching.run import served_by
 RESUMABLE = True
 SCHEDULE = "the schedule"
 RECIPES = "recipes"
+MOST_TOLD = 4
+"""Parts of a schedule that are told one by one."""
 
 
 @dataclass(frozen=True)
@@ -53,7 +55,7 @@ class Plan:
         recipe, served = self.recipe, _served(self)
         latent = self.eval.size // 2 ** (len(source.config("vae")["block_out_channels"]) - 1)
         parts: list[Part] = [members_table(self.members, latent, source.tokens)]
-        parts += [who_serves(served)] if served else []
+        parts += [who_serves(served, list(self.members))] if served else []
         ways = [player.name for player in self.players] + [name_of(each) for each in _budgets(recipe)]
         said = (
             f"{self.eval.count} prompts drawn in {len(ways)} ways, {recipe.steps} steps, then {recipe.repeats} rounds "
@@ -132,9 +134,9 @@ def _in_two_parts(recipe: SwitchRecipe) -> Iterator[Player]:
                 LAST: [Stretch(unet=first, until=round(1 - share, 9)), Stretch(unet=other)],
             }
             for order, stretches in parts.items():
-                name, told = f"{other} {order} {100 * share:g}%", f"{100 * share:g} %"
+                told = f"{100 * share:g}%"
+                name, place = f"{other} {order} {told}", (other, told, order)
                 rules = Switching(by="fraction", parts=stretches)
-                place = (other, told, order)
                 yield Player(name, ORDERS[order], recipe.steps, recipe.sampler, rules=rules, place=place)
 
 
@@ -164,7 +166,8 @@ def _search_prompts(recipe: SwitchRecipe) -> Prompts | None:
         return None
     held = read_prompts(recipe.prompts, recipe.limit + recipe.search.prompts)
     begin = max(0, len(held.prompts) - recipe.search.prompts)
-    return Prompts(held.prompts[begin:], f"{held.title}, {begin} to {len(held.prompts) - 1}")
+    title = f"{held.title}, {begin} to {len(held.prompts) - 1}"
+    return Prompts(held.prompts[begin:], title, max(0, min(recipe.limit, len(held.prompts)) - begin))
 
 
 def _more_on_card(plan: Plan) -> dict[str, Any]:
@@ -222,6 +225,9 @@ def _written(recipe: SwitchRecipe, rules: Switching | None) -> str:
     """What is told of the written model; `rules` are known after a search only, if they come from one."""
     rules = rules or recipe.rules
     if rules is not None:
+        if len(rules.parts) > MOST_TOLD:
+            names = " and ".join(dict.fromkeys(part.unet for part in rules.parts))
+            return f"In the written model {names} take turns, in {len(rules.parts)} parts by {rules.by}."
         return f"In the written model serve: {described(rules)}."
     if recipe.search:
         return f"The written model will have the schedule that is found for {_budgets(recipe)[0]:g} of the time."

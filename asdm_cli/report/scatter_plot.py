@@ -64,6 +64,8 @@ def _line(points: Sequence[Point], series: str, frame: Frame) -> str:
 
 def _marks(points: Sequence[Point], colours: Mapping[str, int], frame: Frame) -> list[Mark]:
     places = [(frame.x(point.x), frame.y(point.y), point.label) for point in points]
+    # one thing may be a point of several series: it is named once
+    named = [(x, y, "" if (x, y, text) in places[:index] else text) for index, (x, y, text) in enumerate(places)]
     whiskers = [_whisker(point, frame.y) for point in points]
     dots = [Box(x - RADIUS, y - RADIUS, x + RADIUS, y + RADIUS) for x, y, _ in places]
     bars = [
@@ -71,7 +73,7 @@ def _marks(points: Sequence[Point], colours: Mapping[str, int], frame: Frame) ->
         for (x, _, _), whisker in zip(places, whiskers, strict=True)
         if whisker
     ]
-    labels = place(places, [*dots, *bars, *_line_boxes(points, frame)], frame.box)
+    labels = place(named, [*dots, *bars, *_line_boxes(points, frame)], frame.box)
     return [
         Mark(x, y, colours.get(point.series or point.label, 0), label, _tip(point), whisker)
         for point, (x, y, _), whisker, label in zip(points, places, whiskers, labels, strict=True)

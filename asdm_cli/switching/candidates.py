@@ -11,7 +11,12 @@ import numpy as np
 from asdm_cli.switching.search import FARTHEST, Choices, Schedule, best
 
 POWERS = {"errors": 1, "squared errors": 2}
-EMPHASES = {"all calls alike": 0.0, "early calls weigh more": 1.0, "late calls weigh more": -1.0}
+EMPHASES = {
+    "all calls alike": 0.0,
+    "early calls weigh more": 1.0,
+    "early calls weigh much more": 3.0,
+    "late calls weigh more": -1.0,
+}
 """Powers of the share of calls that are still to come, which errors are multiplied with."""
 NO_NULLS = "no call skipped"
 

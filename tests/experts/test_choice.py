@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -46,20 +49,99 @@ def test_what_is_written_decides(place: Path, monkeypatch: pytest.MonkeyPatch) -
         assert choice.choose(*tensors()) == name
 
 
+PROCESS = """
+import torch
+from asdm_cli.experts import choice
+from tests.experts.test_choice import tensors
+
+torch.set_num_threads(1)
+choice._fastest = lambda *_: print("measured") or "grouped"
+print(choice.choose(*tensors()))
+"""
+
+
+def test_another_process_follows(place: Path) -> None:
+    """What the first one measured; and what it did not find there it measures and writes."""
+    choice.choose(*tensors())
+    (key,) = json.loads(place.read_text())
+    place.write_text(json.dumps({key: "separate"}))
+    assert _told() == ["separate"]
+    place.write_text(json.dumps({"another key": "separate"}))
+    assert _told() == ["measured", "grouped"]
+    assert json.loads(place.read_text()) == {"another key": "separate", key: "grouped"}
+
+
+def _told() -> list[str]:
+    done = subprocess.run([sys.executable, "-c", PROCESS], capture_output=True, text=True, check=False, env=os.environ)
+    assert done.returncode == 0, done.stderr[-2000:]
+    return done.stdout.split()
+
+
+def test_a_disk_that_fails_keeps_nothing(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What was measured cannot be told to others: the fixed rule, and nothing half written."""
+    monkeypatch.setattr(choice, "_fastest", lambda *_: "separate")
+
+    def full(*_: Any, **__: Any) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(Path, "write_text", full)
+    assert choice.choose(*tensors()) == "loop"
+    assert not place.exists()
+
+
+def test_settings_formats_and_threads_are_measured_apart(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever makes one way faster than another has a line of its own."""
+    monkeypatch.setattr(choice, "_fastest", lambda *_: "loop")
+    x, routing, bank, bias, anchored, how = tensors()
+    last = bank.to(memory_format=torch.channels_last)
+    cases = [
+        (x, routing, bank, bias, anchored, how),
+        (x, routing, bank, bias, anchored, {**how, "stride": 2}),
+        (x.bfloat16(), routing, bank.bfloat16(), bias, anchored, how),
+        (x, routing, last, bias, anchored, how),
+        (x[..., :4], routing, bank, bias, anchored, how),
+        (x, routing[:, :2], bank, bias, anchored, how),
+    ]
+    for case in cases:
+        choice.choose(*case)
+    with torch.autocast("cpu", torch.bfloat16):
+        choice.choose(*cases[0])
+    torch.set_num_threads(2)
+    try:
+        choice.choose(*cases[0])
+    finally:
+        torch.set_num_threads(1)
+    assert len(json.loads(place.read_text())) == len(cases) + 2
+
+
+def test_nothing_is_measured_while_compiling(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.compiler, "is_compiling", lambda: True)
+    assert choice.choose(*tensors()) == "loop"
+    assert not place.exists()
+
+
 @pytest.mark.parametrize("text", ["", "{", "[]", '"x"'])
 def test_a_damaged_file_is_replaced(place: Path, text: str) -> None:
     place.parent.mkdir(parents=True)
     place.write_text(text)
-    assert choice.choose(*tensors()) in STRATEGIES
-    assert len(json.loads(place.read_text())) == 1
+    chosen = choice.choose(*tensors())
+    assert chosen in STRATEGIES
+    assert chosen in json.loads(place.read_text()).values()
 
 
-def test_an_unknown_word_is_not_followed(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    ("written", "followed"), [("fastest of all", "loop"), (["grouped"], "separate"), (1, "separate")]
+)
+def test_an_unknown_word_is_not_followed(
+    place: Path, monkeypatch: pytest.MonkeyPatch, written: Any, followed: str
+) -> None:
+    """A later version's may stand there; what is no word is measured again."""
+    monkeypatch.setattr(choice, "_fastest", lambda *_: "separate")
     choice.choose(*tensors())
     (key,) = json.loads(place.read_text())
-    place.write_text(json.dumps({key: "fastest of all"}))
+    place.write_text(json.dumps({key: written}))
     monkeypatch.setattr(choice, "_known", {})
-    assert choice.choose(*tensors()) == choice.UNMEASURED["cpu"]
+    assert choice.choose(*tensors()) == followed
 
 
 def test_without_a_place_to_write_nothing_is_measured(

@@ -141,14 +141,14 @@ def test_report_has_the_fronts_the_orders_and_the_search(run: Path, parts: dict[
     series = {point["series"] for point in plot["points"]}
     assert series >= {"fewer steps", "searched"}
     assert series <= {"fewer steps", "one UNet", "by hand", "mine", "compressed first", "original first", "searched"}
-    assert [row["share"] for row in parts["Both orders"]["rows"]] == ["25 %", "50 %"]
+    assert [row["share"] for row in parts["Both orders"]["rows"]] == ["25%", "50%"]
     timeline = parts["Who serves which call"]
     lines = dict(zip(timeline["rows"], timeline["cells"], strict=True))
     assert lines[switch.SCHEDULE] == "ssll"
     assert lines["thirds"] == "l·ss"
     assert timeline["letters"] | {"·": "reuse", "l": "large", "s": "small"} == timeline["letters"]
     assert "large" not in lines, "who serves alone needs no picture"
-    chosen = rows(parts, "Searched schedules", "budget")
+    chosen = {row["budget"]: row for row in parts["Searched schedules"]["rows"]}
     assert list(chosen) == [0.9, 0.6]
     assert all(row["share"] <= budget for budget, row in chosen.items())
     assert all(row["psnr_db"] >= (row["fixed_db"] or 0) for row in chosen.values())

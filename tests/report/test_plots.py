@@ -87,6 +87,13 @@ def test_labels_keep_off_each_other_and_inside() -> None:
     assert sum(a.box.shared(b.box) for a, b in pairs) == 0
 
 
+def test_a_point_of_several_series_is_named_once() -> None:
+    points = [Point(1.0, 5.0, "plain", "ours"), Point(2.0, 4.0, "half", "ours"), Point(1.0, 5.0, "plain", "theirs")]
+    plot = scatter_plot.lay_out(Scatter("", "", "", points), 720, {"ours": 0, "theirs": 1})
+    assert [mark.label.text for mark in plot.marks] == ["plain", "half", ""]
+    assert [mark.tip.split(":")[0] for mark in plot.marks] == ["plain", "half", "plain"]
+
+
 def test_points_of_a_named_series_are_joined_in_order_of_x() -> None:
     points = [Point(3, 1, "c", "s"), Point(1, 3, "a", "s"), Point(2, 2, "b"), Point(5, 5, "alone", "t")]
     plot = scatter_plot.lay_out(Scatter("", "", "", points), 720, {"s": 0, "t": 1, "b": 2})

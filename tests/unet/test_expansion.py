@@ -152,7 +152,7 @@ def test_entries_that_are_none(entry: Any) -> None:
 
 @pytest.mark.parametrize("count", [0, -1, True, 2.5, "4", None])
 def test_counts_that_are_none(count: Any) -> None:
-    with pytest.raises(ModelError, match="mid_block.resnets.0.conv1 has .* experts"):
+    with pytest.raises(ModelError, match=r"mid_block\.resnets\.0\.conv1 has .* experts"):
         specs({"experts": {"mid_block.resnets.0.conv1": {"experts": count, "router": "time", "weights": "softmax"}}})
 
 

@@ -56,7 +56,8 @@ class Search(Strict):
     budgets: Annotated[list[Annotated[float, Field(gt=0, lt=1)]], Field(min_length=1), Distinct] = [0.9, 0.75, 0.6]
     """Shares of the first UNet's time in a generation. Without `parts`, the schedule of the first budget is written."""
     prompts: Positive = 8
-    """To calibrate and to make sure on: those that follow the first `limit`, so that others are measured."""
+    """To calibrate and to make sure on, with seeds of their own: those that follow the first `limit`, so that others
+    are measured, or the last ones where there are not as many."""
     nulls: bool = True
     """Whether a call may be skipped: the last predictions again (`reuse`), or the line through them (`extrapolate`)."""
 

@@ -1,0 +1,79 @@
+"""What four experts add to a UNet call: Base with and without them, in turn, at 1, 2 and 8 rows.
+
+    python scripts/experts_cost.py            # of the bundled model's size
+    python scripts/experts_cost.py sd15 2     # of SD 1.5's, in bfloat16: minutes per row count on a CPU
+
+Weights are random. Routers that look at the time meet a new timestep at every call, as in a first picture ("time"), or
+the same ones again, as in all later ones ("time, kept"), as far as ASDM_KEPT_KERNELS_MB lets them.
+"""
+
+from __future__ import annotations
+
+import statistics
+import sys
+import time
+from collections.abc import Callable
+from itertools import count
+from typing import Any
+
+import torch
+from diffusers import UNet2DConditionModel
+
+from asdm_cli.experts.spec import Spec
+from asdm_cli.models.load import random_unet
+from asdm_cli.models.source import find
+from asdm_cli.unet.cost import inputs
+from asdm_cli.unet.expansion import expand
+from asdm_cli.unet.presets import preset
+from asdm_cli.unet.surgery import remove
+
+ROUNDS = {"pocket": 20, "sd15": 3}
+DTYPES = {"pocket": torch.float32, "sd15": torch.bfloat16}
+MOMENTS = count(1)
+"""Each of them is met once."""
+
+
+def main(shape: str = "pocket", *rows: str) -> None:
+    donor = find("pocket").config("unet") if shape == "pocket" else preset(shape)
+    base = remove(donor, "base").config
+    device, dtype = torch.device("cpu"), DTYPES[shape]
+    configs = {"base": base} | {
+        router: expand(base, Spec(4, router, "softmax"), None, donor).config for router in ("features", "time")
+    }
+    unets = {name: random_unet(config, device, dtype) for name, config in configs.items()}
+    for wanted in map(int, rows or ("1", "2", "8")):
+        arguments = inputs(base, wanted, device=device, dtype=dtype)
+        calls = {name: _call(unet, arguments, name == "time") for name, unet in unets.items()}
+        calls["time, kept"] = _call(unets["time"], arguments, fresh=False)
+        times = _take_turns(calls, ROUNDS[shape])
+        for name, taken in times.items():
+            ratios = [mine / plain for mine, plain in zip(taken, times["base"], strict=True)]
+            low, middle, high = statistics.quantiles(ratios, n=4)
+            ms = 1e3 * statistics.median(taken)
+            print(
+                f"{shape}, {wanted} rows, {name}: {ms:,.1f} ms, {middle:.3f} ({low:.3f}-{high:.3f}) of base's",
+                flush=True,
+            )
+
+
+def _call(unet: UNet2DConditionModel, arguments: dict[str, Any], fresh: bool) -> Callable[[], None]:
+    @torch.inference_mode()
+    def call() -> None:
+        unet(**{**arguments, "timestep": next(MOMENTS) if fresh else 0})
+
+    return call
+
+
+def _take_turns(calls: dict[str, Callable[[], None]], rounds: int) -> dict[str, list[float]]:
+    times: dict[str, list[float]] = {name: [] for name in calls}
+    for each in range(1 + rounds):
+        for name, call in calls.items():
+            start = time.perf_counter()
+            call()
+            if each:  # the first round warms up
+                times[name].append(time.perf_counter() - start)
+    return times
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

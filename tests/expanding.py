@@ -1,0 +1,77 @@
+"""Models with expert convolutions, as `asdm condconv-expand` writes them, and what they answer."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+import asdm_cli
+from asdm_cli.models.load import load_unet
+from asdm_cli.models.source import find
+from asdm_cli.unet.cost import inputs
+from tests.typed import Said, asdm
+
+CPU = torch.device("cpu")
+
+
+def run(folder: Path, recipe: dict[str, Any], *options: object) -> Said:
+    """A verb on this recipe, whose run goes to `folder / "run"`, whatever is there."""
+    folder.mkdir(exist_ok=True)
+    file = folder / "recipe.yaml"
+    file.write_text(yaml.safe_dump({"out": str(folder / "run"), **recipe}, sort_keys=False, width=1000))
+    return asdm(recipe["verb"], file, "--overwrite", *options)
+
+
+def done(folder: Path, recipe: dict[str, Any]) -> Path:
+    """The run directory of a verb that succeeds."""
+    said = run(folder, recipe)
+    assert said.code == 0, said.err
+    return folder / "run"
+
+
+def expand(folder: Path, model: Path, **what: Any) -> Said:
+    return run(folder, {"verb": "condconv-expand", "model": str(model), "expand": what})
+
+
+def stirred(model: Path) -> Path:
+    """The same, with routers that choose something else for every row: they are written anew."""
+    draws = torch.Generator().manual_seed(11)
+    for file in (model / "unet").glob("*.safetensors"):
+        tensors = load_file(file)
+        for name in sorted(name for name in tensors if ".router." in name):
+            tensors[name] += 0.3 * torch.randn(tensors[name].shape, generator=draws)
+        file.unlink()  # it may be a link
+        save_file(tensors, file, {"format": "pt"})
+    return model
+
+
+def unet(model: Path, dtype: torch.dtype = torch.float32) -> Any:
+    """With memory of its own: where a tensor lies in a file shows in the last bit of a product."""
+    found = load_unet(find(str(model)), CPU, dtype)
+    for parameter in found.parameters():
+        parameter.data = parameter.data.clone()
+    return found
+
+
+@torch.no_grad()
+def answer(of: Any, rows: int = 2) -> Tensor:
+    """A UNet's answer to what is always the same question."""
+    with torch.random.fork_rng():
+        torch.manual_seed(3)
+        asked = inputs(dict(of.config), rows, 8, 5, "cpu", of.dtype)
+    sample: Tensor = of(**{**asked, "timestep": 300}).sample
+    return sample
+
+
+def picture(pipe: Any, steps: int = 3) -> Tensor:
+    noise = torch.Generator().manual_seed(0)
+    return torch.tensor(pipe("a fox", num_inference_steps=steps, generator=noise, output_type="np").images)
+
+
+def drawn(model: Path) -> Tensor:
+    return picture(asdm_cli.load(str(model), "cpu"))

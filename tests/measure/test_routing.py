@@ -1,0 +1,220 @@
+"""How experts are used: what is seen of routers while pictures are drawn, and what a report says of it."""
+
+from __future__ import annotations
+
+from math import exp, log
+from pathlib import Path
+from typing import Any
+
+import numpy
+import pytest
+import torch
+from diffusers import EulerDiscreteScheduler
+from torch import Tensor
+
+import asdm_cli
+from asdm_cli.experts.router import ROUTINGS
+from asdm_cli.measure.routing import Routing, has_experts, observe, watched
+from asdm_cli.measure.routing_report import SHOWN_PROMPTS, routing_parts
+from asdm_cli.report.document import Bars, Curves, Table
+from asdm_cli.unet.expert_unet import build, expert_layers
+from tests import expanding
+
+PROMPTS = ("a fox", "two owls")
+NAME = "up_blocks.1.resnets.1.conv2"
+BLIND = "down_blocks.0.resnets.0"
+"""Stands before the first attention."""
+
+
+@pytest.fixture(scope="module")
+def pipe(tiny_experts: Path) -> Any:
+    return asdm_cli.load(str(tiny_experts), "cpu")
+
+
+@pytest.fixture(scope="module")
+def timed(tiny_pipeline: Path, tiny_base: Path, tmp_path_factory: pytest.TempPathFactory) -> Any:
+    """Routers that look at the time alone, which is where kernels are kept."""
+    folder = tmp_path_factory.mktemp("timed")
+    assert expanding.expand(folder, tiny_base, experts=2, donor=str(tiny_pipeline), router="time").code == 0
+    return asdm_cli.load(str(expanding.stirred(folder / "run/model")), "cpu")
+
+
+def seen(pipe: Any, guidance: float = 2.0, steps: int = 3, prompts: tuple[str, ...] = PROMPTS) -> Routing:
+    return observe(pipe, prompts, steps, guidance, None, 0)[0]
+
+
+def routing(**weights: Tensor) -> Routing:
+    return Routing(weights, tuple(f"prompt {n}" for n in range(len(next(iter(weights.values()), ())))))
+
+
+def test_every_router_call_by_call(pipe: Any) -> None:
+    found = seen(pipe)
+    assert list(found.weights) == list(expert_layers(pipe.unet))
+    assert len(found.weights) == 24
+    assert found.prompts == PROMPTS
+    for weights in found.weights.values():
+        assert weights.shape == (2, 3, 2, 3), "prompts, calls, rows, experts"
+        torch.testing.assert_close(weights.sum(3), torch.ones(2, 3, 2))
+    spreads = {name: found.spread(name) for name in found.weights}
+    assert all(each["between_rows"] == 0 for name, each in spreads.items() if name.startswith(BLIND)), "no prompt yet"
+    late = [each for name, each in spreads.items() if not name.startswith(BLIND)]
+    assert len(late) == 22
+    assert all(min(each["over_calls"], each["over_prompts"], each["between_rows"]) > 1e-6 for each in late)
+    assert all(1 < each["effective"] < 3 for each in late)
+    assert seen(pipe, guidance=1.0).weights[NAME].shape == (2, 3, 1, 3)
+
+
+def test_watching_changes_no_picture(pipe: Any) -> None:
+    def draw() -> list[Any]:
+        return [numpy.asarray(each) for each in observe(pipe, PROMPTS, 3, 2.0, None, 0)[1]]
+
+    before = expanding.picture(pipe)
+    first, again = draw(), draw()
+    assert all(numpy.array_equal(*each) for each in zip(first, again, strict=True))
+    assert not numpy.array_equal(*first)
+    assert torch.equal(expanding.picture(pipe), before)
+    assert not any(layer.router._forward_hooks for layer in expert_layers(pipe.unet).values())
+    assert not pipe.unet._forward_pre_hooks
+
+
+def test_kernels_that_were_kept_are_seen(timed: Any) -> None:
+    """Where nothing is mixed nothing is asked; the second look sees as much as the first."""
+    pictures = [expanding.picture(timed) for _ in range(2)]
+    assert all(layer.kept._mixed for layer in expert_layers(timed.unet).values())
+    first, again = seen(timed), seen(timed)
+    assert torch.equal(expanding.picture(timed), pictures[0])
+    assert all(torch.equal(first.weights[name], again.weights[name]) for name in first.weights)
+    assert len(first.weights) == 24
+
+
+def test_weights_by_time_by_hand(timed: Any) -> None:
+    """From the timesteps of the sampler: nothing else is looked at."""
+    found, unet = seen(timed), timed.unet
+    timed.scheduler.set_timesteps(3)
+    with torch.no_grad():
+        told = unet.time_embedding(unet.time_proj(timed.scheduler.timesteps))
+        for name, layer in expert_layers(unet).items():
+            logits = torch.nn.functional.silu(told) @ layer.router.time.weight.T + layer.router.bias
+            wanted = ROUTINGS["softmax"](logits)
+            torch.testing.assert_close(found.by_call(name), wanted, atol=1e-5, rtol=1e-5)
+            spread = found.spread(name)
+            assert spread["over_prompts"] == pytest.approx(0, abs=1e-6)
+            assert spread["between_rows"] == pytest.approx(0, abs=1e-6)
+            assert spread["over_calls"] == pytest.approx(float(wanted.std(0, correction=0).mean()), abs=1e-5)
+
+
+def test_rows_that_have_no_prompt_are_the_first(pipe: Any) -> None:
+    """With guidance they are alike for all prompts at the first call, but for the noise: so with equal noise."""
+    weights = []
+    for prompt in PROMPTS:
+        with watched(pipe.unet) as calls:
+            pipe(prompt, num_inference_steps=1, guidance_scale=2.0, generator=torch.Generator().manual_seed(0))
+        weights.append(calls[NAME][0])
+    assert torch.equal(weights[0][0], weights[1][0])
+    assert not torch.equal(weights[0][1], weights[1][1])
+
+
+def test_a_failure_takes_the_hooks_off(pipe: Any) -> None:
+    with pytest.raises(KeyError), watched(pipe.unet):
+        raise KeyError
+    assert not any(layer.router._forward_hooks for layer in expert_layers(pipe.unet).values())
+
+
+def test_means_by_hand() -> None:
+    one = torch.zeros(2, 3, 2, 2)
+    one[..., 0] = torch.tensor([[[0.1, 0.2], [0.3, 0.4], [0.5, 0.6]], [[0.2, 0.4], [0.6, 0.8], [0.1, 0.3]]])
+    one[..., 1] = 1 - one[..., 0]
+    found = routing(one=one)
+    first = [(0.1 + 0.2 + 0.2 + 0.4) / 4, (0.3 + 0.4 + 0.6 + 0.8) / 4, (0.5 + 0.6 + 0.1 + 0.3) / 4]
+    assert found.by_call("one")[:, 0].tolist() == pytest.approx(first)
+    assert found.by_prompt("one")[:, 0].tolist() == pytest.approx([(0.2 + 0.4 + 0.6) / 3, (0.4 + 0.8 + 0.3) / 3])
+    mean = 4.5 / 12
+    assert found.mean("one").tolist() == pytest.approx([mean, 1 - mean])
+    spread = found.spread("one")
+    assert spread["over_calls"] == pytest.approx(float(numpy.std(first)))
+    assert spread["over_prompts"] == pytest.approx(0.05)
+    assert spread["between_rows"] == pytest.approx((3 * 0.05 + 3 * 0.1) / 6)
+    assert spread["effective"] == pytest.approx(exp(-mean * log(mean) - (1 - mean) * log(1 - mean)))
+
+
+@pytest.mark.parametrize(
+    ("weights", "effective"), [([1, 0, 0], 1), ([1 / 3] * 3, 3), ([0.9] * 3, 3), ([0.5, 0.5, 0], 2)]
+)
+def test_experts_in_effect(weights: list[float], effective: float) -> None:
+    """Of weights that sum to anything."""
+    found = routing(one=torch.tensor(weights, dtype=torch.float32).expand(2, 4, 2, 3)).spread("one")
+    assert found["effective"] == pytest.approx(effective)
+    assert found["over_calls"] == found["over_prompts"] == found["between_rows"] == 0
+
+
+def test_who_has_experts(pipe: Any, tiny_pipeline: Path) -> None:
+    assert has_experts(pipe)
+    plain: Any = asdm_cli.load(str(tiny_pipeline), "cpu")
+    assert not has_experts(plain)
+    found, pictures = observe(plain, PROMPTS[:1], 2, 1.0, None, 0)
+    assert (found.weights, len(pictures)) == ({}, 1)
+    assert routing_parts(found, "plain") == []
+
+
+def test_reports_show_those_that_choose_most() -> None:
+    """Of three convolutions one never varies, one varies over calls and one over prompts."""
+    steps, tens = torch.linspace(0.2, 0.8, 5), torch.linspace(0.1, 0.9, 14)
+    still = torch.full((14, 5, 2), 0.4)
+    first = {
+        "still": still,
+        "calls": steps[None, :, None].expand(14, 5, 2),
+        "told": tens[:, None, None].expand(14, 5, 2),
+    }
+    found = routing(**{name: torch.stack([each, 1 - each], 3) for name, each in first.items()})
+    table, curves, bars = routing_parts(found, "it", "card")
+    assert isinstance(table, Table)
+    assert isinstance(curves, Curves)
+    assert isinstance(bars, Bars)
+    assert table.title == "How the experts of it are used"
+    assert table.card == "card"
+    assert [row["layer"] for row in table.rows] == ["still", "calls", "told"]
+    assert table.rows[0]["mean"] == "0.40, 0.60"
+    assert {column.key for column in table.columns} == set(table.rows[0])
+    assert curves.title == "it: calls, from noise to picture"
+    assert [value for _, value in curves.lines["expert 1"]] == pytest.approx(steps.tolist())
+    assert [place for place, _ in curves.lines["expert 2"]] == [0, 1, 2, 3, 4]
+    assert bars.title == "it: told, by prompt"
+    values = bars.values
+    assert values["expert 2"] == pytest.approx((1 - tens[:SHOWN_PROMPTS]).tolist())
+    assert len(values["expert 1"]) == SHOWN_PROMPTS == 12
+
+
+def test_other_samplers_and_layers_that_rest(timed: Any) -> None:
+    """What a plan skips is not seen: only the calls that were computed."""
+    own = timed.scheduler
+    rule = {"nodes": "down.3", "carry": "output", "schedule": {"mode": "uniform", "interval": 2}}
+    try:
+        timed.scheduler = EulerDiscreteScheduler.from_config(own.config)
+        with asdm_cli.inherit(timed, {"rules": [rule]}):
+            found = seen(timed, steps=4)
+    finally:
+        timed.scheduler = own
+    calls = {name: weights.shape[1] for name, weights in found.weights.items()}
+    assert {name for name, count in calls.items() if count == 2} == {
+        name for name in calls if name.startswith("down_blocks.3")
+    }
+    assert set(calls.values()) == {2, 4}
+
+
+def test_unets_that_are_never_called_are_left_out(timed: Any) -> None:
+    """Of two UNets in turns, one of which serves nothing."""
+    unets = {"one": timed.unet, "two": build(dict(timed.unet.config)).eval()}
+    for parts, named in (
+        ([{"unet": "two", "until": 2000}, {"unet": "one"}], {"one"}),
+        ([{"unet": "one", "until": 500}, {"unet": "two"}], {"one", "two"}),
+    ):
+        with asdm_cli.switch(timed, unets, parts):
+            assert has_experts(timed)
+            found = seen(timed)
+        assert {name.partition(": ")[0] for name in found.weights} == named
+        assert len(found.weights) == 24 * len(named)
+    with asdm_cli.switch(
+        timed, {"one": timed.unet, "again": timed.unet}, [{"unet": "again", "until": 500}, {"unet": "one"}]
+    ):
+        assert list(seen(timed).weights)[0] == "one: down_blocks.0.resnets.0.conv1"
+        assert {weights.shape[1] for weights in seen(timed).weights.values()} == {3}

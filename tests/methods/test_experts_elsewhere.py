@@ -1,0 +1,194 @@
+"""Models with expert convolutions in the other verbs: assembled of several, made plain again, taught, timed, drawn."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from torch import Tensor
+
+from asdm_cli.models.source import find
+from asdm_cli.training.distillation import Distillation
+from asdm_cli.unet.checkpoint import WEIGHTS
+from asdm_cli.unet.expert_config import specs
+from asdm_cli.unet.expert_unet import expert_layers
+from tests import expanding, tiny
+from tests.data import tars
+from tests.typed import asdm
+
+BANK = "down_blocks.1.resnets.0.conv1"
+
+
+def weights(model: Path) -> dict[str, Tensor]:
+    return {name: each for file in (model / "unet").glob("*.safetensors") for name, each in load_file(file).items()}
+
+
+def experts(folder: Path, model: Path, **what: Any) -> Path:
+    said = expanding.expand(folder, model, **what)
+    assert said.code == 0, said.err
+    return expanding.stirred(folder / "run/model")
+
+
+def test_assembled_of_several_kinds_each_part_stays_what_it_was(
+    tiny_pipeline: Path, tiny_base: Path, tmp_path: Path
+) -> None:
+    """Of donors with two experts, with four and with none: their tensors, byte for byte."""
+    two = experts(tmp_path / "two", tiny_base, experts=2, donor=str(tiny_pipeline), router="features")
+    four = experts(tmp_path / "four", tiny_base, experts=4, donor=str(tiny_pipeline), router="time")
+    models = {"stock": tiny_pipeline, "two": two, "four": four}
+    sides = ["two", "four", "stock", "stock"]
+    recipe = {"verb": "assemble", "donors": {name: str(model) for name, model in models.items()}}
+    run = expanding.done(tmp_path / "made", {**recipe, "levels": sides, "mid": "stock"})
+    held = specs(find(str(run)).config("unet"))
+    counts = {name: (spec.experts, spec.router) for name, spec in held.items()}
+    level = {"down_blocks.0": 2, "up_blocks.3": 2, "down_blocks.1": 4, "up_blocks.2": 4}
+    assert {".".join(name.split(".")[:2]) for name in counts} == set(level)
+    assert len(counts) == 2 * 2 * (1 + 2)
+    for name, (count, router) in counts.items():
+        assert count == level[".".join(name.split(".")[:2])]
+        assert router == {2: "features", 4: "time"}[count]
+    have, seen = {name: weights(model) for name, model in models.items()}, 0
+    for name, tensor in weights(run / "model").items():
+        for block, count in level.items():
+            if name.startswith(block):
+                assert torch.equal(tensor, have[{2: "two", 4: "four"}[count]][name]), name
+                seen += "router" in name
+    assert seen == 12 * 2
+    made = expanding.unet(run)
+    assert set(expert_layers(made)) == set(counts)
+    assert expanding.answer(made).isfinite().all()
+
+
+def test_pruned_of_all_its_experts_it_is_stock_again(tiny_pipeline: Path, tmp_path: Path) -> None:
+    gone = ["down.0.1", "up.3.1"]
+    grown = experts(tmp_path / "grown", tiny_pipeline, experts=2, at=gone)
+    assert len(expert_layers(expanding.unet(grown))) == 4
+    pruned, plain = (
+        expanding.done(tmp_path / name, {"verb": "prune", "model": str(model), "remove": gone})
+        for name, model in {"pruned": grown, "plain": tiny_pipeline}.items()
+    )
+    for file in ("model_index.json", "unet/config.json", f"unet/{WEIGHTS}"):
+        assert (pruned / "model" / file).read_bytes() == (plain / "model" / file).read_bytes(), file
+    assert type(expanding.unet(pruned)).__name__ == "UNet2DConditionModel"
+
+
+@pytest.fixture(scope="module")
+def lesson(
+    tiny_pipeline: Path, tiny_base: Path, tmp_path_factory: pytest.TempPathFactory
+) -> tuple[dict[str, Any], Path]:
+    """A short distillation of copies by features, level 0 frozen, and the model that it begins with."""
+    folder = tmp_path_factory.mktemp("lesson")
+    tars.write(folder / "train.tar", tars.samples(*range(8)))
+    said = expanding.expand(folder, tiny_base, experts=3, donor=str(tiny_pipeline), router="both", start="copies")
+    assert said.code == 0, said.err
+    recipe = {
+        "verb": "distill",
+        "teacher": str(tiny_pipeline),
+        "students": [{"name": "experts", "model": str(folder / "run"), "freeze": "level.0"}],
+        "data": {"train": str(folder / "train.tar"), "cache_folder": str(folder / "cache")},
+        "steps": 4,
+        "batch": 4,
+        "precision": "float32",
+        "optimizer": {"lr": 1e-2, "warmup": 1},
+        "ema": {"decay": 0.5},
+        "validation": {"every": 2, "prompts": ["a fox", "an owl"], "steps": 2},
+        "device": "cpu",
+    }
+    return recipe, folder / "run/model"
+
+
+@pytest.fixture(scope="module")
+def taught(lesson: tuple[dict[str, Any], Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return expanding.done(tmp_path_factory.mktemp("taught"), lesson[0])
+
+
+def test_experts_learn_apart_and_frozen_ones_stay(lesson: tuple[dict[str, Any], Path], taught: Path) -> None:
+    before, after = weights(lesson[1]), weights(taught / "model")
+    assert before.keys() == after.keys()
+    frozen = [name for name in before if name.startswith(("down_blocks.0.", "up_blocks.3."))]
+    assert sum(".router." in name for name in frozen) == 3 * 2 * 3
+    assert all(torch.equal(before[name], after[name]) for name in frozen)
+    first, second, third = after[f"{BANK}.weight"].chunk(3)
+    assert not torch.equal(first, second)
+    assert not torch.equal(second, third)
+    for part in ("bias", "features.weight", "time.weight"):
+        name = f"{BANK}.router.{part}"
+        assert not torch.equal(before[name], after[name]), name
+    unet = expanding.unet(taught)
+    assert len(expert_layers(unet)) == 24
+    assert expanding.answer(unet).isfinite().all()
+
+
+def test_its_report_says_how_experts_are_used(taught: Path) -> None:
+    parts = {part["title"]: part for part in json.loads((taught / "report.json").read_text())["parts"]}
+    rows = parts["How the experts of experts are used"]["rows"]
+    assert len(rows) == 24
+    assert all(1 <= row["effective"] <= 3 + 1e-6 for row in rows)
+    assert "it has expert convolutions" in (taught / "model/README.md").read_text()
+
+
+def test_an_interrupted_lesson_ends_the_same(
+    lesson: tuple[dict[str, Any], Path], taught: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    reads, calls = Distillation.read, []
+
+    def stop_at_the_third(self: Distillation, rows: Tensor, noise: Any) -> Any:
+        calls.append(1)
+        if len(calls) == 3:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return reads(self, rows, noise)
+
+    monkeypatch.setattr(Distillation, "read", stop_at_the_third)
+    told = expanding.run(tmp_path, lesson[0])
+    assert told.code == 1
+    assert "the same command goes on there" in told.err
+    told = asdm("distill", tmp_path / "recipe.yaml")
+    assert told.code == 0, told.err
+    assert len(calls) == 4, "no step was done twice"
+    mine, theirs = weights(tmp_path / "run/model"), weights(taught / "model")
+    assert mine.keys() == theirs.keys()
+    assert all(torch.equal(mine[name], theirs[name]) for name in mine)
+
+
+def test_timed_beside_others(tiny_experts: Path, tiny_base: Path, tmp_path: Path) -> None:
+    """Whole images of a model, and calls of random weights."""
+    config = tmp_path / "unet.json"
+    config.write_text(json.dumps(tiny.shape("sd15")))
+    grown = {"experts": 2, "donor": str(config), "router": "features"}
+    models = [
+        {"name": "base", "model": str(tiny_base)},
+        {"name": "experts", "model": str(tiny_experts)},
+        {"name": "random", "random": str(config), "remove": "base", "expand": grown},
+    ]
+    few = {"batches": [1], "repeats": 1, "warmups": 1, "steps": 2, "device": "cpu", "dtype": "float32"}
+    run = expanding.done(tmp_path / "bench", {"verb": "bench", "models": models, **few})
+    text = (run / "report.json").read_text()
+    assert f"random {config} without base, 2 experts by features" in text
+    rows = {row["name"]: row for part in json.loads(text)["parts"] for row in part.get("rows", ()) if "name" in row}
+    assert set(rows) == {"base", "experts", "random"}
+
+
+def test_a_contestant_whose_experts_do_not_fit_is_named(tmp_path: Path) -> None:
+    model = {"name": "odd", "random": "sd15", "expand": {"donor": "sd15"}}
+    told = expanding.run(tmp_path, {"verb": "bench", "models": [model], "images": False, "device": "cpu"})
+    assert told.code == 2
+    assert "contestant 'odd': expand.at: no block has fewer layers than the donor's" in told.text
+
+
+def test_drawn_and_shown(tiny_experts: Path, tmp_path: Path) -> None:
+    told = asdm("generate", tiny_experts, "a fox", "--out", tmp_path / "drawn", "--steps", "2", "--device", "cpu")
+    assert told.code == 0, told.err
+    assert {file.name for file in (tmp_path / "drawn").glob("*.png")} == {"000.png", "sheet.png"}
+    shown = asdm("show", tiny_experts)
+    assert shown.code == 0, shown.err
+    assert "ExpertUNet" in shown.out
+    counts = [int(line.split()[-1].replace(",", "")) for line in shown.out.splitlines() if "down.1 " in line]
+    assert counts
+    held = sum(each.numel() for name, each in weights(tiny_experts).items() if name.startswith("down_blocks.1."))
+    assert counts[0] == held
