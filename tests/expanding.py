@@ -51,11 +51,14 @@ def stirred(model: Path) -> Path:
 
 
 def unet(model: Path, dtype: torch.dtype = torch.float32) -> Any:
+    return on_its_own(load_unet(find(str(model)), CPU, dtype))
+
+
+def on_its_own(unet: Any) -> Any:
     """With memory of its own: where a tensor lies in a file shows in the last bit of a product."""
-    found = load_unet(find(str(model)), CPU, dtype)
-    for parameter in found.parameters():
+    for parameter in unet.parameters():
         parameter.data = parameter.data.clone()
-    return found
+    return unet
 
 
 @torch.no_grad()
@@ -74,4 +77,6 @@ def picture(pipe: Any, steps: int = 3) -> Tensor:
 
 
 def drawn(model: Path) -> Tensor:
-    return picture(asdm_cli.load(str(model), "cpu"))
+    pipe: Any = asdm_cli.load(str(model), "cpu")
+    on_its_own(pipe.unet)
+    return picture(pipe)

@@ -216,5 +216,6 @@ def test_unets_that_are_never_called_are_left_out(timed: Any) -> None:
     with asdm_cli.switch(
         timed, {"one": timed.unet, "again": timed.unet}, [{"unet": "again", "until": 500}, {"unet": "one"}]
     ):
-        assert list(seen(timed).weights)[0] == "one: down_blocks.0.resnets.0.conv1"
-        assert {weights.shape[1] for weights in seen(timed).weights.values()} == {3}
+        found = seen(timed)
+    assert next(iter(found.weights)) == "one: down_blocks.0.resnets.0.conv1"
+    assert {weights.shape[1] for weights in found.weights.values()} == {3}

@@ -1,4 +1,4 @@
-"""Models with expert convolutions in the other verbs: assembled of several, made plain again, taught, timed, drawn."""
+"""Models with expert convolutions in the other verbs: assembled, pruned, taught, timed, judged, inherited, switched."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
+import asdm_cli
 from asdm_cli.models.source import find
 from asdm_cli.training.distillation import Distillation
 from asdm_cli.unet.checkpoint import WEIGHTS
@@ -76,6 +77,57 @@ def test_pruned_of_all_its_experts_it_is_stock_again(tiny_pipeline: Path, tmp_pa
     for file in ("model_index.json", "unet/config.json", f"unet/{WEIGHTS}"):
         assert (pruned / "model" / file).read_bytes() == (plain / "model" / file).read_bytes(), file
     assert type(expanding.unet(pruned)).__name__ == "UNet2DConditionModel"
+
+
+def test_pruned_experts_follow_their_layers(tiny_experts: Path, tmp_path: Path) -> None:
+    gone = ["down.2.sampler", "down.3", "mid", "up.0"]
+    pruned = expanding.done(tmp_path, {"verb": "prune", "model": str(tiny_experts), "remove": gone})
+    left, whole = (expert_layers(expanding.unet(model)) for model in (pruned, tiny_experts))
+    moved = {name: name.replace("up_blocks.0", "up_blocks.1") for name in left if name.startswith("up_blocks.0")}
+    assert len(left) == 18
+    assert len(moved) == 4
+    for name, origin in {**moved, "down_blocks.2.resnets.0.conv2": "down_blocks.2.resnets.0.conv2"}.items():
+        mine, theirs = left[name].state_dict(), whole[origin].state_dict()
+        assert len(mine) == 5
+        assert all(torch.equal(mine[key], theirs[key]) for key in theirs)
+
+
+def test_resting_parts_may_hold_experts(tiny_experts: Path) -> None:
+    """A plan that carries residuals over the layers that end in convolutions of experts."""
+    pipe: Any = asdm_cli.load(str(tiny_experts), "cpu")
+    wanted = expanding.picture(pipe)
+    drawn = {}
+    for interval in (1, 2):
+        rule = {"nodes": "level.0", "carry": "residual", "schedule": {"mode": "uniform", "interval": interval}}
+        with asdm_cli.inherit(pipe, {"rules": [rule]}):
+            drawn[interval] = expanding.picture(pipe)
+    assert torch.equal(drawn[1], wanted)
+    assert not torch.equal(drawn[2], wanted)
+    assert torch.equal(expanding.picture(pipe), wanted)
+
+
+def test_taking_turns_with_a_stock_unet(tiny_experts: Path, tiny_pipeline: Path) -> None:
+    """Each serves its part; where one serves all it is as if it were alone."""
+    pipe: Any = asdm_cli.load(str(tiny_pipeline), "cpu")
+    stock, other = expanding.picture(pipe), expanding.drawn(tiny_experts)
+    unets = {"stock": pipe.unet, "experts": str(tiny_experts)}
+    with asdm_cli.switch(pipe, unets, [{"unet": "experts"}]):
+        assert torch.equal(expanding.picture(pipe), other)
+    with asdm_cli.switch(pipe, unets, [{"unet": "experts", "until": 500}, {"unet": "stock"}]):
+        both = expanding.picture(pipe)
+    assert not torch.equal(both, stock)
+    assert not torch.equal(both, other)
+
+
+def test_judged_with_how_they_are_used(tiny_experts: Path, tiny_base: Path, tmp_path: Path) -> None:
+    (tmp_path / "prompts.txt").write_text("a fox\na red apple\n")
+    models = [{"name": "base", "model": str(tiny_base)}, {"name": "grown", "model": str(tiny_experts)}]
+    what = {"prompts": str(tmp_path / "prompts.txt"), "metrics": ["psnr"], "steps": 2, "device": "cpu"}
+    run = expanding.done(tmp_path / "eval", {"verb": "eval", "models": models, **what})
+    parts = {part["title"]: part for part in json.loads((run / "report.json").read_text())["parts"]}
+    rows = parts["How the experts of grown are used"]["rows"]
+    assert len(rows) == 24
+    assert all(1 <= row["effective"] <= 3 + 1e-6 for row in rows)
 
 
 @pytest.fixture(scope="module")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,8 @@ from PIL import Image
 import asdm_cli
 from asdm_cli.errors import ModelError, RunError
 from asdm_cli.measure import calibration, drawing, ways
+from asdm_cli.measure.inherit_run import Cost
+from asdm_cli.measure.trajectory import Count, Trajectory
 from asdm_cli.methods import switch
 from asdm_cli.progress import console
 from asdm_cli.recipe.verbs import SwitchRecipe
@@ -56,6 +59,28 @@ def recipe(settings: dict[str, Any]) -> Callable[..., SwitchRecipe]:
     return lambda **changes: SwitchRecipe.model_validate({**settings, **changes})
 
 
+@pytest.fixture(scope="module", autouse=True)
+def _steady() -> Iterator[None]:
+    """Calibrations find the small UNet twice as fast, however busy the machine is."""
+    real = calibration.calibrate
+
+    def steady(*given: Any) -> calibration.Calibration:
+        found = real(*given)
+        calls = len(found.timesteps)
+        return replace(found, seconds={"large": [1.0] * calls, "small": [0.5] * calls})
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(calibration, "calibrate", steady)
+        yield
+
+
+@pytest.fixture
+def _uncounted(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Multiply-accumulates are not counted, which takes longer than all else and is looked at elsewhere."""
+    found = Cost(Trajectory(STEPS, 2 * STEPS, {"unet": Count(2, 1)}), (), None, served=("large",) * STEPS)
+    monkeypatch.setattr(ways, "cost", lambda *_: found)
+
+
 @pytest.fixture(scope="module")
 def said(settings: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Said]:
     """The run directory of everything at once, and what the command said."""
@@ -72,7 +97,7 @@ def said(settings: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -> 
     more = {
         "parts": PARTS,
         "sweep": sweep,
-        "ratios": {"unets": ["large", "small"], "shares": [0, 0.25, 0.5, 1]},
+        "ratios": {"unets": ["large", "small"], "shares": [0, 0.5, 1]},
         "search": {"budgets": [0.9, 0.6], "prompts": 2},
     }
     file.write_text(yaml.safe_dump({**settings, **more, "out": str(folder / "run")}))
@@ -118,7 +143,7 @@ def test_everybody_is_in_the_table(parts: dict[str, Any]) -> None:
     found = rows(parts)
     assert list(found) == [
         *("large", "2 steps", "small", switch.SCHEDULE, "thirds"),
-        *("small first 25%", "small last 25%", "small first 50%", "small last 50%", "searched 0.9", "searched 0.6"),
+        *("small first 50%", "small last 50%", "searched 0.9", "searched 0.6"),
     ]
     served = {name: row["served"] for name, row in found.items()}
     assert served["large"] == "4 large"
@@ -126,10 +151,10 @@ def test_everybody_is_in_the_table(parts: dict[str, Any]) -> None:
     assert served["small"] == "4 small"
     assert served[switch.SCHEDULE] == "2 small, 2 large"
     assert served["thirds"] == "1 large, 1 reuse, 2 small"
-    assert served["small last 25%"] == "3 large, 1 small"
+    assert served["small last 50%"] == "2 large, 2 small"
     share = {name: row["unet_macs_share"] for name, row in found.items()}
     assert share["large"] == 1
-    assert share["small last 25%"] == pytest.approx(share["small first 25%"])
+    assert share["small last 50%"] == pytest.approx(share["small first 50%"])
     assert share["small first 50%"] == pytest.approx((1 + share["small"]) / 2)
     assert share["thirds"] == pytest.approx((1 + 2 * share["small"]) / 4)
     assert "psnr_db" not in found["large"], "it is not compared with itself"
@@ -141,7 +166,7 @@ def test_report_has_the_fronts_the_orders_and_the_search(run: Path, parts: dict[
     series = {point["series"] for point in plot["points"]}
     assert series >= {"fewer steps", "searched"}
     assert series <= {"fewer steps", "one UNet", "by hand", "mine", "compressed first", "original first", "searched"}
-    assert [row["share"] for row in parts["Both orders"]["rows"]] == ["25%", "50%"]
+    assert [row["share"] for row in parts["Both orders"]["rows"]] == ["50%"]
     timeline = parts["Who serves which call"]
     lines = dict(zip(timeline["rows"], timeline["cells"], strict=True))
     assert lines[switch.SCHEDULE] == "ssll"
@@ -186,6 +211,7 @@ def test_generate_draws_the_pictures_that_were_measured(run: Path, tmp_path: Pat
         assert pixels(out / f"{index:03}.png") != pixels(run / "pictures/large" / f"{index:06}.png")
 
 
+@pytest.mark.usefixtures("_uncounted")
 def test_chosen_schedules_are_recipes_that_draw_the_same(run: Path, tmp_path: Path) -> None:
     files = sorted((run / "recipes").iterdir())
     assert [file.name for file in files] == ["switch-budget-0.6.yaml", "switch-budget-0.9.yaml"]
@@ -202,6 +228,7 @@ def test_chosen_schedules_are_recipes_that_draw_the_same(run: Path, tmp_path: Pa
         assert pixels(tmp_path / "again/pictures" / switch.SCHEDULE / f"{index:06}.png") == wanted
 
 
+@pytest.mark.usefixtures("_uncounted")
 def test_a_search_gives_the_model_its_schedule(recipe: Callable[..., SwitchRecipe], tmp_path: Path) -> None:
     asked = recipe(search={"budgets": [0.8], "prompts": 1, "nulls": False}, idle="cpu", fewer_steps=[])
     report = switch.run(switch.plan(asked), Run(tmp_path))
@@ -213,6 +240,7 @@ def test_a_search_gives_the_model_its_schedule(recipe: Callable[..., SwitchRecip
     assert "In the written model serve: " in report.summary
 
 
+@pytest.mark.usefixtures("_uncounted")
 def test_who_serves_nothing_is_not_written(recipe: Callable[..., SwitchRecipe], tmp_path: Path) -> None:
     parts = [{"unet": "large", "until": 500}, {"unet": "reuse"}]
     switch.run(switch.plan(recipe(parts=parts, fewer_steps=[])), Run(tmp_path))
@@ -250,8 +278,6 @@ def test_plans_are_in_force_and_are_written(
     assert [held["plans"][name]["rules"][0]["nodes"] for name in ("large", "small")] == ["up.3", "deepcache.0"]
     kept = {row["name"]: row["cache_mb"] for row in _table(report).rows}
     assert all(kept[name] > 0 for name in ("large", "small", switch.SCHEDULE))
-    seconds = json.loads((tmp_path / "run/calibration.json").read_text())["found"]["seconds"]["small"]
-    assert len(set(seconds)) > 1, "calls under a plan are not all the same work"
 
 
 def test_dry_run_shows_who_serves_what_and_writes_nothing(settings: dict[str, Any], tmp_path: Path) -> None:
@@ -331,7 +357,9 @@ def test_a_budget_that_nothing_keeps_to_ends_the_run_before_it_draws(
 ) -> None:
     monkeypatch.setattr(ways.Studio, "draw", stop)
     asked = recipe(search={"budgets": [0.9, 0.1, 0.05], "prompts": 1, "nulls": False})
-    with pytest.raises(RunError, match=r"search.budgets: no schedule of these UNets keeps to 0.1, 0.05 of the first"):
+    with pytest.raises(
+        RunError, match=r"search.budgets: no schedule of these UNets keeps to 0.1, 0.05 of the first.* takes 0.50 "
+    ):
         switch.run(switch.plan(asked), Run(tmp_path))
 
 
@@ -361,6 +389,7 @@ def count(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     return indices
 
 
+@pytest.mark.usefixtures("_uncounted")
 def test_an_interrupted_run_goes_on(
     settings: dict[str, Any], tmp_path: Path, count: list[int], monkeypatch: pytest.MonkeyPatch
 ) -> None:

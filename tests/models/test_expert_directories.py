@@ -1,0 +1,231 @@
+"""Models with experts as directories: loaded as they were saved, never taken for something else, and damage is told."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from diffusers import DiffusionPipeline
+from safetensors.torch import load_file, save_file
+
+import asdm_cli
+from asdm_cli.errors import ModelError
+from asdm_cli.models.load import DTYPES
+from asdm_cli.models.source import find
+from asdm_cli.unet.expert_unet import ExpertUNet, expert_layers
+from tests.expanding import answer, on_its_own, picture, unet
+from tests.typed import asdm
+
+STOCK = """
+import sys
+from diffusers import DiffusionPipeline, StableDiffusionPipeline, UNet2DConditionModel
+
+kinds = ((DiffusionPipeline, ""), (StableDiffusionPipeline, ""), (UNet2DConditionModel, "/unet"))
+for kind, inner in kinds:
+    try:
+        kind.from_pretrained(sys.argv[1] + inner)
+    except Exception as error:
+        print("refused:", type(error).__name__, str(error).splitlines()[0])
+assert not any(name.startswith("asdm") for name in sys.modules)
+"""
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_loads_as_it_was_saved(tiny_experts: Path, tmp_path: Path, dtype: str) -> None:
+    """By this package, and by diffusers where asdm_cli is imported; the second time from files that diffusers wrote."""
+    pipe: Any = asdm_cli.load(str(tiny_experts), "cpu", dtype)
+    assert type(pipe.unet) is ExpertUNet
+    assert {each.dtype for each in pipe.unet.state_dict().values()} == {DTYPES[dtype]}
+    wanted = answer(pipe.unet)
+    assert torch.equal(answer(unet(tiny_experts, DTYPES[dtype])), wanted)
+    pipe.save_pretrained(tmp_path / "again")
+    again = asdm_cli.load(str(tmp_path / "again"), "cpu", dtype).unet
+    theirs: Any = DiffusionPipeline.from_pretrained(tmp_path / "again", dtype=DTYPES[dtype], safety_checker=None)
+    for other in (again, theirs.unet):
+        assert type(other) is ExpertUNet
+        assert len(expert_layers(other)) == 24
+        assert not other.training
+        assert torch.equal(answer(other), wanted)
+        held = other.state_dict()
+        assert all(torch.equal(tensor, held[name]) for name, tensor in pipe.unet.state_dict().items())
+    if dtype == "float32":
+        assert torch.equal(picture(pipe), picture(theirs))
+
+
+def test_half_precision_is_near(tiny_experts: Path) -> None:
+    whole, half = (answer(unet(tiny_experts, dtype)).float() for dtype in (torch.float32, torch.bfloat16))
+    torch.testing.assert_close(half, whole, atol=0.1, rtol=0.1)
+    assert not torch.equal(half, whole)
+
+
+def test_plain_diffusers_refuses_it(tiny_experts: Path, tmp_path: Path) -> None:
+    """Never other weights without a word; in a process that never sees this package."""
+    done = subprocess.run(
+        [sys.executable, "-I", "-c", STOCK, str(tiny_experts)],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    lines = done.stdout.splitlines()
+    assert [line.split()[0] for line in lines] == ["refused:"] * 3, done.stdout
+    assert all("asdm_cli is not one of the libraries" in line for line in lines[:2])
+    assert "import asdm_cli before calling" in lines[0]
+    assert "expected shape" in lines[2]
+
+
+def test_a_copied_unet_folder_is_a_model(tiny_experts: Path, tmp_path: Path) -> None:
+    shutil.copytree(tiny_experts / "unet", tmp_path / "alone")
+    assert torch.equal(answer(unet(tmp_path / "alone")), answer(unet(tiny_experts)))
+    theirs = ExpertUNet.from_pretrained(tmp_path / "alone", torch_dtype=torch.bfloat16)
+    assert torch.equal(answer(theirs), answer(unet(tiny_experts, torch.bfloat16)))
+
+
+def test_the_package_serves_what_an_index_names() -> None:
+    assert asdm_cli.ExpertUNet is ExpertUNet
+    assert ExpertUNet.__module__ == "asdm_cli"
+    assert issubclass(ExpertUNet, asdm_cli.ModelMixin)
+    with pytest.raises(AttributeError, match="no attribute 'ExpertNet'"):
+        _ = asdm_cli.ExpertNet
+
+
+def replaced(file: Path, text: str) -> None:
+    file.unlink()  # it may be a link
+    file.write_text(text)
+
+
+def config(change: Callable[[dict[str, Any], str], object]) -> Callable[[Path], None]:
+    """Spoils the UNet's config; `change` is told the first convolution of experts as well."""
+
+    def spoil(model: Path) -> None:
+        held = json.loads((model / "unet/config.json").read_text())
+        change(held, next(iter(held["experts"])))
+        replaced(model / "unet/config.json", json.dumps(held))
+
+    return spoil
+
+
+def field(**changes: Any) -> Callable[[Path], None]:
+    """Spoils what is said of one convolution."""
+    return config(lambda held, first: held["experts"][first].update(changes))
+
+
+def elsewhere(name: str) -> Callable[[Path], None]:
+    return config(lambda held, first: held["experts"].update({name: held["experts"].pop(first)}))
+
+
+def index(model: Path) -> None:
+    held = json.loads((model / "model_index.json").read_text())
+    replaced(model / "model_index.json", json.dumps({**held, "unet": ["diffusers", "UNet2DConditionModel"]}))
+
+
+def tensors(change: Callable[[dict[str, Any]], object]) -> Callable[[Path], None]:
+    """Spoils the file of the experts."""
+
+    def spoil(model: Path) -> None:
+        shard = sorted((model / "unet").glob("*.safetensors"))[1]
+        held = load_file(shard)
+        change(held)
+        shard.unlink()
+        save_file(held, shard, {"format": "pt"})
+
+    return spoil
+
+
+def no_router(held: dict[str, Any]) -> None:
+    del held[next(name for name in sorted(held) if ".router." in name)]
+
+
+def fewer(held: dict[str, Any]) -> None:
+    name = next(name for name in sorted(held) if name.endswith("conv1.weight"))
+    held[name] = held[name][: 2 * len(held[name]) // 3].clone()
+
+
+def cut(model: Path) -> None:
+    shard = sorted((model / "unet").glob("*.safetensors"))[1]
+    held = shard.read_bytes()
+    shard.unlink()
+    shard.write_bytes(held[:-100])
+
+
+MIXED_UP = "is not of the UNet beside it"
+DAMAGE: dict[str, tuple[Callable[[Path], None], str]] = {
+    "the index knows no experts": (index, MIXED_UP),
+    "the config knows no experts": (config(lambda held, _: held.pop("experts")), MIXED_UP),
+    "the config's class knows none": (
+        config(lambda held, _: held.update(_class_name="UNet2DConditionModel")),
+        MIXED_UP,
+    ),
+    "experts of nothing": (config(lambda held, _: held.update(experts={})), MIXED_UP),
+    "more experts": (field(experts=5), "where config.json asks for"),
+    "no experts": (field(experts=0), "has 0 experts"),
+    "half an expert": (field(experts=2.5), "has 2.5 experts"),
+    "unknown router": (field(router="stars"), "router must be one of features, time, both"),
+    "another router": (field(router="time"), "has no place in the UNet"),
+    "unknown weights": (field(weights="hard"), "weights must be one of softmax, normalised-sigmoid, sigmoid"),
+    "unknown field": (field(more=1), "cannot be read"),
+    "no convolution": (elsewhere("down_blocks.0.resnets.0.norm1"), "norm1 is no convolution of this UNet"),
+    "no module": (elsewhere("down_blocks.0.resnets.9.conv1"), "conv1 is no convolution of this UNet"),
+    "another convolution": (elsewhere("conv_in"), "where config.json asks for"),
+    "a router's tensor less": (tensors(no_router), "the weights lack"),
+    "an expert less": (tensors(fewer), "where config.json asks for"),
+    "a tensor more": (tensors(lambda held: held.update(odd=torch.zeros(1))), "odd has no place in the UNet"),
+    "cut short": (cut, "is not a whole safetensors file"),
+}
+
+
+def test_enough_damage_is_tried() -> None:
+    assert len(DAMAGE) == 18
+
+
+@pytest.mark.parametrize("how", DAMAGE)
+def test_damage_is_told(tiny_experts: Path, tmp_path: Path, how: str) -> None:
+    model = Path(shutil.copytree(tiny_experts, tmp_path / "model"))
+    spoil, message = DAMAGE[how]
+    spoil(model)
+    with pytest.raises(ModelError, match=message):
+        asdm_cli.load(str(model), "cpu")
+
+
+def test_commands_tell_damage_before_they_draw(tiny_experts: Path, tmp_path: Path) -> None:
+    model = Path(shutil.copytree(tiny_experts, tmp_path / "model"))
+    field(experts=5)(model)
+    said = asdm("generate", model, "a fox", "--out", tmp_path / "drawn", "--steps", 1)
+    assert (said.code, said.out) == (2, "")
+    assert "where config.json asks for" in said.text
+    assert not (tmp_path / "drawn").exists()
+
+
+def test_folders_of_other_models(tiny_experts: Path, tiny_base: Path, tmp_path: Path) -> None:
+    """The UNet folder of one in the place of the other's, both ways."""
+    pairs = {
+        "experts inside": (tiny_base / "model", tiny_experts),
+        "experts outside": (tiny_experts, tiny_base / "model"),
+    }
+    for name, (outer, inner) in pairs.items():
+        model = Path(shutil.copytree(outer, tmp_path / name))
+        shutil.rmtree(model / "unet")
+        shutil.copytree(inner / "unet", model / "unet")
+        with pytest.raises(ModelError, match=MIXED_UP):
+            find(str(model))
+    model = Path(shutil.copytree(tiny_experts, tmp_path / "weights"))
+    for file in (model / "unet").glob("*.safetensors*"):
+        file.unlink()
+    shutil.copy(tiny_base / "model/unet/diffusion_pytorch_model.safetensors", model / "unet")
+    with pytest.raises(ModelError, match=r"where config.json asks for|the weights lack"):
+        asdm_cli.load(str(model), "cpu")
+
+
+def test_loading_reads_memory_of_its_own(tiny_experts: Path) -> None:
+    """An answer does not depend on where in a file a tensor lies."""
+    pipe: Any = asdm_cli.load(str(tiny_experts), "cpu")
+    before = answer(pipe.unet)
+    assert torch.equal(answer(on_its_own(pipe.unet)), before)
