@@ -31,7 +31,7 @@ def inherit_report(measured: Measured, card: Card, nodes: Nodes | None, grid: in
     if shown:
         steps = next(measured.costs[player.name].steps for player in measured.players if player.nodes is shown)
         parts += [picture(shown, steps)] if steps else []  # the first of several UNets may have served no call
-    parts.append(pictures(measured, grid, ASDM, (DEEPCACHE, FEWER)))
+    parts.append(pictures(measured, grid, [ASDM], (DEEPCACHE, FEWER)))
     title = f"Inheritance: {len(measured.others)} ways to draw beside the plain one"
     return Report("inherit", title, _summary(measured), parts, {CARD: card})
 

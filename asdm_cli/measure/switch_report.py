@@ -61,7 +61,7 @@ def switch_report(measured: Measured, searched: Searched | None, card: Card, gri
     schedules = {name: each.served for name, each in measured.costs.items() if len(set(each.served)) > 1}
     parts += [who_serves(schedules, [measured.first.name, *measured.named(ONE)])] if schedules else []
     parts += calibrated_parts(searched) if searched else []
-    parts.append(pictures(measured, grid, ours, rest))
+    parts.append(pictures(measured, grid, _theirs(measured), rest))
     return Report("switch", _title(measured), _summary(measured, searched, written), parts, {CARD: card})
 
 
@@ -80,9 +80,15 @@ def _letters(unets: Sequence[str]) -> dict[str, str]:
     """A letter for each name, one of its own where that is free; the null model's have marks of their own."""
     found: dict[str, str] = {}
     for name in unets:
-        own = [letter for letter in name if letter.isalnum()]
+        own = [letter for letter in (name[0], name[0].upper(), *name) if letter.isalnum()]
         found[next(letter for letter in (*own, *SPARE) if letter not in found)] = name
     return found | {letter: name for name, letter in NULL_LETTERS.items()}
+
+
+def _theirs(measured: Measured) -> list[str]:
+    """Series that the report is about: the searched ones, or else those that the recipe names itself."""
+    named = [name for name in measured.series if name not in (FEWER, ONE, *ORDERS.values())]
+    return [SEARCHED] if SEARCHED in named else named
 
 
 def _title(measured: Measured) -> str:
@@ -132,8 +138,7 @@ def _orders(measured: Measured) -> list[Table]:
 
 
 def _summary(measured: Measured, searched: Searched | None, written: str) -> str:
-    shown = [player for player in measured.others if player.series == SEARCHED]
-    shown = shown or [player for player in measured.others if player.series not in (FEWER, ONE, *ORDERS.values())]
+    shown = [player for player in measured.others if player.series in _theirs(measured)]
     said = [f"{len(measured.prompts)} prompts, {measured.first.steps} steps."]
     said += [told(measured, player) for player in shown[:TOLD]]
     lines = [" ".join(said), *_order_told(measured, searched)]

@@ -164,7 +164,7 @@ def told(measured: Measured, player: Player) -> str:
     return f"{said} (fewer steps in that time: {beside:.1f} dB{verdict})."
 
 
-def pictures(measured: Measured, count: int, ours: str, rest: Sequence[str]) -> Grid:
+def pictures(measured: Measured, count: int, ours: Sequence[str], rest: Sequence[str]) -> Grid:
     """The first `count` prompts in all ways; of many, some of the series `ours` and one of each of the `rest`."""
     names = [measured.first.name, *_worth_showing(measured, ours, rest)]
     rows = list(measured.prompts[:count])
@@ -174,12 +174,12 @@ def pictures(measured: Measured, count: int, ours: str, rest: Sequence[str]) -> 
     return Grid("The same prompts and seeds", names, rows, cells)
 
 
-def _worth_showing(measured: Measured, ours: str, rest: Sequence[str]) -> list[str]:
+def _worth_showing(measured: Measured, ours: Sequence[str], rest: Sequence[str]) -> list[str]:
     """All, or where they are many some of ours from fast to slow, the fastest of them first."""
     names = [player.name for player in measured.others]
     if len(names) <= MOST_COLUMNS:
         return names
-    mine = sorted(measured.named(ours), key=lambda name: -measured.speed(name).value)
+    mine = sorted(measured.named(*ours), key=lambda name: -measured.speed(name).value)
     others = [name for series in rest for name in measured.named(series)[:1]]
     wanted = MOST_COLUMNS - len(others)
     step = max(1, len(mine) // wanted)

@@ -105,7 +105,7 @@ def members_table(found: Mapping[str, Member], size: int, tokens: int) -> Table:
         }
         for name, member in found.items()
     ]
-    return Table("UNets", heads, rows, "On paper, before plans, one row a call.")
+    return Table("UNets", heads, rows, "On paper: a call on one latent, without what plans save.")
 
 
 def _plan_told(plan: Rules | None) -> str | None:

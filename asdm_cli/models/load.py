@@ -154,7 +154,7 @@ def random_unet(
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []), torch.device(device):
         torch.manual_seed(seed)
         unet = build(config)
-    return unet.to(dtype).eval()
+    return torch.nn.Module.to(unet, dtype).eval()  # diffusers' own warns of nothing
 
 
 def set_sampler(pipe: DiffusionPipeline, name: str) -> None:

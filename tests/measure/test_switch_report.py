@@ -139,8 +139,8 @@ def test_fewer_steps_and_the_first_are_in_every_plot() -> None:
 def test_every_unet_has_a_letter_of_its_own() -> None:
     served = {"one": ("tiny", "teacher", "extrapolate"), "two": ("tiny", "reuse", "i"), "longer": ("tiny",) * 4}
     timeline = who_serves(served, ["tiny", "teacher", "i", "t"])
-    assert timeline.letters == {"t": "tiny", "e": "teacher", "i": "i", "A": "t", "·": "reuse", "~": "extrapolate"}
-    assert dict(zip(timeline.rows, timeline.cells, strict=True)) == {"one": "te~", "two": "t·i"}
+    assert timeline.letters == {"t": "tiny", "T": "teacher", "i": "i", "A": "t", "·": "reuse", "~": "extrapolate"}
+    assert dict(zip(timeline.rows, timeline.cells, strict=True)) == {"one": "tT~", "two": "t·i"}
 
 
 def test_both_orders_stand_in_a_row() -> None:
@@ -159,6 +159,15 @@ def test_prompts_that_are_measured_too_are_told() -> None:
     (table,) = [part for part in report.parts if part.title == "Searched schedules"]
     assert "of 2 prompts, 1 of which are measured too, with other seeds" in table.note
     assert "By step, because a boundary lies between calls of one timestep: searched 0.75." in table.note
+
+
+def test_pictures_of_the_recipes_own_series_are_shown_where_nothing_was_searched() -> None:
+    many = [(f"{count} steps", FEWER, "l" * count, 20.0, 0.2) for count in (1, 2, 3)]
+    mine = [(f"way {name}", "mine", "slll", 30.0, 0.2) for name in "abc"]
+    report = switch_report(ways(LARGE, SMALL, *many, *mine), None, {}, 1, "")
+    (grid,) = [part for part in report.parts if part.title == "The same prompts and seeds"]
+    assert grid.columns == ["large", "way a", "way b", "way c", "1 steps"]
+    assert "way a: 1.14 times as fast at 30.0 dB" in report.summary
 
 
 def test_halves() -> None:
