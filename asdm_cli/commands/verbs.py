@@ -83,41 +83,93 @@ EXAMPLES = {
 """Verb -> lines of its help page's end: commands, and what is behind them."""
 
 
-def prune(
-    file: Recipe,
-    set_: Set = None,
-    out: Out = None,
-    dry_run: DryRun = False,
-    overwrite: Overwrite = False,
-    verbose: Verbose = False,
-    quiet: Quiet = False,
-) -> None:
-    """Remove blocks or layers from a UNet.
+FROM_FILE_TO_FILE = {
+    "prune": """Remove blocks or layers from a UNet.
 
     Writes a run directory whose [bold]model/[/] plain diffusers loads.
     Weights go from file to file: a model larger than memory is no trouble.
-    """
-    set_verbosity(verbose, quiet)
-    run_verb("prune", file, overrides(set_, out=out), dry_run, overwrite)
-
-
-def assemble(
-    file: Recipe,
-    set_: Set = None,
-    out: Out = None,
-    dry_run: DryRun = False,
-    overwrite: Overwrite = False,
-    verbose: Verbose = False,
-    quiet: Quiet = False,
-) -> None:
-    """Put a UNet together from levels, blocks or layers of several.
+    """,
+    "assemble": """Put a UNet together from levels, blocks or layers of several.
 
     Writes a run directory whose [bold]model/[/] plain diffusers loads, weights copied
     from file to file. With [bold]explore[/] in the recipe it measures many combinations
     and ranks them, and goes on where an interrupted run stopped.
-    """
-    set_verbosity(verbose, quiet)
-    run_verb("assemble", file, overrides(set_, out=out), dry_run, overwrite)
+    """,
+}
+"""Verb -> its help page, of verbs that compute nothing."""
+ON_A_DEVICE = {
+    "condconv-expand": """Give convolutions several experts, or fold them again.
+
+    A convolution's kernel becomes a mixture of several, chosen by a router.
+    The written model draws what it drew before; [bold]asdm distill[/] then teaches
+    it to use its experts. Stock diffusers refuses such a model, [bold]asdm_cli.load[/]
+    reads it, and [bold]fold[/] in the recipe makes it a plain one.
+    """,
+    "inherit": """Compute less at some steps, without training.
+
+    The features of chosen blocks, layers or units are inherited from earlier
+    steps, or forecast from them. Writes a [bold]model/[/] that carries the plan, and
+    says what it gains in speed and loses in fidelity, beside fewer steps.
+    """,
+    "switch": """Let several UNets take turns in one generation.
+
+    Each serves a part of it, from pure noise to the picture: by a schedule of
+    yours, or by one that a [bold]search[/] finds within a budget of time. Writes a
+    [bold]model/[/] that switches by itself, and says what schedules gain in speed and
+    lose in fidelity, beside fewer steps.
+    """,
+    "bench": """Measure what models cost, side by side.
+
+    Parameters, multiply-adds, latency and peak memory. Contestants take
+    turns, so that a machine that slows down slows all of them down.
+    """,
+    "eval": """Measure what models' pictures are worth.
+
+    Every contestant draws the same prompts with the same seeds. The same
+    command given again after an interruption goes on where it stopped.
+    """,
+}
+"""Verb -> its help page, of verbs that run models."""
+
+
+def from_file_to_file(verb: str) -> Callable[..., None]:
+    """The command of a verb of FROM_FILE_TO_FILE."""
+
+    def command(
+        file: Recipe,
+        set_: Set = None,
+        out: Out = None,
+        dry_run: DryRun = False,
+        overwrite: Overwrite = False,
+        verbose: Verbose = False,
+        quiet: Quiet = False,
+    ) -> None:
+        set_verbosity(verbose, quiet)
+        run_verb(verb, file, overrides(set_, out=out), dry_run, overwrite)
+
+    command.__doc__ = FROM_FILE_TO_FILE[verb]
+    return command
+
+
+def on_a_device(verb: str) -> Callable[..., None]:
+    """The command of a verb of ON_A_DEVICE."""
+
+    def command(
+        file: Recipe,
+        set_: Set = None,
+        out: Out = None,
+        device: Device = None,
+        dtype: Dtype = None,
+        dry_run: DryRun = False,
+        overwrite: Overwrite = False,
+        verbose: Verbose = False,
+        quiet: Quiet = False,
+    ) -> None:
+        set_verbosity(verbose, quiet)
+        run_verb(verb, file, overrides(set_, out=out, device=device, dtype=dtype), dry_run, overwrite)
+
+    command.__doc__ = ON_A_DEVICE[verb]
+    return command
 
 
 def distill(
@@ -148,119 +200,11 @@ def distill(
     run_verb("distill", file, changes, dry_run, overwrite, allow_pipes=allow_pipes)
 
 
-def condconv_expand(
-    file: Recipe,
-    set_: Set = None,
-    out: Out = None,
-    device: Device = None,
-    dtype: Dtype = None,
-    dry_run: DryRun = False,
-    overwrite: Overwrite = False,
-    verbose: Verbose = False,
-    quiet: Quiet = False,
-) -> None:
-    """Give convolutions several experts, or fold them again.
-
-    Every example gets its own mixture of an expert convolution's kernels: more
-    capacity at nearly the same speed. The written model draws what it drew before;
-    [bold]asdm distill[/] then teaches it to use its experts. Stock diffusers refuses such
-    a model; [bold]asdm_cli.load[/] reads it, and [bold]fold[/] in the recipe makes it a plain one.
-    """
-    set_verbosity(verbose, quiet)
-    run_verb("condconv-expand", file, overrides(set_, out=out, device=device, dtype=dtype), dry_run, overwrite)
-
-
-def inherit(
-    file: Recipe,
-    set_: Set = None,
-    out: Out = None,
-    device: Device = None,
-    dtype: Dtype = None,
-    dry_run: DryRun = False,
-    overwrite: Overwrite = False,
-    verbose: Verbose = False,
-    quiet: Quiet = False,
-) -> None:
-    """Compute less at some steps, without training.
-
-    The features of chosen blocks, layers or units are inherited from earlier
-    steps, or forecast from them. Writes a [bold]model/[/] that carries the plan, and
-    says what it gains in speed and loses in fidelity, beside fewer steps.
-    """
-    set_verbosity(verbose, quiet)
-    run_verb("inherit", file, overrides(set_, out=out, device=device, dtype=dtype), dry_run, overwrite)
-
-
-def switch(
-    file: Recipe,
-    set_: Set = None,
-    out: Out = None,
-    device: Device = None,
-    dtype: Dtype = None,
-    dry_run: DryRun = False,
-    overwrite: Overwrite = False,
-    verbose: Verbose = False,
-    quiet: Quiet = False,
-) -> None:
-    """Let several UNets take turns in one generation.
-
-    Each serves a part of it, from pure noise to the picture: by a schedule of yours, or
-    by one that a [bold]search[/] finds within a budget of time. Writes a [bold]model/[/] that switches
-    by itself, and says what schedules gain in speed and lose in fidelity, beside fewer steps.
-    """
-    set_verbosity(verbose, quiet)
-    run_verb("switch", file, overrides(set_, out=out, device=device, dtype=dtype), dry_run, overwrite)
-
-
-def bench(
-    file: Recipe,
-    set_: Set = None,
-    out: Out = None,
-    device: Device = None,
-    dtype: Dtype = None,
-    dry_run: DryRun = False,
-    overwrite: Overwrite = False,
-    verbose: Verbose = False,
-    quiet: Quiet = False,
-) -> None:
-    """Measure what models cost, side by side.
-
-    Parameters, multiply-adds, latency and peak memory. Contestants take
-    turns, so that a machine that slows down slows all of them down.
-    """
-    set_verbosity(verbose, quiet)
-    run_verb("bench", file, overrides(set_, out=out, device=device, dtype=dtype), dry_run, overwrite)
-
-
-def evaluate(
-    file: Recipe,
-    set_: Set = None,
-    out: Out = None,
-    device: Device = None,
-    dtype: Dtype = None,
-    dry_run: DryRun = False,
-    overwrite: Overwrite = False,
-    verbose: Verbose = False,
-    quiet: Quiet = False,
-) -> None:
-    """Measure what models' pictures are worth.
-
-    Every contestant draws the same prompts with the same seeds. The same
-    command given again after an interruption goes on where it stopped.
-    """
-    set_verbosity(verbose, quiet)
-    run_verb("eval", file, overrides(set_, out=out, device=device, dtype=dtype), dry_run, overwrite)
-
-
 COMMANDS: dict[str, Callable[..., None]] = {
-    "prune": prune,
-    "assemble": assemble,
+    "prune": from_file_to_file("prune"),
+    "assemble": from_file_to_file("assemble"),
     "distill": distill,
-    "condconv-expand": condconv_expand,
-    "inherit": inherit,
-    "switch": switch,
-    "bench": bench,
-    "eval": evaluate,
+    **{verb: on_a_device(verb) for verb in ON_A_DEVICE},
 }
 
 

@@ -21,9 +21,9 @@ from asdm_cli.measure.judging import judge_of, real_set
 from asdm_cli.measure.machine import machine
 from asdm_cli.measure.pictures import PictureSet
 from asdm_cli.measure.players import FEWER, Player
+from asdm_cli.measure.processes import place
 from asdm_cli.measure.scores import Figures, Judge, columns
 from asdm_cli.measure.ways_report import CONVERGED, Measured
-from asdm_cli.models.load import device_and_dtype
 from asdm_cli.progress import track
 from asdm_cli.recipe.switching import Switching
 from asdm_cli.recipe.verbs import Comparing, Drawing, EvalContestant, EvalRecipe
@@ -110,9 +110,7 @@ def same_names(players: Iterable[Player]) -> list[str]:
 
 
 def style_of(plan: EvalPlan, recipe: Comparing, state: PartialState) -> Style:
-    device, dtype = device_and_dtype(recipe.device, recipe.dtype)
-    if device.type == "cuda" and state.num_processes > 1:
-        device = state.device  # each process has a GPU of its own
+    device, dtype = place(recipe.device, recipe.dtype, state)
     return Style(recipe.steps, recipe.guidance, plan.size, recipe.seed, recipe.sampler, recipe.batch, device, dtype)
 
 

@@ -22,12 +22,12 @@ from asdm_cli.measure.eval_plan import Entrant, EvalPlan, make_plan
 from asdm_cli.measure.eval_report import Row, eval_report
 from asdm_cli.measure.judging import judge_of, real_origin, real_set
 from asdm_cli.measure.pictures import PictureSet
-from asdm_cli.measure.processes import processes
+from asdm_cli.measure.processes import place, processes
 from asdm_cli.measure.resize import KERNEL
 from asdm_cli.measure.routing import Routing, has_experts, observe
 from asdm_cli.measure.routing_report import routing_parts
 from asdm_cli.measure.scores import FRECHET_RESAMPLES, Judge
-from asdm_cli.models.load import device_and_dtype, load_pipeline
+from asdm_cli.models.load import load_pipeline
 from asdm_cli.models.provenance import run_time_plan
 from asdm_cli.models.switched import read_switch
 from asdm_cli.recipe.switching import described
@@ -79,9 +79,7 @@ def run(plan: EvalPlan, run: Run) -> Report:
 
 def _style(plan: EvalPlan, entrant: Entrant, state: PartialState) -> Style:
     recipe = plan.recipe
-    device, dtype = device_and_dtype(recipe.device, recipe.dtype)
-    if device.type == "cuda" and state.num_processes > 1:
-        device = state.device  # each process has a GPU of its own
+    device, dtype = place(recipe.device, recipe.dtype, state)
     return Style(entrant.steps, entrant.guidance, plan.size, recipe.seed, recipe.sampler, recipe.batch, device, dtype)
 
 

@@ -26,11 +26,11 @@ from asdm_cli.measure.judging import judge_of, real_set
 from asdm_cli.measure.latency import ORDER_RULE
 from asdm_cli.measure.machine import machine
 from asdm_cli.measure.pictures import PictureSet
-from asdm_cli.measure.processes import processes
+from asdm_cli.measure.processes import place, processes
 from asdm_cli.measure.scores import columns
 from asdm_cli.methods.combinations import Costs, distinct, first_donor, over, sort
 from asdm_cli.models.donors import Donor, write
-from asdm_cli.models.load import device_and_dtype, load_pipeline, set_sampler
+from asdm_cli.models.load import load_pipeline, set_sampler
 from asdm_cli.progress import track
 from asdm_cli.recipe.verbs import AssembleRecipe, EvalContestant, EvalRecipe
 from asdm_cli.recipe.verbs.assemble import Explore
@@ -178,9 +178,7 @@ def _latent(plan: EvalPlan) -> int:
 
 def _style(plan: Plan, state: PartialState) -> Style:
     recipe = plan.recipe
-    device, dtype = device_and_dtype(recipe.device, recipe.dtype)
-    if device.type == "cuda" and state.num_processes > 1:
-        device = state.device  # each process has a GPU of its own
+    device, dtype = place(recipe.device, recipe.dtype, state)
     return Style(
         recipe.steps, recipe.guidance, plan.eval.size, recipe.seed, recipe.sampler, recipe.batch, device, dtype
     )
