@@ -84,11 +84,11 @@ class LogScale(Scale):
 
 
 def around(figures: Iterable[float], start: float, end: float, share: float = 0.08) -> Scale:
-    """A scale with a share of air on both sides of the figures; from 0 where that costs less than half of the axis."""
+    """A scale with a share of air on both sides of the figures; from 0 where that costs a quarter of it at most."""
     known = [figure for figure in figures if math.isfinite(figure)] or [0.0, 1.0]
     low, high = min(known), max(known)
     air = share * (high - low) if high > low else 0.1 * abs(high) or 1.0
-    if 0 <= low <= 0.5 * high:
+    if 0 <= 4 * low <= high:
         return Scale(0.0, high + air, start, end)
     return Scale(low - air, high + air, start, end)
 

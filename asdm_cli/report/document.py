@@ -36,11 +36,19 @@ class Column:
 
 @dataclass(frozen=True)
 class Table:
+    """`card` is a key into `Report.cards`: how these figures were made. With `total` the last row sums up the rest."""
+
     title: str
     columns: list[Column]
     rows: list[dict[str, Cell | Interval]]
     note: str = ""
-    card: str = ""  # key into Report.cards: how these figures were made
+    card: str = ""
+    total: bool = False
+
+    @property
+    def body(self) -> list[dict[str, Cell | Interval]]:
+        """The rows without the total."""
+        return self.rows[:-1] if self.total else self.rows
 
 
 @dataclass(frozen=True)
@@ -136,7 +144,21 @@ class Timeline:
         return self.letters == LETTERS
 
 
-Part = Table | Scatter | Curves | Bars | Grid | Timeline
+@dataclass(frozen=True)
+class Section:
+    """A heading in a long report: the parts behind it, up to the next one, belong to it. It can be folded.
+
+    What stands before the first section belongs to the report itself. `verb` names what found these parts out, where
+    that is another verb than the report's; of a `folded` section a page shows the heading until it is opened.
+    """
+
+    title: str
+    note: str = ""
+    verb: str = ""
+    folded: bool = False
+
+
+Part = Table | Scatter | Curves | Bars | Grid | Timeline | Section
 
 
 @dataclass(frozen=True)

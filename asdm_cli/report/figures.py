@@ -87,8 +87,8 @@ def course(points: Sequence[tuple[float, float]]) -> Course:
 
 
 def best_rows(table: Table, column: Column) -> set[int]:
-    """Rows that read as the best of a column. None where there is nothing to choose from."""
-    found = {index: value(row.get(column.key)) for index, row in enumerate(table.rows)}
+    """Rows that read as the best of a column; never the total. None where there is nothing to choose from."""
+    found = {index: value(row.get(column.key)) for index, row in enumerate(table.body)}
     numbers = {index: number for index, number in found.items() if number is not None}
     if not column.better or len(numbers) < 2:
         return set()

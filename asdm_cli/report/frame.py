@@ -10,6 +10,7 @@ from asdm_cli.report.axis import Scale, Tick, around, around_log, text_width
 from asdm_cli.report.labels import Box
 
 TOP, BOTTOM, RIGHT = 34, 52, 16
+LOWEST, HIGHEST = 280, 380
 Y_TICKS, LOG_TICKS = 5, 10
 LOG_TICK_PX = 18
 APART = 12
@@ -32,7 +33,7 @@ def lay_out(width: float, xs: Sequence[float], ys: Sequence[float], air: float =
 
     With `log` the heights, all above 0, are set on a logarithmic scale.
     """
-    height = round(min(0.62 * width, 380) + TOP)
+    height = round(min(max(0.62 * width, LOWEST), HIGHEST) + TOP)
     bottom = height - BOTTOM
     y = around_log(ys, bottom, TOP) if log else around(ys, bottom, TOP)
     y_ticks = y.ticks(min(LOG_TICKS, int((bottom - TOP) / LOG_TICK_PX)) if log else Y_TICKS)

@@ -10,7 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from asdm_cli.errors import ModelError
-from asdm_cli.report.document import Cell, Column, Grid, Interval, Part, Point, Report, Scatter, Table
+from asdm_cli.report.document import Cell, Column, Grid, Interval, Part, Point, Report, Scatter, Section, Table
 from asdm_cli.report.figures import value
 from asdm_cli.report.render_json import NAME, from_json, part_at
 from asdm_cli.unet.weight_files import inside, read_mapping
@@ -30,15 +30,19 @@ def read(folder: Path) -> Report:
     return replace(report, parts=parts)
 
 
-def combine(title: str, reports: Sequence[Report]) -> Report:
-    """All parts in the order of the reports. Cards that share a name but differ are told apart by their verb."""
+def combine(title: str, reports: Sequence[Report], folded: bool = False) -> Report:
+    """A section for each of several reports: its title, its summary as a note, its parts.
+
+    Cards that share a name but differ are told apart by their verb.
+    """
     cards: dict[str, dict[str, Cell | list[str]]] = {}
     parts: list[Part] = []
     for report in reports:
         names = {name: _free_name(name, report, cards) for name in report.cards}
         cards |= {names[name]: card for name, card in report.cards.items()}
+        parts += [Section(report.title, report.summary, report.verb, folded)] if len(reports) > 1 else []
         parts += [_with_card(part, names) for part in report.parts]
-    summary = "\n".join(report.summary for report in reports if report.summary)
+    summary = reports[0].summary if len(reports) == 1 else ""
     return Report(" + ".join(dict.fromkeys(report.verb for report in reports)), title, summary, parts, cards)
 
 

@@ -25,6 +25,7 @@ from asdm_cli.report.document import (
     Point,
     Report,
     Scatter,
+    Section,
     Table,
     Timeline,
 )
@@ -39,6 +40,7 @@ KINDS: dict[type[object], str] = {
     Bars: "bars",
     Grid: "grid",
     Timeline: "timeline",
+    Section: "section",
 }
 
 
@@ -126,6 +128,7 @@ def _table(data: Mapping[str, Any]) -> Table:
         rows=[{key: _cell(value) for key, value in row.items()} for row in data["rows"]],
         note=data["note"],
         card=data["card"],
+        total=data.get("total", False),  # runs of older versions mark none
     )
 
 
@@ -154,6 +157,10 @@ def _timeline(data: Mapping[str, Any]) -> Timeline:
     return Timeline(data["title"], data["rows"], data["cells"], data["note"], dict(letters))
 
 
+def _section(data: Mapping[str, Any]) -> Section:
+    return Section(data["title"], data["note"], data["verb"], data["folded"])
+
+
 def _picture(path: str | None) -> Path | None:
     """A report that came from elsewhere may name files in its own folder only."""
     if path is None:
@@ -170,4 +177,5 @@ READERS: dict[str, Callable[[Mapping[str, Any]], Part]] = {
     "bars": _bars,
     "grid": _grid,
     "timeline": _timeline,
+    "section": _section,
 }

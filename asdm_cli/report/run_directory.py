@@ -51,7 +51,7 @@ class Run:
     def write(self, report: Report) -> None:
         """Leave the report for programs and for people. Its pictures lie in `path`."""
         report = replace(report, parts=[part_inside(part, self.path) for part in report.parts])
-        data = json.dumps(to_json(report), indent=2, ensure_ascii=False, allow_nan=False)
+        data = redacted(json.dumps(to_json(report), indent=2, ensure_ascii=False, allow_nan=False))
         page = html.render(report, self.path)
         (self.path / REPORT).write_text(data + "\n", encoding="utf-8")
         (self.path / PAGE).write_text(page, encoding="utf-8")

@@ -15,7 +15,7 @@ from asdm_cli.report.frame import Frame
 from asdm_cli.report.labels import Box, Label, place
 
 RADIUS = 5
-SAMPLE_PX = 4
+SAMPLE_PX = 6
 
 
 @dataclass(frozen=True)
@@ -89,7 +89,7 @@ def _line_boxes(points: Sequence[Point], frame: Frame) -> list[Box]:
             samples = 1 + int(dist((x0, y0), (x1, y1)) / SAMPLE_PX)
             shares = [index / samples for index in range(samples)]
             centres = [(x0 + share * (x1 - x0), y0 + share * (y1 - y0)) for share in shares]
-            boxes += [Box(x - 2, y - 2, x + 2, y + 2) for x, y in centres]
+            boxes += [Box(x - 3, y - 3, x + 3, y + 3) for x, y in centres]
     return boxes
 
 

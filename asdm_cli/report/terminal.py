@@ -9,11 +9,13 @@ from typing import Literal
 from rich.cells import cell_len
 from rich.console import Console, Group, RenderableType
 from rich.padding import Padding
+from rich.rule import Rule
 from rich.table import Table as RichTable
 from rich.text import Text
 
-from asdm_cli.report.document import Bars, Column, Curves, Grid, Part, Report, Scatter, Table, Timeline
-from asdm_cli.report.figures import best_rows, course, digits_for, interval_kinds, is_numeric, spreads, text
+from asdm_cli.report.document import Bars, Column, Curves, Grid, Part, Report, Scatter, Section, Table, Timeline
+from asdm_cli.report.figures import best_rows, interval_kinds, is_numeric, spreads, text
+from asdm_cli.report.tabulate import tabulate
 from asdm_cli.report.timeline_text import draw
 
 GAP = 2
@@ -37,14 +39,16 @@ def show(report: Report, console: Console) -> None:
 def _part(part: Part, console: Console) -> list[RenderableType]:
     title = Text(part.title, style="bold cyan")
     note = [Text(part.note, style="dim")] if part.note else []
+    if isinstance(part, Section):
+        return [Rule(style="dim"), Text(part.title, style="bold"), *([Text(part.note)] if part.note else [])]
     if isinstance(part, Table):
         return [title, _fitting(part, console), *note]
     if isinstance(part, Bars):
-        return [title, _fitting(_as_table(part), console), *note]
+        return [title, _fitting(tabulate(part), console), *note]
     if isinstance(part, Timeline):
         return [title, *draw(part, console.width), *note]
     if isinstance(part, Curves):
-        return [_announced(part), _fitting(_ends(part), console), *note]
+        return [_announced(part), _fitting(tabulate(part), console), *note]
     return [_announced(part)]
 
 
@@ -58,26 +62,6 @@ def _what(part: Scatter | Grid | Curves) -> str:
     if isinstance(part, Curves):
         return f"plot of {len(part.lines)} {'line' if len(part.lines) == 1 else 'lines'}"
     return f"{sum(path is not None for row in part.pictures for path in row)} pictures"
-
-
-def _ends(curves: Curves) -> Table:
-    """One row per line; its figures have the digits that the largest of their column needs."""
-    rows = [{"name": name, **vars(course(points))} for name, points in curves.lines.items()]
-    columns = [
-        Column(key, key, digits=digits_for(row[key] for row in rows if row[key] is not None))
-        for key in ("first", "last", "lowest")
-    ]
-    return Table(curves.title, [Column("name", ""), *columns], rows)
-
-
-def _as_table(bars: Bars) -> Table:
-    """One row per category, one column per series."""
-    columns = [Column("category", ""), *(Column(f"of {name}", f"{name}\n{bars.unit}") for name in bars.values)]
-    rows = [
-        {"category": category, **{f"of {name}": row[index] for name, row in bars.values.items()}}
-        for index, category in enumerate(bars.categories)
-    ]
-    return Table(bars.title, columns, rows)  # type: ignore[arg-type]
 
 
 def _fitting(table: Table, console: Console) -> RenderableType:

@@ -195,7 +195,7 @@ def _time(plan: DistillPlan, seconds: Mapping[str, float]) -> list[Table]:
     rows.append({"phase": "all", "ms": 1e3 * total, "share": 100.0})
     columns = [Column("phase", "Phase"), Column("ms", "ms per step"), Column("share", "%", digits=1)]
     note = f"{plan.recipe.batch / total:,.1f} samples per second, of the first process."
-    return [Table("Where the time went", columns, rows, note, card="training")]
+    return [Table("Where the time went", columns, rows, note, card="training", total=True)]
 
 
 def _grid(name: str, plan: DistillPlan, pictures: Mapping[int, list[Path]]) -> Grid | None:

@@ -88,7 +88,7 @@ def test_runs_on_one_page_with_speed_against_quality(runs: list[str], tmp_path: 
     page = tmp_path / "page.html"
     assert main(["show", *runs, "--out", str(page)]) == 0
     text = page.read_text()
-    assert text.count("<table") == 2
+    assert text.count("<table") == 2 + 1, "and the figures of the plot"
     for words in ("the bench table", "the eval table", "Speed and quality"):
         assert words in text
 

@@ -15,10 +15,10 @@ import pytest
 from PIL import Image
 
 from asdm_cli.errors import RunError
-from asdm_cli.report.document import Bars, Column, Curves, Grid, Point, Report, Scatter, Table, Timeline
+from asdm_cli.report.document import Bars, Column, Curves, Grid, Point, Report, Scatter, Section, Table, Timeline
 from asdm_cli.report.html import render
 
-VOID = {"meta", "img", "br", "hr", "link", "input", "line", "rect", "circle", "path", "polyline"}
+VOID = {"meta", "img", "br", "wbr", "hr", "link", "input", "line", "rect", "circle", "path", "polyline"}
 HOSTILE = "\"><img src=x onerror=alert(1)></script><script>alert('2')</script>&amp;{{ 7 * 7 }}"
 
 
@@ -64,12 +64,35 @@ def page(bench: Report, evaluation: Report, folder: Path) -> Page:
 
 
 def test_the_page_shows_every_part(page: Page) -> None:
-    assert of_class(page, "table", "figures") == 2
+    assert of_class(page, "table", "figures") == 2 + 3, "tables, and the figures of plots"
     assert of_class(page, "table", "grid") == 1
     assert of_class(page, "figure", "plot") == 3
     assert of_class(page, "svg", "wide") == of_class(page, "svg", "narrow") == 3
-    assert len(page.elements["details"]) == 2, "a protocol card at each table"
+    assert len(page.elements["details"]) == 2 + 3, "a protocol card at each table, the figures at each plot"
     assert sum((image.get("src") or "").startswith("data:image/") for image in page.elements["img"]) == 15
+
+
+def test_parts_belong_to_the_section_before_them(bench: Report, evaluation: Report, folder: Path) -> None:
+    first, folded = Section("Cost", "It is `low`.", "bench"), Section("Quality", folded=True)
+    parts = [bench.parts[0], first, *bench.parts[1:], folded, *evaluation.parts]
+    page = Page(render(Report("run", "All", "", parts), folder))
+    assert page.texts["h2"] == ["Cost", "Cost", "Quality"], "the table before the first section, and the sections"
+    assert page.texts["h3"] == [part.title for part in (*bench.parts[1:], *evaluation.parts)]
+    sections = [fold for fold in page.elements["details"] if fold.get("class") == "chapter"]
+    assert [(fold["id"], "open" in fold) for fold in sections] == [("section-1", True), ("section-2", False)]
+    assert page.texts["code"] == ["low"]
+    links = [link["href"] for link in page.elements["a"]]
+    assert links == ["#main", "#part-1", "#section-1", "#section-2", "#part-6", "#part-7", "#part-8"], "long lists only"
+
+
+def test_a_total_is_the_foot_of_its_table(tmp_path: Path) -> None:
+    columns = [Column("block", "block"), Column("params_m", "parameters", "lower")]
+    rows = [{"block": name, "params_m": size} for name, size in (("down", 3.0), ("up", 2.0), ("all", 1.0))]
+    page = Page(render(Report("", "", "", [Table("", columns, rows, total=True)]), tmp_path))  # type: ignore[arg-type]
+    assert len(page.elements["tfoot"]) == 1
+    assert page.texts["strong"] == ["2.00"], "a total is never the best"
+    without = Page(render(Report("", "", "", [Table("", columns, rows)]), tmp_path))  # type: ignore[arg-type]
+    assert "tfoot" not in without.elements
 
 
 def test_every_figure_and_bar_is_drawn(page: Page) -> None:
@@ -166,6 +189,14 @@ def test_code_in_a_note_is_set_as_code_and_nothing_else_is(tmp_path: Path) -> No
     page = Page(render(Report("eval", "", "`<b>` and <b>", [Table("", [], [], "see `asdm show`")]), tmp_path))
     assert page.texts["code"] == ["<b>", "asdm show"]
     assert "b" not in page.elements
+
+
+def test_addresses_may_be_broken_behind_their_points_and_figures_may_not(tmp_path: Path) -> None:
+    columns = [Column("name", ""), Column("x", ""), Column("words", "")]
+    rows = [{"name": "up_blocks.0.resnets.1.conv1", "x": 1.25, "words": "0.5, <b>.c"}]
+    source = render(Report("", "", "", [Table("", columns, rows)]), tmp_path)  # type: ignore[arg-type]
+    for cell in (">up_blocks.<wbr>0.<wbr>resnets.<wbr>1.<wbr>conv1<", ">1.25<", ">0.5, &lt;b&gt;.c<"):
+        assert cell in source, cell
 
 
 def test_the_policy_names_the_only_script_and_style(page: Page) -> None:

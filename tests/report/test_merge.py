@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from asdm_cli.errors import ModelError
-from asdm_cli.report.document import Column, Grid, Interval, Report, Table
+from asdm_cli.report.document import Column, Grid, Interval, Report, Section, Table
 from asdm_cli.report.html import render
 from asdm_cli.report.merge import combine, read, speed_quality
 from asdm_cli.report.render_json import to_json
@@ -65,12 +65,23 @@ def test_what_is_missing_is_said(bench: Report, evaluation: Report) -> None:
 def test_combined_reports_keep_their_parts_and_cards(bench: Report, evaluation: Report, folder: Path) -> None:
     other = replace(bench, cards={"latency": {"device": "cuda"}})
     both = combine("All", [bench, evaluation, other, bench])
-    assert len(both.parts) == 3 * 3 + 3
+    sections = [part for part in both.parts if isinstance(part, Section)]
+    assert [(part.title, part.note, part.verb) for part in sections] == [
+        (report.title, report.summary, report.verb) for report in (bench, evaluation, other, bench)
+    ]
+    assert both.parts.index(sections[1]) == 4, "before the parts of its report"
+    assert len(both.parts) == 4 + 3 * 3 + 3
     assert both.verb == "bench + eval"
     assert set(both.cards) == {"latency", "quality", "latency (bench)"}
     cards = [both.cards[part.card] for part in both.parts if isinstance(part, Table)]
     assert [card.get("device") for card in cards] == ["cpu, 2 threads", None, "cuda", "cpu, 2 threads"]
-    assert render(both, folder).count('class="figures"') == 4
+    assert render(both, folder).count('class="figures"') == 4 + 7, "tables, and the figures of plots"
+
+
+def test_one_report_needs_no_section(bench: Report) -> None:
+    alone = combine("Alone", [bench], folded=True)
+    assert alone.parts == bench.parts
+    assert (alone.title, alone.summary) == ("Alone", bench.summary)
 
 
 def test_a_report_is_read_with_its_pictures(evaluation: Report, folder: Path) -> None:

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from asdm_cli.report import bars_plot, scatter_plot
 from asdm_cli.report.axis import LogScale, Scale, around, around_log, round_step
 from asdm_cli.report.document import Bars, Point, Scatter
-from asdm_cli.report.labels import Box, place
+from asdm_cli.report.labels import READABLE, Box, place
 
 figures = st.floats(-1e9, 1e9).filter(lambda figure: figure == 0 or abs(figure) > 1e-9)
 
@@ -85,6 +85,26 @@ def test_labels_keep_off_each_other_and_inside() -> None:
     pairs = [(a, b) for index, a in enumerate(labels) for b in labels[:index]]
     assert len(pairs) == 10
     assert sum(a.box.shared(b.box) for a, b in pairs) == 0
+
+
+def test_labels_of_a_crowd_are_joined_with_their_points_or_left_out() -> None:
+    frame = Box(0, 0, 400, 300)
+    cluster = [(200.0 + index, 150.0 + index % 2, f"contestant {index}") for index in range(30)]
+    labels = place(cluster, [Box(x - 5, y - 5, x + 5, y + 5) for x, y, _ in cluster], frame)
+    shown = [label for label in labels if label.text]
+    assert 8 < len(shown) < 30
+    assert any(label.leader for label in shown)
+    assert not any(label.leader for label in labels if not label.text)
+    pairs = [(a.box, b.box) for index, a in enumerate(shown) for b in shown[:index]]
+    assert max(a.shared(b) / min(a.area, b.area) for a, b in pairs) <= READABLE
+
+
+def test_a_label_is_nearest_to_its_own_point() -> None:
+    near = [(100.0, 100.0, "a"), (112.0, 100.0, "b"), (100.0, 120.0, "c")]
+    labels = place(near, [], Box(0, 0, 400, 300))
+    for own, label in enumerate(labels):
+        distances = [label.box.distance((x, y)) for x, y, _ in near]
+        assert distances[own] == min(distances)
 
 
 def test_a_point_of_several_series_is_named_once() -> None:

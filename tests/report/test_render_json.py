@@ -23,6 +23,7 @@ from asdm_cli.report.document import (
     Point,
     Report,
     Scatter,
+    Section,
     Table,
     Timeline,
 )
@@ -42,7 +43,9 @@ tables = st.builds(
     st.lists(st.dictionaries(names, cells | intervals, max_size=4), max_size=3),
     texts,
     texts,
+    st.booleans(),
 )
+sections = st.builds(Section, texts, texts, texts, st.booleans())
 points = st.builds(Point, floats, floats, texts, texts, st.none() | floats, st.none() | floats)
 scatters = st.builds(Scatter, texts, texts, texts, st.lists(points, max_size=3), texts)
 curves = st.builds(
@@ -78,7 +81,7 @@ timelines = st.builds(
     st.just(LETTERS.values()) | st.tuples(texts, texts, texts),
 )
 cards = st.dictionaries(texts, st.dictionaries(texts, cells | st.lists(texts, max_size=3), max_size=3), max_size=2)
-parts = st.lists(tables | scatters | curves | bars | grids | timelines, max_size=4)
+parts = st.lists(tables | scatters | curves | bars | grids | timelines | sections, max_size=4)
 reports = st.builds(Report, texts, texts, texts, parts, cards)
 
 
@@ -143,6 +146,13 @@ def test_pictures_are_written_relative_to_the_run_and_found_again() -> None:
     assert part_at(part_inside(inside, Path()), Path("runs/x")) == Grid(
         "", ["a"], ["b"], [[Path("runs/x/pictures/0.png"), None]]
     )
+
+
+def test_a_table_of_an_older_run_has_no_total() -> None:
+    table = Table("", [Column("name", "")], [{"name": "all"}])
+    data = to_json(Report("prune", "", "", [table]))
+    del data["parts"][0]["total"]
+    assert from_json(data).parts == [table]
 
 
 def test_a_timeline_of_an_older_run_is_read() -> None:

@@ -8,7 +8,7 @@ import math
 import pytest
 from rich.console import Console
 
-from asdm_cli.report.document import Column, Curves, Report, Table, Timeline
+from asdm_cli.report.document import Column, Curves, Report, Section, Table, Timeline
 from asdm_cli.report.terminal import show
 
 
@@ -35,6 +35,16 @@ def test_no_figure_is_lost_and_no_line_too_long(bench: Report, width: int) -> No
     words = out.split()
     for figure in ("8.80", "0.220", "31.2", "1,622", "320"):
         assert figure in words
+
+
+def test_a_section_is_a_line_a_title_and_a_note(bench: Report) -> None:
+    lines = [
+        line.rstrip()
+        for line in shown(Report("run", "All", "", [Section("Cost", "Low."), *bench.parts]), 60).splitlines()
+    ]
+    at = lines.index("Cost")
+    assert set(lines[at - 1]) == {"─"}
+    assert lines[at + 1 : at + 4] == ["Low.", "", "Cost"], "and then its first part"
 
 
 def test_plots_and_pictures_are_announced(evaluation: Report) -> None:

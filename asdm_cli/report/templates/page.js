@@ -1,62 +1,93 @@
 "use strict";
 
-// Tables: a click on a column's title sorts by it; another click turns the order round.
+function button(...content) {
+  const made = document.createElement("button");
+  made.type = "button";
+  made.append(...content);
+  return made;
+}
+
+// Tables: the first press on a column's title sorts rising, the second falling, the third as it was. A total stays last.
+const NEXT = { none: "ascending", ascending: "descending", descending: "none" };
+
 for (const table of document.querySelectorAll("table.figures")) {
   const heads = [...table.tHead.rows[0].cells];
+  const body = table.tBodies[0];
+  const original = [...body.rows];
   heads.forEach((head, column) => {
-    head.querySelector("button").addEventListener("click", () => {
-      const order = head.ariaSort === "ascending" ? "descending" : "ascending";
-      heads.forEach((other) => { other.ariaSort = "none"; });
+    if (!head.textContent.trim()) return;
+    const press = button(head.querySelector("span"));
+    head.prepend(press);
+    head.ariaSort = "none";
+    press.addEventListener("click", () => {
+      const order = NEXT[head.ariaSort];
+      for (const other of heads) if (other.ariaSort) other.ariaSort = "none";
       head.ariaSort = order;
-      sortRows(table.tBodies[0], column, order === "ascending" ? 1 : -1);
+      body.append(...(order === "none" ? original : sorted(original, column, order === "ascending" ? 1 : -1)));
     });
   });
 }
 
-function sortRows(body, column, sign) {
+function sorted(rows, column, sign) {
   const key = (row) => row.cells[column].dataset.sort;
-  const rows = [...body.rows].sort((a, b) => {
+  return [...rows].sort((a, b) => {
     const [left, right] = [key(a), key(b)];
     if (left === "" || right === "") return (left === "") - (right === ""); // empty cells stay last
     const difference = Number(left) - Number(right);
     return sign * (Number.isNaN(difference) ? left.localeCompare(right, "en", { numeric: true }) : difference);
   });
-  body.append(...rows);
 }
 
-// Pictures: a click enlarges, the arrow keys go to the neighbours.
+// Boxes: the tab key stops at those that scroll.
+const watch = new ResizeObserver((entries) => {
+  for (const { target: box } of entries) {
+    const scrolls = box.scrollWidth > box.clientWidth + 1 || box.scrollHeight > box.clientHeight + 1; // both are rounded
+    box.tabIndex = scrolls ? 0 : -1;
+  }
+});
+for (const box of document.querySelectorAll(".box")) watch.observe(box);
+
+// Folds: a link to something folded opens it.
+function unfold() {
+  const target = location.hash && document.getElementById(location.hash.slice(1));
+  for (let fold = target && target.closest("details"); fold; fold = fold.parentElement.closest("details")) fold.open = true;
+  if (target) target.scrollIntoView();
+}
+addEventListener("hashchange", unfold);
+unfold();
+
+// Pictures: a press enlarges, the arrow keys go to the neighbours.
 const dialog = document.querySelector("dialog");
+const MOVES = { ArrowLeft: [-1, 0], ArrowRight: [1, 0], ArrowUp: [0, -1], ArrowDown: [0, 1] };
 let shown = null;
 
-function enlarge(button) {
-  if (!button) return;
-  shown = button;
-  const [small, large] = [button.querySelector("img"), dialog.querySelector("img")];
-  large.src = small.src;
-  large.alt = small.alt;
-  large.className = small.className;
-  dialog.querySelector(".row").textContent = button.dataset.row;
-  dialog.querySelector(".column").textContent = button.dataset.column;
+function enlarge(picture) {
+  if (!picture) return;
+  shown = picture;
+  const cell = picture.closest("td");
+  const [small, large] = [picture.querySelector("img"), dialog.querySelector("img")];
+  for (const name of ["src", "alt", "className"]) large[name] = small[name];
+  dialog.querySelector(".row").textContent = cell.parentElement.cells[0].textContent;
+  dialog.querySelector(".column").textContent = cell.closest("table").tHead.rows[0].cells[cell.cellIndex].textContent;
   if (!dialog.open) dialog.showModal();
 }
 
-function neighbour(button, across, down) {
-  const cell = button.closest("td");
-  const row = cell.parentElement;
-  const target = row.parentElement.rows[row.sectionRowIndex + down];
-  return target && target.cells[cell.cellIndex + across]?.querySelector("button");
+function neighbour(across, down) {
+  const cell = shown.closest("td");
+  const rows = cell.closest("tbody").rows;
+  return rows[cell.parentElement.sectionRowIndex + down]?.cells[cell.cellIndex + across]?.querySelector("button");
 }
 
-const MOVES = { ArrowLeft: [-1, 0], ArrowRight: [1, 0], ArrowUp: [0, -1], ArrowDown: [0, 1] };
-
-for (const button of document.querySelectorAll("table.grid button")) {
-  button.addEventListener("click", () => enlarge(button));
+for (const image of document.querySelectorAll("table.grid img")) {
+  const picture = button();
+  image.replaceWith(picture);
+  picture.append(image);
+  picture.addEventListener("click", () => enlarge(picture));
 }
 dialog.addEventListener("keydown", (event) => {
-  const move = MOVES[event.key];
-  if (!move) return;
+  if (!MOVES[event.key]) return;
   event.preventDefault();
-  enlarge(neighbour(shown, ...move));
+  enlarge(neighbour(...MOVES[event.key]));
 });
 dialog.addEventListener("click", (event) => { if (event.target === dialog) dialog.close(); });
 dialog.addEventListener("close", () => shown.focus());
