@@ -5,8 +5,8 @@ BIN := .venv/bin
 INSTALLED := .venv/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test check format data pocket pocket-figures inherit-figures inherit-sd15 distill-figures \
-	distill-throughput distill-sd15 experts-figures experts-sd15 switch-figures
+.PHONY: help setup demo test check format docs data pocket pocket-figures tables table1 table2 table3 table4 table5 costs \
+	inherit-figures throughput
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "  make %-18s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -50,63 +50,60 @@ pocket: setup ## Train the bundled model anew; hours, goes on after an interrupt
 	$(BIN)/python -m asdm_cli.pocket train
 	$(BIN)/python -m asdm_cli.pocket export
 
-FRONTS := runs/inherit-pocket-front-ddim runs/inherit-pocket-front-dpm runs/inherit-pocket-levels
-inherit-figures: setup ## Plans against DeepCache and fewer steps on the bundled model; hours on 2 cores
-	for run in $(FRONTS); do OMP_NUM_THREADS=1 $(BIN)/torchrun --nproc-per-node $(shell nproc) \
+# The paper's sections as tables, on the bundled model. On your own: make table1 MODEL=PATH DATA='shards/*.tar' PROMPTS=coco.tar
+# Finished stages are kept in runs/stages and not run again; an interrupted table goes on.
+MODEL ?= pocket
+CLIP ?= own
+HELD_OUT ?= null
+SCALE ?= full
+GPUS := $(shell nvidia-smi -L 2>/dev/null | grep -c GPU)
+PROCESSES ?= $(if $(filter-out 0,$(GPUS)),$(GPUS),$(shell nproc))
+set = $(foreach pair,$(1),--set 'inputs.$(pair)')
+TRAINING := table1 table2 table3 table4
+# SCALE=smoke: everything runs, nothing is worth reading; a minute each.
+SMOKE := limit=6 steps=4 repeats=1
+SMOKE_TRAINING := train_steps=2 warmup=1 batch=4
+SMOKE_table1 := fewer=3
+SMOKE_table4 := shares=[0,0.5] budgets=[0.8] search_prompts=2
+SMOKE_table5 := modes=[uniform] intervals=[2]
+# Of your own model: COCO-30K as BK-SDM evaluates, with FID's network; 1,000 prompts where many ways draw them.
+# CLIP= names a CLIP's directory, HELD_OUT= shards for losses on what is not learnt from.
+JUDGED := limit=30000 sampler=pndm features=inception metrics=[kid,fd,is,clip_score,psnr] clip=$(CLIP)
+TRAINED := train_steps=50000 batch=256 lr=5.0e-5 held_out=$(HELD_OUT)
+OWN_table1 := $(JUDGED)
+OWN_table2 := $(JUDGED)
+OWN_table3 := $(JUDGED)
+OWN_table4 := limit=1000
+OWN_table5 := limit=1000
+chosen = model=$(MODEL) $(if $(PROMPTS),prompts=$(PROMPTS)) \
+	$(if $(filter $(1),$(TRAINING)),$(if $(DATA),data=$(DATA))) \
+	$(if $(filter-out pocket,$(MODEL)),guidance=7.5 $(OWN_$(1)) $(if $(filter $(1),$(TRAINING)),$(TRAINED))) \
+	$(if $(filter smoke,$(SCALE)),$(SMOKE) $(if $(filter $(1),$(TRAINING)),$(SMOKE_TRAINING)) $(SMOKE_$(1)))
+place = $(if $(filter smoke,$(SCALE)),--out runs/smoke/$(1))
+launch = $(if $(filter-out 1,$(PROCESSES)),--launch "env OMP_NUM_THREADS=1 $(BIN)/torchrun --nproc-per-node $(PROCESSES)")
+
+tables: table1 table2 table3 table4 table5 ## All five tables; half a day on 2 cores
+
+table1: ## Compressed UNets: Base, Small, Tiny
+table2: ## Model assembly: its combinations, frozen or not
+table3: ## Expert convolutions (ME-CondConv)
+table4: ## Several UNets in one generation
+table5: ## Feature inheritance: level x mode x interval
+table1 table2 table3 table4 table5: setup
+	$(BIN)/asdm run recipes/tables/$@.yaml $(call set,$(call chosen,$@)) $(call place,$@) $(launch) --overwrite
+
+costs: setup ## What SD 1.5, 2.1 and XL cost at their real size (random weights); half an hour on a CPU with bfloat16
+	$(BIN)/asdm run recipes/tables/costs.yaml --overwrite
+
+FRONTS := runs/inherit-pocket-front-ddim runs/inherit-pocket-front-dpm
+inherit-figures: setup ## Plans against DeepCache and fewer steps, two samplers; hours on 2 cores
+	for run in $(FRONTS); do OMP_NUM_THREADS=1 $(BIN)/torchrun --nproc-per-node $(PROCESSES) \
 		-m asdm_cli inherit recipes/$${run#runs/}.yaml --overwrite || exit 1; done
 	$(BIN)/asdm show $(FRONTS) --out runs/inherit-figures.html --overwrite
 
-inherit-sd15: setup ## What plans save at the real size of SD 1.5 (random weights); slow on a CPU
-	$(BIN)/asdm bench recipes/bench-sd15-inherit.yaml --overwrite
-
-STUDENTS := runs/distill-pocket-students
-TOGETHER := OMP_NUM_THREADS=1 $(BIN)/torchrun --nproc-per-node $(shell nproc) -m asdm_cli
-distill-figures: setup data/train.tar ## A-SDM's three steps on the bundled model: distil, assemble, distil again; an hour
-	for set in base small tiny; do $(BIN)/asdm prune recipes/prune-pocket-$$set.yaml --overwrite || exit 1; done
-	$(TOGETHER) distill recipes/distill-pocket-students.yaml --overwrite
-	for layers in 1122 1222 2211; do \
-		levels=$$(echo $$layers | sed 's/1/base,/g; s/2/original,/g; s/,$$//'); \
-		$(BIN)/asdm assemble recipes/assemble-pocket-1122.yaml --set donors.base=$(STUDENTS)/students/base \
-			--set "levels=[$$levels]" --out runs/assembled-$$layers --overwrite || exit 1; done
-	$(TOGETHER) distill recipes/distill-pocket-assembled.yaml --overwrite
-	$(BIN)/asdm bench recipes/bench-pocket-distilled.yaml --overwrite
-	$(TOGETHER) eval recipes/eval-pocket-distilled.yaml --overwrite
-	$(BIN)/asdm show runs/bench-pocket-distilled runs/eval-pocket-distilled --out runs/distill-figures.html --overwrite
-
-data/train.tar: | setup
-	$(MAKE) data
-
-distill-throughput: setup ## What a training step costs beside its bare work and beside a plain loop
+throughput: setup ## What a training step costs beside its bare work and beside a plain loop
 	for set in base small tiny; do $(BIN)/asdm prune recipes/prune-pocket-$$set.yaml --overwrite || exit 1; done
 	$(BIN)/python scripts/distill_throughput.py
-
-distill-sd15: setup ## Pruned and assembled UNets, and a training step, at the real size of SD 1.5 (random weights)
-	$(BIN)/asdm bench recipes/bench-sd15-assembled.yaml --dtype bfloat16 --overwrite
-	$(BIN)/python scripts/distill_throughput.py sd15
-
-EXPAND := $(BIN)/asdm condconv-expand recipes/condconv-pocket-base.yaml --overwrite --set model
-BASE := $(STUDENTS)/students/base
-experts-figures: setup ## Expert convolutions on the bundled model (after distill-figures); an hour
-	for count in 2 4 8; do \
-		$(EXPAND)=$(BASE) --set expand.experts=$$count --out runs/condconv/base-$$count-time || exit 1; \
-		$(EXPAND)=$(BASE) --set expand.experts=$$count --set expand.router=features \
-			--out runs/condconv/base-$$count || exit 1; done
-	$(EXPAND)=$(BASE) --set expand.router=features --set expand.start=inherited --set expand.share=0.05 \
-		--out runs/condconv/base-4-inherited
-	$(EXPAND)=runs/assembled-1122 --out runs/condconv/1122-4-time
-	$(EXPAND)=runs/assembled-1122 --set expand.router=features --out runs/condconv/1122-4
-	$(TOGETHER) distill recipes/distill-pocket-experts.yaml --overwrite
-	$(BIN)/asdm bench recipes/bench-pocket-experts.yaml --overwrite
-	$(TOGETHER) eval recipes/eval-pocket-experts.yaml --overwrite
-	$(BIN)/asdm show runs/bench-pocket-experts runs/eval-pocket-experts --out runs/experts-figures.html --overwrite
-
-experts-sd15: setup ## What mixing kernels costs at the real size of SD 1.5 (random weights)
-	$(BIN)/asdm bench recipes/bench-sd15-experts.yaml --overwrite
-
-SWITCHED := runs/switch-pocket-search runs/switch-pocket-everything
-switch-figures: setup ## Several UNets in one generation, searched and by hand (after distill-figures); an hour
-	for run in $(SWITCHED); do $(TOGETHER) switch recipes/$${run#runs/}.yaml --overwrite || exit 1; done
-	$(BIN)/asdm show $(SWITCHED) --out runs/switch-figures.html --overwrite
 
 HARDWARE ?= $(shell nproc) CPU cores
 pocket-figures: setup ## Measure the bundled model and renew its card and sample sheet

@@ -21,6 +21,8 @@ from rich.text import Text
 
 Item = TypeVar("Item")
 console = Console(stderr=True)
+BRIEF = "ASDM_BRIEF"
+"""Set in the environment of a pipeline's stages: bars and notes only, since their tables are in its own report."""
 
 
 def quiet(on: bool) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -9,9 +10,10 @@ import typer
 
 from asdm_cli.commands.ranks import is_first, wait_for_everyone
 from asdm_cli.methods import Method, Plan, method
-from asdm_cli.progress import console
+from asdm_cli.progress import BRIEF, console
 from asdm_cli.recipe.load import dump, load
 from asdm_cli.recipe.override import Override, parse_override
+from asdm_cli.report.document import Report
 
 
 def overrides(settings: list[str] | None, **options: str | None) -> list[Override]:
@@ -21,18 +23,16 @@ def overrides(settings: list[str] | None, **options: str | None) -> list[Overrid
 
 
 def run_verb(
-    verb: str, file: Path, changes: list[Override], dry_run: bool, overwrite: bool, **permissions: bool
+    verb: str, file: Path, changes: list[Override], dry_run: bool, overwrite: bool, **permissions: bool | str
 ) -> None:
     """The three gates, then the work, then the report; prints the run directory.
 
     `permissions` are what only a command line can allow, no recipe.
     """
-    from asdm_cli.report.terminal import show
-
     recipe: Any = load(file, verb, changes)
     how = method(verb)
     plan = how.plan(recipe, **permissions)
-    show(plan.report(), console)
+    _show(plan.report())
     if dry_run:
         return
     target = Path(recipe.out)
@@ -45,14 +45,20 @@ def run_verb(
 
 def _lead(how: Method, plan: Plan, target: Path, recipe_yaml: str, overwrite: bool) -> None:
     from asdm_cli.report.run_directory import run_directory
-    from asdm_cli.report.terminal import show
 
     with run_directory(target, overwrite, how.RESUMABLE, recipe_yaml) as run:
         wait_for_everyone()
         report = how.run(plan, run)
         wait_for_everyone()
         run.write(report)
-    show(report, console)
+    _show(report)
+
+
+def _show(report: Report) -> None:
+    from asdm_cli.report.terminal import show
+
+    if BRIEF not in os.environ:
+        show(report, console)
 
 
 def _follow(how: Method, plan: Plan, target: Path) -> None:

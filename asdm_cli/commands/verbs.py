@@ -22,6 +22,10 @@ from asdm_cli.commands.options import (
 )
 from asdm_cli.commands.running import overrides, run_verb
 
+AllowPipes = Annotated[
+    bool,
+    typer.Option("--allow-pipes", help="Let the recipe's [bold]pipe:[/] data sources run their shell commands here."),
+]
 EXAMPLES = {
     "prune": (
         "asdm prune recipes/prune-pocket-base.yaml",
@@ -78,6 +82,13 @@ EXAMPLES = {
         "asdm eval recipes/eval-pocket.yaml --set limit=64 --out runs/eval-quick",
         "# several processes draw the same pictures, faster",
         "accelerate launch -m asdm_cli eval recipes/eval-pocket.yaml",
+    ),
+    "run": (
+        "asdm run recipes/tables/table1.yaml",
+        "# what is finished, what would run, and whether it could",
+        "asdm run recipes/tables/table1.yaml --dry-run",
+        "# your own model; the stages that share work on two processes",
+        'asdm run recipes/tables/table1.yaml --set inputs.model=PATH --launch "torchrun --nproc-per-node 2"',
     ),
 }
 """Verb -> lines of its help page's end: commands, and what is behind them."""
@@ -177,12 +188,7 @@ def distill(
     set_: Set = None,
     out: Out = None,
     device: Device = None,
-    allow_pipes: Annotated[
-        bool,
-        typer.Option(
-            "--allow-pipes", help="Let the recipe's [bold]pipe:[/] data sources run their shell commands here."
-        ),
-    ] = False,
+    allow_pipes: AllowPipes = False,
     dry_run: DryRun = False,
     overwrite: Overwrite = False,
     verbose: Verbose = False,
@@ -200,11 +206,42 @@ def distill(
     run_verb("distill", file, changes, dry_run, overwrite, allow_pipes=allow_pipes)
 
 
+def run(
+    file: Recipe,
+    set_: Set = None,
+    out: Out = None,
+    launch: Annotated[
+        str | None,
+        typer.Option(
+            "--launch",
+            metavar="COMMAND",
+            help="Start distill, eval, inherit and switch with this, as in "
+            '[bold]"torchrun --nproc-per-node 2"[/] or [bold]"accelerate launch"[/].',
+        ),
+    ] = None,
+    allow_pipes: AllowPipes = False,
+    dry_run: DryRun = False,
+    overwrite: Overwrite = False,
+    verbose: Verbose = False,
+    quiet: Quiet = False,
+) -> None:
+    """Run several recipes, each made from what earlier ones wrote.
+
+    A file with [bold]stages[/]: prune, distill, measure ... Finished stages do not
+    run again unless what they are made from has changed; stopped at any
+    moment, the same command goes on. One report shows cost and quality
+    after each stage.
+    """
+    set_verbosity(verbose, quiet)
+    run_verb("run", file, overrides(set_, out=out), dry_run, overwrite, launch=launch or "", allow_pipes=allow_pipes)
+
+
 COMMANDS: dict[str, Callable[..., None]] = {
     "prune": from_file_to_file("prune"),
     "assemble": from_file_to_file("assemble"),
     "distill": distill,
     **{verb: on_a_device(verb) for verb in ON_A_DEVICE},
+    "run": run,
 }
 
 

@@ -45,7 +45,7 @@ def read_prompts(source: str, limit: int | None = None) -> PromptList:
 
     Every sample of a shard is checked, its PNG checksums included. Raises ModelError with the sample's key.
     """
-    path = _locate(source)
+    path = locate(source)
     prompts, splits, real = _read_shard(path) if is_shard(path) else _read_lines(path)
     if not prompts:
         raise ModelError(f"{path}: holds no prompt; give a shard of (png, txt) samples or a text file with some")
@@ -65,7 +65,8 @@ def real_pictures(path: Path) -> Iterator[Image.Image]:
             raise _damaged(path, key, error) from None
 
 
-def _locate(source: str) -> Path:
+def locate(source: str) -> Path:
+    """The file that `source` names. Raises ModelError."""
     if source == POCKET:
         path = Path(str(resources.files("asdm_cli") / "pocket" / "data" / "validation.tar.gz"))
     else:

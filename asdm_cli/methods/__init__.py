@@ -16,6 +16,7 @@ METHODS = {
     "switch": "asdm_cli.methods.switch",
     "bench": "asdm_cli.methods.bench",
     "eval": "asdm_cli.methods.evaluate",
+    "run": "asdm_cli.methods.pipeline",
 }
 
 
@@ -31,7 +32,7 @@ class Method(Protocol):
     RESUMABLE: bool
     """Whether an interrupted run goes on where it stopped."""
 
-    def plan(self, recipe: Any, **permissions: bool) -> Plan:
+    def plan(self, recipe: Any, **permissions: Any) -> Plan:
         """Check shapes and files; raises ModelError. Nothing slow, nothing written."""
 
     def run(self, plan: Any, run: Any) -> Report:

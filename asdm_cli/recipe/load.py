@@ -14,9 +14,10 @@ from pydantic import ValidationError
 
 from asdm_cli.errors import Fault, RecipeError
 from asdm_cli.recipe.override import Override, apply, parse_override
+from asdm_cli.recipe.pipeline import check
 from asdm_cli.recipe.schema import Strict
 from asdm_cli.recipe.source import Source, read
-from asdm_cli.recipe.verbs import VERBS
+from asdm_cli.recipe.verbs import VERBS, RunRecipe
 from asdm_cli.recipe.words import did_you_mean, faults, got, one_of
 from asdm_cli.recipe.yaml12 import Dumper
 
@@ -34,6 +35,8 @@ def load(path: Path, verb: str | None = None, overrides: Sequence[str | Override
     except ValidationError as error:
         source.faults.extend(faults(error, source, recipe))
         raise RecipeError(source.file, source.faults) from None
+    if isinstance(loaded, RunRecipe):
+        check(source, loaded)
     if source.faults:
         raise RecipeError(source.file, source.faults)
     return loaded

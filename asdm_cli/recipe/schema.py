@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Annotated, Any, TypeVar
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StringConstraints
@@ -35,6 +36,11 @@ class Misplaced(ValueError):
     def __init__(self, faults: list[tuple[Inner, str]]):
         self.faults = faults
         super().__init__("; ".join(what for _, what in faults))
+
+
+@dataclass(frozen=True)
+class Reads:
+    """Marks a key whose texts, or those inside its value, name what a verb reads: paths, URLs, or words for them."""
 
 
 Item = TypeVar("Item")
@@ -75,6 +81,8 @@ Text = Annotated[str, StringConstraints(min_length=1)]
 Name = Annotated[str, AfterValidator(_file_name)]
 Patterns = Text | Annotated[list[Text], Field(min_length=1)]
 Out = Text
+
+READ = Reads()
 
 Distinct = AfterValidator(_distinct)
 DistinctlyNamed = AfterValidator(_distinctly_named)

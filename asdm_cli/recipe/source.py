@@ -10,13 +10,12 @@ import yaml
 from yaml.nodes import MappingNode, Node, ScalarNode, SequenceNode
 
 from asdm_cli.errors import Fault, RecipeError
-from asdm_cli.recipe.yaml12 import MAX_DEPTH, Loader, scalar, tag_refused
+from asdm_cli.recipe.yaml12 import MAX_DEPTH, MAX_NODES, Loader, scalar, tag_refused
 
 Where = tuple[str | int, ...]
 """The way to a value: `("models", 0, "name")`."""
 
 MAX_BYTES = 256 * 1024
-MAX_NODES = 10_000
 
 
 @dataclass(frozen=True)
@@ -39,6 +38,17 @@ class Source:
     values: dict[Where, Mark] = field(default_factory=dict)
     unread: set[Where] = field(default_factory=set)
     """Values that could not be read as what they are; their fault is told already."""
+    root: Where = ()
+    """Where in the file `data` lies; `()` is all of it. Other ways start here."""
+
+    def below(self, root: Where, data: dict[str, Any]) -> Source:
+        """A part of the file, whose faults are the file's."""
+
+        def inside(marks: dict[Where, Mark]) -> dict[Where, Mark]:
+            return {where[len(root) :]: mark for where, mark in marks.items() if where[: len(root)] == root}
+
+        unread = {where[len(root) :] for where in self.unread if where[: len(root)] == root}
+        return Source(self.file, data, self.faults, inside(self.keys), inside(self.values), unread, (*self.root, *root))
 
     def fault(self, where: Where, what: str, on_key: bool = False) -> Fault:
         """A fault at the value (or key) `where`, or at the nearest thing around it that has a place."""
@@ -47,7 +57,7 @@ class Source:
         while nearest and nearest not in marks:
             nearest = nearest[:-1]
         mark = marks.get(nearest, Mark(1, 1))
-        return Fault(what, f"{mark.option} {dotted(where)}".strip(), mark.line, mark.column)
+        return Fault(what, f"{mark.option} {dotted((*self.root, *where))}".strip(), mark.line, mark.column)
 
 
 def dotted(where: Where) -> str:

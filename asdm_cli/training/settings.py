@@ -34,10 +34,6 @@ def training_plan(recipe: DistillRecipe, faults: Faults) -> Plan | None:
     faults.catch("device", _check_whole_weights)
     faults.catch("compile", lambda: _check_compile(recipe))
     faults.catch("trackers", lambda: _check_trackers(recipe.trackers))
-    if recipe.optimizer.warmup >= recipe.steps:
-        faults.add(
-            "optimizer.warmup", f"{optimizer.warmup} steps of warm-up are not fewer than the {recipe.steps} of all"
-        )
     return kind and Plan(
         steps=recipe.steps,
         batch=recipe.batch,

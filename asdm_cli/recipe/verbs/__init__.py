@@ -10,6 +10,7 @@ from asdm_cli.recipe.verbs.drawing import Drawing
 from asdm_cli.recipe.verbs.evaluate import EvalContestant, EvalRecipe
 from asdm_cli.recipe.verbs.inherit import InheritRecipe
 from asdm_cli.recipe.verbs.prune import PruneRecipe
+from asdm_cli.recipe.verbs.run import RunRecipe
 from asdm_cli.recipe.verbs.switch import SwitchRecipe
 
 __all__ = [
@@ -27,6 +28,7 @@ __all__ = [
     "Fold",
     "InheritRecipe",
     "PruneRecipe",
+    "RunRecipe",
     "SwitchRecipe",
 ]
 
@@ -39,4 +41,5 @@ VERBS: dict[str, type[Strict]] = {
     "switch": SwitchRecipe,
     "bench": BenchRecipe,
     "eval": EvalRecipe,
+    "run": RunRecipe,
 }

@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Discriminator, Field, Tag, ValidationInfo, field_validator, model_validator
 
-from asdm_cli.recipe.schema import Distinct, Inner, Misplaced, Name, Out, Positive, Strict, Text
+from asdm_cli.recipe.schema import READ, Distinct, Inner, Misplaced, Name, Out, Positive, Strict, Text
 from asdm_cli.recipe.verbs.drawing import Metric, Pictures
 from asdm_cli.recipe.words import did_you_mean
 
@@ -90,7 +90,7 @@ class AssembleRecipe(Strict):
 
     verb: Literal["assemble"]
     """The command that this recipe is for."""
-    donors: Annotated[dict[Name, Text], Field(min_length=1)]
+    donors: Annotated[dict[Name, Text], Field(min_length=1), READ]
     """Name -> model directory, run directory or `pocket`. The first also gives what is not the UNet."""
     levels: Annotated[list[Text | None], Field(min_length=1)] | None = None
     """The donor of each level (its down and its up block), from fine to coarse; null leaves a level to `blocks`."""

@@ -8,6 +8,7 @@ from pydantic import Field, model_validator
 
 from asdm_cli.recipe.plans import InheritPlan
 from asdm_cli.recipe.schema import (
+    READ,
     Distinct,
     DistinctlyNamed,
     Misplaced,
@@ -27,9 +28,9 @@ class Contestant(Strict):
 
     name: Name
     """What tables and plots call it."""
-    model: Text | None = None
+    model: Annotated[Text | None, READ] = None
     """A model directory, a run directory, or `pocket`."""
-    random: Text | None = None
+    random: Annotated[Text | None, READ] = None
     """`sd15`, `sd21`, `sdxl` or a UNet config file: that shape with random weights."""
     remove: Patterns | None = None
     """With `random`: remove these addresses first."""

@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from asdm_cli.recipe.schema import Inner, Misplaced, Out, Patterns, Positive, Strict, Text
+from asdm_cli.recipe.schema import READ, Inner, Misplaced, Out, Patterns, Positive, Strict, Text
 from asdm_cli.recipe.verbs.drawing import Dtype, Sampler, Verb
 
 COMPRESSED = "compressed"
@@ -21,7 +21,7 @@ class Expand(Strict):
     at: Patterns = COMPRESSED
     """Addresses; of what they name, the 3x3 convolutions of the resnets. `compressed`: the blocks that have fewer
     layers than the donor's."""
-    donor: Text | None = None
+    donor: Annotated[Text | None, READ] = None
     """The model that was compressed: tells which blocks are, and gives the kernels that are inherited."""
     router: Literal["features", "time", "both"] = "time"
     """What chooses the mixture: the mean of each channel of the convolution's input, the time embedding, or both.
@@ -64,7 +64,7 @@ class Fold(Strict):
     routing: Literal["constant", "mean"] = "mean"
     """`constant`: refuse, unless every router gives the same weights whatever it sees, so that nothing changes.
     `mean`: freeze each router at its mean weights over the calls of some pictures."""
-    prompts: Text = "pocket"
+    prompts: Annotated[Text, READ] = "pocket"
     """What those pictures are drawn from: a webdataset shard of (png, txt), a text file, or `pocket`."""
     limit: Positive = 16
     """Use the first so many prompts only."""
@@ -83,7 +83,7 @@ class CondConvRecipe(Verb):
 
     verb: Literal["condconv-expand"]
     """The command that this recipe is for."""
-    model: Text
+    model: Annotated[Text, READ]
     """A model directory, a run directory, or `pocket`."""
     expand: Expand | None = None
     """Make convolutions banks of experts."""

@@ -6,7 +6,18 @@ from typing import Annotated, Literal
 
 from pydantic import AfterValidator, Field, model_validator
 
-from asdm_cli.recipe.schema import Distinct, DistinctlyNamed, Misplaced, Name, Out, Patterns, Positive, Strict, Text
+from asdm_cli.recipe.schema import (
+    READ,
+    Distinct,
+    DistinctlyNamed,
+    Misplaced,
+    Name,
+    Out,
+    Patterns,
+    Positive,
+    Strict,
+    Text,
+)
 from asdm_cli.recipe.verbs.drawing import Dtype
 
 Whole = Annotated[int, Field(ge=0)]
@@ -73,7 +84,7 @@ class Student(Strict):
 
     name: Name
     """What tables, plots and folders call it."""
-    model: Text
+    model: Annotated[Text, READ]
     """A model directory or a run directory: where it starts from."""
     freeze: Patterns | None = None
     """What does not learn: addresses, modules outside the blocks (`conv_in`, `time_embedding`, ...), or
@@ -83,10 +94,10 @@ class Student(Strict):
 class Data(Strict):
     """What is learnt from: webdataset shards of (image, caption)."""
 
-    train: Text | Annotated[list[Text], Field(min_length=1)] = "pocket"
+    train: Annotated[Text | Annotated[list[Text], Field(min_length=1)], READ] = "pocket"
     """Paths, globs, {000..009} ranges, URLs, or `pocket`: 2,000 drawings that ship with the package
     (`pocket-validation`: 519 others)."""
-    held_out: Text | Annotated[list[Text], Field(min_length=1)] | None = None
+    held_out: Annotated[Text | Annotated[list[Text], Field(min_length=1)] | None, READ] = None
     """Shards for the losses on what is not learnt from."""
     resolution: Positive | None = None
     """Height and width in pixels, after a centre crop; the model's own if left out."""
@@ -142,7 +153,7 @@ class DistillRecipe(Strict):
 
     verb: Literal["distill"]
     """The command that this recipe is for."""
-    teacher: Text
+    teacher: Annotated[Text, READ]
     """A model directory, a run directory, `pocket`, or `none`: then students learn from the task loss alone."""
     students: Annotated[list[Student], Field(min_length=1), DistinctlyNamed]
     """Who learns, from the same samples and the same teacher forwards."""
@@ -190,8 +201,8 @@ class DistillRecipe(Strict):
     """The run directory to write."""
 
     @model_validator(mode="after")
-    def _teacherless(self) -> DistillRecipe:
-        """Gate 2: what needs a teacher, and a batch that divides."""
+    def _fits_together(self) -> DistillRecipe:
+        """Gate 2: what needs a teacher, a warm-up that ends, and a batch that divides."""
         faults: list[tuple[tuple[str | int, ...], str]] = []
         if self.teacher == "none":
             faults += [
@@ -201,6 +212,9 @@ class DistillRecipe(Strict):
             ]
             if "losses" not in self.model_fields_set:
                 faults.append((("teacher",), "without a teacher, `losses` must be given: [{kind: task}]"))
+        if self.optimizer.warmup >= self.steps:
+            what = f"{self.optimizer.warmup} steps of warm-up are not fewer than the {self.steps} of all"
+            faults.append((("optimizer", "warmup"), what))
         if self.batch % self.accumulate:
             faults.append((("accumulate",), f"{self.batch} samples cannot be divided into {self.accumulate} parts"))
         if faults:

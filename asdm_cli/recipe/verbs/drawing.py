@@ -6,14 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from asdm_cli.recipe.schema import (
-    Distinct,
-    Fraction,
-    Out,
-    Positive,
-    Strict,
-    Text,
-)
+from asdm_cli.recipe.schema import READ, Distinct, Fraction, Out, Positive, Strict, Text
 
 Dtype = Literal["auto", "float32", "bfloat16", "float16"]
 Sampler = Literal["own", "ddim", "pndm", "euler", "heun", "dpm++2m", "unipc"]
@@ -30,7 +23,7 @@ class Verb(Strict):
 class Pictures(Strict):
     """What pictures depend on, and how they are looked at: the same for every verb that draws to compare."""
 
-    prompts: Text = "pocket"
+    prompts: Annotated[Text, READ] = "pocket"
     """A webdataset shard of (png, txt), a text file with a prompt a line, or `pocket`: its validation shard."""
     limit: Positive | None = None
     """Use the first so many prompts only."""

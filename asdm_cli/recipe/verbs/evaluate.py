@@ -6,13 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, ValidationInfo, field_validator
 
-from asdm_cli.recipe.schema import (
-    DistinctlyNamed,
-    Name,
-    Positive,
-    Strict,
-    Text,
-)
+from asdm_cli.recipe.schema import READ, DistinctlyNamed, Name, Positive, Strict, Text
 from asdm_cli.recipe.verbs.drawing import Drawing
 
 
@@ -21,7 +15,7 @@ class EvalContestant(Strict):
 
     name: Name
     """What tables and plots call it."""
-    model: Text
+    model: Annotated[Text, READ]
     """A model directory, a run directory, or `pocket`."""
     steps: Positive | None = None
     """UNet steps of this contestant, where it differs from the others'."""
@@ -36,7 +30,7 @@ class EvalRecipe(Drawing):
     """The command that this recipe is for."""
     models: Annotated[list[EvalContestant], Field(min_length=1), DistinctlyNamed]
     """Who takes part; order is the order of the tables."""
-    clip: Text = "own"
+    clip: Annotated[Text, READ] = "own"
     """The CLIP behind clip_score: `own` (the first model's), or a directory."""
     reference: Text | None = None
     """The contestant that psnr, ssim and perceptual compare with; the first if left out."""

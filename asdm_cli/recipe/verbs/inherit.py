@@ -8,16 +8,7 @@ from pydantic import Field, field_validator, model_validator
 
 from asdm_cli.recipe.plans import Carry, Coordinate, InheritPlan, Order
 from asdm_cli.recipe.schedules import CountedMode
-from asdm_cli.recipe.schema import (
-    Distinct,
-    DistinctlyNamed,
-    Misplaced,
-    Name,
-    Patterns,
-    Positive,
-    Strict,
-    Text,
-)
+from asdm_cli.recipe.schema import READ, Distinct, DistinctlyNamed, Misplaced, Name, Patterns, Positive, Strict, Text
 from asdm_cli.recipe.verbs.comparing import Comparing, free_series
 
 
@@ -77,7 +68,7 @@ class InheritRecipe(Comparing):
 
     verb: Literal["inherit"]
     """The command that this recipe is for."""
-    model: Text
+    model: Annotated[Text, READ]
     """A model directory, a run directory, or `pocket`."""
     plan: InheritPlan | None = None
     """The plan that the written model carries; left out, a sweep only compares."""

@@ -2,14 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Literal
 
-from asdm_cli.recipe.schema import (
-    Out,
-    Patterns,
-    Strict,
-    Text,
-)
+from asdm_cli.recipe.schema import READ, Out, Patterns, Strict, Text
 
 
 class PruneRecipe(Strict):
@@ -17,7 +12,7 @@ class PruneRecipe(Strict):
 
     verb: Literal["prune"]
     """The command that this recipe is for."""
-    model: Text
+    model: Annotated[Text, READ]
     """A model directory, a run directory, or `pocket`."""
     remove: Patterns
     """A named set (base, small, tiny), an address pattern, or a list of them."""

@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 from pydantic import Field, field_validator, model_validator
 
 from asdm_cli.recipe.plans import InheritPlan
-from asdm_cli.recipe.schema import Distinct, DistinctlyNamed, Inner, Misplaced, Name, Positive, Strict, Text
+from asdm_cli.recipe.schema import READ, Distinct, DistinctlyNamed, Inner, Misplaced, Name, Positive, Strict, Text
 from asdm_cli.recipe.switching import NULLS, By, Idle, Part, Switching, misordered, reserved, unknown_unets
 from asdm_cli.recipe.verbs.comparing import Comparing, free_series
 from asdm_cli.recipe.words import did_you_mean
@@ -20,7 +20,7 @@ LINES = ("plain", "fewer steps", "one UNet", "compressed first", "original first
 class OneUNet(Strict):
     """One of the UNets."""
 
-    model: Text
+    model: Annotated[Text, READ]
     """A model directory, a run directory, or `pocket`."""
     plan: InheritPlan | None = None
     """What it inherits from call to call while it serves; left out, the plan that the model carries, if it does."""

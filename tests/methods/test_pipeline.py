@@ -1,0 +1,231 @@
+"""`asdm run`: the stages are what their recipes make alone, each is run once, and what was done is never lost."""
+
+from __future__ import annotations
+
+import json
+import signal
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from asdm_cli.errors import ModelError, RunError
+from asdm_cli.methods import stage_process
+from asdm_cli.methods.stage_process import checked, command, run_stage
+from asdm_cli.methods.stages import stages
+from asdm_cli.recipe.load import load
+from tests import tiny
+from tests.typed import Said, asdm
+
+Recipe = dict[str, Any]
+
+
+@pytest.fixture
+def recipe(tiny_pipeline: Path, tmp_path: Path) -> Recipe:
+    """Two prunings of one model, and an assembly of one with the other."""
+    return {
+        "verb": "run",
+        "inputs": {"model": str(tiny_pipeline), "set": "base"},
+        "stages": {
+            "pruned": {"verb": "prune", "model": "$model", "remove": "$set"},
+            "mid": {"verb": "prune", "model": "$model", "remove": "mid"},
+            "both": {
+                "verb": "assemble",
+                "donors": {"original": "$model", "base": "$pruned"},
+                "levels": ["base", "base", "original", "original"],
+                "mid": "original",
+            },
+        },
+        "out": str(tmp_path / "whole"),
+    }
+
+
+def run(folder: Path, recipe: Recipe, *options: object) -> Said:
+    file = folder / "recipe.yaml"
+    file.write_text(yaml.safe_dump(recipe, sort_keys=False, width=1000))
+    return asdm("run", file, *options)
+
+
+def kept(folder: Path) -> list[str]:
+    """Names of finished stages, without their digests."""
+    return sorted(path.name[:-9] for path in (folder / "stages").iterdir() if not path.name.startswith("."))
+
+
+def states(out: Path) -> dict[str, str]:
+    parts = json.loads((out / "report.json").read_text())["parts"]
+    table = next(part for part in parts if part.get("title") == "Stages")
+    return {row["stage"]: row["state"] for row in table["rows"]}
+
+
+def test_a_stage_is_what_its_recipe_makes_alone(recipe: Recipe, tiny_pipeline: Path, tmp_path: Path) -> None:
+    said = run(tmp_path, recipe)
+    assert (said.code, said.out.strip()) == (0, str(tmp_path / "whole")), said.err
+    whole = tmp_path / "whole"
+    assert asdm("prune", whole / "recipes" / "pruned.yaml", "--out", tmp_path / "alone").code == 0
+    weights = Path("model/unet/diffusion_pytorch_model.safetensors")
+    assert (whole / "stages/pruned" / weights).read_bytes() == (tmp_path / "alone" / weights).read_bytes()
+    given = {"verb": "assemble", "donors": {"original": str(tiny_pipeline), "base": str(tmp_path / "alone")}}
+    by_hand = recipe["stages"]["both"] | given | {"out": str(tmp_path / "by-hand")}
+    (tmp_path / "by-hand.yaml").write_text(yaml.safe_dump(by_hand))
+    assert asdm("assemble", tmp_path / "by-hand.yaml").code == 0
+    assert (whole / "stages/both" / weights).read_bytes() == (tmp_path / "by-hand" / weights).read_bytes()
+
+
+def test_a_finished_stage_is_not_run_again(recipe: Recipe, tmp_path: Path) -> None:
+    assert run(tmp_path, recipe).code == 0
+    before = {path: path.stat().st_mtime_ns for path in (tmp_path / "stages").iterdir()}
+    assert states(tmp_path / "whole") == dict.fromkeys(recipe["stages"], "ran")
+    assert run(tmp_path, recipe).code == 2, "a run that is there is not replaced unasked"
+    assert run(tmp_path, recipe, "--overwrite").code == 0
+    assert len(before) == 3
+    assert before == {path: path.stat().st_mtime_ns for path in (tmp_path / "stages").iterdir()}
+    assert states(tmp_path / "whole") == dict.fromkeys(recipe["stages"], "finished before")
+
+
+@pytest.mark.parametrize(
+    ("change", "again"),
+    [
+        ({"set": "small"}, ["both", "pruned"]),
+        ({"model": "copy"}, ["both", "mid", "pruned"]),
+        ({}, []),
+    ],
+    ids=["an input", "the model", "nothing"],
+)
+def test_what_depends_on_a_change_is_run_again(
+    recipe: Recipe, change: dict[str, str], again: list[str], tmp_path: Path
+) -> None:
+    if "model" in change:
+        change = {"model": str(tiny.pipeline(tmp_path / "copy"))}
+    file = tmp_path / "recipe.yaml"
+    file.write_text(yaml.safe_dump(recipe, sort_keys=False))
+    homes = {stage.name: stage.home for stage in stages(load(file))}  # type: ignore[arg-type]
+    file.write_text(yaml.safe_dump({**recipe, "inputs": {**recipe["inputs"], **change}}, sort_keys=False))
+    changed = {stage.name: stage.home for stage in stages(load(file))}  # type: ignore[arg-type]
+    assert sorted(name for name in homes if homes[name] != changed[name]) == again
+
+
+def test_a_model_that_was_changed_in_its_place_makes_new_stages(recipe: Recipe, tmp_path: Path) -> None:
+    model = tiny.pipeline(tmp_path / "own")
+    file = tmp_path / "recipe.yaml"
+    file.write_text(yaml.safe_dump({**recipe, "inputs": {**recipe["inputs"], "model": str(model)}}, sort_keys=False))
+    before = [stage.home for stage in stages(load(file))]  # type: ignore[arg-type]
+    config = model / "unet/config.json"
+    config.write_text(config.read_text() + "\n")
+    after = [stage.home for stage in stages(load(file))]  # type: ignore[arg-type]
+    assert not {*before} & {*after}
+
+
+def test_what_was_done_before_a_failure_is_kept(
+    recipe: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("asdm_cli.methods.pipeline.command", lambda *_: [sys.executable, "-c", "raise SystemExit(2)"])
+    cost = {"verb": "bench", "models": [{"name": "a", "model": "$both"}]}
+    said = run(tmp_path, {**recipe, "stages": {**recipe["stages"], "cost": cost}})
+    assert said.code == 2
+    assert "stage 'cost'" in said.text
+    assert "the same command goes on from there" in said.text
+    assert not (tmp_path / "whole").exists()
+    assert kept(tmp_path) == ["both", "mid", "pruned"]
+
+
+def test_the_report_joins_what_stages_measured(recipe: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("asdm_cli.methods.pipeline.run_stage", lambda _, words: asdm(*words[3:]))  # in this process
+    (tmp_path / "prompts.txt").write_text("a fox\na red apple\n")
+    models = [{"name": "first", "model": "$model"}, {"name": "joined", "model": "$both", "steps": 3}]
+    drawn = {"prompts": str(tmp_path / "prompts.txt"), "metrics": ["psnr"], "steps": 2, "device": "cpu"}
+    stages = {**recipe["stages"], "worth": {"verb": "eval", "models": models, **drawn}}
+    said = run(tmp_path, {**recipe, "stages": stages, "lead": ["worth"], "beside": ["bk-sdm"]})
+    assert said.code == 0, said.err
+    parts = json.loads((tmp_path / "whole/report.json").read_text())["parts"]
+    path = parts[0]
+    assert path["title"] == "Cost and quality after each stage"
+    named = [(row["name"], row["origin"]) for row in path["rows"]]
+    assert named == [("first", recipe["inputs"]["model"]), ("joined", "$both, steps 3")]
+    assert path["rows"][1]["psnr_db"]["value"] > 0
+    titles = [str(part.get("title")) for part in parts]
+    assert titles.index("worth: What the pictures are worth") < titles.index("Stages")
+    assert any("Published: BK-SDM" in title for title in titles)
+    (grid,) = (part for part in parts if part["kind"] == "grid")
+    pictures = [tmp_path / "whole" / picture for row in grid["pictures"] for picture in row]
+    assert len(pictures) == 4
+    assert all(picture.is_file() and not picture.is_symlink() for picture in pictures)
+    assert (tmp_path / "whole/report.html").read_text().count("data:image") >= 4
+
+
+def test_a_stage_that_computes_has_a_process_of_its_own(recipe: Recipe, tmp_path: Path) -> None:
+    what = {"verb": "condconv-expand", "model": "$pruned", "expand": {"donor": "$model", "experts": 2}}
+    stages = {"pruned": recipe["stages"]["pruned"], "experts": what}
+    said = run(tmp_path, {**recipe, "stages": stages})
+    assert said.code == 0, said.err
+    assert (tmp_path / "whole/stages/experts/model/unet/config.json").is_file()
+    assert states(tmp_path / "whole") == {"pruned": "ran", "experts": "ran"}
+
+
+def test_a_dry_run_says_what_would_run_and_writes_nothing(recipe: Recipe, tmp_path: Path) -> None:
+    said = run(tmp_path, recipe, "--dry-run")
+    assert said.code == 0, said.err
+    assert "3 stages, 0 of them finished before" in said.text
+    assert "pruned: UNet of" in said.text
+    assert {path.name for path in tmp_path.iterdir()} == {"recipe.yaml"}
+
+
+def test_everything_that_can_be_known_early_is_told_at_once(recipe: Recipe, tmp_path: Path) -> None:
+    learn = {
+        "verb": "distill",
+        "teacher": "$model",
+        "students": [{"name": "s", "model": "$pruned"}],
+        "data": {"train": str(tmp_path / "gone.tar")},
+        "steps": 2,
+        "optimizer": {"name": "AdamWW"},
+    }
+    worth = {"verb": "eval", "models": [{"name": "s", "model": "$learn"}], "prompts": str(tmp_path / "none.txt")}
+    recipe["stages"] |= {"learn": learn, "worth": worth}
+    recipe["stages"]["mid"]["remove"] = "down.9"
+    said = run(tmp_path, recipe)
+    assert said.code == 2
+    for words in ("stage 'mid': ", "stage 'learn': ", "gone.tar", "AdamWW", "stage 'worth': ", "none.txt"):
+        assert words in said.text, (words, said.err)
+    assert not (tmp_path / "stages").exists(), "before anything slow"
+
+
+@pytest.mark.parametrize(
+    ("how", "raised"),
+    [("sys.exit(2)", ModelError), ("sys.exit(1)", RunError), ("sys.exit(130)", KeyboardInterrupt), ("", None)],
+)
+def test_how_a_stage_ends_is_passed_on(how: str, raised: type[BaseException] | None) -> None:
+    words = [sys.executable, "-c", f"import sys; {how}"]
+    if raised is None:
+        run_stage("x", words)
+        return
+    with pytest.raises(raised):
+        run_stage("x", words)
+
+
+def test_what_stops_us_stops_the_stage() -> None:
+    """SIGTERM reaches the child too; nothing stays behind, and our handlers are what they were."""
+    before = signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGINT)
+    stop = "import os, signal, time; os.kill(os.getppid(), signal.SIGTERM); time.sleep(60)"
+    with pytest.raises(KeyboardInterrupt):
+        run_stage("x", [sys.executable, "-c", stop])
+    assert (signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGINT)) == before
+
+
+def test_a_launcher_starts_only_what_shares_its_work() -> None:
+    file = Path("x.yaml")
+    launch = checked(f"{sys.executable} -O")
+    started = {verb: command(verb, file, launch, False)[:2] for verb in ("distill", "eval", "bench", "condconv-expand")}
+    assert started["distill"] == started["eval"] == [sys.executable, "-O"]
+    assert started["bench"] == started["condconv-expand"] == [sys.executable, "-m"]
+    assert "--allow-pipes" in command("distill", file, [], True)
+    assert {"distill", "eval"} < stage_process.TOGETHER
+    with pytest.raises(ModelError, match="no program 'no-such-launcher'"):
+        checked("no-such-launcher --x 2")
+
+
+def test_it_is_started_alone(recipe: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    said = run(tmp_path, recipe)
+    assert said.code == 2
+    assert "--launch" in said.text
