@@ -14,7 +14,7 @@ import typer
 from asdm_cli import __version__
 from asdm_cli.commands import check, generate, pack, schema, show, verbs
 from asdm_cli.commands.options import examples
-from asdm_cli.commands.ranks import is_first
+from asdm_cli.commands.ranks import is_first, is_lost_company
 from asdm_cli.errors import AsdmError
 
 INTERRUPTED = 130
@@ -77,7 +77,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _ended(code: str | int | None) -> int:
     if code == INTERRUPTED:
-        _say("interrupted")
+        _say("interrupted; the same command again goes on from what was kept, or starts anew")
     return code if isinstance(code, int) else 0
 
 
@@ -100,6 +100,11 @@ def _machine_trouble(error: Exception) -> str:
         return f"{error.filename or 'the machine'}: {error.strerror}"
     if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
         return "out of memory; try a smaller batch, a smaller size, or --dtype float16 on a GPU"
+    if is_lost_company(error):
+        return (
+            "another process of this run ended or cannot be reached, and its own messages say why; "
+            "then start the same command again"
+        )
     return ""
 
 

@@ -16,7 +16,7 @@ from PIL import Image
 
 from asdm_cli import __version__, cli
 from asdm_cli.cli import app, main
-from asdm_cli.commands import ranks
+from asdm_cli.commands import ranks, running
 from asdm_cli.commands.generate import contact_sheet
 from asdm_cli.errors import ModelError, RunError
 from asdm_cli.methods import METHODS
@@ -148,7 +148,7 @@ def test_an_existing_directory_is_refused_without_overwrite(
         (RunError("worker 3 died"), 1, "worker 3 died\n"),
         (MemoryError(), 1, "out of memory"),
         (OSError(errno.ENOSPC, "No space left on device", "/x"), 1, "/x: "),
-        (KeyboardInterrupt(), 130, "interrupted\n"),
+        (KeyboardInterrupt(), 130, "interrupted; the same command again goes on from what was kept"),
         (ZeroDivisionError("division by zero"), 1, "this is a bug in asdm (ZeroDivisionError: division by zero); -v"),
     ],
     ids=["model", "run", "memory", "disk", "interrupt", "bug"],
@@ -163,6 +163,26 @@ def test_errors_become_messages_and_codes(
     assert err.strip().splitlines()[0].startswith(message.strip())
     assert "Traceback" not in err
     assert not (recipe.parent / "run").exists()
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        RuntimeError("[gloo/gloo/transport/tcp/pair.cc:553] Connection closed by peer [127.0.0.1]:64709."),
+        type("DistBackendError", (RuntimeError,), {})("NCCL error"),
+    ],
+    ids=["gloo", "nccl"],
+)
+def test_a_process_that_lost_another_is_no_bug(
+    error: Exception, recipe: Path, fake_prune: Any, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fake_prune(raises(error))
+    assert main(["prune", str(recipe), "-q"]) == 1
+    assert "a bug in asdm" in capsys.readouterr().err, "alone there is nobody to lose"
+    monkeypatch.setattr(running, "wait_for_everyone", lambda: None)
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    assert main(["prune", str(recipe), "-q"]) == 1
+    assert capsys.readouterr().err.startswith("another process of this run ended or cannot be reached")
 
 
 def test_verbose_shows_where_a_bug_is(recipe: Path, fake_prune: Any, capsys: pytest.CaptureFixture[str]) -> None:

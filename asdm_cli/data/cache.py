@@ -78,6 +78,7 @@ class Build:
             if first and not complete:
                 self.folder.mkdir(parents=True, exist_ok=True)
             self.share.wait()
+            self._check_shared()
             numbers = [] if complete else self._missing()
             for _ in track(self._ticks(numbers), "encoding" if self.load else "indexing", TICKS):
                 pass
@@ -88,6 +89,13 @@ class Build:
         self._encoder = None
         self._tell(Faults.from_json(read_mapping(self.folder / DONE)))
         return self.folder
+
+    def _check_shared(self) -> None:
+        if not self.folder.is_dir():
+            raise RunError(
+                f"{self.folder}: the first process made this folder, and this process does not see it; all must see "
+                "one and the same `cache_folder`: choose a place that the machines share"
+            )
 
     def _missing(self) -> list[int]:
         mine = range(self.share.rank, len(self.wanted.shards), self.share.world)

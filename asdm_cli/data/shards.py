@@ -24,7 +24,7 @@ import numpy
 
 from asdm_cli.data.faults import Faults
 from asdm_cli.data.images import UnreadableError, square
-from asdm_cli.data.sources import Shard
+from asdm_cli.data.sources import Shard, reading_store
 from asdm_cli.errors import RunError
 
 DATA_FORMAT = 1
@@ -71,7 +71,8 @@ class _Counted:
         self.stream, self.position = stream, 0
 
     def read(self, size: int = -1) -> bytes:
-        data = self.stream.read(size)
+        with reading_store():
+            data = self.stream.read(size)
         self.position += len(data)
         return data
 
@@ -131,7 +132,8 @@ def _open(shard: Shard) -> Any:
     if shard.kind == "remote":
         import fsspec
 
-        return fsspec.open(shard.url, "rb")
+        with reading_store():
+            return fsspec.open(shard.url, "rb").open()
     from webdataset.gopen import gopen
 
     return gopen(shard.url)

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import glob
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
@@ -12,6 +13,7 @@ from typing import Any, Literal
 
 from asdm_cli.errors import ModelError
 from asdm_cli.models.source import POCKET
+from asdm_cli.recipe.public import redacted
 
 PIPE = "pipe:"
 WILD = "*?["
@@ -36,13 +38,13 @@ class Shard:
 
     @property
     def name(self) -> str:
-        """For messages and records: what follows a URL's `?` may be a password."""
-        return self.url if self.kind != "remote" else self.url.split("?")[0]
+        """For messages and records, without passwords."""
+        return redacted(self.url)
 
     @property
     def seekable(self) -> bool:
         """Whether a sample can be read by its place in the file."""
-        return self.kind != "pipe" and not self.name.endswith(COMPRESSED)
+        return self.kind != "pipe" and not self.url.split("?")[0].endswith(COMPRESSED)
 
 
 def find_shards(sources: Sequence[str], allow_pipes: bool = False) -> list[Shard]:
@@ -106,9 +108,9 @@ def _found(url: str, allow_pipes: bool) -> list[Shard] | str:
 
 def _pipe(url: str, allowed: bool) -> Shard:
     if allowed:
-        return Shard(url, "pipe", 0, url)
+        return Shard(url, "pipe", 0, redacted(url))
     raise ModelError(
-        f"{url}: runs a command in a shell, which a recipe may not do by itself; name the file or its URL, "
+        f"{redacted(url)}: runs a command in a shell, which a recipe may not do by itself; name the file or its URL, "
         "or allow commands where you start the run"
     )
 
@@ -174,9 +176,20 @@ def _system(url: str) -> tuple[Any, str]:
         raise ModelError(f"{_public(url)}: cannot be reached ({type(error).__name__}: {error})") from None
 
 
+@contextmanager
+def reading_store() -> Iterator[None]:
+    """Each store breaks off in errors of its own; all leave here as OSError."""
+    try:
+        yield
+    except OSError:
+        raise
+    except Exception as error:
+        raise OSError(f"{type(error).__name__}: {error}") from error
+
+
 def _protocols(system: Any) -> tuple[str, ...]:
     return (system.protocol,) if isinstance(system.protocol, str) else tuple(system.protocol)
 
 
 def _public(url: str) -> str:
-    return url.split("?")[0]
+    return redacted(url.split("?")[0])

@@ -16,7 +16,7 @@ from asdm_cli.data.encoder import Encoder
 from asdm_cli.data.faults import Faults
 from asdm_cli.data.images import UnreadableError, square
 from asdm_cli.data.samples import Batch
-from asdm_cli.data.sources import Shard
+from asdm_cli.data.sources import Shard, reading_store
 from asdm_cli.errors import ModelError, RunError
 from asdm_cli.unet.weight_files import read_mapping
 
@@ -80,8 +80,9 @@ def _read(shard: Shard, spans: Sequence[tuple[int, int]]) -> list[bytes]:
             return [_at(file, *span) for span in spans]
     from fsspec.core import url_to_fs
 
-    system, path = url_to_fs(shard.url)
-    return system.cat_ranges([path] * len(spans), *map(list, zip(*spans, strict=True)), on_error="raise")
+    with reading_store():
+        system, path = url_to_fs(shard.url)
+        return system.cat_ranges([path] * len(spans), *map(list, zip(*spans, strict=True)), on_error="raise")
 
 
 def _at(file: Any, begin: int, end: int) -> bytes:

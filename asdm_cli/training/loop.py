@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 from accelerate.state import AcceleratorState
+from accelerate.utils import gather_object
 from torch import Tensor, nn
 
 from asdm_cli.errors import RunError
@@ -164,11 +165,17 @@ class Training:
 
     def _resume(self) -> int:
         state = checkpoints.latest(self.folder)
-        if state is None:
-            return 0
-        for trainee in self.crew:
-            trainee.load(state["crew"][trainee.name])
-        return int(state["step"])
+        start = int(state["step"]) if state else 0
+        seen = gather_object([start])
+        if len(set(seen)) > 1:
+            raise RunError(
+                f"{self.folder}: the processes see checkpoints of different steps there ({', '.join(map(str, seen))}); "
+                "all must see one and the same `out`: choose a place that the machines share"
+            )
+        if state:
+            for trainee in self.crew:
+                trainee.load(state["crew"][trainee.name])
+        return start
 
     def _mean(self, trainee: Trainee, value: Tensor) -> float:
         return float(trainee.accelerator.reduce(value.to(self.device), "mean"))

@@ -8,6 +8,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy
+import pytest
+from fsspec.implementations.memory import MemoryFile, MemoryFileSystem
 from PIL import Image
 
 Member = tuple[str, bytes]
@@ -43,3 +45,17 @@ def write(path: Path, members: Sequence[Member], mode: str = "w") -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_bytes(tar_bytes(members, mode))
     return path
+
+
+class PayloadError(Exception):
+    """As aiohttp has one: what stores break off with is often no OSError."""
+
+
+def break_off(monkeypatch: pytest.MonkeyPatch) -> None:
+    """From now on every read from fsspec's store in memory fails."""
+
+    def read(*_: object, **__: object) -> bytes:
+        raise PayloadError("25600 of 51200 bytes")
+
+    monkeypatch.setattr(MemoryFile, "read", read)
+    monkeypatch.setattr(MemoryFileSystem, "cat_file", read)

@@ -146,7 +146,7 @@ def test_uncached_equals_cached(build: Build, encoder: Encoder, tmp_path: Path) 
     assert not list((tmp_path / "index").rglob("*.safetensors"))
 
 
-def test_uncached_from_a_store(encoder: Encoder, tmp_path: Path) -> None:
+def test_uncached_from_a_store(encoder: Encoder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     import fsspec
 
     store = fsspec.filesystem("memory")
@@ -156,6 +156,9 @@ def test_uncached_from_a_store(encoder: Encoder, tmp_path: Path) -> None:
         index = Build(Wanted(shards, None, SIDE), tmp_path / "index", None).run()
         batch = EncodedEachTime(index, shards, encoder).read(torch.tensor([2, 0]))
         torch.testing.assert_close(batch.latents, encoder.latents(pixels(2, 0)))
+        tars.break_off(monkeypatch)
+        with pytest.raises(RunError, match=r"memory://shelf/a.tar: cannot be read .*PayloadError: 25600 of 51200"):
+            EncodedEachTime(index, shards, encoder).read(torch.tensor([2, 0]))
     finally:
         store.rm("/shelf", recursive=True)
 
@@ -369,6 +372,8 @@ def test_two_processes_make_the_same_cache(build: Build, encoder: Encoder, tmp_p
 def test_processes_that_see_different_folders_are_told(build: Build) -> None:
     with pytest.raises(RunError, match="one and the same folder"):
         replace(build, share=Share(0, 2)).run()
+    with pytest.raises(RunError, match="this process does not see it"):
+        replace(build, root=build.root / "elsewhere", share=Share(1, 2)).run()
 
 
 def test_another_run_at_the_same_cache_is_refused(build: Build) -> None:

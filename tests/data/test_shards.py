@@ -7,6 +7,7 @@ import json
 import tarfile
 from pathlib import Path
 
+import fsspec
 import numpy
 import pytest
 from PIL import Image
@@ -132,6 +133,21 @@ def test_a_shard_that_went_away_fails_the_run(tmp_path: Path) -> None:
     path.unlink()
     with pytest.raises(RunError, match="run again"):
         list(squares(shard, 32, Faults(), 2))
+
+
+def test_a_store_that_breaks_off_fails_the_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With an error of its own kind, which is neither an OSError nor a bug; half a shard is not taken for a whole."""
+    store, faults = fsspec.filesystem("memory"), Faults()
+    store.pipe("/broken/a.tar", tars.tar_bytes(GOOD))
+    try:
+        (shard,) = find_shards(["memory://broken/a.tar"])
+        assert sum(len(each) for each in squares(shard, 32, faults, 2)) == len(GOOD) // 2
+        tars.break_off(monkeypatch)
+        with pytest.raises(RunError, match=r"memory://broken/a.tar: .*PayloadError: 25600 of 51200.* run again"):
+            list(squares(shard, 32, faults, 2))
+        assert not faults.counts
+    finally:
+        store.rm("/broken", recursive=True)
 
 
 @pytest.mark.parametrize("suffix", ["png", "jpg", "jpeg", "webp"])

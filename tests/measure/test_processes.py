@@ -2,30 +2,20 @@
 
 from __future__ import annotations
 
-import os
-import socket
-import subprocess
-import sys
+from pathlib import Path
+
+from tests.forking import ours, together
 
 CODE = """
-from asdm_cli.measure.processes import processes
+import torch
+from asdm_cli.measure.processes import PATIENCE, processes
 state = processes()
-print(state.process_index, state.num_processes, state.is_main_process)
+group = torch.distributed.group.WORLD._get_backend(torch.device("cpu"))
+print(state.process_index, state.num_processes, state.is_main_process, group.options._timeout == PATIENCE)
 """
 
 
 def test_two_processes_know_of_each_other() -> None:
-    with socket.socket() as free:
-        free.bind(("localhost", 0))
-        port = str(free.getsockname()[1])
-    together = {"WORLD_SIZE": "2", "MASTER_ADDR": "localhost", "MASTER_PORT": port, "OMP_NUM_THREADS": "1"}
-    started = [
-        subprocess.Popen(
-            [sys.executable, "-c", CODE],
-            env=os.environ | together | {"RANK": rank, "LOCAL_RANK": rank},
-            stdout=subprocess.PIPE,
-            text=True,
-        )
-        for rank in ("0", "1")
-    ]
-    assert [each.communicate(timeout=120)[0].split() for each in started] == [["0", "2", "True"], ["1", "2", "False"]]
+    told = ours(CODE, cwd=Path.cwd(), environments=together(2))
+    assert [each.code for each in told] == [0, 0], told
+    assert [each.out.split() for each in told] == [["0", "2", "True", "True"], ["1", "2", "False", "True"]]

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -12,11 +10,12 @@ from torch import nn
 from typing_extensions import override
 
 from asdm_cli.errors import RunError
-from asdm_cli.training import checkpoints
+from asdm_cli.training import checkpoints, loop
 from asdm_cli.training.log import read
 from asdm_cli.training.loop import train
 from asdm_cli.training.order import Noise, Part, rows
 from asdm_cli.training.plan import Plan, Task, Term
+from tests.forking import ours
 
 
 class Line(Task):
@@ -94,6 +93,13 @@ def test_parts_of_a_step_are_its_samples_and_its_noise(count):
             assert torch.equal(torch.cat([draw(piece) for piece in pieces]), draw(whole))
 
 
+def test_processes_that_see_different_checkpoints_are_told(tmp_path, monkeypatch):
+    """As on machines that do not share the run's folder: weights of different steps would be averaged."""
+    monkeypatch.setattr(loop, "gather_object", lambda own: [*own, 20])
+    with pytest.raises(RunError, match=r"checkpoints of different steps there \(0, 20\).* the machines share"):
+        trained(tmp_path, Line())
+
+
 def test_a_loss_that_is_not_finite_stops_the_run(tmp_path):
     class Broken(Line):
         @override
@@ -121,8 +127,8 @@ def test_a_kill_while_saving_leaves_the_previous_checkpoint(tmp_path):
         "checkpoints.os.fsync = lambda handle: os.kill(os.getpid(), signal.SIGKILL)\n"
         f"checkpoints.save(Path({str(tmp_path)!r}), 2, {{'step': 2}})\n"
     )
-    done = subprocess.run([sys.executable, "-c", script], check=False)
-    assert done.returncode == -9
+    (told,) = ours(script, cwd=tmp_path)
+    assert told.code == -9
     assert checkpoints.latest(tmp_path) == {"step": 1}
     checkpoints.save(tmp_path, 3, {"step": 3})
     assert checkpoints.latest(tmp_path) == {"step": 3}
