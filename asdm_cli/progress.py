@@ -46,10 +46,10 @@ def _columns() -> tuple[ProgressColumn, ...]:
 
 
 def track(items: Iterable[Item], what: str, total: int | None = None) -> Iterator[Item]:
-    """Yield `items` behind a bar with the time left; the bar disappears when it is done."""
+    """Yield `items` behind a bar with the time left; the bar disappears when it is done. In a log there is none."""
     if total is None and hasattr(items, "__len__"):
         total = len(items)  # type: ignore[arg-type]
-    with Progress(*_columns(), console=console, transient=True) as bar:
+    with Progress(*_columns(), console=console, transient=True, disable=not console.is_terminal) as bar:
         task = bar.add_task(what, total=total)
         for item in items:
             yield item
@@ -59,6 +59,9 @@ def track(items: Iterable[Item], what: str, total: int | None = None) -> Iterato
 @contextmanager
 def figures_bar(what: str, total: int, start: int = 0) -> Iterator[Callable[[int, str], None]]:
     """A bar with figures on a line below: call what it yields with how many are done, and a few words."""
+    if not console.is_terminal:  # a log would get a blank line for every change
+        yield lambda _done, _words: None
+        return
     bar = Progress(*_columns(), speed_estimate_period=300)
     task = bar.add_task(what, total=total, completed=start)
     figures = Text(overflow="ellipsis", no_wrap=True, style="dim")

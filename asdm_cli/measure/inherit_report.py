@@ -19,14 +19,13 @@ NOTE = "Fewer steps cost nothing to set up: a plan that they beat is of no use."
 
 
 def inherit_report(measured: Measured, card: Card, nodes: Nodes | None, grid: int) -> Report:
-    parts: list[Part] = [ways_table(measured, _own(measured), NOTE)]
+    parts: list[Part] = [*_products(measured), ways_table(measured, _own(measured), NOTE)]
     for key in measured.keys:
         parts.append(plot(measured, key))
         if key != KID:
             what = axis(measured, key)
             parts += equal_fidelity(*_fronts(measured, key), what)
             parts += equal_speed(measured.shots(ASDM, key), measured.shots(DEEPCACHE, key), what)
-    parts += _products(measured)
     shown = nodes or next((player.nodes for player in measured.players if player.nodes), None)
     if shown:
         steps = next(measured.costs[player.name].steps for player in measured.players if player.nodes is shown)

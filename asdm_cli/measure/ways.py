@@ -94,7 +94,8 @@ def fewer(recipe: Comparing, rules: Switching | None = None) -> list[Player]:
     counts = recipe.fewer_steps
     if counts is None:
         counts = sorted({max(1, round(share * recipe.steps)) for share in SHARES} - {recipe.steps}, reverse=True)
-    return [Player(f"{count} steps", FEWER, count, recipe.sampler, rules=rules) for count in counts]
+    names = {count: "1 step" if count == 1 else f"{count} steps" for count in counts}
+    return [Player(names[count], FEWER, count, recipe.sampler, rules=rules) for count in counts]
 
 
 def solution(recipe: Comparing, rules: Switching | None = None) -> list[Player]:

@@ -112,10 +112,11 @@ def _link(plan: Plan, run: Run) -> None:
 def _report(plan: Plan, run: Run, seconds: Mapping[str, float]) -> Report:
     reports = {stage.name: merge.read(stage.home) for stage in plan.stages}
     measured = [Measured(reports[stage.name], _origins(stage, plan.recipe)) for stage in plan.stages]
-    joined = merge.combine(plan.title, [_own_pictures(reports[s.name], run, s.name) for s in plan.stages], folded=True)
+    joined = merge.combine(plan.title, [_brought_in(reports[s.name], run, s.name) for s in plan.stages], folded=True)
     lead = [part for name in plan.recipe.lead for part in _opening(name, reports[name])]
     tables, cards = literature.tables(plan.recipe.beside)
-    ran = f"{len(seconds)} of {len(plan.stages)} stages ran, the others were finished before."
+    kept = len(plan.stages) - len(seconds)
+    ran = f"{len(seconds)} stages ran{f', {kept} were finished before' if kept else ''}."
     parts: list[Part] = [*path_parts(measured), *lead, *tables, _table(plan, seconds), *joined.parts]
     return Report("run", plan.title, ran, parts, {**cards, **joined.cards})
 
@@ -148,9 +149,10 @@ def _opening(name: str, report: Report) -> list[Part]:
     return [replace(part, title=f"{name}: {part.title}") for part in found if part is not None]
 
 
-def _own_pictures(report: Report, run: Run, name: str) -> Report:
-    """The report with its pictures in the run directory, so that this can be moved, or sent, alone."""
-    return replace(report, parts=[_own(part, run, name) if isinstance(part, Grid) else part for part in report.parts])
+def _brought_in(report: Report, run: Run, name: str) -> Report:
+    """Under its stage's name, with its pictures in the run directory: this can then be moved, or sent, alone."""
+    parts = [_own(part, run, name) if isinstance(part, Grid) else part for part in report.parts]
+    return replace(report, title=f"{name}: {report.title}", parts=parts)
 
 
 def _own(grid: Grid, run: Run, name: str) -> Grid:

@@ -74,7 +74,7 @@ def _stamps(text: str) -> Iterator[str]:
         for file in sorted(place.rglob("*")) if place.is_dir() else [place]:
             if file.is_file():
                 about = file.stat()
-                yield f"{file} {about.st_size} {about.st_mtime_ns}"
+                yield f"{file.relative_to(place)} {about.st_size} {about.st_mtime_ns}"
 
 
 def _places(text: str) -> list[Path]:

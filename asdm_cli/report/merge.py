@@ -31,18 +31,19 @@ def read(folder: Path) -> Report:
 
 
 def combine(title: str, reports: Sequence[Report], folded: bool = False) -> Report:
-    """A section for each of several reports: its title, its summary as a note, its parts.
+    """A section for each of several reports: its title, its summary as a note, its parts. `folded` even for one.
 
     Cards that share a name but differ are told apart by their verb.
     """
     cards: dict[str, dict[str, Cell | list[str]]] = {}
     parts: list[Part] = []
+    sections = folded or len(reports) > 1
     for report in reports:
         names = {name: _free_name(name, report, cards) for name in report.cards}
         cards |= {names[name]: card for name, card in report.cards.items()}
-        parts += [Section(report.title, report.summary, report.verb, folded)] if len(reports) > 1 else []
+        parts += [Section(report.title, report.summary, report.verb, folded)] if sections else []
         parts += [_with_card(part, names) for part in report.parts]
-    summary = reports[0].summary if len(reports) == 1 else ""
+    summary = "" if sections else reports[0].summary
     return Report(" + ".join(dict.fromkeys(report.verb for report in reports)), title, summary, parts, cards)
 
 
