@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from asdm_cli.unet.cost import inputs
+from tests.forking import plain
 
 READER = """
 import sys
@@ -37,9 +36,7 @@ def ask(config: dict[str, Any], folder: Path) -> dict[str, Any]:
 
 def answers(folders: list[Path], cwd: Path) -> list[torch.Tensor]:
     """The outputs of all UNets, from one process; it fails where stock loading misses or ignores a tensor."""
-    done = subprocess.run(
-        [sys.executable, "-I", "-c", READER, *map(str, folders)], cwd=cwd, capture_output=True, text=True, timeout=300
-    )
-    assert done.returncode == 0, done.stderr[-2000:]
-    assert int(done.stdout.split()[-1]) == len(folders)
+    told = plain(READER, *folders, cwd=cwd)
+    assert told.code == 0, told.err[-2000:]
+    assert int(told.out.split()[-1]) == len(folders)
     return [torch.load(folder / "output.pt") for folder in folders]

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 import torch
@@ -27,6 +29,8 @@ ATTENTION = {
 """What attention's two matmuls may be called, fused or spelled out; nothing else in a UNet goes by these names."""
 OUTSIDE = "outside"
 """The part of a UNet that stands in no block: conv_in, time embedding, conv_out and their like."""
+REMEMBERED = 256
+"""Configs whose counts are kept: a run asks for those of one shape again and again, and each takes half a second."""
 MIXING = {torch.ops.aten.lerp: lambda *_, out_shape, **__: 2 * torch.Size(out_shape).numel()}
 """Interpolating between kernels of experts, which torch's table of formulas lacks: a multiplication and an addition
 for each element."""
@@ -48,17 +52,29 @@ def meta_unet(config: Config) -> UNet2DConditionModel:
     try:
         with torch.device("meta"):
             return build(config)
-    except (ValueError, TypeError, KeyError, RuntimeError, IndexError, AttributeError) as error:
-        raise ModelError(f"UNet config: diffusers cannot build it ({str(error).splitlines()[0]})") from None
+    except Exception as error:  # a setting can be wrong in any way
+        reason = (str(error) or type(error).__name__).splitlines()[0]
+        raise ModelError(f"UNet config: diffusers cannot build it ({reason})") from None
 
 
 def shapes(config: Config) -> dict[str, tuple[int, ...]]:
     """Name and shape of every tensor that the config promises."""
-    return {name: tuple(tensor.shape) for name, tensor in meta_unet(config).state_dict().items()}
+    return dict(_shapes(_text(config)))
+
+
+@lru_cache(REMEMBERED)
+def _shapes(text: str) -> dict[str, tuple[int, ...]]:
+    return {name: tuple(tensor.shape) for name, tensor in meta_unet(json.loads(text)).state_dict().items()}
 
 
 def parameters(config: Config) -> dict[str, int]:
     """Parameters of every block address in forward order, and of what stands outside the blocks."""
+    return dict(_parameters(_text(config)))
+
+
+@lru_cache(REMEMBERED)
+def _parameters(text: str) -> dict[str, int]:
+    config = json.loads(text)
     unet = meta_unet(config)
     anatomy = Anatomy.of(config)
     counts = {block.address: 0 for block in anatomy.blocks} | {OUTSIDE: 0}
@@ -70,8 +86,19 @@ def parameters(config: Config) -> dict[str, int]:
 def macs(config: Config, batch: int = 1, size: int | tuple[int, int] | None = None, tokens: int = 77) -> Macs:
     """Cost of one forward pass: `size` is height and width of the latent (default: the config's own). As when
     pipelines draw, all rows have one timestep."""
+    return _macs_of_call(_text(config), batch, (size, size) if isinstance(size, int) else size, tokens)
+
+
+@lru_cache(REMEMBERED)
+def _macs_of_call(text: str, batch: int, size: tuple[int, int] | None, tokens: int) -> Macs:
+    config = json.loads(text)
     unet = meta_unet(config).eval()
     return macs_of(unet, {**inputs(config, batch, size, tokens), "timestep": 500})
+
+
+def _text(config: Config) -> str:
+    """By which a config is known: without diffusers' notes of where it was read from, which change no cost."""
+    return json.dumps({key: value for key, value in config.items() if not key.startswith("_")}, sort_keys=True)
 
 
 def latent_size(config: Config) -> tuple[int, int]:

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +13,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from asdm_cli.experts import choice
 from asdm_cli.experts.mixing import STRATEGIES
+from tests.forking import ours
 
 
 @pytest.fixture
@@ -72,9 +71,9 @@ def test_another_process_follows(place: Path) -> None:
 
 
 def _told() -> list[str]:
-    done = subprocess.run([sys.executable, "-c", PROCESS], capture_output=True, text=True, check=False, env=os.environ)
-    assert done.returncode == 0, done.stderr[-2000:]
-    return done.stdout.split()
+    (told,) = ours(PROCESS, cwd=Path.cwd(), environments=[{"ASDM_CACHE": os.environ["ASDM_CACHE"]}])
+    assert told.code == 0, told.err[-2000:]
+    return told.out.split()
 
 
 def test_a_disk_that_fails_keeps_nothing(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:

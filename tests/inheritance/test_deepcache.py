@@ -20,6 +20,12 @@ from tests.inheritance.pipes import draw
 peer = pytest.importorskip("DeepCache")
 
 BRANCHES, INTERVALS, SAMPLERS, STEPS = (0, 1, 2, 3, 5, 8), (2, 3, 5), ("ddim", "pndm", "heun"), 5
+IN_TURN = [
+    (branch, interval, SAMPLERS[(row + column) % 3])
+    for row, branch in enumerate(BRANCHES)
+    for column, interval in enumerate(INTERVALS)
+]
+"""Every branch with every interval, and each of them with every sampler."""
 BOTTOM = "mid_block.resnets.0"
 """Below every branch: runs at key steps only."""
 
@@ -70,9 +76,7 @@ def plain() -> dict[str, Tensor]:
     return {}
 
 
-@pytest.mark.parametrize("sampler", SAMPLERS)
-@pytest.mark.parametrize("interval", INTERVALS)
-@pytest.mark.parametrize("branch", BRANCHES)
+@pytest.mark.parametrize(("branch", "interval", "sampler"), IN_TURN)
 def test_latents_are_deepcaches(branch: int, interval: int, sampler: str, get: Get, plain: dict[str, Tensor]) -> None:
     pipe = get("text", sampler)
     apart = plain[sampler] if sampler in plain else plain.setdefault(sampler, draw(pipe, STEPS))

@@ -33,7 +33,9 @@ def test_a_bench_has_the_figures_of_the_configs(
     said = run(tmp_path, recipe, "--dry-run")
     assert said.code == 0, said.err
     assert "without base, 2 experts by features" in said.text
-    parts = json.loads((done(tmp_path, recipe) / "report.json").read_text())["parts"]
+    text = (done(tmp_path, recipe) / "report.json").read_text()
+    assert f"random {shape} without base, 2 experts by features" in text
+    parts = json.loads(text)["parts"]
     rows = {row["name"]: row for part in parts if part["title"] == "Cost" for row in part["rows"]}
     assert list(rows) == ["base", "wide", "random"]
     for name, model in (("base", tiny_base), ("wide", tiny_experts)):
@@ -50,6 +52,7 @@ WRONG: dict[str, dict[str, Any]] = {
     "models[0].expand: goes with 'random' only; expand it first": {"model": "pocket", "expand": {"at": ["mid"]}},
     "contestant 'a': nowhere": {"random": "sd15", "expand": {"at": ["nowhere"]}},
     "contestant 'a': random 'sd99': neither a preset": {"random": "sd15", "expand": {"donor": "sd99"}},
+    "contestant 'a': expand.at: no block has fewer layers": {"random": "sd15", "expand": {"donor": "sd15"}},
     "models[0].expand.noise: goes with 'start: noise'": {"random": "sd15", "expand": {"at": ["mid"], "noise": 0.1}},
 }
 

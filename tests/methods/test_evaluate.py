@@ -4,9 +4,6 @@ from __future__ import annotations
 
 import os
 import shutil
-import socket
-import subprocess
-import sys
 from collections.abc import Callable, Iterator
 from importlib.util import find_spec
 from pathlib import Path
@@ -31,8 +28,27 @@ from tests import tiny
 from tests.carrying import carrying, every
 from tests.drawings import drawing as example
 from tests.drawings import png, shard
+from tests.forking import ours, together
 
 PROMPTS = 7
+COUNTED = """
+import sys
+from asdm_cli.cli import main
+from asdm_cli.measure import drawing
+
+pictures = drawing.pictures
+
+
+def counted(*given, **settings):
+    for index, picture in pictures(*given, **settings):
+        print(index)
+        yield index, picture
+
+
+drawing.pictures = counted
+sys.exit(main(sys.argv[1:]))
+"""
+"""A command that says which pictures it draws."""
 Drawn = dict[str, bytes]
 
 
@@ -279,20 +295,12 @@ def test_two_processes_draw_the_pictures_of_one(recipe: Callable[..., EvalRecipe
     evaluate.run(evaluate.plan(quick), Run(tmp_path / "one"))
     file = tmp_path / "recipe.yaml"
     file.write_text(dump(quick))
-    with socket.socket() as free:
-        free.bind(("localhost", 0))
-        port = str(free.getsockname()[1])
-    command = [sys.executable, "-m", "asdm_cli", "eval", str(file)]
-    together = {"WORLD_SIZE": "2", "MASTER_ADDR": "localhost", "MASTER_PORT": port}
-    environment = os.environ | together | {"OMP_NUM_THREADS": "1"}
-    processes = [
-        subprocess.Popen(
-            command, env=environment | {"RANK": rank, "LOCAL_RANK": rank}, stderr=subprocess.PIPE, text=True
-        )
-        for rank in ("0", "1")
-    ]
-    told = [process.communicate(timeout=240)[1] for process in processes]
-    assert [process.returncode for process in processes] == [0, 0], told
+    told = ours(COUNTED, "eval", file, cwd=tmp_path, environments=together(2))
+    assert [each.code for each in told] == [0, 0], told
+    first, second = ([int(word) for word in each.out.split() if word.isdigit()] for each in told)
+    assert first
+    assert second
+    assert sorted(first + second) == list(range(PROMPTS)), "each has drawn its share"
     assert len(drawn(tmp_path / "two")) == PROMPTS
     assert drawn(tmp_path / "two") == drawn(tmp_path / "one")
 

@@ -1,4 +1,7 @@
-"""Models with expert convolutions in the other verbs: assembled, pruned, taught, timed, judged, inherited, switched."""
+"""Models with expert convolutions in the other verbs: assembled, pruned, taught, judged, drawn.
+
+Plans and turns are in test_experts_in_company.py, benches in tests/measure/test_expert_costs.py.
+"""
 
 from __future__ import annotations
 
@@ -13,13 +16,12 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-import asdm_cli
 from asdm_cli.models.source import find
 from asdm_cli.training.distillation import Distillation
 from asdm_cli.unet.checkpoint import WEIGHTS
 from asdm_cli.unet.expert_config import specs
 from asdm_cli.unet.expert_unet import expert_layers
-from tests import expanding, tiny
+from tests import expanding
 from tests.data import tars
 from tests.typed import asdm
 
@@ -90,33 +92,6 @@ def test_pruned_experts_follow_their_layers(tiny_experts: Path, tmp_path: Path) 
         mine, theirs = left[name].state_dict(), whole[origin].state_dict()
         assert len(mine) == 5
         assert all(torch.equal(mine[key], theirs[key]) for key in theirs)
-
-
-def test_resting_parts_may_hold_experts(tiny_experts: Path) -> None:
-    """A plan that carries residuals over the layers that end in convolutions of experts."""
-    pipe: Any = asdm_cli.load(str(tiny_experts), "cpu")
-    wanted = expanding.picture(pipe)
-    drawn = {}
-    for interval in (1, 2):
-        rule = {"nodes": "level.0", "carry": "residual", "schedule": {"mode": "uniform", "interval": interval}}
-        with asdm_cli.inherit(pipe, {"rules": [rule]}):
-            drawn[interval] = expanding.picture(pipe)
-    assert torch.equal(drawn[1], wanted)
-    assert not torch.equal(drawn[2], wanted)
-    assert torch.equal(expanding.picture(pipe), wanted)
-
-
-def test_taking_turns_with_a_stock_unet(tiny_experts: Path, tiny_pipeline: Path) -> None:
-    """Each serves its part; where one serves all it is as if it were alone."""
-    pipe: Any = asdm_cli.load(str(tiny_pipeline), "cpu")
-    stock, other = expanding.picture(pipe), expanding.drawn(tiny_experts)
-    unets = {"stock": pipe.unet, "experts": str(tiny_experts)}
-    with asdm_cli.switch(pipe, unets, [{"unet": "experts"}]):
-        assert torch.equal(expanding.picture(pipe), other)
-    with asdm_cli.switch(pipe, unets, [{"unet": "experts", "until": 500}, {"unet": "stock"}]):
-        both = expanding.picture(pipe)
-    assert not torch.equal(both, stock)
-    assert not torch.equal(both, other)
 
 
 def test_judged_with_how_they_are_used(tiny_experts: Path, tiny_base: Path, tmp_path: Path) -> None:
@@ -206,31 +181,6 @@ def test_an_interrupted_lesson_ends_the_same(
     mine, theirs = weights(tmp_path / "run/model"), weights(taught / "model")
     assert mine.keys() == theirs.keys()
     assert all(torch.equal(mine[name], theirs[name]) for name in mine)
-
-
-def test_timed_beside_others(tiny_experts: Path, tiny_base: Path, tmp_path: Path) -> None:
-    """Whole images of a model, and calls of random weights."""
-    config = tmp_path / "unet.json"
-    config.write_text(json.dumps(tiny.shape("sd15")))
-    grown = {"experts": 2, "donor": str(config), "router": "features"}
-    models = [
-        {"name": "base", "model": str(tiny_base)},
-        {"name": "experts", "model": str(tiny_experts)},
-        {"name": "random", "random": str(config), "remove": "base", "expand": grown},
-    ]
-    few = {"batches": [1], "repeats": 1, "warmups": 1, "steps": 2, "device": "cpu", "dtype": "float32"}
-    run = expanding.done(tmp_path / "bench", {"verb": "bench", "models": models, **few})
-    text = (run / "report.json").read_text()
-    assert f"random {config} without base, 2 experts by features" in text
-    rows = {row["name"]: row for part in json.loads(text)["parts"] for row in part.get("rows", ()) if "name" in row}
-    assert set(rows) == {"base", "experts", "random"}
-
-
-def test_a_contestant_whose_experts_do_not_fit_is_named(tmp_path: Path) -> None:
-    model = {"name": "odd", "random": "sd15", "expand": {"donor": "sd15"}}
-    told = expanding.run(tmp_path, {"verb": "bench", "models": [model], "images": False, "device": "cpu"})
-    assert told.code == 2
-    assert "contestant 'odd': expand.at: no block has fewer layers than the donor's" in told.text
 
 
 def test_drawn_and_shown(tiny_experts: Path, tmp_path: Path) -> None:

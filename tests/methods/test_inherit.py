@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -23,6 +21,7 @@ from asdm_cli.progress import console
 from asdm_cli.recipe.verbs import InheritRecipe
 from asdm_cli.report.run_directory import Run
 from tests.carrying import every
+from tests.forking import plain
 from tests.typed import Said, asdm
 
 PLAN = every(2, "up.3", order=1)
@@ -33,7 +32,6 @@ import sys
 import numpy, torch
 from diffusers import StableDiffusionPipeline
 
-torch.set_num_threads(1)
 for folder in sys.argv[1:3]:
     pipe = StableDiffusionPipeline.from_pretrained(folder, use_safetensors=True, safety_checker=None)
     noise = torch.Generator().manual_seed(0)
@@ -121,11 +119,10 @@ def test_model_carries_the_plan_and_its_history(run: Path) -> None:
 def test_plain_diffusers_draws_the_plain_models_pictures(run: Path, tiny_pipeline: Path, tmp_path: Path) -> None:
     model = run / "model"
     assert len(str(model)) != len(str(tiny_pipeline))
-    command = [sys.executable, "-I", "-c", PLAIN_DRAWS, str(model), str(tiny_pipeline), str(tmp_path)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
-    assert done.returncode == 0, done.stderr[-2000:]
-    mine, plain = (numpy.load(tmp_path / f"{len(str(folder))}.npy") for folder in (model, tiny_pipeline))
-    assert numpy.array_equal(mine, plain)
+    told = plain(PLAIN_DRAWS, model, tiny_pipeline, tmp_path, cwd=tmp_path)
+    assert told.code == 0, told.err[-2000:]
+    mine, theirs = (numpy.load(tmp_path / f"{len(str(folder))}.npy") for folder in (model, tiny_pipeline))
+    assert numpy.array_equal(mine, theirs)
     assert not numpy.array_equal(mine, draw(asdm_cli.load(str(run), "cpu")))
 
 

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +20,7 @@ from asdm_cli.report.run_directory import Run
 from asdm_cli.unet.checkpoint import WEIGHTS
 from asdm_cli.unet.surgery import apply
 from tests import tiny
+from tests.forking import plain
 
 DRAW = """
 import sys, torch
@@ -49,11 +48,9 @@ def _table(report: Report, title: str) -> list[dict[str, Any]]:
 
 def test_stock_diffusers_draws_with_the_pruned_pipeline(tiny_pipeline: Path, tmp_path: Path) -> None:
     model = _pruned(tiny_pipeline, tmp_path / "run")
-    done = subprocess.run(
-        [sys.executable, "-I", "-c", DRAW, str(model)], cwd=tmp_path, capture_output=True, text=True, timeout=200
-    )
-    assert done.returncode == 0, done.stderr[-2000:]
-    assert done.stdout.split()[-1] == "368468"
+    told = plain(DRAW, model, cwd=tmp_path)
+    assert told.code == 0, told.err[-2000:]
+    assert told.out.split()[-1] == "368468"
 
 
 def test_unet_is_that_of_the_surgery_and_the_rest_is_shared(tiny_pipeline: Path, tmp_path: Path) -> None:

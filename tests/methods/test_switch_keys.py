@@ -20,7 +20,6 @@ from asdm_cli.methods import switch
 from asdm_cli.recipe.verbs import SwitchRecipe
 from asdm_cli.report.render_json import to_json
 from asdm_cli.report.run_directory import Run
-from asdm_cli.unet import cost
 from tests.carrying import every
 from tests.methods.test_distill_keys import leaves
 from tests.turns import pruned
@@ -143,20 +142,10 @@ def planned(recipe: dict[str, Any]) -> Any:
 
 
 @pytest.fixture(scope="module", autouse=True)
-def _counted_once() -> Iterator[None]:
-    """What a UNet call takes, which takes a second to count, and is told by every plan."""
-    known: dict[str, Any] = {}
-    macs = cost.macs
-
-    def remembered(config: dict[str, Any], **shape: Any) -> Any:
-        key = json.dumps([config, shape])
-        if key not in known:
-            known[key] = macs(config, **shape)
-        return known[key]
-
+def _with_an_extra() -> Iterator[None]:
+    """A network of features that may not be here."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(cost, "macs", remembered)
-        patch.setattr("asdm_cli.measure.eval_plan.require", lambda _network: None)  # an extra, which may not be here
+        patch.setattr("asdm_cli.measure.eval_plan.require", lambda _network: None)
         yield
 
 

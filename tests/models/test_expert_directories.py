@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 import shutil
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -21,6 +19,7 @@ from asdm_cli.models.load import DTYPES
 from asdm_cli.models.source import find
 from asdm_cli.unet.expert_unet import ExpertUNet, expert_layers
 from tests.expanding import answer, on_its_own, picture, unet
+from tests.forking import plain
 from tests.typed import asdm
 
 STOCK = """
@@ -67,16 +66,10 @@ def test_half_precision_is_near(tiny_experts: Path) -> None:
 
 def test_plain_diffusers_refuses_it(tiny_experts: Path, tmp_path: Path) -> None:
     """Never other weights without a word; in a process that never sees this package."""
-    done = subprocess.run(
-        [sys.executable, "-I", "-c", STOCK, str(tiny_experts)],
-        cwd=tmp_path,
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
-    assert done.returncode == 0, done.stderr[-2000:]
-    lines = done.stdout.splitlines()
-    assert [line.split()[0] for line in lines] == ["refused:"] * 3, done.stdout
+    told = plain(STOCK, tiny_experts, cwd=tmp_path)
+    assert told.code == 0, told.err[-2000:]
+    lines = told.out.splitlines()
+    assert [line.split()[0] for line in lines] == ["refused:"] * 3, told.out
     assert all("asdm_cli is not one of the libraries" in line for line in lines[:2])
     assert "import asdm_cli before calling" in lines[0]
     assert "expected shape" in lines[2]

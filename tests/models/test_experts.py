@@ -37,7 +37,7 @@ WAYS = [
     )
     for router in [("features", "time", "both")[number % 3]]
 ]
-"""All starts with all kinds of weights, the routers in turn; test_condconv has every triple, for one shape."""
+"""All starts with all kinds of weights, the routers in turn; test_condconv has the same of SD 1.5, as typed."""
 
 
 @pytest.fixture(scope="module", params=tiny.SHAPES)
@@ -70,6 +70,7 @@ def written(pair: tuple[Path, Path], folder: Path, spec: Spec, start: Start) -> 
 
 
 @pytest.mark.parametrize(("start", "weights", "router"), WAYS)
+@pytest.mark.parametrize("pair", ["sd21", "sdxl"], indirect=True)
 def test_begins_as_what_it_was(pair: tuple[Path, Path], tmp_path: Path, start: str, weights: str, router: str) -> None:
     folder = written(pair, tmp_path / "unet", Spec(4, router, weights), STARTS[start])
     unet, plain = (expanding.unet(each) for each in (folder, pair[1]))

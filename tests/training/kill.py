@@ -1,11 +1,9 @@
-"""A training that is killed again and again, as a program: everything slow is imported and built once, then every
-attempt is a process of its own, forked from here.
+"""A training that is killed again and again, in a process of its own: everything slow is built once, then every attempt
+is a process forked from there.
 
-    python kill.py FOLDER MOMENTS INSIDE
-
-trains in FOLDER/whole without a disturbance, then in FOLDER/broken with kills at random MOMENTS and INSIDE the writing
-of checkpoints; leaves the weights of both as FOLDER/*.pt and prints, after every kill, the step of the newest
-checkpoint.
+Called with FOLDER MOMENTS INSIDE it trains in FOLDER/whole without a disturbance, then in FOLDER/broken with kills at
+random MOMENTS and INSIDE the writing of checkpoints; leaves the weights of both as FOLDER/*.pt and prints, after every
+kill, the step of the newest checkpoint.
 """
 
 from __future__ import annotations
@@ -70,9 +68,9 @@ def _die_in_fsync(at: int) -> None:
     checkpoints.os.fsync = fsync  # type: ignore[attr-defined]
 
 
-def main(home: Path, moments: int, inside: int) -> None:
+def main() -> None:
+    home, (moments, inside) = Path(sys.argv[1]), map(int, sys.argv[2:])
     quiet(True)
-    torch.set_num_threads(1)
     teacher = fresh(tiny.shape("sd15"))
     pair = (teacher, pruned(teacher, "tiny"))
     attempt(home / "whole", pair)  # slower than those that follow: it warms up
@@ -94,7 +92,3 @@ def main(home: Path, moments: int, inside: int) -> None:
         else:  # it came through: from the beginning, then
             shutil.rmtree(broken)
     attempt(broken, pair)
-
-
-if __name__ == "__main__":
-    main(Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3]))

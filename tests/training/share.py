@@ -1,4 +1,4 @@
-"""A distillation as a program for torchrun: `share.py FOLDER`. Every process leaves the rows that it read."""
+"""A distillation of several processes, which get a folder as their argument. Each leaves the rows that it read."""
 
 from __future__ import annotations
 
@@ -44,8 +44,7 @@ def run(folder: Path, plan: Plan = PLAN) -> list[list[int]]:
     return task.seen  # type: ignore[attr-defined,no-any-return]
 
 
-if __name__ == "__main__":
-    torch.set_num_threads(1)
+def main() -> None:
     home = Path(sys.argv[1])
     for accumulate in (1, 2):
         rows = run(home / f"two-{accumulate}", replace(PLAN, accumulate=accumulate))

@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -14,21 +11,18 @@ import torch
 
 from asdm_cli.training.log import read
 from asdm_cli.training.loop import LOG
+from tests.forking import ours, together
 from tests.training.share import PLAN, SIZE, run
 
-SCRIPT = Path(__file__).with_name("share.py")
+ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture(scope="module")
 def two(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """What two gloo processes left, with one part per step and with two."""
     home = tmp_path_factory.mktemp("two")
-    command = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", str(SCRIPT), str(home)]
-    environment = {**os.environ, "PYTHONPATH": str(SCRIPT.parents[2]), "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(
-        [sys.executable, *command], env=environment, capture_output=True, text=True, timeout=250, check=False
-    )
-    assert done.returncode == 0, done.stderr[-4000:]
+    told = ours("from tests.training.share import main; main()", home, cwd=ROOT, environments=together(2))
+    assert [each.code for each in told] == [0, 0], told
     return home
 
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 
 from asdm_cli.errors import ModelError
-from asdm_cli.unet.cost import OUTSIDE, inputs, latent_size, macs, macs_of, meta_unet, parameters
+from asdm_cli.unet import cost
+from asdm_cli.unet.cost import OUTSIDE, inputs, latent_size, macs, macs_of, meta_unet, parameters, shapes
 from asdm_cli.unet.presets import preset
 from asdm_cli.unet.surgery import remove
 from tests import tiny
@@ -28,16 +29,16 @@ PARAMETERS = {
 
 @pytest.mark.parametrize("name", COUNTED)
 def test_macs_of_sd_and_bk_sdm(name: str) -> None:
-    cost = macs(remove(preset("sd15"), name).config if name else preset("sd15"))
-    assert (cost.total / 1e9, cost.plain / 1e9) == pytest.approx(COUNTED[name], abs=0.01)
-    assert sum(cost.blocks.values()) == cost.total
-    assert sum(cost.plain_blocks.values()) == cost.plain
+    whole = macs(remove(preset("sd15"), name).config if name else preset("sd15"))
+    assert (whole.total / 1e9, whole.plain / 1e9) == pytest.approx(COUNTED[name], abs=0.01)
+    assert sum(whole.blocks.values()) == whole.total
+    assert sum(whole.plain_blocks.values()) == whole.plain
 
 
 def test_costs_per_block() -> None:
-    cost = {block: round(count / 1e9, 2) for block, count in macs(preset("sd15")).blocks.items()}
-    assert cost.pop(OUTSIDE) == 0.10
-    assert cost == pytest.approx(BLOCKS, abs=0.011)
+    gmacs = {block: round(count / 1e9, 2) for block, count in macs(preset("sd15")).blocks.items()}
+    assert gmacs.pop(OUTSIDE) == 0.10
+    assert gmacs == pytest.approx(BLOCKS, abs=0.011)
     weight = {block: round(count / 1e6, 2) for block, count in parameters(preset("sd15")).items()}
     assert weight.pop(OUTSIDE) == pytest.approx(2.08, abs=0.015)
     assert weight == PARAMETERS
@@ -58,6 +59,19 @@ def test_cost_grows_with_batch_and_size() -> None:
     assert twice.total == 2 * once.total
     assert macs(config, size=16).plain > 3 * once.plain
     assert macs(config, tokens=154).total > once.total
+
+
+def test_a_shape_is_counted_once_wherever_it_was_read_from(monkeypatch: pytest.MonkeyPatch) -> None:
+    config = tiny.shape("sd15", sample_size=4)
+    counted = macs(config), dict(parameters(config)), dict(shapes(config))
+    for each in (parameters(config), shapes(config)):
+        each.clear()  # what one caller does with it is nothing to the others
+    monkeypatch.setattr(cost, "meta_unet", lambda _: pytest.fail("counted again"))
+    elsewhere = {**config, "_name_or_path": "elsewhere"}
+    assert (macs(elsewhere), parameters(elsewhere), shapes(elsewhere)) == counted
+    for of in (macs, parameters, shapes):
+        with pytest.raises(pytest.fail.Exception, match="counted again"):
+            of({**config, "layers_per_block": 1})
 
 
 def test_latents_default_to_the_configs() -> None:
