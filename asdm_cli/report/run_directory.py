@@ -5,7 +5,6 @@ It grows as `.NAME.partial` beside its target and takes the target's name when e
 
 from __future__ import annotations
 
-import errno
 import json
 import shutil
 from collections.abc import Iterator
@@ -13,13 +12,15 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from asdm_cli.errors import ModelError, RunError
+from asdm_cli.errors import ModelError
+from asdm_cli.models.disk import explained
 from asdm_cli.models.lock import only_writer
 from asdm_cli.models.write import partial_path, publish, put_back, refuse_existing
 from asdm_cli.progress import note
+from asdm_cli.recipe.public import redacted
 from asdm_cli.report import html
 from asdm_cli.report.document import Report
-from asdm_cli.report.render_json import part_inside, to_json
+from asdm_cli.report.render_json import from_json, part_inside, to_json
 
 RECIPE = "recipe.yaml"
 REPORT = "report.json"
@@ -27,19 +28,6 @@ PAGE = "report.html"
 TRAINING = "training"
 """What only an unfinished run goes on from. It goes when everything else is in its place: a kill before that must not
 cost days of work."""
-
-DISK_TROUBLE = {
-    errno.ENOSPC: "the disk is full; make room, or choose a place on another disk",
-    errno.EDQUOT: "your share of the disk is used up; make room, or choose a place on another disk",
-    errno.EACCES: "no permission to write there; choose another place",
-    errno.EPERM: "writing there is not permitted; choose another place",
-    errno.EROFS: "the file system is read-only; choose another place",
-    errno.ENOTDIR: "a part of this path is a file; choose another place",
-    errno.ENAMETOOLONG: "the name is too long; choose a shorter one",
-    errno.ENOLCK: "the file system has no locks; choose a place on a local disk",
-    errno.ENOTSUP: "the file system has no locks; choose a place on a local disk",
-}
-"""What the operating system calls trouble with a place to write to, and the way out."""
 
 
 @dataclass(frozen=True)
@@ -49,17 +37,18 @@ class Run:
     path: Path
 
     def write(self, report: Report) -> None:
-        """Leave the report for programs and for people. Its pictures lie in `path`."""
+        """Leave the report for programs and for people, without passwords. Its pictures lie in `path`."""
         report = replace(report, parts=[part_inside(part, self.path) for part in report.parts])
         data = redacted(json.dumps(to_json(report), indent=2, ensure_ascii=False, allow_nan=False))
-        page = html.render(report, self.path)
+        page = html.render(from_json(json.loads(data)), self.path)
         (self.path / REPORT).write_text(data + "\n", encoding="utf-8")
         (self.path / PAGE).write_text(page, encoding="utf-8")
 
 
 @contextmanager
 def run_directory(target: Path, overwrite: bool, resumable: bool, recipe_yaml: str) -> Iterator[Run]:
-    """Yield a Run that becomes `target` if the body succeeds; `recipe_yaml` lies in it from the start.
+    """Yield a Run that becomes `target` if the body succeeds; `recipe_yaml` lies in it from the start, with `***` for
+    passwords: going on takes the recipe itself anyway.
 
     If the body fails, its files go away. Those of a resumable run stay instead, and the next run of the same
     resolved recipe finds them in its `path`; another recipe starts afresh. With `overwrite` an older run of
@@ -68,11 +57,13 @@ def run_directory(target: Path, overwrite: bool, resumable: bool, recipe_yaml: s
     the way, RunError if the disk does or if another process writes there.
     """
     target = target if target.name.strip(".") else target.resolve()  # `.` and `..` have no name to go by
-    with _explained(target), only_writer(target):
+    recipe_yaml = redacted(recipe_yaml)
+    with explained(target), only_writer(target):
         put_back(target)
         _refuse(target, overwrite)
-        partial = _prepare(target, resumable, recipe_yaml)
+        partial = partial_path(target)
         try:
+            _prepare(partial, resumable, recipe_yaml)
             yield Run(partial)
             publish(partial, target)
         except BaseException:
@@ -94,19 +85,17 @@ def _refuse(target: Path, overwrite: bool) -> None:
         )
 
 
-def _prepare(target: Path, resumable: bool, recipe_yaml: str) -> Path:
-    """The partial directory: what an interrupted run of this recipe left, or an empty one."""
-    partial = partial_path(target)
+def _prepare(partial: Path, resumable: bool, recipe_yaml: str) -> None:
+    """Make the partial directory: of what an interrupted run of this recipe left there, or empty."""
     recipe = partial / RECIPE
     if resumable and recipe.is_file() and recipe.read_text(encoding="utf-8") == recipe_yaml:
         note(f"{partial}: going on from what an interrupted run of this recipe left there")
-        return partial
+        return
     if resumable and partial.exists():
         note(f"{partial}: left by an interrupted run of another recipe; starting afresh")
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
     recipe.write_text(recipe_yaml, encoding="utf-8")
-    return partial
 
 
 def _leave(partial: Path, resumable: bool) -> None:
@@ -116,15 +105,3 @@ def _leave(partial: Path, resumable: bool) -> None:
         shutil.rmtree(partial, ignore_errors=True)
         return
     note(f"{partial}: keeps what was done so far; the same command goes on from there")
-
-
-@contextmanager
-def _explained(target: Path) -> Iterator[None]:
-    """Trouble with the place to write to as a RunError that says what to do."""
-    try:
-        yield
-    except OSError as error:
-        if error.errno not in DISK_TROUBLE:
-            raise
-        place = error.filename or target
-        raise RunError(f"{place}: {DISK_TROUBLE[error.errno]} ({error.strerror})") from error

@@ -25,11 +25,16 @@ LONGEST_UNBROKEN = 24
 
 
 def show(report: Report, console: Console) -> None:
-    """Title, summary, tables, timelines and the ends of curves. A line says what else is on the page."""
+    """Title, summary, tables, timelines and the ends of curves. A line says what else is on the page. Of a folded
+    section only its head is shown."""
     console.print(Text(report.title, style="bold"))
     if report.summary:
         console.print(Text(report.summary))
+    folded = False
     for part in report.parts:
+        folded = part.folded if isinstance(part, Section) else folded
+        if folded and not isinstance(part, Section):
+            continue
         console.print()
         for line in _part(part, console):
             console.print(line)
@@ -40,7 +45,12 @@ def _part(part: Part, console: Console) -> list[RenderableType]:
     title = Text(part.title, style="bold cyan")
     note = [Text(part.note, style="dim")] if part.note else []
     if isinstance(part, Section):
-        return [Rule(style="dim"), Text(part.title, style="bold"), *([Text(part.note)] if part.note else [])]
+        more = ("  see report.html", "dim") if part.folded else ""
+        return [
+            Rule(style="dim"),
+            Text.assemble((part.title, "bold"), more),
+            *([Text(part.note)] if part.note else []),
+        ]
     if isinstance(part, Table):
         return [title, _fitting(part, console), *note]
     if isinstance(part, Bars):

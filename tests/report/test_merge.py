@@ -79,9 +79,15 @@ def test_combined_reports_keep_their_parts_and_cards(bench: Report, evaluation: 
 
 
 def test_one_report_needs_no_section(bench: Report) -> None:
-    alone = combine("Alone", [bench], folded=True)
+    alone = combine("Alone", [bench])
     assert alone.parts == bench.parts
     assert (alone.title, alone.summary) == ("Alone", bench.summary)
+
+
+def test_folded_even_one_report_is_a_section(bench: Report) -> None:
+    first, *others = combine("Alone", [bench], folded=True).parts
+    assert first == Section(bench.title, bench.summary, "bench", folded=True)
+    assert others == bench.parts
 
 
 def test_a_report_is_read_with_its_pictures(evaluation: Report, folder: Path) -> None:

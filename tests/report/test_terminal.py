@@ -47,6 +47,15 @@ def test_a_section_is_a_line_a_title_and_a_note(bench: Report) -> None:
     assert lines[at + 1 : at + 4] == ["Low.", "", "Cost"], "and then its first part"
 
 
+def test_of_a_folded_section_only_the_head_is_shown(bench: Report) -> None:
+    parts = [*bench.parts, Section("Folded", "Its note.", folded=True), *bench.parts, Section("Open"), bench.parts[0]]
+    text = shown(Report("run", "All", "", parts), 120)
+    title = bench.parts[0].title
+    assert text.count(title) == 2, "before it, and behind it"
+    assert "Folded  see report.html" in text
+    assert "Its note." in text
+
+
 def test_plots_and_pictures_are_announced(evaluation: Report) -> None:
     out = " ".join(shown(evaluation, 100).split())
     assert "plot of 4 points; see report.html" in out
