@@ -16,7 +16,7 @@ METHODS = {
     "switch": "asdm_cli.methods.switch",
     "bench": "asdm_cli.methods.bench",
     "eval": "asdm_cli.methods.evaluate",
-    "run": "asdm_cli.methods.pipeline",
+    "run": "asdm_cli.methods.pipeline.run",
 }
 
 

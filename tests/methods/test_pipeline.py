@@ -12,9 +12,9 @@ import pytest
 import yaml
 
 from asdm_cli.errors import ModelError, RunError
-from asdm_cli.methods import stage_process
-from asdm_cli.methods.stage_process import checked, command, run_stage
-from asdm_cli.methods.stages import stages
+from asdm_cli.methods.pipeline import process
+from asdm_cli.methods.pipeline.process import checked, command, run_stage
+from asdm_cli.methods.pipeline.stages import stages
 from asdm_cli.recipe.load import load
 from tests import tiny
 from tests.typed import Said, asdm
@@ -120,7 +120,9 @@ def test_a_model_that_was_changed_in_its_place_makes_new_stages(recipe: Recipe, 
 def test_what_was_done_before_a_failure_is_kept(
     recipe: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("asdm_cli.methods.pipeline.command", lambda *_: [sys.executable, "-c", "raise SystemExit(2)"])
+    monkeypatch.setattr(
+        "asdm_cli.methods.pipeline.run.command", lambda *_: [sys.executable, "-c", "raise SystemExit(2)"]
+    )
     cost = {"verb": "bench", "models": [{"name": "a", "model": "$both"}]}
     said = run(tmp_path, {**recipe, "stages": {**recipe["stages"], "cost": cost}})
     assert said.code == 2
@@ -131,7 +133,7 @@ def test_what_was_done_before_a_failure_is_kept(
 
 
 def test_the_report_joins_what_stages_measured(recipe: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("asdm_cli.methods.pipeline.run_stage", lambda _, words: asdm(*words[3:]))  # in this process
+    monkeypatch.setattr("asdm_cli.methods.pipeline.run.run_stage", lambda _, words: asdm(*words[3:]))  # in this process
     (tmp_path / "prompts.txt").write_text("a fox\na red apple\n")
     models = [{"name": "first", "model": "$model"}, {"name": "joined", "model": "$both", "steps": 3}]
     drawn = {"prompts": str(tmp_path / "prompts.txt"), "metrics": ["psnr"], "steps": 2, "device": "cpu"}
@@ -219,7 +221,7 @@ def test_a_launcher_starts_only_what_shares_its_work() -> None:
     assert started["distill"] == started["eval"] == [sys.executable, "-O"]
     assert started["bench"] == started["condconv-expand"] == [sys.executable, "-m"]
     assert "--allow-pipes" in command("distill", file, [], True)
-    assert {"distill", "eval"} < stage_process.TOGETHER
+    assert {"distill", "eval"} < process.TOGETHER
     with pytest.raises(ModelError, match="no program 'no-such-launcher'"):
         checked("no-such-launcher --x 2")
 

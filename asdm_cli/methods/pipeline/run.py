@@ -10,10 +10,10 @@ from pathlib import Path
 
 from asdm_cli.errors import ModelError
 from asdm_cli.methods import method
-from asdm_cli.methods.early import check_all
-from asdm_cli.methods.pipeline_report import stages_table, whole_report
-from asdm_cli.methods.stage_process import checked, command, run_stage
-from asdm_cli.methods.stages import Stage, stages
+from asdm_cli.methods.pipeline.early import check_all
+from asdm_cli.methods.pipeline.process import checked, command, run_stage
+from asdm_cli.methods.pipeline.report import stages_table, whole_report
+from asdm_cli.methods.pipeline.stages import Stage, stages
 from asdm_cli.progress import console, note
 from asdm_cli.recipe.load import dump
 from asdm_cli.recipe.verbs import RunRecipe

@@ -8,7 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from asdm_cli.methods.stages import Stage
+from asdm_cli.methods.pipeline.stages import Stage
 from asdm_cli.models.write import link_or_copy
 from asdm_cli.recipe.pipeline import Scope, resolve
 from asdm_cli.recipe.verbs import RunRecipe

@@ -1,0 +1,1 @@
+"""`asdm run`: several recipes in a row."""
