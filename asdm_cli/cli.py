@@ -16,6 +16,7 @@ from asdm_cli.commands import check, generate, pack, schema, show, verbs
 from asdm_cli.commands.options import examples
 from asdm_cli.commands.ranks import is_first, is_lost_company
 from asdm_cli.errors import AsdmError
+from asdm_cli.models.disk import TROUBLE
 
 INTERRUPTED = 130
 MACHINE = (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS, errno.EMFILE, errno.ENAMETOOLONG)
@@ -97,7 +98,9 @@ def _failed(error: Exception) -> int:
 
 def _machine_trouble(error: Exception) -> str:
     if isinstance(error, OSError) and error.errno in MACHINE:
-        return f"{error.filename or 'the machine'}: {error.strerror}"
+        way_out = TROUBLE.get(error.errno)
+        what = f"{way_out} ({error.strerror})" if way_out else error.strerror
+        return f"{error.filename or 'the machine'}: {what}"
     if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
         return "out of memory; try a smaller batch, a smaller size, or --dtype float16 on a GPU"
     if is_lost_company(error):

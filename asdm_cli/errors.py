@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+LONGEST_KEY = 120
+"""Of the way to a value in a message."""
+
 
 class AsdmError(Exception):
     """Base of every error that a person should read as one message, without a traceback."""
@@ -31,9 +34,15 @@ class Fault:
     column: int = 0
 
     def at(self, file: str) -> str:
-        """`file:line:column: key: what`, leaving out the parts that do not exist."""
+        """`file:line:column: key: what` on one line, leaving out the parts that do not exist."""
         place = f"{file}:{self.line}:{self.column}" if self.line else file
-        return ": ".join(part for part in (place, self.key, self.what) if part)
+        key = self.key if len(self.key) <= LONGEST_KEY else f"{self.key[: LONGEST_KEY - 3]}..."
+        return ": ".join(part for part in (place, _printable(key), _printable(self.what)) if part)
+
+
+def _printable(text: str) -> str:
+    """What a file holds must not move the cursor or turn the writing around: such characters are told by number."""
+    return "".join(each if each.isprintable() else each.encode("unicode_escape").decode() for each in text)
 
 
 class RecipeError(AsdmError):

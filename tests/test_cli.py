@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import builtins
 import errno
 import json
 import subprocess
@@ -14,7 +15,7 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from asdm_cli import __version__, cli
+from asdm_cli import __main__, __version__
 from asdm_cli.cli import app, main
 from asdm_cli.commands import ranks, running
 from asdm_cli.commands.generate import contact_sheet
@@ -287,4 +288,18 @@ def test_contact_sheet_holds_every_picture_in_reading_order(count: int, columns:
 
 def test_main_is_what_the_package_installs() -> None:
     settings = (Path(__file__).parents[1] / "pyproject.toml").read_text()
-    assert f'asdm = "{cli.__name__}:{main.__name__}"' in settings
+    assert f'asdm = "{__main__.__name__}:{__main__.main.__name__}"' in settings
+
+
+def test_ctrl_c_before_anything_is_imported(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def interrupted(name: str, *arguments: Any) -> Any:
+        if name == "asdm_cli" and "cli" in (arguments[2] or ()):
+            raise KeyboardInterrupt
+        return imported(name, *arguments)
+
+    imported = builtins.__import__
+    monkeypatch.setattr(builtins, "__import__", interrupted)
+    assert __main__.main() == 130
+    assert capsys.readouterr() == ("", "")

@@ -70,8 +70,8 @@ def generate(
     if not source.is_pipeline:
         raise ModelError(f"{source.path}: a UNet alone draws nothing; give a whole pipeline directory")
     settings = {"model": source.name, "steps": steps, "guidance": guidance, "seed": seed}
-    drawn = _draw(source, prompts, settings, (device or "auto", dtype or "auto"))
     with atomic_directory(out.resolve(), overwrite) as folder:
+        drawn = _draw(source, prompts, settings, (device or "auto", dtype or "auto"))
         _write(folder, drawn, prompts, settings)
     typer.echo(out)
 

@@ -1,4 +1,4 @@
-"""`asdm schema [VERB]`: JSON Schema of the recipes."""
+"""`asdm schema [VERB]`: JSON Schema of the recipes, or their reference to read."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import typer
 
 from asdm_cli.commands.options import examples
 from asdm_cli.recipe.json_schema import json_schema
+from asdm_cli.recipe.reference import markdown
 from asdm_cli.recipe.verbs import VERBS
 from asdm_cli.recipe.words import did_you_mean, one_of
 
@@ -23,6 +24,9 @@ Verb = Annotated[
     str | None,
     typer.Argument(metavar="VERB", help=f"One of {', '.join(VERBS)}; all of them if left out.", callback=_known),
 ]
+Markdown = Annotated[
+    bool, typer.Option("--markdown", help="Print the same for people: every key, its values, its default.")
+]
 
 
 def register(app: typer.Typer) -> None:
@@ -31,10 +35,15 @@ def register(app: typer.Typer) -> None:
             "asdm schema > recipe.schema.json",
             "# then, as the first line of a recipe, for editors with the YAML language server:",
             "# yaml-language-server: $schema=recipe.schema.json",
+            "# for people",
+            "asdm schema prune --markdown",
         )
     )(schema)
 
 
-def schema(verb: Verb = None) -> None:
+def schema(verb: Verb = None, as_markdown: Markdown = False) -> None:
     """Print the JSON Schema of recipes, for editors that complete and check YAML."""
-    typer.echo(json.dumps(json_schema(verb), indent=2))
+    if as_markdown:
+        typer.echo(markdown(verb), nl=False)
+    else:
+        typer.echo(json.dumps(json_schema(verb), indent=2))

@@ -123,8 +123,11 @@ def _plans(model: ModelDirectory) -> list[str]:
 
 
 def _write_page(page: Path, runs: list[Path], overwrite: bool) -> None:
+    from asdm_cli.models.write import atomic_file
     from asdm_cli.report import html, merge
 
+    if page.is_dir():
+        raise ModelError(f"{page}: is a directory; give the name of a page, as in {page / 'page.html'}")
     if page.exists() and not overwrite:
         raise ModelError(f"{page}: exists already; choose another name, or say --overwrite to replace it")
     reports = [merge.read(run) for run in runs]
@@ -133,10 +136,8 @@ def _write_page(page: Path, runs: list[Path], overwrite: bool) -> None:
     if {"bench", "eval"} <= by_verb.keys():
         plot = merge.speed_quality(by_verb["bench"], by_verb["eval"])
         joined = replace(joined, parts=[plot, *joined.parts])
-    partial = page.with_name(f".{page.name}.partial")
-    partial.parent.mkdir(parents=True, exist_ok=True)
-    partial.write_text(html.render(joined, Path()), encoding="utf-8")
-    partial.replace(page)
+    with atomic_file(page) as partial:
+        partial.write_text(html.render(joined, Path()), encoding="utf-8")
 
 
 def _components(model: ModelDirectory) -> Table:

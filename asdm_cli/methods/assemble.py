@@ -61,8 +61,6 @@ class Plan:
 def plan(recipe: AssembleRecipe) -> Plan | explore.Plan:
     """What would be put together, from configs and the headers of the weights. Raises ModelError."""
     donors = open_donors(recipe.donors)
-    for donor in donors.values():
-        require(donor.checkpoint, shapes(donor.config), donor.directory.component("unet"))
     if recipe.explore:
         return explore.plan(recipe, recipe.explore, donors)
     return Plan(checked(donors, choice(recipe)))
@@ -150,7 +148,7 @@ def _blocks(plan: Plan) -> Table:
         Column("params_m", "Parameters (M)"),
         Column("macs_g", "GMACs"),
     ]
-    return Table("Blocks", columns, [*rows, whole], card="macs")
+    return Table("Blocks", columns, [*rows, whole], card="macs", total=True)
 
 
 def _taken(made: Made) -> Table:

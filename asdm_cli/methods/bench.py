@@ -18,6 +18,7 @@ from asdm_cli.methods.condconv import expansion_of
 from asdm_cli.models.load import PIPELINES, device_and_dtype, unet_calls
 from asdm_cli.models.source import ModelDirectory, find
 from asdm_cli.models.switched import checked_switch
+from asdm_cli.recipe.public import without_place
 from asdm_cli.recipe.verbs import BenchRecipe, Contestant
 from asdm_cli.report.document import Cell, Column, Interval, Report, Table
 from asdm_cli.report.run_directory import Run
@@ -102,7 +103,6 @@ def _entrant(contestant: Contestant, recipe: BenchRecipe) -> Entrant:
     draws = recipe.images and directory is not None and directory.is_pipeline
     switch = checked_switch(directory) if directory else None
     if directory is not None:
-        _check_weights(directory, config)
         _check_drawable(directory, contestant.name, recipe, draws)
     if switch and not draws:
         raise ModelError(
@@ -148,9 +148,10 @@ def random_config(shape: str, removed: str | Sequence[str] | None) -> Config:
 
 def _source(contestant: Contestant) -> str:
     if contestant.model:
-        return contestant.model
+        return without_place(contestant.model)
     removed = [contestant.remove] if isinstance(contestant.remove, str) else contestant.remove or []
-    shape = " without ".join([f"random {contestant.random}", *([", ".join(removed)] if removed else [])])
+    random = f"random {without_place(contestant.random or '')}"
+    shape = " without ".join([random, *([", ".join(removed)] if removed else [])])
     return f"{shape}, {contestant.expand.experts} experts by {contestant.expand.router}" if contestant.expand else shape
 
 
@@ -167,16 +168,6 @@ def _latent(name: str, config: Config, size: int | None, factor: int) -> tuple[i
         raise ModelError(f"contestant {name!r}: size {size} is no multiple of its {factor} pixels per latent; round it")
     height, width = cost.latent_size(config) if size is None else (size // factor, size // factor)
     return config.get("in_channels", 4), height, width
-
-
-def _check_weights(directory: ModelDirectory, config: Config) -> None:
-    """The UNet's files hold what its config promises."""
-    held = open_checkpoint(directory.component("unet"), directory.path).tensors
-    for name, shape in cost.shapes(config).items():
-        if name not in held:
-            raise ModelError(f"{directory.component('unet')}: lacks the tensor {name} that its config promises")
-        if held[name].shape != shape:
-            raise ModelError(f"{held[name].file}: {name} is {held[name].shape}, its config promises {shape}")
 
 
 def _check_drawable(directory: ModelDirectory, name: str, recipe: BenchRecipe, draws: bool) -> None:

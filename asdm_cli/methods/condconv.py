@@ -10,6 +10,7 @@ from math import prod
 from asdm_cli.experts.spec import Spec
 from asdm_cli.experts.start import Start
 from asdm_cli.methods import fold
+from asdm_cli.models.checked import check_unet
 from asdm_cli.models.experts import first_experts, write_changed
 from asdm_cli.models.provenance import record
 from asdm_cli.models.source import ModelDirectory, find
@@ -86,8 +87,8 @@ def plan(recipe: CondConvRecipe) -> Plan | fold.Plan:
     wanted = recipe.expand
     donor = one_unet(find(wanted.donor)) if wanted.donor else None
     expansion = expansion_of(wanted, source.config("unet"), donor.config("unet") if donor else None)
-    checkpoint = _checked(source)
-    donated = _checked(donor).tensors if donor else {}
+    checkpoint = check_unet(source)
+    donated = check_unet(donor).tensors if donor else {}
     return Plan(wanted, source, donor, expansion, checkpoint, donated)
 
 
@@ -121,13 +122,6 @@ def run(plan: Plan | fold.Plan, run: Run) -> Report:
         convolutions=len(plan.expansion.siblings),
     )
     return plan.report()
-
-
-def _checked(directory: ModelDirectory) -> Checkpoint:
-    folder = directory.component("unet")
-    checkpoint = open_checkpoint(folder, directory.path)
-    require(checkpoint, shapes(directory.config("unet")), folder)
-    return checkpoint
 
 
 def _layers(plan: Plan) -> Table:

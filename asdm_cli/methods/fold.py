@@ -23,6 +23,7 @@ from asdm_cli.measure.pictures import PictureSet
 from asdm_cli.measure.prompts import PromptList, read_prompts
 from asdm_cli.measure.routing import Routing, observe
 from asdm_cli.measure.routing_report import routing_parts
+from asdm_cli.models.checked import check_unet
 from asdm_cli.models.experts import write_changed
 from asdm_cli.models.load import PIPELINES, device_and_dtype, load_pipeline, load_unet, set_sampler
 from asdm_cli.models.provenance import record
@@ -57,11 +58,9 @@ class Plan:
 
 def plan(recipe: CondConvRecipe, wanted: Fold, source: ModelDirectory) -> Plan:
     """Raises ModelError where there is nothing to fold, or where constant routing is asked for and is not there."""
-    config, folder = source.config("unet"), source.component("unet")
-    if not specs(config):
+    if not specs(source.config("unet")):
         raise ModelError(f"model: {source.path}: has no expert convolutions; there is nothing to fold")
-    checkpoint = open_checkpoint(folder, source.path)
-    require(checkpoint, shapes(config), folder)
+    checkpoint = check_unet(source)
     if wanted.routing == "constant":
         _constant(source)
         return Plan(recipe, wanted, source, checkpoint, None)

@@ -8,6 +8,7 @@ from typing import Any
 
 from asdm_cli.errors import AsdmError, ModelError
 from asdm_cli.inheritance.course import Nodes
+from asdm_cli.models.checked import check_unet
 from asdm_cli.models.source import ModelDirectory, find
 from asdm_cli.models.switched import UNET, one_unet, run_time_plans
 from asdm_cli.recipe.plans import Rules
@@ -17,7 +18,6 @@ from asdm_cli.report.document import Cell, Column, Interval, Table
 from asdm_cli.schedule import describe
 from asdm_cli.unet import cost
 from asdm_cli.unet.anatomy import Anatomy
-from asdm_cli.unet.checkpoint import open_checkpoint, require
 from asdm_cli.unet.settings import unlike_inputs
 
 SHARED = {
@@ -62,8 +62,8 @@ def members(recipe: SwitchRecipe) -> dict[str, Member]:
 
 def _member(asked: OneUNet) -> Member:
     directory = one_unet(find(asked.model))
-    config, folder = directory.config(UNET), directory.component(UNET)
-    require(open_checkpoint(folder, directory.path), cost.shapes(config), folder)
+    config = directory.config(UNET)
+    check_unet(directory)
     if asked.plan is None:
         return Member(directory, run_time_plans(directory, None).get(UNET))
     return Member(directory, Nodes(asked.plan.resolved(), Anatomy.of(config)))

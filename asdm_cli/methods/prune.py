@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from math import prod
 
+from asdm_cli.models.checked import check_unet
 from asdm_cli.models.provenance import record
 from asdm_cli.models.source import ModelDirectory, find
 from asdm_cli.models.switched import one_unet
@@ -15,7 +16,7 @@ from asdm_cli.recipe.verbs import PruneRecipe
 from asdm_cli.report.document import Cell, Column, Interval, Report, Table
 from asdm_cli.report.run_directory import Run
 from asdm_cli.unet.anatomy import Anatomy
-from asdm_cli.unet.checkpoint import Checkpoint, Entry, open_checkpoint, require
+from asdm_cli.unet.checkpoint import Checkpoint, Entry, require
 from asdm_cli.unet.cost import OUTSIDE, Macs, latent_size, macs, parameters, shapes
 from asdm_cli.unet.surgery import Surgery, remove
 
@@ -71,9 +72,8 @@ def plan(recipe: PruneRecipe) -> Plan:
     """What pruning would do, from the config and the headers of the weights. Raises ModelError."""
     source = one_unet(find(recipe.model))
     config, folder = source.config("unet"), source.component("unet")
+    checkpoint = check_unet(source)
     surgery = remove(config, recipe.remove)
-    checkpoint = open_checkpoint(folder, source.path)
-    require(checkpoint, shapes(config), folder)
     tensors = {new: checkpoint.tensors[old] for new, old in surgery.key_map(checkpoint.tensors).items()}
     require(Checkpoint(tensors, checkpoint.digest), shapes(surgery.config), folder)
     return Plan(source, surgery, checkpoint, tensors)
@@ -133,7 +133,7 @@ def _blocks(plan: Plan) -> Table:
         Column("macs_before_g", "GMACs before"),
         Column("macs_after_g", "after"),
     ]
-    return Table("Blocks before and after", columns, [*rows, _total(rows)], card="macs")
+    return Table("Blocks before and after", columns, [*rows, _total(rows)], card="macs", total=True)
 
 
 def _total(rows: Iterable[Row]) -> Row:

@@ -9,13 +9,14 @@ from pathlib import Path
 from typing import Any
 
 from asdm_cli.errors import ModelError
+from asdm_cli.models.checked import check_unet
 from asdm_cli.models.provenance import history, record
 from asdm_cli.models.source import ModelDirectory, find
 from asdm_cli.models.switched import one_unet
 from asdm_cli.models.write import assemble_directory, write_unet
 from asdm_cli.unet.assembly import Assembly, Choice, assemble
 from asdm_cli.unet.blocks import Config
-from asdm_cli.unet.checkpoint import Checkpoint, Entry, open_checkpoint
+from asdm_cli.unet.checkpoint import Checkpoint, Entry
 
 AROUND: tuple[tuple[str, str, Any], ...] = (
     ("vae", "latent_channels", 4),
@@ -67,7 +68,7 @@ def open_donors(sources: Mapping[str, str]) -> dict[str, Donor]:
     for name, source in sources.items():
         try:
             directory = one_unet(find(source))
-            checkpoint = open_checkpoint(directory.component("unet"), directory.path)
+            checkpoint = check_unet(directory)
             found[name] = Donor(name, directory, directory.config("unet"), checkpoint)
         except ModelError as error:
             faults.append(f"donors.{name}: {error}")

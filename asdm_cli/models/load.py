@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -24,7 +25,7 @@ from diffusers import (
 from diffusers.pipelines.pipeline_utils import DiffusionPipeline
 from transformers import CLIPModel, CLIPTokenizer
 
-from asdm_cli.errors import ModelError
+from asdm_cli.errors import AsdmError, ModelError
 from asdm_cli.inheritance.course import Nodes
 from asdm_cli.inheritance.pipelines import attach
 from asdm_cli.models.source import ModelDirectory, find
@@ -91,14 +92,16 @@ def load_pipeline(
         switches = {**switches, "unet": None}
     elif directory.config("unet").get(EXPERTS):
         switches = {**switches, "unet": load_unet(directory, torch.device("cpu"), dtype)}
-    pipe = _read(
-        directory.path,
-        lambda: pipeline.from_pretrained(
-            directory.path, dtype=dtype, use_safetensors=True, local_files_only=True, **switches
-        ),
-    )
+    try:
+        pipe = _read(
+            directory.path,
+            lambda: pipeline.from_pretrained(
+                directory.path, dtype=dtype, use_safetensors=True, local_files_only=True, **switches
+            ).to(device),
+        )
+    except ModelError as error:
+        raise _located(directory, error) from error
     pipe.set_progress_bar_config(disable=True)
-    pipe.to(device)
     if held is not None:
         others = {name: member(directory, held, name) for name in held.unets[1:]}
         take_turns(pipe, {held.unets[0]: pipe.unet, **others}, held.rules, plans, held.idle)
@@ -178,10 +181,14 @@ def unet_calls(directory: ModelDirectory, sampler: str, steps: int) -> int:
 
 def planned_scheduler(directory: ModelDirectory, sampler: str, steps: int) -> Any:
     """The scheduler that would draw, from its config alone, with its timesteps set: the UNet calls of one picture."""
-    kind = getattr(diffusers, str(directory.index["scheduler"][1]))
-    scheduler = _sampler(_read(directory.path, lambda: kind.from_config(directory.config("scheduler"))), sampler)
-    scheduler.set_timesteps(steps)
-    return scheduler
+    kind: Any = getattr(diffusers, str(directory.index["scheduler"][1]), None)
+
+    def planned() -> Any:
+        scheduler = _sampler(kind.from_config(directory.config("scheduler")), sampler)
+        scheduler.set_timesteps(steps)
+        return scheduler
+
+    return _read(directory.component("scheduler") / "scheduler_config.json", planned)
 
 
 @dataclass(frozen=True)
@@ -221,6 +228,22 @@ def _read(folder: Path, load: Callable[[], Loaded]) -> Loaded:
     transformers.utils.logging.disable_progress_bar()
     try:
         return load()
-    except (OSError, ValueError, TypeError, KeyError, RuntimeError) as error:
-        reason = str(error).strip().splitlines()[0]
+    except (torch.OutOfMemoryError, MemoryError, AsdmError):
+        raise
+    except Exception as error:
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0][:300]
         raise ModelError(f"{folder}: cannot be loaded ({reason}); fetch or write the model again") from error
+
+
+def _located(directory: ModelDirectory, error: ModelError) -> ModelError:
+    """The same of the first component that cannot be loaded by itself, if there is one: pipelines rarely say which."""
+    for name, folder in directory.components.items():
+        library, kind = (directory.index.get(name) or ("", ""))[:2]
+        known: Any = getattr({"diffusers": diffusers, "transformers": transformers}.get(str(library)), str(kind), None)
+        if known is None or name == UNET:
+            continue
+        try:
+            _read(folder, partial(known.from_pretrained, folder, local_files_only=True))
+        except ModelError as found:
+            return found
+    return error

@@ -9,7 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from asdm_cli.errors import ModelError
-from asdm_cli.unet.expert_config import CLASS, EXPERTS, STOCK
+from asdm_cli.unet.blocks import read_blocks
+from asdm_cli.unet.checkpoint import read_headers
+from asdm_cli.unet.expert_config import CLASS, EXPERTS, STOCK, specs
 from asdm_cli.unet.weight_files import inside, plain_name, read_mapping, weight_files
 
 INDEX = "model_index.json"
@@ -24,6 +26,10 @@ OURS = "asdm_cli"
 """The library that an index names for UNets with expert convolutions: without it, loading fails."""
 TOKENS = 77
 """Prompt length that costs are stated for where the model has no text encoder of its own."""
+PREDICTIONS = ("epsilon", "v_prediction", "sample")
+"""What a UNet may have learnt to tell."""
+SETTINGS = {"scheduler": "scheduler_config.json", "tokenizer": "tokenizer_config.json"}
+"""Components without weights, and the file without which libraries would take settings of another model."""
 CONFIGS = ("config.json", "scheduler_config.json", "tokenizer_config.json", "preprocessor_config.json")
 
 
@@ -59,7 +65,8 @@ class ModelDirectory:
         if name in self.components:
             return self.components[name]
         have = ", ".join(self.components)
-        raise ModelError(f"{self.path}: has no component {name!r} (it has {have}); use a model that has one")
+        place = self.path / INDEX if self.is_pipeline else self.path
+        raise ModelError(f"{place}: has no component {name!r} (it has {have}); use a model that has one")
 
     def config(self, name: str) -> dict[str, Any]:
         """The component's configuration file as it stands."""
@@ -85,7 +92,7 @@ class ModelDirectory:
 def find(source: str) -> ModelDirectory:
     """The model directory that `source` names: a directory, a run directory (its `model/`), or `pocket`.
 
-    Reads small JSON files and file names only. Raises ModelError with the file and the way out.
+    Reads small JSON files and the headers of weights only. Raises ModelError with the file and the way out.
     """
     directory = _pocket() if source == POCKET else _locate(source)
     _check(directory)
@@ -125,8 +132,42 @@ def _check(directory: ModelDirectory) -> None:
     for name, folder in directory.components.items():
         if not inside(directory.path, folder).is_dir():
             raise ModelError(f"{folder}: {INDEX} names this component but its folder is missing; fetch it again")
-        if (folder / "config.json").is_file():
-            directory.weights(name)
+        for file in CONFIGS:
+            if (folder / file).exists():
+                read_mapping(inside(directory.path, folder / file))
+        if (folder / CONFIGS[0]).is_file():
+            read_headers(directory.weights(name))
+        elif any(folder.glob("*.safetensors")) or (name in SETTINGS and not (folder / SETTINGS[name]).is_file()):
+            raise ModelError(f"{folder / SETTINGS.get(name, CONFIGS[0])}: no such file; fetch the component again")
+    _check_settings(directory)
+    _check_unets(directory)
+
+
+def _check_settings(directory: ModelDirectory) -> None:
+    """What loading does not look at, and drawing would stumble over."""
+    if "scheduler" in directory.components:
+        found = directory.config("scheduler").get("prediction_type", PREDICTIONS[0])
+        if found not in PREDICTIONS:
+            file = directory.component("scheduler") / SETTINGS["scheduler"]
+            raise ModelError(f"{file}: prediction_type is {found!r}; it must be one of {', '.join(PREDICTIONS)}")
+    if type(directory.tokens) is not int or directory.tokens < 1:
+        file = directory.component("text_encoder") / CONFIGS[0]
+        raise ModelError(f"{file}: max_position_embeddings is {directory.tokens!r}; a whole number is expected")
+
+
+def _check_unets(directory: ModelDirectory) -> None:
+    """What each config says of its UNet can be a UNet of the SD family."""
+    for name, folder in directory.components.items():
+        if name.split("/")[0] not in ("unet", UNETS):
+            continue
+        config = directory.config(name)
+        if config.get("_class_name", STOCK) not in (STOCK, CLASS):
+            raise ModelError(f"{folder / CONFIGS[0]}: is of no UNet2DConditionModel; copy a model directory as a whole")
+        try:
+            read_blocks(config)
+            specs(config)
+        except ModelError as error:
+            raise ModelError(f"{folder / CONFIGS[0]}: {error}") from None
 
 
 def _check_class(directory: ModelDirectory) -> None:
@@ -134,6 +175,8 @@ def _check_class(directory: ModelDirectory) -> None:
     if "unet" not in directory.components:
         return
     config = directory.config("unet")
+    if directory.index["unet"][1] not in (STOCK, CLASS):
+        raise ModelError(f"{directory.path / INDEX}: the UNet is of no class that can be used; it must be a {STOCK}")
     held = {"index": directory.index["unet"][1] == CLASS, "class": config.get("_class_name") == CLASS}
     if len({*held.values(), bool(config.get(EXPERTS))}) > 1:
         raise ModelError(

@@ -10,6 +10,7 @@ from typing import Any
 
 from asdm_cli.errors import ModelError
 from asdm_cli.inheritance.course import Nodes
+from asdm_cli.models.checked import check_unet
 from asdm_cli.models.provenance import FILE, RUN_TIME, SWITCH, history, record, run_time_nodes, run_time_plan, told
 from asdm_cli.models.source import UNETS, ModelDirectory
 from asdm_cli.models.write import KEPT, assemble_directory, link_or_copy
@@ -17,7 +18,7 @@ from asdm_cli.recipe import switching
 from asdm_cli.recipe.plans import Rules
 from asdm_cli.recipe.switching import Switch
 from asdm_cli.unet.anatomy import Anatomy
-from asdm_cli.unet.checkpoint import open_checkpoint, require
+from asdm_cli.unet.checkpoint import open_checkpoint
 from asdm_cli.unet.settings import unlike_inputs
 from asdm_cli.unet.weight_files import inside
 
@@ -60,15 +61,12 @@ def read_switch(directory: ModelDirectory) -> Switch | None:
 
 
 def checked_switch(directory: ModelDirectory) -> Switch | None:
-    """Like `read_switch`; also holds the headers of every UNet's weights against its config."""
-    from asdm_cli.unet.cost import shapes  # builds UNets without storage: that takes torch
-
+    """Like `read_switch`; also holds the headers of every UNet's weights, or the only one's, against its config."""
     switch = read_switch(directory)
     faults = []
-    for name in switch.unets if switch else ():
-        folder = directory.component(component(switch, name))
+    for name in switch.unets if switch else (UNET,):
         try:
-            require(open_checkpoint(folder, directory.path), shapes(directory.config(component(switch, name))), folder)
+            check_unet(directory, component(switch, name))
         except ModelError as error:
             faults.append(str(error))
     if faults:

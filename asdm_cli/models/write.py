@@ -7,10 +7,12 @@ import json
 import os
 import shutil
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Any
 
 from asdm_cli.errors import ModelError, RunError
+from asdm_cli.models.disk import explained
 from asdm_cli.models.lock import only_writer
 from asdm_cli.models.source import INDEX, OURS, ModelDirectory
 from asdm_cli.unet.blocks import Config
@@ -20,6 +22,8 @@ from asdm_cli.unet.weight_files import inside
 
 KEPT = {".json", ".txt", ".model", ".safetensors"}
 """File types that make up a component; code, pickles and read-me files are left behind."""
+PLACE = "_name_or_path"
+"""What diffusers and transformers call the directory that a model was read from."""
 NO_LINK = {errno.EXDEV, errno.EPERM, errno.EACCES, errno.EMLINK, errno.ENOTSUP, errno.ENOSYS}
 """Ways in which a file system says that this hard link is not to be had."""
 
@@ -42,8 +46,7 @@ def write_unet(config: Config, tensors: Mapping[str, Entry], folder: Path) -> No
 
 def write_config(config: Config, folder: Path) -> None:
     folder.mkdir(exist_ok=True)
-    # where a donor lay on some machine says nothing about the result
-    kept = {key: value for key, value in config.items() if key != "_name_or_path"}
+    kept = _without_place(config)
     (folder / "config.json").write_text(json.dumps(kept, indent=2, sort_keys=True) + "\n", encoding="utf-8")
     if folder.name == "unet" and (folder.parent / INDEX).is_file():
         _name_class(folder.parent / INDEX, [OURS, CLASS] if config.get(EXPERTS) else ["diffusers", STOCK])
@@ -59,13 +62,22 @@ def _name_class(file: Path, entry: list[str]) -> None:
 
 
 def link_or_copy(source: Path, target: Path) -> None:
-    """A hard link to the file behind `source`, or a copy where links do not reach."""
+    """A hard link to the file behind `source`, or a copy where links do not reach. A configuration that says where on
+    some machine a model lay is written without that."""
+    if source.suffix == ".json" and f'"{PLACE}"' in (text := source.read_text(encoding="utf-8", errors="replace")):
+        placeless = json.loads(text, object_hook=_without_place)
+        target.write_text(json.dumps(placeless, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+        return
     try:
         os.link(source.resolve(), target)
     except OSError as error:
         if error.errno not in NO_LINK:
-            raise RunError(f"{target}: cannot be linked to {source} ({error.strerror})") from None
+            raise
         shutil.copyfile(source, target)
+
+
+def _without_place(held: dict[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in held.items() if key != PLACE}
 
 
 def _link_component(root: Path, folder: Path, target: Path) -> None:
@@ -103,8 +115,11 @@ def put_back(target: Path) -> None:
 
 @contextmanager
 def atomic_directory(target: Path, overwrite: bool = False) -> Iterator[Path]:
-    """Yield an empty sibling of `target`; on success it becomes `target` durably, on failure it goes away."""
-    with only_writer(target):
+    """Yield an empty sibling of `target`; on success it becomes `target` durably, on failure it goes away.
+
+    Raises ModelError if something stands in the way, RunError if the disk does or if another process writes there.
+    """
+    with explained(target), only_writer(target):
         put_back(target)
         refuse_existing(target, overwrite)
         partial = partial_path(target)
@@ -118,6 +133,19 @@ def atomic_directory(target: Path, overwrite: bool = False) -> Iterator[Path]:
             raise
 
 
+@contextmanager
+def atomic_file(target: Path) -> Iterator[Path]:
+    """The same for a single file, which replaces an older one: yields the path to write to."""
+    with explained(target), only_writer(target):
+        partial = partial_path(target)
+        try:
+            yield partial
+            sync(partial)
+            os.replace(partial, target)
+        finally:
+            partial.unlink(missing_ok=True)
+
+
 def publish(partial: Path, target: Path) -> None:
     """Make what is in `partial` durable, then give it `target`'s name; an older `target` goes last."""
     _sync_tree(partial)
@@ -127,12 +155,16 @@ def publish(partial: Path, target: Path) -> None:
         os.rename(target, old)
     try:
         os.rename(partial, target)
-    except OSError as error:
-        if old.exists():
-            os.rename(old, target)
+    except BaseException as error:
+        put_back(target)
+        if not isinstance(error, OSError):
+            raise
         raise RunError(f"{target}: cannot be put in place ({error.strerror})") from None
-    sync(target.parent)
-    shutil.rmtree(old, ignore_errors=True)
+    try:
+        with suppress(OSError):  # it is in its place, whole
+            sync(target.parent)
+    finally:
+        shutil.rmtree(old, ignore_errors=True)
 
 
 def sync(path: Path) -> None:

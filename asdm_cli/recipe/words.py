@@ -18,6 +18,7 @@ from asdm_cli.recipe.source import Source, Where
 WANTED = {
     "missing": "must be given",
     "string_type": "must be text",
+    "string_unicode": "must be text, and this holds half a character",
     "int_type": "must be a whole number",
     "int_from_float": "must be a whole number",
     "float_type": "must be a number",
@@ -28,6 +29,7 @@ WANTED = {
     "dict_type": "must be a mapping of keys",
     "finite_number": "must be a finite number",
     "string_too_short": "must not be empty",
+    "string_pattern_mismatch": "must match {pattern}",
     "too_short": "needs {min_length} or more entries",
     "too_long": "must have at most {max_length} entries",
     "greater_than": "must be more than {gt}",
@@ -36,6 +38,11 @@ WANTED = {
     "less_than_equal": "must be at most {le}",
 }
 """pydantic's error type -> what we say; the braces are filled from the error's own context."""
+
+LONGEST = 60
+"""Of a value that is shown."""
+MOST = 50
+"""Faults told at once: looking for what a thousand unknown keys may have meant takes seconds, and nobody reads them."""
 
 _SHAPES = {"string_type", "int_type", "float_type", "bool_type", "list_type", "model_type", "dict_type"}
 _KINDS = {*_SHAPES, "literal_error"}
@@ -52,6 +59,8 @@ def faults(error: ValidationError, source: Source, recipe: type[BaseModel]) -> l
     for where, group in by_place.items():
         if where in source.unread or _deeper(where, group, by_place):
             continue
+        if len(told) >= MOST:
+            return [*told, source.fault(where, "wrong too, as more is; mend the others first")]
         told.extend(_faults_at(where, group, source, recipe))
     return told
 
@@ -70,7 +79,7 @@ def one_of(known: list[str]) -> str:
 def got(value: Any) -> str:
     """The value as it would stand in YAML, shortened."""
     text = f"'{value}'" if isinstance(value, str) else json.dumps(value, default=str, ensure_ascii=False)
-    return text if len(text) <= 60 else f"{text[:57]}..."
+    return text if len(text) <= LONGEST else f"{text[: LONGEST - 3]}..."
 
 
 def _where(details: ErrorDetails, data: Any) -> Where:
@@ -140,9 +149,10 @@ def _choice(expected: str, value: Any) -> str:
 
 
 def _wanted(details: ErrorDetails) -> str:
-    template = WANTED.get(details["type"], details["msg"].replace("Input should be", "must be"))
+    if details["type"] not in WANTED:
+        return details["msg"].replace("Input should be", "must be")
     limits = {key: f"{value:g}" if isinstance(value, float) else value for key, value in details.get("ctx", {}).items()}
-    return template.format_map(limits)
+    return WANTED[details["type"]].format_map(limits)
 
 
 def _shape(details: ErrorDetails, wants: dict[str, None]) -> str:
@@ -154,7 +164,7 @@ def _shape(details: ErrorDetails, wants: dict[str, None]) -> str:
         return "a list"
     if isinstance(value, str) and "text" not in wants:
         return f"the text {got(value)}"
-    quotable = "text" in wants and value is not None
+    quotable = "text" in wants and value is not None and len(str(value)) <= LONGEST
     return f'{got(value)} (in quotes it is text: "{value}")' if quotable else got(value)
 
 

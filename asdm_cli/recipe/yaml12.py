@@ -13,6 +13,7 @@ import yaml
 from yaml.nodes import Node, ScalarNode
 
 MAX_DEPTH = 32
+MAX_NODES = 10_000
 
 _RULES = (
     ("null", r"~|null|Null|NULL|", ["~", "n", "N", ""]),
@@ -38,18 +39,24 @@ class Loader(yaml.SafeLoader):
     """Composes nodes only; nothing is constructed by tag, so a file cannot name code."""
 
     depth = 0
+    nodes = 0
 
     def compose_node(self, parent: Node | None, index: Any) -> Node | None:
-        """As PyYAML, but a file of a thousand open brackets is an error with a place, not a full stack."""
+        """As PyYAML, but a file of a thousand open brackets is an error with a place, not a full stack, and one of a
+        hundred thousand values not a long wait."""
         self.depth += 1
+        self.nodes += 1
         if self.depth > MAX_DEPTH:
-            raise yaml.MarkedYAMLError(
-                problem=f"nested more than {MAX_DEPTH} levels deep",
-                problem_mark=self.peek_event().start_mark,  # type: ignore[no-untyped-call]
-            )
+            self._stop(f"nested more than {MAX_DEPTH} levels deep")
+        if self.nodes > MAX_NODES:
+            self._stop(f"too large: over {MAX_NODES} keys and values")
         node = super().compose_node(parent, index)
         self.depth -= 1
         return node
+
+    def _stop(self, problem: str) -> None:
+        place = self.peek_event().start_mark  # type: ignore[no-untyped-call]
+        raise yaml.MarkedYAMLError(problem=problem, problem_mark=place)
 
 
 class Dumper(yaml.SafeDumper):
@@ -66,7 +73,7 @@ for _speaker in (Loader, Dumper):
 
 
 def tag_refused(node: Node) -> str:
-    return f"the tag '{node.tag.replace('tag:yaml.org,2002:', '!!')}' is not allowed; write the plain value"
+    return f"the tag '{node.tag.replace('tag:yaml.org,2002:', '!!')[:60]}' is not allowed; write the plain value"
 
 
 def scalar(node: ScalarNode) -> Any:

@@ -9,6 +9,7 @@ from math import prod
 from asdm_cli.data.encoder import check_resolution
 from asdm_cli.data.sources import Shard, find_shards
 from asdm_cli.errors import ModelError
+from asdm_cli.models.checked import check_unet
 from asdm_cli.models.donors import unlike_pipelines
 from asdm_cli.models.provenance import taken
 from asdm_cli.models.source import ModelDirectory, find
@@ -21,8 +22,7 @@ from asdm_cli.training.plan import Plan
 from asdm_cli.training.settings import training_plan
 from asdm_cli.unet.anatomy import Anatomy
 from asdm_cli.unet.blocks import Config
-from asdm_cli.unet.checkpoint import Checkpoint, open_checkpoint, require
-from asdm_cli.unet.cost import shapes
+from asdm_cli.unet.checkpoint import Checkpoint
 from asdm_cli.unet.settings import ALIKE
 from asdm_cli.unet.taps import Tap, taps
 
@@ -80,7 +80,7 @@ def make_plan(recipe: DistillRecipe, allow_pipes: bool = False) -> DistillPlan:
     if host is None and not faults.told:
         faults.add("teacher", "neither it nor a student is a whole pipeline; one must bring VAE and text encoder")
     if teacher:
-        faults.catch("teacher", lambda: _check_unet(teacher))
+        faults.catch("teacher", lambda: check_unet(teacher))
         _check_alike(teacher, learners, faults)
     told = {"teacher": teacher} if teacher else {}
     for unlike in unlike_pipelines(told | {f"student {each.name}": each.directory for each in learners}):
@@ -107,7 +107,7 @@ def _learner(recipe: DistillRecipe, index: int, faults: Faults) -> Learner | Non
     student: Student = recipe.students[index]
     with faults.catching(f"students[{index}].model"):
         directory = one_unet(find(student.model))
-        checkpoint = _check_unet(directory)
+        checkpoint = check_unet(directory)
         frozen: frozenset[str] = frozenset()
         learner = Learner(student.name, directory, checkpoint, frozen)
         with faults.catching(f"students[{index}].freeze"):
@@ -117,13 +117,6 @@ def _learner(recipe: DistillRecipe, index: int, faults: Faults) -> Learner | Non
                 raise ModelError("all of it is frozen; leave something to learn")
         return Learner(student.name, directory, checkpoint, frozen)
     return None  # type: ignore[unreachable]
-
-
-def _check_unet(directory: ModelDirectory) -> Checkpoint:
-    folder = directory.component("unet")
-    checkpoint = open_checkpoint(folder, directory.path)
-    require(checkpoint, shapes(directory.config("unet")), folder)
-    return checkpoint
 
 
 def _check_alike(teacher: ModelDirectory, learners: list[Learner], faults: Faults) -> None:

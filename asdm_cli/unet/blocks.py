@@ -5,7 +5,7 @@ No torch. Two configs with equal layers take each other's tensors, so this is wh
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -28,8 +28,23 @@ DEFAULTS: Config = {
     "transformer_layers_per_block": 1,
     "reverse_transformer_layers_per_block": None,
     "only_cross_attention": False,
+    "norm_num_groups": 32,
+    "sample_size": None,
 }
 """What diffusers assumes for a key that a config leaves out."""
+
+
+LARGEST = {
+    "block_out_channels": 1 << 16,
+    "layers_per_block": 100,
+    "attention_head_dim": 1 << 16,
+    "cross_attention_dim": 1 << 16,
+    "transformer_layers_per_block": 1000,
+    "norm_num_groups": 1 << 16,
+    "sample_size": 1 << 16,
+}
+"""Far more than any UNet has: a config that says more is damaged, and building it would take all memory."""
+MAYBE_NOTHING = ("cross_attention_dim", "norm_num_groups", "sample_size")
 
 
 @dataclass(frozen=True)
@@ -158,17 +173,28 @@ def _depths(value: int | Iterable[int], count: int) -> tuple[int, ...]:
     return depths
 
 
+def _numbers(config: Config, key: str) -> Iterator[Any]:
+    """All that a setting holds, of each level, and of each layer where they differ."""
+    held = read(config, key)
+    for value in held if key == "sample_size" and isinstance(held, list | tuple) else per_level(config, key):
+        yield from value if isinstance(value, list | tuple) else [value]
+
+
 def _check(config: Config) -> None:
     """ModelError for what is no UNet of the Stable Diffusion family."""
     known = {"down_block_types": DOWN_TYPES, "up_block_types": UP_TYPES, "mid_block_type": MID_TYPES}
     for key, types in known.items():
         value = read(config, key)
-        for kind in value if isinstance(value, list | tuple) else [value]:
-            if kind not in types and not (key == "mid_block_type" and kind is None):
+        for kind in value if isinstance(value, list | tuple) and key != "mid_block_type" else [value]:
+            if (not isinstance(kind, str) or kind not in types) and not (key == "mid_block_type" and kind is None):
                 raise ModelError(f"UNet config: {key} {kind!r} is not supported; it must be of {', '.join(types)}")
-    for key in ("block_out_channels", "layers_per_block", "attention_head_dim"):
-        bad = [value for value in per_level(config, key) if not isinstance(value, int) or value < 1]
+    if not isinstance(widths := read(config, "block_out_channels"), list | tuple) or not widths:
+        raise ModelError(f"UNet config: block_out_channels is {widths!r}; a list of whole numbers is expected")
+    for key, most in LARGEST.items():
+        if key in MAYBE_NOTHING and read(config, key) is None:
+            continue
+        bad = [value for value in _numbers(config, key) if not isinstance(value, int) or not 1 <= value <= most]
         if bad:
-            raise ModelError(f"UNet config: {key} holds {bad[0]!r}; whole numbers from 1 are expected")
+            raise ModelError(f"UNet config: {key} holds {bad[0]!r}; whole numbers from 1 to {most} are expected")
     if config.get("dual_cross_attention"):
         raise ModelError("UNet config: dual_cross_attention is not supported; use a model without it")

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import json
 import os
+from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from hashlib import sha256
 from math import prod
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
 from safetensors import SafetensorError, safe_open
 
@@ -80,9 +81,18 @@ def _entries(file: Path, header: bytes, begin: int) -> dict[str, Entry]:
             begin + entry["data_offsets"][0],
             entry["data_offsets"][1] - entry["data_offsets"][0],
         )
-        for name, entry in json.loads(header).items()
+        for name, entry in _named_once(file, header).items()
         if name != "__metadata__"
     }
+
+
+def _named_once(file: Path, header: bytes) -> dict[str, Any]:
+    """The header as an object. Which of two tensors of one name counts, readers do not agree upon."""
+    named: list[tuple[str, Any]] = json.JSONDecoder(object_pairs_hook=list).decode(header.decode())
+    counts = Counter(name for name, _ in named)
+    if twice := [name for name, count in counts.items() if count > 1]:
+        raise ModelError(f"{file}: is not a whole safetensors file (it names {twice[0]} twice); fetch it again")
+    return {name: dict(entry) for name, entry in named}
 
 
 def require(checkpoint: Checkpoint, promised: Mapping[str, tuple[int, ...]], folder: Path) -> None:

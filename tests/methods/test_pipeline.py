@@ -226,6 +226,25 @@ def test_a_launcher_starts_only_what_shares_its_work() -> None:
         checked("no-such-launcher --x 2")
 
 
+def test_a_password_reaches_the_stage_and_nothing_that_stays(
+    recipe: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[str] = []
+    monkeypatch.setattr(
+        "asdm_cli.methods.pipeline.run.run_stage", lambda _, words: seen.append(Path(words[-1]).read_text())
+    )
+    learn = {"verb": "distill", "teacher": "$model", "students": [{"name": "s", "model": "$pruned"}], "steps": 2}
+    data = {"train": "pipe:curl https://user:hunter2@host/a.tar", "cache": "none"}
+    whole = {**recipe, "stages": {"pruned": recipe["stages"]["pruned"], "learn": {**learn, "data": data}}}
+    run(tmp_path, whole, "--allow-pipes", "--set", "inputs.set=base")
+    assert len(seen) == 1
+    assert "hunter2" in seen[0]
+    written = [path.read_text() for path in tmp_path.rglob("*.yaml") if path.name != "recipe.yaml"]
+    written += [path.read_text() for path in tmp_path.rglob(".whole.partial/recipe.yaml")]
+    assert any("***@host" in text for text in written)
+    assert not any("hunter2" in text for text in written)
+
+
 def test_it_is_started_alone(recipe: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("WORLD_SIZE", "2")
     said = run(tmp_path, recipe)

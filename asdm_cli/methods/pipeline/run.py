@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 from asdm_cli.errors import ModelError
 from asdm_cli.methods import method
@@ -16,6 +18,7 @@ from asdm_cli.methods.pipeline.report import stages_table, whole_report
 from asdm_cli.methods.pipeline.stages import Stage, stages
 from asdm_cli.progress import console, note
 from asdm_cli.recipe.load import dump
+from asdm_cli.recipe.public import redacted
 from asdm_cli.recipe.verbs import RunRecipe
 from asdm_cli.report.document import Report
 from asdm_cli.report.run_directory import Run, run_directory
@@ -61,23 +64,24 @@ def run(plan: Plan, run: Run) -> Report:
     """Run what is not finished; a stage that ends badly ends the run, and what was done is kept."""
     seconds: dict[str, float] = {}
     for number, stage in enumerate(plan.stages, 1):
-        file = _write_recipe(stage, run)
+        _write_recipe(stage, run)
         if stage.finished:
             note(f"stage {number} of {len(plan.stages)}, {stage.name}: kept from an earlier run ({stage.home})")
             continue
         console.rule(f"stage {number} of {len(plan.stages)}: {stage.name} (asdm {stage.verb})", align="left")
         start = time.monotonic()
-        _run_stage(plan, stage, file)
+        _run_stage(plan, stage)
         seconds[stage.name] = time.monotonic() - start
     _link(plan, run)
     return whole_report(plan.title, plan.recipe, plan.stages, run, seconds)
 
 
-def _run_stage(plan: Plan, stage: Stage, file: Path) -> None:
+def _run_stage(plan: Plan, stage: Stage) -> None:
     """Copying weights from file to file needs no process of its own; all else gets one."""
     how = method(stage.verb)
     if stage.verb not in HERE or getattr(stage.recipe, "explore", None):
-        run_stage(stage.name, command(stage.verb, file, plan.launch, plan.pipes))
+        with _recipe_file(stage) as file:
+            run_stage(stage.name, command(stage.verb, file, plan.launch, plan.pipes))
         return
     try:
         made = how.plan(stage.recipe)
@@ -87,12 +91,20 @@ def _run_stage(plan: Plan, stage: Stage, file: Path) -> None:
         run.write(how.run(made, run))
 
 
-def _write_recipe(stage: Stage, run: Run) -> Path:
-    """The stage's recipe as resolved, which runs alone too."""
+def _write_recipe(stage: Stage, run: Run) -> None:
+    """The stage's recipe as resolved, which runs alone too, without passwords."""
     file = run.path / RECIPES / f"{stage.name}.yaml"
     file.parent.mkdir(exist_ok=True)
-    file.write_text(dump(stage.recipe), encoding="utf-8")
-    return file
+    file.write_text(redacted(dump(stage.recipe)), encoding="utf-8")
+
+
+@contextmanager
+def _recipe_file(stage: Stage) -> Iterator[Path]:
+    """The recipe whole, where only this user can read it, while its stage runs."""
+    with TemporaryDirectory(prefix="asdm-") as folder:
+        file = Path(folder) / f"{stage.name}.yaml"
+        file.write_text(dump(stage.recipe), encoding="utf-8")
+        yield file
 
 
 def _link(plan: Plan, run: Run) -> None:

@@ -1,0 +1,77 @@
+"""2,000 recipes gone wrong, through `asdm check`: a verdict on each at once, never a traceback or a hang."""
+
+from __future__ import annotations
+
+import re
+import time
+from collections import Counter, defaultdict
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from asdm_cli.commands import check
+from tests.hardening.mutations import BYTES, KEYS, KINDS, LANGUAGE, ORIGINALS, TYPES, VALUES, mutated
+from tests.typed import asdm
+
+FILES = 2000
+SECONDS = 2
+LONGEST = 400
+"""Of a line that tells a fault, beside the file's name."""
+ACCEPTED = re.compile(r"(?P<file>.*?\.yaml): OK, a recipe for asdm [\w-]+")
+REFUSED = re.compile(r"(?P<file>.*?\.yaml)(:[1-9]\d*:[1-9]\d*)?: (?P<fault>\S.*)")
+
+
+@pytest.fixture
+def seconds(monkeypatch: pytest.MonkeyPatch) -> dict[Path, float]:
+    """Of computing, that each file takes: how busy the machine is changes them little."""
+    taken: dict[Path, float] = {}
+
+    def timed(file: Path) -> Any:
+        begin = time.process_time()
+        try:
+            return load(file)
+        finally:
+            taken[file] = time.process_time() - begin
+
+    load = check.load
+    monkeypatch.setattr(check, "load", timed)
+    return taken
+
+
+def test_two_thousand_mutated_recipes(tmp_path: Path, seconds: dict[Path, float]) -> None:
+    kinds = {}
+    for number in range(FILES):
+        file = tmp_path / f"{number}.yaml"
+        kinds[file], raw = mutated(number)
+        file.write_bytes(raw)
+    said = asdm("check", *kinds)
+    assert said.code == 2
+    accepted = [ACCEPTED.fullmatch(line) for line in said.out.splitlines()]
+    assert all(accepted)
+    right = {Path(each["file"]) for each in accepted if each}
+    faults: dict[Path, list[str]] = defaultdict(list)
+    for line in said.err.split("\n")[:-1]:
+        fault = REFUSED.fullmatch(line)
+        assert fault, f"not told by file and place: {line[:300]!r}"
+        assert line.isprintable(), repr(line[:300])
+        assert len(fault["fault"]) <= LONGEST, line[:300]
+        faults[Path(fault["file"])].append(fault["fault"])
+    assert right.isdisjoint(faults)
+    assert right | faults.keys() == seconds.keys() == kinds.keys()
+    assert len(kinds) == FILES
+    assert len(faults) > 1000, "most are refused"
+    assert len(right) > 200, "some change nothing that matters"
+    slow = {kinds[file]: taken for file, taken in seconds.items() if taken > SECONDS}
+    assert not slow
+
+
+def test_there_is_enough_to_mutate_and_every_mutation_changes_files() -> None:
+    assert len(ORIGINALS) >= 30
+    assert len(KINDS) == len(set(KINDS)) == len(BYTES) + len(TYPES) + len(KEYS) + len(LANGUAGE) >= 50
+    assert sum(map(len, VALUES.values())) >= 80
+    texts = {original.text.encode() for original in ORIGINALS}
+    unchanged = Counter(
+        kind for number, kind in zip(range(500), KINDS * 10, strict=False) if mutated(number)[1] in texts
+    )
+    assert unchanged.total() < 10, unchanged
