@@ -41,6 +41,9 @@ format: setup ## Format the code and mend what the linter can
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
+docs: setup ## Write docs/recipes.md anew, from the recipe classes
+	$(BIN)/asdm schema --markdown > docs/recipes.md
+
 data: setup ## Fetch and render the drawings that the bundled model learnt from (needs npm)
 	$(BIN)/pip install --quiet -c constraints.txt -e '.[pocket]'
 	$(BIN)/python -m asdm_cli.pocket data

@@ -231,13 +231,13 @@ def test_a_password_reaches_the_stage_and_nothing_that_stays(
 ) -> None:
     seen: list[str] = []
     monkeypatch.setattr(
-        "asdm_cli.methods.pipeline.run.run_stage", lambda _, words: seen.append(Path(words[-1]).read_text())
+        "asdm_cli.methods.pipeline.run.run_stage", lambda _, words: seen.append(Path(words[4]).read_text())
     )
     learn = {"verb": "distill", "teacher": "$model", "students": [{"name": "s", "model": "$pruned"}], "steps": 2}
     data = {"train": "pipe:curl https://user:hunter2@host/a.tar", "cache": "none"}
     whole = {**recipe, "stages": {"pruned": recipe["stages"]["pruned"], "learn": {**learn, "data": data}}}
-    run(tmp_path, whole, "--allow-pipes", "--set", "inputs.set=base")
-    assert len(seen) == 1
+    said = run(tmp_path, whole, "--allow-pipes")
+    assert len(seen) == 1, said.err
     assert "hunter2" in seen[0]
     written = [path.read_text() for path in tmp_path.rglob("*.yaml") if path.name != "recipe.yaml"]
     written += [path.read_text() for path in tmp_path.rglob(".whole.partial/recipe.yaml")]
