@@ -11,7 +11,7 @@ import typer
 from asdm_cli.commands.ranks import is_first, wait_for_everyone
 from asdm_cli.methods import Method, Plan, method
 from asdm_cli.progress import BRIEF, console
-from asdm_cli.recipe.load import dump, load
+from asdm_cli.recipe.load import dump_public, load
 from asdm_cli.recipe.override import Override, parse_override
 from asdm_cli.report.document import Report
 
@@ -39,7 +39,7 @@ def run_verb(
     if not is_first():
         _follow(how, plan, target)
         return
-    _lead(how, plan, target, dump(recipe), overwrite)
+    _lead(how, plan, target, dump_public(recipe), overwrite)
     typer.echo(target)
 
 

@@ -15,6 +15,7 @@ from pydantic import ValidationError
 from asdm_cli.errors import Fault, RecipeError
 from asdm_cli.recipe.override import Override, apply, parse_override
 from asdm_cli.recipe.pipeline import check
+from asdm_cli.recipe.public import without_secrets
 from asdm_cli.recipe.schema import Strict
 from asdm_cli.recipe.source import Source, read
 from asdm_cli.recipe.verbs import VERBS, RunRecipe
@@ -45,6 +46,11 @@ def load(path: Path, verb: str | None = None, overrides: Sequence[str | Override
 def dump(recipe: Strict) -> str:
     """The recipe as resolved: defaults filled in, overrides applied; `load` reads it back as an equal recipe."""
     return _yaml(recipe.model_dump(mode="json", exclude_none=True))
+
+
+def dump_public(recipe: Strict) -> str:
+    """As `dump`, with `***` for passwords: for what lies about, and travels."""
+    return _yaml(without_secrets(recipe.model_dump(mode="json", exclude_none=True)))
 
 
 def dump_given(recipe: Strict) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from pathlib import PurePath
+from typing import Any
 
 MASK = "***"
 _VALUE = r"[^\s\"'\\&;,<>|]+"
@@ -28,6 +29,15 @@ def redacted(text: str) -> str:
     for secret in _SECRETS:
         text = secret.sub(rf"\g<1>{MASK}", text)
     return text
+
+
+def without_secrets(data: Any) -> Any:
+    """Plain data with every text in it redacted: before it is written, since writing may break lines anywhere."""
+    if isinstance(data, dict):
+        return {key: without_secrets(value) for key, value in data.items()}
+    if isinstance(data, list):
+        return [without_secrets(value) for value in data]
+    return redacted(data) if isinstance(data, str) else data
 
 
 def without_place(source: str) -> str:

@@ -57,7 +57,6 @@ def run_directory(target: Path, overwrite: bool, resumable: bool, recipe_yaml: s
     the way, RunError if the disk does or if another process writes there.
     """
     target = target if target.name.strip(".") else target.resolve()  # `.` and `..` have no name to go by
-    recipe_yaml = redacted(recipe_yaml)
     with explained(target), only_writer(target):
         put_back(target)
         _refuse(target, overwrite)

@@ -17,8 +17,7 @@ from asdm_cli.methods.pipeline.process import checked, command, run_stage
 from asdm_cli.methods.pipeline.report import stages_table, whole_report
 from asdm_cli.methods.pipeline.stages import Stage, stages
 from asdm_cli.progress import console, note
-from asdm_cli.recipe.load import dump
-from asdm_cli.recipe.public import redacted
+from asdm_cli.recipe.load import dump, dump_public
 from asdm_cli.recipe.verbs import RunRecipe
 from asdm_cli.report.document import Report
 from asdm_cli.report.run_directory import Run, run_directory
@@ -87,7 +86,7 @@ def _run_stage(plan: Plan, stage: Stage) -> None:
         made = how.plan(stage.recipe)
     except ModelError as error:
         raise ModelError(f"stage '{stage.name}': {error}") from None
-    with run_directory(stage.home, False, how.RESUMABLE, dump(stage.recipe)) as run:
+    with run_directory(stage.home, False, how.RESUMABLE, dump_public(stage.recipe)) as run:
         run.write(how.run(made, run))
 
 
@@ -95,7 +94,7 @@ def _write_recipe(stage: Stage, run: Run) -> None:
     """The stage's recipe as resolved, which runs alone too, without passwords."""
     file = run.path / RECIPES / f"{stage.name}.yaml"
     file.parent.mkdir(exist_ok=True)
-    file.write_text(redacted(dump(stage.recipe)), encoding="utf-8")
+    file.write_text(dump_public(stage.recipe), encoding="utf-8")
 
 
 @contextmanager
