@@ -59,6 +59,9 @@ MODEL ?= pocket
 CLIP ?= own
 HELD_OUT ?= null
 SCALE ?= full
+ifeq ($(filter full smoke,$(SCALE)),)
+$(error SCALE=$(SCALE): must be full or smoke)
+endif
 GPUS := $(shell nvidia-smi -L 2>/dev/null | grep -c GPU)
 PROCESSES ?= $(if $(filter-out 0,$(GPUS)),$(GPUS),$(shell nproc))
 set = $(foreach pair,$(1),--set 'inputs.$(pair)')

@@ -34,6 +34,7 @@ SMALL: dict[str, list[str]] = {
         "explore.budget.latency_ratio=9",
         *("explore.limit=1", "explore.steps=2", "explore.repeats=1", "explore.metrics=[psnr]"),
     ],
+    "bench-sd15": ["repeats=1", "warmups=1", "steps=2", "images=false"],
     "bench-pocket": ["repeats=1", "warmups=1", "steps=2", "batches=[1]"],
     "condconv-pocket-fold": ["fold.limit=1", "fold.steps=2"],
     "distill-pocket-base": [
@@ -41,6 +42,7 @@ SMALL: dict[str, list[str]] = {
         *("validation.every=2", "validation.steps=2", "validation.prompts=[a fox]"),
     ],
     "distill-sd15-base": ["steps=1", "batch=2", "validation.steps=2"],
+    "eval-sd15": ["limit=1", "steps=2", "bootstrap=10", "metrics=[psnr]"],
     "eval-pocket": ["limit=4", "steps=2", "bootstrap=10", "metrics=[kid, clip_score]"],
     "inherit-pocket-block": ["limit=1", "steps=2", "repeats=1", "metrics=[psnr]", "fewer_steps=[1]"],
     "inherit-pocket-layer": ["limit=1", "steps=2", "repeats=1", "metrics=[psnr]", "fewer_steps=[1]", "sweep=[]"],

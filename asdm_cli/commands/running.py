@@ -10,6 +10,7 @@ import typer
 
 from asdm_cli.commands.ranks import is_first, wait_for_everyone
 from asdm_cli.methods import Method, Plan, method
+from asdm_cli.models.write import refuse_existing
 from asdm_cli.progress import BRIEF, console
 from asdm_cli.recipe.load import dump_public, load
 from asdm_cli.recipe.override import Override, parse_override
@@ -30,6 +31,8 @@ def run_verb(
     `permissions` are what only a command line can allow, no recipe.
     """
     recipe: Any = load(file, verb, changes)
+    if is_first() and not dry_run:
+        refuse_existing(Path(recipe.out), overwrite)
     how = method(verb)
     plan = how.plan(recipe, **permissions)
     _show(plan.report())

@@ -48,7 +48,7 @@ EXAMPLES = {
         "# who learns what from which nodes, and what is known of the data",
         "asdm distill recipes/distill-pocket-base.yaml --dry-run",
         "# on all GPUs of a machine",
-        "accelerate launch -m asdm_cli distill recipes/distill-sd15-base.yaml",
+        "accelerate launch -m asdm_cli distill recipes/distill-sd15-base.yaml --set teacher=PATH",
     ),
     "condconv-expand": (
         "asdm condconv-expand recipes/condconv-pocket-base.yaml",

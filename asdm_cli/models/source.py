@@ -104,7 +104,10 @@ def _locate(source: str) -> ModelDirectory:
     if not path.exists():
         raise ModelError(f"{source}: no such directory; give a model directory, a run directory or `{POCKET}`")
     if path.is_file():
-        raise ModelError(f"{source}: is a file; give the diffusers directory, or convert single-file checkpoints first")
+        raise ModelError(
+            f"{source}: is a file; give the diffusers directory. One file becomes a directory in Python: "
+            "StableDiffusionPipeline.from_single_file(FILE).save_pretrained(DIRECTORY)"
+        )
     name = path.resolve().name
     for folder in (path, path / "model"):
         if (folder / INDEX).is_file() or (folder / "config.json").is_file():

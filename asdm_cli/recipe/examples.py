@@ -6,7 +6,7 @@ EXAMPLES = {
     "prune": """\
 verb: prune
 model: pocket
-remove: [mid, "up.*.1"]
+remove: [mid, down.0.1, up.3.1]
 out: runs/pruned
 """,
     "distill": """\

@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from asdm_cli.report.document import Cell, Column, Interval, Part, Point, Report, Scatter, Table
-from asdm_cli.report.figures import value
+from asdm_cli.report.figures import text, value
 
 NAME, WHAT, SPEEDUP = "name", "what", "speedup"
 SPEEDS = {
@@ -19,6 +19,9 @@ SPEEDS = {
 """What a benchmark times -> the column of its ratios."""
 COSTS = ("unet_params_m", "unet_macs_g", "peak_memory_mb")
 NOT_QUALITY = {NAME, "steps", "macs_g", "split"}
+RATIOS = [column.key for column in SPEEDS.values()]
+TOLD = {"unet_params_m", *RATIOS, "kid", "clip_score", "psnr_db"}
+"""Of what was measured, what one sentence has room for."""
 QUALITY = ("kid", "fd", "clip_score", "psnr_db")
 """What is plotted over speed: the first of them that was measured."""
 
@@ -44,8 +47,11 @@ class _Joined:
         self.rows.setdefault(origin, {NAME: name, "origin": origin}).setdefault(column.key, cell)
 
 
-def path_parts(measured: Sequence[Measured]) -> list[Part]:
-    """The joined table, and the plot where both speed and quality were measured; nothing without figures."""
+def path_parts(measured: Sequence[Measured], stages: Sequence[str] = ()) -> list[Part]:
+    """The joined table, and the plot where both speed and quality were measured; nothing without figures.
+
+    Models stand in the order of the `stages` that made them, what no stage made first.
+    """
     joined = _Joined()
     for each in measured:
         if each.origins:
@@ -55,8 +61,35 @@ def path_parts(measured: Sequence[Measured]) -> list[Part]:
     if not joined.rows:
         return []
     heads = [Column(NAME, "model"), Column("origin", "from"), *_in_order(joined.columns)]
+    joined.rows = dict(sorted(joined.rows.items(), key=lambda row: _place(row[0], stages)))
     table = Table("Cost and quality after each stage", heads, list(joined.rows.values()), _note(measured))
     return [table, *_plot(joined)]
+
+
+def gain(parts: Sequence[Part]) -> str:
+    """What the last of `path_parts`' models gained and lost beside the first, in a sentence; nothing where little was
+    measured."""
+    table = next((part for part in parts if isinstance(part, Table)), None)
+    if table is None or len(table.rows) < 2:
+        return ""
+    first, last = table.rows[0], table.rows[-1]
+    said = [_beside(column, first, last) for column in table.columns if column.key in TOLD]
+    told = "; ".join(words for words in said if words)
+    return f"{last[NAME]} beside {first[NAME]}: {told}." if told else ""
+
+
+def _beside(column: Column, first: Row, last: Row) -> str:
+    before, after = value(first.get(column.key)), value(last.get(column.key))
+    if after is None:
+        return ""
+    against = f" against {text(before, column.digits)}" if before is not None and column.key not in RATIOS else ""
+    return f"{' '.join(column.title.split())} {text(after, column.digits)}{against}"
+
+
+def _place(origin: str, stages: Sequence[str]) -> int:
+    """Which stage made it, counted from 1; 0 if none did."""
+    maker = origin.removeprefix("$").partition("/")[0].partition(",")[0]
+    return 1 + stages.index(maker) if origin.startswith("$") and maker in stages else 0
 
 
 def _in_order(columns: Mapping[str, Column]) -> list[Column]:

@@ -47,8 +47,7 @@ class Run:
 
 @contextmanager
 def run_directory(target: Path, overwrite: bool, resumable: bool, recipe_yaml: str) -> Iterator[Run]:
-    """Yield a Run that becomes `target` if the body succeeds; `recipe_yaml` lies in it from the start, with `***` for
-    passwords: going on takes the recipe itself anyway.
+    """Yield a Run that becomes `target` if the body succeeds; `recipe_yaml` lies in it from the start.
 
     If the body fails, its files go away. Those of a resumable run stay instead, and the next run of the same
     resolved recipe finds them in its `path`; another recipe starts afresh. With `overwrite` an older run of

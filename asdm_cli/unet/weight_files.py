@@ -10,6 +10,8 @@ from asdm_cli.errors import ModelError
 
 STEMS = ("diffusion_pytorch_model", "model")
 UNSAFE = {".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle"}
+SNAPSHOTS, BLOBS = "snapshots", "blobs"
+"""Folders of the hub's cache: a model's files are links from the first into the second."""
 CONVERT = (
     "convert it once, where you trust it: load it with diffusers or transformers and call "
     "save_pretrained(FOLDER, safe_serialization=True)"
@@ -35,8 +37,11 @@ def read_mapping(file: Path) -> dict[str, Any]:
 
 
 def inside(root: Path, path: Path) -> Path:
-    """`path`, if following its links stays inside `root`; ModelError otherwise."""
-    if path.resolve().is_relative_to(root.resolve()):
+    """`path`, if its links stay inside `root`, or lead to the `blobs` of the hub's cache that `root` is a snapshot in;
+    ModelError otherwise."""
+    real, home = path.resolve(), root.resolve()
+    cached = home.parent.name == SNAPSHOTS and real.is_relative_to(home.parent.parent / BLOBS)
+    if cached or real.is_relative_to(home):
         return path
     raise ModelError(
         f"{path}: is a link that leaves {root}; copy the model with its links resolved (cp -rL SOURCE TARGET) "

@@ -34,7 +34,7 @@ def test_a_bench_has_the_figures_of_the_configs(
     assert said.code == 0, said.err
     assert "without base, 2 experts by features" in said.text
     text = (done(tmp_path, recipe) / "report.json").read_text()
-    assert f"random {shape} without base, 2 experts by features" in text
+    assert "random tiny.json without base, 2 experts by features" in text
     parts = json.loads(text)["parts"]
     rows = {row["name"]: row for part in parts if part["title"] == "Cost" for row in part["rows"]}
     assert list(rows) == ["base", "wide", "random"]

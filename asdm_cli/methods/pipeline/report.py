@@ -26,7 +26,7 @@ from asdm_cli.report.document import (
     Section,
     Table,
 )
-from asdm_cli.report.path import Measured, path_parts
+from asdm_cli.report.path import Measured, gain, path_parts
 from asdm_cli.report.run_directory import Run
 
 PICTURES = "pictures"
@@ -48,8 +48,23 @@ def whole_report(
     published, cards = literature.tables(recipe.beside)
     kept = len(stages) - len(seconds)
     ran = f"{len(seconds)} stages ran{f', {kept} were finished before' if kept else ''}."
-    parts: list[Part] = [*path_parts(measured), *lead, *published, stages_table(stages, seconds), *joined.parts]
-    return Report("run", title, ran, parts, {**cards, **joined.cards})
+    path = path_parts(measured, [stage.name for stage in stages])
+    drawn = _pictures(joined.parts, {each.report.title for each in measured if each.origins})
+    parts: list[Part] = [*path, *drawn, *lead, *published, stages_table(stages, seconds), *joined.parts]
+    return Report("run", title, " ".join([gain(path), ran]).strip(), parts, {**cards, **joined.cards})
+
+
+def _pictures(parts: Sequence[Part], judged: set[str]) -> list[Part]:
+    """The last grid of those whose contestants the path has."""
+    sections = [part.title for part in parts if isinstance(part, Section)]
+    found = [
+        part
+        for title, section in zip(sections, _sections(parts), strict=True)
+        if title in judged
+        for part in section
+        if isinstance(part, Grid)
+    ]
+    return list(found[-1:])
 
 
 def stages_table(stages: Sequence[Stage], seconds: Mapping[str, float] | None = None, note: str = "") -> Table:
