@@ -13,7 +13,9 @@ from typing import Any
 import pytest
 
 from asdm_cli.errors import ModelError
+from asdm_cli.methods.prune import plan as prune
 from asdm_cli.models.source import find
+from asdm_cli.recipe.verbs import PruneRecipe
 
 
 @pytest.fixture
@@ -119,6 +121,27 @@ def test_a_file_behind_a_link_that_leaves(copy: Path, tmp_path: Path, file: str)
     (copy / file).symlink_to(tmp_path / "elsewhere")
     with pytest.raises(ModelError, match="is a link that leaves"):
         find(str(copy)).config("unet")
+
+
+def test_a_snapshot_of_the_hub_s_cache(copy: Path, tmp_path: Path) -> None:
+    """Its files are links to what lies beside it under the names of digests."""
+    cache = tmp_path / "models--someone--sd"
+    snapshot = cache / "snapshots" / "0a1b"
+    (cache / "blobs").mkdir(parents=True)
+    files = sorted(path for path in copy.rglob("*") if path.is_file())
+    for number, file in enumerate(files):
+        shutil.move(file, cache / "blobs" / str(number))
+        link = snapshot / file.relative_to(copy)
+        link.parent.mkdir(parents=True, exist_ok=True)
+        link.symlink_to(os.path.relpath(cache / "blobs" / str(number), link.parent))
+    assert len(files) >= 8
+    assert "unet" in find(str(snapshot)).components
+    made = prune(PruneRecipe(verb="prune", model=str(snapshot), remove="base", out=str(tmp_path / "run")))
+    assert made.tensors
+    (snapshot / "vae/config.json").unlink()
+    (snapshot / "vae/config.json").symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(ModelError, match="is a link that leaves"):
+        find(str(snapshot))
 
 
 def test_a_link_that_goes_in_circles(copy: Path) -> None:

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from asdm_cli.report.document import Column, Interval, Report, Scatter, Table
-from asdm_cli.report.path import Measured, path_parts
+from asdm_cli.report.path import Measured, gain, path_parts
 
 COST = Table(
     "Cost",
@@ -72,6 +72,20 @@ def test_the_plot_has_those_with_both_figures() -> None:
 def test_other_ways_to_draw_one_model_stand_apart() -> None:
     fewer = Measured(replace(EVAL.report), {"original": "pocket", "little": "pocket, steps 16"})
     assert [row["origin"] for row in joined(BENCH, fewer)[0].rows] == ["pocket", "$pruned", "pocket, steps 16"]
+
+
+def test_models_stand_in_the_order_of_the_stages_that_made_them() -> None:
+    origins = {"original": "$later", "little": "$pruned"}
+    table = path_parts([BENCH, Measured(EVAL.report, origins)], ["pruned", "later"])[0]
+    assert isinstance(table, Table)
+    assert [row["origin"] for row in table.rows] == ["pocket", "$pruned", "$later"]
+
+
+def test_what_was_gained_is_said_in_a_sentence() -> None:
+    said = gain(path_parts([BENCH, EVAL], ["pruned"]))
+    assert said.startswith("small beside first: parameters 2.00 against 8.00; ")
+    assert "image: speed-up 2.00; KID 0.40 against 0.20." in said
+    assert gain([]) == ""
 
 
 def test_without_contestants_there_is_nothing() -> None:
