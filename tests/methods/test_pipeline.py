@@ -149,7 +149,8 @@ def test_the_report_joins_what_stages_measured(recipe: Recipe, tmp_path: Path, m
     titles = [str(part.get("title")) for part in parts]
     assert titles.index("worth: What the pictures are worth") < titles.index("Stages")
     assert any("Published: BK-SDM" in title for title in titles)
-    (grid,) = (part for part in parts if part["kind"] == "grid")
+    grid, own = (part for part in parts if part["kind"] == "grid")
+    assert grid == own, "once behind the path, once in its section"
     pictures = [tmp_path / "whole" / picture for row in grid["pictures"] for picture in row]
     assert len(pictures) == 4
     assert all(picture.is_file() and not picture.is_symlink() for picture in pictures)

@@ -138,6 +138,7 @@ def test_a_snapshot_of_the_hub_s_cache(copy: Path, tmp_path: Path) -> None:
     assert "unet" in find(str(snapshot)).components
     made = prune(PruneRecipe(verb="prune", model=str(snapshot), remove="base", out=str(tmp_path / "run")))
     assert made.tensors
+    (tmp_path / "elsewhere").write_text("{}")
     (snapshot / "vae/config.json").unlink()
     (snapshot / "vae/config.json").symlink_to(tmp_path / "elsewhere")
     with pytest.raises(ModelError, match="is a link that leaves"):
