@@ -46,8 +46,7 @@ def whole_report(
     measured = [Measured(each, _origins(stage, recipe)) for each, stage in zip(reports, stages, strict=True)]
     lead = [part for name in recipe.lead for part in _opening(name, sections[name])]
     published, cards = literature.tables(recipe.beside)
-    kept = len(stages) - len(seconds)
-    ran = f"{len(seconds)} stages ran{f', {kept} were finished before' if kept else ''}."
+    ran = f"Stages that ran: {len(seconds)} of {len(stages)}; the others were finished before."
     path = path_parts(measured, [stage.name for stage in stages])
     drawn = _pictures(joined.parts, {each.report.title for each in measured if each.origins})
     parts: list[Part] = [*path, *drawn, *lead, *published, stages_table(stages, seconds), *joined.parts]
