@@ -225,6 +225,8 @@ def test_a_launcher_starts_only_what_shares_its_work() -> None:
     assert {"distill", "eval"} < process.TOGETHER
     with pytest.raises(ModelError, match="no program 'no-such-launcher'"):
         checked("no-such-launcher --x 2")
+    with pytest.raises(ModelError, match="quotes closed"):
+        checked("torchrun 'two")
 
 
 def test_a_password_reaches_the_stage_and_nothing_that_stays(

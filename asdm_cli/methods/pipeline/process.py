@@ -22,8 +22,11 @@ INTERRUPTED = 130
 
 
 def checked(launch: str) -> list[str]:
-    """A launcher's words; ModelError if there is no such program."""
-    words = shlex.split(launch)
+    """A launcher's words; ModelError if they cannot be told apart, or if there is no such program."""
+    try:
+        words = shlex.split(launch)
+    except ValueError as error:
+        raise ModelError(f"--launch: {error}; write it as you would type it, quotes closed") from None
     if words and shutil.which(words[0]) is None:
         raise ModelError(f"--launch: there is no program {words[0]!r}; write it as you would type it, with its options")
     return words
