@@ -67,12 +67,14 @@ def path_parts(measured: Sequence[Measured], stages: Sequence[str] = ()) -> list
 
 
 def gain(parts: Sequence[Part]) -> str:
-    """What the last of `path_parts`' models gained and lost beside the first, in a sentence; nothing where little was
-    measured."""
+    """What the last of `path_parts`' models gained and lost beside the first, in a sentence; nothing where no stage
+    made it: then the two need not have to do with each other."""
     table = next((part for part in parts if isinstance(part, Table)), None)
     if table is None or len(table.rows) < 2:
         return ""
     first, last = table.rows[0], table.rows[-1]
+    if not str(last["origin"]).startswith("$"):
+        return ""
     said = [_beside(column, first, last) for column in table.columns if column.key in TOLD]
     told = "; ".join(words for words in said if words)
     return f"{last[NAME]} beside {first[NAME]}: {told}." if told else ""
@@ -159,4 +161,7 @@ def _point(row: Row, speed: Column, quality: Column) -> Point | None:
 
 def _note(measured: Sequence[Measured]) -> str:
     titles = [each.report.title for each in measured if each.origins]
-    return f"From: {'; '.join(titles)}. How each figure was made stands with its own table below."
+    return (
+        f"From: {'; '.join(titles)}. Speed-ups are over the first model of each benchmark. How each figure was made "
+        "stands with its own table below."
+    )

@@ -86,6 +86,8 @@ def test_what_was_gained_is_said_in_a_sentence() -> None:
     assert said.startswith("small beside first: parameters 2.00 against 8.00; ")
     assert "image: speed-up 2.00; KID 0.40 against 0.20." in said
     assert gain([]) == ""
+    strangers = Measured(BENCH.report, {"first": "random sd15", "small": "random sdxl"})
+    assert gain(path_parts([strangers])) == "", "they need not have to do with each other"
 
 
 def test_without_contestants_there_is_nothing() -> None:
