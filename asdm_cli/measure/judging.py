@@ -32,12 +32,18 @@ def judge_of(plan: EvalPlan, folder: Path, reference: PictureSet, real: PictureS
     device, _ = device_and_dtype(recipe.device, "float32")
     clip: Clip | None = load_clip(plan.clip, device) if plan.clip else None
     network: FeatureNetwork | None = feature_network(recipe.features, clip, device) if plan.has_network else None
+    by_probe = network if plan.probe and plan.probe.network == recipe.features else None
+    if plan.probe and by_probe is None:
+        by_probe = feature_network(plan.probe.network, None, device)
     return Judge(
         tuple(recipe.metrics),
         plan.prompts.prompts,
-        plan.prompts.splits,
+        plan.prompts.about,
+        plan.prompts.distinct,
         network,
         clip,
+        plan.probe,
+        by_probe,
         real,
         reference,
         folder / "features",

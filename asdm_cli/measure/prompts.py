@@ -18,38 +18,48 @@ from PIL import Image
 
 from asdm_cli.errors import ModelError
 
-POCKET = "pocket"
+SHIPPED = {"pocket": "evaluation.tar.gz", "pocket-held-out": "held-out.tar.gz"}
+"""Words for the prompt lists that come with the package."""
 SHARD_ENDINGS = (".tar", ".tar.gz", ".tgz")
 
 
 @dataclass(frozen=True)
 class PromptList:
-    """`splits[i]` says which part of the data prompt i is of ('' if unknown); `real` counts the shard's pictures.
-
-    `digest` is the SHA-256 of the file, so that two lists of one name can be told apart.
+    """`about[i]` is what the shard's .json says of prompt i, in words (empty if it says nothing): its part of the data
+    as `split`, and what a probe may know (`label`, `style`). `real` counts the shard's pictures. `digest` is the
+    SHA-256 of the file, so that two lists of one name can be told apart. The first `distinct` may stand there again.
     """
 
     path: Path
     prompts: tuple[str, ...]
-    splits: tuple[str, ...]
+    about: tuple[dict[str, str], ...]
     real: int
     digest: str
+    distinct: int
 
     @property
     def title(self) -> str:
-        return f"{self.path.name} (sha256 {self.digest[:12]})"
+        times = len(self.prompts) // self.distinct
+        return f"{self.path.name} (sha256 {self.digest[:12]})" + (f", {times} pictures each" if times > 1 else "")
+
+    @property
+    def splits(self) -> tuple[str, ...]:
+        return tuple(facts.get("split", "") for facts in self.about)
 
 
-def read_prompts(source: str, limit: int | None = None) -> PromptList:
-    """The first `limit` prompts of a shard, of a text file (a prompt a line) or of `pocket`'s validation shard.
+def read_prompts(source: str, limit: int | None = None, per_prompt: int = 1) -> PromptList:
+    """The first `limit` prompts, `per_prompt` times over, of a shard, of a text file (a prompt a line) or of `pocket`.
 
     Every sample of a shard is checked, its PNG checksums included. Raises ModelError with the sample's key.
     """
     path = locate(source)
-    prompts, splits, real = _read_shard(path) if is_shard(path) else _read_lines(path)
+    prompts, about, real = _read_shard(path) if is_shard(path) else _read_lines(path)
     if not prompts:
         raise ModelError(f"{path}: holds no prompt; give a shard of (png, txt) samples or a text file with some")
-    return PromptList(path, tuple(prompts[:limit]), tuple(splits[:limit]), real, _sha256(path))
+    prompts, about = prompts[:limit], about[:limit]
+    return PromptList(
+        path, tuple(prompts * per_prompt), tuple(about * per_prompt), real, _sha256(path), distinct=len(prompts)
+    )
 
 
 def is_shard(path: Path) -> bool:
@@ -67,32 +77,34 @@ def real_pictures(path: Path) -> Iterator[Image.Image]:
 
 def locate(source: str) -> Path:
     """The file that `source` names. Raises ModelError."""
-    if source == POCKET:
-        path = Path(str(resources.files("asdm_cli") / "pocket" / "data" / "validation.tar.gz"))
+    if source in SHIPPED:
+        path = Path(str(resources.files("asdm_cli") / "pocket" / "data" / SHIPPED[source]))
     else:
         path = Path(source)
     if path.is_file():
         return path
-    raise ModelError(f"{source}: no such file; `prompts` is a webdataset shard, a text file or `{POCKET}`")
+    raise ModelError(
+        f"{source}: no such file; `prompts` is a webdataset shard, a text file or one of {', '.join(SHIPPED)}"
+    )
 
 
-def _read_lines(path: Path) -> tuple[list[str], list[str], int]:
+def _read_lines(path: Path) -> tuple[list[str], list[dict[str, str]], int]:
     try:
         lines = path.read_text(encoding="utf-8").splitlines()
     except UnicodeDecodeError:
         ways = ", ".join(SHARD_ENDINGS)
         raise ModelError(f"{path}: is no text in UTF-8; a shard's name ends in one of {ways}") from None
     prompts = [line.strip() for line in lines if line.strip()]
-    return prompts, [""] * len(prompts), 0
+    return prompts, [{}] * len(prompts), 0
 
 
-def _read_shard(path: Path) -> tuple[list[str], list[str], int]:
-    prompts, splits = [], []
+def _read_shard(path: Path) -> tuple[list[str], list[dict[str, str]], int]:
+    prompts, about = [], []
     for key, sample in _samples(path):
         _check_png(path, key, sample["png"])
         prompts.append(_caption(path, key, sample["txt"]))
-        splits.append(_split(path, key, sample.get("json")))
-    return prompts, splits, len(prompts)
+        about.append(_facts(path, key, sample.get("json")))
+    return prompts, about, len(prompts)
 
 
 def _samples(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
@@ -134,14 +146,14 @@ def _caption(path: Path, key: str, txt: bytes) -> str:
     raise ModelError(f"{path}: the caption of sample {key!r} is empty; give it one or leave the sample out")
 
 
-def _split(path: Path, key: str, about: bytes | None) -> str:
+def _facts(path: Path, key: str, about: bytes | None) -> dict[str, str]:
     if about is None:
-        return ""
+        return {}
     try:
         facts = json.loads(about)
     except ValueError as error:
         raise ModelError(f"{path}: the .json of sample {key!r} cannot be read ({error}); write it again") from None
-    return str(facts.get("split", "")) if isinstance(facts, dict) else ""
+    return {name: value for name, value in facts.items() if isinstance(value, str)} if isinstance(facts, dict) else {}
 
 
 def _sha256(path: Path) -> str:

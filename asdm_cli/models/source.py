@@ -16,7 +16,7 @@ from asdm_cli.unet.weight_files import inside, plain_name, read_mapping, weight_
 
 INDEX = "model_index.json"
 POCKET = "pocket"
-EXTRAS = ("clip",)
+EXTRAS = ("clip", "probe")
 """Folders that may stand beside the components; stock diffusers does not look at them."""
 UNETS = "unets"
 """The folder of those UNets that take turns with the component `unet`; each has a folder of its own in it."""
