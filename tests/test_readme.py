@@ -107,7 +107,7 @@ def workshop(tiny_pipeline: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr(sources, "SHIPPED", dict.fromkeys(sources.SHIPPED, str(tmp_path / "few" / "00000.tar")))
     monkeypatch.setattr("asdm_cli.methods.pipeline.run.run_stage", in_this_process)
     monkeypatch.setattr(memory, "measure_in_fresh_process", memory.build_and_measure)
-    validation = tmp_path / "few" / "pocket" / "data" / "validation.tar.gz"
+    validation = tmp_path / "few" / "pocket" / "data" / "evaluation.tar.gz"
     validation.parent.mkdir(parents=True)
     validation.write_bytes(gzip.compress((tmp_path / "few" / "00000.tar").read_bytes()))
     monkeypatch.setattr(prompts, "resources", SimpleNamespace(files=lambda _: tmp_path / "few"))

@@ -20,7 +20,7 @@ WILD = "*?["
 SHOWN = 20
 COMPRESSED = (".gz", ".tgz", ".bz2", ".xz", ".zst")
 
-SHIPPED = {POCKET: "train-small.tar.gz", f"{POCKET}-validation": "validation.tar.gz"}
+SHIPPED = {POCKET: "train.tar.gz", f"{POCKET}-held-out": "held-out.tar.gz"}
 """Words for the shards that come with the package."""
 
 
