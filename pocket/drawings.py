@@ -10,6 +10,7 @@ Where one of `fluent` and `flat` is held out, its twin is the same drawing, and 
 
 from __future__ import annotations
 
+import gzip
 import hashlib
 import io
 import json
@@ -84,7 +85,7 @@ def build(folder: Path) -> dict[str, int]:
     shards["evaluation"] = [each for caption in shards["held-out"] for each in (caption, known[of[caption].label])]
     images = _render([of[caption] for caption in [*wide, *shards["held-out"]]])
     for name, captions in shards.items():
-        _write(folder / f"{name}.tar", [(of[caption], part[caption]) for caption in captions], images)
+        _write(folder / f"{name}.tar.gz", [(of[caption], part[caption]) for caption in captions], images)
     return {name: len(captions) for name, captions in shards.items()}
 
 
@@ -145,8 +146,13 @@ def render(svg: str) -> bytes:
 
 
 def _write(path: Path, items: list[tuple[Drawing, str]], images: dict[str, bytes]) -> None:
+    """The same samples give the same bytes."""
     partial = path.with_suffix(".partial")
-    with webdataset.TarWriter(str(partial), mtime=0, user="", group="") as tar:
+    with (
+        partial.open("wb") as file,
+        gzip.GzipFile("", "wb", 9, file, mtime=0) as packed,
+        webdataset.TarWriter(packed, mtime=0, user="", group="") as tar,
+    ):
         for number, (drawing, part) in enumerate(items):
             about = {"label": drawing.label, "style": drawing.style, "group": drawing.group, "split": part}
             tar.write(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gzip
 import json
 import shutil
 from pathlib import Path
@@ -85,11 +84,10 @@ def _replace(new: Path, old: Path) -> None:
 
 
 def ship_shards(data: Path) -> None:
-    """Compress the small shards into the package; the same input gives the same bytes."""
+    """Copy the small shards into the package."""
     SHARDS.mkdir(parents=True, exist_ok=True)
     for name in SHIPPED_SHARDS:
-        packed = gzip.compress((data / f"{name}.tar").read_bytes(), compresslevel=9, mtime=0)
-        (SHARDS / f"{name}.tar.gz").write_bytes(packed)
+        shutil.copyfile(data / f"{name}.tar.gz", SHARDS / f"{name}.tar.gz")
 
 
 def _processor() -> CLIPImageProcessorPil:

@@ -62,18 +62,16 @@ class Shop:
 
     def shard(self, name: str) -> Pairs:
         """A shard that `make data` wrote, or one that ships."""
-        shipped = SHARDS / f"{name}.tar.gz"
-        return read(shipped if shipped.exists() else self.data / f"{name}.tar")
+        shipped, own = (folder / f"{name}.tar.gz" for folder in (SHARDS, self.data))
+        return read(shipped if shipped.exists() else own)
 
 
 @dataclass(frozen=True)
 class Learner:
-    """A stage, and the models that come of it under the names of their parts."""
+    """A stage, and what makes of its trained module the models that are kept, by the names of their parts."""
 
     stage: Stage
-    parts: dict[str, nn.Module]
-    finish: Callable[[], None] = lambda: None
-    """What is done to the trained parts before they are written."""
+    parts: Callable[[], dict[str, nn.Module]]
 
 
 def run_stage(shop: Shop, name: str, plan: Plan, minutes: float | None = None) -> dict[str, float]:
@@ -112,9 +110,11 @@ def write_parts(shop: Shop, name: str, learner: Learner, state: State, plan: Pla
         measured[decay] = learner.stage.figures()
     best = max(measured, key=lambda decay: _worth(measured[decay]))
     state.emas[plan.emas.index(best)].copy_to(module.parameters())
-    learner.finish()
-    for part, model in learner.parts.items():
-        model.save_pretrained(shop.folder / "parts" / part)
+    for (
+        part,
+        model,
+    ) in learner.parts().items():  # float16, as they ship: what comes after learns with what will be there
+        copy.deepcopy(model).half().save_pretrained(shop.folder / "parts" / part)
     record = {"steps": state.step, "batch": plan.batch, "ema": best, "figures": measured[best]}
     _record(shop, name, record)
     module.load_state_dict(own)
@@ -134,25 +134,32 @@ def _vae(shop: Shop) -> Learner:
     vae = AutoencoderKL.from_pretrained(WEIGHTS / "vae") if shop.go_on else AutoencoderKL(**autoencoder.CONFIG)
     wide = shop.shard("wide")
     stage = autoencoder.Autoencoding(vae, wide, shop.shard("held-out"), shop.device)
-    return Learner(stage, {"vae": vae}, lambda: autoencoder.standardise(vae, stage.images[:2000]))
+
+    def parts() -> dict[str, nn.Module]:
+        autoencoder.standardise(vae, stage.images[:2000])
+        return {"vae": vae}
+
+    return Learner(stage, parts)
 
 
 def _clip(shop: Shop) -> Learner:
-    clip, learner = _contrasting(shop, "clip")
-    return replace(learner, parts={"text_encoder": _text_half(clip)})
+    clip, stage = _contrasting(shop, "clip")
+    return Learner(stage, lambda: {"text_encoder": _text_half(clip)})
 
 
 def _score(shop: Shop) -> Learner:
-    clip, learner = _contrasting(shop, "score")
-    return replace(learner, parts={"clip": clip})
+    clip, stage = _contrasting(shop, "score")
+    return Learner(stage, lambda: {"clip": clip})
 
 
-def _contrasting(shop: Shop, name: str) -> tuple[CLIPModel, Learner]:
+def _contrasting(shop: Shop, name: str) -> tuple[CLIPModel, Stage]:
     wide = shop.shard("wide")
     tokenizer = _tokenizer(shop, wide)
     goes_on = shop.go_on and name == "score"  # of the other only the text half ships
-    clip = CLIPModel.from_pretrained(WEIGHTS / "clip") if goes_on else contrastive.new_clip(tokenizer)
-    return clip, Learner(contrastive.Contrasting(clip, wide, shop.shard("held-out"), tokenizer, shop.device), {})
+    clip = (
+        CLIPModel.from_pretrained(WEIGHTS / "clip", dtype=torch.float32) if goes_on else contrastive.new_clip(tokenizer)
+    )
+    return clip, contrastive.Contrasting(clip, wide, shop.shard("held-out"), tokenizer, shop.device)
 
 
 def _tokenizer(shop: Shop, pairs: Pairs) -> CLIPTokenizer:
@@ -172,7 +179,8 @@ def _unet(shop: Shop) -> Learner:
     )
     vae = AutoencoderKL.from_pretrained(shop.part("vae")).to(shop.device)
     tokenizer = CLIPTokenizer.from_pretrained(shop.part("tokenizer"))
-    text_encoder = CLIPTextModel.from_pretrained(shop.part("text_encoder")).eval().to(shop.device)
+    text_encoder = CLIPTextModel.from_pretrained(shop.part("text_encoder"), dtype=torch.float32)
+    text_encoder = text_encoder.eval().to(shop.device)
 
     def encoded(pairs: Pairs, moved: int) -> tuple[torch.Tensor, torch.Tensor]:
         ids = contrastive.tokenize(tokenizer, [*pairs.captions, ""]).to(shop.device)
@@ -182,13 +190,13 @@ def _unet(shop: Shop) -> Learner:
     latents, text = encoded(shop.shard("train"), denoiser.COPIES)
     held_latents, held_text = encoded(shop.shard("held-out"), 0)
     stage = denoiser.Denoising(unet, latents, text, (held_latents[0], held_text[:-1]))
-    return Learner(stage, {"unet": unet})
+    return Learner(stage, lambda: {"unet": unet})
 
 
 def _text_half(clip: CLIPModel) -> CLIPTextModel:
-    """The CLIP's text encoder as a model of its own, on the same tensors: it follows what training does to them."""
+    """The CLIP's text encoder as a model of its own."""
     encoder = CLIPTextModel(clip.config.text_config)
-    encoder.load_state_dict(clip.text_model.state_dict(), assign=True)
+    encoder.load_state_dict(clip.text_model.state_dict())
     return encoder.eval()
 
 

@@ -48,8 +48,8 @@ def test_the_shards_that_ship_are_the_lists() -> None:
 
 
 def test_a_shard_that_is_not_there_names_the_command(tmp_path: Path) -> None:
-    with pytest.raises(RunError, match=r"wide\.tar is missing; `make data`"):
-        read(tmp_path / "wide.tar")
+    with pytest.raises(RunError, match=r"wide\.tar\.gz is missing; `make data`"):
+        read(tmp_path / "wide.tar.gz")
 
 
 def test_what_is_written_is_read_back(tmp_path: Path) -> None:
@@ -57,8 +57,8 @@ def test_what_is_written_is_read_back(tmp_path: Path) -> None:
     png = gzip.decompress((DATA / "held-out.tar.gz").read_bytes())  # any real picture: the first of the shard
     start = png.index(b"\x89PNG")
     picture = png[start : png.index(b"IEND", start) + 8]
-    drawings._write(tmp_path / "a.tar", [(fox, TRAIN)], {fox.caption: picture})
-    found = read(tmp_path / "a.tar")
+    drawings._write(tmp_path / "a.tar.gz", [(fox, TRAIN)], {fox.caption: picture})
+    found = read(tmp_path / "a.tar.gz")
     assert (found.captions, found.images.shape) == (["fox, noto style"], (1, 3, 64, 64))
     assert found.about == [{"label": "fox", "style": "noto", "group": "nature", "split": TRAIN}]
 

@@ -58,14 +58,11 @@ def test_the_tokenizer_is_a_clip_tokenizer_that_survives_saving(tmp_path):
     assert whole_words == ["red</w>", "fox</w>", ",</w>", "noto</w>", "style</w>"]
 
 
-def test_the_text_encoder_follows_the_clip_it_came_from():
-    tokenizer = contrastive.train_tokenizer(["red fox, noto style"])
-    clip = contrastive.new_clip(tokenizer).eval()
-    encoder = stages._text_half(clip)
+def test_the_text_half_is_the_trained_clip_s() -> None:
+    clip = contrastive.new_clip(contrastive.train_tokenizer(["red fox, noto style"])).eval()
+    ids = torch.tensor([[1, 2, 3]])
     with torch.no_grad():
-        for parameter in clip.parameters():
-            parameter.mul_(1.5)
-        ids = contrastive.tokenize(tokenizer, ["red fox"])
+        encoder = stages._text_half(clip)
         assert torch.equal(encoder(ids).last_hidden_state, clip.text_model(ids).last_hidden_state)
 
 
