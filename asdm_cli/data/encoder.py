@@ -9,7 +9,6 @@ import numpy
 import torch
 from torch import Tensor
 
-from asdm_cli.data.images import to_unit
 from asdm_cli.data.samples import Condition
 from asdm_cli.errors import ModelError, RunError
 from asdm_cli.models.load import load_pipeline
@@ -79,6 +78,11 @@ class Encoder:
         added = dict(condition.added)
         added["text_embeds"] = torch.zeros_like(added["text_embeds"])
         return Condition(torch.zeros_like(condition.text), added)
+
+
+def to_unit(pictures: Sequence[numpy.ndarray]) -> Tensor:
+    """uint8 [h, w, 3] each -> float32 [n, 3, h, w] in -1..1."""
+    return torch.from_numpy(numpy.stack(pictures)).permute(0, 3, 1, 2).float() / 127.5 - 1
 
 
 def _finite(values: Tensor, what: str) -> Tensor:

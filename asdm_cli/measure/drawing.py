@@ -12,9 +12,10 @@ from typing import Any
 import torch
 from diffusers import AutoencoderKL
 from diffusers.pipelines.pipeline_utils import DiffusionPipeline
-from PIL import Image, ImageOps
+from PIL import Image
 from torch import Tensor
 
+from asdm_cli.data.images import cut
 from asdm_cli.measure.contestants import image_call, networks
 from asdm_cli.measure.generate import ROWS, pictures
 from asdm_cli.measure.pictures import PictureSet, read, to_picture
@@ -131,13 +132,7 @@ def keep_real(source: Iterable[Image.Image], target: PictureSet, size: int) -> N
         return
     for index, picture in enumerate(track(source, "reading the real pictures", target.count)):
         if index in missing:
-            target.save(index, fitted(picture, size))
-
-
-def fitted(picture: Image.Image, size: int) -> Image.Image:
-    if picture.size == (size, size):
-        return picture
-    return ImageOps.fit(picture, (size, size), Image.Resampling.LANCZOS)
+            target.save(index, cut(picture, size))
 
 
 def reconstruct(vae: AutoencoderKL, real: PictureSet, target: PictureSet) -> None:

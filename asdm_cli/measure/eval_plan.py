@@ -105,8 +105,8 @@ def _check_metrics(recipe: EvalRecipe, prompts: PromptList) -> None:
     if wanted & AGAINST_REAL and not prompts.real:
         asked = " and ".join(sorted(wanted & AGAINST_REAL))
         raise ModelError(
-            f"metrics: {asked} compare with real pictures, and {prompts.path} has none; "
-            "give a shard of (png, txt) samples as `prompts`, or leave them out"
+            f"metrics: {asked} compare with real pictures, and {prompts.name} has none; "
+            "give shards of (picture, caption) as `prompts`, or leave them out"
         )
     if wanted & BY_NETWORK and len(prompts.prompts) < 2:
         raise ModelError(f"metrics: {', '.join(sorted(wanted & BY_NETWORK))} need two pictures or more; raise `limit`")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import json
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,8 +9,9 @@ from pathlib import Path
 import numpy
 import torch
 import webdataset
-from PIL import Image
 from torch import Tensor
+
+from asdm_cli.data.images import read_rgb
 
 
 @dataclass(frozen=True)
@@ -30,8 +30,7 @@ def read_pairs(shard: Path, limit: int | None = None) -> Pairs:
     """The first `limit` samples of a shard, in its own order."""
     pictures, captions, about = [], [], []
     for sample in webdataset.WebDataset(str(shard), shardshuffle=False, empty_check=True):
-        picture = Image.open(io.BytesIO(sample["png"])).convert("RGB")
-        pictures.append(torch.from_numpy(numpy.asarray(picture).copy()).permute(2, 0, 1))
+        pictures.append(torch.from_numpy(numpy.array(read_rgb(sample["png"]))).permute(2, 0, 1))
         captions.append(sample["txt"].decode())
         about.append(json.loads(sample["json"]))
         if len(captions) == limit:

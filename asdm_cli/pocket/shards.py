@@ -12,6 +12,7 @@ import webdataset
 from PIL import Image
 from rich.progress import track
 
+from asdm_cli.data.images import read_rgb
 from asdm_cli.pocket.art import Drawing, drawings, fetch
 from asdm_cli.pocket.split import NOVEL_LABEL, NOVEL_STYLE, split
 
@@ -52,7 +53,7 @@ def render(svg: str) -> bytes:
     import resvg_py  # needed only to build the data: the `pocket` extra
 
     raw = bytes(resvg_py.svg_to_bytes(svg_string=svg, width=SIZE, background="white"))
-    picture = Image.open(io.BytesIO(raw)).convert("RGB")
+    picture = read_rgb(raw)
     picture.thumbnail((SIZE, SIZE), Image.Resampling.LANCZOS)
     canvas = Image.new("RGB", (SIZE, SIZE), "white")
     canvas.paste(picture, ((SIZE - picture.width) // 2, (SIZE - picture.height) // 2))

@@ -24,7 +24,8 @@ class Pictures(Strict):
     """What pictures depend on, and how they are looked at: the same for every verb that draws to compare."""
 
     prompts: Annotated[Text, READ] = "pocket"
-    """A webdataset shard of (png, txt), a text file with a prompt a line, or `pocket`: its validation shard."""
+    """Webdataset shards of (picture, caption), by path or glob; a text file with a prompt a line; or `pocket`: its
+    validation shard."""
     limit: Positive | None = None
     """Use the first so many prompts only."""
     metrics: Annotated[list[Metric], Field(min_length=1), Distinct] = ["kid", "clip_score"]
