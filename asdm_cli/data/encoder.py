@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy
 import torch
+from diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion_img2img import retrieve_latents
 from torch import Tensor
 
 from asdm_cli.data.samples import Condition
@@ -45,7 +46,7 @@ class Encoder:
         """uint8 [h, w, 3] each -> the posterior's means [n, c, h, w], scaled as the UNet learned them; float32, CPU."""
         pixels = to_unit(pictures)
         pixels = pixels.flip(-1) if flipped else pixels
-        mean = self.vae.encode(pixels.to(self.device, self.vae.dtype)).latent_dist.mean
+        mean = retrieve_latents(self.vae.encode(pixels.to(self.device, self.vae.dtype)), sample_mode="argmax")
         return _finite(self._scaled(mean.float()).cpu(), "the VAE")
 
     def _scaled(self, latents: Tensor) -> Tensor:

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from diffusers import AutoencoderKL
 from diffusers.pipelines.pipeline_utils import DiffusionPipeline
+from diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion_img2img import retrieve_latents
 from PIL import Image
 from torch import Tensor
 
@@ -146,5 +147,5 @@ def reconstruct(vae: AutoencoderKL, real: PictureSet, target: PictureSet) -> Non
 def _through(vae: AutoencoderKL, pixels: Tensor) -> Tensor:
     """uint8 [n, 3, h, w] -> the same, encoded to the posterior's mode and decoded."""
     signed = pixels.to(vae.device, vae.dtype) / 127.5 - 1
-    decoded = vae.decode(vae.encode(signed).latent_dist.mode()).sample
+    decoded = vae.decode(retrieve_latents(vae.encode(signed), sample_mode="argmax")).sample
     return ((decoded.float() + 1) * 127.5).round().clamp(0, 255).to(torch.uint8).cpu()

@@ -9,6 +9,7 @@ from asdm_cli.errors import ModelError
 from asdm_cli.measure.features import require
 from asdm_cli.measure.prompts import PromptList, read_prompts
 from asdm_cli.models.load import PIPELINES
+from asdm_cli.models.parts import check_clip, check_parts
 from asdm_cli.models.source import ModelDirectory, find
 from asdm_cli.models.switched import checked_switch, run_time_plans
 from asdm_cli.recipe.verbs import EvalContestant, EvalRecipe
@@ -96,6 +97,7 @@ def _entrant(contestant: EvalContestant, recipe: EvalRecipe) -> Entrant:
         kinds = " or ".join(PIPELINES)
         raise ModelError(f"{directory.path}: contestant {contestant.name!r} must be a whole {kinds} to draw pictures")
     run_time_plans(directory, checked_switch(directory))  # what it carries must fit
+    check_parts(directory)
     steps, guidance = contestant.steps or recipe.steps, contestant.guidance or recipe.guidance
     return Entrant(contestant.name, directory, steps, guidance)
 
@@ -141,13 +143,12 @@ def _clip(recipe: EvalRecipe, first: Entrant) -> Path | None:
     if not set(recipe.metrics) & BY_CLIP and not (recipe.features == "clip" and set(recipe.metrics) & BY_NETWORK):
         return None
     if recipe.clip == "own":
-        if "clip" in first.directory.components:
-            return first.directory.components["clip"]
-        raise ModelError(f"{first.directory.path}: has no folder clip/; give a CLIP's directory as `clip`")
-    folder = Path(recipe.clip)
-    inner = find(recipe.clip).component("clip") if recipe.clip == "pocket" else folder / "clip"
-    folder = inner if inner.is_dir() else folder
-    for file in ("config.json", "preprocessor_config.json"):
-        if not (folder / file).is_file():
-            raise ModelError(f"{folder}: has no {file}; give a transformers CLIP directory as `clip`")
+        if "clip" not in first.directory.components:
+            raise ModelError(f"{first.directory.path}: has no folder clip/; give a CLIP's directory as `clip`")
+        folder = first.directory.components["clip"]
+    else:
+        folder = Path(recipe.clip)
+        inner = find(recipe.clip).component("clip") if recipe.clip == "pocket" else folder / "clip"
+        folder = inner if inner.is_dir() else folder
+    check_clip(folder)
     return folder

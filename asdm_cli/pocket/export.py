@@ -22,16 +22,16 @@ def export(data: Path, folder: Path) -> Path:
     """Replace the shipped weights and shards by this training's; parts it lacks stay as shipped."""
     shop = Workshop(data, folder)
     pipeline = StableDiffusionPipeline(
-        vae=AutoencoderKL.from_pretrained(shop.part("vae")),
-        text_encoder=CLIPTextModel.from_pretrained(shop.part("text_encoder")),
+        vae=AutoencoderKL.from_pretrained(shop.part("vae"), use_safetensors=True),
+        text_encoder=CLIPTextModel.from_pretrained(shop.part("text_encoder"), use_safetensors=True),
         tokenizer=CLIPTokenizer.from_pretrained(shop.part("tokenizer")),
-        unet=UNet2DConditionModel.from_pretrained(shop.part("unet")),
+        unet=UNet2DConditionModel.from_pretrained(shop.part("unet"), use_safetensors=True),
         scheduler=new_scheduler(),
         safety_checker=None,
         feature_extractor=None,
         requires_safety_checker=False,
     )
-    clip = CLIPModel.from_pretrained(shop.part("clip"))
+    clip = CLIPModel.from_pretrained(shop.part("clip"), use_safetensors=True)
     partial = WEIGHTS.with_name(".partial-weights")
     shutil.rmtree(partial, ignore_errors=True)
     pipeline.to(torch.float16)

@@ -97,14 +97,18 @@ def run_stage(shop: Workshop, name: str, plan: Plan | None = None) -> None:
 
 
 def _vae(shop: Workshop) -> tuple[Task, nn.Module, dict[str, AutoencoderKL]]:
-    vae = AutoencoderKL.from_pretrained(WEIGHTS / "vae") if shop.go_on else AutoencoderKL(**autoencoder.CONFIG)
+    vae = (
+        AutoencoderKL.from_pretrained(WEIGHTS / "vae", use_safetensors=True)
+        if shop.go_on
+        else AutoencoderKL(**autoencoder.CONFIG)
+    )
     task = autoencoder.AutoencoderTask(shop.pairs("train"), shop.pairs("validation"))
     return task, autoencoder.Reconstruction(vae), {"vae": vae}
 
 
 def _decoder(shop: Workshop) -> tuple[Task, nn.Module, dict[str, AutoencoderKL]]:
     """The decoder alone, for latents that a UNet already learned."""
-    vae = AutoencoderKL.from_pretrained(shop.part("vae"))
+    vae = AutoencoderKL.from_pretrained(shop.part("vae"), use_safetensors=True)
     vae.requires_grad_(False)
     vae.decoder.requires_grad_(True)
     task = autoencoder.AutoencoderTask(shop.pairs("train"), shop.pairs("validation"))
@@ -114,7 +118,11 @@ def _decoder(shop: Workshop) -> tuple[Task, nn.Module, dict[str, AutoencoderKL]]
 def _clip(shop: Workshop) -> tuple[Task, nn.Module, dict[str, CLIPModel | CLIPTextModel]]:
     train_pairs = shop.pairs("train")
     tokenizer = _tokenizer(shop, train_pairs)
-    clip = CLIPModel.from_pretrained(WEIGHTS / "clip") if shop.go_on else contrastive.new_clip(tokenizer)
+    clip = (
+        CLIPModel.from_pretrained(WEIGHTS / "clip", use_safetensors=True)
+        if shop.go_on
+        else contrastive.new_clip(tokenizer)
+    )
     task = contrastive.ContrastiveTask(train_pairs, shop.pairs("validation"), tokenizer)
     # A CLIP that goes on only serves the score: the UNet keeps the text encoder that it learned with.
     parts = {"clip": clip} if shop.go_on else {"clip": clip, "text_encoder": _text_half(clip)}
@@ -132,13 +140,13 @@ def _tokenizer(shop: Workshop, pairs: Pairs) -> CLIPTokenizer:
 
 def _unet(shop: Workshop) -> tuple[Task, nn.Module, dict[str, UNet2DConditionModel]]:
     unet = (
-        UNet2DConditionModel.from_pretrained(WEIGHTS / "unet")
+        UNet2DConditionModel.from_pretrained(WEIGHTS / "unet", use_safetensors=True)
         if shop.go_on
         else UNet2DConditionModel(**denoiser.CONFIG)
     )
-    vae = AutoencoderKL.from_pretrained(shop.part("vae"))
+    vae = AutoencoderKL.from_pretrained(shop.part("vae"), use_safetensors=True)
     tokenizer = CLIPTokenizer.from_pretrained(shop.part("tokenizer"))
-    text_encoder = CLIPTextModel.from_pretrained(shop.part("text_encoder")).eval()
+    text_encoder = CLIPTextModel.from_pretrained(shop.part("text_encoder"), use_safetensors=True).eval()
     cached = {}
     for side in ("train", "validation"):
         pairs = shop.pairs(side)
