@@ -47,7 +47,7 @@ NEEDS_BUILDING = {
 """What `asdm show`, which takes no time, does not find out."""
 ANY_PIPELINE = {"index: unknown pipeline", "index: no class"}
 """Verbs that draw nothing do not mind."""
-WHILE_LOADING = ("betas", "timesteps", "words: ")
+WHILE_LOADING = ("other latents", "betas", "timesteps", "words: ")
 """What only the libraries that build a component find out: told when it is loaded, before anything is drawn."""
 
 
