@@ -10,12 +10,14 @@ from pathlib import Path
 from typing import Any
 
 import diffusers
+import numpy
 import pytest
 import torch
 from diffusers import AutoencoderKL, DiffusionPipeline
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from asdm_cli.data.encoder import Encoder
 from asdm_cli.errors import ModelError, RunError
 from asdm_cli.measure.generate import pictures
 from asdm_cli.models.checked import check_unet
@@ -117,6 +119,33 @@ def test_names_of_old_files_are_known(copy: Path) -> None:
         lambda held: held.update({"text_model.embeddings.position_ids": torch.arange(16)[None]}),
     )
     check_parts(find(str(copy)))
+
+
+LEVELS = {"down": ("DownEncoderBlock2D",) * 3, "up": ("UpDecoderBlock2D",) * 3}
+VAES: dict[str, Callable[[], Any]] = {
+    "AutoencoderTiny": lambda: diffusers.AutoencoderTiny(
+        **{f"{side}_block_out_channels": (8, 8, 8) for side in ("encoder", "decoder")},
+        **{f"num_{side}_blocks": (1, 1, 1) for side in ("encoder", "decoder")},
+    ),
+    "AsymmetricAutoencoderKL": lambda: diffusers.AsymmetricAutoencoderKL(
+        **{f"{side}_block_types": types for side, types in LEVELS.items()},
+        **{f"{side}_block_out_channels": (8, 8, 16) for side in LEVELS},
+        norm_num_groups=4,
+    ),
+}
+
+
+@pytest.mark.parametrize("kind", VAES)
+def test_other_vaes_of_the_family_draw_and_encode(kind: str, copy: Path) -> None:
+    shutil.rmtree(copy / "vae")
+    VAES[kind]().save_pretrained(copy / "vae")
+    index = json.loads((copy / "model_index.json").read_text())
+    (copy / "model_index.json").unlink()
+    (copy / "model_index.json").write_text(json.dumps({**index, "vae": ["diffusers", kind]}))
+    pipe: Any = load_pipeline(find(str(copy)), CPU, torch.float32)
+    ((_, drawn),) = pictures(pipe, ["x"], [0], steps=1, guidance=1.0, size=None, seed=0, batch=1)
+    assert drawn.size == (32, 32)
+    assert Encoder(pipe, 32).latents([numpy.asarray(drawn)]).shape == (1, 4, 8, 8)
 
 
 @pytest.mark.parametrize("file", ["vae/config.json", "text_encoder/config.json"])
