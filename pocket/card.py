@@ -101,7 +101,7 @@ def write(run: Path, hardware: str, remarks: str) -> Path:
     name = next(str(row["name"]) for row in _tables(report)[0].rows)
     pictures = PictureSet(run / "pictures" / name, int(str(report.cards["figures"]["pictures"])))
     guidance = float(str(report.cards["figures"]["guidance"]))
-    pipe = StableDiffusionPipeline.from_pretrained(WEIGHTS)
+    pipe = StableDiffusionPipeline.from_pretrained(WEIGHTS, use_safetensors=True)
     _samples(pictures, shard)
     curves(WEIGHTS / "curves.png")
     near = _nearest(pictures, shard)

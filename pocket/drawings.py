@@ -28,6 +28,7 @@ from rich.progress import track
 from torch import Tensor
 from webdataset.tariterators import group_by_keys, tar_file_expander
 
+from asdm_cli.data.images import read_rgb
 from asdm_cli.errors import RunError
 from pocket.art import SAME_DRAWING, SETS, Drawing, drawings, fetch
 from pocket.loop import Draws
@@ -96,8 +97,7 @@ def read(shard: Path) -> Pairs:
     images, captions, about = [], [], []
     with shard.open("rb") as file:  # WebDataset(path) leaves it open, and shares its samples out among processes
         for sample in group_by_keys(tar_file_expander([{"url": shard.name, "stream": file}])):
-            image = Image.open(io.BytesIO(sample["png"])).convert("RGB")
-            images.append(torch.from_numpy(numpy.asarray(image).copy()).permute(2, 0, 1))
+            images.append(torch.from_numpy(numpy.array(read_rgb(sample["png"]))).permute(2, 0, 1))
             captions.append(sample["txt"].decode())
             about.append(json.loads(sample["json"]))
     return Pairs(torch.stack(images), captions, about)
@@ -136,7 +136,7 @@ def render(svg: str) -> bytes:
     import resvg_py  # needed only to build the data: the `pocket` extra
 
     raw = bytes(resvg_py.svg_to_bytes(svg_string=svg, width=SIZE, background="white"))
-    image = Image.open(io.BytesIO(raw)).convert("RGB")
+    image = read_rgb(raw)
     image.thumbnail((SIZE, SIZE), Image.Resampling.LANCZOS)
     canvas = Image.new("RGB", (SIZE, SIZE), "white")
     canvas.paste(image, ((SIZE - image.width) // 2, (SIZE - image.height) // 2))

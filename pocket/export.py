@@ -39,10 +39,10 @@ def _generator(parts: Path) -> None:
     if lacking := [name for name in needed if not (parts / name).exists()]:
         raise RunError(f"{parts} lacks {', '.join(lacking)}: a UNet ships with what it learnt with; train those stages")
     pipeline = StableDiffusionPipeline(
-        vae=AutoencoderKL.from_pretrained(parts / "vae"),
-        text_encoder=CLIPTextModel.from_pretrained(parts / "text_encoder"),
+        vae=AutoencoderKL.from_pretrained(parts / "vae", use_safetensors=True),
+        text_encoder=CLIPTextModel.from_pretrained(parts / "text_encoder", use_safetensors=True),
         tokenizer=CLIPTokenizer.from_pretrained(parts / "tokenizer"),
-        unet=UNet2DConditionModel.from_pretrained(parts / "unet"),
+        unet=UNet2DConditionModel.from_pretrained(parts / "unet", use_safetensors=True),
         scheduler=new_scheduler(),
         safety_checker=None,
         feature_extractor=None,
@@ -62,7 +62,7 @@ def _generator(parts: Path) -> None:
 def _judges(parts: Path) -> None:
     partial = WEIGHTS.with_name(".partial-weights")
     shutil.rmtree(partial, ignore_errors=True)
-    CLIPModel.from_pretrained(parts / "clip").half().save_pretrained(partial / "clip")
+    CLIPModel.from_pretrained(parts / "clip", use_safetensors=True).half().save_pretrained(partial / "clip")
     _processor().save_pretrained(partial / "clip")
     CLIPTokenizer.from_pretrained(parts / "tokenizer").save_pretrained(partial / "clip")
     _as_float32(partial / "clip")

@@ -86,7 +86,7 @@ def run_probe(shop: Shop) -> dict[str, float]:
     """Fit the probe and say what it sees in held-out drawings, as they are and through the autoencoder."""
     folder, held = shop.folder / "parts" / "probe", shop.shard("held-out")
     probe.fit_probe(shop.shard("train"), shop.shard("wide"), folder, shop.device)
-    vae = AutoencoderKL.from_pretrained(shop.part("vae")).to(shop.device)
+    vae = AutoencoderKL.from_pretrained(shop.part("vae"), use_safetensors=True).to(shop.device)
     with torch.no_grad():
         decoded = vae.decode(vae.encode(to_unit(held.images.to(shop.device))).latent_dist.mean).sample
     through = ((decoded.clamp(-1, 1) + 1) * 127.5).round().byte()
@@ -131,7 +131,11 @@ def _worth(figures: dict[str, float]) -> float:
 
 
 def _vae(shop: Shop) -> Learner:
-    vae = AutoencoderKL.from_pretrained(WEIGHTS / "vae") if shop.go_on else AutoencoderKL(**autoencoder.CONFIG)
+    vae = (
+        AutoencoderKL.from_pretrained(WEIGHTS / "vae", use_safetensors=True)
+        if shop.go_on
+        else AutoencoderKL(**autoencoder.CONFIG)
+    )
     wide = shop.shard("wide")
     stage = autoencoder.Autoencoding(vae, wide, shop.shard("held-out"), shop.device)
 
@@ -157,7 +161,9 @@ def _contrasting(shop: Shop, name: str) -> tuple[CLIPModel, Stage]:
     tokenizer = _tokenizer(shop, wide)
     goes_on = shop.go_on and name == "score"  # of the other only the text half ships
     clip = (
-        CLIPModel.from_pretrained(WEIGHTS / "clip", dtype=torch.float32) if goes_on else contrastive.new_clip(tokenizer)
+        CLIPModel.from_pretrained(WEIGHTS / "clip", dtype=torch.float32, use_safetensors=True)
+        if goes_on
+        else contrastive.new_clip(tokenizer)
     )
     return clip, contrastive.Contrasting(clip, wide, shop.shard("held-out"), tokenizer, shop.device)
 
@@ -173,13 +179,13 @@ def _tokenizer(shop: Shop, pairs: Pairs) -> CLIPTokenizer:
 
 def _unet(shop: Shop) -> Learner:
     unet = (
-        UNet2DConditionModel.from_pretrained(WEIGHTS / "unet")
+        UNet2DConditionModel.from_pretrained(WEIGHTS / "unet", use_safetensors=True)
         if shop.go_on
         else UNet2DConditionModel(**denoiser.CONFIG)
     )
-    vae = AutoencoderKL.from_pretrained(shop.part("vae")).to(shop.device)
+    vae = AutoencoderKL.from_pretrained(shop.part("vae"), use_safetensors=True).to(shop.device)
     tokenizer = CLIPTokenizer.from_pretrained(shop.part("tokenizer"))
-    text_encoder = CLIPTextModel.from_pretrained(shop.part("text_encoder"), dtype=torch.float32)
+    text_encoder = CLIPTextModel.from_pretrained(shop.part("text_encoder"), dtype=torch.float32, use_safetensors=True)
     text_encoder = text_encoder.eval().to(shop.device)
 
     def encoded(pairs: Pairs, moved: int) -> tuple[torch.Tensor, torch.Tensor]:

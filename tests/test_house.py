@@ -128,6 +128,30 @@ def test_functions_are_small() -> None:
     assert not long, "\n".join(long)
 
 
+def test_one_module_opens_pictures() -> None:
+    """Which formats, how large, on what ground: two readers would compare what was not learnt."""
+    found = [path.relative_to(PACKAGE) for path in SOURCES if "Image.open(" in path.read_text()]
+    assert [str(path) for path in found] == ["data/images.py"]
+
+
+def test_nothing_is_loaded_that_may_run_code() -> None:
+    """Each use of from_pretrained names safetensors. Configurations hold no weights; SAFELY is the settings by name."""
+    seen, wrong = 0, []
+    for path in SOURCES:
+        for node in ast.walk(ast.parse(path.read_text())):
+            if not isinstance(node, ast.Call):
+                continue
+            named = [each for each in (node.func, *node.args) if getattr(each, "attr", "") == "from_pretrained"]
+            if not named or ast.unparse(named[0].value).endswith(("config_class", "CLIPTokenizer")):
+                continue
+            seen += 1
+            settings = {each.arg or ast.unparse(each.value): ast.unparse(each.value) for each in node.keywords}
+            if settings.get("use_safetensors") != "True" and "SAFELY" not in settings:
+                wrong.append(f"{path}:{node.lineno}")
+    assert seen >= 5, "the check saw the calls"
+    assert not wrong
+
+
 def test_only_the_top_floor_prints() -> None:
     """stdout belongs to the result's path."""
     seen, wrong = 0, []

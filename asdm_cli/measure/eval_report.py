@@ -116,4 +116,4 @@ def _summary(plan: EvalPlan, judge: Judge, rows: list[Row]) -> str:
     figures = [
         f"{row.name} {row.figures[column.key].value:.{column.digits}f}" for row in rows if column.key in row.figures
     ]
-    return f"{plan.count} prompts from {plan.prompts.path.name}. {column.title}: {', '.join(figures)}."
+    return f"{plan.count} prompts from {plan.prompts.name}. {column.title}: {', '.join(figures)}."

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from asdm_cli.data.images import CROP
 from asdm_cli.measure.cards import Card
 from asdm_cli.measure.drawing import claim, keep_real
 from asdm_cli.measure.eval_plan import EvalPlan
@@ -15,14 +16,14 @@ from asdm_cli.models.load import Clip, device_and_dtype, load_clip
 
 
 def real_origin(plan: EvalPlan) -> Card:
-    return {"prompts": plan.prompts.title, "size": plan.size}
+    return {"prompts": plan.prompts.title, "size": plan.size, "pictures": CROP}
 
 
 def real_set(plan: EvalPlan, folder: Path) -> PictureSet:
     """All real pictures of the shard, at the size that is drawn, in `folder`."""
     real = PictureSet(folder / "real", plan.prompts.real)
     claim(real, real_origin(plan))
-    keep_real(real_pictures(plan.prompts.path), real, plan.size)
+    keep_real(real_pictures(plan.prompts.shards), real, plan.size)
     return real
 
 

@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 
 from accelerate import PartialState
 
+from asdm_cli.data.images import CROP
 from asdm_cli.errors import RunError
 from asdm_cli.measure.cards import Card, versions
 from asdm_cli.measure.drawing import (
@@ -178,5 +179,5 @@ def _protocol(plan: EvalPlan, judge: Judge) -> Card:
     if judge.probe:
         protocol["probe"] = f"{judge.probe.folder.parent.name}/{judge.probe.folder.name} on {judge.probe.network}"
     if judge.real:
-        protocol |= {"real_pictures": plan.prompts.real, "real_resize": "none, or cut to a square and Lanczos"}
+        protocol |= {"real_pictures": plan.prompts.real, "real_resize": CROP}
     return protocol

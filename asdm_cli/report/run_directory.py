@@ -17,7 +17,7 @@ from asdm_cli.models.disk import explained
 from asdm_cli.models.lock import only_writer
 from asdm_cli.models.write import partial_path, publish, put_back, refuse_existing
 from asdm_cli.progress import note
-from asdm_cli.recipe.public import redacted
+from asdm_cli.recipe.public import without_secrets
 from asdm_cli.report import html
 from asdm_cli.report.document import Report
 from asdm_cli.report.render_json import from_json, part_inside, to_json
@@ -39,7 +39,7 @@ class Run:
     def write(self, report: Report) -> None:
         """Leave the report for programs and for people, without passwords. Its pictures lie in `path`."""
         report = replace(report, parts=[part_inside(part, self.path) for part in report.parts])
-        data = redacted(json.dumps(to_json(report), indent=2, ensure_ascii=False, allow_nan=False))
+        data = json.dumps(without_secrets(to_json(report)), indent=2, ensure_ascii=False, allow_nan=False)
         page = html.render(from_json(json.loads(data)), self.path)
         (self.path / REPORT).write_text(data + "\n", encoding="utf-8")
         (self.path / PAGE).write_text(page, encoding="utf-8")

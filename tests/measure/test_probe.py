@@ -119,7 +119,7 @@ def test_what_a_probe_cannot_tell_is_told_before_drawing(
     changes: dict[str, Any], told: str, recipe: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    shard(tmp_path / "unnamed.tar", 2)
+    shard(tmp_path / "unnamed.tar", 2, {1: {"json": None}})
     shard(tmp_path / "strange.tar", 2, {i: {"json": b'{"label": "pink"}'} for i in range(2)})
     with pytest.raises(ModelError, match=told):
         make_plan(EvalRecipe.model_validate(recipe | changes))

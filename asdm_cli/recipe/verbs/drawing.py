@@ -26,8 +26,8 @@ class Pictures(Strict):
     """What pictures depend on, and how they are looked at: the same for every verb that draws to compare."""
 
     prompts: Annotated[Text, READ] = "pocket"
-    """A webdataset shard of (png, txt), a text file with a prompt a line, or `pocket`: 128 held-out captions and 128
-    trained ones in turn (`pocket-held-out`: the held-out ones alone)."""
+    """Webdataset shards of (picture, caption), by path or glob; a text file with a prompt a line; or `pocket`: 128
+    held-out captions and 128 trained ones in turn (`pocket-held-out`: the held-out ones alone)."""
     limit: Positive | None = None
     """Use the first so many prompts only."""
     per_prompt: Positive = 1
