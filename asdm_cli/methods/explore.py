@@ -30,7 +30,8 @@ from asdm_cli.measure.processes import place, processes
 from asdm_cli.measure.scores import columns
 from asdm_cli.methods.combinations import Costs, distinct, first_donor, over, sort
 from asdm_cli.models.donors import Donor, write
-from asdm_cli.models.load import load_pipeline, set_sampler
+from asdm_cli.models.load import load_pipeline
+from asdm_cli.models.schedulers import set_sampler
 from asdm_cli.progress import track
 from asdm_cli.recipe.verbs import AssembleRecipe, EvalContestant, EvalRecipe
 from asdm_cli.recipe.verbs.assemble import Explore

@@ -7,7 +7,9 @@ from typing import Any
 
 import pytest
 import torch
-from diffusers import UNet2DConditionModel
+from diffusers import (
+    UNet2DConditionModel,
+)
 
 from asdm_cli import inherit
 from asdm_cli.errors import ModelError
