@@ -85,7 +85,8 @@ def directory(name: str, parts: Path, folder: Path, **changes: Any) -> Path:
     kind, network = KINDS[name], unet(name)
     network.save_pretrained(folder / "unet")
     scheduler = getattr(diffusers, kind.scheduler)
-    settings = {} if kind.scheduler.startswith("EDM") else BETAS
+    settings: dict[str, Any] = {} if kind.scheduler.startswith("EDM") else dict(BETAS)
+    settings |= {"skip_prk_steps": True} if kind.scheduler == "PNDMScheduler" else {}
     scheduler(**settings).save_pretrained(folder / "scheduler")
     index: dict[str, Any] = {"_class_name": kind.pipeline, "_diffusers_version": "0.42.1"}
     index |= {"unet": ["diffusers", type(network).__name__], "scheduler": ["diffusers", kind.scheduler]}

@@ -12,6 +12,7 @@ import pytest
 import torch
 import yaml
 from diffusers.pipelines.stable_diffusion.stable_unclip_image_normalizer import StableUnCLIPImageNormalizer
+from transformers import CLIPVisionConfig, CLIPVisionModelWithProjection
 
 import asdm_cli
 from asdm_cli.errors import ModelError
@@ -151,15 +152,18 @@ def _assembly(name: str, model: str) -> dict[str, Any]:
 
 PICTURE = torch.linspace(0, 1, 3 * 32 * 32).reshape(1, 3, 32, 32)
 SAFE = {"safety_checker": None, "feature_extractor": None, "requires_safety_checker": False}
+VISION = CLIPVisionConfig(hidden_size=8, intermediate_size=8, num_hidden_layers=1, num_attention_heads=1, patch_size=8)
+VISION.image_size, VISION.projection_dim = 8, models.HALF
 BESIDE: dict[str, dict[str, Any]] = {
     "StableDiffusionPipeline": SAFE,
     "StableDiffusionInstructPix2PixPipeline": SAFE,
     "StableDiffusionInpaintPipeline": SAFE,
     "StableDiffusionDepth2ImgPipeline": {"depth_estimator": None, "feature_extractor": None},
     "StableDiffusionUpscalePipeline": {"low_res_scheduler": diffusers.DDPMScheduler()},
+    "StableDiffusionXLImg2ImgPipeline": {"requires_aesthetics_score": True, "add_watermarker": False},
     "StableUnCLIPImg2ImgPipeline": {
         "image_normalizer": StableUnCLIPImageNormalizer(16), "image_noising_scheduler": diffusers.DDPMScheduler(),
-        "image_encoder": None, "feature_extractor": None,
+        "image_encoder": CLIPVisionModelWithProjection(VISION), "feature_extractor": None,
     },
 }  # fmt: skip
 """What a pipeline has besides, and what it does without here."""

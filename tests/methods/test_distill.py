@@ -346,7 +346,7 @@ def test_every_fault_of_the_plan_is_told_at_once(
     assert (told.code, told.out) == (2, "")
     for words in (
         "students[0].freeze: 'from nobody': the student has nothing from 'nobody'",
-        "students[1].model: cross_attention_dim is 12 and the teacher's 16",
+        "students[1].model: cross_attention_dim must be the same in all UNets, which see the same inputs: tiny has 16,",
         f"students[2].model: {tmp_path / 'gone'}: no such directory",
         "students[3].freeze: all of it is frozen",
         "losses[2].at: student 'b': down.1: is 8 channels wide",

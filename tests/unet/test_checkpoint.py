@@ -256,6 +256,4 @@ def test_what_lies_on_top_of_a_model_is_told_with_the_way_off(names: list[str], 
     have = open_checkpoint(tmp_path)
     with pytest.raises(ModelError, match=fault + ".* and save it again"):
         require(have, {"a.weight": (3, 2)}, tmp_path)
-    require(
-        have, {name: entry.shape for name, entry in have.tensors.items()}, tmp_path
-    )  # a model's own may be so called
+    require(have, {name: entry.shape for name, entry in have.tensors.items()}, tmp_path)  # its own may be so called
