@@ -24,6 +24,7 @@ from asdm_cli.training.settings import training_plan
 from asdm_cli.unet.anatomy import Anatomy
 from asdm_cli.unet.blocks import Config
 from asdm_cli.unet.checkpoint import Checkpoint
+from asdm_cli.unet.cost import latent_size
 from asdm_cli.unet.settings import unlike_inputs
 from asdm_cli.unet.taps import Tap, taps
 
@@ -161,7 +162,7 @@ def _taps(
 
 def _own_resolution(host: ModelDirectory) -> int:
     levels = len(host.config("vae").get("block_out_channels", (0,) * 4))
-    return int(host.config("unet").get("sample_size", 64)) * 2 ** (levels - 1)
+    return latent_size(host.config("unet"))[0] * 2 ** (levels - 1)
 
 
 def _listed(sources: str | list[str]) -> list[str]:
