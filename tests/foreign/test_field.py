@@ -18,6 +18,7 @@ import asdm_cli
 from asdm_cli.errors import ModelError
 from asdm_cli.measure import bench
 from asdm_cli.measure.memory import Memory
+from tests import tiny
 from tests.data import tars
 from tests.foreign import models
 from tests.foreign.models import KINDS
@@ -212,3 +213,22 @@ def _in_python(name: str, model: Path) -> str:
         return str(error)
     assert rested[:2] == [frozenset(), frozenset({0})], rested
     return WORKS
+
+
+@pytest.mark.parametrize("verb", ["prune", "assemble", "condconv-expand"])
+def test_a_cost_that_nobody_can_count_is_left_out_and_the_work_goes_on(verb: str, tmp_path: Path) -> None:
+    """Of a UNet whose config contradicts itself: a class beside the time, and no classes."""
+    model = str(tmp_path / "model")
+    tiny.unet(tiny.shape("sd15", class_embeddings_concat=True)).save_pretrained(model)
+    recipes: dict[str, dict[str, Any]] = {
+        "prune": {"model": model, "remove": "mid"},
+        "assemble": {"donors": {"a": model, "b": model}, "levels": ["a", "a", "a", "b"], "mid": "a"},
+        "condconv-expand": {"model": model, "expand": {"experts": 2, "at": "mid"}},
+    }
+    file = tmp_path / "recipe.yaml"
+    file.write_text(yaml.safe_dump({"verb": verb, **recipes[verb], "out": str(tmp_path / "run")}, width=1000))
+    said = asdm(verb, file)
+    assert said.code == 0, said.err
+    assert re.search("what a call (with guidance )?costs is not known", said.text)
+    assert "GMACs" not in said.text
+    assert (tmp_path / "run/model/config.json").is_file()
