@@ -33,6 +33,7 @@ def assemble_directory(source: ModelDirectory, target: Path, replaced: set[str])
     target.mkdir(parents=True, exist_ok=True)
     if source.is_pipeline:
         link_or_copy(inside(source.path, source.path / INDEX), target / INDEX)
+        _change_index(target / INDEX, {name: [None, None] for name in source.left_out})
     for name, folder in source.components.items():
         if name not in replaced:
             _link_component(source.path, folder, target / name)
@@ -49,16 +50,19 @@ def write_config(config: Config, folder: Path) -> None:
     kept = _without_place(config)
     (folder / "config.json").write_text(json.dumps(kept, indent=2, sort_keys=True) + "\n", encoding="utf-8")
     if folder.name == "unet" and (folder.parent / INDEX).is_file():
-        _name_class(folder.parent / INDEX, [OURS, CLASS] if config.get(EXPERTS) else ["diffusers", STOCK])
+        kind = [OURS, CLASS] if config.get(EXPERTS) else ["diffusers", STOCK]
+        _change_index(folder.parent / INDEX, {"unet": kind})
 
 
-def _name_class(file: Path, entry: list[str]) -> None:
-    """Say in a pipeline's index what class its UNet is. The file may be a link to the source's: it is written anew."""
+def _change_index(file: Path, entries: Mapping[str, object]) -> None:
+    """Say in a pipeline's index what classes these components are. The file may be a link to the source's: it is
+    written anew."""
     index = json.loads(file.read_text(encoding="utf-8"))
-    if index.get("unet") == entry:
+    changed = {**index, **entries}
+    if changed == index:
         return
     file.unlink()
-    file.write_text(json.dumps({**index, "unet": entry}, indent=2) + "\n", encoding="utf-8")
+    file.write_text(json.dumps(changed, indent=2) + "\n", encoding="utf-8")
 
 
 def link_or_copy(source: Path, target: Path) -> None:
