@@ -116,7 +116,7 @@ def parts_of_checkpoint(shop: Shop, name: str) -> dict[str, float]:
 def run_probe(shop: Shop) -> dict[str, float]:
     """Fit the probe and say what it sees in held-out drawings, as they are and through the autoencoder."""
     folder, held = shop.folder / "parts" / "probe", shop.shard("held-out")
-    probe.fit_probe(shop.shard("train"), shop.shard("wide"), folder, shop.device)
+    probe.fit_probe(shop.shard("train"), shop.shard("wide"), folder, shop.folder / "probe", shop.device)
     vae = AutoencoderKL.from_pretrained(shop.part("vae"), use_safetensors=True).to(shop.device)
     with torch.no_grad():
         decoded = vae.decode(vae.encode(to_unit(held.images.to(shop.device))).latent_dist.mean).sample

@@ -177,12 +177,12 @@ def _probe(recipe: EvalRecipe, first: Entrant, prompts: PromptList) -> Probe | N
     probe = read_probe(first.directory.component("probe") if recipe.probe == "own" else given)
     require(probe.network)
     for target in targets:
-        if target not in probe.classes:
+        if target not in probe.targets:
             raise ModelError(
-                f"{probe.folder}: knows no {target}, only {', '.join(probe.classes)}; leave the metric out"
+                f"{probe.folder}: knows no {target}, only {', '.join(probe.targets)}; leave the metric out"
             )
         named = {facts.get(target) for facts in prompts.about}
-        if strange := sorted(str(name) for name in named - set(probe.classes[target]) if name is not None):
+        if strange := sorted(str(name) for name in named - set(probe.targets[target].classes) if name is not None):
             raise ModelError(f"{prompts.name}: {target} {strange[0]!r} is no class of the probe {probe.folder}")
         if None in named:
             raise ModelError(

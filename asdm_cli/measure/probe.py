@@ -3,11 +3,12 @@
 A probe is a folder of two files. `config.json`:
 
     {"network": "efficientnet_lite0",
-     "targets": {"label": {"classes": ["fox", ...], "inputs": ["pooled"]},
+     "targets": {"label": {"classes": ["fox", ...], "inputs": ["pooled"], "power": 0.5},
                  "style": {"classes": ["noto", ...], "inputs": ["pooled", "stages"]}}}
 
 `network` is a feature network's name; a target is named as the samples of a prompt shard name it in their .json, and
-its `inputs` are laid end to end (`pooled` and `stages`, see `features.Features`). `model.safetensors` holds
+its `inputs` are laid end to end (`pooled` and `stages`, see `features.Features`), each raised to `power` with its sign
+kept (1 if left out). `model.safetensors` holds
 `TARGET.weight` [classes, inputs] and `TARGET.bias` [classes] of each target.
 """
 
@@ -30,77 +31,84 @@ from asdm_cli.unet.weight_files import read_mapping
 
 CONFIG, WEIGHTS = "config.json", "model.safetensors"
 TOP = (1, 5)
-NETWORKS = ("efficientnet_lite0", "inception")
+GIVES = {"efficientnet_lite0": ("pooled", "stages"), "inception": ("pooled",)}
+"""Feature networks that a probe may be fitted on, and what each gives it."""
+
+
+@dataclass(frozen=True)
+class Target:
+    """What is asked for: `classes` in the order of the weights' rows, and the view of the features that they take."""
+
+    classes: list[str]
+    inputs: list[str]
+    power: float
+
+    def view(self, features: Features) -> Tensor:
+        """float32 [n, d]"""
+        parts = [getattr(features, name) for name in self.inputs]
+        assert all(part is not None for part in parts), "inputs are checked against the network when a probe is read"
+        whole = torch.cat(parts, dim=1).float()
+        return whole.sign() * whole.abs() ** self.power
 
 
 @dataclass(frozen=True)
 class Probe:
-    """`classes`, `inputs`, `weight` [classes, d] and `bias` [classes], each by target."""
+    """`weight` [classes, d] and `bias` [classes] by target."""
 
     folder: Path
     network: str
-    classes: dict[str, list[str]]
-    inputs: dict[str, list[str]]
+    targets: dict[str, Target]
     weight: dict[str, Tensor]
     bias: dict[str, Tensor]
 
     def ranks(self, target: str, features: Features, truth: list[str]) -> Tensor:
         """How many classes fit each picture better than its true one, int64 [n]."""
-        logits = view(features, self.inputs[target]) @ self.weight[target].T + self.bias[target]
-        own = logits.gather(1, torch.tensor([[self.classes[target].index(name)] for name in truth]))
+        logits = self.targets[target].view(features) @ self.weight[target].T + self.bias[target]
+        own = logits.gather(1, torch.tensor([[self.targets[target].classes.index(name)] for name in truth]))
         return (logits > own).sum(1)
-
-
-def view(features: Features, inputs: list[str]) -> Tensor:
-    """float32 [n, d]: the named parts of the features, end to end."""
-    parts = [getattr(features, name) for name in inputs]
-    assert all(part is not None for part in parts), "a probe's inputs are checked against its network when it is read"
-    return torch.cat(parts, dim=1).float()
 
 
 def read_probe(folder: Path) -> Probe:
     """Raises ModelError with the file and what is wrong in it."""
-    config = _config(folder / CONFIG)
-    classes = {target: about["classes"] for target, about in config["targets"].items()}
-    inputs = {target: about["inputs"] for target, about in config["targets"].items()}
+    config = read_mapping(folder / CONFIG)
+    try:
+        targets = {target: _target(about) for target, about in config["targets"].items()}
+        network = config["network"]
+    except (TypeError, ValueError, KeyError, AttributeError) as error:
+        raise ModelError(f"{folder / CONFIG}: is no probe's config ({error!r}); docs/measure.md shows one") from None
+    if network not in GIVES:
+        raise ModelError(f"{folder / CONFIG}: network is {network!r}; it must be one of {', '.join(GIVES)}")
+    if faults := [f"{name} {fault}" for name, target in targets.items() for fault in _faults(target, network)]:
+        raise ModelError("\n".join(f"{folder / CONFIG}: {fault}" for fault in faults))
     try:
         tensors = load_file(folder / WEIGHTS)
-        weight = {target: tensors[f"{target}.weight"].float() for target in classes}
-        bias = {target: tensors[f"{target}.bias"].float() for target in classes}
+        weight = {name: tensors[f"{name}.weight"].float() for name in targets}
+        bias = {name: tensors[f"{name}.bias"].float() for name in targets}
     except (OSError, SafetensorError, KeyError) as error:
         raise ModelError(f"{folder / WEIGHTS}: is not the weights of {CONFIG} beside it ({error})") from None
-    for target, names in classes.items():
-        if weight[target].ndim != 2 or not len(weight[target]) == len(bias[target]) == len(names):
-            raise ModelError(f"{folder / WEIGHTS}: {target} has not the {len(names)} classes that {CONFIG} names")
-    return Probe(folder, config["network"], classes, inputs, weight, bias)
-
-
-def probe_classes(folder: Path) -> dict[str, list[str]]:
-    """The classes of each target, from the config alone. Raises ModelError."""
-    return {target: about["classes"] for target, about in _config(folder / CONFIG)["targets"].items()}
-
-
-def _config(file: Path) -> dict[str, Any]:
-    try:
-        config = read_mapping(file)
-        targets = {
-            target: {"classes": [str(name) for name in about["classes"]], "inputs": [str(x) for x in about["inputs"]]}
-            for target, about in config["targets"].items()
-        }
-        network = config["network"]
-    except (TypeError, KeyError, AttributeError) as error:
-        raise ModelError(f"{file}: is no probe's config ({error!r}); docs/measure.md shows one") from None
-    known = {"pooled", "stages"} if network == "efficientnet_lite0" else {"pooled"}
-    if network not in NETWORKS:
-        raise ModelError(f"{file}: network is {network!r}; it must be one of {', '.join(NETWORKS)}")
-    for target, about in targets.items():
-        if not about["inputs"] or set(about["inputs"]) - known:
+    for name, target in targets.items():
+        if weight[name].ndim != 2 or not len(weight[name]) == len(bias[name]) == len(target.classes):
             raise ModelError(
-                f"{file}: {target} has the inputs {about['inputs']}; {network} gives {', '.join(sorted(known))}"
+                f"{folder / WEIGHTS}: {name} has not the {len(target.classes)} classes that {CONFIG} names"
             )
-        if len(set(about["classes"])) < max(2, len(about["classes"])):
-            raise ModelError(f"{file}: {target} names a class twice, or fewer than two")
-    return {"network": network, "targets": targets}
+    return Probe(folder, network, targets, weight, bias)
+
+
+def _target(about: Any) -> Target:
+    return Target(
+        [str(name) for name in about["classes"]], list(map(str, about["inputs"])), float(about.get("power", 1))
+    )
+
+
+def _faults(target: Target, network: str) -> list[str]:
+    faults = []
+    if not target.inputs or set(target.inputs) - set(GIVES[network]):
+        faults.append(f"has the inputs {target.inputs}; {network} gives {', '.join(GIVES[network])}")
+    if not 0 < target.power <= 2:
+        faults.append(f"has the power {target.power}; it must lie between 0 and 2")
+    if len(set(target.classes)) < max(2, len(target.classes)):
+        faults.append("names a class twice, or fewer than two")
+    return faults
 
 
 def wilson(hits: int, n: int, confidence: float) -> Interval:

@@ -124,7 +124,9 @@ class Judge:
             truth = [facts[target] for facts in self.about[: pictures.count]]
             ranks = self.probe.ranks(target, cached_features(self.probe_network, pictures, self.cache), truth)
             values |= {
-                metric if k == 1 else f"{metric}_top_{k}": ranks < k for k in TOP if k < len(self.probe.classes[target])
+                metric if k == 1 else f"{metric}_top_{k}": ranks < k
+                for k in TOP
+                if k < len(self.probe.targets[target].classes)
             }
         return values
 

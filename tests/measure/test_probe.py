@@ -40,6 +40,13 @@ def test_ranks_count_the_classes_that_fit_better(tmp_path: Path) -> None:
     assert read.ranks("label", Features(pooled), ["red", "green", "blue"]).tolist() == [0, 2, 1]
 
 
+def test_inputs_are_raised_to_a_power(tmp_path: Path) -> None:
+    read = read_probe(probe(tmp_path, target={"power": 0.5}))
+    pooled = torch.tensor([[36.0, 0, -4, 0]])  # 6 0 -2: logits 6 0 3
+    assert read.ranks("label", Features(pooled), ["blue"]).tolist() == [1]
+    assert read.ranks("label", Features(-pooled), ["blue"]).tolist() == [0]  # -6 0 2: logits -6 0 7
+
+
 def test_inputs_are_laid_end_to_end(tmp_path: Path) -> None:
     read = read_probe(probe(tmp_path, target={"inputs": ["stages", "pooled"]}))
     features = Features(torch.tensor([[3.0, 9.0]]), None, torch.tensor([[0.0, 8.0]]))  # 0 8 3 (9): logits 0 8 8
@@ -51,6 +58,8 @@ def test_inputs_are_laid_end_to_end(tmp_path: Path) -> None:
     [
         ({"network": "vgg"}, "network is 'vgg'; it must be one of efficientnet_lite0, inception"),
         ({"network": "inception", "target": {"inputs": ["stages"]}}, "inception gives pooled"),
+        ({"target": {"power": "x"}}, "is no probe's config"),
+        ({"target": {"power": 0}}, "label has the power 0.0; it must lie between 0 and 2"),
         ({"target": {"inputs": []}}, r"label has the inputs \[\]"),
         ({"target": {"classes": ["red", "red", "blue"]}}, "label names a class twice"),
         ({"target": {"classes": ["red", "blue"]}}, "label has not the 2 classes"),

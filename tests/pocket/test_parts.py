@@ -127,4 +127,5 @@ def test_the_probe_that_ships_knows_the_labels_and_styles() -> None:
     folder = stages.WEIGHTS / "probe"
     assert {(folder / name).is_file() for name in (CONFIG, WEIGHTS)} == {True}
     shipped = read_probe(folder)
-    assert shipped.classes == {"label": drawings.labels(), "style": [each.style for each in art.SETS]}
+    found = {name: target.classes for name, target in shipped.targets.items()}
+    assert found == {"label": drawings.labels(), "style": [each.style for each in art.SETS]}
