@@ -5,13 +5,14 @@ from __future__ import annotations
 from pathlib import Path
 
 from asdm_cli.measure.cards import Card
-from asdm_cli.measure.drawing import claim, keep_real
+from asdm_cli.measure.drawing import keep_real
 from asdm_cli.measure.eval_plan import EvalPlan
 from asdm_cli.measure.features import FeatureNetwork, feature_network
 from asdm_cli.measure.pictures import PictureSet
 from asdm_cli.measure.prompts import real_pictures
 from asdm_cli.measure.scores import Judge
 from asdm_cli.models.load import Clip, device_and_dtype, load_clip
+from asdm_cli.models.origin import claim, stamps_of
 
 
 def real_origin(plan: EvalPlan) -> Card:
@@ -21,7 +22,7 @@ def real_origin(plan: EvalPlan) -> Card:
 def real_set(plan: EvalPlan, folder: Path) -> PictureSet:
     """All real pictures of the shard, at the size that is drawn, in `folder`."""
     real = PictureSet(folder / "real", plan.prompts.real)
-    claim(real, real_origin(plan))
+    claim(real.folder, real_origin(plan))
     keep_real(real_pictures(plan.prompts.path), real, plan.size)
     return real
 
@@ -32,6 +33,8 @@ def judge_of(plan: EvalPlan, folder: Path, reference: PictureSet, real: PictureS
     device, _ = device_and_dtype(recipe.device, "float32")
     clip: Clip | None = load_clip(plan.clip, device) if plan.clip else None
     network: FeatureNetwork | None = feature_network(recipe.features, clip, device) if plan.has_network else None
+    if plan.clip:  # features are kept by what their pictures are; whose they are is said here
+        claim(folder / "features", {"clip": stamps_of(plan.clip, plan.clip.rglob("*"))})
     return Judge(
         tuple(recipe.metrics),
         plan.prompts.prompts,

@@ -79,7 +79,7 @@ def load_pipeline(
     """The whole pipeline, ready to draw; without safety checker, watermark and progress bar.
 
     Several UNets take turns; what a model inherits from step to step is in force, unless `with_plan` is false.
-    Without its UNet it only encodes, and the largest part is not read.
+    Without its UNet it only encodes, in memory of its own, and the largest part is not read.
     """
     kind = directory.index.get("_class_name")
     if not directory.is_pipeline or kind not in PIPELINES:
@@ -102,6 +102,9 @@ def load_pipeline(
     except ModelError as error:
         raise _located(directory, error) from error
     pipe.set_progress_bar_config(disable=True)
+    if not with_unet:
+        for part in pipe.components.values():
+            in_own_memory(part)
     if held is not None:
         others = {name: member(directory, held, name) for name in held.unets[1:]}
         take_turns(pipe, {held.unets[0]: pipe.unet, **others}, held.rules, plans, held.idle)
@@ -148,6 +151,15 @@ def load_unet(directory: ModelDirectory, device: torch.device, dtype: torch.dtyp
     if found["missing_keys"]:
         raise ModelError(f"{folder}: lacks the tensor {sorted(found['missing_keys'])[0]}; fetch the weights again")
     return unet.to(device).eval()
+
+
+def in_own_memory(module: Loaded) -> Loaded:
+    """The same, its weights copied out of their files, which libraries map into memory: whoever writes to such a file
+    later changes nothing, and who cuts it short kills nobody."""
+    if isinstance(module, torch.nn.Module):
+        for tensor in (*module.parameters(), *module.buffers()):
+            tensor.data = tensor.data.clone() if tensor.device.type == "cpu" else tensor.data
+    return module
 
 
 def random_unet(

@@ -14,8 +14,8 @@ from safetensors.torch import load_file, save_file
 
 import asdm_cli
 from asdm_cli.errors import AsdmError, ModelError
-from asdm_cli.measure.drawing import stamps
 from asdm_cli.models.load import load_pipeline
+from asdm_cli.models.origin import stamps
 from asdm_cli.models.provenance import record
 from asdm_cli.models.source import find
 from asdm_cli.models.switched import checked_switch, member, one_unet, read_switch, run_time_plans
