@@ -10,6 +10,7 @@ import typer
 
 from asdm_cli.commands.ranks import is_first, wait_for_everyone
 from asdm_cli.methods import Method, Plan, method
+from asdm_cli.models.origin import made_from, refuse_changes
 from asdm_cli.models.write import refuse_existing, refuse_sources
 from asdm_cli.progress import BRIEF, console
 from asdm_cli.recipe.load import dump_public, load
@@ -44,7 +45,7 @@ def run_verb(
     if is_first() and not dry_run:
         refuse_existing(target, overwrite)
     refuse_sources(target, (place for text in reads(recipe) for place in places(text)))
-    how = method(verb)
+    how, before = method(verb), made_from(reads(recipe))
     plan = how.plan(recipe, **permissions)
     _show(with_links(plan.report(), link))
     if dry_run:
@@ -56,6 +57,7 @@ def run_verb(
         wait_for_everyone()
         report = how.run(plan, run)
         wait_for_everyone()
+        refuse_changes(before, made_from(reads(recipe)))
         report = run.write(report)
     _show(report)
     typer.echo(target)

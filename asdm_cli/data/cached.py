@@ -93,7 +93,7 @@ class Rows:
         try:
             with self.file.open("rb", buffering=0) as opened:
                 got = [
-                    os.preadv(opened.fileno(), [seat], self.start + int(row) * size)
+                    os.preadv(opened.fileno(), [seat.data], self.start + int(row) * size)
                     for seat, row in zip(seats, rows, strict=True)
                 ]
         except OSError as error:

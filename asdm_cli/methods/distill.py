@@ -28,9 +28,10 @@ from asdm_cli.measure.processes import processes
 from asdm_cli.measure.routing import observe
 from asdm_cli.measure.routing_report import routing_parts
 from asdm_cli.models.load import in_own_memory, load_pipeline, load_unet
-from asdm_cli.models.origin import Origin, claim_or_refuse, stamps
+from asdm_cli.models.origin import Origin, claim_or_refuse, made_from
 from asdm_cli.models.provenance import record
 from asdm_cli.models.write import assemble_directory, write_config
+from asdm_cli.recipe.reads import reads
 from asdm_cli.recipe.verbs.distill import DistillRecipe
 from asdm_cli.report.document import Part, Report
 from asdm_cli.report.run_directory import TRAINING, Run
@@ -76,20 +77,13 @@ def run(plan: Plan, run: Run) -> Report:
     training = train(task, modules, distill.training, run.path / TRAINING)
     if not state.is_main_process:
         return Report("distill", "", "", [])
-    claim_or_refuse(
-        run.path / TRAINING, _origin(distill)
-    )  # what changed meanwhile would be written, or was learnt from
     return _written(distill, training, run, samples)
 
 
 def _origin(plan: DistillPlan) -> Origin:
-    """All that weights and pictures depend on besides the recipe."""
+    """All that weights and pictures depend on besides the recipe; shards may be remote."""
     shards = json.dumps([shard.identity for shard in (*plan.train, *plan.held_out)])
-    return {
-        "teacher": stamps(plan.teacher) if plan.teacher else None,
-        **{f"student {learner.name}": stamps(learner.directory) for learner in plan.learners},
-        "data": hashlib.sha256(shards.encode()).hexdigest(),
-    }
+    return made_from(reads(plan.recipe)) | {"data": hashlib.sha256(shards.encode()).hexdigest()}
 
 
 def _dataset(plan: DistillPlan, held_out: bool = False) -> Dataset:

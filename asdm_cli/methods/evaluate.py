@@ -62,10 +62,8 @@ def run(plan: EvalPlan, run: Run) -> Report:
     sets = {entrant.name: PictureSet(run.path / "pictures" / entrant.name, plan.count) for entrant in plan.entrants}
     if state.is_main_process:
         for entrant in plan.entrants:
-            claim(
-                sets[entrant.name].folder,
-                _card(plan, entrant, styles[entrant.name]) | {"files": stamps(entrant.directory)},
-            )
+            card = _card(plan, entrant, styles[entrant.name])
+            claim(sets[entrant.name].folder, card | {"files": stamps(entrant.directory)})
     state.wait_for_everyone()
     share = Share(state.process_index, state.num_processes)
     drawn = {

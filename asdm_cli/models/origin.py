@@ -9,9 +9,10 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from asdm_cli.errors import ModelError
+from asdm_cli.errors import ModelError, RunError
 from asdm_cli.models.provenance import FILE
-from asdm_cli.models.source import ModelDirectory
+from asdm_cli.models.source import ModelDirectory, find
+from asdm_cli.recipe.reads import places
 
 ORIGIN = "origin.json"
 Origin = dict[str, Any]
@@ -25,10 +26,28 @@ def stamps(directory: ModelDirectory) -> Stamps:
     return stamps_of(directory.path, places)
 
 
-def stamps_of(root: Path, places: Iterable[Path]) -> Stamps:
+def stamps_of(root: Path, paths: Iterable[Path]) -> Stamps:
     """Name, bytes and time of each of these that is a file."""
-    files = sorted(file for file in places if file.is_file())
-    return [[str(file.relative_to(root)), file.stat().st_size, file.stat().st_mtime_ns] for file in files]
+    files = sorted(file for file in paths if file.is_file())
+    return [[os.path.relpath(file, root), file.stat().st_size, file.stat().st_mtime_ns] for file in files]
+
+
+def made_from(texts: Iterable[str]) -> Origin:
+    """Stamps of the models and files that a recipe's texts name; nothing of URLs, and of words for what is bundled."""
+    found: Origin = {}
+    for text in texts:
+        try:
+            known = stamps(find(text)) if Path(text).is_dir() else stamps_of(Path(), places(text))
+        except ModelError:  # no model: somebody else says so, or knows what it is
+            continue
+        found |= {text: known} if known else {}
+    return found
+
+
+def refuse_changes(before: Origin, now: Origin) -> None:
+    """RunError for what was changed while it was read: who read it early and who read it late would not agree."""
+    if changed := [key for key in before if before[key] != now.get(key)]:
+        raise RunError(f"{', '.join(changed)}: was changed while this ran; put it back, or give the same command again")
 
 
 def claim(folder: Path, origin: Origin) -> None:

@@ -43,6 +43,8 @@ def assemble_directory(source: ModelDirectory, target: Path, replaced: set[str],
     target.mkdir(parents=True, exist_ok=True)
     for name in source.components.keys() - replaced:
         (target / name).mkdir(parents=True, exist_ok=True)
+        if (source.component(name) / "config.json").is_file():
+            source.weights(name)  # they were there when it was looked at, which may be days ago
     for file, name in _carried(source, replaced):
         carry(file, target / name, link)
 

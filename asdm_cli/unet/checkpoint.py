@@ -132,6 +132,9 @@ def copy_tensors(tensors: Mapping[str, Entry], target: Path) -> None:
                 with file.open("rb") as source:
                     copy_range(source, into, start, size)
             os.fsync(into.fileno())
+    except ModelError:
+        target.unlink(missing_ok=True)
+        raise
     except OSError as error:
         target.unlink(missing_ok=True)
         if error.filename and Path(error.filename) != target:

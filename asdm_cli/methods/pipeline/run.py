@@ -16,6 +16,7 @@ from asdm_cli.methods.pipeline.early import check_all
 from asdm_cli.methods.pipeline.process import checked, command, run_stage
 from asdm_cli.methods.pipeline.report import stages_table, whole_report
 from asdm_cli.methods.pipeline.stages import Stage, stages
+from asdm_cli.models.origin import made_from, refuse_changes
 from asdm_cli.models.write import refuse_sources
 from asdm_cli.progress import console, note
 from asdm_cli.recipe.load import dump, dump_public
@@ -86,12 +87,15 @@ def _run_stage(plan: Plan, stage: Stage, link: bool) -> None:
         with _recipe_file(stage) as file:
             run_stage(stage.name, command(stage.verb, file, plan.launch, plan.pipes, link))
         return
+    before = made_from(reads(stage.recipe))
     try:
         made = how.plan(stage.recipe)
     except ModelError as error:
         raise ModelError(f"stage '{stage.name}': {error}") from None
     with run_directory(stage.home, False, how.RESUMABLE, dump_public(stage.recipe), link) as run:
-        run.write(how.run(made, run))
+        report = how.run(made, run)
+        refuse_changes(before, made_from(reads(stage.recipe)))
+        run.write(report)
 
 
 def _write_recipe(stage: Stage, run: Run) -> None:
