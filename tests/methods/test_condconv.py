@@ -107,6 +107,13 @@ def test_a_dry_run_tells_and_writes_nothing(tiny_base: Path, tmp_path: Path) -> 
     assert not (tmp_path / "run").exists()
 
 
+def test_by_link_weights_are_those_of_the_source(tiny_base: Path, tmp_path: Path) -> None:
+    recipe = {"verb": "condconv-expand", "model": str(tiny_base), "expand": {"experts": 2}}
+    assert expanding.run(tmp_path, recipe, "--link").code == 0
+    weights = {f"{name}/{file}.safetensors" for name, file in (("vae", "diffusion_pytorch_model"), ("clip", "model"))}
+    assert shared(tmp_path / "run/model", tiny_base) == weights | {"text_encoder/model.safetensors"}
+
+
 def test_the_rest_is_copied_and_the_history_told(tiny_base: Path, tiny_pipeline: Path, tmp_path: Path) -> None:
     assert expand(tmp_path, tiny_base, experts=2, donor=str(tiny_pipeline), start="noise").code == 0
     made, base = tmp_path / "run/model", tiny_base / "model"

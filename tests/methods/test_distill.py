@@ -388,8 +388,9 @@ def test_stored_number_formats_are_kept(recipe: dict[str, Any], base: Path, tmp_
     mixed = {name: value.to(dtype) if value.ndim > 1 else value for name, value in tensors.items()}
     (model / "unet" / WEIGHTS).unlink()
     save_file(mixed, model / "unet" / WEIGHTS)
-    told = distill(tmp_path, {**recipe, "students": [{"name": "s", "model": str(model)}], "steps": 1})
+    told = distill(tmp_path, {**recipe, "students": [{"name": "s", "model": str(model)}], "steps": 1}, "--link")
     assert told.code == 0, told.err
+    assert f"vae/{WEIGHTS}" in shared(tmp_path / "run/model", model)
     written = load_file(tmp_path / "run" / UNET)
     assert {name: value.dtype for name, value in written.items()} == {
         name: value.dtype for name, value in mixed.items()

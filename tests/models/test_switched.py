@@ -18,7 +18,7 @@ from asdm_cli.models.load import load_pipeline
 from asdm_cli.models.origin import stamps
 from asdm_cli.models.provenance import record
 from asdm_cli.models.source import find
-from asdm_cli.models.switched import checked_switch, member, one_unet, read_switch, run_time_plans
+from asdm_cli.models.switched import checked_switch, member, one_unet, read_switch, run_time_plans, write_switched
 from asdm_cli.switching.pipelines import switched
 from asdm_cli.unet.checkpoint import WEIGHTS
 from tests import tiny
@@ -58,6 +58,10 @@ def test_the_layout(model: Path, tiny_pipeline: Path, small: Path) -> None:
     for mine, theirs in ((model / "unet", tiny_pipeline / "unet"), (model / OTHER, small / "unet")):
         assert (mine / WEIGHTS).read_bytes() == (theirs / WEIGHTS).read_bytes()
     assert not shared(model, tiny_pipeline, small)
+    linked = model.parent / "linked"
+    write_switched(find(str(tiny_pipeline)), {"small v1.5": find(str(small))}, switch(), linked, link=True)
+    assert shared(linked, tiny_pipeline, small) >= {f"unet/{WEIGHTS}", f"{OTHER}/{WEIGHTS}", f"vae/{WEIGHTS}"}
+    assert not [name for name in shared(linked, tiny_pipeline, small) if not name.endswith(".safetensors")]
     assert (model / "model_index.json").read_text() == (tiny_pipeline / "model_index.json").read_text()
     held = json.loads((model / "asdm.json").read_text())
     assert held["switch"]["unets"] == ["large", "small v1.5"]

@@ -34,7 +34,7 @@ def checked(launch: str) -> list[str]:
     return words
 
 
-def command(verb: str, recipe: Path, launch: Sequence[str], pipes: bool, link: bool) -> list[str]:
+def command(verb: str, recipe: Path, launch: Sequence[str], pipes: bool, link: bool = False) -> list[str]:
     """The command line of a stage."""
     start = launch if launch and verb in TOGETHER else [sys.executable]
     allowed = ["--allow-pipes"] if pipes and verb == "distill" else []
