@@ -170,7 +170,8 @@ def _listed(folder: Path) -> set[str] | None:
         held = read_mapping(file)
     except ModelError:
         return None
-    return set(held.get("files", [])) if held.get("written_by") == "asdm" else None
+    files = held.get("files")
+    return {str(name) for name in files} if held.get("written_by") == "asdm" and isinstance(files, list) else None
 
 
 def partial_path(target: Path) -> Path:

@@ -108,7 +108,7 @@ def test_a_dry_run_tells_and_writes_nothing(tiny_base: Path, tmp_path: Path) -> 
 
 
 def test_by_link_weights_are_those_of_the_source(tiny_base: Path, tmp_path: Path) -> None:
-    recipe = {"verb": "condconv-expand", "model": str(tiny_base), "expand": {"experts": 2}}
+    recipe = {"verb": "condconv-expand", "model": str(tiny_base), "expand": {"experts": 2, "at": ["down.0"]}}
     assert expanding.run(tmp_path, recipe, "--link").code == 0
     weights = {f"{name}/{file}.safetensors" for name, file in (("vae", "diffusion_pytorch_model"), ("clip", "model"))}
     assert shared(tmp_path / "run/model", tiny_base) == weights | {"text_encoder/model.safetensors"}

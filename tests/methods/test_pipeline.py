@@ -13,10 +13,11 @@ import yaml
 
 from asdm_cli.errors import ModelError, RunError
 from asdm_cli.methods import METHODS
-from asdm_cli.methods.pipeline import process
+from asdm_cli.methods.pipeline import process, report
 from asdm_cli.methods.pipeline.process import checked, command, run_stage
 from asdm_cli.methods.pipeline.stages import stages
 from asdm_cli.recipe.load import load
+from asdm_cli.report.run_directory import Run
 from tests import tiny
 from tests.apart import shared
 from tests.typed import Said, asdm
@@ -228,6 +229,17 @@ def test_what_stops_us_stops_the_stage() -> None:
     with pytest.raises(KeyboardInterrupt):
         run_stage("x", [sys.executable, "-c", stop])
     assert (signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGINT)) == before
+
+
+def test_pictures_are_those_of_the_stage_as_it_is_now(tmp_path: Path) -> None:
+    """An interrupted run may have brought others, from a stage that was made anew since."""
+    (tmp_path / "stage/pictures").mkdir(parents=True)
+    picture = tmp_path / "stage/pictures/0.png"
+    for content in ("before", "now"):
+        picture.write_text(content)
+        brought = report._brought(picture, Run(tmp_path / "run"), "stage")
+    assert brought.read_text() == "now"
+    assert not shared(tmp_path / "run", tmp_path / "stage")
 
 
 def test_a_launcher_starts_only_what_shares_its_work() -> None:

@@ -215,6 +215,7 @@ STRANGERS: dict[str, Callable[[Path], object]] = {
     "a link to a folder": lambda place: place.symlink_to("home"),
     "a link to nothing": lambda place: place.symlink_to("gone"),
     "a pipe": os.mkfifo,
+    "a folder with a damaged mark": lambda place: (place.mkdir(), (place / MARK).write_text('{"written_by": "asdm"}')),
     "a folder with our mark as a link": lambda place: (place.mkdir(), (place / MARK).symlink_to(Path("../ours", MARK))),
 }
 
