@@ -46,12 +46,13 @@ docs: setup ## Write docs/recipes.md anew, from the recipe classes
 
 data: setup ## Fetch and render the drawings that the bundled model learnt from (needs npm)
 	$(BIN)/pip install --quiet -c constraints.txt -e '.[pocket]'
-	$(BIN)/python -m asdm_cli.pocket data
+	$(BIN)/python -m pocket data
 
 pocket: setup ## Train the bundled model anew; hours, goes on after an interruption
 	$(BIN)/pip install --quiet -c constraints.txt -e '.[pocket]'
-	$(BIN)/python -m asdm_cli.pocket train
-	$(BIN)/python -m asdm_cli.pocket export
+	$(BIN)/python -m pocket train
+	$(BIN)/python -m pocket export judges
+	$(BIN)/python -m pocket export generator
 
 # The paper's sections as tables, on the bundled model. On your own: make table1 MODEL=PATH DATA='shards/*.tar' PROMPTS=coco.tar
 # Finished stages are kept in runs/stages and not run again; an interrupted table goes on.
@@ -115,4 +116,4 @@ HARDWARE ?= $(shell nproc) CPU cores
 pocket-figures: setup ## Measure the bundled model and renew its card and sample sheet
 	$(BIN)/pip install --quiet -c constraints.txt -e '.[pocket]'
 	$(BIN)/asdm eval recipes/eval-pocket-figures.yaml --overwrite
-	$(BIN)/python -m asdm_cli.pocket card runs/eval-pocket-figures --hardware "$(HARDWARE)"
+	$(BIN)/python -m pocket card runs/eval-pocket-figures --hardware "$(HARDWARE)" --remarks "$(REMARKS)"

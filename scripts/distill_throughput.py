@@ -28,6 +28,8 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
+from asdm_cli.pocket.contrastive import tokenize
+from asdm_cli.pocket.pairs import read_pairs, to_unit
 from diffusers import DDPMScheduler
 from diffusers.training_utils import EMAModel
 
@@ -37,8 +39,6 @@ from asdm_cli.measure.processes import processes
 from asdm_cli.methods.distill import _dataset, _student, _task
 from asdm_cli.models.load import load_pipeline, random_unet
 from asdm_cli.models.source import find
-from asdm_cli.pocket.contrastive import tokenize
-from asdm_cli.pocket.pairs import read_pairs, to_unit
 from asdm_cli.recipe.verbs import DistillRecipe
 from asdm_cli.training.distill_plan import make_plan
 from asdm_cli.training.distillation import Distillation, Row
@@ -49,7 +49,7 @@ from asdm_cli.unet.presets import preset
 from asdm_cli.unet.surgery import remove
 from asdm_cli.unet.taps import taps
 
-SHARD = Path("asdm_cli/pocket/data/train-small.tar.gz")
+SHARD = Path("asdm_cli/pocket/data/train.tar.gz")
 STRETCH = 10
 BATCH = 32
 BASE, SMALL, TINY = ({"name": name, "model": f"runs/prune-pocket-{name}"} for name in ("base", "small", "tiny"))

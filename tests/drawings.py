@@ -40,7 +40,7 @@ def caption(index: int) -> str:
 
 
 def sample(index: int, size: int = 32) -> dict[str, bytes]:
-    about = {"split": "novel-label" if index % 3 == 0 else "novel-style"}
+    about = {"split": "novel-label" if index % 3 == 0 else "novel-style", "label": COLOURS[index % 6]}
     return {
         "png": png(drawing(index, size)),
         "txt": caption(index).encode(),

@@ -4,23 +4,22 @@ smaller and fewer steps; what they refer to is there."""
 from __future__ import annotations
 
 import glob
-import gzip
 import os
 import re
 import shlex
+import shutil
 import subprocess
 import sys
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 import asdm_cli
 from asdm_cli.data import sources
-from asdm_cli.measure import memory, prompts
+from asdm_cli.measure import memory
 from asdm_cli.models import source
 from asdm_cli.models.source import ModelDirectory
 from asdm_cli.recipe.load import load
@@ -103,14 +102,13 @@ def workshop(tiny_pipeline: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     assert asdm("pack", tmp_path / "photos", "--out", tmp_path / "few").code == 0
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("PATH", f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}")
-    monkeypatch.setattr(source, "_pocket", lambda: ModelDirectory(tiny_pipeline, "pocket"))
-    monkeypatch.setattr(sources, "SHIPPED", dict.fromkeys(sources.SHIPPED, str(tmp_path / "few" / "00000.tar")))
+    shutil.copytree(tiny_pipeline, tmp_path / "few" / "model")
+    tiny.probe(tmp_path / "few" / "model" / "probe", drawings.COLOURS)
+    monkeypatch.setattr(source, "_pocket", lambda: ModelDirectory(tmp_path / "few" / "model", "pocket"))
+    shipped = str(drawings.shard(tmp_path / "few" / "shipped.tar", 6))
+    monkeypatch.setattr(sources, "SHIPPED", dict.fromkeys(sources.SHIPPED, shipped))
     monkeypatch.setattr("asdm_cli.methods.pipeline.run.run_stage", in_this_process)
     monkeypatch.setattr(memory, "measure_in_fresh_process", memory.build_and_measure)
-    validation = tmp_path / "few" / "pocket" / "data" / "validation.tar.gz"
-    validation.parent.mkdir(parents=True)
-    validation.write_bytes(gzip.compress((tmp_path / "few" / "00000.tar").read_bytes()))
-    monkeypatch.setattr(prompts, "resources", SimpleNamespace(files=lambda _: tmp_path / "few"))
     return tmp_path
 
 

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
+from safetensors.torch import save_file
 from transformers import (
     CLIPConfig,
     CLIPImageProcessorPil,
@@ -94,6 +96,15 @@ def pipeline(folder: Path, seed: int = 0) -> Path:
     ).save_pretrained(folder)
     clip(folder / "clip", words)
     return folder
+
+
+def probe(folder: Path, classes: Sequence[str]) -> None:
+    """A probe for labels that takes everything for the first class."""
+    folder.mkdir(parents=True)
+    target = {"classes": list(classes), "inputs": ["pooled"]}
+    (folder / "config.json").write_text(json.dumps({"network": "efficientnet_lite0", "targets": {"label": target}}))
+    bias = torch.eye(len(classes))[0]
+    save_file({"label.weight": torch.zeros(len(classes), 1280), "label.bias": bias}, folder / "model.safetensors")
 
 
 def clip(folder: Path, words: CLIPTokenizer) -> None:

@@ -7,9 +7,9 @@ from typing import Any
 
 import numpy
 import torch
+from diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion_img2img import retrieve_latents
 from torch import Tensor
 
-from asdm_cli.data.images import to_unit
 from asdm_cli.data.samples import Condition
 from asdm_cli.errors import ModelError, RunError
 from asdm_cli.models.load import load_pipeline
@@ -46,7 +46,7 @@ class Encoder:
         """uint8 [h, w, 3] each -> the posterior's means [n, c, h, w], scaled as the UNet learned them; float32, CPU."""
         pixels = to_unit(pictures)
         pixels = pixels.flip(-1) if flipped else pixels
-        mean = self.vae.encode(pixels.to(self.device, self.vae.dtype)).latent_dist.mean
+        mean = retrieve_latents(self.vae.encode(pixels.to(self.device, self.vae.dtype)), sample_mode="argmax")
         return _finite(self._scaled(mean.float()).cpu(), "the VAE")
 
     def _scaled(self, latents: Tensor) -> Tensor:
@@ -79,6 +79,11 @@ class Encoder:
         added = dict(condition.added)
         added["text_embeds"] = torch.zeros_like(added["text_embeds"])
         return Condition(torch.zeros_like(condition.text), added)
+
+
+def to_unit(pictures: Sequence[numpy.ndarray]) -> Tensor:
+    """uint8 [h, w, 3] each -> float32 [n, 3, h, w] in -1..1."""
+    return torch.from_numpy(numpy.stack(pictures)).permute(0, 3, 1, 2).float() / 127.5 - 1
 
 
 def _finite(values: Tensor, what: str) -> Tensor:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import csv
+import io
 import json
+import os
 import random
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -13,8 +15,9 @@ from typing import Any
 import webdataset
 
 from asdm_cli.data.faults import Faults
-from asdm_cli.data.images import UnreadableError, read_rgb
+from asdm_cli.data.images import UnreadableError, file_bytes, read_rgb
 from asdm_cli.data.shards import PICTURES
+from asdm_cli.data.texts import as_text, lines
 from asdm_cli.errors import ModelError
 from asdm_cli.progress import track
 
@@ -70,11 +73,9 @@ class _LeftOut:
 def _pictures(folder: Path, left_out: _LeftOut) -> list[Path]:
     """Relative paths in the order of their names, hidden ones left alone."""
     found = []
-    for path in folder.rglob("*"):
+    for path in _files(folder, left_out):
         relative = path.relative_to(folder)
         suffix = path.suffix[1:].lower()
-        if any(part.startswith(".") for part in relative.parts) or not path.is_file():
-            continue
         if suffix in PICTURES:
             found.append(relative)
         elif suffix in OTHER_PICTURES:
@@ -83,15 +84,29 @@ def _pictures(folder: Path, left_out: _LeftOut) -> list[Path]:
     return sorted(found, key=lambda path: path.as_posix())
 
 
+def _files(folder: Path, left_out: _LeftOut) -> Iterator[Path]:
+    """All that are not hidden. Folders that are not entered are told: nobody would miss their pictures."""
+
+    def closed(error: OSError) -> None:
+        left_out.add("unreadable folder", Path(error.filename).relative_to(folder), error.strerror)
+
+    for place, folders, files in os.walk(folder, onerror=closed):
+        here = Path(place)
+        folders[:] = [name for name in folders if not name.startswith(".")]
+        for name in folders:
+            if (here / name).is_symlink():
+                left_out.add("linked folder", (here / name).relative_to(folder), "links are not followed; pack it too")
+        yield from (here / name for name in files if not name.startswith("."))
+
+
 def _samples(folder: Path, pictures: Sequence[Path], left_out: _LeftOut) -> Iterator[dict[str, Any]]:
     tables = _tables(folder, left_out)
     for extra in sorted(set(tables) - set(pictures)):
         left_out.add("no such picture", extra, "named by a table of captions")
     number = 0
     for path in track(pictures, "packing"):
-        data = (folder / path).read_bytes()
-        caption = _caption(folder, path, tables, left_out)
-        if caption is None or not _is_readable(data, path, left_out):
+        caption, data = _caption(folder, path, tables, left_out), _picture(folder, path, left_out)
+        if caption is None or data is None:
             continue
         about = json.dumps({"file_name": path.as_posix()}).encode()
         suffix = path.suffix[1:].lower()
@@ -99,21 +114,23 @@ def _samples(folder: Path, pictures: Sequence[Path], left_out: _LeftOut) -> Iter
         number += 1
 
 
-def _is_readable(data: bytes, path: Path, left_out: _LeftOut) -> bool:
+def _picture(folder: Path, path: Path, left_out: _LeftOut) -> bytes | None:
+    """Its bytes, if they can be read."""
     try:
+        data = file_bytes(folder / path)
         read_rgb(data)
+        return data
     except UnreadableError as error:
         left_out.add("unreadable image", path, error)
-        return False
-    return True
+    return None
 
 
 def _caption(folder: Path, path: Path, tables: dict[Path, str], left_out: _LeftOut) -> str | None:
     """The text file beside the picture, else what a table says."""
     beside = (folder / path).with_suffix(".txt")
     try:
-        caption = beside.read_text(encoding="utf-8-sig") if beside.is_file() else tables.get(path)
-    except UnicodeDecodeError as error:
+        caption = as_text(beside.read_bytes()) if beside.is_file() else tables.get(path)
+    except (UnicodeDecodeError, OSError) as error:
         left_out.add("unreadable caption", path, error)
         return None
     if caption and caption.strip():
@@ -125,40 +142,60 @@ def _caption(folder: Path, path: Path, tables: dict[Path, str], left_out: _LeftO
 def _tables(folder: Path, left_out: _LeftOut) -> dict[Path, str]:
     """Captions by relative path, from every table in the folder and below; a picture's first one counts."""
     captions: dict[Path, str] = {}
-    for table in sorted(path for name in TABLES for path in folder.rglob(name)):
-        base = table.parent.relative_to(folder)
-        read = _jsonl if table.suffix == ".jsonl" else _csv
-        try:
-            for line, row in read(table):
-                name, caption = _columns(row)
-                if name is None or caption is None:
-                    left_out.add("unreadable row", f"{table.relative_to(folder)}:{line}", "no file_name and text")
-                else:
-                    captions.setdefault(base / name, caption)
-        except (ValueError, csv.Error, RecursionError) as error:
-            raise ModelError(f"{table}: cannot be read ({error}); it needs file_name and text or caption") from None
+    for table in sorted(path for name in TABLES for path in folder.rglob(name) if path.is_file()):
+        base, read = table.parent.relative_to(folder), _jsonl if table.suffix == ".jsonl" else _csv
+        for line, row in read(table.read_bytes().decode("utf-8-sig", "surrogateescape")):
+            name, caption = _columns(row)
+            if name is None or caption is None:
+                what = row if isinstance(row, Exception) else "no file_name and text, or no UTF-8"
+                left_out.add("unreadable row", f"{table.relative_to(folder)}:{line}", what)
+            else:
+                captions.setdefault(base / name, caption)
     return captions
 
 
 def _columns(row: Any) -> tuple[str | None, str | None]:
     if not isinstance(row, dict):
         return None, None
-    caption = next((row[name] for name in CAPTION_COLUMNS if isinstance(row.get(name), str)), None)
+    caption = next((row[name] for name in CAPTION_COLUMNS if _is_text(row.get(name))), None)
     name = row.get("file_name")
-    return (name if isinstance(name, str) and name else None), caption
+    return (name if _is_text(name) and name else None), caption
 
 
-def _jsonl(table: Path) -> Iterator[tuple[int, Any]]:
-    for number, line in enumerate(table.read_text(encoding="utf-8-sig").splitlines(), 1):
+def _is_text(value: Any) -> bool:
+    """Half a character is none: what stood for bytes that are no UTF-8, or what JSON can spell."""
+    try:
+        return isinstance(value, str) and bool(value.encode() or True)
+    except UnicodeEncodeError:
+        return False
+
+
+def _jsonl(text: str) -> Iterator[tuple[int, Any]]:
+    """(line, row), or the line's fault in the row's place."""
+    for number, line in enumerate(lines(text), 1):
         if line.strip():
-            yield number, json.loads(line)
+            try:
+                yield number, json.loads(line)
+            except (ValueError, RecursionError) as error:
+                yield number, error
 
 
-def _csv(table: Path) -> Iterator[tuple[int, Any]]:
-    with table.open(encoding="utf-8-sig", newline="") as file:
-        rows = csv.DictReader(file)
-        for row in rows:
-            yield rows.line_num, row
+def _csv(text: str) -> Iterator[tuple[int, Any]]:
+    """The same; a row's line is its first."""
+    rows, titles = csv.reader(io.StringIO(text, newline="")), list[str]()
+    while True:
+        begin = rows.line_num + 1
+        try:
+            row = next(rows, None)
+        except csv.Error as error:
+            yield begin, error
+            continue
+        if row is None:
+            return
+        if not titles:
+            titles = row
+        elif row:
+            yield begin, dict(zip(titles, row, strict=False))
 
 
 def _chunks(samples: Iterable[dict[str, Any]], size: int) -> Iterator[Iterator[dict[str, Any]]]:

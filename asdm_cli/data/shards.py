@@ -9,40 +9,58 @@ from __future__ import annotations
 import json
 import lzma
 import os
+import re
 import tarfile
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from gzip import BadGzipFile
+from hashlib import sha256
 from itertools import islice
 from pathlib import Path, PurePosixPath
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy
 
 from asdm_cli.data.faults import Faults
-from asdm_cli.data.images import UnreadableError, square
+from asdm_cli.data.images import LARGEST_FILE, UnreadableError, square
 from asdm_cli.data.sources import Shard, reading_store
+from asdm_cli.data.texts import as_text
 from asdm_cli.errors import RunError
+from asdm_cli.recipe.public import public
+
+Decoded = TypeVar("Decoded")
 
 DATA_FORMAT = 1
 """Counts changes of what is read from the same bytes."""
 PICTURES = ("png", "jpg", "jpeg", "webp")
 CAPTION, ABOUT = "txt", "json"
-LARGEST = 1 << 28
-"""Bytes of a member; more is no picture but a way to fill the memory."""
+LARGEST = LARGEST_FILE
+"""Bytes of a member."""
+LARGEST_HEADER = 1 << 20
+"""Bytes that may say of one member what its fixed header has no room for: tarfile reads them at once."""
+ENDED = 32
+"""Reads in a row that give nothing: whatever is skipped then is claimed, not there, and may be terabytes."""
+SUPPLEMENTS = (
+    *(tarfile.GNUTYPE_LONGNAME, tarfile.GNUTYPE_LONGLINK),
+    *(tarfile.XHDTYPE, tarfile.XGLTYPE, tarfile.SOLARIS_XHDTYPE),
+)
+"""Types of such members."""
 DAMAGED = (tarfile.TarError, EOFError, BadGzipFile, zlib.error, lzma.LZMAError, UnicodeError)
 
 
 @dataclass(frozen=True)
 class Sample:
-    """`offset` is the picture's place in an uncompressed shard; `position`: bytes of the file read so far."""
+    """`about` is the .json, empty where there is none; `offset` the picture's place in an uncompressed shard;
+    `position`: bytes of the file read so far."""
 
     key: str
     picture: bytes
     caption: str
+    about: bytes
     offset: int
     position: int
 
@@ -57,6 +75,13 @@ class _Header(tarfile.TarInfo):
     """tarfile takes a cut or broken header for the end of the archive; only the end mark is the end."""
 
     @classmethod
+    def frombuf(cls, *args: Any) -> Any:
+        made: Any = super().frombuf(*args)
+        if made.type in SUPPLEMENTS and made.size > LARGEST_HEADER:
+            raise tarfile.ReadError(f"a name of {made.size} bytes")
+        return made
+
+    @classmethod
     def fromtarfile(cls, archive: Any) -> Any:
         try:
             return super().fromtarfile(archive)
@@ -68,35 +93,53 @@ class _Header(tarfile.TarInfo):
 
 class _Counted:
     def __init__(self, stream: Any):
-        self.stream, self.position = stream, 0
+        self.stream, self.position, self.nothing = stream, 0, 0
 
     def read(self, size: int = -1) -> bytes:
         with reading_store():
-            data = self.stream.read(size)
+            data: bytes = self.stream.read(size)
         self.position += len(data)
+        self.nothing = 0 if data else self.nothing + 1
+        if self.nothing > ENDED:
+            raise EOFError("ends before what it says that it holds")
         return data
 
 
 def squares(shard: Shard, resolution: int, faults: Faults, batch: int) -> Iterator[list[tuple[Sample, numpy.ndarray]]]:
     """The usable samples of a shard with their pixels, up to `batch` at a time, in the shard's order."""
+    return decoded(shard, faults, batch, partial(square, resolution=resolution))
+
+
+def decoded(
+    shard: Shard, faults: Faults, batch: int, decode: Callable[[bytes], Decoded]
+) -> Iterator[list[tuple[Sample, Decoded]]]:
+    """The same with whatever `decode` makes of a picture's bytes."""
+
+    def tried(sample: Sample) -> Decoded | UnreadableError:
+        try:
+            return decode(sample.picture)
+        except UnreadableError as error:
+            return error
+
     with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
         samples = read_samples(shard, faults)
         while chunk := list(islice(samples, batch)):
-            tried = pool.map(lambda sample: _tried(sample, resolution), chunk)
             good = []
-            for sample, pixels in zip(chunk, tried, strict=True):
-                if isinstance(pixels, str):
-                    faults.add("corrupt image", f"{shard.name}: {sample.key}", pixels)
+            for sample, made in zip(chunk, pool.map(tried, chunk), strict=True):
+                if isinstance(made, UnreadableError):
+                    faults.add("corrupt image", f"{shard.name}: {sample.key}", str(made))
                 else:
-                    good.append((sample, pixels))
+                    good.append((sample, made))
             yield good
 
 
-def _tried(sample: Sample, resolution: int) -> numpy.ndarray | str:
-    try:
-        return square(sample.picture, resolution)
-    except UnreadableError as error:
-        return str(error)
+def digest(shard: Shard) -> str:
+    """SHA-256 of the file."""
+    found = sha256()
+    with _opened(shard) as stream:
+        while data := stream.read(1 << 20):
+            found.update(data)
+    return found.hexdigest()
 
 
 def read_samples(shard: Shard, faults: Faults) -> Iterator[Sample]:
@@ -123,7 +166,9 @@ def _opened(shard: Shard) -> Iterator[_Counted]:
             if shard.kind == "pipe":
                 stream.read()  # to its end, where the command's exit code is looked at
     except OSError as error:
-        raise RunError(f"{shard.name}: cannot be read ({error}); run again, what was finished is kept") from None
+        code = re.search(r"exit -?\d+", str(error))  # around it stands the whole command, with all that is in it
+        reason = (code[0] if code else "it failed") if shard.kind == "pipe" else public(str(error))
+        raise RunError(f"{shard.name}: cannot be read ({reason}); run again, what was finished is kept") from None
 
 
 def _open(shard: Shard) -> Any:
@@ -202,13 +247,17 @@ def _sample(shard: Shard, parts: dict[str, Any], members: _Members, faults: Faul
     if not caption:
         faults.add("no caption" if caption is None else "empty caption", where)
         return None
-    return Sample(parts["__key__"], picture.data, caption, picture.offset, members.stream.position)
+    about = parts[ABOUT].data if ABOUT in parts else b""
+    return Sample(parts["__key__"], picture.data, caption, about, picture.offset, members.stream.position)
 
 
 def _caption(parts: dict[str, Any]) -> str | None:
     """The .txt, else `caption` of the .json; None where there is neither."""
     if CAPTION in parts:
-        return parts[CAPTION].data.decode("utf-8-sig").strip()
+        return as_text(parts[CAPTION].data).strip()
     about = json.loads(parts[ABOUT].data) if ABOUT in parts else None
     caption = about.get("caption") if isinstance(about, dict) else None
-    return caption.strip() if isinstance(caption, str) else None
+    if not isinstance(caption, str):
+        return None
+    caption.encode()  # JSON can spell half a character, which is no text
+    return caption.strip()

@@ -13,14 +13,14 @@ from typing import Any, Literal
 
 from asdm_cli.errors import ModelError
 from asdm_cli.models.source import POCKET
-from asdm_cli.recipe.public import redacted
+from asdm_cli.recipe.public import PIPE, is_withheld, public
 
-PIPE = "pipe:"
 WILD = "*?["
 SHOWN = 20
 COMPRESSED = (".gz", ".tgz", ".bz2", ".xz", ".zst")
 
-SHIPPED = {POCKET: "train-small.tar.gz", f"{POCKET}-validation": "validation.tar.gz"}
+EVALUATION = f"{POCKET}-evaluation"
+SHIPPED = {POCKET: "train.tar.gz", f"{POCKET}-held-out": "held-out.tar.gz", EVALUATION: "evaluation.tar.gz"}
 """Words for the shards that come with the package."""
 
 
@@ -38,8 +38,13 @@ class Shard:
 
     @property
     def name(self) -> str:
-        """For messages and records, without passwords."""
-        return redacted(self.url)
+        """For messages and records: the path, or a digest in its place where it may hold a password."""
+        return public(self.url)
+
+    @property
+    def file(self) -> str:
+        """For records that leave this machine: whose folder it was says nothing elsewhere."""
+        return Path(self.url).name if self.kind == "local" else self.name
 
     @property
     def seekable(self) -> bool:
@@ -81,6 +86,8 @@ def _named_twice(shards: Sequence[Shard]) -> list[str]:
 
 def _expanded(source: str) -> list[str]:
     """Braces first, as shells do; a file that has braces in its name is that file."""
+    if is_withheld(source) and not _is_file(source):
+        raise ModelError(f"{source}: stands in a record for what is not written down; give the path or address itself")
     if source in SHIPPED:
         return [str(resources.files("asdm_cli") / "pocket" / "data" / SHIPPED[source])]
     if "{" not in source or _is_file(source):
@@ -90,7 +97,8 @@ def _expanded(source: str) -> list[str]:
     try:
         return list(braceexpand.braceexpand(source, escape=False))
     except ValueError as error:
-        raise ModelError(f"{source}: its braces cannot be read ({error}); write {{000..009}} or {{a,b}}") from None
+        told = f"{public(source)}: its braces cannot be read ({error}); write {{000..009}} or {{a,b}}"
+        raise ModelError(told) from None
 
 
 def _is_file(source: str) -> bool:
@@ -108,9 +116,9 @@ def _found(url: str, allow_pipes: bool) -> list[Shard] | str:
 
 def _pipe(url: str, allowed: bool) -> Shard:
     if allowed:
-        return Shard(url, "pipe", 0, redacted(url))
+        return Shard(url, "pipe", 0, public(url))
     raise ModelError(
-        f"{redacted(url)}: runs a command in a shell, which a recipe may not do by itself; name the file or its URL, "
+        f"{public(url)}: runs a command in a shell, which a recipe may not do by itself; name the file or its URL, "
         "or allow commands where you start the run"
     )
 
@@ -146,21 +154,21 @@ def _remote(url: str) -> list[Shard]:
             return [_object(system, path, url)]
         found = [_object(system, name, system.unstrip_protocol(name)) for name in sorted(system.glob(path))]
     except FileNotFoundError:
-        raise ModelError(f"{_public(url)}: no such object") from None
+        raise ModelError(f"{public(url)}: no such object") from None
     except ModelError:
         raise
     except Exception as error:  # each store has its own ways to fail
-        raise ModelError(f"{_public(url)}: cannot be reached ({type(error).__name__}: {error})") from None
+        raise ModelError(f"{public(url)}: cannot be reached ({type(error).__name__}: {public(str(error))})") from None
     if not found:
-        raise ModelError(f"{_public(url)}: no object has such a name; look at the pattern")
+        raise ModelError(f"{public(url)}: no object has such a name; look at the pattern")
     return found
 
 
 def _object(system: Any, path: str, url: str) -> Shard:
     about = system.info(path)
     if about.get("type") == "directory":
-        raise ModelError(f"{_public(url)}: is a directory; name its shards, as in {_public(url).rstrip('/')}/*.tar")
-    return Shard(url, "remote", about.get("size") or 0, f"{_public(url)} {system.ukey(path)}")
+        raise ModelError(f"{public(url)}: is a directory; name its shards, as in DIRECTORY/*.tar")
+    return Shard(url, "remote", about.get("size") or 0, f"{public(url)} {system.ukey(path)}")
 
 
 def _system(url: str) -> tuple[Any, str]:
@@ -169,11 +177,12 @@ def _system(url: str) -> tuple[Any, str]:
     try:
         return url_to_fs(url)
     except ImportError as error:
-        raise ModelError(f"{_public(url)}: needs a package that is not installed ({error})") from None
+        raise ModelError(f"{public(url)}: needs a package that is not installed ({error})") from None
     except ValueError as error:
-        raise ModelError(f"{_public(url)}: {error}; give a path, or a URL such as s3://, gs:// or https://") from None
+        reason = public(str(error))
+        raise ModelError(f"{public(url)}: {reason}; give a path, or a URL such as s3://, gs:// or https://") from None
     except Exception as error:
-        raise ModelError(f"{_public(url)}: cannot be reached ({type(error).__name__}: {error})") from None
+        raise ModelError(f"{public(url)}: cannot be reached ({type(error).__name__}: {public(str(error))})") from None
 
 
 @contextmanager
@@ -189,7 +198,3 @@ def reading_store() -> Iterator[None]:
 
 def _protocols(system: Any) -> tuple[str, ...]:
     return (system.protocol,) if isinstance(system.protocol, str) else tuple(system.protocol)
-
-
-def _public(url: str) -> str:
-    return redacted(url.split("?")[0])

@@ -18,6 +18,7 @@ from asdm_cli.data.images import UnreadableError, square
 from asdm_cli.data.samples import Batch
 from asdm_cli.data.sources import Shard, reading_store
 from asdm_cli.errors import ModelError, RunError
+from asdm_cli.recipe.public import public
 from asdm_cli.unet.weight_files import read_mapping
 
 
@@ -71,7 +72,9 @@ class EncodedEachTime:
         try:
             return [square(data, self.encoder.resolution) for data in _read(shard, spans)]
         except (OSError, UnreadableError) as error:
-            raise RunError(f"{shard.name}: cannot be read as it was indexed ({error}); did it change?") from None
+            raise RunError(
+                f"{shard.name}: cannot be read as it was indexed ({public(str(error))}); did it change?"
+            ) from None
 
 
 def _read(shard: Shard, spans: Sequence[tuple[int, int]]) -> list[bytes]:

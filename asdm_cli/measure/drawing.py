@@ -10,9 +10,11 @@ from typing import Any
 import torch
 from diffusers import AutoencoderKL
 from diffusers.pipelines.pipeline_utils import DiffusionPipeline
-from PIL import Image, ImageOps
+from diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion_img2img import retrieve_latents
+from PIL import Image
 from torch import Tensor
 
+from asdm_cli.data.images import cut
 from asdm_cli.measure.contestants import image_call, networks
 from asdm_cli.measure.generate import ROWS, pictures
 from asdm_cli.measure.pictures import PictureSet, read, to_picture
@@ -105,13 +107,7 @@ def keep_real(source: Iterable[Image.Image], target: PictureSet, size: int) -> N
         return
     for index, picture in enumerate(track(source, "reading the real pictures", target.count)):
         if index in missing:
-            target.save(index, fitted(picture, size))
-
-
-def fitted(picture: Image.Image, size: int) -> Image.Image:
-    if picture.size == (size, size):
-        return picture
-    return ImageOps.fit(picture, (size, size), Image.Resampling.LANCZOS)
+            target.save(index, cut(picture, size))
 
 
 def reconstruct(vae: AutoencoderKL, real: PictureSet, target: PictureSet) -> None:
@@ -125,5 +121,5 @@ def reconstruct(vae: AutoencoderKL, real: PictureSet, target: PictureSet) -> Non
 def _through(vae: AutoencoderKL, pixels: Tensor) -> Tensor:
     """uint8 [n, 3, h, w] -> the same, encoded to the posterior's mode and decoded."""
     signed = pixels.to(vae.device, vae.dtype) / 127.5 - 1
-    decoded = vae.decode(vae.encode(signed).latent_dist.mode()).sample
+    decoded = vae.decode(retrieve_latents(vae.encode(signed), sample_mode="argmax")).sample
     return ((decoded.float() + 1) * 127.5).round().clamp(0, 255).to(torch.uint8).cpu()

@@ -7,8 +7,11 @@ from pathlib import Path
 
 from asdm_cli.errors import ModelError
 from asdm_cli.measure.features import require
+from asdm_cli.measure.probe import Probe, read_probe
 from asdm_cli.measure.prompts import PromptList, read_prompts
+from asdm_cli.measure.scores import TARGETS
 from asdm_cli.models.load import PIPELINES
+from asdm_cli.models.parts import check_clip, check_parts
 from asdm_cli.models.source import ModelDirectory, find
 from asdm_cli.models.switched import checked_switch, run_time_plans
 from asdm_cli.recipe.verbs import EvalContestant, EvalRecipe
@@ -37,6 +40,8 @@ class EvalPlan:
     size: int
     clip: Path | None
     """The CLIP's directory, where a metric or the features need one."""
+    probe: Probe | None
+    """Where a metric asks it."""
 
     @property
     def reference(self) -> str:
@@ -58,7 +63,7 @@ class EvalPlan:
     @property
     def has_baselines(self) -> bool:
         """Whether real pictures say something that the wanted metrics measure."""
-        return self.prompts.real > 0 and bool(self.wanted & (AGAINST_REAL | BY_CLIP))
+        return self.prompts.real > 0 and bool(self.wanted & (AGAINST_REAL | BY_CLIP | TARGETS.keys()))
 
     def report(self) -> Report:
         rows: list[dict[str, Cell | Interval]] = [
@@ -85,9 +90,10 @@ class EvalPlan:
 def make_plan(recipe: EvalRecipe) -> EvalPlan:
     """Raises ModelError: what is missing, and the way out."""
     entrants = tuple(_entrant(contestant, recipe) for contestant in recipe.models)
-    prompts = read_prompts(recipe.prompts, recipe.limit)
+    prompts = read_prompts(recipe.prompts, recipe.limit, recipe.per_prompt)
     _check_metrics(recipe, prompts)
-    return EvalPlan(recipe, entrants, prompts, _size(recipe.size, entrants), _clip(recipe, entrants[0]))
+    probe = _probe(recipe, entrants[0], prompts)
+    return EvalPlan(recipe, entrants, prompts, _size(recipe.size, entrants), _clip(recipe, entrants[0]), probe)
 
 
 def _entrant(contestant: EvalContestant, recipe: EvalRecipe) -> Entrant:
@@ -96,6 +102,7 @@ def _entrant(contestant: EvalContestant, recipe: EvalRecipe) -> Entrant:
         kinds = " or ".join(PIPELINES)
         raise ModelError(f"{directory.path}: contestant {contestant.name!r} must be a whole {kinds} to draw pictures")
     run_time_plans(directory, checked_switch(directory))  # what it carries must fit
+    check_parts(directory)
     steps, guidance = contestant.steps or recipe.steps, contestant.guidance or recipe.guidance
     return Entrant(contestant.name, directory, steps, guidance)
 
@@ -105,8 +112,8 @@ def _check_metrics(recipe: EvalRecipe, prompts: PromptList) -> None:
     if wanted & AGAINST_REAL and not prompts.real:
         asked = " and ".join(sorted(wanted & AGAINST_REAL))
         raise ModelError(
-            f"metrics: {asked} compare with real pictures, and {prompts.path} has none; "
-            "give a shard of (png, txt) samples as `prompts`, or leave them out"
+            f"metrics: {asked} compare with real pictures, and {prompts.name} has none; "
+            "give shards of (picture, caption) as `prompts`, or leave them out"
         )
     if wanted & BY_NETWORK and len(prompts.prompts) < 2:
         raise ModelError(f"metrics: {', '.join(sorted(wanted & BY_NETWORK))} need two pictures or more; raise `limit`")
@@ -141,13 +148,38 @@ def _clip(recipe: EvalRecipe, first: Entrant) -> Path | None:
     if not set(recipe.metrics) & BY_CLIP and not (recipe.features == "clip" and set(recipe.metrics) & BY_NETWORK):
         return None
     if recipe.clip == "own":
-        if "clip" in first.directory.components:
-            return first.directory.components["clip"]
-        raise ModelError(f"{first.directory.path}: has no folder clip/; give a CLIP's directory as `clip`")
-    folder = Path(recipe.clip)
-    inner = find(recipe.clip).component("clip") if recipe.clip == "pocket" else folder / "clip"
-    folder = inner if inner.is_dir() else folder
-    for file in ("config.json", "preprocessor_config.json"):
-        if not (folder / file).is_file():
-            raise ModelError(f"{folder}: has no {file}; give a transformers CLIP directory as `clip`")
+        if "clip" not in first.directory.components:
+            raise ModelError(f"{first.directory.path}: has no folder clip/; give a CLIP's directory as `clip`")
+        folder = first.directory.components["clip"]
+    else:
+        folder = Path(recipe.clip)
+        inner = find(recipe.clip).component("clip") if recipe.clip == "pocket" else folder / "clip"
+        folder = inner if inner.is_dir() else folder
+    check_clip(folder)
     return folder
+
+
+def _probe(recipe: EvalRecipe, first: Entrant, prompts: PromptList) -> Probe | None:
+    """The probe that the wanted metrics ask, if it knows what the prompts' samples name."""
+    targets = [target for metric, target in TARGETS.items() if metric in recipe.metrics]
+    if not targets:
+        return None
+    if recipe.probe == "own" and "probe" not in first.directory.components:
+        raise ModelError(f"{first.directory.path}: has no folder probe/; give a probe's directory as `probe`")
+    given = find(recipe.probe).component("probe") if recipe.probe == "pocket" else Path(recipe.probe)
+    probe = read_probe(first.directory.component("probe") if recipe.probe == "own" else given)
+    require(probe.network)
+    for target in targets:
+        if target not in probe.classes:
+            raise ModelError(
+                f"{probe.folder}: knows no {target}, only {', '.join(probe.classes)}; leave the metric out"
+            )
+        named = {facts.get(target) for facts in prompts.about}
+        if strange := sorted(str(name) for name in named - set(probe.classes[target]) if name is not None):
+            raise ModelError(f"{prompts.name}: {target} {strange[0]!r} is no class of the probe {probe.folder}")
+        if None in named:
+            raise ModelError(
+                f"metrics: {target}_accuracy needs prompts that name their {target}, and some of {prompts.name} do "
+                f'not; give a shard whose samples have a .json with "{target}"'
+            )
+    return probe

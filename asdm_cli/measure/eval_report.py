@@ -5,9 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from asdm_cli.measure.cards import Card, common, differences
-from asdm_cli.measure.eval_plan import EvalPlan
+from asdm_cli.measure.eval_plan import BY_CLIP, EvalPlan
 from asdm_cli.measure.pictures import PictureSet
-from asdm_cli.measure.scores import Figures, Judge, columns
+from asdm_cli.measure.scores import TARGETS, Figures, Judge, columns
 from asdm_cli.report.document import Cell, Column, Grid, Interval, Part, Point, Report, Scatter, Table
 
 CARD = "figures"
@@ -39,7 +39,7 @@ class Row:
 def eval_report(plan: EvalPlan, judge: Judge, rows: list[Row], contestants: dict[str, Card], protocol: Card) -> Report:
     """`contestants` holds the card of each one's pictures, `protocol` that of the figures made from them."""
     parts: list[Part] = [_figures(plan, judge, rows, differences(contestants))]
-    if judge.split_names and judge.clip:
+    if judge.split_names and _of_captions(judge):
         parts.append(_splits(judge, rows))
     if "kid" in plan.wanted:
         parts.append(_quality_by_cost(judge, rows))
@@ -77,11 +77,15 @@ def _note(plan: EvalPlan, unlike: str) -> str:
 
 
 def _splits(judge: Judge, rows: list[Row]) -> Table:
-    by_clip = tuple(metric for metric in judge.wanted if metric in ("clip_score", "clip_retrieval"))
-    shown = [Column("name", "pictures"), Column("split", "part of the data"), *columns(by_clip, None)]
+    shown = [Column("name", "pictures"), Column("split", "part of the data"), *columns(_of_captions(judge), None)]
     cells = [row.cells(split) for split in judge.split_names for row in rows]
     note = "Captions are retrieved among those of all parts."
     return Table("The parts of the data apart", shown, cells, note, CARD)
+
+
+def _of_captions(judge: Judge) -> tuple[str, ...]:
+    """The wanted metrics that hold a picture against its own caption."""
+    return tuple(metric for metric in judge.wanted if metric in BY_CLIP | TARGETS.keys())
 
 
 def _quality_by_cost(judge: Judge, rows: list[Row]) -> Scatter:
@@ -112,4 +116,4 @@ def _summary(plan: EvalPlan, judge: Judge, rows: list[Row]) -> str:
     figures = [
         f"{row.name} {row.figures[column.key].value:.{column.digits}f}" for row in rows if column.key in row.figures
     ]
-    return f"{plan.count} prompts from {plan.prompts.path.name}. {column.title}: {', '.join(figures)}."
+    return f"{plan.count} prompts from {plan.prompts.name}. {column.title}: {', '.join(figures)}."

@@ -32,10 +32,13 @@ EXTRAS = {
 
 @dataclass(frozen=True)
 class Features:
-    """`pooled` [n, d]; `logits` [n, classes], or None of a network that knows no classes. float32 on the CPU."""
+    """`pooled` [n, d]; `logits` [n, classes], or None of a network that knows no classes; `stages` [n, s], mean and
+    deviation of every channel of earlier layers, or None: colours and strokes, where `pooled` is about things.
+    float32 on the CPU."""
 
     pooled: Tensor
-    logits: Tensor | None
+    logits: Tensor | None = None
+    stages: Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -50,9 +53,9 @@ class FeatureNetwork:
 
     @torch.inference_mode()
     def features(self, batches: Iterable[Tensor]) -> Features:
-        seen = [self.look(batch.to(self.device)) for batch in batches]
-        logits = [part.logits.float().cpu() for part in seen if part.logits is not None]
-        return Features(torch.cat([part.pooled.float().cpu() for part in seen]), torch.cat(logits) if logits else None)
+        seen = [vars(self.look(batch.to(self.device))) for batch in batches]
+        known = [name for name, part in seen[0].items() if part is not None]
+        return Features(**{name: torch.cat([part[name].float().cpu() for part in seen]) for name in known})
 
 
 def require(name: str) -> None:
@@ -76,7 +79,7 @@ def feature_network(name: str, clip: Clip | None, device: torch.device) -> Featu
 
 def cached_features(network: FeatureNetwork, pictures: PictureSet, folder: Path) -> Features:
     """The features of a picture set, kept in `folder` under the hash of network and picture files."""
-    identity = f"{network.title} {network.resize} {pictures.digest()}"
+    identity = f"{network.title} {network.resize} with stages {pictures.digest()}"
     file = folder / f"{hashlib.sha256(identity.encode()).hexdigest()[:32]}.safetensors"
     try:
         tensors = load_file(file)
@@ -84,14 +87,12 @@ def cached_features(network: FeatureNetwork, pictures: PictureSet, folder: Path)
         tensors = _extract(network, pictures)
         folder.mkdir(parents=True, exist_ok=True)
         save_file(tensors, file)
-    return Features(tensors["pooled"], tensors.get("logits"))
+    return Features(**tensors)
 
 
 def _extract(network: FeatureNetwork, pictures: PictureSet) -> dict[str, Tensor]:
     batches = track(pictures.batches(BATCH), f"features of {pictures.folder.name}", -(-pictures.count // BATCH))
-    features = network.features(batches)
-    tensors = {"pooled": features.pooled}
-    return tensors if features.logits is None else tensors | {"logits": features.logits}
+    return {name: part for name, part in vars(network.features(batches)).items() if part is not None}
 
 
 def efficientnet_lite0(device: torch.device) -> nn.Module:
@@ -110,8 +111,8 @@ def efficientnet_input(pictures: Tensor) -> Tensor:
     return resized(pictures, 224) * 2 - 1
 
 
-def efficientnet_stages(network: nn.Module, pictures: Tensor) -> list[Tensor]:
-    """Activations of the five stages, [n, c, s, s] each, for s = 112, 56, 28, 14 and 7."""
+def efficientnet_stages(network: nn.Module, pictures: Tensor) -> tuple[list[Tensor], Tensor]:
+    """Activations of the five stages, [n, c, s, s] each, for s = 112, 56, 28, 14 and 7; and of the last convolution."""
     stages: list[Tensor] = []
     blocks = network.get_submodule("_blocks")
     hooks = [
@@ -119,11 +120,11 @@ def efficientnet_stages(network: nn.Module, pictures: Tensor) -> list[Tensor]:
         for i in EFFICIENTNET_STAGES
     ]
     try:
-        network.extract_features(efficientnet_input(pictures))
+        last = network.extract_features(efficientnet_input(pictures))
     finally:
         for hook in hooks:
             hook.remove()
-    return stages
+    return stages, last
 
 
 def _efficientnet(device: torch.device) -> FeatureNetwork:
@@ -131,8 +132,10 @@ def _efficientnet(device: torch.device) -> FeatureNetwork:
     classify = network.get_submodule("_fc")
 
     def look(pictures: Tensor) -> Features:
-        pooled = network.extract_features(efficientnet_input(pictures)).mean((2, 3))
-        return Features(pooled, classify(pooled))
+        stages, last = efficientnet_stages(network, pictures)
+        pooled = last.mean((2, 3))
+        spread = [part for stage in stages for part in (stage.mean((2, 3)), stage.flatten(2).std(2))]
+        return Features(pooled, classify(pooled), torch.cat(spread, dim=1))
 
     resize = f"224, {KERNEL}"
     return FeatureNetwork("EfficientNet-Lite0", "FD (EfficientNet-Lite0)", resize, device, look)
@@ -157,7 +160,7 @@ def _inception(device: torch.device) -> FeatureNetwork:
 
 def _clip_images(clip: Clip, device: torch.device) -> FeatureNetwork:
     def look(pictures: Tensor) -> Features:
-        return Features(image_embeddings(clip, pictures), None)
+        return Features(image_embeddings(clip, pictures))
 
     resize = f"{clip.size}, {KERNEL}"
     return FeatureNetwork("CLIP image tower", "FD (CLIP image tower)", resize, device, look)

@@ -23,6 +23,7 @@ import torch
 from diffusers.pipelines.pipeline_utils import DiffusionPipeline
 from PIL.Image import Image
 
+from asdm_cli.errors import RunError
 from asdm_cli.switching.pipelines import switched
 
 SMALL = 100_000_000
@@ -113,4 +114,11 @@ def _draw(pipe: DiffusionPipeline, prompts: list[str], seeds: list[int], setting
     alone: Any = copy.copy(pipe)  # networks are shared between threads, the scheduler counts steps and cannot be
     alone.scheduler = copy.deepcopy(pipe.scheduler)
     noise = [torch.Generator("cpu").manual_seed(seed) for seed in seeds]
-    return alone(prompt=prompts, generator=noise, output_type="pil", **settings).images
+    drawn = alone(prompt=prompts, generator=noise, output_type="pt", **settings).images
+    if not torch.isfinite(drawn).all():
+        raise RunError(
+            "pictures that are no numbers came out, which would be saved black; draw in float32 or bfloat16 (`dtype`), "
+            "and if they are the same there, fetch or train the model again"
+        )
+    processor = alone.image_processor
+    return processor.numpy_to_pil(processor.pt_to_numpy(drawn))  # what "pil" does

@@ -38,7 +38,7 @@ def perceptual_distance(network: nn.Module, pictures: Tensor, reference: Tensor)
     No weights were fitted to human judgement, so it is not LPIPS and its figures do not compare with LPIPS's.
     See [arXiv:1801.03924], equation 1.
     """
-    both = efficientnet_stages(network, torch.cat([pictures, reference]))
+    both, _ = efficientnet_stages(network, torch.cat([pictures, reference]))
     distances = []
     for stage in both:
         mine, theirs = F.normalize(stage, dim=1).chunk(2)

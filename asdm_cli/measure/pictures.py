@@ -13,6 +13,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from asdm_cli.data.images import UnreadableError, is_whole, read_file
 from asdm_cli.errors import RunError
 
 
@@ -28,7 +29,7 @@ class PictureSet:
 
     def missing(self, indices: Iterable[int]) -> list[int]:
         """Those of `indices` whose file is not there or not whole."""
-        return [index for index in indices if not _is_whole(self.path(index))]
+        return [index for index in indices if not is_whole(self.path(index))]
 
     def save(self, index: int, picture: Image.Image) -> None:
         """Whole or not at all: a kill leaves a `.partial` file that nobody reads."""
@@ -56,9 +57,8 @@ class PictureSet:
 def read(path: Path) -> Tensor:
     """uint8 [3, height, width]."""
     try:
-        with Image.open(path) as picture:
-            pixels = numpy.array(picture.convert("RGB"))
-    except (OSError, SyntaxError, ValueError) as error:
+        pixels = numpy.array(read_file(path))
+    except UnreadableError as error:
         raise RunError(f"{path}: cannot be read ({error}); run the same command again, it is drawn anew") from None
     return torch.from_numpy(pixels).permute(2, 0, 1)
 
@@ -66,13 +66,3 @@ def read(path: Path) -> Tensor:
 def to_picture(pixels: Tensor) -> Image.Image:
     """uint8 [3, height, width] -> RGB picture."""
     return Image.fromarray(pixels.permute(1, 2, 0).cpu().numpy())
-
-
-def _is_whole(path: Path) -> bool:
-    """Whether every chunk's checksum is right, up to the last."""
-    try:
-        with Image.open(path) as picture:
-            picture.verify()
-    except (OSError, SyntaxError, ValueError):
-        return False
-    return True

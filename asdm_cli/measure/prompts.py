@@ -1,149 +1,140 @@
-"""What is drawn: the prompts of a shard or a text file, with the real pictures where there are any. No torch."""
+"""What is drawn: the prompts of shards or of a text file, with the real pictures where there are any."""
 
 from __future__ import annotations
 
-import gzip
-import hashlib
-import io
 import json
-import tarfile
-import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from importlib import resources
+from hashlib import sha256
 from pathlib import Path
-from typing import Any
 
 from PIL import Image
 
+from asdm_cli.data.faults import Faults
+from asdm_cli.data.images import read_rgb
+from asdm_cli.data.shards import Sample, decoded, digest
+from asdm_cli.data.sources import EVALUATION, SHIPPED, WILD, Shard, find_shards
+from asdm_cli.data.texts import as_text, lines
 from asdm_cli.errors import ModelError
+from asdm_cli.models.source import POCKET
 
-POCKET = "pocket"
 SHARD_ENDINGS = (".tar", ".tar.gz", ".tgz")
+TOGETHER = 32
+"""Pictures that are decoded at a time."""
 
 
 @dataclass(frozen=True)
 class PromptList:
-    """`splits[i]` says which part of the data prompt i is of ('' if unknown); `real` counts the shard's pictures.
-
-    `digest` is the SHA-256 of the file, so that two lists of one name can be told apart.
+    """`about[i]` is what the shard's .json says of prompt i, in words (empty if it says nothing): its part of the data
+    as `split`, and what a probe may know (`label`, `style`). `real` counts the shards' pictures. `digest` is the
+    SHA-256 of the file, or of the digests of several, so that two lists of one name can be told apart. The first
+    `distinct` prompts may stand there again.
     """
 
-    path: Path
+    name: str
+    shards: tuple[Shard, ...]
     prompts: tuple[str, ...]
-    splits: tuple[str, ...]
+    about: tuple[dict[str, str], ...]
     real: int
     digest: str
+    distinct: int
 
     @property
     def title(self) -> str:
-        return f"{self.path.name} (sha256 {self.digest[:12]})"
+        times = len(self.prompts) // self.distinct
+        return f"{self.name} (sha256 {self.digest[:12]})" + (f", {times} pictures each" if times > 1 else "")
+
+    @property
+    def splits(self) -> tuple[str, ...]:
+        return tuple(facts.get("split", "") for facts in self.about)
 
 
-def read_prompts(source: str, limit: int | None = None) -> PromptList:
-    """The first `limit` prompts of a shard, of a text file (a prompt a line) or of `pocket`'s validation shard.
+def read_prompts(source: str, limit: int | None = None, per_prompt: int = 1) -> PromptList:
+    """The first `limit` prompts, `per_prompt` times over, of shards, of a text file (a prompt a line) or of `pocket`.
 
-    Every sample of a shard is checked, its PNG checksums included. Raises ModelError with the sample's key.
+    Every sample of a shard is checked, its picture decoded. Raises ModelError with all that cannot be used.
     """
-    path = locate(source)
-    prompts, splits, real = _read_shard(path) if is_shard(path) else _read_lines(path)
-    if not prompts:
-        raise ModelError(f"{path}: holds no prompt; give a shard of (png, txt) samples or a text file with some")
-    return PromptList(path, tuple(prompts[:limit]), tuple(splits[:limit]), real, _sha256(path))
+    found = locate(source)
+    name = found.name if isinstance(found, Path) else _name(found)
+    listed = _of_lines(found) if isinstance(found, Path) else _of_shards(found)
+    if not listed.prompts:
+        raise ModelError(f"{source}: holds no prompt; give shards of (picture, caption) or a text file with some")
+    shards = () if isinstance(found, Path) else tuple(found)
+    prompts, about = listed.prompts[:limit], listed.about[:limit]
+    real = len(listed.prompts) if shards else 0
+    every = tuple(prompts * per_prompt), tuple(about * per_prompt)
+    return PromptList(name, shards, *every, real, listed.digest, distinct=len(prompts))
 
 
-def is_shard(path: Path) -> bool:
-    return path.name.endswith(SHARD_ENDINGS)
+def real_pictures(shards: Sequence[Shard]) -> Iterator[Image.Image]:
+    """Every picture in RGB, in the shards' order: read as training reads it."""
+    faults = Faults()
+    for shard in shards:
+        for chunk in decoded(shard, faults, TOGETHER, read_rgb):
+            yield from (picture for _, picture in chunk)
+    _refuse(faults)
 
 
-def real_pictures(path: Path) -> Iterator[Image.Image]:
-    """Every picture of a shard in RGB, in the shard's order."""
-    for key, sample in _samples(path):
-        try:
-            yield Image.open(io.BytesIO(sample["png"])).convert("RGB")
-        except (OSError, SyntaxError, ValueError) as error:
-            raise _damaged(path, key, error) from None
-
-
-def locate(source: str) -> Path:
-    """The file that `source` names. Raises ModelError."""
-    if source == POCKET:
-        path = Path(str(resources.files("asdm_cli") / "pocket" / "data" / "validation.tar.gz"))
-    else:
-        path = Path(source)
-    if path.is_file():
+def locate(source: str) -> Path | list[Shard]:
+    """The text file, or the shards, that `source` names. Raises ModelError."""
+    path = Path(source)
+    if path.is_file() and not path.name.endswith(SHARD_ENDINGS):
         return path
-    raise ModelError(f"{source}: no such file; `prompts` is a webdataset shard, a text file or `{POCKET}`")
+    if not path.exists() and not set("{:" + WILD) & set(source) and source not in SHIPPED:
+        raise ModelError(f"{source}: no such file; `prompts` are webdataset shards, a text file or `{POCKET}`")
+    return find_shards([EVALUATION if source == POCKET else source])
 
 
-def _read_lines(path: Path) -> tuple[list[str], list[str], int]:
+@dataclass(frozen=True)
+class _Listed:
+    prompts: list[str]
+    about: list[dict[str, str]]
+    digest: str
+
+
+def _name(shards: Sequence[Shard]) -> str:
+    first, *more = (shard.file for shard in shards)
+    return f"{first} and {len(more)} more" if more else first
+
+
+def _of_lines(path: Path) -> _Listed:
+    data = path.read_bytes()
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
+        prompts = [line.strip() for line in lines(as_text(data)) if line.strip()]
     except UnicodeDecodeError:
         ways = ", ".join(SHARD_ENDINGS)
         raise ModelError(f"{path}: is no text in UTF-8; a shard's name ends in one of {ways}") from None
-    prompts = [line.strip() for line in lines if line.strip()]
-    return prompts, [""] * len(prompts), 0
+    return _Listed(prompts, [{}] * len(prompts), sha256(data).hexdigest())
 
 
-def _read_shard(path: Path) -> tuple[list[str], list[str], int]:
-    prompts, splits = [], []
-    for key, sample in _samples(path):
-        _check_png(path, key, sample["png"])
-        prompts.append(_caption(path, key, sample["txt"]))
-        splits.append(_split(path, key, sample.get("json")))
-    return prompts, splits, len(prompts)
+def _of_shards(shards: Sequence[Shard]) -> _Listed:
+    faults, prompts, about = Faults(), list[str](), list[dict[str, str]]()
+    for shard in shards:
+        for chunk in decoded(shard, faults, TOGETHER, _check):
+            prompts += [sample.caption for sample, _ in chunk]
+            about += [_facts(shard, sample, faults) for sample, _ in chunk]
+    _refuse(faults)
+    digests = [digest(shard) for shard in shards]
+    return _Listed(prompts, about, digests[0] if len(digests) == 1 else sha256("".join(digests).encode()).hexdigest())
 
 
-def _samples(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
-    """(key, {extension: bytes}) of every sample; each has a `png` and a `txt`."""
-    from webdataset.tariterators import group_by_keys, tar_file_expander  # slow: it imports torch
+def _check(data: bytes) -> None:
+    read_rgb(data)
 
-    # WebDataset(path) would read a path's `{0..9}` and `pipe:` as its own language, and leaves the file open.
+
+def _facts(shard: Shard, sample: Sample, faults: Faults) -> dict[str, str]:
     try:
-        with path.open("rb") as file:
-            for sample in group_by_keys(tar_file_expander([{"url": path.name, "stream": file}])):
-                yield _whole(path, sample)
-    except (tarfile.TarError, EOFError, gzip.BadGzipFile, zlib.error, ValueError, OSError) as error:
-        raise ModelError(f"{path}: is no whole tar file ({error}); fetch or write the shard again") from None
+        facts = json.loads(sample.about) if sample.about else None
+    except (ValueError, RecursionError) as error:
+        faults.add("unreadable .json", f"{shard.name}: {sample.key}", str(error))
+        return {}
+    return {name: value for name, value in facts.items() if isinstance(value, str)} if isinstance(facts, dict) else {}
 
 
-def _whole(path: Path, sample: dict[str, Any]) -> tuple[str, dict[str, Any]]:
-    key = sample["__key__"]
-    for part in ("png", "txt"):
-        if part not in sample:
-            raise ModelError(f"{path}: sample {key!r} has no .{part}; write the shard again with both")
-    return key, sample
-
-
-def _check_png(path: Path, key: str, png: bytes) -> None:
-    try:
-        Image.open(io.BytesIO(png)).verify()
-    except (OSError, SyntaxError, ValueError) as error:
-        raise _damaged(path, key, error) from None
-
-
-def _damaged(path: Path, key: str, error: Exception) -> ModelError:
-    return ModelError(f"{path}: the picture of sample {key!r} is damaged ({error}); fetch or write the shard again")
-
-
-def _caption(path: Path, key: str, txt: bytes) -> str:
-    caption = txt.decode("utf-8", errors="replace").strip()
-    if caption:
-        return caption
-    raise ModelError(f"{path}: the caption of sample {key!r} is empty; give it one or leave the sample out")
-
-
-def _split(path: Path, key: str, about: bytes | None) -> str:
-    if about is None:
-        return ""
-    try:
-        facts = json.loads(about)
-    except ValueError as error:
-        raise ModelError(f"{path}: the .json of sample {key!r} cannot be read ({error}); write it again") from None
-    return str(facts.get("split", "")) if isinstance(facts, dict) else ""
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+def _refuse(faults: Faults) -> None:
+    """Figures are of a whole set of pictures or of none."""
+    if faults.total():
+        raise ModelError(
+            f"{faults.listed()}\nthese samples cannot be used ({faults.summary()}); mend them, or write the shards "
+            "without them"
+        )

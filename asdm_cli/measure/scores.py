@@ -15,6 +15,7 @@ from asdm_cli.measure.clip import picture_embeddings, text_embeddings
 from asdm_cli.measure.features import FeatureNetwork, Features, cached_features
 from asdm_cli.measure.paired import compare, comparison
 from asdm_cli.measure.pictures import PictureSet
+from asdm_cli.measure.probe import TOP, Probe, wilson
 from asdm_cli.models.load import Clip
 from asdm_cli.report.document import Column, Interval
 
@@ -22,22 +23,28 @@ Figures = dict[str, Interval]
 FRECHET_RESAMPLES = 100
 """An eigenvalue problem each, so `bootstrap` is cut to this for FD."""
 RECALLS = (1, 5)
+TARGETS = {"label_accuracy": "label", "style_accuracy": "style"}
+"""Metrics that ask a probe, and what they ask it for."""
 PAIRED = {"psnr": "psnr_db", "ssim": "ssim", "perceptual": "perceptual"}
 """Metrics that compare with the reference's picture of the same prompt, and the key of their figure."""
 
 
 @dataclass(frozen=True)
 class Judge:
-    """What pictures are held against. `network`, `clip` and `real` are None where no wanted metric needs them.
+    """What pictures are held against. `network`, `clip`, `real` and `probe` (with the network that it looks through)
+    are None where no wanted metric needs them. `prompts` may be the first `distinct` ones several times over.
 
     The same resamples serve every set of pictures, so that differences between sets carry less noise.
     """
 
     wanted: tuple[str, ...]
     prompts: tuple[str, ...]
-    splits: tuple[str, ...]
+    about: tuple[dict[str, str], ...]
+    distinct: int
     network: FeatureNetwork | None
     clip: Clip | None
+    probe: Probe | None
+    probe_network: FeatureNetwork | None
     real: PictureSet | None
     reference: PictureSet
     cache: Path
@@ -53,7 +60,7 @@ class Judge:
     def real_figures(self) -> Figures:
         """The real pictures themselves: KID between the even and the odd ones, and how they fit their captions."""
         assert self.real is not None, "only asked for where there are real pictures"
-        figures = self.captions(self.real.first(len(self.prompts)))
+        figures = self.captions(self.real.first(self.distinct))
         if "kid" in self.wanted and self.real.count >= 4:
             even, odd = (self._features(self.real).pooled[half::2] for half in (0, 1))
             weights, other_weights = self._weights(len(even)), self._weights(len(odd), 1)
@@ -82,21 +89,44 @@ class Judge:
         return figures
 
     def captions(self, pictures: PictureSet) -> Figures:
-        """CLIP score, and how often the own caption is found among all; also of each split alone, as `key/split`."""
+        """How each picture of the first prompts fits its own: CLIP score and how often the own caption is found among
+        all, and what a probe sees; also of each split alone, as `key/split`."""
+        values = self._clip_values(pictures) | self._probe_values(pictures)
+        splits = [facts.get("split", "") for facts in self.about[: pictures.count]]
+        figures: Figures = {}
+        for split in ["", *self.split_names]:
+            inside = torch.tensor([not split or own == split for own in splits])
+            ending = f"/{split}" if split else ""
+            figures |= {key + ending: self._share_or_mean(each[inside]) for key, each in values.items()}
+        return figures
+
+    def _share_or_mean(self, values: Tensor) -> Interval:
+        """Of what is right or wrong, Wilson's interval; of numbers, a bootstrap's."""
+        if values.dtype == torch.bool:
+            return wilson(int(values.sum()), len(values), self.confidence)
+        return self._interval(metrics.mean(values, self._weights(len(values))))
+
+    def _clip_values(self, pictures: PictureSet) -> dict[str, Tensor]:
         if self.clip is None or not {"clip_score", "clip_retrieval"} & set(self.wanted):
             return {}
         scores, better = metrics.own_caption(picture_embeddings(self.clip, pictures), self._caption_embeddings)
         values = {"clip_score": scores} if "clip_score" in self.wanted else {}
         if "clip_retrieval" in self.wanted:
             values |= {f"recall_at_{k}": (better < k).double() for k in RECALLS}
-        figures = {key: self._interval(metrics.mean(each, self._weights(len(each)))) for key, each in values.items()}
-        for split in self.split_names:
-            inside = torch.tensor([own == split for own in self.splits])
-            weights = self._weights(int(inside.sum()))
-            figures |= {
-                f"{key}/{split}": self._interval(metrics.mean(each[inside], weights)) for key, each in values.items()
+        return values
+
+    def _probe_values(self, pictures: PictureSet) -> dict[str, Tensor]:
+        values: dict[str, Tensor] = {}
+        for metric in (metric for metric in TARGETS if metric in self.wanted):
+            assert self.probe is not None, "the plan of an evaluation sees to it"
+            assert self.probe_network is not None, "the plan of an evaluation sees to it"
+            target = TARGETS[metric]
+            truth = [facts[target] for facts in self.about[: pictures.count]]
+            ranks = self.probe.ranks(target, cached_features(self.probe_network, pictures, self.cache), truth)
+            values |= {
+                metric if k == 1 else f"{metric}_top_{k}": ranks < k for k in TOP if k < len(self.probe.classes[target])
             }
-        return figures
+        return values
 
     def paired(self, pictures: PictureSet) -> Figures:
         """PSNR, SSIM and perceptual distance to the reference's pictures; none of the reference itself."""
@@ -113,7 +143,7 @@ class Judge:
     @property
     def split_names(self) -> list[str]:
         """The data's parts, if there are at least two to tell apart."""
-        names = sorted(set(self.splits))
+        names = sorted({facts.get("split", "") for facts in self.about})
         return names if len(names) > 1 else []
 
     @cached_property
@@ -142,6 +172,11 @@ def columns(wanted: tuple[str, ...], network: FeatureNetwork | None) -> list[Col
         "is": [Column("is", f"IS ({features})", "higher", 2)],
         "clip_score": [Column("clip_score", "CLIP score", "higher", 2)],
         "clip_retrieval": [Column(f"recall_at_{k}", f"R@{k}", "higher", 3) for k in RECALLS],
+        "label_accuracy": [
+            Column("label_accuracy", "label accuracy", "higher", 3),
+            Column("label_accuracy_top_5", "label, top 5", "higher", 3),
+        ],
+        "style_accuracy": [Column("style_accuracy", "style accuracy", "higher", 3)],
         "psnr": [Column("psnr_db", "PSNR, dB", "higher", 2)],
         "ssim": [Column("ssim", "SSIM", "higher", 4)],
         "perceptual": [Column("perceptual", "perceptual (EfficientNet-Lite0)", "lower", 4)],

@@ -16,6 +16,7 @@ from asdm_cli.measure.memory import HOW
 from asdm_cli.methods.carried import nodes, parameters
 from asdm_cli.methods.condconv import expansion_of
 from asdm_cli.models.load import PIPELINES, device_and_dtype, unet_calls
+from asdm_cli.models.parts import check_parts
 from asdm_cli.models.source import ModelDirectory, find
 from asdm_cli.models.switched import checked_switch
 from asdm_cli.recipe.public import without_place
@@ -24,7 +25,7 @@ from asdm_cli.report.document import Cell, Column, Interval, Report, Table
 from asdm_cli.report.run_directory import Run
 from asdm_cli.unet import cost
 from asdm_cli.unet.blocks import Config
-from asdm_cli.unet.checkpoint import open_checkpoint
+from asdm_cli.unet.checkpoint import read_headers
 from asdm_cli.unet.presets import PRESETS, preset
 from asdm_cli.unet.surgery import remove
 from asdm_cli.unet.weight_files import read_mapping
@@ -102,6 +103,8 @@ def _entrant(contestant: Contestant, recipe: BenchRecipe) -> Entrant:
     steps = contestant.steps or recipe.steps
     draws = recipe.images and directory is not None and directory.is_pipeline
     switch = checked_switch(directory) if directory else None
+    if directory and draws:
+        check_parts(directory)
     if directory is not None:
         _check_drawable(directory, contestant.name, recipe, draws)
     if switch and not draws:
@@ -209,7 +212,7 @@ def _parameters(entrant: Entrant, device: torch.device) -> int:
 
 
 def _held(directory: ModelDirectory, component: str) -> int:
-    tensors = open_checkpoint(directory.component(component), directory.path).tensors.values()
+    tensors = read_headers(directory.weights(component)).tensors.values()
     return sum(torch.Size(tensor.shape).numel() for tensor in tensors)
 
 

@@ -256,7 +256,7 @@ def _card(plan: DistillPlan, training: Training, samples: Encoded) -> Card:
     return {
         "teacher": plan.teacher.name if plan.teacher else "none",
         "students": [f"{learner.name}: {learner.directory.name}" for learner in plan.learners],
-        "data": [shard.name.rsplit("/", 1)[-1] for shard in plan.train],  # whose folder it was says nothing elsewhere
+        "data": [shard.file for shard in plan.train],
         "samples": samples.size,
         "faulty_samples_left_out": [f"{kind}: {n}" for kind, n in samples.faults.counts.items()] or "none",
         "resolution": f"{plan.resolution} x {plan.resolution}",

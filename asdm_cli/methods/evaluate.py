@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 
 from accelerate import PartialState
 
+from asdm_cli.data.images import CROP
 from asdm_cli.errors import RunError
 from asdm_cli.measure.cards import Card, versions
 from asdm_cli.measure.drawing import (
@@ -144,7 +145,7 @@ def _measured(
     if real and through_vae:
         rows += [
             Row(VAE, judge.distribution(through_vae) | judge.captions(through_vae), through_vae),
-            Row(REAL, judge.real_figures(), real.first(plan.count)),
+            Row(REAL, judge.real_figures(), real.first(plan.prompts.distinct)),
         ]
     contestants = {entrant.name: _card(plan, entrant, styles[entrant.name]) for entrant in plan.entrants}
     report = eval_report(plan, judge, rows, contestants, _protocol(plan, judge))
@@ -159,7 +160,7 @@ def _baselines(plan: EvalPlan, run: Run, style: Style) -> tuple[PictureSet, Pict
     """
     directory = plan.entrants[0].directory
     real = real_set(plan, run.path)
-    through_vae = PictureSet(run.path / "real-vae", plan.count)
+    through_vae = PictureSet(run.path / "real-vae", plan.prompts.distinct)
     claim(through_vae.folder, real_origin(plan) | {"files": stamps(directory)})
     reconstruct(load_pipeline(directory, style.device, style.dtype).vae, real, through_vae)
     return real, through_vae
@@ -175,6 +176,8 @@ def _protocol(plan: EvalPlan, judge: Judge) -> Card:
     if judge.clip and plan.clip:
         name = f"{plan.clip.parent.name}/{plan.clip.name}"
         protocol |= {"clip": name, "clip_resize": f"{judge.clip.size}, {KERNEL}"}
+    if judge.probe:
+        protocol["probe"] = f"{judge.probe.folder.parent.name}/{judge.probe.folder.name} on {judge.probe.network}"
     if judge.real:
-        protocol |= {"real_pictures": plan.prompts.real, "real_resize": "none, or cut to a square and Lanczos"}
+        protocol |= {"real_pictures": plan.prompts.real, "real_resize": CROP}
     return protocol

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -25,10 +25,11 @@ from diffusers import (
 from diffusers.pipelines.pipeline_utils import DiffusionPipeline
 from transformers import CLIPModel, CLIPTokenizer
 
-from asdm_cli.errors import AsdmError, ModelError
+from asdm_cli.errors import ModelError
 from asdm_cli.inheritance.course import Nodes
 from asdm_cli.inheritance.pipelines import attach
-from asdm_cli.models.source import ModelDirectory, find
+from asdm_cli.models.parts import check_clip, check_parts, read_with
+from asdm_cli.models.source import CONFIGS, ModelDirectory, find
 from asdm_cli.models.switched import UNET, checked_switch, member, one_unet, run_time_plans
 from asdm_cli.recipe.plans import Rules
 from asdm_cli.recipe.switching import Idle, Switching
@@ -40,13 +41,18 @@ from asdm_cli.unet.expert_config import EXPERTS
 from asdm_cli.unet.expert_unet import ExpertUNet, build
 from asdm_cli.unet.weight_files import inside, read_mapping
 
-Loaded = TypeVar("Loaded")
-
+Module = TypeVar("Module", bound=torch.nn.Module)
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+UNUSED = {"feature_extractor": None}
+"""What is for safety checkers and picture prompts; old models name a class of it that transformers has no more."""
 PIPELINES: dict[str, tuple[type[DiffusionPipeline], dict[str, Any]]] = {
-    "StableDiffusionPipeline": (StableDiffusionPipeline, {"safety_checker": None, "requires_safety_checker": False}),
-    "StableDiffusionXLPipeline": (StableDiffusionXLPipeline, {"add_watermarker": False}),
+    "StableDiffusionPipeline": (
+        StableDiffusionPipeline,
+        {**UNUSED, "safety_checker": None, "requires_safety_checker": False},
+    ),
+    "StableDiffusionXLPipeline": (StableDiffusionXLPipeline, {**UNUSED, "add_watermarker": False}),
 }
+SAFELY = {"use_safetensors": True, "local_files_only": True, "trust_remote_code": False}
 SAMPLERS: dict[str, tuple[Any, dict[str, Any]]] = {
     "ddim": (DDIMScheduler, {}),
     "pndm": (PNDMScheduler, {"skip_prk_steps": True}),
@@ -85,6 +91,7 @@ def load_pipeline(
     if not directory.is_pipeline or kind not in PIPELINES:
         what = f"a {kind}" if directory.is_pipeline else "a bare UNet"
         raise ModelError(f"{directory.path}: is {what}; whole pictures need a {' or '.join(PIPELINES)} directory")
+    check_parts(directory)
     held = checked_switch(directory) if with_unet else None
     plans = run_time_plans(directory, held) if with_plan and with_unet else {}
     pipeline, switches = PIPELINES[kind]
@@ -93,18 +100,16 @@ def load_pipeline(
     elif directory.config("unet").get(EXPERTS):
         switches = {**switches, "unet": load_unet(directory, torch.device("cpu"), dtype)}
     try:
-        pipe = _read(
+        pipe = read_with(
             directory.path,
-            lambda: pipeline.from_pretrained(
-                directory.path, dtype=dtype, use_safetensors=True, local_files_only=True, **switches
-            ).to(device),
+            lambda: pipeline.from_pretrained(directory.path, dtype=dtype, **SAFELY, **switches).to(device),
         )
     except ModelError as error:
         raise _located(directory, error) from error
+    for name, part in pipe.components.items():
+        if isinstance(part, torch.nn.Module):
+            _require_finite(part if with_unet else in_own_memory(part), directory.component(name))
     pipe.set_progress_bar_config(disable=True)
-    if not with_unet:
-        for part in pipe.components.values():
-            in_own_memory(part)
     if held is not None:
         others = {name: member(directory, held, name) for name in held.unets[1:]}
         take_turns(pipe, {held.unets[0]: pipe.unet, **others}, held.rules, plans, held.idle)
@@ -142,7 +147,7 @@ def load_unet(directory: ModelDirectory, device: torch.device, dtype: torch.dtyp
     if directory.config("unet").get(EXPERTS):
         require(open_checkpoint(folder, directory.path), shapes(directory.config("unet")), folder)
         kind = ExpertUNet
-    unet, found = _read(
+    unet, found = read_with(
         folder,
         lambda: kind.from_pretrained(
             folder, dtype=dtype, use_safetensors=True, local_files_only=True, output_loading_info=True
@@ -150,15 +155,15 @@ def load_unet(directory: ModelDirectory, device: torch.device, dtype: torch.dtyp
     )
     if found["missing_keys"]:
         raise ModelError(f"{folder}: lacks the tensor {sorted(found['missing_keys'])[0]}; fetch the weights again")
+    _require_finite(unet, folder)
     return unet.to(device).eval()
 
 
-def in_own_memory(module: Loaded) -> Loaded:
+def in_own_memory(module: Module) -> Module:
     """The same, its weights copied out of their files, which libraries map into memory: whoever writes to such a file
     later changes nothing, and who cuts it short kills nobody."""
-    if isinstance(module, torch.nn.Module):
-        for tensor in (*module.parameters(), *module.buffers()):
-            tensor.data = tensor.data.clone() if tensor.device.type == "cpu" else tensor.data
+    for tensor in (*module.parameters(), *module.buffers()):
+        tensor.data = tensor.data.clone() if tensor.device.type == "cpu" else tensor.data
     return module
 
 
@@ -200,7 +205,7 @@ def planned_scheduler(directory: ModelDirectory, sampler: str, steps: int) -> An
         scheduler.set_timesteps(steps)
         return scheduler
 
-    return _read(directory.component("scheduler") / "scheduler_config.json", planned)
+    return read_with(directory.component("scheduler") / "scheduler_config.json", planned)
 
 
 @dataclass(frozen=True)
@@ -220,10 +225,12 @@ def load_clip(directory: ModelDirectory | Path, device: torch.device | str = "cp
     A model directory's CLIP shares the pipeline's tokenizer when it has none of its own.
     """
     folder = directory.component("clip") if isinstance(directory, ModelDirectory) else directory
+    check_clip(folder)
     settings = read_mapping(inside(folder, folder / "preprocessor_config.json"))
     words = folder if (folder / "tokenizer_config.json").is_file() else folder.parent / "tokenizer"
-    model = _read(folder, lambda: CLIPModel.from_pretrained(folder, use_safetensors=True, local_files_only=True))
-    tokenizer = _read(words, lambda: CLIPTokenizer.from_pretrained(words, local_files_only=True))
+    model = read_with(folder, lambda: CLIPModel.from_pretrained(folder, **SAFELY))
+    _require_finite(model, folder)
+    tokenizer = read_with(words, lambda: CLIPTokenizer.from_pretrained(words, **SAFELY))
     return Clip(
         model.to(device).eval(),
         tokenizer,
@@ -233,29 +240,27 @@ def load_clip(directory: ModelDirectory | Path, device: torch.device | str = "cp
     )
 
 
-def _read(folder: Path, load: Callable[[], Loaded]) -> Loaded:
-    """What `load` returns, without the libraries' own bars; their many ways to say that files do not fit become one
-    ModelError."""
-    diffusers.utils.logging.disable_progress_bar()
-    transformers.utils.logging.disable_progress_bar()
-    try:
-        return load()
-    except (torch.OutOfMemoryError, MemoryError, AsdmError):
-        raise
-    except Exception as error:
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0][:300]
-        raise ModelError(f"{folder}: cannot be loaded ({reason}); fetch or write the model again") from error
+def _require_finite(module: torch.nn.Module, folder: Path) -> None:
+    """ModelError for weights that are no numbers: what is drawn with them is black, and black pictures have scores."""
+    for name, tensor in module.state_dict().items():
+        if tensor.is_floating_point() and not torch.isfinite(tensor).all():
+            dtype = str(tensor.dtype).removeprefix("torch.")
+            raise ModelError(
+                f"{folder}: {name} holds values that are no finite numbers in {dtype}; fetch or train the model again, "
+                "or load it in another dtype"
+            )
 
 
 def _located(directory: ModelDirectory, error: ModelError) -> ModelError:
-    """The same of the first component that cannot be loaded by itself, if there is one: pipelines rarely say which."""
+    """The same of the first component without weights that cannot be loaded by itself, if there is one: pipelines
+    rarely say which."""
     for name, folder in directory.components.items():
         library, kind = (directory.index.get(name) or ("", ""))[:2]
         known: Any = getattr({"diffusers": diffusers, "transformers": transformers}.get(str(library)), str(kind), None)
-        if known is None or name == UNET:
+        if known is None or (folder / CONFIGS[0]).is_file():  # of weights the headers were looked at before
             continue
         try:
-            _read(folder, partial(known.from_pretrained, folder, local_files_only=True))
+            read_with(folder, partial(known.from_pretrained, folder, **SAFELY))
         except ModelError as found:
             return found
     return error

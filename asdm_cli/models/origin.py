@@ -11,7 +11,7 @@ from typing import Any
 
 from asdm_cli.errors import ModelError, RunError
 from asdm_cli.models.provenance import FILE
-from asdm_cli.models.source import ModelDirectory, find
+from asdm_cli.models.source import POCKET, ModelDirectory, find
 from asdm_cli.recipe.reads import places
 
 ORIGIN = "origin.json"
@@ -33,11 +33,11 @@ def stamps_of(root: Path, paths: Iterable[Path]) -> Stamps:
 
 
 def made_from(texts: Iterable[str]) -> Origin:
-    """Stamps of the models and files that a recipe's texts name; nothing of URLs, and of words for what is bundled."""
+    """Stamps of the models and files that a recipe's texts name; nothing of URLs, and of words for bundled files."""
     found: Origin = {}
     for text in texts:
         try:
-            known = stamps(find(text)) if Path(text).is_dir() else stamps_of(Path(), places(text))
+            known = stamps(find(text)) if text == POCKET or Path(text).is_dir() else stamps_of(Path(), places(text))
         except ModelError:  # no model: somebody else says so, or knows what it is
             continue
         found |= {text: known} if known else {}

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from asdm_cli.errors import ModelError
+from asdm_cli.models.classes import check_class, refuse_code, stem
 from asdm_cli.unet.blocks import read_blocks
 from asdm_cli.unet.checkpoint import read_headers
 from asdm_cli.unet.expert_config import CLASS, EXPERTS, STOCK, specs
@@ -16,7 +17,7 @@ from asdm_cli.unet.weight_files import inside, plain_name, read_mapping, weight_
 
 INDEX = "model_index.json"
 POCKET = "pocket"
-EXTRAS = ("clip",)
+EXTRAS = ("clip", "probe")
 """Folders that may stand beside the components; stock diffusers does not look at them."""
 UNETS = "unets"
 """The folder of those UNets that take turns with the component `unet`; each has a folder of its own in it."""
@@ -86,7 +87,13 @@ class ModelDirectory:
 
     def weights(self, name: str) -> list[Path]:
         """The component's safetensors files: one, or its shards."""
-        return weight_files(self.component(name), self.path)
+        return weight_files(self.component(name), self.path, stem(self.kind(name)))
+
+    def kind(self, name: str) -> str:
+        """A component's library and class."""
+        if name in EXTRAS:
+            return "transformers.CLIPModel"
+        return ".".join(map(str, self.index["unet" if name.startswith(f"{UNETS}/") else name]))
 
 
 def find(source: str) -> ModelDirectory:
@@ -130,14 +137,17 @@ def _check(directory: ModelDirectory) -> None:
     if directory.is_pipeline:
         _check_index(directory)
         _check_class(directory)
+        _check_classes(directory)
     elif directory.config("unet").get("_class_name", STOCK) not in (STOCK, CLASS):
         raise ModelError(f"{directory.path}: its config.json is of no UNet2DConditionModel; give a UNet or a pipeline")
+    refuse_code(directory.path, directory.path)
     for name, folder in directory.components.items():
         if not inside(directory.path, folder).is_dir():
             raise ModelError(f"{folder}: {INDEX} names this component but its folder is missing; fetch it again")
         for file in CONFIGS:
             if (folder / file).exists():
                 read_mapping(inside(directory.path, folder / file))
+        refuse_code(folder, directory.path)
         if (folder / CONFIGS[0]).is_file():
             read_headers(directory.weights(name))
         elif any(folder.glob("*.safetensors")) or (name in SETTINGS and not (folder / SETTINGS[name]).is_file()):
@@ -186,6 +196,12 @@ def _check_class(directory: ModelDirectory) -> None:
             f"{directory.path / INDEX}: is not of the UNet beside it (one of the two knows expert convolutions, the "
             "other does not); copy a model directory as a whole"
         )
+
+
+def _check_classes(directory: ModelDirectory) -> None:
+    for name, entry in directory.index.items():
+        if _is_component(entry) and entry[1] is not None:
+            check_class(name, ".".join(map(str, entry)), directory.path / INDEX)
 
 
 def _check_index(directory: ModelDirectory) -> None:

@@ -15,7 +15,7 @@ teacher: pocket
 students:
   - {name: base, model: runs/prune-pocket-base}
   - {name: sides, model: runs/assemble-pocket-1122, freeze: from original}
-data: {train: pocket, held_out: pocket-validation}
+data: {train: pocket, held_out: pocket-held-out}
 losses:
   - {kind: task, snr_gamma: 5.0}
   - {kind: output, weight: [[0, 0.5], [1000, 1.0]]}

@@ -49,7 +49,7 @@ def dump(recipe: Strict) -> str:
 
 
 def dump_public(recipe: Strict) -> str:
-    """As `dump`, with `***` for passwords: for what lies about, and travels."""
+    """As `dump`, with digests for addresses and commands: for what lies about, and travels."""
     return _yaml(without_secrets(recipe.model_dump(mode="json", exclude_none=True)))
 
 

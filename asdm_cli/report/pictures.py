@@ -7,8 +7,9 @@ import io
 from dataclasses import dataclass
 from pathlib import Path
 
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 
+from asdm_cli.data.images import UnreadableError, read_file
 from asdm_cli.errors import RunError
 
 LARGEST_PX = 256
@@ -29,11 +30,10 @@ class Picture:
 def embed(file: Path) -> Picture:
     """The picture, decoded and written anew, so that only pixels reach the page. RunError if it cannot be read."""
     try:
-        with Image.open(file) as opened:
-            size = opened.size
-            picture = opened.convert("RGB")
-    except (OSError, UnidentifiedImageError, Image.DecompressionBombError) as error:
+        picture = read_file(file)
+    except UnreadableError as error:
         raise RunError(f"{file}: a picture of the report cannot be read ({error}); run the recipe again") from None
+    size = picture.size
     picture.thumbnail((LARGEST_PX, LARGEST_PX), Image.Resampling.LANCZOS)
     return Picture(_uri(picture), *size)
 

@@ -114,7 +114,7 @@ def require(checkpoint: Checkpoint, promised: Mapping[str, tuple[int, ...]], fol
             )
     surplus = sorted(have.keys() - promised.keys())
     if surplus:
-        raise ModelError(f"{have[surplus[0]].file}: {surplus[0]} has no place in the UNet of config.json; {again}")
+        raise ModelError(f"{have[surplus[0]].file}: {surplus[0]} has no place in the model of config.json; {again}")
 
 
 def copy_tensors(tensors: Mapping[str, Entry], target: Path) -> None:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
 from asdm_cli.errors import ModelError
 
-STEMS = ("diffusion_pytorch_model", "model")
+DIFFUSERS_STEM, TRANSFORMERS_STEM = STEMS = ("diffusion_pytorch_model", "model")
+"""What each library calls its weights; neither reads the other's."""
 UNSAFE = {".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle"}
 SNAPSHOTS, BLOBS = "snapshots", "blobs"
 """Folders of the hub's cache: a model's files are links from the first into the second."""
@@ -56,19 +58,21 @@ def plain_name(name: object, file: Path) -> str:
     raise ModelError(f"{file}: {name!r} is not the plain name of a file beside it; correct the entry")
 
 
-def weight_files(folder: Path, root: Path | None = None) -> list[Path]:
+def weight_files(folder: Path, root: Path | None = None, stem: str = DIFFUSERS_STEM) -> list[Path]:
     """The safetensors files of one component, in order: one file, or the shards that its index names.
 
     Nothing outside `root` (default: `folder`) is accepted, whatever links or index entries say.
     """
     root = root or folder
-    for stem in STEMS:
-        single, index = folder / f"{stem}.safetensors", folder / f"{stem}.safetensors.index.json"
-        if single.is_symlink() or single.is_file():
-            return [_regular(root, single)]
-        if index.is_file():
-            return _shards(root, inside(root, index))
-    raise ModelError(_why_no_weights(folder))
+    single, index = folder / f"{stem}.safetensors", folder / f"{stem}.safetensors.index.json"
+    alone = single.is_symlink() or single.is_file()
+    if alone and index.is_file():
+        raise ModelError(f"{folder}: holds both {single.name} and {index.name}; take away the one that does not count")
+    if alone:
+        return [_regular(root, single)]
+    if index.is_file():
+        return _shards(root, inside(root, index))
+    raise ModelError(_why_no_weights(folder, root, stem))
 
 
 def _shards(root: Path, index: Path) -> list[Path]:
@@ -88,13 +92,23 @@ def _regular(root: Path, file: Path) -> Path:
     raise ModelError(f"{file}: this weights file is missing; fetch it again")
 
 
-def _why_no_weights(folder: Path) -> str:
+def _why_no_weights(folder: Path, root: Path, stem: str) -> str:
     files = sorted(folder.iterdir()) if folder.is_dir() else []
     unsafe = [file for file in files if file.suffix in UNSAFE]
     if unsafe:
         return f"{unsafe[0]}: pickled weights are not read, because loading them can run code; {CONVERT}"
-    variants = [file for file in files if file.suffix == ".safetensors" and file.name.split(".")[0] in STEMS]
+    safe = [file for file in files if file.suffix == ".safetensors"]
+    plain = [file for file in safe if file.stem in STEMS]
+    if plain:
+        return f"{plain[0]}: the library that loads this component looks for {stem}.safetensors; rename it"
+    number = r"(?:-\d+-of-\d+)?"
+    named = (re.fullmatch(rf"{stem}{number}\.(\w+){number}\.safetensors", file.name) for file in safe)
+    variants = [found[1] for found in named if found]
     if variants:
-        plain = f"{variants[0].name.split('.')[0]}.safetensors"
-        return f"{folder}: only the variant {variants[0].name} is there; rename or link it to {plain}"
-    return f"{folder}: no weights (looked for {STEMS[0]}.safetensors and {STEMS[1]}.safetensors); fetch them"
+        kind = "UNet2DConditionModel" if folder == root else "DiffusionPipeline"
+        return (
+            f"{folder}: only the variant {variants[0]!r} is there; write the whole model once without it, in Python: "
+            f"diffusers.{kind}.from_pretrained({str(root)!r}, variant={variants[0]!r}, use_safetensors=True, "
+            "dtype=torch.float16).save_pretrained(FOLDER)"
+        )
+    return f"{folder}: no weights (looked for {stem}.safetensors and its shards); fetch them"

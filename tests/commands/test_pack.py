@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+import re
 import tarfile
 from pathlib import Path
 
@@ -153,9 +154,42 @@ def test_tables_are_checked(photos: Path, tmp_path: Path, capsys: pytest.Capture
     put(photos / "more" / "metadata.jsonl", '{"file_name": "e.png"}\n[1]\n')
     assert pack(photos, tmp_path / "out") == 0
     assert "unreadable row: 2, no such picture: 2" in capsys.readouterr().err
-    put(photos / "metadata.jsonl", "{\n")
-    assert pack(photos, tmp_path / "other") == 2
-    assert "metadata.jsonl: cannot be read" in capsys.readouterr().err
+
+
+def test_bad_rows_are_told_by_their_lines_and_the_others_used(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = tmp_path / "photos"
+    for number in range(6):
+        put(folder / f"{number}.png", tars.picture(number))
+    rows = [
+        '{"file_name": "0.png", "text": "one\u2028caption"}',
+        "{",
+        "[" * 99_999,
+        '{"file_name": "1.png", "text": "\\ud800"}',
+        '{"file_name": "2.png", "text": "two"}',
+    ]
+    put(folder / "metadata.jsonl", "\r\n".join(rows).encode() + b'\n{"file_name": "3.png", "text": "\xff"}')
+    table = ["file_name,text", '4.png,"of two', 'lines"', "", f"5.png,{'x' * 200_000}", "gone.png,y"]
+    put(folder / "captions.csv", "\n".join(table))
+    assert pack(folder, tmp_path / "out") == 0
+    said = capsys.readouterr().err
+    assert [int(number) for number in re.findall(r"metadata.jsonl:(\d+): unreadable row", said)] == [2, 3, 4, 6]
+    assert re.findall(r"captions.csv:(\d+): unreadable row", said) == ["5"]
+    assert captions(tmp_path / "out") == ["one\u2028caption", "two", "of two\nlines"]
+
+
+def test_folders_that_are_not_entered_are_told(
+    photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    put(tmp_path / "elsewhere" / "x.png", tars.picture(9))
+    (photos / "album").symlink_to(tmp_path / "elsewhere")
+    (photos / "lost.png").symlink_to(tmp_path / "nowhere.png")
+    assert pack(photos, tmp_path / "out") == 0
+    said = capsys.readouterr().err
+    assert "album: linked folder" in said
+    assert "lost.png: unreadable image" in said
+    assert captions(tmp_path / "out") == CAPTIONS
 
 
 def test_nothing_to_pack(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import tarfile
+import zlib
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -17,9 +18,20 @@ Member = tuple[str, bytes]
 
 def picture(seed: int, size: tuple[int, int] = (32, 32), kind: str = "PNG") -> bytes:
     pixels = numpy.random.default_rng(seed).integers(0, 256, (size[1], size[0], 3), numpy.uint8)
+    return saved(Image.fromarray(pixels), kind)
+
+
+def saved(image: Image.Image, kind: str = "PNG", **options: object) -> bytes:
     out = io.BytesIO()
-    Image.fromarray(pixels).save(out, kind)
+    image.save(out, kind, **options)
     return out.getvalue()
+
+
+def claiming(width: int, height: int) -> bytes:
+    """A PNG whose header says this size; there are pixels of one."""
+    raw = saved(Image.new("L", (1, 1)))
+    header = b"IHDR" + width.to_bytes(4, "big") + height.to_bytes(4, "big") + raw[24:29]
+    return raw[:12] + header + zlib.crc32(header).to_bytes(4, "big") + raw[33:]
 
 
 def sample(number: int, suffix: str = "png") -> list[Member]:

@@ -157,7 +157,7 @@ def test_uncached_from_a_store(encoder: Encoder, tmp_path: Path, monkeypatch: py
         batch = EncodedEachTime(index, shards, encoder).read(torch.tensor([2, 0]))
         torch.testing.assert_close(batch.latents, encoder.latents(pixels(2, 0)))
         tars.break_off(monkeypatch)
-        with pytest.raises(RunError, match=r"memory://shelf/a.tar: cannot be read .*PayloadError: 25600 of 51200"):
+        with pytest.raises(RunError, match=r"a.tar by memory .*: cannot be read .*PayloadError: 25600 of 51200"):
             EncodedEachTime(index, shards, encoder).read(torch.tensor([2, 0]))
     finally:
         store.rm("/shelf", recursive=True)

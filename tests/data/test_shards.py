@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import io
 import json
 import tarfile
@@ -36,6 +37,11 @@ WRONG: dict[str, tuple[list[tars.Member], str]] = {
     "no picture at all": ([("x.png", b"no picture"), ("x.txt", b"x")], "corrupt image"),
     "a cut picture": ([("x.png", tars.picture(9)[:400]), ("x.txt", b"x")], "corrupt image"),
     "an empty picture": ([("x.png", b""), ("x.txt", b"x")], "corrupt image"),
+    "half a character": ([("x.png", tars.picture(9)), ("x.json", b'{"caption": "\\ud800"}')], "unreadable caption"),
+    "a picture of 134 megapixels": (
+        [("x.png", tars.claiming(1 << 14, (1 << 13) + 1)), ("x.txt", b"x")],
+        "corrupt image",
+    ),
     "a program's picture": ([("x.png", b"%!PS-Adobe-3.0 EPSF-3.0\n"), ("x.txt", b"x")], "corrupt image"),
     "an empty caption": ([("x.png", tars.picture(9)), ("x.txt", b" \n")], "empty caption"),
     "bytes for a caption": ([("x.png", tars.picture(9)), ("x.txt", b"\xff\xfe\xfd")], "unreadable caption"),
@@ -72,6 +78,33 @@ def test_an_oversized_member_is_not_read(tmp_path: Path, monkeypatch: pytest.Mon
     path, faults = tars.write(tmp_path / "a.tar", with_sample(("x.png", bytes(5001)), ("x.txt", b"x"))), Faults()
     assert len(read(path, faults)) == 3
     assert dict(faults.counts) == {"oversized member": 1, "no image": 1}
+
+
+def _header(name: str, size: int, kind: bytes = tarfile.REGTYPE) -> bytes:
+    about = tarfile.TarInfo(name)
+    about.size, about.type = size, kind
+    return about.tobuf(tarfile.GNU_FORMAT)
+
+
+CLAIMS = {
+    "a picture": _header("x.png", 1 << 40),
+    "another file": _header("x.mp4", 1 << 40),
+    "a long name": _header("././@LongLink", 1 << 40, tarfile.GNUTYPE_LONGNAME),
+    "an extended header": _header("x", 1 << 40, tarfile.XHDTYPE),
+}
+
+
+@pytest.mark.parametrize("packed", [False, True])
+@pytest.mark.parametrize("claim", CLAIMS)
+def test_a_member_of_a_terabyte_that_is_not_there(claim: str, packed: bool, tmp_path: Path) -> None:
+    """Neither waited for nor kept; what stands before it is used."""
+    with tarfile.open(fileobj=io.BytesIO(tars.tar_bytes(GOOD))) as archive:
+        archive.getmembers()
+        whole = tars.tar_bytes(GOOD)[: archive.offset] + CLAIMS[claim] + bytes(10240)
+    path, faults = tmp_path / ("a.tar.gz" if packed else "a.tar"), Faults()
+    path.write_bytes(gzip.compress(whole) if packed else whole)
+    assert read(path, faults) == ["picture 0", "picture 1", "picture 2"]
+    assert faults.counts["truncated shard"] == 1
 
 
 def test_links_are_not_followed(tmp_path: Path) -> None:
@@ -143,7 +176,7 @@ def test_a_store_that_breaks_off_fails_the_run(monkeypatch: pytest.MonkeyPatch) 
         (shard,) = find_shards(["memory://broken/a.tar"])
         assert sum(len(each) for each in squares(shard, 32, faults, 2)) == len(GOOD) // 2
         tars.break_off(monkeypatch)
-        with pytest.raises(RunError, match=r"memory://broken/a.tar: .*PayloadError: 25600 of 51200.* run again"):
+        with pytest.raises(RunError, match=r"a.tar by memory .*PayloadError: 25600 of 51200.* run again"):
             list(squares(shard, 32, faults, 2))
         assert not faults.counts
     finally:
@@ -182,11 +215,7 @@ def test_crop_is_central_and_resampled() -> None:
 
 
 def test_pictures_of_all_modes_become_rgb_on_white_and_upright() -> None:
-    def saved(image: Image.Image, **options: object) -> bytes:
-        out = io.BytesIO()
-        image.save(out, "PNG", **options)
-        return out.getvalue()
-
+    saved = tars.saved
     assert read_rgb(saved(Image.new("L", (4, 4), 7))).getpixel((0, 0)) == (7, 7, 7)
     assert read_rgb(saved(Image.new("RGBA", (4, 4), (9, 9, 9, 0)))).getpixel((0, 0)) == (255, 255, 255)
     assert read_rgb(saved(Image.new("P", (4, 4)), transparency=0)).getpixel((0, 0)) == (255, 255, 255)

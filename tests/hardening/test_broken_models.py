@@ -47,8 +47,7 @@ NEEDS_BUILDING = {
 """What `asdm show`, which takes no time, does not find out."""
 ANY_PIPELINE = {"index: unknown pipeline", "index: no class"}
 """Verbs that draw nothing do not mind."""
-WHILE_LOADING = ("channels other", "other latents", "another width", "betas", "timesteps", "words: ", "no channels",
-                 "channels in words")  # fmt: skip
+WHILE_LOADING = ("other latents", "betas", "timesteps", "words: ")
 """What only the libraries that build a component find out: told when it is loaded, before anything is drawn."""
 
 

@@ -98,7 +98,7 @@ def test_a_distillation_from_a_place_that_takes_a_password(private: Path, tmp_pa
     assert leaks(tmp_path / "run", SECRET) == []
     assert leaks(tmp_path / "cache", SECRET) == []
     kept = (tmp_path / "run" / RECIPE).read_text()
-    assert kept.count("***") == 3
+    assert kept.count("a command (sha256 ") == 1
     assert asdm("check", tmp_path / "run" / RECIPE).code == 0
     (tmp_path / "run" / RECIPE).unlink()
     assert leaks(tmp_path / "run", str(tmp_path), "somebody") == []

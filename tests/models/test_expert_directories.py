@@ -162,7 +162,7 @@ DAMAGE: dict[str, tuple[Callable[[Path], None], str]] = {
     "no experts": (field(experts=0), "has 0 experts"),
     "half an expert": (field(experts=2.5), "has 2.5 experts"),
     "unknown router": (field(router="stars"), "router must be one of features, time, both"),
-    "another router": (field(router="time"), "has no place in the UNet"),
+    "another router": (field(router="time"), "has no place in the model"),
     "unknown weights": (field(weights="hard"), "weights must be one of softmax, normalised-sigmoid, sigmoid"),
     "unknown field": (field(more=1), "cannot be read"),
     "no convolution": (elsewhere("down_blocks.0.resnets.0.norm1"), "norm1 is no convolution of this UNet"),
@@ -170,7 +170,7 @@ DAMAGE: dict[str, tuple[Callable[[Path], None], str]] = {
     "another convolution": (elsewhere("conv_in"), "where config.json asks for"),
     "a router's tensor less": (tensors(no_router), "the weights lack"),
     "an expert less": (tensors(fewer), "where config.json asks for"),
-    "a tensor more": (tensors(lambda held: held.update(odd=torch.zeros(1))), "odd has no place in the UNet"),
+    "a tensor more": (tensors(lambda held: held.update(odd=torch.zeros(1))), "odd has no place in the model"),
     "cut short": (cut, "is not a whole safetensors file"),
 }
 

@@ -36,7 +36,7 @@ def test_what_a_recipe_is_made_from(tiny_pipeline: Path, tmp_path: Path) -> None
         (tmp_path / name).write_text(name)
     texts = [str(tiny_pipeline), f"{tmp_path}/*.tar", f"{tmp_path}/prompts.txt", "pocket", "s3://a/b", str(tmp_path)]
     before = made_from(texts)
-    assert list(before) == texts[:3]
+    assert list(before) == texts[:4]
     assert len(before[texts[0]]) > 10
     refuse_changes(before, made_from(texts))
     for changed, file in ((texts[1], "b.tar"), (texts[2], "prompts.txt")):

@@ -14,7 +14,8 @@ import pytest
 
 from asdm_cli.errors import ModelError
 from asdm_cli.methods.prune import plan as prune
-from asdm_cli.models.source import find
+from asdm_cli.models.classes import KNOWN, check_class
+from asdm_cli.models.source import INDEX, find
 from asdm_cli.recipe.verbs import PruneRecipe
 
 
@@ -92,7 +93,13 @@ def test_an_index_that_cannot_be_read(copy: Path, text: str) -> None:
         ({"/etc": ["diffusers", "AutoencoderKL"]}, "not the plain name"),
         ({"..": ["diffusers", "AutoencoderKL"]}, "not the plain name"),
         ({"_class_name": ["pipeline", "Mine"]}, "custom pipelines are never run"),
-        ({"image_encoder": ["transformers", "CLIPVisionModel"]}, "its folder is missing"),
+        ({"image_encoder": ["transformers", "CLIPVisionModelWithProjection"]}, "its folder is missing"),
+        ({"text_encoder": ["transformers", "AutoModel"]}, r"text_encoder is a transformers\.AutoModel, and only"),
+        ({"text_encoder": ["transformers", "BertModel"]}, r"text_encoder is a transformers\.BertModel, and only"),
+        ({"scheduler": ["diffusers", "utils"]}, r"scheduler is a diffusers\.utils, and only"),
+        ({"scheduler": ["diffusers", "AutoencoderKL"]}, r"scheduler is a diffusers\.AutoencoderKL, and only"),
+        ({"vae": ["diffusers", ["AutoencoderKL"]]}, r"vae is a .*, and only"),
+        ({"helper": ["diffusers", "AutoencoderKL"]}, "no component of this name is known"),
     ],
 )
 def test_an_index_that_asks_for_too_much(copy: Path, changes: dict[str, Any], fault: str) -> None:
@@ -105,6 +112,73 @@ def test_the_safety_checker_of_old_checkpoints_is_known(copy: Path) -> None:
     shutil.copytree(copy / "clip", copy / "safety_checker")
     _index(copy, safety_checker=["stable_diffusion", "StableDiffusionSafetyChecker"])
     assert "safety_checker" in find(str(copy)).components
+
+
+PIPELINES = {
+    "SD 2.1 unCLIP": {
+        "feature_extractor": ["transformers", "CLIPImageProcessor"],
+        "image_encoder": ["transformers", "CLIPVisionModelWithProjection"],
+        "image_noising_scheduler": ["diffusers", "DDPMScheduler"],
+        "image_normalizer": ["stable_diffusion", "StableUnCLIPImageNormalizer"],
+    },
+    "x4 upscaler": {"low_res_scheduler": ["diffusers", "DDPMScheduler"], "scheduler": ["diffusers", "DDIMScheduler"]},
+    "depth": {
+        "depth_estimator": ["transformers", "DPTForDepthEstimation"],
+        "feature_extractor": ["transformers", "DPTFeatureExtractor"],
+    },
+    "XL": {
+        "text_encoder_2": ["transformers", "CLIPTextModelWithProjection"],
+        "tokenizer_2": ["transformers", "CLIPTokenizer"],
+        "scheduler": ["diffusers", "EulerDiscreteScheduler"],
+    },
+    "inpainting": {"vae": ["diffusers", "AsymmetricAutoencoderKL"], "scheduler": ["diffusers", "PNDMScheduler"]},
+    "of old": {
+        "feature_extractor": ["transformers", "CLIPFeatureExtractor"],
+        "safety_checker": ["stable_diffusion", "StableDiffusionSafetyChecker"],
+    },
+}
+"""What published pipelines' indices name beside what all name."""
+
+
+def test_the_components_of_the_field_are_known() -> None:
+    for parts in PIPELINES.values():
+        for name, entry in parts.items():
+            check_class(name, ".".join(entry), Path(INDEX))
+
+
+def test_known_classes_are_classes_of_their_libraries() -> None:
+    """But for what transformers has no more, and what diffusers keeps elsewhere."""
+    import diffusers
+    import transformers
+
+    named = {
+        kind for kinds in KNOWN.values() for kind in kinds if not kind.startswith(("asdm_cli", "stable_diffusion"))
+    }
+    gone = {kind for kind in named if kind.endswith("FeatureExtractor")}
+    libraries = {"diffusers": diffusers, "transformers": transformers}
+    assert len(named - gone) >= 50
+    for kind in named - gone:
+        library, name = kind.split(".")
+        assert isinstance(getattr(libraries[library], name), type), kind
+
+
+@pytest.mark.parametrize(
+    ("file", "text"),
+    [
+        ("text_encoder/modeling.py", "raise SystemExit"),
+        ("pipeline.py", "raise SystemExit"),
+        ("text_encoder/config.json", '{"auto_map": {"AutoModel": "modeling.Mine"}}'),
+        ("tokenizer/tokenizer_config.json", '{"auto_map": {"AutoTokenizer": ["words.Mine", null]}}'),
+        ("scheduler/processor_config.json", '{"auto_map": {"AutoProcessor": "mine.Mine"}}'),
+        ("clip/config.json", '{"auto_map": {"AutoModel": "other/repo--modeling.Mine"}}'),
+        ("text_encoder/adapter_config.json", '{"base_model_name_or_path": "elsewhere"}'),
+    ],
+)
+def test_what_brings_code_is_refused(copy: Path, file: str, text: str) -> None:
+    (copy / file).write_text(text)
+    with pytest.raises(ModelError, match=r"is never run|is of an adapter") as caught:
+        find(str(copy))
+    assert str(caught.value).startswith(str(copy / file))
 
 
 @pytest.mark.parametrize("component", ["unet", "clip"])

@@ -108,7 +108,7 @@ def _no_links(*_: object) -> None:
 
 def test_only_what_makes_a_model_goes_along(tiny_pipeline: Path, tmp_path: Path) -> None:
     source = Path(shutil.copytree(tiny_pipeline, tmp_path / "source"))
-    left_behind = ["README.md", "secret.txt", "vae/pytorch_model.bin", "vae/code.py", "other/model.safetensors"]
+    left_behind = ["README.md", "secret.txt", "vae/pytorch_model.bin", "vae/notes.md", "other/model.safetensors"]
     for name in left_behind:
         (source / name).parent.mkdir(exist_ok=True)
         (source / name).write_text("x")

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from asdm_cli.pocket import art
+from pocket import art
 
 EMOJI = [
     {"label": "fox", "hexcode": "1F98A", "group": 3},

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
-from diffusers import AutoencoderKL
+from diffusers import AutoencoderKL, UNet2DConditionModel
 from transformers import CLIPTokenizer
 
-from asdm_cli.pocket import autoencoder, contrastive, denoiser, stages
-from asdm_cli.pocket.pairs import to_unit
-from asdm_cli.training.order import Noise, Part
+from asdm_cli.measure.probe import CONFIG, WEIGHTS, read_probe
+from asdm_cli.training.losses import min_snr_weight
+from pocket import art, autoencoder, contrastive, denoiser, drawings, probe, stages
+from pocket.drawings import to_unit
+from pocket.loop import Draws
 
 
 def test_the_scheduler_ends_in_pure_noise():
@@ -29,8 +33,8 @@ def test_standardise_keeps_the_function_and_gives_unit_latents():
         latents = vae.encode(to_unit(pictures)).latent_dist.mean
         after = vae.decode(latents).sample
     torch.testing.assert_close(after, before, atol=1e-4, rtol=1e-4)
-    torch.testing.assert_close(latents.mean((0, 2, 3)), torch.zeros(8), atol=1e-4, rtol=0)
-    torch.testing.assert_close(latents.std((0, 2, 3)), torch.ones(8), atol=1e-4, rtol=0)
+    torch.testing.assert_close(latents.mean((0, 2, 3)), torch.zeros(4), atol=1e-4, rtol=0)
+    torch.testing.assert_close(latents.std((0, 2, 3)), torch.ones(4), atol=1e-4, rtol=0)
 
 
 def test_recall_on_a_hand_made_matrix():
@@ -38,11 +42,6 @@ def test_recall_on_a_hand_made_matrix():
     assert contrastive.recall(logits, 1) == pytest.approx(1 / 3)
     assert contrastive.recall(logits, 2) == pytest.approx(2 / 3)
     assert contrastive.recall(logits, 3) == 1
-
-
-def test_augmenting_keeps_white_white():
-    white = torch.ones(5, 3, 64, 64)
-    torch.testing.assert_close(contrastive.augment(white, Noise(0, 0, Part(5))), white)
 
 
 def test_the_tokenizer_is_a_clip_tokenizer_that_survives_saving(tmp_path):
@@ -59,12 +58,73 @@ def test_the_tokenizer_is_a_clip_tokenizer_that_survives_saving(tmp_path):
     assert whole_words == ["red</w>", "fox</w>", ",</w>", "noto</w>", "style</w>"]
 
 
-def test_the_text_encoder_follows_the_clip_it_came_from():
-    tokenizer = contrastive.train_tokenizer(["red fox, noto style"])
-    clip = contrastive.new_clip(tokenizer).eval()
-    encoder = stages._text_half(clip)
+def test_the_text_half_is_the_trained_clip_s() -> None:
+    clip = contrastive.new_clip(contrastive.train_tokenizer(["red fox, noto style"])).eval()
+    ids = torch.tensor([[1, 2, 3]])
     with torch.no_grad():
-        for parameter in clip.parameters():
-            parameter.mul_(1.5)
-        ids = contrastive.tokenize(tokenizer, ["red fox"])
+        encoder = stages._text_half(clip)
         assert torch.equal(encoder(ids).last_hidden_state, clip.text_model(ids).last_hidden_state)
+
+
+def test_denoising_is_the_scheduler_s_own_mathematics() -> None:
+    torch.manual_seed(0)
+    latents, text = torch.randn(2, 5, 4, 8, 8), torch.randn(6, 3, 7)
+    seen: dict[str, torch.Tensor] = {}
+
+    def unet(noisy: torch.Tensor, timesteps: torch.Tensor, given: torch.Tensor, **_: Any) -> tuple:
+        seen.update(noisy=noisy, timesteps=timesteps, text=given)
+        return (torch.zeros_like(noisy),)
+
+    task = denoiser.Denoising(torch.nn.Identity(), latents, text, (latents[0], text[:-1]))
+    rows = torch.tensor([3, 1, 4, 0])
+    draws = Draws(torch.Generator().manual_seed(7), 4, slice(None))
+    loss = task.losses(unet, rows, draws)["task"]
+    again = Draws(torch.Generator().manual_seed(7), 4, slice(None))
+    chosen, kept = latents[again.integers(2), rows], again.uniform() >= denoiser.TEXT_DROPOUT
+    timesteps, noise = again.integers(1000), again.normal(4, 8, 8)
+    assert torch.equal(seen["timesteps"], timesteps)
+    torch.testing.assert_close(seen["noisy"], task.scheduler.add_noise(chosen, noise, timesteps))
+    assert torch.equal(seen["text"], text[torch.where(kept, rows, 5)])
+    velocity = task.scheduler.get_velocity(chosen, noise, timesteps)
+    weights = min_snr_weight(task.alphas[timesteps], denoiser.MIN_SNR_GAMMA, "v_prediction")
+    torch.testing.assert_close(loss, (weights * velocity.square().mean((1, 2, 3))).mean())
+
+
+def test_the_unet_has_its_deepest_level_at_4_x_4() -> None:
+    unet = UNet2DConditionModel(**denoiser.CONFIG)
+    seen = []
+    unet.mid_block.register_forward_hook(lambda _module, inputs, _output: seen.append(inputs[0].shape))
+    with torch.no_grad():
+        unet(torch.zeros(1, 4, 32, 32), 5, torch.zeros(1, contrastive.TOKENS, contrastive.WIDTH))
+    assert seen == [(1, 192, 4, 4)]
+
+
+def test_copies_are_the_images_themselves_and_moved_ones() -> None:
+    torch.manual_seed(0)
+    vae = AutoencoderKL(**autoencoder.CONFIG).eval()
+    images = torch.randint(0, 255, (3, 3, 64, 64), dtype=torch.uint8)
+    latents = denoiser.copies(vae, images, 2)
+    assert latents.shape == (3, 3, 4, 32, 32)
+    torch.testing.assert_close(latents[0], denoiser.encode_latents(vae, to_unit(images)))
+    assert not torch.allclose(latents[1], latents[0])
+    assert torch.equal(latents, denoiser.copies(vae, images, 2)), "the same copies after a kill"
+
+
+def test_a_fitted_probe_separates_what_can_be_separated() -> None:
+    torch.manual_seed(0)
+    truth = torch.arange(60) % 3
+    inputs = torch.randn(60, 5) + 8 * torch.nn.functional.one_hot(truth, 5)
+    weight, bias = probe.fit(inputs, truth, 3, 1e-3)
+    assert torch.equal((inputs @ weight.T + bias).argmax(1), truth)
+    shift = 100 + torch.arange(5.0)
+    moved, moved_bias = probe.fit(inputs * 3 + shift, truth, 3, 1e-3)  # standardised inside: units do not matter
+    torch.testing.assert_close(
+        (inputs * 3 + shift) @ moved.T + moved_bias, inputs @ weight.T + bias, atol=2e-2, rtol=2e-2
+    )
+
+
+def test_the_probe_that_ships_knows_the_labels_and_styles() -> None:
+    folder = stages.WEIGHTS / "probe"
+    assert {(folder / name).is_file() for name in (CONFIG, WEIGHTS)} == {True}
+    shipped = read_probe(folder)
+    assert shipped.classes == {"label": drawings.labels(), "style": [each.style for each in art.SETS]}

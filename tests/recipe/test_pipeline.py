@@ -72,7 +72,7 @@ def test_a_stage_is_its_verb_s_recipe() -> None:
     [
         ("verb: prune\nmodel: a\nremove: base\nout: x", ["a"]),
         ("verb: assemble\ndonors: {a: p, b: q}\nlevels: [a, b]\nmid: a\nout: x", ["p", "q"]),
-        ("verb: eval\nmodels: [{name: a, model: p}]\nprompts: q\nout: x", ["q", "p", "own"]),
+        ("verb: eval\nmodels: [{name: a, model: p}]\nprompts: q\nout: x", ["q", "p", "own", "own"]),
         (
             "verb: distill\nteacher: t\nstudents: [{name: a, model: p}]\ndata: {train: [d, e], held_out: h}\n"
             "steps: 9\nout: x",

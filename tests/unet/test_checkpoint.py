@@ -186,7 +186,7 @@ def test_a_link_that_leaves_the_folder_is_refused(tmp_path: Path, linked: str) -
     elsewhere.mkdir()
     shard(folder)
     save_file(TENSORS, elsewhere / WEIGHTS)
-    (folder / linked).unlink(missing_ok=True)
+    (folder / (f"{WEIGHTS}.index.json" if linked == WEIGHTS else linked)).unlink()
     (folder / linked).symlink_to(elsewhere / WEIGHTS)
     with pytest.raises(ModelError, match="link that leaves") as caught:
         open_checkpoint(folder)
@@ -219,8 +219,12 @@ def test_an_index_of_pickles_is_refused(tmp_path: Path) -> None:
 def test_a_lone_variant_and_an_empty_folder_are_explained(tmp_path: Path) -> None:
     with pytest.raises(ModelError, match="no weights"):
         open_checkpoint(tmp_path)
-    save_file(TENSORS, tmp_path / "diffusion_pytorch_model.fp16.safetensors")
-    with pytest.raises(ModelError, match=f"rename or link it to {WEIGHTS}"):
+    save_file(TENSORS, tmp_path / "model.safetensors")
+    with pytest.raises(ModelError, match=f"looks for {WEIGHTS}; rename it"):
+        open_checkpoint(tmp_path)
+    shard(tmp_path)
+    save_file(TENSORS, tmp_path / WEIGHTS)
+    with pytest.raises(ModelError, match="holds both"):
         open_checkpoint(tmp_path)
 
 

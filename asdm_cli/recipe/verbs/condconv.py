@@ -65,7 +65,7 @@ class Fold(Strict):
     """`constant`: refuse, unless every router gives the same weights whatever it sees, so that nothing changes.
     `mean`: freeze each router at its mean weights over the calls of some pictures."""
     prompts: Annotated[Text, READ] = "pocket"
-    """What those pictures are drawn from: a webdataset shard of (png, txt), a text file, or `pocket`."""
+    """What those pictures are drawn from: webdataset shards of (picture, caption), a text file, or `pocket`."""
     limit: Positive = 16
     """Use the first so many prompts only."""
     steps: Positive = 25

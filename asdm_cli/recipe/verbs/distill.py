@@ -95,8 +95,8 @@ class Data(Strict):
     """What is learnt from: webdataset shards of (image, caption)."""
 
     train: Annotated[Text | Annotated[list[Text], Field(min_length=1)], READ] = "pocket"
-    """Paths, globs, {000..009} ranges, URLs, or `pocket`: 2,000 drawings that ship with the package
-    (`pocket-validation`: 519 others)."""
+    """Paths, globs, {000..009} ranges, URLs, or `pocket`: 594 drawings that ship with the package
+    (`pocket-held-out`: 128 others)."""
     held_out: Annotated[Text | Annotated[list[Text], Field(min_length=1)] | None, READ] = None
     """Shards for the losses on what is not learnt from."""
     resolution: Positive | None = None

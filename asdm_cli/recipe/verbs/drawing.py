@@ -10,7 +10,9 @@ from asdm_cli.recipe.schema import READ, Distinct, Fraction, Out, Positive, Stri
 
 Dtype = Literal["auto", "float32", "bfloat16", "float16"]
 Sampler = Literal["own", "ddim", "pndm", "euler", "heun", "dpm++2m", "unipc"]
-Metric = Literal["kid", "fd", "is", "clip_score", "clip_retrieval", "psnr", "ssim", "perceptual"]
+Metric = Literal[
+    "kid", "fd", "is", "clip_score", "clip_retrieval", "label_accuracy", "style_accuracy", "psnr", "ssim", "perceptual"
+]
 
 
 class Verb(Strict):
@@ -24,11 +26,15 @@ class Pictures(Strict):
     """What pictures depend on, and how they are looked at: the same for every verb that draws to compare."""
 
     prompts: Annotated[Text, READ] = "pocket"
-    """A webdataset shard of (png, txt), a text file with a prompt a line, or `pocket`: its validation shard."""
+    """Webdataset shards of (picture, caption), by path or glob; a text file with a prompt a line; or `pocket`: 128
+    held-out captions and 128 trained ones in turn (`pocket-held-out`: the held-out ones alone)."""
     limit: Positive | None = None
     """Use the first so many prompts only."""
+    per_prompt: Positive = 1
+    """Draw each prompt so many times, every time with another seed."""
     metrics: Annotated[list[Metric], Field(min_length=1), Distinct] = ["kid", "clip_score"]
-    """What to measure; psnr, ssim and perceptual compare with the pictures of the first, or the `reference`."""
+    """What to measure; psnr, ssim and perceptual compare with the pictures of the first, or the `reference`;
+    label_accuracy and style_accuracy ask a probe whether a picture shows what its sample's .json names."""
     features: Literal["efficientnet_lite0", "clip", "inception"] = "efficientnet_lite0"
     """The network behind kid, fd and is. Only `inception` may be called FID."""
     device: Text = "auto"

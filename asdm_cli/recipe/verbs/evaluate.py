@@ -32,6 +32,8 @@ class EvalRecipe(Drawing):
     """Who takes part; order is the order of the tables."""
     clip: Annotated[Text, READ] = "own"
     """The CLIP behind clip_score: `own` (the first model's), or a directory."""
+    probe: Annotated[Text, READ] = "own"
+    """The probe behind label_accuracy and style_accuracy: `own` (the first model's), or a directory."""
     reference: Text | None = None
     """The contestant that psnr, ssim and perceptual compare with; the first if left out."""
 

@@ -1,4 +1,5 @@
-"""Stage 2: a BPE vocabulary, and a small CLIP whose text half conditions the UNet."""
+"""Stages `clip` and `score`: a BPE vocabulary, and two small CLIPs. The text half of the first conditions the UNet; the
+second has another seed and order of samples, and scores: a judge must not be what the pictures were made for."""
 
 from __future__ import annotations
 
@@ -9,11 +10,9 @@ import torch.nn.functional as F
 from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 from torch import Tensor, nn
 from transformers import CLIPConfig, CLIPModel, CLIPTokenizer
-from typing_extensions import override
 
-from asdm_cli.pocket.pairs import Pairs, to_unit
-from asdm_cli.training.order import Noise
-from asdm_cli.training.plan import Task, Term
+from pocket.drawings import Pairs, moved, to_unit
+from pocket.loop import Draws
 
 TOKENS, WIDTH, LAYERS, HEADS, VOCABULARY = 24, 128, 4, 4, 2048
 START, END = "<|startoftext|>", "<|endoftext|>"
@@ -77,45 +76,34 @@ class Contrast(nn.Module):
         super().__init__()
         self.clip = clip
 
-    def forward(self, pictures: Tensor, ids: Tensor) -> Tensor:
-        out = self.clip(pixel_values=pictures, input_ids=ids)
-        return out.logits_per_image
+    def forward(self, images: Tensor, ids: Tensor) -> Tensor:
+        out = self.clip(pixel_values=images, input_ids=ids)
+        logits: Tensor = out.logits_per_image
+        return logits.float()
 
 
-class ContrastiveTask(Task):
-    """CLIP's symmetric cross-entropy; pictures are flipped, shifted and scaled at random."""
+class Contrasting:
+    """CLIP's symmetric cross-entropy, on images that are mirrored, scaled and shifted at random. In one process only:
+    every image is held against the captions of the whole batch."""
 
-    def __init__(self, train: Pairs, held_out: Pairs, tokenizer: CLIPTokenizer):
-        self.pictures, self.ids = train.pictures, tokenize(tokenizer, train.captions)
-        self.held_out = held_out.pictures[:500], tokenize(tokenizer, held_out.captions[:500])
+    def __init__(self, clip: CLIPModel, train: Pairs, held_out: Pairs, tokenizer: CLIPTokenizer, device: torch.device):
+        self.module = Contrast(clip)
+        self.images, self.ids = train.images.to(device), tokenize(tokenizer, train.captions).to(device)
+        self.held_out = held_out.images.to(device), tokenize(tokenizer, held_out.captions).to(device)
         self.size = len(train)
 
-    def read(self, rows: Tensor, noise: Noise) -> tuple[Tensor, Tensor]:
-        return augment(to_unit(self.pictures[rows]), noise), self.ids[rows]
-
-    @override
-    def losses(self, name: str, module: nn.Module, batch: tuple[Tensor, Tensor], step: int) -> dict[str, Term]:
-        logits = module(*batch).float()
+    def losses(self, module: nn.Module, rows: Tensor, noise: Draws) -> dict[str, Tensor]:
+        with torch.autocast(rows.device.type, enabled=False):
+            images = moved(to_unit(self.images[rows]), noise, (0.75, 1.15), 0.12)
+        logits = module(images, self.ids[rows])
         target = torch.arange(len(logits), device=logits.device)
-        both = F.cross_entropy(logits, target) + F.cross_entropy(logits.T, target)
-        return {"contrastive": Term(both / 2)}
+        return {"contrastive": (F.cross_entropy(logits, target) + F.cross_entropy(logits.T, target)) / 2}
 
-    @override
-    def validate(self, name: str, module: nn.Module, step: int) -> dict[str, float]:
-        logits = module(to_unit(self.held_out[0]), self.held_out[1])
+    @torch.no_grad()
+    def figures(self) -> dict[str, float]:
+        """Of the held-out images among their own captions."""
+        logits = self.module(to_unit(self.held_out[0]), self.held_out[1])
         return {f"recall_at_{k}": recall(logits, k) for k in (1, 5)}
-
-
-def augment(pictures: Tensor, noise: Noise) -> Tensor:
-    """Random flip, scale 0.85..1.15 and shift up to 8 %, white outside; [n, 3, h, w] in -1..1."""
-    n = len(pictures)
-    flip = torch.where(noise.uniform() < 0.5, -1.0, 1.0)
-    scale = 0.85 + 0.3 * noise.uniform()
-    shift = 0.32 * noise.uniform(2) - 0.16
-    theta = torch.zeros(n, 2, 3)
-    theta[:, 0, 0], theta[:, 1, 1], theta[:, :, 2] = flip * scale, scale, shift
-    grid = F.affine_grid(theta, list(pictures.shape), align_corners=False)
-    return F.grid_sample(pictures - 1, grid, align_corners=False) + 1
 
 
 def recall(logits: Tensor, k: int) -> float:

@@ -1,4 +1,4 @@
-"""The sample sheet: what the model draws beside what the caption's picture really is."""
+"""The sample sheet: what the model draws beside what the caption's drawing really is."""
 
 from __future__ import annotations
 
@@ -25,16 +25,7 @@ def sheet(captions: list[str], drawn: list[Picture], real: list[Picture]) -> Pic
     return canvas
 
 
-def draw(model: str, shard: Path, count: int = 64, steps: int = 25, guidance: float = 3.0) -> Picture:
-    """The sheet of the first `count` samples of a shard."""
-    from asdm_cli.measure.generate import pictures
-    from asdm_cli.models.load import device_and_dtype, load_pipeline
-    from asdm_cli.models.source import find
-    from asdm_cli.pocket.pairs import read_pairs
-
-    pairs = read_pairs(shard, count)
-    pipe = load_pipeline(find(model), *device_and_dtype())
-    drawing = pictures(pipe, pairs.captions, range(count), steps=steps, guidance=guidance, size=None, seed=0, batch=16)
-    drawn = [picture for _, picture in sorted(drawing, key=lambda item: item[0])]
-    real = [Image.fromarray(picture.permute(1, 2, 0).numpy()) for picture in pairs.pictures]
-    return sheet(pairs.captions, drawn, real)
+def of_run(pictures: Path, captions: list[str], real: list[Picture], rows: list[int]) -> Picture:
+    """The sheet of those prompts whose numbers are `rows`, from the pictures that an evaluation kept."""
+    drawn = [Image.open(pictures / f"{row:06}.png").convert("RGB") for row in rows]
+    return sheet([captions[row] for row in rows], drawn, [real[row] for row in rows])

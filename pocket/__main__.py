@@ -1,0 +1,95 @@
+"""`python -m pocket`: from the drawings' packages to the shipped model, stage by stage."""
+
+from __future__ import annotations
+
+import dataclasses
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from asdm_cli.errors import AsdmError
+
+app = typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False, add_completion=False)
+Data = Annotated[Path, typer.Option(help="Folder of the shards that `data` writes.")]
+Folder = Annotated[Path, typer.Option(help="Folder of checkpoints, logs and trained parts.")]
+
+
+@app.command()
+def data(data: Data = Path("data")) -> None:
+    """Fetch the drawings, render them, write the shards; then the ones that ship."""
+    from pocket.drawings import build
+    from pocket.export import ship_shards
+
+    print(build(data))
+    ship_shards(data)
+
+
+@app.command()
+def train(
+    stages: Annotated[list[str] | None, typer.Argument(help="vae, clip, score, probe, unet; all if none.")] = None,
+    data: Data = Path("data"),
+    folder: Folder = Path("runs/pocket"),
+    minutes: Annotated[float | None, typer.Option(min=0.01, help="Length of each stage's stretch.")] = None,
+    steps: Annotated[int | None, typer.Option(min=1, help="The same in steps, instead of the plan's.")] = None,
+    threads: Annotated[int | None, typer.Option(min=1, help="CPU threads to use.")] = None,
+    go_on: Annotated[bool, typer.Option(help="Start from the shipped weights instead of random ones.")] = False,
+) -> None:
+    """Train stages; killed at any moment, the same command goes on from the last checkpoint."""
+    import torch
+
+    from pocket.stages import GPU_PLANS, ORDER, PLANS, Shop, run_probe, run_stage
+
+    if threads:
+        torch.set_num_threads(threads)
+    if unknown := set(stages or ()) - set(ORDER):
+        raise typer.BadParameter(f"{', '.join(sorted(unknown))}: not one of {', '.join(ORDER)}")
+    shop = Shop(data, folder, go_on)
+    plans = GPU_PLANS if shop.device.type == "cuda" else PLANS
+    for stage in stages or ORDER:
+        if stage == "probe":
+            print(stage, run_probe(shop))
+            continue
+        plan = plans[stage] if steps is None else dataclasses.replace(plans[stage], steps=steps)
+        print(stage, run_stage(shop, stage, plan, minutes))
+
+
+@app.command()
+def export(
+    what: Annotated[
+        str, typer.Argument(help="generator (VAE, text encoder, UNet) or judges (CLIP for scores, probe).")
+    ],
+    folder: Folder = Path("runs/pocket"),
+) -> None:
+    """Put trained parts into the package as float16, with the records of their training."""
+    from pocket.export import PARTS
+    from pocket.export import export as write
+
+    if what not in PARTS:
+        raise typer.BadParameter(f"{what}: not one of {', '.join(PARTS)}")
+    print(write(folder, what))
+
+
+@app.command()
+def card(
+    run: Annotated[Path, typer.Argument(help="The run of recipes/eval-pocket-figures.yaml.")],
+    hardware: Annotated[str, typer.Option(help="What the training ran on, in words.")],
+    remarks: Annotated[str, typer.Option(help="What else a reader should know of this training.")] = "",
+) -> None:
+    """Renew the model card, its curves and the sample sheet."""
+    from pocket.card import write
+
+    print(write(run, hardware, remarks))
+
+
+def main() -> None:
+    try:
+        app()
+    except AsdmError as error:
+        print(f"pocket: {error}", file=sys.stderr)
+        raise SystemExit(error.exit_code) from None
+
+
+if __name__ == "__main__":
+    main()

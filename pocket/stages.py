@@ -1,0 +1,211 @@
+"""From data to trained parts. A stage leaves its weights in `FOLDER/parts`, where the next ones read them."""
+
+from __future__ import annotations
+
+import copy
+import json
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+import torch
+from diffusers import AutoencoderKL, UNet2DConditionModel
+from torch import nn
+from transformers import CLIPModel, CLIPTextModel, CLIPTokenizer
+
+import asdm_cli
+from asdm_cli.errors import RunError
+from pocket import autoencoder, contrastive, denoiser, probe
+from pocket.drawings import Pairs, read, to_unit
+from pocket.loop import Plan, Stage, State, place, train
+
+SHIPPED = Path(asdm_cli.__file__).parent / "pocket"
+WEIGHTS, SHARDS = SHIPPED / "weights", SHIPPED / "data"
+RECORDS = WEIGHTS / "training"
+"""Figures and log of each stage that made the shipped weights."""
+
+CLIP = {"weight_decay": 0.1, "betas": (0.9, 0.98)}
+PLANS = {
+    "vae": Plan(steps=4000, batch=16, lr=2e-3, emas=(0.995, 0.999)),
+    "clip": Plan(steps=1500, batch=256, lr=1e-3, emas=(0.98, 0.995), options=CLIP),
+    "score": Plan(steps=3000, batch=256, lr=1e-3, emas=(0.98, 0.995), options=CLIP, seed=1),
+    "unet": Plan(steps=30000, batch=32, lr=1e-3, warmup=200),
+}
+GPU_PLANS = {
+    "vae": replace(PLANS["vae"], batch=128, lr=3e-3),
+    "clip": replace(PLANS["clip"], batch=512),
+    "score": replace(PLANS["score"], batch=512),
+    "unet": replace(PLANS["unet"], batch=512, lr=2e-3),
+}
+"""A step of a small model costs a GPU the same whatever its batch, until that is large."""
+
+
+@dataclass(frozen=True)
+class Shop:
+    """Where a training lives: `data` has the shards, `folder/STAGE` the checkpoints, `folder/parts` what came of them.
+
+    With `go_on`, a stage without a checkpoint starts from the shipped weights instead of random ones.
+    """
+
+    data: Path
+    folder: Path
+    go_on: bool = False
+    device: torch.device = field(default_factory=place)
+
+    def part(self, name: str) -> Path:
+        """The finished part of an earlier stage: this training's, else the shipped one."""
+        own, shipped = self.folder / "parts" / name, WEIGHTS / name
+        found = own if own.exists() else shipped
+        if not found.exists():
+            raise RunError(f"{own} is missing: train that stage first")
+        return found
+
+    def shard(self, name: str) -> Pairs:
+        """A shard that `make data` wrote, or one that ships."""
+        shipped, own = (folder / f"{name}.tar.gz" for folder in (SHARDS, self.data))
+        return read(shipped if shipped.exists() else own)
+
+
+@dataclass(frozen=True)
+class Learner:
+    """A stage, and what makes of its trained module the models that are kept, by the names of their parts."""
+
+    stage: Stage
+    parts: Callable[[], dict[str, nn.Module]]
+
+
+def run_stage(shop: Shop, name: str, plan: Plan, minutes: float | None = None) -> dict[str, float]:
+    """Train one stage to the end of a stretch, write the better running mean's parts, and return its figures."""
+    torch.manual_seed(plan.seed)
+    learner = STAGES[name](shop)
+    state = train(learner.stage, plan, shop.folder / name, minutes)
+    return write_parts(shop, name, learner, state, plan)
+
+
+def run_probe(shop: Shop) -> dict[str, float]:
+    """Fit the probe and say what it sees in held-out drawings, as they are and through the autoencoder."""
+    folder, held = shop.folder / "parts" / "probe", shop.shard("held-out")
+    probe.fit_probe(shop.shard("train"), shop.shard("wide"), folder, shop.device)
+    vae = AutoencoderKL.from_pretrained(shop.part("vae"), use_safetensors=True).to(shop.device)
+    with torch.no_grad():
+        decoded = vae.decode(vae.encode(to_unit(held.images.to(shop.device))).latent_dist.mean).sample
+    through = ((decoded.clamp(-1, 1) + 1) * 127.5).round().byte()
+    seen = {"": held.images.to(shop.device), "_through_vae": through}
+    figures = {
+        name + ending: value
+        for ending, images in seen.items()
+        for name, value in probe.accuracy(folder, held, images, shop.device).items()
+    }
+    _record(shop, "probe", {"figures": figures})
+    return figures
+
+
+def write_parts(shop: Shop, name: str, learner: Learner, state: State, plan: Plan) -> dict[str, float]:
+    """The parts with the weights of the running mean whose first figure is the better one, and what was measured."""
+    module = learner.stage.module.eval()
+    own = copy.deepcopy(module.state_dict())
+    measured = {}
+    for decay, ema in zip(plan.emas, state.emas, strict=True):
+        ema.copy_to(module.parameters())
+        measured[decay] = learner.stage.figures()
+    best = max(measured, key=lambda decay: _worth(measured[decay]))
+    state.emas[plan.emas.index(best)].copy_to(module.parameters())
+    for (
+        part,
+        model,
+    ) in learner.parts().items():  # float16, as they ship: what comes after learns with what will be there
+        copy.deepcopy(model).half().save_pretrained(shop.folder / "parts" / part)
+    record = {"steps": state.step, "batch": plan.batch, "ema": best, "figures": measured[best]}
+    _record(shop, name, record)
+    module.load_state_dict(own)
+    return measured[best]
+
+
+def _record(shop: Shop, name: str, record: dict[str, object]) -> None:
+    (shop.folder / f"{name}.json").write_text(json.dumps({"stage": name} | record, indent=2) + "\n")
+
+
+def _worth(figures: dict[str, float]) -> float:
+    name, value = next(iter(figures.items()))
+    return -value if name.endswith("loss") else value
+
+
+def _vae(shop: Shop) -> Learner:
+    vae = (
+        AutoencoderKL.from_pretrained(WEIGHTS / "vae", use_safetensors=True)
+        if shop.go_on
+        else AutoencoderKL(**autoencoder.CONFIG)
+    )
+    wide = shop.shard("wide")
+    stage = autoencoder.Autoencoding(vae, wide, shop.shard("held-out"), shop.device)
+
+    def parts() -> dict[str, nn.Module]:
+        autoencoder.standardise(vae, stage.images[:2000])
+        return {"vae": vae}
+
+    return Learner(stage, parts)
+
+
+def _clip(shop: Shop) -> Learner:
+    clip, stage = _contrasting(shop, "clip")
+    return Learner(stage, lambda: {"text_encoder": _text_half(clip)})
+
+
+def _score(shop: Shop) -> Learner:
+    clip, stage = _contrasting(shop, "score")
+    return Learner(stage, lambda: {"clip": clip})
+
+
+def _contrasting(shop: Shop, name: str) -> tuple[CLIPModel, Stage]:
+    wide = shop.shard("wide")
+    tokenizer = _tokenizer(shop, wide)
+    goes_on = shop.go_on and name == "score"  # of the other only the text half ships
+    clip = (
+        CLIPModel.from_pretrained(WEIGHTS / "clip", dtype=torch.float32, use_safetensors=True)
+        if goes_on
+        else contrastive.new_clip(tokenizer)
+    )
+    return clip, contrastive.Contrasting(clip, wide, shop.shard("held-out"), tokenizer, shop.device)
+
+
+def _tokenizer(shop: Shop, pairs: Pairs) -> CLIPTokenizer:
+    """Trained once and kept: the same captions need not give the same numbering twice."""
+    own = shop.folder / "parts" / "tokenizer"
+    if not own.exists():
+        known = shop.go_on and CLIPTokenizer.from_pretrained(WEIGHTS / "tokenizer")
+        (known or contrastive.train_tokenizer(pairs.captions)).save_pretrained(own)
+    return CLIPTokenizer.from_pretrained(own)
+
+
+def _unet(shop: Shop) -> Learner:
+    unet = (
+        UNet2DConditionModel.from_pretrained(WEIGHTS / "unet", use_safetensors=True)
+        if shop.go_on
+        else UNet2DConditionModel(**denoiser.CONFIG)
+    )
+    vae = AutoencoderKL.from_pretrained(shop.part("vae"), use_safetensors=True).to(shop.device)
+    tokenizer = CLIPTokenizer.from_pretrained(shop.part("tokenizer"))
+    text_encoder = CLIPTextModel.from_pretrained(shop.part("text_encoder"), dtype=torch.float32, use_safetensors=True)
+    text_encoder = text_encoder.eval().to(shop.device)
+
+    def encoded(pairs: Pairs, moved: int) -> tuple[torch.Tensor, torch.Tensor]:
+        ids = contrastive.tokenize(tokenizer, [*pairs.captions, ""]).to(shop.device)
+        latents = denoiser.copies(vae, pairs.images.to(shop.device), moved)
+        return latents, denoiser.encode_text(text_encoder, ids)
+
+    latents, text = encoded(shop.shard("train"), denoiser.COPIES)
+    held_latents, held_text = encoded(shop.shard("held-out"), 0)
+    stage = denoiser.Denoising(unet, latents, text, (held_latents[0], held_text[:-1]))
+    return Learner(stage, lambda: {"unet": unet})
+
+
+def _text_half(clip: CLIPModel) -> CLIPTextModel:
+    """The CLIP's text encoder as a model of its own."""
+    encoder = CLIPTextModel(clip.config.text_config)
+    encoder.load_state_dict(clip.text_model.state_dict())
+    return encoder.eval()
+
+
+STAGES: dict[str, Callable[[Shop], Learner]] = {"vae": _vae, "clip": _clip, "score": _score, "unet": _unet}
+ORDER = ("vae", "clip", "score", "probe", "unet")
+"""Each needs what those before it left."""

@@ -1,0 +1,140 @@
+"""The training of the bundled model: to the bit after a kill, by time, in two processes."""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+import os
+import socket
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from asdm_cli.errors import RunError
+from pocket import loop
+from pocket.loop import Draws, Plan, newest, order, train
+
+PLAN = Plan(steps=8, batch=4, lr=1e-2, warmup=2, emas=(0.5, 0.9))
+
+
+class Line:
+    """Learns y = 2 x from noisy x; `stops_at` kills it in the middle of that call."""
+
+    def __init__(self, stops_at: int | None = None, spoilt_at: int | None = None):
+        torch.manual_seed(0)
+        self.module: nn.Module = nn.Linear(3, 1)
+        self.size, self.calls, self.stops_at, self.spoilt_at = 10, 0, stops_at, spoilt_at
+        self.data = torch.randn(10, 3, generator=torch.Generator().manual_seed(1))
+
+    def losses(self, module: nn.Module, rows: Tensor, noise: Draws) -> dict[str, Tensor]:
+        self.calls += 1
+        if self.calls == self.stops_at:
+            raise KeyboardInterrupt
+        wrong = float("nan") if self.calls == self.spoilt_at else 1.0
+        data = self.data[rows] + 0.1 * noise.normal(3)
+        return {"square": wrong * (module(data) - 2 * data.sum(1, keepdim=True)).square().mean()}
+
+    def figures(self) -> dict[str, float]:
+        return {}
+
+
+@pytest.fixture(autouse=True)
+def _saves_always(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(loop, "SAVE_SECONDS", -1.0)
+    monkeypatch.setattr(loop, "native_bf16", lambda: False)
+
+
+def weights(folder: Path) -> dict[str, Tensor]:
+    state = newest(folder)
+    assert state is not None
+    return state["module"] | {f"ema {i}": ema["shadow_params"][0] for i, ema in enumerate(state["emas"])}
+
+
+def same(one: dict[str, Tensor], other: dict[str, Tensor]) -> bool:
+    return one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
+
+
+def test_a_killed_stretch_goes_on_to_the_bit(tmp_path: Path) -> None:
+    train(Line(), PLAN, tmp_path / "whole")
+    with pytest.raises(KeyboardInterrupt):
+        train(Line(stops_at=6), PLAN, tmp_path / "killed")
+    state = newest(tmp_path / "killed")
+    assert state is not None
+    assert state["step"] == 5
+    train(Line(), PLAN, tmp_path / "killed")
+    assert same(weights(tmp_path / "whole"), weights(tmp_path / "killed"))
+
+
+def test_a_torn_checkpoint_gives_way_to_the_one_before(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    train(Line(), PLAN, tmp_path)
+    whole = weights(tmp_path)
+    (tmp_path / loop.LATEST).write_bytes(b"torn")
+    train(Line(), PLAN, tmp_path)
+    assert "the one before it is taken" in capsys.readouterr().out
+    assert same(whole, weights(tmp_path))
+
+
+def test_a_finished_stretch_is_followed_by_another(tmp_path: Path) -> None:
+    train(Line(), PLAN, tmp_path)
+    state = train(Line(), PLAN, tmp_path)
+    assert (state.start, state.step, state.finished) == (8, 16, True)
+
+
+def test_the_rate_warms_up_stays_and_falls(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(loop, "LOG_EVERY", 1)
+    train(Line(), Plan(steps=10, batch=4, lr=1.0, warmup=2, decay=0.3), tmp_path)
+    rates = [json.loads(line)["lr"] for line in (tmp_path / "log.jsonl").read_text().splitlines()]
+    assert rates == pytest.approx([0.5, *[1.0] * 7, 2 / 3, 1 / 3])
+
+
+def test_a_stretch_by_time_ends_and_its_clock_survives_a_kill(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    now = iter(range(0, 10_000, 10))
+    monkeypatch.setattr(loop.time, "monotonic", lambda: float(next(now)))
+    with pytest.raises(KeyboardInterrupt):
+        train(Line(stops_at=3), PLAN, tmp_path, minutes=4)
+    spent = newest(tmp_path)
+    assert spent is not None
+    assert 0 < spent["spent"] < 240
+    state = train(Line(), PLAN, tmp_path, minutes=4)
+    assert state.finished
+    assert 240 <= state.spent < 300
+    assert state.start == 0
+
+
+def test_a_loss_that_is_not_finite_is_told_before_it_is_saved(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(loop, "LOG_EVERY", 1)
+    with pytest.raises(RunError, match=r"square.* not finite at step 4; the last checkpoint is good"):
+        train(Line(spoilt_at=4), PLAN, tmp_path)
+    assert all(torch.isfinite(each).all() for each in weights(tmp_path).values())
+
+
+def test_every_epoch_is_whole() -> None:
+    seen = torch.cat([order(10, 0, step, 4) for step in range(5)])
+    assert sorted(seen[:10].tolist()) == sorted(seen[10:].tolist()) == list(range(10))
+    assert seen[:10].tolist() != seen[10:].tolist()
+
+
+def _one_of_two(rank: int, port: int, folder: Path) -> None:
+    os.environ |= {"RANK": str(rank), "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    torch.set_num_threads(1)
+    loop.native_bf16 = lambda: False
+    train(Line(), PLAN, folder)
+
+
+def test_two_processes_learn_the_same(tmp_path: Path) -> None:
+    train(Line(), PLAN, tmp_path / "one")
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    context = multiprocessing.get_context("fork")
+    company = [context.Process(target=_one_of_two, args=(rank, port, tmp_path / "two")) for rank in range(2)]
+    for each in company:
+        each.start()
+    for each in company:
+        each.join(60)
+    assert [each.exitcode for each in company] == [0, 0]
+    one, two = weights(tmp_path / "one"), weights(tmp_path / "two")
+    for name, value in one.items():
+        torch.testing.assert_close(two[name], value, rtol=1e-5, atol=1e-6)
