@@ -38,9 +38,9 @@ def run_verb(
 
     `link` and `permissions` are what only a command line can allow, no recipe.
     """
+    recipe: Any = load(file, verb, changes)
     from asdm_cli.report.run_directory import run_directory, with_links
 
-    recipe: Any = load(file, verb, changes)
     target = Path(recipe.out)
     if is_first() and not dry_run:
         refuse_existing(target, overwrite)
