@@ -39,20 +39,46 @@ def train(
     """Train stages; killed at any moment, the same command goes on from the last checkpoint."""
     import torch
 
-    from pocket.stages import GPU_PLANS, ORDER, PLANS, Shop, run_probe, run_stage
+    from pocket.stages import ORDER, Shop, run_probe, run_stage
 
     if threads:
         torch.set_num_threads(threads)
     if unknown := set(stages or ()) - set(ORDER):
         raise typer.BadParameter(f"{', '.join(sorted(unknown))}: not one of {', '.join(ORDER)}")
     shop = Shop(data, folder, go_on)
-    plans = GPU_PLANS if shop.device.type == "cuda" else PLANS
     for stage in stages or ORDER:
         if stage == "probe":
             print(stage, run_probe(shop))
             continue
-        plan = plans[stage] if steps is None else dataclasses.replace(plans[stage], steps=steps)
+        plan = shop.plan(stage) if steps is None else dataclasses.replace(shop.plan(stage), steps=steps)
         print(stage, run_stage(shop, stage, plan, minutes))
+
+
+@app.command()
+def chain(
+    minutes: Annotated[float, typer.Option(min=0.1, help="Of everything, setting up and writing included.")] = 7,
+    data: Data = Path("data"),
+    folder: Folder = Path("runs/pocket"),
+) -> None:
+    """Autoencoder, both CLIPs and the UNet in one go and a given time: for a GPU."""
+    from pocket.stages import Shop, run_chain
+
+    for stage, figures in run_chain(Shop(data, folder), minutes).items():
+        print(stage, figures)
+
+
+@app.command()
+def parts(
+    stage: Annotated[str, typer.Argument(help="vae, clip, score or unet.")],
+    data: Data = Path("data"),
+    folder: Folder = Path("runs/pocket"),
+) -> None:
+    """Write what a stage has learnt so far, from its newest checkpoint, without training on."""
+    from pocket.stages import STAGES, Shop, parts_of_checkpoint
+
+    if stage not in STAGES:
+        raise typer.BadParameter(f"{stage}: not one of {', '.join(STAGES)}")
+    print(stage, parts_of_checkpoint(Shop(data, folder), stage))
 
 
 @app.command()

@@ -25,8 +25,6 @@ CONFIG = {
 }
 TEXT_DROPOUT = 0.1
 MIN_SNR_GAMMA = 5.0
-COPIES = 12
-"""Each drawing as it is and so many times moved: against learning it by heart."""
 
 
 def new_scheduler() -> DDIMScheduler:

@@ -94,6 +94,12 @@ class State:
     """Seconds of this stretch so far, over all restarts."""
     finished: bool = False
 
+    def ready(self) -> State:
+        """Behind a finished stretch another one begins."""
+        if self.finished:
+            self.start, self.spent, self.finished = self.step, 0.0, False
+        return self
+
     def saved(self) -> dict[str, Any]:
         keep = ("step", "start", "spent", "finished")
         return {name: getattr(self, name) for name in keep} | {
@@ -128,7 +134,7 @@ def train(stage: Stage, plan: Plan, folder: Path, minutes: float | None = None) 
         if plan.batch % world:
             raise RunError(f"a batch of {plan.batch} cannot be shared by {world} processes")
         stage.module.to(device, memory_format=torch.channels_last).train()
-        state = _state(stage.module, plan, folder, device)
+        state = resumed(stage.module, plan, folder, device).ready()
         wrapped = DistributedDataParallel(stage.module) if world > 1 else stage.module
         mine = slice(rank * plan.batch // world, (rank + 1) * plan.batch // world)
         log = _Log(folder / "log.jsonl", state.step, rank == 0)
@@ -208,15 +214,14 @@ def newest(folder: Path) -> dict[str, Any] | None:
     return None
 
 
-def _state(module: nn.Module, plan: Plan, folder: Path, device: torch.device) -> State:
+def resumed(module: nn.Module, plan: Plan, folder: Path, device: torch.device) -> State:
+    """The state of the newest checkpoint, or of a module that has not learnt yet. `module` lies on `device`."""
     learning = [weight for weight in module.parameters() if weight.requires_grad]
     optimizer = torch.optim.AdamW(learning, lr=plan.lr, **plan.options)
     emas = [EMAModel(module.parameters(), decay, foreach=True) for decay in plan.emas]
     state = State(module, optimizer, emas)
     if (found := newest(folder)) is not None:
         state.load(found, device)
-        if state.finished:
-            state.start, state.spent, state.finished = state.step, 0.0, False
     return state
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+import time
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -17,7 +18,7 @@ import asdm_cli
 from asdm_cli.errors import RunError
 from pocket import autoencoder, contrastive, denoiser, probe
 from pocket.drawings import Pairs, read, to_unit
-from pocket.loop import Plan, Stage, State, place, train
+from pocket.loop import Plan, Stage, State, place, resumed, train
 
 SHIPPED = Path(asdm_cli.__file__).parent / "pocket"
 WEIGHTS, SHARDS = SHIPPED / "weights", SHIPPED / "data"
@@ -35,9 +36,14 @@ GPU_PLANS = {
     "vae": replace(PLANS["vae"], batch=128, lr=3e-3),
     "clip": replace(PLANS["clip"], batch=512),
     "score": replace(PLANS["score"], batch=512),
-    "unet": replace(PLANS["unet"], batch=512, lr=2e-3),
+    "unet": replace(PLANS["unet"], batch=512),
 }
 """A step of a small model costs a GPU the same whatever its batch, until that is large."""
+COPIES = {"cpu": 12, "cuda": 96}
+"""Each drawing as it is and so many times moved, encoded once: against learning it by heart."""
+SHARES = {"vae": 2 / 7, "clip": 0.5 / 7, "score": 0.5 / 7, "unet": None}
+"""Of the time of a whole chain; the UNet has the rest, less SPARE."""
+SPARE = 0.06
 
 
 @dataclass(frozen=True)
@@ -51,6 +57,9 @@ class Shop:
     folder: Path
     go_on: bool = False
     device: torch.device = field(default_factory=place)
+
+    def plan(self, stage: str) -> Plan:
+        return (GPU_PLANS if self.device.type == "cuda" else PLANS)[stage]
 
     def part(self, name: str) -> Path:
         """The finished part of an earlier stage: this training's, else the shipped one."""
@@ -79,6 +88,28 @@ def run_stage(shop: Shop, name: str, plan: Plan, minutes: float | None = None) -
     torch.manual_seed(plan.seed)
     learner = STAGES[name](shop)
     state = train(learner.stage, plan, shop.folder / name, minutes)
+    return write_parts(shop, name, learner, state, plan)
+
+
+def run_chain(shop: Shop, minutes: float) -> dict[str, dict[str, float]]:
+    """Every stage that has a loop, each within its share; the UNet has what the others left, less a little to write."""
+    end = time.monotonic() + 60 * minutes
+    figures = {}
+    for name, share in SHARES.items():
+        left = (end - time.monotonic()) / 60
+        setting_up = SPARE * minutes
+        length = share * minutes if share else left - setting_up
+        figures[name] = run_stage(shop, name, shop.plan(name), max(length, setting_up))
+    return figures
+
+
+def parts_of_checkpoint(shop: Shop, name: str) -> dict[str, float]:
+    """Write the parts of a stage's newest checkpoint; RunError where there is none."""
+    plan, learner = shop.plan(name), STAGES[name](shop)
+    module = learner.stage.module.to(shop.device)
+    state = resumed(module, plan, shop.folder / name, shop.device)
+    if not state.step:
+        raise RunError(f"{shop.folder / name} has no checkpoint yet")
     return write_parts(shop, name, learner, state, plan)
 
 
@@ -193,7 +224,7 @@ def _unet(shop: Shop) -> Learner:
         latents = denoiser.copies(vae, pairs.images.to(shop.device), moved)
         return latents, denoiser.encode_text(text_encoder, ids)
 
-    latents, text = encoded(shop.shard("train"), denoiser.COPIES)
+    latents, text = encoded(shop.shard("train"), COPIES[shop.device.type])
     held_latents, held_text = encoded(shop.shard("held-out"), 0)
     stage = denoiser.Denoising(unet, latents, text, (held_latents[0], held_text[:-1]))
     return Learner(stage, lambda: {"unet": unet})

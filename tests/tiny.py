@@ -23,6 +23,7 @@ from asdm_cli.unet.presets import preset
 
 TOKENS = 16
 WIDTH = 16
+IMAGE_WIDTH = 12
 START, END = "<|startoftext|>", "<|endoftext|>"
 
 _SMALL = {"norm_num_groups": 4, "sample_size": 8}
@@ -66,6 +67,23 @@ def unet(config: dict[str, Any], seed: int = 0) -> UNet2DConditionModel:
     for parameter in model.parameters():
         parameter.data.add_(torch.randn(parameter.shape, generator=generator) * 0.02)
     return model
+
+
+def image_adapter(unet: UNet2DConditionModel) -> dict[str, dict[str, torch.Tensor]]:
+    """Weights of an image-prompt adapter (IP-Adapter) for this UNet; `IMAGE_WIDTH` wide is what it is told of a
+    picture."""
+    context = unet.config.cross_attention_dim
+    projection = {"proj.weight": (4 * context, IMAGE_WIDTH), "proj.bias": (4 * context,)}
+    projection |= {"norm.weight": (context,), "norm.bias": (context,)}
+    names = [name for name in unet.attn_processors if name.endswith("attn2.processor")]
+    widths = [unet.get_submodule(name.removesuffix(".processor")).to_k.out_features for name in names]
+    keys = [2 * number + 1 for number, name in enumerate(names)]
+    attention = {
+        f"{key}.to_{part}_ip.weight": torch.zeros(width, context)
+        for key, width in zip(keys, widths, strict=True)
+        for part in "kv"
+    }
+    return {"image_proj": {name: torch.zeros(shape) for name, shape in projection.items()}, "ip_adapter": attention}
 
 
 def tokenizer(folder: Path) -> CLIPTokenizer:

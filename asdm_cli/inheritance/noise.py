@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from inspect import signature
 from typing import Any
 
 import numpy as np
@@ -24,6 +25,15 @@ TIMESTEP = "timestep"
 """Known to every scheduler."""
 
 
+def alphas_cumprod(scheduler: Any) -> Tensor | None:
+    """The share of signal at each timestep that a model was trained on. None where the noise is of another kind (EDM,
+    flow matching), which some schedulers are told beside betas that then mean nothing."""
+    alphas, known = getattr(scheduler, "alphas_cumprod", None), signature(type(scheduler).__init__).parameters
+    config = {key: value for key, value in scheduler.config.items() if key in known}  # diffusers keeps others' too
+    other = config.get("use_flow_sigmas") or config.get("timestep_type") == "continuous"
+    return alphas.double().cpu() if isinstance(alphas, Tensor) and not other else None
+
+
 def coordinates(scheduler: Any, name: str, calls: int, first: float, instead: str = "step") -> list[float]:
     """The coordinate at each of `calls` successive timesteps of the scheduler, of which the first is `first`.
 
@@ -33,10 +43,10 @@ def coordinates(scheduler: Any, name: str, calls: int, first: float, instead: st
     times = _times([float(time) for time in scheduler.timesteps.tolist()], calls, first)
     if name == TIMESTEP:
         return times
-    alphas = getattr(scheduler, "alphas_cumprod", None)
-    if not isinstance(alphas, Tensor):
+    alphas = alphas_cumprod(scheduler)
+    if alphas is None:
         raise ModelError(f"coordinate {name!r}: {type(scheduler).__name__} has no alphas_cumprod; use `{instead}`")
-    signal = alphas.double().cpu().numpy()
+    signal = alphas.numpy()
     signal = signal.clip(signal[signal > 0].min())  # some schedules end in pure noise, infinitely far away
     return [float(level) for level in np.interp(times, np.arange(len(signal)), COORDINATES[name](signal))]
 

@@ -9,7 +9,9 @@ from functools import partial
 from types import TracebackType
 from typing import Any, Self
 
+from diffusers import UNet2DConditionModel
 from diffusers.pipelines.pipeline_utils import DiffusionPipeline
+from diffusers.utils.torch_utils import unwrap_module
 
 from asdm_cli.errors import ModelError
 from asdm_cli.inheritance.course import Nodes
@@ -51,11 +53,28 @@ class Handle(InForce):
 
 def attach(pipe: DiffusionPipeline, plan: Rules | Nodes) -> Handle:
     """Raises ModelError where the plan does not fit the pipeline's UNet."""
-    if not isinstance(pipe, DiffusionPipeline) or getattr(pipe, "unet", None) is None:
-        raise ModelError(f"{type(pipe).__name__}: is no pipeline with a UNet; give a Stable Diffusion pipeline")
+    check_unet(pipe)
     engine = Engine(pipe.unet, plan)
     pipe.__class__ = subclass(type(pipe), partial(_generation, engine), **{MARK: engine})
     return Handle(pipe, engine)
+
+
+def check_unet(pipe: Any) -> None:
+    """ModelError unless this is a pipeline whose UNet is of the class that Stable Diffusion's are of."""
+    name = type(pipe).__name__
+    if not isinstance(pipe, DiffusionPipeline):
+        raise ModelError(f"{name}: is no diffusers pipeline; give a Stable Diffusion pipeline")
+    if (unet := getattr(pipe, "unet", None)) is None:
+        why = " (it has a transformer, and DiTs are not supported)" if getattr(pipe, "transformer", None) else ""
+        raise ModelError(f"{name}: is no pipeline with a UNet{why}; give a Stable Diffusion 1.x, 2.x or SDXL pipeline")
+    check_class(f"{name}: its UNet", unet)
+
+
+def check_class(what: str, unet: Any) -> None:
+    """ModelError unless `what` is a UNet2DConditionModel."""
+    if not isinstance(inner := unwrap_module(unet), UNet2DConditionModel):
+        kind = type(inner).__name__
+        raise ModelError(f"{what} is a {kind}; only UNet2DConditionModel, as Stable Diffusion has it, is supported")
 
 
 def detach(pipe: DiffusionPipeline) -> None:

@@ -56,7 +56,7 @@ def measure(entrants: Sequence[Entrant], protocol: Protocol) -> Measurement:
     unlike = [contestant for contestant in contestants if contestant.entrant in alone.values()]
     profiles = {one.entrant.body: _profile(one, memories.get(one.entrant.body)) for one in unlike}
     single = [contestant for contestant in unlike if contestant.entrant.switch is None]
-    calls = _time(single, protocol, "UNet calls", lambda one, images: one.unet_call(images * protocol.rows))
+    calls = _time(single, protocol, "UNet calls", lambda one, images: one.unet_call(images))
     return Measurement(
         tuple(entrants),
         protocol,
@@ -80,7 +80,7 @@ def _profile(contestant: Contestant, known: Memory | None) -> Profile:
     scheduler, unets = getattr(contestant.pipe, "scheduler", None), switched(contestant.pipe)
     return Profile(
         {name: sum(weight.numel() for weight in part.parameters()) for name, part in contestant.components.items()},
-        {} if unets else block_seconds(contestant, contestant.protocol.rows),
+        {} if unets else block_seconds(contestant),
         known or memory.measure(contestant),
         count_image(contestant) if contestant.entrant.draws else None,
         type(scheduler).__name__ if scheduler else "",

@@ -15,6 +15,7 @@ from asdm_cli.measure.memory import HOW
 from asdm_cli.measure.plan_tables import plan_tables
 from asdm_cli.measure.trajectory import Count
 from asdm_cli.report.document import Bars, Cell, Column, Interval, Report, Table
+from asdm_cli.unet.cost import rows
 
 Row = dict[str, Cell | Interval]
 
@@ -39,7 +40,7 @@ def report(measured: Measurement) -> Report:
             _throughput(measured),
             _components(measured),
             *_blocks(measured),
-            *plan_tables(measured.entrants, measured.plan_times, measured.protocol.rows, CARD),
+            *plan_tables(measured.entrants, measured.plan_times, measured.protocol.guidance, CARD),
         ],
         cards={CARD: _card(measured)},
     )
@@ -72,16 +73,22 @@ def _overview(measured: Measurement) -> Table:
         Column("weights_mb", "weights (MB)", "lower", 1),
         Column("peak_memory_mb", "peak memory (MB)", "lower", 1),
     ]
-    rows = measured.protocol.rows
+    guidance = measured.protocol.guidance
     note = (
         "MACs of a UNet call are those of one latent; its latency is that of one image, "
-        f"{rows} latent{'s' if rows > 1 else ''} at guidance {measured.protocol.guidance:g}. "
+        f"{_latents(measured)} latents at guidance {guidance:g}. "
         "Peak memory is that of an image where images are timed, else of a UNet call."
     )
     if any(entrant.switch for entrant in measured.entrants):
         note += " Where several UNets take turns, parameters are those of all; their calls are not alike: see images."
     shown = [column for column in columns if image or not column.key.startswith("image_")]
     return Table("Cost", shown, [_overview_row(measured, entrant) for entrant in measured.entrants], note, CARD)
+
+
+def _latents(measured: Measurement) -> str:
+    """In the UNet call of an image; contestants may differ in it."""
+    counts = {rows(entrant.config, measured.protocol.guidance) for entrant in measured.entrants}
+    return " or ".join(map(str, sorted(counts)))
 
 
 def _overview_row(measured: Measurement, entrant: Entrant) -> Row:
@@ -261,7 +268,7 @@ def _card(measured: Measurement) -> Card:
         "dtype": str(protocol.dtype).removeprefix("torch."),
         "size_px": protocol.size or "each model's own",
         "guidance": protocol.guidance,
-        "latents_per_image_in_a_unet_call": protocol.rows,
+        "latents_per_image_in_a_unet_call": _latents(measured),
         "contestants": [_described(measured, entrant) for entrant in measured.entrants],
         "batches": ", ".join(map(str, protocol.batches)),
         "rounds": protocol.repeats,

@@ -22,9 +22,9 @@ def block_modules(config: dict[str, object]) -> dict[str, str]:
     return {node.address: node.modules[0] for node in Anatomy.of(config).nodes if node.kind == "block"}
 
 
-def block_seconds(contestant: Contestant, rows: int, passes: int = PASSES) -> dict[str, float]:
-    """Median seconds per block of one UNet call on `rows` latents, and of what lies outside the blocks."""
-    call = contestant.unet_call(rows)
+def block_seconds(contestant: Contestant, passes: int = PASSES) -> dict[str, float]:
+    """Median seconds per block of the UNet call of one image, and of what lies outside the blocks."""
+    call = contestant.unet_call(1)
     taken: dict[str, list[float]] = defaultdict(list)
     with blame(contestant.name, "profiling its blocks"):
         for _ in range(passes):

@@ -17,7 +17,8 @@ from asdm_cli.errors import AsdmError, RunError
 from asdm_cli.inheritance.course import Nodes
 from asdm_cli.inheritance.engine import Engine
 from asdm_cli.inheritance.pipelines import attach
-from asdm_cli.models.load import load_pipeline, load_unet, random_unet, set_sampler
+from asdm_cli.models.load import load_pipeline, load_unet, random_unet
+from asdm_cli.models.schedulers import set_sampler
 from asdm_cli.models.source import ModelDirectory
 from asdm_cli.recipe.switching import Switch
 from asdm_cli.switching.inheriting import inherit
@@ -39,11 +40,6 @@ class Protocol:
     guidance: float
     sampler: str
     size: int | None
-
-    @property
-    def rows(self) -> int:
-        """UNet rows per image: with guidance the UNet runs on a text and on the empty text."""
-        return 2 if self.guidance > 1 else 1
 
 
 @dataclass(frozen=True)
@@ -97,10 +93,15 @@ class Contestant:
         """Every network that is in memory for this contestant, by its pipeline's names."""
         return networks(self.pipe) if self.pipe is not None else {"unet": self.unet}
 
-    def unet_call(self, rows: int) -> Callable[[], None]:
-        """One UNet call on `rows` latents of noise."""
-        entrant, place = self.entrant, (self.protocol.device, self.protocol.dtype)
-        inputs = cost.inputs(entrant.config, rows, entrant.latent[1:], entrant.tokens, *place)
+    def unet_inputs(self, images: int) -> dict[str, Any]:
+        """Arguments of the UNet call of so many images, on latents of noise."""
+        entrant, protocol = self.entrant, self.protocol
+        rows = images * cost.rows(entrant.config, protocol.guidance)
+        return cost.inputs(entrant.config, rows, entrant.latent[1:], entrant.tokens, protocol.device, protocol.dtype)
+
+    def unet_call(self, images: int) -> Callable[[], None]:
+        """The UNet call of so many images."""
+        inputs = self.unet_inputs(images)
 
         @torch.inference_mode()
         def call() -> None:

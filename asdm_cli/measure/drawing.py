@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from diffusers import AutoencoderKL
@@ -19,12 +17,10 @@ from asdm_cli.measure.contestants import image_call, networks
 from asdm_cli.measure.generate import ROWS, pictures
 from asdm_cli.measure.pictures import PictureSet, read, to_picture
 from asdm_cli.measure.trajectory import count
-from asdm_cli.models.load import load_pipeline, set_sampler
+from asdm_cli.models.load import load_pipeline
+from asdm_cli.models.schedulers import set_sampler
 from asdm_cli.models.source import ModelDirectory
 from asdm_cli.progress import track
-from asdm_cli.switching.inheriting import engines
-from asdm_cli.switching.pipelines import switched
-from asdm_cli.unet.cost import macs
 
 
 @dataclass(frozen=True)
@@ -79,25 +75,11 @@ def draw(
     return track(drawn, f"drawing with {name}", len(wanted))
 
 
-def unet_calls(pipe: DiffusionPipeline, steps: int) -> int:
-    """UNet calls of one picture: samplers of second order make more than `steps`."""
-    scheduler: Any = copy.deepcopy(pipe.scheduler)
-    scheduler.set_timesteps(steps)
-    return len(scheduler.timesteps)
-
-
-def unet_macs(pipe: Any, style: Style) -> int:
-    """Multiply-accumulates of the UNet in one picture, with both halves of guidance.
-
-    Of a model that inherits, or whose UNets take turns, they are counted while it draws one.
-    """
-    if engines(pipe) or switched(pipe):
-        drawn = count("the model", networks(pipe), image_call(pipe, 1, style.steps, style.guidance, style.size))
-        return drawn.components["unet"].total
-    rows = 2 if style.guidance > 1 else 1
-    latent = style.size // pipe.vae_scale_factor
-    call = macs(dict(pipe.unet.config), batch=rows, size=latent, tokens=pipe.tokenizer.model_max_length)
-    return call.total * unet_calls(pipe, style.steps)
+def unet_macs(name: str, pipe: DiffusionPipeline, style: Style) -> int:
+    """Multiply-accumulates of the UNet in one picture, counted while it is drawn: how often it is called, and on how
+    many latents, is the sampler's and the pipeline's own affair."""
+    drawn = count(name, networks(pipe), image_call(pipe, 1, style.steps, style.guidance, style.size))
+    return drawn.components["unet"].total
 
 
 def keep_real(source: Iterable[Image.Image], target: PictureSet, size: int) -> None:

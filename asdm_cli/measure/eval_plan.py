@@ -10,8 +10,10 @@ from asdm_cli.measure.features import require
 from asdm_cli.measure.probe import Probe, read_probe
 from asdm_cli.measure.prompts import PromptList, read_prompts
 from asdm_cli.measure.scores import TARGETS
+from asdm_cli.models.checked import check_drawing
 from asdm_cli.models.load import PIPELINES
 from asdm_cli.models.parts import check_clip, check_parts
+from asdm_cli.models.schedulers import planned_scheduler
 from asdm_cli.models.source import ModelDirectory, find
 from asdm_cli.models.switched import checked_switch, run_time_plans
 from asdm_cli.recipe.verbs import EvalContestant, EvalRecipe
@@ -102,8 +104,13 @@ def _entrant(contestant: EvalContestant, recipe: EvalRecipe) -> Entrant:
         kinds = " or ".join(PIPELINES)
         raise ModelError(f"{directory.path}: contestant {contestant.name!r} must be a whole {kinds} to draw pictures")
     run_time_plans(directory, checked_switch(directory))  # what it carries must fit
+    check_drawing(directory)
     check_parts(directory)
     steps, guidance = contestant.steps or recipe.steps, contestant.guidance or recipe.guidance
+    try:
+        planned_scheduler(directory, recipe.sampler, steps)
+    except ModelError as error:
+        raise ModelError(f"contestant {contestant.name!r}: {error}") from None
     return Entrant(contestant.name, directory, steps, guidance)
 
 

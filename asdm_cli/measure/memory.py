@@ -65,10 +65,8 @@ def build_and_measure(entrant: Entrant, protocol: Protocol) -> Memory:
 def measure(contestant: Contestant) -> Memory:
     """One whole image of few steps where the contestant draws, else one UNet call of one image."""
     entrant, protocol = contestant.entrant, contestant.protocol
-    if entrant.draws:
-        work = contestant.image_call(1, steps=min(entrant.steps, FEW_STEPS))
-    else:
-        work = contestant.unet_call(protocol.rows)
+    few = min(entrant.steps, FEW_STEPS)
+    work = contestant.image_call(1, steps=few) if entrant.draws else contestant.unet_call(1)
     weights = weight_bytes(contestant)
     with blame(entrant.name, "running once to measure its memory"):
         return Memory(weights, weights + growth(work, protocol.device))

@@ -10,13 +10,13 @@ from asdm_cli.measure.contestants import Entrant, first_of_one
 from asdm_cli.measure.latency import quartiles
 from asdm_cli.measure.plan_times import FULL, CallTimes, PlanTimes, pattern_macs, patterns
 from asdm_cli.report.document import Cell, Column, Interval, Table
-from asdm_cli.unet.cost import Macs
+from asdm_cli.unet.cost import Macs, rows
 
 Row = dict[str, Cell | Interval]
 NAME = Column("name", "contestant")
 
 
-def plan_tables(entrants: Sequence[Entrant], times: PlanTimes, rows: int, card: str) -> list[Table]:
+def plan_tables(entrants: Sequence[Entrant], times: PlanTimes, guidance: float, card: str) -> list[Table]:
     """Nothing where no contestant inherits."""
     inheriting = [entrant for entrant in entrants if entrant.nodes and entrant.name in times]
     if not inheriting:
@@ -27,7 +27,7 @@ def plan_tables(entrants: Sequence[Entrant], times: PlanTimes, rows: int, card: 
     calls = [
         row for entrant in inheriting for row in _call_rows(entrant, macs[entrant.name], times[entrant.name], plain)
     ]
-    whole = [_whole_row(entrant, macs[entrant.name], times[entrant.name], plain, rows) for entrant in inheriting]
+    whole = [_whole_row(entrant, macs[entrant.name], times[entrant.name], plain, guidance) for entrant in inheriting]
     return [_calls_table(calls, card), _whole_table([row for row in whole if row], against.name, card)]
 
 
@@ -56,7 +56,7 @@ def _call_rows(entrant: Entrant, macs: Mapping[Resting, Macs], times: CallTimes,
 
 
 def _whole_row(
-    entrant: Entrant, macs: Mapping[Resting, Macs], times: CallTimes, plain: list[float], rows: int
+    entrant: Entrant, macs: Mapping[Resting, Macs], times: CallTimes, plain: list[float], guidance: float
 ) -> Row | None:
     assert entrant.nodes is not None, "asked for only where there is a plan"
     counts = patterns(entrant.nodes, entrant.calls)
@@ -69,7 +69,7 @@ def _whole_row(
     return {
         "name": entrant.name,
         "full_calls": f"{counts[FULL]}/{calls}",
-        "macs_g": share * calls * rows * entrant.macs.total / 1e9,
+        "macs_g": share * calls * rows(entrant.config, guidance) * entrant.macs.total / 1e9,
         "saved_macs_pct": 100 * (1 - share),
         "saved_plain_macs_pct": 100 * (1 - without),
         "saved_time_pct": 100 * (1 - time_share),

@@ -11,7 +11,7 @@ import torch
 
 from asdm_cli.inheritance.course import Nodes, Resting
 from asdm_cli.inheritance.engine import Engine
-from asdm_cli.measure.contestants import Contestant, Entrant, Protocol, blame, first_of_one
+from asdm_cli.measure.contestants import Contestant, Protocol, blame, first_of_one
 from asdm_cli.measure.latency import stopwatch, turns
 from asdm_cli.progress import track
 from asdm_cli.unet.cost import Macs, inputs, macs_of, meta_unet
@@ -69,7 +69,7 @@ def time_plans(contestants: Sequence[Contestant], protocol: Protocol) -> PlanTim
 
 
 def _one_round(one: Contestant, protocol: Protocol) -> dict[Resting, float]:
-    seconds, call = stopwatch(protocol.device), _call(one, protocol)
+    seconds, call = stopwatch(protocol.device), _call(one)
     if one.engine is None:
         return {FULL: seconds(call)}
     course = one.engine.nodes.course(one.entrant.calls).digest()
@@ -77,11 +77,9 @@ def _one_round(one: Contestant, protocol: Protocol) -> dict[Resting, float]:
         return {course.resting(number): seconds(call) for number in range(course.calls)}
 
 
-def _call(one: Contestant, protocol: Protocol) -> Any:
+def _call(one: Contestant) -> Any:
     """Like `Contestant.unet_call`, but as pipelines call: their tensors are no inference tensors."""
-    entrant: Entrant = one.entrant
-    place = (protocol.device, protocol.dtype)
-    arguments = inputs(entrant.config, protocol.rows, entrant.latent[1:], entrant.tokens, *place)
+    arguments = one.unet_inputs(1)
 
     @torch.no_grad()
     def call() -> None:

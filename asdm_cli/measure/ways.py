@@ -12,7 +12,7 @@ from pathlib import Path
 from accelerate import PartialState
 from diffusers.pipelines.pipeline_utils import DiffusionPipeline
 
-from asdm_cli.errors import RunError
+from asdm_cli.errors import ModelError, RunError
 from asdm_cli.measure.cards import Card, versions
 from asdm_cli.measure.drawing import Share, Style
 from asdm_cli.measure.eval_plan import EvalPlan, make_plan
@@ -25,6 +25,7 @@ from asdm_cli.measure.processes import place
 from asdm_cli.measure.scores import Figures, Judge, columns
 from asdm_cli.measure.ways_report import CONVERGED, Measured
 from asdm_cli.models.origin import Origin, claim
+from asdm_cli.models.schedulers import planned_scheduler
 from asdm_cli.progress import track
 from asdm_cli.recipe.switching import Switching
 from asdm_cli.recipe.verbs import Comparing, Drawing, EvalContestant, EvalRecipe
@@ -87,7 +88,13 @@ class Studio:
 def evaluation(recipe: Comparing, name: str, model: str) -> EvalPlan:
     """The prompts and metrics of a recipe, and the model that all is compared with. Raises ModelError."""
     settings = {key: getattr(recipe, key) for key in Drawing.model_fields if key != "verb"}
-    return make_plan(EvalRecipe(verb="eval", models=[EvalContestant(name=name, model=model)], **settings))
+    plan = make_plan(EvalRecipe(verb="eval", models=[EvalContestant(name=name, model=model)], **settings))
+    try:
+        for near in solution(recipe):
+            planned_scheduler(plan.entrants[0].directory, near.sampler, near.steps)
+    except ModelError as error:
+        raise ModelError(f"converged: {error}") from None
+    return plan
 
 
 def fewer(recipe: Comparing, rules: Switching | None = None) -> list[Player]:

@@ -15,7 +15,7 @@ from asdm_cli.report.document import Cell, Column, Interval, Report, Table
 from asdm_cli.report.run_directory import Run
 from asdm_cli.unet.assembly import Choice, Part, Place
 from asdm_cli.unet.checkpoint import Checkpoint, require
-from asdm_cli.unet.cost import OUTSIDE, Macs, latent_size, macs, parameters, shapes
+from asdm_cli.unet.cost import OUTSIDE, Macs, change, counted, latent_size, parameters, shapes
 
 RESUMABLE = True
 
@@ -30,12 +30,11 @@ class Plan:
 
     def report(self) -> Report:
         made, (before, after) = self.made, self.parameters
-        cost = [whole.total for whole in self.macs]
         names = list(made.taken)
         whole = sum(after.values())
         summary = (
             f"UNet of {', '.join(names)}: {whole / 1e6:.2f} M parameters ({whole / sum(before.values()) - 1:+.1%} "
-            f"beside {made.first.name}), {cost[1] / 1e9:.2f} GMACs a call ({cost[1] / cost[0] - 1:+.1%}). "
+            f"beside {made.first.name}), {change(self.macs)}. "
             f"{takes(made.size, made.carried)}"
         )
         if len(made.formats) > 1:
@@ -55,9 +54,10 @@ class Plan:
         return parameters(self.made.first.config), parameters(self.made.assembly.config)
 
     @cached_property
-    def macs(self) -> tuple[Macs, Macs]:
-        tokens = self.made.first.directory.tokens
-        return macs(self.made.first.config, tokens=tokens), macs(self.made.assembly.config, tokens=tokens)
+    def macs(self) -> tuple[Macs, ...] | None:
+        """Of a call of each of the two, where it is known what the UNets are called with."""
+        made = self.made
+        return counted(made.first.config, made.assembly.config, tokens=made.first.directory.tokens)
 
 
 def plan(recipe: AssembleRecipe) -> Plan | explore.Plan:
@@ -124,7 +124,7 @@ def _donor(part: Part) -> str:
 
 def _blocks(plan: Plan) -> Table:
     assembly, after = plan.made.assembly, plan.parameters[1]
-    cost = plan.macs[1].blocks
+    cost = plan.macs[1] if plan.macs else None
     layers = {block.address: len(block.layers) for block in assembly.result.blocks}
     owners: dict[str, dict[str, None]] = {}
     for block in assembly.result.blocks:
@@ -137,18 +137,18 @@ def _blocks(plan: Plan) -> Table:
             "source": ", ".join(owners[address]),
             "layers": layers.get(address),
             "params_m": count / 1e6,
-            "macs_g": cost[address] / 1e9,
+            "macs_g": cost.blocks[address] / 1e9 if cost else None,
         }
         for address, count in after.items()
     ]
     whole: Row = {"block": "all", "source": "", "layers": sum(layers.values())}
-    whole |= {"params_m": sum(after.values()) / 1e6, "macs_g": plan.macs[1].total / 1e9}
+    whole |= {"params_m": sum(after.values()) / 1e6, "macs_g": cost.total / 1e9 if cost else None}
     columns = [
         Column("block", "Block"),
         Column("source", "comes from"),
         Column("layers", "Layers"),
         Column("params_m", "Parameters (M)"),
-        Column("macs_g", "GMACs"),
+        *([Column("macs_g", "GMACs")] if cost else []),
     ]
     return Table("Blocks", columns, [*rows, whole], card="macs", total=True)
 

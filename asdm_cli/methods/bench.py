@@ -15,8 +15,10 @@ from asdm_cli.measure.contestants import Entrant, Protocol, bodies
 from asdm_cli.measure.memory import HOW
 from asdm_cli.methods.carried import nodes, parameters
 from asdm_cli.methods.condconv import expansion_of
-from asdm_cli.models.load import PIPELINES, device_and_dtype, unet_calls
+from asdm_cli.models.checked import check_drawing
+from asdm_cli.models.load import PIPELINES, device_and_dtype
 from asdm_cli.models.parts import check_parts
+from asdm_cli.models.schedulers import SCHEDULER, unet_calls
 from asdm_cli.models.source import ModelDirectory, find
 from asdm_cli.models.switched import checked_switch
 from asdm_cli.recipe.public import without_place
@@ -102,6 +104,7 @@ def _entrant(contestant: Contestant, recipe: BenchRecipe) -> Entrant:
     latent = _latent(contestant.name, config, recipe.size, factor)
     steps = contestant.steps or recipe.steps
     draws = recipe.images and directory is not None and directory.is_pipeline
+    scheduled = directory is not None and (draws or SCHEDULER in directory.components)
     switch = checked_switch(directory) if directory else None
     if directory and draws:
         check_parts(directory)
@@ -125,7 +128,7 @@ def _entrant(contestant: Contestant, recipe: BenchRecipe) -> Entrant:
         draws=draws,
         nodes=nodes(contestant, config, directory, switch),
         switch=switch,
-        calls=unet_calls(directory, recipe.sampler, steps) if directory and directory.is_pipeline else steps,
+        calls=unet_calls(directory, recipe.sampler, steps) if directory and scheduled else steps,
     )
 
 
@@ -162,8 +165,10 @@ def _surroundings(directory: ModelDirectory | None) -> tuple[int, int]:
     """Pixels per latent, and text tokens, of the pipeline around the UNet; those of SD where there is none."""
     if directory is None or not directory.is_pipeline:
         return SD_FACTOR, SD_TOKENS
+    if "vae" not in directory.components:
+        return SD_FACTOR, directory.tokens
     stages = len(directory.config("vae").get("block_out_channels", ()))
-    return 2 ** (stages - 1), directory.config("text_encoder").get("max_position_embeddings", SD_TOKENS)
+    return 2 ** (stages - 1), directory.tokens
 
 
 def _latent(name: str, config: Config, size: int | None, factor: int) -> tuple[int, int, int]:
@@ -180,6 +185,7 @@ def _check_drawable(directory: ModelDirectory, name: str, recipe: BenchRecipe, d
     if kind not in PIPELINES:
         way = "use one of those, or measure UNet calls only (images: false)"
         raise ModelError(f"contestant {name!r}: is a {kind}; images are timed with {' or '.join(PIPELINES)}; {way}")
+    check_drawing(directory)
     if recipe.size is not None and recipe.size % MAKER_STEP:
         raise ModelError(f"contestant {name!r}: draws multiples of {MAKER_STEP} pixels only; round size {recipe.size}")
 

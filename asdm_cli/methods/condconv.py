@@ -21,7 +21,7 @@ from asdm_cli.report.document import Cell, Column, Interval, Report, Table
 from asdm_cli.report.run_directory import Run
 from asdm_cli.unet.anatomy import Anatomy
 from asdm_cli.unet.checkpoint import Checkpoint, Entry, open_checkpoint, require
-from asdm_cli.unet.cost import Macs, latent_size, macs, parameters, shapes
+from asdm_cli.unet.cost import Macs, change, counted, latent_size, parameters, shapes
 from asdm_cli.unet.expansion import Expansion, expand
 
 RESUMABLE = False
@@ -47,12 +47,11 @@ class Plan:
 
     def report(self) -> Report:
         counts = [sum(parameters(config).values()) for config in self.configs]
-        cost = [whole.total for whole in self.macs]
         spec = self.expansion.spec
         summary = (
             f"UNet of {self.source.name}: {len(self.expansion.siblings)} convolutions of {spec.experts} experts, "
             f"{counts[0] / 1e6:.2f} M → {counts[1] / 1e6:.2f} M parameters ({counts[1] / counts[0] - 1:+.1%}), "
-            f"{cost[0] / 1e9:.2f} → {cost[1] / 1e9:.2f} GMACs a call with guidance ({cost[1] / cost[0] - 1:+.1%}). "
+            f"{change(self.macs, 'a call with guidance')}. "
             f"{takes(self.checkpoint.size * counts[1] // counts[0], carried_size(self.source, {'unet'}))}"
         )
         card: dict[str, Cell | list[str]] = {
@@ -70,9 +69,9 @@ class Plan:
         return self.source.config("unet"), self.expansion.config
 
     @cached_property
-    def macs(self) -> tuple[Macs, Macs]:
-        before, after = (macs(config, batch=ROWS, tokens=self.source.tokens) for config in self.configs)
-        return before, after
+    def macs(self) -> tuple[Macs, ...] | None:
+        """Of a call before and after, where it is known what the UNet is called with."""
+        return counted(*self.configs, batch=ROWS, tokens=self.source.tokens)
 
     @property
     def start(self) -> Start:

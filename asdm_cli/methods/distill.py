@@ -12,7 +12,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import diffusers
 import torch
 from accelerate import PartialState
 from safetensors.torch import save_file
@@ -30,6 +29,7 @@ from asdm_cli.measure.routing_report import routing_parts
 from asdm_cli.models.load import in_own_memory, load_pipeline, load_unet
 from asdm_cli.models.origin import Origin, claim_or_refuse, made_from
 from asdm_cli.models.provenance import record
+from asdm_cli.models.schedulers import training_scheduler
 from asdm_cli.models.write import assemble_directory, write_config
 from asdm_cli.recipe.reads import reads
 from asdm_cli.recipe.verbs.distill import DistillRecipe
@@ -99,7 +99,8 @@ def _share(state: PartialState) -> Share:
 
 def _task(plan: DistillPlan, samples: Encoded, state: PartialState, folder: Path) -> Distillation:
     recipe, device = plan.recipe, state.device
-    task = Distillation(samples, _scheduler(plan), list(plan.rows), recipe.text_dropout, recipe.data.flip)
+    scheduler = training_scheduler(plan.host)
+    task = Distillation(samples, scheduler, list(plan.rows), recipe.text_dropout, recipe.data.flip)
     task.device, task.precise = device, _precise(plan, device)
     if plan.held_out:
         task.held_out = _dataset(plan, held_out=True).open(device, _share(state))
@@ -109,13 +110,6 @@ def _task(plan: DistillPlan, samples: Encoded, state: PartialState, folder: Path
         pipe = load_pipeline(plan.host, device, torch.float32, with_unet=False)
         task.on_validation = partial(_draw, pipe, plan, folder)
     return task
-
-
-def _scheduler(plan: DistillPlan) -> Any:
-    """Adds noise as the model's own sampler takes it away."""
-    kind = getattr(diffusers, str(plan.host.index["scheduler"][1]))
-    own = kind.from_config(plan.host.config("scheduler"))
-    return diffusers.DDIMScheduler.from_config(own.config)
 
 
 def _precise(plan: DistillPlan, device: torch.device) -> Callable[[], AbstractContextManager[Any]]:

@@ -109,7 +109,7 @@ def _card(plan: EvalPlan, entrant: Entrant, style: Style) -> Card:
 
 
 def _draw_share(plan: EvalPlan, entrant: Entrant, style: Style, target: PictureSet, share: Share) -> Drawn:
-    """Draw this process's missing pictures; the first process also looks at how experts are used."""
+    """Draw this process's missing pictures; the first process also counts, and looks at how experts are used."""
     pipe = painter(entrant.directory, style)
     wanted = target.missing(share.of(range(plan.count), style.batch))
     for index, picture in draw(entrant.name, pipe, plan.prompts.prompts, wanted, style):
@@ -118,7 +118,7 @@ def _draw_share(plan: EvalPlan, entrant: Entrant, style: Style, target: PictureS
     if share.rank == 0 and has_experts(pipe):
         shown = plan.prompts.prompts[: plan.recipe.grid]
         routing, _ = observe(pipe, shown, style.steps, style.guidance, style.size, style.seed)
-    return Drawn(unet_macs(pipe, style), routing)
+    return Drawn(unet_macs(entrant.name, pipe, style) if share.rank == 0 else 0, routing)
 
 
 def _check_whole(sets: dict[str, PictureSet]) -> None:

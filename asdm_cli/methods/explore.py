@@ -30,8 +30,9 @@ from asdm_cli.measure.processes import place, processes
 from asdm_cli.measure.scores import columns
 from asdm_cli.methods.combinations import Costs, distinct, first_donor, over, sort
 from asdm_cli.models.donors import Donor, write
-from asdm_cli.models.load import load_pipeline, set_sampler
+from asdm_cli.models.load import load_pipeline
 from asdm_cli.models.origin import Origin, claim, stamps
+from asdm_cli.models.schedulers import set_sampler
 from asdm_cli.models.write import takes
 from asdm_cli.progress import track
 from asdm_cli.recipe.verbs import AssembleRecipe, EvalContestant, EvalRecipe
@@ -39,6 +40,7 @@ from asdm_cli.recipe.verbs.assemble import Explore
 from asdm_cli.recipe.verbs.drawing import Pictures
 from asdm_cli.report.document import Cell, Column, Interval, Report, Table
 from asdm_cli.report.run_directory import Run
+from asdm_cli.unet.cost import rows
 
 TIMES, MODELS = "times.json", "models"
 
@@ -56,8 +58,9 @@ class Plan:
 
     @property
     def timing(self) -> Timing:
-        rows, tokens = 2 if self.recipe.guidance > 1 else 1, self.first.made.first.directory.tokens
-        return Timing(rows, _latent(self.eval), tokens, self.recipe.repeats, self.recipe.warmups)
+        donor = self.first.made.first
+        count = rows(donor.config, self.recipe.guidance)
+        return Timing(count, _latent(self.eval), donor.directory.tokens, self.recipe.repeats, self.recipe.warmups)
 
     def report(self) -> Report:
         rows: list[dict[str, Cell | Interval]] = [

@@ -9,6 +9,7 @@ from typing import Any
 from asdm_cli.errors import AsdmError, ModelError
 from asdm_cli.inheritance.course import Nodes
 from asdm_cli.models.checked import check_unet
+from asdm_cli.models.schedulers import SCHEDULER, own_scheduler, unlike_noise
 from asdm_cli.models.source import ModelDirectory, find
 from asdm_cli.models.switched import UNET, one_unet, run_time_plans
 from asdm_cli.recipe.plans import Rules
@@ -21,10 +22,11 @@ from asdm_cli.unet.anatomy import Anatomy
 from asdm_cli.unet.settings import unlike_inputs
 
 SHARED = {
-    "scheduler": ("prediction_type", "beta_start", "beta_end", "beta_schedule", "num_train_timesteps"),
+    "scheduler": ("prediction_type",),
     "vae": ("latent_channels", "block_out_channels", "scaling_factor"),
 }
-"""Settings of other components that a UNet was trained for: with others, it answers another question."""
+"""Settings of other components that a UNet was trained for, besides the noise: with others, it answers another
+question."""
 
 
 @dataclass(frozen=True)
@@ -72,7 +74,8 @@ def _member(asked: OneUNet) -> Member:
 def _unlike_surroundings(found: Mapping[str, Member]) -> list[str]:
     """Of members that are whole pipelines."""
     (first, leading), *others = found.items()
-    faults = []
+    whole = {name: each.directory for name, each in found.items() if SCHEDULER in each.directory.components}
+    faults = [f"unets: {each}" for each in unlike_noise({name: own_scheduler(each) for name, each in whole.items()})]
     for component, keys in SHARED.items():
         own = leading.directory.config(component) if component in leading.directory.components else {}
         for name, member in others:

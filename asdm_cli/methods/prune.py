@@ -17,7 +17,7 @@ from asdm_cli.report.document import Cell, Column, Interval, Report, Table
 from asdm_cli.report.run_directory import Run
 from asdm_cli.unet.anatomy import Anatomy
 from asdm_cli.unet.checkpoint import Checkpoint, Entry, require
-from asdm_cli.unet.cost import OUTSIDE, Macs, latent_size, macs, parameters, shapes
+from asdm_cli.unet.cost import OUTSIDE, Macs, change, counted, latent_size, parameters, shapes
 from asdm_cli.unet.surgery import Surgery, remove
 
 RESUMABLE = False
@@ -43,12 +43,11 @@ class Plan:
 
     def report(self) -> Report:
         before, after = (sum(counts.values()) for counts in self.parameters)
-        cost = [whole.total for whole in self.macs]
         new = sum(entry.size for entry in self.tensors.values())
         summary = (
             f"UNet of {self.source.name}: {before / 1e6:.2f} M → {after / 1e6:.2f} M parameters "
-            f"({after / before - 1:+.1%}), {cost[0] / 1e9:.2f} → {cost[1] / 1e9:.2f} GMACs a call "
-            f"({cost[1] / cost[0] - 1:+.1%}). {takes(new, carried_size(self.source, {'unet'}))}"
+            f"({after / before - 1:+.1%}), {change(self.macs)}. "
+            f"{takes(new, carried_size(self.source, {'unet'}))}"
         )
         parts: list[Table] = [_blocks(self), _removed(self), *_renumbered(self)]
         return Report("prune", f"Pruning {self.source.name}", summary, [*parts], {"macs": _card(self)})
@@ -64,9 +63,9 @@ class Plan:
         return before, after
 
     @cached_property
-    def macs(self) -> tuple[Macs, Macs]:
-        before, after = (macs(config, tokens=self.source.tokens) for config in self.configs)
-        return before, after
+    def macs(self) -> tuple[Macs, ...] | None:
+        """Of a call before and after, where it is known what the UNet is called with."""
+        return counted(*self.configs, tokens=self.source.tokens)
 
 
 def plan(recipe: PruneRecipe) -> Plan:
@@ -106,7 +105,7 @@ def _card(plan: Plan) -> dict[str, Cell | list[str]]:
 
 def _blocks(plan: Plan) -> Table:
     before, after = plan.parameters
-    cost_before, cost_after = (whole.blocks for whole in plan.macs)
+    costs = [whole.blocks for whole in plan.macs or ()]
     becomes = _new_blocks(plan.surgery)
     layers = [{block.address: len(block.layers) for block in tree.blocks} for tree in _trees(plan)]
     rows: list[Row] = []
@@ -120,10 +119,10 @@ def _blocks(plan: Plan) -> Table:
                 "layers_after": layers[1].get(new, None if address == OUTSIDE else 0),
                 "params_before_m": before[address] / 1e6,
                 "params_after_m": after.get(new, 0) / 1e6,
-                "macs_before_g": cost_before[address] / 1e9,
-                "macs_after_g": cost_after.get(new, 0) / 1e9,
             }
         )
+        if costs:
+            rows[-1] |= {"macs_before_g": costs[0][address] / 1e9, "macs_after_g": costs[1].get(new, 0) / 1e9}
     columns = [
         Column("block", "Block"),
         Column("becomes", "Becomes"),
@@ -131,8 +130,7 @@ def _blocks(plan: Plan) -> Table:
         Column("layers_after", "after"),
         Column("params_before_m", "Parameters before (M)"),
         Column("params_after_m", "after (M)"),
-        Column("macs_before_g", "GMACs before"),
-        Column("macs_after_g", "after"),
+        *([Column("macs_before_g", "GMACs before"), Column("macs_after_g", "after")] if costs else []),
     ]
     return Table("Blocks before and after", columns, [*rows, _total(rows)], card="macs", total=True)
 

@@ -17,8 +17,9 @@ from asdm_cli.measure.switch_report import FIRST, HAND, LAST, ONE, ORDERS, switc
 from asdm_cli.measure.switch_search import PICTURES, SEARCHED, Chosen, Prompts, name_of, search
 from asdm_cli.measure.ways import Studio, card_of, evaluation, fewer, measure, same_names, solution, style_of
 from asdm_cli.methods.members import Member, members, members_table
-from asdm_cli.models.load import load_pipeline, planned_scheduler, take_turns
+from asdm_cli.models.load import load_pipeline, take_turns
 from asdm_cli.models.origin import stamps
+from asdm_cli.models.schedulers import planned_scheduler
 from asdm_cli.models.switched import unet_files, write_switched
 from asdm_cli.models.write import carried_size, takes
 from asdm_cli.recipe.load import dump_given

@@ -113,8 +113,12 @@ def _origin(donor: Donor) -> dict[str, Any]:
 
 
 def unlike_pipelines(models: Mapping[str, ModelDirectory]) -> list[str]:
-    """In words: what VAE, text encoder and scheduler say that is not the same in all of them."""
-    faults = []
+    """In words: what VAE, text encoder and scheduler say that is not the same in all of them. Raises ModelError where
+    no scheduler can be made."""
+    from asdm_cli.models.schedulers import own_scheduler, unlike_noise  # their noise is computed: that takes torch
+
+    whole = {name: each for name, each in models.items() if "scheduler" in each.components}
+    faults = unlike_noise({name: own_scheduler(each) for name, each in whole.items()})
     for component, key, default in AROUND:
         values = {
             name: model.config(component).get(key, default)

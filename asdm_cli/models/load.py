@@ -11,24 +11,16 @@ from typing import Any, TypeVar
 import diffusers
 import torch
 import transformers
-from diffusers import (
-    DDIMScheduler,
-    DPMSolverMultistepScheduler,
-    EulerDiscreteScheduler,
-    HeunDiscreteScheduler,
-    PNDMScheduler,
-    StableDiffusionPipeline,
-    StableDiffusionXLPipeline,
-    UNet2DConditionModel,
-    UniPCMultistepScheduler,
-)
+from diffusers import StableDiffusionPipeline, StableDiffusionXLPipeline, UNet2DConditionModel
 from diffusers.pipelines.pipeline_utils import DiffusionPipeline
 from transformers import CLIPModel, CLIPTokenizer
 
 from asdm_cli.errors import ModelError
 from asdm_cli.inheritance.course import Nodes
 from asdm_cli.inheritance.pipelines import attach
+from asdm_cli.models.checked import check_drawing
 from asdm_cli.models.parts import check_clip, check_parts, read_with
+from asdm_cli.models.schedulers import SCHEDULER, own_scheduler, unlike_noise
 from asdm_cli.models.source import CONFIGS, ModelDirectory, find
 from asdm_cli.models.switched import UNET, checked_switch, member, one_unet, run_time_plans
 from asdm_cli.recipe.plans import Rules
@@ -53,14 +45,6 @@ PIPELINES: dict[str, tuple[type[DiffusionPipeline], dict[str, Any]]] = {
     "StableDiffusionXLPipeline": (StableDiffusionXLPipeline, {**UNUSED, "add_watermarker": False}),
 }
 SAFELY = {"use_safetensors": True, "local_files_only": True, "trust_remote_code": False}
-SAMPLERS: dict[str, tuple[Any, dict[str, Any]]] = {
-    "ddim": (DDIMScheduler, {}),
-    "pndm": (PNDMScheduler, {"skip_prk_steps": True}),
-    "euler": (EulerDiscreteScheduler, {}),
-    "heun": (HeunDiscreteScheduler, {}),
-    "dpm++2m": (DPMSolverMultistepScheduler, {"algorithm_type": "dpmsolver++", "solver_order": 2}),
-    "unipc": (UniPCMultistepScheduler, {}),
-}
 
 
 def device_and_dtype(device: str = "auto", dtype: str = "auto") -> tuple[torch.device, torch.dtype]:
@@ -87,14 +71,12 @@ def load_pipeline(
     Several UNets take turns; what a model inherits from step to step is in force, unless `with_plan` is false.
     Without its UNet it only encodes, in memory of its own, and the largest part is not read.
     """
-    kind = directory.index.get("_class_name")
-    if not directory.is_pipeline or kind not in PIPELINES:
-        what = f"a {kind}" if directory.is_pipeline else "a bare UNet"
-        raise ModelError(f"{directory.path}: is {what}; whole pictures need a {' or '.join(PIPELINES)} directory")
+    check_drawing(directory)
     check_parts(directory)
     held = checked_switch(directory) if with_unet else None
     plans = run_time_plans(directory, held) if with_plan and with_unet else {}
-    pipeline, switches = PIPELINES[kind]
+    pipeline, switches = PIPELINES[directory.index["_class_name"]]
+    switches = {**switches, **dict.fromkeys(directory.left_out)}
     if not with_unet:
         switches = {**switches, "unet": None}
     elif directory.config("unet").get(EXPERTS):
@@ -130,13 +112,17 @@ def take_turns(
     switching.check_free(pipe)
     check_rules(unets, rules)
     device, dtype = torch.device("cpu") if idle == "cpu" else pipe.unet.device, pipe.unet.dtype
+    found = {name: find(source) if isinstance(source, str) else source for name, source in unets.items()}
+    whole = [name for name, each in found.items() if isinstance(each, ModelDirectory) and SCHEDULER in each.components]
+    unlike = unlike_noise({"the pipeline": pipe.scheduler, **{name: own_scheduler(found[name]) for name in whole}})
+    if unlike:
+        raise ModelError(f"unets: {unlike[0]}")
 
     def read(name: str, source: Any) -> Any:
         place = pipe.unet.device if name == next(iter(unets)) else device
-        directory = find(source) if isinstance(source, str) else source
-        return load_unet(one_unet(directory), place, dtype) if isinstance(directory, ModelDirectory) else source
+        return load_unet(one_unet(source), place, dtype) if isinstance(source, ModelDirectory) else source
 
-    return switching.attach(pipe, {name: read(name, source) for name, source in unets.items()}, rules, plans, idle)
+    return switching.attach(pipe, {name: read(name, source) for name, source in found.items()}, rules, plans, idle)
 
 
 def load_unet(directory: ModelDirectory, device: torch.device, dtype: torch.dtype) -> UNet2DConditionModel:
@@ -175,37 +161,6 @@ def random_unet(
         torch.manual_seed(seed)
         unet = build(config)
     return torch.nn.Module.to(unet, dtype).eval()  # diffusers' own warns of nothing
-
-
-def set_sampler(pipe: DiffusionPipeline, name: str) -> None:
-    """Give `pipe` another scheduler, made from the settings of its own (betas, prediction type, spacing)."""
-    pipe.scheduler = _sampler(pipe.scheduler, name)
-
-
-def _sampler(own: Any, name: str) -> Any:
-    if name == "own":
-        return own
-    if name not in SAMPLERS:
-        raise ModelError(f"sampler {name!r} is unknown; use one of own, {', '.join(SAMPLERS)}")
-    scheduler, settings = SAMPLERS[name]
-    return scheduler.from_config(own.config, **settings)
-
-
-def unet_calls(directory: ModelDirectory, sampler: str, steps: int) -> int:
-    """UNet calls of one picture, from the scheduler's config alone: some samplers make more than `steps`."""
-    return len(planned_scheduler(directory, sampler, steps).timesteps)
-
-
-def planned_scheduler(directory: ModelDirectory, sampler: str, steps: int) -> Any:
-    """The scheduler that would draw, from its config alone, with its timesteps set: the UNet calls of one picture."""
-    kind: Any = getattr(diffusers, str(directory.index["scheduler"][1]), None)
-
-    def planned() -> Any:
-        scheduler = _sampler(kind.from_config(directory.config("scheduler")), sampler)
-        scheduler.set_timesteps(steps)
-        return scheduler
-
-    return read_with(directory.component("scheduler") / "scheduler_config.json", planned)
 
 
 @dataclass(frozen=True)

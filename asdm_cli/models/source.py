@@ -3,22 +3,24 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cache, cached_property
 from importlib import resources
 from pathlib import Path
 from typing import Any
 
 from asdm_cli.errors import ModelError
 from asdm_cli.models.classes import check_class, refuse_code, stem
+from asdm_cli.progress import note
 from asdm_cli.unet.blocks import read_blocks
 from asdm_cli.unet.checkpoint import read_headers
 from asdm_cli.unet.expert_config import CLASS, EXPERTS, STOCK, specs
-from asdm_cli.unet.weight_files import inside, plain_name, read_mapping, weight_files
+from asdm_cli.unet.weight_files import UNSAFE, inside, plain_name, read_mapping, weight_files
 
 INDEX = "model_index.json"
 POCKET = "pocket"
 EXTRAS = ("clip", "probe")
 """Folders that may stand beside the components; stock diffusers does not look at them."""
+OPTIONAL = ("safety_checker", "feature_extractor")
 UNETS = "unets"
 """The folder of those UNets that take turns with the component `unet`; each has a folder of its own in it."""
 LIBRARIES = {"diffusers", "transformers", "stable_diffusion"}
@@ -31,6 +33,9 @@ PREDICTIONS = ("epsilon", "v_prediction", "sample")
 """What a UNet may have learnt to tell."""
 SETTINGS = {"scheduler": "scheduler_config.json", "tokenizer": "tokenizer_config.json"}
 """Components without weights, and the file without which libraries would take settings of another model."""
+ONLY = f"only {STOCK}, as SD 1.x, 2.x and XL have it, is supported: no DiT (SD 3, FLUX, PixArt), no cascade, no video"
+DENOISERS = {"transformer", "transformer_2", "prior", "decoder"}
+"""Components of pipelines that have no UNet."""
 CONFIGS = ("config.json", "scheduler_config.json", "tokenizer_config.json", "preprocessor_config.json")
 
 
@@ -57,10 +62,21 @@ class ModelDirectory:
         """Folder of every component that the index names, of the extra folders that exist, and of `unets/NAME`."""
         if not self.is_pipeline:
             return {"unet": self.path}
-        named = [name for name, entry in self.index.items() if _is_component(entry) and entry[1] is not None]
+        named = [
+            name
+            for name, entry in self.index.items()
+            if _is_component(entry) and entry[1] is not None and name not in self.left_out
+        ]
         extras = [name for name in EXTRAS if (self.path / name).is_dir()]
         unets = [f"{UNETS}/{folder.name}" for folder in sorted((self.path / UNETS).glob("*")) if folder.is_dir()]
         return {name: self.path / name for name in [*named, *extras, *unets]}
+
+    @cached_property
+    def left_out(self) -> tuple[str, ...]:
+        """Components that the index names, that drawing does without, and that were not downloaded."""
+        entries = {name: self.index[name] for name in OPTIONAL if name in self.index}
+        named = [name for name, entry in entries.items() if _is_component(entry) and entry[1] is not None]
+        return tuple(name for name in named if not _is_there(self.path / name))
 
     def component(self, name: str) -> Path:
         if name in self.components:
@@ -103,7 +119,15 @@ def find(source: str) -> ModelDirectory:
     """
     directory = _pocket() if source == POCKET else _locate(source)
     _check(directory)
+    if directory.left_out:
+        _tell_left_out(directory.path, directory.left_out)
     return directory
+
+
+@cache
+def _tell_left_out(path: Path, names: tuple[str, ...]) -> None:
+    """Once, however often a model is looked at."""
+    note(f"{path}: {' and '.join(names)}: not downloaded; left out of what is drawn and of what is written")
 
 
 def _locate(source: str) -> ModelDirectory:
@@ -133,13 +157,21 @@ def _is_component(entry: object) -> bool:
     return isinstance(entry, list) and len(entry) == 2
 
 
+def _is_there(folder: Path) -> bool:
+    """Whether a component was downloaded: a network's config without any weights is none."""
+    files = [file for file in folder.glob("*") if file.is_file()]
+    weights = any(file.suffix in {".safetensors", *UNSAFE} for file in files)
+    return bool(files) and (weights or not (folder / CONFIGS[0]).is_file())
+
+
 def _check(directory: ModelDirectory) -> None:
     if directory.is_pipeline:
         _check_index(directory)
         _check_class(directory)
         _check_classes(directory)
     elif directory.config("unet").get("_class_name", STOCK) not in (STOCK, CLASS):
-        raise ModelError(f"{directory.path}: its config.json is of no UNet2DConditionModel; give a UNet or a pipeline")
+        kind = directory.config("unet")["_class_name"]
+        raise ModelError(f"{directory.path}: its config.json is of the class {kind}; {ONLY}; give a UNet or a pipeline")
     refuse_code(directory.path, directory.path)
     for name, folder in directory.components.items():
         if not inside(directory.path, folder).is_dir():
@@ -175,7 +207,10 @@ def _check_unets(directory: ModelDirectory) -> None:
             continue
         config = directory.config(name)
         if config.get("_class_name", STOCK) not in (STOCK, CLASS):
-            raise ModelError(f"{folder / CONFIGS[0]}: is of no UNet2DConditionModel; copy a model directory as a whole")
+            kind = config["_class_name"]
+            raise ModelError(
+                f"{folder / CONFIGS[0]}: is of the class {kind}; {ONLY}; copy a model directory as a whole"
+            )
         try:
             read_blocks(config)
             specs(config)
@@ -186,10 +221,13 @@ def _check_unets(directory: ModelDirectory) -> None:
 def _check_class(directory: ModelDirectory) -> None:
     """The index and the UNet's own config must agree on what is loaded."""
     if "unet" not in directory.components:
+        if directory.components.keys() & DENOISERS:
+            kind = directory.index["_class_name"]
+            raise ModelError(f"{directory.path / INDEX}: a {kind} has no UNet; {ONLY}; give a model of those")
         return
+    if (kind := directory.index["unet"][1]) not in (STOCK, CLASS):
+        raise ModelError(f"{directory.path / INDEX}: its UNet is of the class {kind}; {ONLY}; give a model of those")
     config = directory.config("unet")
-    if directory.index["unet"][1] not in (STOCK, CLASS):
-        raise ModelError(f"{directory.path / INDEX}: the UNet is of no class that can be used; it must be a {STOCK}")
     held = {"index": directory.index["unet"][1] == CLASS, "class": config.get("_class_name") == CLASS}
     if len({*held.values(), bool(config.get(EXPERTS))}) > 1:
         raise ModelError(

@@ -47,6 +47,8 @@ def assemble_directory(source: ModelDirectory, target: Path, replaced: set[str],
             source.weights(name)  # they were there when it was looked at, which may be days ago
     for file, name in _carried(source, replaced):
         carry(file, target / name, link)
+    if source.is_pipeline:
+        _change_index(target / INDEX, {name: [None, None] for name in source.left_out})
 
 
 def carried_size(source: ModelDirectory, replaced: set[str]) -> int:
@@ -84,14 +86,15 @@ def write_config(config: Config, folder: Path) -> None:
     kept = _without_place(config)
     (folder / "config.json").write_text(json.dumps(kept, indent=2, sort_keys=True) + "\n", encoding="utf-8")
     if folder.name == "unet" and (folder.parent / INDEX).is_file():
-        _name_class(folder.parent / INDEX, [OURS, CLASS] if config.get(EXPERTS) else ["diffusers", STOCK])
+        kind = [OURS, CLASS] if config.get(EXPERTS) else ["diffusers", STOCK]
+        _change_index(folder.parent / INDEX, {"unet": kind})
 
 
-def _name_class(file: Path, entry: list[str]) -> None:
-    """Say in a pipeline's index what class its UNet is."""
+def _change_index(file: Path, entries: Mapping[str, object]) -> None:
+    """Say in a pipeline's index what classes these components are."""
     index = json.loads(file.read_text(encoding="utf-8"))
-    if index.get("unet") != entry:
-        file.write_text(json.dumps({**index, "unet": entry}, indent=2) + "\n", encoding="utf-8")
+    if (changed := {**index, **entries}) != index:
+        file.write_text(json.dumps(changed, indent=2) + "\n", encoding="utf-8")
 
 
 def carry(source: Path, target: Path, link: bool = False) -> None:

@@ -7,6 +7,7 @@ from typing import Any
 
 from asdm_cli.errors import ModelError
 from asdm_cli.inheritance.course import Nodes
+from asdm_cli.inheritance.pipelines import check_class
 from asdm_cli.recipe.plans import Rules
 from asdm_cli.recipe.switching import NULLS, Switching, reserved, unknown_unets
 from asdm_cli.recipe.words import did_you_mean
@@ -19,6 +20,8 @@ Known = MutableMapping[tuple[str, str], Nodes]
 
 def check(unets: Mapping[str, Any], rules: Switching, plans: Mapping[str, Rules | Nodes]) -> None:
     """ModelError for UNets that cannot stand in one another's place, and for names that are not theirs."""
+    for name, unet in unets.items():
+        check_class(f"unets: {name}", unet)
     faults = [f"unets: {reserved(name)}" for name in unets if name in NULLS]
     if not unets:
         faults.append("unets: none is given; name one or more")

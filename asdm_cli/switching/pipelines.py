@@ -12,7 +12,7 @@ from diffusers.pipelines.pipeline_utils import DiffusionPipeline
 
 from asdm_cli.errors import ModelError
 from asdm_cli.inheritance.course import Nodes
-from asdm_cli.inheritance.pipelines import InForce, engine_of, subclass, unet_calls
+from asdm_cli.inheritance.pipelines import InForce, check_unet, engine_of, subclass, unet_calls
 from asdm_cli.recipe.plans import Rules
 from asdm_cli.recipe.switching import Idle, Part, Switching
 from asdm_cli.switching.unet import SwitchedUNet
@@ -55,10 +55,9 @@ def attach(
 
 def check_free(pipe: DiffusionPipeline) -> None:
     """ModelError unless this is a pipeline whose UNet may be put in another's place."""
-    if not isinstance(pipe, DiffusionPipeline) or getattr(pipe, "unet", None) is None:
-        raise ModelError(f"{type(pipe).__name__}: is no pipeline with a UNet; give a Stable Diffusion pipeline")
     if switched(pipe) is not None:
         raise ModelError("this pipeline switches already; call remove() on the handle of the earlier switch first")
+    check_unet(pipe)
     if engine_of(pipe) is not None:
         raise ModelError("this pipeline inherits; take its plan off (asdm_cli.remove), switch, and inherit then")
 

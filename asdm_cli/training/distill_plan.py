@@ -9,10 +9,11 @@ from math import prod
 from asdm_cli.data.encoder import check_resolution
 from asdm_cli.data.sources import Shard, find_shards
 from asdm_cli.errors import ModelError
-from asdm_cli.models.checked import check_unet
+from asdm_cli.models.checked import check_drawing, check_unet
 from asdm_cli.models.donors import unlike_pipelines
 from asdm_cli.models.parts import check_parts
 from asdm_cli.models.provenance import taken
+from asdm_cli.models.schedulers import training_scheduler
 from asdm_cli.models.source import ModelDirectory, find
 from asdm_cli.models.switched import one_unet
 from asdm_cli.recipe.verbs.distill import DistillRecipe, FeatureLoss, Student
@@ -24,7 +25,8 @@ from asdm_cli.training.settings import training_plan
 from asdm_cli.unet.anatomy import Anatomy
 from asdm_cli.unet.blocks import Config
 from asdm_cli.unet.checkpoint import Checkpoint
-from asdm_cli.unet.settings import ALIKE
+from asdm_cli.unet.cost import latent_size
+from asdm_cli.unet.settings import unlike_inputs
 from asdm_cli.unet.taps import Tap, taps
 
 NONE = "none"
@@ -82,12 +84,16 @@ def make_plan(recipe: DistillRecipe, allow_pipes: bool = False) -> DistillPlan:
         faults.add("teacher", "neither it nor a student is a whole pipeline; one must bring VAE and text encoder")
     if teacher:
         faults.catch("teacher", lambda: check_unet(teacher))
-        _check_alike(teacher, learners, faults)
+    if lead := teacher or host:
+        _check_alike(lead, learners, faults)
     told = {"teacher": teacher} if teacher else {}
-    for unlike in unlike_pipelines(told | {f"student {each.name}": each.directory for each in learners}):
+    told |= {f"student {each.name}": each.directory for each in learners}
+    for unlike in faults.catch("students", lambda: unlike_pipelines(told)) or []:
         faults.add("students", unlike)
     rows = _rows(recipe, teacher, learners, faults)
     if host:
+        faults.catch("teacher", lambda: check_drawing(host, training=True))
+        faults.catch("teacher", lambda: training_scheduler(host))
         faults.catch("teacher", lambda: check_parts(host))
         faults.catch("teacher", lambda: _check_prediction(host))
     train = faults.catch("data.train", lambda: find_shards(_listed(recipe.data.train), allow_pipes)) or []
@@ -121,15 +127,11 @@ def _learner(recipe: DistillRecipe, index: int, faults: Faults) -> Learner | Non
     return None  # type: ignore[unreachable]
 
 
-def _check_alike(teacher: ModelDirectory, learners: list[Learner], faults: Faults) -> None:
-    theirs = teacher.config("unet")
+def _check_alike(lead: ModelDirectory, learners: list[Learner], faults: Faults) -> None:
+    """`lead` is the teacher, or whose VAE and text encoder all of them see the data through."""
     for index, learner in enumerate(learners):
-        for key in ALIKE:
-            if learner.config.get(key) != theirs.get(key):
-                what = (
-                    f"{key} is {learner.config.get(key)!r} and the teacher's {theirs.get(key)!r}; they see other inputs"
-                )
-                faults.add(f"students[{index}].model", what)
+        for unlike in unlike_inputs({lead.name: lead.config("unet"), f"student {learner.name}": learner.config}):
+            faults.add(f"students[{index}].model", unlike)
 
 
 def _check_prediction(host: ModelDirectory) -> None:
@@ -162,7 +164,7 @@ def _taps(
 
 def _own_resolution(host: ModelDirectory) -> int:
     levels = len(host.config("vae").get("block_out_channels", (0,) * 4))
-    return int(host.config("unet").get("sample_size", 64)) * 2 ** (levels - 1)
+    return latent_size(host.config("unet"))[0] * 2 ** (levels - 1)
 
 
 def _listed(sources: str | list[str]) -> list[str]:

@@ -40,11 +40,14 @@ LARGEST = {
     "attention_head_dim": 1 << 16,
     "cross_attention_dim": 1 << 16,
     "transformer_layers_per_block": 1000,
+    "reverse_transformer_layers_per_block": 1000,
     "norm_num_groups": 1 << 16,
     "sample_size": 1 << 16,
 }
 """Far more than any UNet has: a config that says more is damaged, and building it would take all memory."""
-MAYBE_NOTHING = ("cross_attention_dim", "norm_num_groups", "sample_size")
+MAYBE_NOTHING = ("cross_attention_dim", "reverse_transformer_layers_per_block", "norm_num_groups", "sample_size")
+MAYBE_NONE_AT_ALL = ("transformer_layers_per_block", "reverse_transformer_layers_per_block")
+"""A level without transformers has none, and a transformer of no blocks is two projections."""
 
 
 @dataclass(frozen=True)
@@ -193,8 +196,9 @@ def _check(config: Config) -> None:
     for key, most in LARGEST.items():
         if key in MAYBE_NOTHING and read(config, key) is None:
             continue
-        bad = [value for value in _numbers(config, key) if not isinstance(value, int) or not 1 <= value <= most]
+        least = 0 if key in MAYBE_NONE_AT_ALL else 1
+        bad = [value for value in _numbers(config, key) if not isinstance(value, int) or not least <= value <= most]
         if bad:
-            raise ModelError(f"UNet config: {key} holds {bad[0]!r}; whole numbers from 1 to {most} are expected")
+            raise ModelError(f"UNet config: {key} holds {bad[0]!r}; whole numbers from {least} to {most} are expected")
     if config.get("dual_cross_attention"):
         raise ModelError("UNet config: dual_cross_attention is not supported; use a model without it")

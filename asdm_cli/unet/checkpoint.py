@@ -19,6 +19,17 @@ from asdm_cli.unet.weight_files import weight_files
 
 WEIGHTS = "diffusion_pytorch_model.safetensors"
 CHUNK = 4 << 20
+_LORA = ("a LoRA", "pipe.fuse_lora() and pipe.unload_lora_weights() (or only the second, to be rid of it)")
+_IMAGES = ("an image-prompt adapter", "pipe.unload_ip_adapter()")
+ADAPTERS = {
+    ".to_k_ip.": _IMAGES,
+    "encoder_hid_proj.image_projection_layers.": _IMAGES,
+    ".lora_A.": _LORA,
+    ".base_layer.": _LORA,
+    "_lora.down.": _LORA,
+    "_lora.up.": _LORA,
+}
+"""A part of the names of tensors that lie on top of a model's own -> what they are, and how they come off."""
 
 
 @dataclass(frozen=True)
@@ -103,6 +114,12 @@ def _named_once(file: Path, header: bytes) -> dict[str, Any]:
 def require(checkpoint: Checkpoint, promised: Mapping[str, tuple[int, ...]], folder: Path) -> None:
     """ModelError unless the checkpoint holds just the tensors, of the shapes, that its config promises."""
     have = checkpoint.tensors
+    for mark, (what, way) in ADAPTERS.items():
+        if found := next((name for name in have if mark in name and name not in promised), None):
+            raise ModelError(
+                f"{have[found].file}: holds {what} ({found}) that was in force when the pipeline was saved; load it "
+                f"where it came from, call {way}, and save it again"
+            )
     again = "fetch config and weights again, from one place"
     for name in promised:
         if name not in have:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import Any
 
 import torch
 from diffusers import UNet2DConditionModel
+from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -17,6 +18,7 @@ from asdm_cli.errors import ModelError
 from asdm_cli.unet.anatomy import Anatomy
 from asdm_cli.unet.blocks import Config, per_level
 from asdm_cli.unet.expert_unet import build
+from asdm_cli.unet.settings import time_width
 
 ATTENTION = {
     torch.ops.aten._scaled_dot_product_flash_attention,
@@ -34,6 +36,21 @@ REMEMBERED = 256
 MIXING = {torch.ops.aten.lerp: lambda *_, out_shape, **__: 2 * torch.Size(out_shape).numel()}
 """Interpolating between kernels of experts, which torch's table of formulas lacks: a multiplication and an addition
 for each element."""
+
+HINT_CHANNELS, HINT_FACTOR = 4, 8
+"""What a UNet with hints makes of a picture: channels of its own input, and pixels per latent."""
+TIME_IDS = 6
+"""Numbers that SDXL embeds beside the pooled text; the refiner embeds five, at the same cost."""
+GLIGEN = {
+    "gated": ("masks", "positive_embeddings"),
+    "gated-text-image": ("masks", "phrases_masks", "image_masks", "phrases_embeddings", "image_embeddings"),
+}
+"""Attention type -> what a UNet of grounded generation takes in of every object, besides its box."""
+GLIGEN_OBJECTS = 30
+"""As many as GLIGEN's pipelines always give, empty ones among them."""
+
+Noise = Callable[..., Tensor]
+"""Makes a tensor of a shape."""
 
 
 @dataclass(frozen=True)
@@ -85,7 +102,7 @@ def _parameters(text: str) -> dict[str, int]:
 
 def macs(config: Config, batch: int = 1, size: int | tuple[int, int] | None = None, tokens: int = 77) -> Macs:
     """Cost of one forward pass: `size` is height and width of the latent (default: the config's own). As when
-    pipelines draw, all rows have one timestep."""
+    pipelines draw, all rows have one timestep. ModelError where nobody knows what such a UNet is called with."""
     return _macs_of_call(_text(config), batch, (size, size) if isinstance(size, int) else size, tokens)
 
 
@@ -93,7 +110,27 @@ def macs(config: Config, batch: int = 1, size: int | tuple[int, int] | None = No
 def _macs_of_call(text: str, batch: int, size: tuple[int, int] | None, tokens: int) -> Macs:
     config = json.loads(text)
     unet = meta_unet(config).eval()
-    return macs_of(unet, {**inputs(config, batch, size, tokens), "timestep": 500})
+    try:
+        return macs_of(unet, {**inputs(config, batch, size, tokens), "timestep": 500})
+    except Exception as error:  # settings may contradict each other in any way
+        reason = (str(error) or type(error).__name__).splitlines()[0]
+        raise ModelError(f"UNet config: a UNet of it cannot be called ({reason}); fetch the config again") from None
+
+
+def counted(*configs: Config, batch: int = 1, tokens: int = 77) -> tuple[Macs, ...] | None:
+    """What a call of each costs, or None where that cannot be counted: a figure stops no surgery."""
+    try:
+        return tuple(macs(config, batch=batch, tokens=tokens) for config in configs)
+    except ModelError:
+        return None
+
+
+def change(costs: tuple[Macs, ...] | None, what: str = "a call") -> str:
+    """Two of them in words."""
+    if costs is None:
+        return f"what {what} costs is not known"
+    before, after = (each.total for each in costs)
+    return f"{before / 1e9:.2f} → {after / 1e9:.2f} GMACs {what} ({after / before - 1:+.1%})"
 
 
 def _text(config: Config) -> str:
@@ -107,6 +144,12 @@ def latent_size(config: Config) -> tuple[int, int]:
     return tuple(size) if isinstance(size, list | tuple) else (size, size)
 
 
+def rows(config: Config, guidance: float) -> int:
+    """Latents in a UNet call of one picture: with guidance two, for the text and for none, unless the UNet was
+    distilled to be told of the guidance."""
+    return 2 if guidance > 1 and config.get("time_cond_proj_dim") is None else 1
+
+
 def inputs(
     config: Config,
     batch: int = 1,
@@ -115,22 +158,69 @@ def inputs(
     device: torch.device | str = "meta",
     dtype: torch.dtype = torch.float32,
 ) -> dict[str, Any]:
-    """Arguments of a UNet call with the shapes that `config` asks for; random where there is storage."""
+    """All arguments that a call of this UNet takes, of the shapes that `config` asks for; random where there is
+    storage."""
     height, width = (size, size) if isinstance(size, int) else size or latent_size(config)
-    context = per_level(config, "cross_attention_dim")[0]
+    noise = partial(torch.randn, device=device, dtype=dtype)
+    context, encoded = per_level(config, "cross_attention_dim")[0], _encoded(config)
+    hint = HINT_CHANNELS if config.get("addition_embed_type") == "image_hint" else 0
+    adapted = config.get("encoder_hid_dim_type") == "ip_image_proj"
     arguments: dict[str, Any] = {
-        "sample": torch.randn(batch, config.get("in_channels", 4), height, width, device=device, dtype=dtype),
+        "sample": noise(batch, config.get("in_channels", 4) - hint, height, width),
         "timestep": torch.full((batch,), 500, device=device),
-        "encoder_hidden_states": torch.randn(batch, tokens, context, device=device, dtype=dtype),
+        "encoder_hidden_states": noise(batch, tokens, context if adapted else encoded),
     }
-    if config.get("addition_embed_type") == "text_time":
-        # micro-conditioning of SDXL: six numbers, each embedded; the rest of the projection's input is pooled text
-        pooled = config["projection_class_embeddings_input_dim"] - 6 * config["addition_time_embed_dim"]
-        arguments["added_cond_kwargs"] = {
-            "text_embeds": torch.randn(batch, pooled, device=device, dtype=dtype),
-            "time_ids": torch.zeros(batch, 6, device=device, dtype=dtype),
-        }
+    added = _text_embeds(config, batch, noise) | _image_embeds(config, batch, noise)
+    if hint:
+        added["hint"] = noise(batch, 3, HINT_FACTOR * height, HINT_FACTOR * width)
+    if added:
+        arguments["added_cond_kwargs"] = added
+    if (labels := _class_labels(config, batch, noise)) is not None:
+        arguments["class_labels"] = labels
+    if config.get("time_cond_proj_dim") is not None:
+        arguments["timestep_cond"] = noise(batch, config["time_cond_proj_dim"])
+    if (grounded := config.get("attention_type")) in GLIGEN:
+        shapes = {name: (context,) if name.endswith("embeddings") else () for name in GLIGEN[grounded]}
+        objects = {name: noise(batch, GLIGEN_OBJECTS, *shape) for name, shape in {"boxes": (4,), **shapes}.items()}
+        arguments["cross_attention_kwargs"] = {"gligen": objects}
     return arguments
+
+
+def _encoded(config: Config) -> int:
+    """How wide an encoder's answer is, before the UNet projects it."""
+    return config.get("encoder_hid_dim") or per_level(config, "cross_attention_dim")[0]
+
+
+def _text_embeds(config: Config, batch: int, noise: Noise) -> dict[str, Any]:
+    kind = config.get("addition_embed_type")
+    if kind == "text_image":
+        return {"text_embeds": noise(batch, per_level(config, "cross_attention_dim")[0])}
+    if kind != "text_time":
+        return {}
+    # micro-conditioning of SDXL: numbers, each embedded; the rest of the projection's input is pooled text
+    each, whole = config["addition_time_embed_dim"], config["projection_class_embeddings_input_dim"]
+    numbers = min(TIME_IDS, whole // each)
+    return {"text_embeds": noise(batch, whole - numbers * each), "time_ids": noise(batch, numbers).zero_()}
+
+
+def _image_embeds(config: Config, batch: int, noise: Noise) -> dict[str, Any]:
+    kinds = {config.get("addition_embed_type"), config.get("encoder_hid_dim_type")}
+    if kinds & {"text_image", "text_image_proj"}:
+        return {"image_embeds": noise(batch, per_level(config, "cross_attention_dim")[0])}
+    if kinds & {"image", "image_hint", "image_proj"}:
+        return {"image_embeds": noise(batch, _encoded(config))}
+    return {"image_embeds": [noise(batch, 1, _encoded(config))]} if "ip_image_proj" in kinds else {}
+
+
+def _class_labels(config: Config, batch: int, noise: Noise) -> Tensor | None:
+    kind = config.get("class_embed_type")
+    if kind in ("projection", "simple_projection"):
+        return noise(batch, config["projection_class_embeddings_input_dim"])
+    if kind == "identity":
+        return noise(batch, time_width(config))
+    if kind == "timestep" or config.get("num_class_embeds") is not None:
+        return noise(batch).to(torch.int64).zero_()
+    return None
 
 
 def macs_of(unet: torch.nn.Module, arguments: dict[str, Any]) -> Macs:

@@ -95,7 +95,8 @@ def _differing(unets: Mapping[str, Config], keys: Iterable[str]) -> Iterator[tup
 def time_width(config: Config) -> Any:
     """Channels of the time embedding that every resnet takes in."""
     first = plain(setting(config, "block_out_channels"))[0]
-    return config.get("time_embedding_dim") or 4 * first
+    wide = 2 if config.get("time_embedding_type") == "fourier" else 4
+    return config.get("time_embedding_dim") or wide * first
 
 
 def _value(config: Config, key: str) -> Any:

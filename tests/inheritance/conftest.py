@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from asdm_cli.models.load import set_sampler
+from asdm_cli.models.schedulers import set_sampler
 from tests.inheritance import pipes
 
 Get = Callable[..., Any]

@@ -23,7 +23,7 @@ from diffusers import (
 from torch import Tensor
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
 
-from asdm_cli.models.load import set_sampler
+from asdm_cli.models.schedulers import set_sampler
 from tests import tiny
 
 KINDS = {

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from asdm_cli import inherit
-from asdm_cli.models.load import SAMPLERS
+from asdm_cli.models.schedulers import SAMPLERS
 from tests.inheritance.conftest import Get
 from tests.inheritance.pipes import KINDS, draw
 

@@ -13,7 +13,7 @@ from asdm_cli import inherit
 from asdm_cli.errors import ModelError
 from asdm_cli.inheritance import pipelines
 from asdm_cli.inheritance.noise import coordinates
-from asdm_cli.models.load import SAMPLERS
+from asdm_cli.models.schedulers import SAMPLERS
 from tests import tiny
 from tests.inheritance.conftest import Get
 from tests.inheritance.pipes import draw

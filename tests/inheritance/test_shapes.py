@@ -7,8 +7,16 @@ from typing import Any
 
 import pytest
 import torch
-from diffusers import UNet2DConditionModel
+from diffusers import (
+    DiTPipeline,
+    Kandinsky3UNet,
+    UNet2DConditionModel,
+    UNet2DModel,
+    UNetControlNetXSModel,
+    UNetMotionModel,
+)
 
+import asdm_cli
 from asdm_cli import inherit
 from asdm_cli.errors import ModelError
 from asdm_cli.unet.surgery import remove
@@ -102,5 +110,22 @@ def test_pipelines_without_a_unet_are_refused() -> None:
     class Other:
         transformer = torch.nn.Identity()
 
-    with pytest.raises(ModelError, match="Other: is no pipeline with a UNet"):
+    with pytest.raises(ModelError, match="Other: is no diffusers pipeline"):
         inherit(Other(), {"rules": []})  # type: ignore[arg-type]
+    dit: Any = DiTPipeline.__new__(DiTPipeline)
+    dit.transformer = torch.nn.Identity()
+    with pytest.raises(ModelError, match="it has a transformer, and DiTs are not supported"):
+        inherit(dit, {"rules": []})
+
+
+@pytest.mark.parametrize("kind", [UNet2DModel, Kandinsky3UNet, UNetControlNetXSModel, UNetMotionModel])
+def test_unets_of_other_classes_are_refused_by_their_name(kind: type) -> None:
+    """None of them is called as a UNet2DConditionModel is, or has its blocks."""
+    other, pipe = kind.__new__(kind), pipes.pipe()
+    torch.nn.Module.__init__(other)
+    with pytest.raises(ModelError, match=f"unets: b is a {kind.__name__}; only UNet2DConditionModel"):
+        asdm_cli.switch(pipe, {"a": pipe.unet, "b": other}, [{"unet": "a"}])
+    pipe.unet = other
+    for put in (lambda: inherit(pipe, {"rules": []}), lambda: asdm_cli.switch(pipe, {"a": other}, [{"unet": "a"}])):
+        with pytest.raises(ModelError, match=f"its UNet is a {kind.__name__}; only UNet2DConditionModel"):
+            put()

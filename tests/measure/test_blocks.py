@@ -17,7 +17,7 @@ ADDRESSES = [*(f"down.{i}" for i in range(4)), "mid", *(f"up.{i}" for i in range
 def test_each_block_gets_its_own_time(monkeypatch: pytest.MonkeyPatch) -> None:
     ticks = count()
     monkeypatch.setattr(blocks, "_clock", lambda _: lambda: float(next(ticks)))
-    seconds = blocks.block_seconds(build(bare(), protocol()), rows=1, passes=3)
+    seconds = blocks.block_seconds(build(bare(), protocol()), passes=3)
     assert list(seconds) == [*ADDRESSES, OUTSIDE]
     # between start and end lie two readings per block: one tick inside it, and one more in front of it
     assert [seconds[address] for address in ADDRESSES] == [1.0] * 9
@@ -26,7 +26,7 @@ def test_each_block_gets_its_own_time(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_real_times_are_positive_and_no_hook_stays() -> None:
     contestant = build(bare(shape="sdxl"), protocol())
-    seconds = blocks.block_seconds(contestant, rows=2, passes=1)
+    seconds = blocks.block_seconds(contestant, passes=1)
     assert len(seconds) == 8
     assert min(seconds.values()) > 0
     modules = list(contestant.unet.modules())

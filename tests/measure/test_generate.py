@@ -15,7 +15,8 @@ from PIL import Image
 
 from asdm_cli.measure import generate
 from asdm_cli.measure.generate import Layout, layout, pictures, prompt_seed
-from asdm_cli.models.load import load_pipeline, set_sampler
+from asdm_cli.models.load import load_pipeline
+from asdm_cli.models.schedulers import set_sampler
 from asdm_cli.models.source import find
 
 GOLDEN = [7896617691693857887, 2918264622725855778, 8460147692890830636]

@@ -159,7 +159,7 @@ PLANS = {
 STEPS = 7
 
 
-def no_seconds(contestant: Contestant, _: int) -> dict[str, float]:
+def no_seconds(contestant: Contestant) -> dict[str, float]:
     return dict.fromkeys(contestant.entrant.parameters, 1e-3)
 
 

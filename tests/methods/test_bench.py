@@ -163,6 +163,21 @@ def test_a_pipeline_of_another_kind_draws_no_images(copy: Path) -> None:
     assert not bench.plan(recipe(whole(copy), images=False)).entrants[0].draws
 
 
+@pytest.mark.parametrize("lacking", ["text_encoder", "vae", "scheduler"])
+def test_unet_calls_need_nothing_around_the_unet(lacking: str, copy: Path) -> None:
+    """As of an image-variation model, which has no text encoder."""
+    shutil.rmtree(copy / lacking)
+    index = json.loads((copy / "model_index.json").read_text())
+    index.pop(lacking)
+    (copy / "model_index.json").write_text(
+        json.dumps({**index, "_class_name": "StableDiffusionImageVariationPipeline"})
+    )
+    (entrant,) = bench.plan(recipe(whole(copy, steps=7), images=False)).entrants
+    assert entrant.latent == (4, 8, 8)
+    assert entrant.tokens == (77 if lacking == "text_encoder" else tiny.TOKENS)
+    assert entrant.calls == 7
+
+
 def test_plans_come_from_the_recipe_or_from_the_model(tiny_pipeline: Path, tmp_path: Path) -> None:
     model = carrying(tiny_pipeline, tmp_path / "model", every(2))
     plan = bench.plan(

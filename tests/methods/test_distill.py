@@ -416,6 +416,18 @@ def test_a_donors_share_stays_as_it_is(recipe: dict[str, Any], tiny_pipeline: Pa
     assert last["frozen_tensors"] == len(same)
 
 
+@pytest.mark.parametrize("size", [[8, 8], None])
+def test_the_resolution_is_the_models_own_in_every_form(
+    size: Any, recipe: dict[str, Any], tiny_pipeline: Path, tmp_path: Path
+) -> None:
+    model = Path(shutil.copytree(tiny_pipeline, tmp_path / "model"))
+    config = model / "unet/config.json"
+    config.write_text(json.dumps({**json.loads(config.read_text()), "sample_size": size}))
+    told = distill(tmp_path / "run", {**recipe, "teacher": str(model)}, "--dry-run")
+    assert told.code == 0, told.err
+    assert f"at {32 if size else 256} pixels" in told.text
+
+
 def test_every_fault_of_the_plan_is_told_at_once(
     recipe: dict[str, Any], base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -444,7 +456,7 @@ def test_every_fault_of_the_plan_is_told_at_once(
     assert (told.code, told.out) == (2, "")
     for words in (
         "students[0].freeze: 'from nobody': the student has nothing from 'nobody'",
-        "students[1].model: cross_attention_dim is 12 and the teacher's 16",
+        "students[1].model: cross_attention_dim must be the same in all UNets, which see the same inputs: tiny has 16,",
         f"students[2].model: {tmp_path / 'gone'}: no such directory",
         "students[3].freeze: all of it is frozen",
         "losses[2].at: student 'b': down.1: is 8 channels wide",

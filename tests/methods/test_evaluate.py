@@ -24,6 +24,7 @@ from asdm_cli.recipe.plans import read_plan
 from asdm_cli.recipe.verbs import EvalContestant, EvalRecipe
 from asdm_cli.report.document import Grid, Interval, Scatter, Table
 from asdm_cli.report.run_directory import Run
+from asdm_cli.unet.cost import macs
 from tests import tiny
 from tests.carrying import carrying, every
 from tests.drawings import drawing as example
@@ -157,6 +158,22 @@ def test_a_plan_that_a_model_carries_is_drawn_and_counted(
     assert same["macs_g"] == plain["macs_g"]
     assert drawn(tmp_path / "run", "half") != drawn(tmp_path / "run", "tiny")
     assert drawn(tmp_path / "run", "never") == drawn(tmp_path / "run", "tiny")
+
+
+def test_a_guidance_distilled_unet_is_charged_for_the_rows_that_it_drew(
+    recipe: Callable[..., EvalRecipe], tiny_pipeline: Path, tmp_path: Path
+) -> None:
+    model = Path(shutil.copytree(tiny_pipeline, tmp_path / "model"))
+    shutil.rmtree(model / "unet")
+    config = tiny.shape("sd15", time_cond_proj_dim=8)
+    tiny.unet(config).save_pretrained(model / "unet")
+    models = [EvalContestant(name="one", model=str(tiny_pipeline)), EvalContestant(name="told", model=str(model))]
+    plan = evaluate.plan(recipe(models=models, metrics=["psnr"], limit=1))
+    figures = evaluate.run(plan, Run(tmp_path / "run")).parts[0]
+    assert isinstance(figures, Table)
+    rows = {row["name"]: row for row in figures.rows}
+    assert rows["told"]["macs_g"] == pytest.approx(2 * macs(config, tokens=tiny.TOKENS).total / 1e9)
+    assert rows["one"]["macs_g"] == pytest.approx(2 * 2 * macs(tiny.SHAPES["sd15"], tokens=tiny.TOKENS).total / 1e9)
 
 
 def test_card_says_how_the_figures_were_made(

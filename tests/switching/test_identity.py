@@ -10,7 +10,7 @@ from torch import Tensor
 
 import asdm_cli
 from asdm_cli import inherit
-from asdm_cli.models.load import SAMPLERS
+from asdm_cli.models.schedulers import SAMPLERS
 from asdm_cli.switching.pipelines import alone, attach, scheduled
 from tests.inheritance import pipes
 from tests.inheritance.conftest import Get

@@ -17,6 +17,7 @@ CONFIGS = {
     "tiny": remove(tiny.shape("sd21"), "tiny").config,
     "uneven": tiny.shape("sd15", layers_per_block=[1, 3, 2, 1]),
     "plain mid": tiny.shape("sd15", mid_block_type="UNetMidBlock2D"),
+    "transformers of no blocks": tiny.shape("sdxl", transformer_layers_per_block=[0, 2, 0]),
 }
 
 
@@ -138,6 +139,8 @@ def test_a_tensor_without_a_place_is_refused() -> None:
         ({"mid_block_type": "UNetMidBlock2DSimpleCrossAttn"}, "mid_block_type"),
         ({"layers_per_block": [2, 2]}, "layers_per_block has 2 entries for 4 levels"),
         ({"layers_per_block": 0}, "layers_per_block holds 0"),
+        ({"transformer_layers_per_block": -1}, "transformer_layers_per_block holds -1; whole numbers from 0 to 1000"),
+        ({"reverse_transformer_layers_per_block": [1, "2", 1, 1]}, "reverse_transformer_layers_per_block holds '2'"),
         ({"block_out_channels": [8, "16", 32, 32]}, "block_out_channels holds '16'"),
         ({"dual_cross_attention": True}, "dual_cross_attention"),
     ],

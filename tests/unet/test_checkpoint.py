@@ -243,3 +243,21 @@ def test_weights_must_be_the_configs(folder: Path, change: dict[str, Any], fault
     promised = {name: shape for name, shape in {**promised, **change}.items() if shape is not None}
     with pytest.raises(ModelError, match=fault):
         require(have, promised, folder)
+
+
+@pytest.mark.parametrize(
+    ("names", "fault"),
+    [
+        (["a.lora_A.default_0.weight", "a.base_layer.weight"], r"holds a LoRA .*pipe\.fuse_lora\(\) and"),
+        (["a.processor.to_q_lora.down.weight"], r"holds a LoRA .*pipe\.unload_lora_weights\(\)"),
+        (["a.attn2.processor.to_k_ip.0.weight"], r"holds an image-prompt adapter .*pipe\.unload_ip_adapter\(\)"),
+        (["encoder_hid_proj.image_projection_layers.0.norm.bias"], "holds an image-prompt adapter"),
+    ],
+)
+def test_what_lies_on_top_of_a_model_is_told_with_the_way_off(names: list[str], fault: str, tmp_path: Path) -> None:
+    """As pipelines are saved with it in force: the names that diffusers and PEFT give."""
+    save_file({name: TENSORS["a.weight"].clone() for name in names}, tmp_path / WEIGHTS)
+    have = open_checkpoint(tmp_path)
+    with pytest.raises(ModelError, match=fault + ".* and save it again"):
+        require(have, {"a.weight": (3, 2)}, tmp_path)
+    require(have, {name: entry.shape for name, entry in have.tensors.items()}, tmp_path)  # its own may be so called

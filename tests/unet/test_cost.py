@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
+import torch
 
 from asdm_cli.errors import ModelError
 from asdm_cli.unet import cost
@@ -51,6 +54,67 @@ def test_a_live_unet_costs_what_its_config_says(model: str) -> None:
     live = macs_of(tiny.unet(config), inputs(config, device="cpu"))
     assert live == macs(config)
     assert live.total > live.plain > 0
+
+
+EMBEDDINGS: dict[str, dict[str, Any]] = {
+    "classes by number": {"num_class_embeds": 7},
+    "class timestep": {"class_embed_type": "timestep"},
+    "class identity": {"class_embed_type": "identity"},
+    "class identity, Fourier time": {"class_embed_type": "identity", "time_embedding_type": "fourier"},
+    "class projection": {"class_embed_type": "projection", "projection_class_embeddings_input_dim": 12},
+    "class simple projection": {"class_embed_type": "simple_projection", "projection_class_embeddings_input_dim": 12},
+    "class beside the time": {"class_embed_type": "timestep", "class_embeddings_concat": True},
+    "text": {"addition_embed_type": "text", "addition_embed_type_num_heads": 4},
+    "text of DeepFloyd": {"addition_embed_type": "text", "addition_embed_type_num_heads": 4, "encoder_hid_dim": 12},
+    "text and times of SDXL's refiner": {
+        "addition_embed_type": "text_time", "addition_time_embed_dim": 4, "projection_class_embeddings_input_dim": 5 * 4
+    },
+    "text and image, as Kandinsky 2.1": {
+        "addition_embed_type": "text_image", "encoder_hid_dim_type": "text_image_proj", "encoder_hid_dim": 12
+    },
+    "image, as Kandinsky 2.2": {
+        "addition_embed_type": "image", "encoder_hid_dim_type": "image_proj", "encoder_hid_dim": 12
+    },
+    "image and hint": {
+        "addition_embed_type": "image_hint", "encoder_hid_dim_type": "image_proj", "encoder_hid_dim": 12,
+        "in_channels": 8
+    },
+    "projected text": {"encoder_hid_dim_type": "text_proj", "encoder_hid_dim": 12},
+    "guidance": {"time_cond_proj_dim": 12},
+    "boxes": {"attention_type": "gated"},
+    "boxes with pictures": {"attention_type": "gated-text-image"},
+}  # fmt: skip
+"""Every embedding that UNet2DConditionModel knows."""
+
+
+@pytest.mark.parametrize("changes", EMBEDDINGS.values(), ids=EMBEDDINGS)
+def test_a_call_has_all_inputs_that_its_config_asks_for(changes: dict[str, Any]) -> None:
+    config = tiny.shape("sd15", **changes)
+    unet, arguments = tiny.unet(config), inputs(config, batch=2, device="cpu")
+    output = unet(**arguments).sample
+    assert output.shape == (2, 4, 8, 8)
+    output.sum().backward()
+    idle = [name for name, weight in unet.named_parameters() if weight.requires_grad and weight.grad is None]
+    assert idle == []
+    assert macs(config) == macs_of(unet, inputs(config, device="cpu"))
+
+
+def test_a_call_has_the_image_of_a_loaded_adapter() -> None:
+    """Which a config does not say: diffusers sets it aside."""
+    config = tiny.shape("sd15")
+    unet = tiny.unet(config)
+    unet._load_ip_adapter_weights([tiny.image_adapter(unet)])
+    asked = {**config, "encoder_hid_dim_type": unet.config.encoder_hid_dim_type, "encoder_hid_dim": tiny.IMAGE_WIDTH}
+    with torch.no_grad():
+        assert unet(**inputs(asked, batch=2, device="cpu")).sample.shape == (2, 4, 8, 8)
+
+
+def test_what_cannot_be_called_is_told_and_what_cannot_be_counted_is_left_out() -> None:
+    config = tiny.shape("sd15", class_embeddings_concat=True)  # of classes that there are none of
+    with pytest.raises(ModelError, match=r"a UNet of it cannot be called \(.*dim.*fetch the config again"):
+        macs(config)
+    assert cost.counted(tiny.shape("sd15"), config) is None
+    assert cost.counted(tiny.shape("sd15"), batch=2) == (macs(tiny.shape("sd15"), batch=2),)
 
 
 def test_cost_grows_with_batch_and_size() -> None:

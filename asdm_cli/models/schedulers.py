@@ -1,0 +1,134 @@
+"""Schedulers: a model's own, samplers made of it, and what noise a model was trained with.
+
+A scheduler that is made of another's settings silently takes its own defaults for what those do not say. So the noise
+itself is compared, here and nowhere else, wherever two models meet, or a model and a sampler.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import diffusers
+import torch
+from diffusers import (
+    DDIMScheduler,
+    DPMSolverMultistepScheduler,
+    EulerDiscreteScheduler,
+    HeunDiscreteScheduler,
+    PNDMScheduler,
+    UniPCMultistepScheduler,
+)
+from diffusers.pipelines.pipeline_utils import DiffusionPipeline
+
+from asdm_cli.errors import ModelError
+from asdm_cli.inheritance.noise import alphas_cumprod
+from asdm_cli.models.source import SETTINGS, ModelDirectory
+
+SAMPLERS: dict[str, tuple[Any, dict[str, Any]]] = {
+    "ddim": (DDIMScheduler, {}),
+    "pndm": (PNDMScheduler, {"skip_prk_steps": True}),
+    "euler": (EulerDiscreteScheduler, {}),
+    "heun": (HeunDiscreteScheduler, {}),
+    "dpm++2m": (DPMSolverMultistepScheduler, {"algorithm_type": "dpmsolver++", "solver_order": 2}),
+    "unipc": (UniPCMultistepScheduler, {}),
+}
+SCHEDULER = "scheduler"
+TRAINED = ("num_train_timesteps", "beta_start", "beta_end", "beta_schedule", "trained_betas", "rescale_betas_zero_snr")
+"""Settings that say what noise a model was trained with."""
+
+
+def set_sampler(pipe: DiffusionPipeline, name: str) -> None:
+    """Give `pipe` another scheduler, made from the settings of its own (betas, prediction type, spacing). ModelError
+    where that would not be about the noise that the model was trained with."""
+    pipe.scheduler = _sampler(pipe.scheduler, name)
+
+
+def unet_calls(directory: ModelDirectory, sampler: str, steps: int) -> int:
+    """UNet calls of one picture, from the scheduler's config alone: some samplers make more than `steps`."""
+    return len(planned_scheduler(directory, sampler, steps).timesteps)
+
+
+def planned_scheduler(directory: ModelDirectory, sampler: str, steps: int) -> Any:
+    """The scheduler that would draw, from its config alone, with its timesteps set: the UNet calls of one picture."""
+    scheduler = _sampler(own_scheduler(directory), sampler)
+    _built(directory, lambda: scheduler.set_timesteps(steps))
+    return scheduler
+
+
+def own_scheduler(directory: ModelDirectory) -> Any:
+    """The one that a model came with, from its config alone."""
+    kind: Any = getattr(diffusers, str(directory.index[SCHEDULER][1]), None)
+    return _built(directory, lambda: kind.from_config(directory.config(SCHEDULER)))
+
+
+def training_scheduler(directory: ModelDirectory) -> DDIMScheduler:
+    """Adds noise as the model's own sampler takes it away. ModelError for a model of another kind of noise."""
+    own = own_scheduler(directory)
+    if alphas_cumprod(own) is None:
+        raise ModelError(
+            f"{_file(directory)}: {_told(own)}: only models whose noise is given by betas can be trained; use another"
+        )
+    return _of(own, DDIMScheduler, {}, "training")
+
+
+def unlike_noise(schedulers: Mapping[str, Any]) -> list[str]:
+    """A sentence, unless all of these say that models were trained with the same noise."""
+    first = next(iter(schedulers.values()), None)
+    if all(_same(first, other) for other in schedulers.values()):
+        return []
+    each = "; ".join(f"{name} has {_told(scheduler)}" for name, scheduler in schedulers.items())
+    return [f"the noise that models were trained with must be the same everywhere: {each}"]
+
+
+def _sampler(own: Any, name: str) -> Any:
+    if name == "own":
+        return own
+    if name not in SAMPLERS:
+        raise ModelError(f"sampler {name!r} is unknown; use one of own, {', '.join(SAMPLERS)}")
+    return _of(own, *SAMPLERS[name], f"sampler {name!r}")
+
+
+def _of(own: Any, kind: Any, settings: Mapping[str, Any], what: str) -> Any:
+    """A scheduler with the settings of another, held against it."""
+    # what the other left to its defaults would become this one's
+    trained = {key: own.config[key] for key in TRAINED if key in own.config}
+    made = kind.from_config(own.config, **trained, **settings)
+    if _same(own, made):
+        return made
+    raise ModelError(
+        f"{what}: would draw with another noise than the model was trained with (its own sampler is {_told(own)}; "
+        f"of that, {kind.__name__} makes {_told(made)}); use `own`"
+    )
+
+
+def _same(one: Any, other: Any) -> bool:
+    mine, theirs = alphas_cumprod(one), alphas_cumprod(other)
+    if mine is None or theirs is None:
+        alike = one.config.get("sigma_data") == other.config.get("sigma_data")
+        return mine is theirs and alike
+    return mine.shape == theirs.shape and torch.allclose(mine, theirs, rtol=1e-3, atol=1e-5)
+
+
+def _told(scheduler: Any) -> str:
+    kind, config = type(scheduler).__name__, scheduler.config
+    if alphas_cumprod(scheduler) is None:
+        return f"{kind}, without betas"
+    if config.get("trained_betas") is not None:
+        return f"{kind}, betas of its own"
+    rescaled = ", rescaled to end in pure noise" if config.get("rescale_betas_zero_snr") else ""
+    betas = f"{config.get('beta_schedule')} betas from {config.get('beta_start')} to {config.get('beta_end')}"
+    return f"{kind}, {betas} in {config.get('num_train_timesteps')} steps{rescaled}"
+
+
+def _file(directory: ModelDirectory) -> str:
+    return str(directory.component(SCHEDULER) / SETTINGS[SCHEDULER])
+
+
+def _built(directory: ModelDirectory, build: Callable[[], Any]) -> Any:
+    try:
+        return build()
+    except Exception as error:  # diffusers has many ways to say that settings do not fit
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0][:300]
+        kind = directory.index[SCHEDULER][1]
+        raise ModelError(f"{_file(directory)}: no {kind} can be made of it ({reason}); fetch the file again") from None
