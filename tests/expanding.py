@@ -45,7 +45,6 @@ def stirred(model: Path) -> Path:
         tensors = load_file(file)
         for name in sorted(name for name in tensors if ".router." in name):
             tensors[name] += 0.3 * torch.randn(tensors[name].shape, generator=draws)
-        file.unlink()  # it may be a link
         save_file(tensors, file, {"format": "pt"})
     return model
 

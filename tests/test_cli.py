@@ -102,6 +102,7 @@ def test_a_run_writes_its_directory_and_prints_its_path_only(
     assert "the result" in err
     assert seen[0].remove == ["mid", "up.0"]
     assert {path.name for path in (tmp_path / "other").iterdir()} == {
+        ".asdm",
         "made",
         "recipe.yaml",
         "report.json",

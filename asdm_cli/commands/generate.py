@@ -59,14 +59,14 @@ def generate(
     the same prompts from the same noise.
     """
     from asdm_cli.models.source import find
-    from asdm_cli.models.write import atomic_directory, refuse_existing
+    from asdm_cli.models.write import atomic_directory, refuse_existing, refuse_sources
 
     set_verbosity(verbose, quiet)
     if not is_first():
         return
     refuse_existing(out, overwrite)
-    _refuse_other_files(out)
     source = find(model)
+    refuse_sources(out, [source.path])
     if not source.is_pipeline:
         raise ModelError(f"{source.path}: a UNet alone draws nothing; give a whole pipeline directory")
     settings = {"model": source.name, "steps": steps, "guidance": guidance, "seed": seed}
@@ -74,12 +74,6 @@ def generate(
         drawn = _draw(source, prompts, settings, (device or "auto", dtype or "auto"))
         _write(folder, drawn, prompts, settings)
     typer.echo(out)
-
-
-def _refuse_other_files(out: Path) -> None:
-    """--overwrite replaces earlier pictures, not whatever lies in a directory that was named by mistake."""
-    if out.is_dir() and any(out.iterdir()) and not (out / SHEET).is_file():
-        raise ModelError(f"{out}: holds other files than `asdm generate` writes; choose another place with --out")
 
 
 def _draw(source: Any, prompts: Sequence[str], settings: dict[str, Any], place: tuple[str, str]) -> list[Image]:

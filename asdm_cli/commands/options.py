@@ -36,7 +36,11 @@ Dtype = Annotated[
     typer.Option("--dtype", metavar="NAME", help="[bold]float32[/], [bold]bfloat16[/] or [bold]float16[/]."),
 ]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Check everything, print the plan, and stop.")]
-Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace the directory if it exists.")]
+Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace what asdm wrote there before.")]
+Link = Annotated[
+    bool,
+    typer.Option("--link", help="Unchanged weights as hard links to the source's files: a change of one changes both."),
+]
 Verbose = Annotated[bool, typer.Option("--verbose", "-v", help="Show libraries' warnings, and tracebacks of bugs.")]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Print nothing but errors and the result's path.")]
 

@@ -52,10 +52,10 @@ def pack(
         return
     if not folder.is_dir():
         raise ModelError(f"{folder}: no such directory; give the folder of pictures")
-    from asdm_cli.models.write import atomic_directory, refuse_existing
+    from asdm_cli.models.write import atomic_directory, refuse_existing, refuse_sources
 
     refuse_existing(out, overwrite)
-    _refuse_other_files(out)
+    refuse_sources(out, [folder])
     from rich.markup import escape
 
     from asdm_cli.data import packing
@@ -67,12 +67,3 @@ def pack(
         note(escape(f"{packed.faults.listed()}\nleft out: {packed.faults.summary()}"))
     note(f"{packed.samples} samples in {packed.shards} shards")
     typer.echo(out)
-
-
-def _refuse_other_files(out: Path) -> None:
-    """--overwrite replaces earlier shards, not whatever lies in a directory that was named by mistake."""
-    others = (
-        [path for path in out.iterdir() if path.suffix != ".tar" and path.name != "pack.json"] if out.is_dir() else []
-    )
-    if others:
-        raise ModelError(f"{out}: holds other files than `asdm pack` writes ({others[0].name}); choose another --out")

@@ -10,10 +10,12 @@ import typer
 
 from asdm_cli.commands.ranks import is_first, wait_for_everyone
 from asdm_cli.methods import Method, Plan, method
-from asdm_cli.models.write import refuse_existing
+from asdm_cli.models.origin import made_from, refuse_changes
+from asdm_cli.models.write import refuse_existing, refuse_sources
 from asdm_cli.progress import BRIEF, console
 from asdm_cli.recipe.load import dump_public, load
 from asdm_cli.recipe.override import Override, parse_override
+from asdm_cli.recipe.reads import places, reads
 from asdm_cli.report.document import Report
 
 
@@ -24,37 +26,41 @@ def overrides(settings: list[str] | None, **options: str | None) -> list[Overrid
 
 
 def run_verb(
-    verb: str, file: Path, changes: list[Override], dry_run: bool, overwrite: bool, **permissions: bool | str
+    verb: str,
+    file: Path,
+    changes: list[Override],
+    dry_run: bool,
+    overwrite: bool,
+    link: bool = False,
+    **permissions: bool | str,
 ) -> None:
     """The three gates, then the work, then the report; prints the run directory.
 
-    `permissions` are what only a command line can allow, no recipe.
+    `link` and `permissions` are what only a command line can allow, no recipe.
     """
     recipe: Any = load(file, verb, changes)
+    from asdm_cli.report.run_directory import run_directory, with_links
+
+    target = Path(recipe.out)
     if is_first() and not dry_run:
-        refuse_existing(Path(recipe.out), overwrite)
-    how = method(verb)
+        refuse_existing(target, overwrite)
+    refuse_sources(target, (place for text in reads(recipe) for place in places(text)))
+    how, before = method(verb), made_from(reads(recipe))
     plan = how.plan(recipe, **permissions)
-    _show(plan.report())
+    _show(with_links(plan.report(), link))
     if dry_run:
         return
-    target = Path(recipe.out)
     if not is_first():
         _follow(how, plan, target)
         return
-    _lead(how, plan, target, dump_public(recipe), overwrite)
-    typer.echo(target)
-
-
-def _lead(how: Method, plan: Plan, target: Path, recipe_yaml: str, overwrite: bool) -> None:
-    from asdm_cli.report.run_directory import run_directory
-
-    with run_directory(target, overwrite, how.RESUMABLE, recipe_yaml) as run:
+    with run_directory(target, overwrite, how.RESUMABLE, dump_public(recipe), link) as run:
         wait_for_everyone()
         report = how.run(plan, run)
         wait_for_everyone()
-        run.write(report)
+        refuse_changes(before, made_from(reads(recipe)))
+        report = run.write(report)
     _show(report)
+    typer.echo(target)
 
 
 def _show(report: Report) -> None:

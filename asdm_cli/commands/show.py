@@ -130,6 +130,8 @@ def _write_page(page: Path, runs: list[Path], overwrite: bool) -> None:
         raise ModelError(f"{page}: is a directory; give the name of a page, as in {page / 'page.html'}")
     if page.exists() and not overwrite:
         raise ModelError(f"{page}: exists already; choose another name, or say --overwrite to replace it")
+    if page.is_symlink() or (page.exists() and not html.is_ours(page)):
+        raise ModelError(f"{page}: is no page from asdm, and --overwrite replaces nothing else; choose another name")
     reports = [merge.read(run) for run in runs]
     joined = merge.combine(" and ".join(report.title for report in reports), reports)
     by_verb = {report.verb: report for report in reports}

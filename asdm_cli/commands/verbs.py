@@ -11,6 +11,7 @@ from asdm_cli.commands.options import (
     Device,
     DryRun,
     Dtype,
+    Link,
     Out,
     Overwrite,
     Quiet,
@@ -129,6 +130,9 @@ ON_A_DEVICE = {
     [bold]model/[/] that switches by itself, and says what schedules gain in speed and
     lose in fidelity, beside fewer steps.
     """,
+}
+"""Verb -> its help page, of verbs that run models and write one."""
+MEASURING = {
     "bench": """Measure what models cost, side by side.
 
     Parameters, multiply-adds, latency and peak memory. Contestants take
@@ -140,7 +144,7 @@ ON_A_DEVICE = {
     command given again after an interruption goes on where it stopped.
     """,
 }
-"""Verb -> its help page, of verbs that run models."""
+"""Verb -> its help page, of verbs that run models and write none."""
 
 
 def from_file_to_file(verb: str) -> Callable[..., None]:
@@ -150,13 +154,14 @@ def from_file_to_file(verb: str) -> Callable[..., None]:
         file: Recipe,
         set_: Set = None,
         out: Out = None,
+        link: Link = False,
         dry_run: DryRun = False,
         overwrite: Overwrite = False,
         verbose: Verbose = False,
         quiet: Quiet = False,
     ) -> None:
         set_verbosity(verbose, quiet)
-        run_verb(verb, file, overrides(set_, out=out), dry_run, overwrite)
+        run_verb(verb, file, overrides(set_, out=out), dry_run, overwrite, link)
 
     command.__doc__ = FROM_FILE_TO_FILE[verb]
     return command
@@ -164,6 +169,28 @@ def from_file_to_file(verb: str) -> Callable[..., None]:
 
 def on_a_device(verb: str) -> Callable[..., None]:
     """The command of a verb of ON_A_DEVICE."""
+
+    def command(
+        file: Recipe,
+        set_: Set = None,
+        out: Out = None,
+        device: Device = None,
+        dtype: Dtype = None,
+        link: Link = False,
+        dry_run: DryRun = False,
+        overwrite: Overwrite = False,
+        verbose: Verbose = False,
+        quiet: Quiet = False,
+    ) -> None:
+        set_verbosity(verbose, quiet)
+        run_verb(verb, file, overrides(set_, out=out, device=device, dtype=dtype), dry_run, overwrite, link)
+
+    command.__doc__ = ON_A_DEVICE[verb]
+    return command
+
+
+def measuring(verb: str) -> Callable[..., None]:
+    """The command of a verb of MEASURING."""
 
     def command(
         file: Recipe,
@@ -179,7 +206,7 @@ def on_a_device(verb: str) -> Callable[..., None]:
         set_verbosity(verbose, quiet)
         run_verb(verb, file, overrides(set_, out=out, device=device, dtype=dtype), dry_run, overwrite)
 
-    command.__doc__ = ON_A_DEVICE[verb]
+    command.__doc__ = MEASURING[verb]
     return command
 
 
@@ -189,6 +216,7 @@ def distill(
     out: Out = None,
     device: Device = None,
     allow_pipes: AllowPipes = False,
+    link: Link = False,
     dry_run: DryRun = False,
     overwrite: Overwrite = False,
     verbose: Verbose = False,
@@ -203,7 +231,7 @@ def distill(
     """
     set_verbosity(verbose, quiet)
     changes = overrides(set_, out=out, device=device)
-    run_verb("distill", file, changes, dry_run, overwrite, allow_pipes=allow_pipes)
+    run_verb("distill", file, changes, dry_run, overwrite, link, allow_pipes=allow_pipes)
 
 
 def run(
@@ -220,6 +248,7 @@ def run(
         ),
     ] = None,
     allow_pipes: AllowPipes = False,
+    link: Link = False,
     dry_run: DryRun = False,
     overwrite: Overwrite = False,
     verbose: Verbose = False,
@@ -233,7 +262,8 @@ def run(
     after each stage.
     """
     set_verbosity(verbose, quiet)
-    run_verb("run", file, overrides(set_, out=out), dry_run, overwrite, launch=launch or "", allow_pipes=allow_pipes)
+    changes = overrides(set_, out=out)
+    run_verb("run", file, changes, dry_run, overwrite, link, launch=launch or "", allow_pipes=allow_pipes)
 
 
 COMMANDS: dict[str, Callable[..., None]] = {
@@ -241,6 +271,7 @@ COMMANDS: dict[str, Callable[..., None]] = {
     "assemble": from_file_to_file("assemble"),
     "distill": distill,
     **{verb: on_a_device(verb) for verb in ON_A_DEVICE},
+    **{verb: measuring(verb) for verb in MEASURING},
     "run": run,
 }
 

@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import json
-import shutil
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from diffusers import AutoencoderKL
@@ -21,14 +18,9 @@ from asdm_cli.measure.generate import ROWS, pictures
 from asdm_cli.measure.pictures import PictureSet, read, to_picture
 from asdm_cli.measure.trajectory import count
 from asdm_cli.models.load import load_pipeline
-from asdm_cli.models.provenance import FILE
 from asdm_cli.models.schedulers import set_sampler
 from asdm_cli.models.source import ModelDirectory
 from asdm_cli.progress import track
-
-ORIGIN = "origin.json"
-Origin = dict[str, Any]
-"""All that a picture set depends on, as JSON: sets of another origin are not gone on with."""
 
 
 @dataclass(frozen=True)
@@ -57,25 +49,6 @@ class Share:
     def of(self, indices: Iterable[int], batch: int) -> list[int]:
         stretch = -(-batch // ROWS) * ROWS  # whole UNet calls only
         return [index for index in indices if index // stretch % self.count == self.rank]
-
-
-def claim(target: PictureSet, origin: Origin) -> None:
-    """Make `target` a place for pictures of this origin: pictures of another one go away."""
-    file = target.folder / ORIGIN
-    text = json.dumps(origin, indent=2, sort_keys=True)
-    if file.is_file() and file.read_text() == text:
-        return
-    shutil.rmtree(target.folder, ignore_errors=True)
-    target.folder.mkdir(parents=True)
-    file.write_text(text)
-
-
-def stamps(directory: ModelDirectory) -> list[list[str | int]]:
-    """Name, bytes and time of every file of a model: changed weights, or another plan, are noticed without reading
-    gigabytes."""
-    places = [*(file for folder in directory.components.values() for file in folder.rglob("*")), directory.path / FILE]
-    files = sorted(file for file in places if file.is_file())
-    return [[str(file.relative_to(directory.path)), file.stat().st_size, file.stat().st_mtime_ns] for file in files]
 
 
 def painter(directory: ModelDirectory, style: Style) -> DiffusionPipeline:

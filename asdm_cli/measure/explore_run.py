@@ -13,11 +13,12 @@ from diffusers import UNet2DConditionModel
 from diffusers.pipelines.pipeline_utils import DiffusionPipeline
 
 from asdm_cli.measure.contestants import blame
-from asdm_cli.measure.drawing import Origin, Share, Style, draw
+from asdm_cli.measure.drawing import Share, Style, draw
 from asdm_cli.measure.latency import Work, stopwatch, take_turns
 from asdm_cli.measure.pictures import PictureSet
 from asdm_cli.models.donors import Donor, Made
 from asdm_cli.models.load import load_unet
+from asdm_cli.models.origin import Origin
 from asdm_cli.unet.cost import inputs, meta_unet
 
 Seconds = dict[str, list[float]]

@@ -6,13 +6,14 @@ from pathlib import Path
 
 from asdm_cli.data.images import CROP
 from asdm_cli.measure.cards import Card
-from asdm_cli.measure.drawing import claim, keep_real
+from asdm_cli.measure.drawing import keep_real
 from asdm_cli.measure.eval_plan import EvalPlan
 from asdm_cli.measure.features import FeatureNetwork, feature_network
 from asdm_cli.measure.pictures import PictureSet
 from asdm_cli.measure.prompts import real_pictures
 from asdm_cli.measure.scores import Judge
 from asdm_cli.models.load import Clip, device_and_dtype, load_clip
+from asdm_cli.models.origin import claim, stamps_of
 
 
 def real_origin(plan: EvalPlan) -> Card:
@@ -22,7 +23,7 @@ def real_origin(plan: EvalPlan) -> Card:
 def real_set(plan: EvalPlan, folder: Path) -> PictureSet:
     """All real pictures of the shard, at the size that is drawn, in `folder`."""
     real = PictureSet(folder / "real", plan.prompts.real)
-    claim(real, real_origin(plan))
+    claim(real.folder, real_origin(plan))
     keep_real(real_pictures(plan.prompts.shards), real, plan.size)
     return real
 
@@ -36,6 +37,8 @@ def judge_of(plan: EvalPlan, folder: Path, reference: PictureSet, real: PictureS
     by_probe = network if plan.probe and plan.probe.network == recipe.features else None
     if plan.probe and by_probe is None:
         by_probe = feature_network(plan.probe.network, None, device)
+    if plan.clip:  # features are kept by what their pictures are; whose they are is said here
+        claim(folder / "features", {"clip": stamps_of(plan.clip, plan.clip.rglob("*"))})
     return Judge(
         tuple(recipe.metrics),
         plan.prompts.prompts,

@@ -14,7 +14,7 @@ from diffusers.pipelines.pipeline_utils import DiffusionPipeline
 
 from asdm_cli.errors import ModelError, RunError
 from asdm_cli.measure.cards import Card, versions
-from asdm_cli.measure.drawing import Origin, Share, Style, claim
+from asdm_cli.measure.drawing import Share, Style
 from asdm_cli.measure.eval_plan import EvalPlan, make_plan
 from asdm_cli.measure.inherit_run import cost, draw_share, take_turns
 from asdm_cli.measure.judging import judge_of, real_set
@@ -24,6 +24,7 @@ from asdm_cli.measure.players import FEWER, Player
 from asdm_cli.measure.processes import place
 from asdm_cli.measure.scores import Figures, Judge, columns
 from asdm_cli.measure.ways_report import CONVERGED, Measured
+from asdm_cli.models.origin import Origin, claim
 from asdm_cli.models.schedulers import planned_scheduler
 from asdm_cli.progress import track
 from asdm_cli.recipe.switching import Switching
@@ -56,7 +57,7 @@ class Studio:
         sets = {player.name: PictureSet(folder / player.name, len(prompts)) for player in players}
         if self.state.is_main_process:
             for player in players:
-                claim(sets[player.name], self._origin_of(player, title))
+                claim(sets[player.name].folder, self._origin_of(player, title))
         self.state.wait_for_everyone()
         share = Share(self.state.process_index, self.state.num_processes)
         for player in players:

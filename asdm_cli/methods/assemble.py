@@ -8,6 +8,7 @@ from functools import cached_property
 
 from asdm_cli.methods import explore
 from asdm_cli.models.donors import Donor, Made, make, open_donors, write
+from asdm_cli.models.write import takes
 from asdm_cli.recipe.verbs import AssembleRecipe
 from asdm_cli.recipe.verbs.assemble import NONE
 from asdm_cli.report.document import Cell, Column, Interval, Report, Table
@@ -33,10 +34,11 @@ class Plan:
         whole = sum(after.values())
         summary = (
             f"UNet of {', '.join(names)}: {whole / 1e6:.2f} M parameters ({whole / sum(before.values()) - 1:+.1%} "
-            f"beside {made.first.name}), {change(self.macs)}"
+            f"beside {made.first.name}), {change(self.macs)}. "
+            f"{takes(made.size, made.carried)}"
         )
         if len(made.formats) > 1:
-            summary += f". Its weights are of several number formats ({', '.join(made.formats)}), as the donors' are"
+            summary += f" Its weights are of several number formats ({', '.join(made.formats)}), as the donors' are."
         card: dict[str, Cell | list[str]] = {
             "counted": "multiply-accumulates of one UNet call, attention's matmuls (QK^T and AV) included",
             "batch": 1,
@@ -70,7 +72,7 @@ def run(plan: Plan | explore.Plan, run: Run) -> Report:
     """Write the model to `run.path / "model"`, or many to `run.path / "models"`."""
     if isinstance(plan, explore.Plan):
         return explore.run(plan, run)
-    write(plan.made, run.path / "model")
+    write(plan.made, run.path / "model", run.link)
     return plan.report()
 
 

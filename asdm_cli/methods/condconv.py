@@ -15,7 +15,7 @@ from asdm_cli.models.experts import first_experts, write_changed
 from asdm_cli.models.provenance import record
 from asdm_cli.models.source import ModelDirectory, find
 from asdm_cli.models.switched import one_unet
-from asdm_cli.models.write import assemble_directory
+from asdm_cli.models.write import assemble_directory, carried_size, takes
 from asdm_cli.recipe.verbs.condconv import COMPRESSED, CondConvRecipe, Expand
 from asdm_cli.report.document import Cell, Column, Interval, Report, Table
 from asdm_cli.report.run_directory import Run
@@ -51,7 +51,8 @@ class Plan:
         summary = (
             f"UNet of {self.source.name}: {len(self.expansion.siblings)} convolutions of {spec.experts} experts, "
             f"{counts[0] / 1e6:.2f} M → {counts[1] / 1e6:.2f} M parameters ({counts[1] / counts[0] - 1:+.1%}), "
-            f"{change(self.macs, 'a call with guidance')}"
+            f"{change(self.macs, 'a call with guidance')}. "
+            f"{takes(self.checkpoint.size * counts[1] // counts[0], carried_size(self.source, {'unet'}))}"
         )
         card: dict[str, Cell | list[str]] = {
             "counted": "multiply-accumulates of one UNet call, mixing of kernels and attention's matmuls included",
@@ -104,7 +105,7 @@ def run(plan: Plan | fold.Plan, run: Run) -> Report:
         return fold.run(plan, run)
     model = run.path / "model"
     shutil.rmtree(model, ignore_errors=True)
-    assemble_directory(plan.source, model, replaced={"unet"})
+    assemble_directory(plan.source, model, {"unet"}, run.link)
     own = plan.checkpoint.tensors
     changed = first_experts(plan.expansion, own, plan.donated, plan.start, plan.wanted.seed)
     kept = {name: entry for name, entry in own.items() if name not in changed}

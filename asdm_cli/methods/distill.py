@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import shutil
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
@@ -24,10 +26,12 @@ from asdm_cli.measure.pictures import PictureSet
 from asdm_cli.measure.processes import processes
 from asdm_cli.measure.routing import observe
 from asdm_cli.measure.routing_report import routing_parts
-from asdm_cli.models.load import load_pipeline, load_unet
+from asdm_cli.models.load import in_own_memory, load_pipeline, load_unet
+from asdm_cli.models.origin import Origin, claim_or_refuse, made_from
 from asdm_cli.models.provenance import record
 from asdm_cli.models.schedulers import training_scheduler
 from asdm_cli.models.write import assemble_directory, write_config
+from asdm_cli.recipe.reads import reads
 from asdm_cli.recipe.verbs.distill import DistillRecipe
 from asdm_cli.report.document import Part, Report
 from asdm_cli.report.run_directory import TRAINING, Run
@@ -62,6 +66,9 @@ def plan(recipe: DistillRecipe, allow_pipes: bool = False) -> Plan:
 def run(plan: Plan, run: Run) -> Report:
     """Train, or go on training; then the first process writes models, cards and reports."""
     state, distill = processes(), plan.distill
+    if state.is_main_process:
+        claim_or_refuse(run.path / TRAINING, _origin(distill))
+    state.wait_for_everyone()
     samples = _dataset(distill).open(state.device, _share(state))
     task = _task(distill, samples, state, run.path)
     modules = {learner.name: _student(distill, learner) for learner in distill.learners}
@@ -71,6 +78,12 @@ def run(plan: Plan, run: Run) -> Report:
     if not state.is_main_process:
         return Report("distill", "", "", [])
     return _written(distill, training, run, samples)
+
+
+def _origin(plan: DistillPlan) -> Origin:
+    """All that weights and pictures depend on besides the recipe; shards may be remote."""
+    shards = json.dumps([shard.identity for shard in (*plan.train, *plan.held_out)])
+    return made_from(reads(plan.recipe)) | {"data": hashlib.sha256(shards.encode()).hexdigest()}
 
 
 def _dataset(plan: DistillPlan, held_out: bool = False) -> Dataset:
@@ -109,14 +122,14 @@ def _teacher(plan: DistillPlan, device: torch.device) -> nn.Module:
     assert plan.teacher, "asked for only where there is one"
     word = mixed_precision(plan.recipe.precision, plan.recipe.device)
     dtype = AUTOCAST.get(word, torch.float32) if device.type == "cuda" else torch.float32
-    teacher = load_unet(plan.teacher, device, dtype).to(memory_format=torch.channels_last)
+    teacher = in_own_memory(load_unet(plan.teacher, device, dtype)).to(memory_format=torch.channels_last)
     if plan.recipe.compile:
         teacher.compile()
     return teacher
 
 
 def _student(plan: DistillPlan, learner: Learner) -> nn.Module:
-    unet = load_unet(learner.directory, torch.device("cpu"), torch.float32).train()
+    unet = in_own_memory(load_unet(learner.directory, torch.device("cpu"), torch.float32)).train()
     for key, weight in unet.named_parameters():
         weight.requires_grad_(key not in learner.frozen)
     if plan.recipe.gradient_checkpointing:
@@ -158,7 +171,7 @@ def _written(plan: DistillPlan, training: Training, run: Run, samples: Encoded) 
     for learner, trainee in zip(plan.learners, training.crew, strict=True):
         home = _home(plan, learner.name, run.path)
         with trainee.as_written() as module:
-            _write_model(plan, learner, module, home / "model", lines, card)
+            _write_model(plan, learner, module, replace(run, path=home), lines, card)
         if not alone:
             _write_own_report(plan, learner, run, home, lines, card, experts.get(learner.name, []))
     (run.path / LOG).write_bytes((run.path / TRAINING / LOG).read_bytes())
@@ -183,12 +196,12 @@ def _experts(plan: DistillPlan, training: Training) -> dict[str, list[Part]]:
 
 
 def _write_model(
-    plan: DistillPlan, learner: Learner, module: nn.Module, target: Path, lines: list[Line], card: Card
+    plan: DistillPlan, learner: Learner, module: nn.Module, run: Run, lines: list[Line], card: Card
 ) -> None:
     """Anew: an interrupted run may have left a part. Weights are kept in the number formats that they came in."""
+    target, source = run.path / "model", learner.directory
     shutil.rmtree(target, ignore_errors=True)
-    source = learner.directory
-    assemble_directory(source, target, replaced={"unet"})
+    assemble_directory(source, target, {"unet"}, run.link)
     folder = target / "unet" if source.is_pipeline else target
     write_config(learner.config, folder)
     _save(module, learner, folder / WEIGHTS)
@@ -217,7 +230,7 @@ def _write_own_report(  # noqa: PLR0913 - what a report is made of
     mine = [line for line in lines if line["student"] == learner.name]
     drawn = {learner.name: _drawn(plan, run.path).get(learner.name, {})}
     report = trained(own, mine, {}, drawn, {"training": card})
-    Run(home).write(replace(report, parts=[*report.parts, *experts]))
+    replace(run, path=home).write(replace(report, parts=[*report.parts, *experts]))
     shutil.copyfile(run.path / "recipe.yaml", home / "recipe.yaml")
 
 

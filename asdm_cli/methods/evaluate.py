@@ -12,11 +12,9 @@ from asdm_cli.measure.cards import Card, versions
 from asdm_cli.measure.drawing import (
     Share,
     Style,
-    claim,
     draw,
     painter,
     reconstruct,
-    stamps,
     unet_macs,
 )
 from asdm_cli.measure.eval_plan import Entrant, EvalPlan, make_plan
@@ -29,6 +27,7 @@ from asdm_cli.measure.routing import Routing, has_experts, observe
 from asdm_cli.measure.routing_report import routing_parts
 from asdm_cli.measure.scores import FRECHET_RESAMPLES, Judge
 from asdm_cli.models.load import load_pipeline
+from asdm_cli.models.origin import claim, stamps
 from asdm_cli.models.provenance import run_time_plan
 from asdm_cli.models.switched import read_switch
 from asdm_cli.recipe.switching import described
@@ -64,7 +63,8 @@ def run(plan: EvalPlan, run: Run) -> Report:
     sets = {entrant.name: PictureSet(run.path / "pictures" / entrant.name, plan.count) for entrant in plan.entrants}
     if state.is_main_process:
         for entrant in plan.entrants:
-            claim(sets[entrant.name], _card(plan, entrant, styles[entrant.name]) | {"files": stamps(entrant.directory)})
+            card = _card(plan, entrant, styles[entrant.name])
+            claim(sets[entrant.name].folder, card | {"files": stamps(entrant.directory)})
     state.wait_for_everyone()
     share = Share(state.process_index, state.num_processes)
     drawn = {
@@ -161,7 +161,7 @@ def _baselines(plan: EvalPlan, run: Run, style: Style) -> tuple[PictureSet, Pict
     directory = plan.entrants[0].directory
     real = real_set(plan, run.path)
     through_vae = PictureSet(run.path / "real-vae", plan.prompts.distinct)
-    claim(through_vae, real_origin(plan) | {"files": stamps(directory)})
+    claim(through_vae.folder, real_origin(plan) | {"files": stamps(directory)})
     reconstruct(load_pipeline(directory, style.device, style.dtype).vae, real, through_vae)
     return real, through_vae
 

@@ -11,7 +11,7 @@ from diffusers import UNet2DConditionModel
 
 from asdm_cli.errors import ModelError, RunError
 from asdm_cli.measure.cards import Card, versions
-from asdm_cli.measure.drawing import Origin, Share, Style, claim, stamps
+from asdm_cli.measure.drawing import Share, Style
 from asdm_cli.measure.eval_plan import EvalPlan, make_plan
 from asdm_cli.measure.explore_report import (
     Explored,
@@ -31,7 +31,9 @@ from asdm_cli.measure.scores import columns
 from asdm_cli.methods.combinations import Costs, distinct, first_donor, over, sort
 from asdm_cli.models.donors import Donor, write
 from asdm_cli.models.load import load_pipeline
+from asdm_cli.models.origin import Origin, claim, stamps
 from asdm_cli.models.schedulers import set_sampler
+from asdm_cli.models.write import takes
 from asdm_cli.progress import track
 from asdm_cli.recipe.verbs import AssembleRecipe, EvalContestant, EvalRecipe
 from asdm_cli.recipe.verbs.assemble import Explore
@@ -60,9 +62,6 @@ class Plan:
         count = rows(donor.config, self.recipe.guidance)
         return Timing(count, _latent(self.eval), donor.directory.tokens, self.recipe.repeats, self.recipe.warmups)
 
-    def _bytes(self) -> int:
-        return sum(entry.size for one in self.candidates for entry in one.made.tensors.values())
-
     def report(self) -> Report:
         rows: list[dict[str, Cell | Interval]] = [
             {
@@ -74,9 +73,10 @@ class Plan:
             for one in self.candidates
         ]
         heads = [Column("name", "combination"), Column("layers", "layers per block"), *cost_columns()]
+        made = [one.made for one in self.candidates]
         told = [
             f"{len(self.candidates)} combinations, {self.eval.count} prompts, {self.recipe.steps} steps, beside "
-            f"{self.first.name} itself. Their weights will take {self._bytes() / 1e9:.2f} GB of disk."
+            f"{self.first.name} itself. {takes(sum(one.size for one in made), sum(one.carried for one in made))}"
         ]
         if bound := self.recipe.budget and self.recipe.budget.latency_ratio:
             told.append(f"Those whose UNet call takes more than {bound:g} of its time leave once they have been timed.")
@@ -114,7 +114,7 @@ def run(plan: Plan, run: Run) -> Report:
     sets = {one.name: PictureSet(run.path / "pictures" / one.name, plan.eval.count) for one in (plan.first, *kept)}
     if state.is_main_process:
         for one in (plan.first, *kept):
-            claim(sets[one.name], _origin(plan, one, style))
+            claim(sets[one.name].folder, _origin(plan, one, style))
     state.wait_for_everyone()
     for name, target in sets.items():
         pipe.unet = built[name]
@@ -158,7 +158,7 @@ def _write_models(kept: Sequence[Candidate], run: Run) -> None:
     """Anew: an interrupted run, which timed otherwise, may have left some that are above the budget now."""
     shutil.rmtree(run.path / MODELS, ignore_errors=True)
     for one in track(kept, "writing models"):
-        write(one.made, run.path / MODELS / one.name)
+        write(one.made, run.path / MODELS / one.name, run.link)
 
 
 def _judged(

@@ -30,7 +30,7 @@ from asdm_cli.models.parts import check_parts
 from asdm_cli.models.provenance import record
 from asdm_cli.models.schedulers import set_sampler
 from asdm_cli.models.source import ModelDirectory
-from asdm_cli.models.write import assemble_directory
+from asdm_cli.models.write import assemble_directory, carried_size, takes
 from asdm_cli.recipe.verbs.condconv import CondConvRecipe, Fold
 from asdm_cli.report.document import Cell, Column, Grid, Interval, Part, Report, Table
 from asdm_cli.report.run_directory import Run
@@ -76,12 +76,12 @@ def plan(recipe: CondConvRecipe, wanted: Fold, source: ModelDirectory) -> Plan:
 def run(plan: Plan, run: Run) -> Report:
     """Write the plain model, and where the routing was not constant find out what that costs."""
     if plan.prompts is None:
-        _write(plan, _constant(plan.source), run.path / "model")
+        _write(plan, _constant(plan.source), run)
         return plan.report()
     pipe = _pipeline(plan)
     routing, before = observe(pipe, plan.prompts.prompts, *_style(plan))
     routings = {name: routing.mean(name) for name in routing.weights}
-    _write(plan, routings, run.path / "model")
+    _write(plan, routings, run)
     _freeze(pipe, routings)
     _, after = observe(pipe, plan.prompts.prompts, *_style(plan))
     return _measured(plan, run.path, routing, {BEFORE: before, AFTER: after})
@@ -125,8 +125,9 @@ def _kernels(layer: ExpertConv2d, weights: Tensor) -> tuple[Tensor, Tensor | Non
 
 
 @torch.no_grad()
-def _write(plan: Plan, routings: Routings, target: Path) -> None:
+def _write(plan: Plan, routings: Routings, run: Run) -> None:
     """The rest of the UNet is copied as it lies on disk."""
+    target = run.path / "model"
     shutil.rmtree(target, ignore_errors=True)
     source = plan.source
     unet = load_unet(source, torch.device("cpu"), torch.float32)
@@ -139,7 +140,7 @@ def _write(plan: Plan, routings: Routings, target: Path) -> None:
                 changed[key] = tensor.to(formats.get(own[key].dtype, torch.float32))
     gone = tuple(f"{name}.router." for name in routings)
     kept = {key: entry for key, entry in own.items() if key not in changed and not key.startswith(gone)}
-    assemble_directory(source, target, replaced={"unet"})
+    assemble_directory(source, target, {"unet"}, run.link)
     config = with_specs(source.config("unet"), {})
     folder = target / "unet" if source.is_pipeline else target
     write_changed(config, kept, changed, folder)
@@ -187,7 +188,8 @@ def _summary(plan: Plan) -> str:
     before, after = (sum(parameters(each).values()) / 1e6 for each in (config, with_specs(config, {})))
     how = {"constant": "Their routing is constant: nothing changes.", "mean": "Each router is frozen at its mean."}
     said = f"{len(specs(config))} convolutions become plain: {before:.2f} M → {after:.2f} M parameters."
-    return f"{said} {how[plan.wanted.routing]}"
+    size = takes(round(plan.checkpoint.size * after / before), carried_size(plan.source, {"unet"}))
+    return f"{said} {how[plan.wanted.routing]} {size}"
 
 
 def _card(plan: Plan) -> Card:

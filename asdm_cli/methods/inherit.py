@@ -6,22 +6,21 @@ import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from itertools import product
-from pathlib import Path
 
 from asdm_cli.errors import ModelError
 from asdm_cli.inheritance.course import Nodes
-from asdm_cli.measure.drawing import stamps
 from asdm_cli.measure.eval_plan import EvalPlan
 from asdm_cli.measure.inherit_report import inherit_report, picture, rules_table
 from asdm_cli.measure.players import ASDM, DEEPCACHE, PLAIN, Player, require_package
 from asdm_cli.measure.processes import processes
 from asdm_cli.measure.ways import Studio, card_of, evaluation, fewer, measure, same_names, solution, style_of
 from asdm_cli.models.load import load_pipeline
+from asdm_cli.models.origin import stamps
 from asdm_cli.models.provenance import record, run_time_plan
 from asdm_cli.models.schedulers import unet_calls
 from asdm_cli.models.source import ModelDirectory
 from asdm_cli.models.switched import nodes_of, read_switch
-from asdm_cli.models.write import assemble_directory
+from asdm_cli.models.write import assemble_directory, carried_size, takes
 from asdm_cli.recipe.plans import Rule, Rules, read_plan
 from asdm_cli.recipe.switching import Switch
 from asdm_cli.recipe.verbs import InheritRecipe
@@ -68,7 +67,8 @@ class Plan:
             return "No model is written: the recipe has no `plan`."
         carried = run_time_plan(self.source) is not None or (self.switch and self.switch.plans)
         each = f", on each of its UNets ({', '.join(self.switch.unets)})" if self.switch else ""
-        return f"The written model carries the plan{each}" + (" instead of the one it has now." if carried else ".")
+        instead = " instead of the one it has now" if carried else ""
+        return f"The written model carries the plan{each}{instead}. {takes(0, carried_size(self.source, set()))}"
 
 
 def plan(recipe: InheritRecipe) -> Plan:
@@ -108,14 +108,15 @@ def run(plan: Plan, run: Run) -> Report:
     if measured is None:
         return Report("inherit", "", "", [])
     if plan.nodes:
-        _write_model(plan, plan.nodes, run.path / "model")
+        _write_model(plan, plan.nodes, run)
     return inherit_report(measured, card_of(plan.eval, plan.recipe, style), plan.nodes, plan.recipe.grid)
 
 
-def _write_model(plan: Plan, nodes: Nodes, target: Path) -> None:
+def _write_model(plan: Plan, nodes: Nodes, run: Run) -> None:
     """The source's files and the plan. Anew: an interrupted run may have left them, its own or another plan's."""
+    target = run.path / "model"
     shutil.rmtree(target, ignore_errors=True)
-    assemble_directory(plan.source, target, replaced=set())
+    assemble_directory(plan.source, target, set(), run.link)
     recipe = plan.recipe
     measured = {"sampler": recipe.sampler, "steps": recipe.steps, "guidance": recipe.guidance}
     # the plan is for every UNet, and in the place of those that each had of its own

@@ -11,7 +11,7 @@ from asdm_cli.models.checked import check_unet
 from asdm_cli.models.provenance import record
 from asdm_cli.models.source import ModelDirectory, find
 from asdm_cli.models.switched import one_unet
-from asdm_cli.models.write import assemble_directory, write_unet
+from asdm_cli.models.write import assemble_directory, carried_size, takes, write_unet
 from asdm_cli.recipe.verbs import PruneRecipe
 from asdm_cli.report.document import Cell, Column, Interval, Report, Table
 from asdm_cli.report.run_directory import Run
@@ -43,9 +43,11 @@ class Plan:
 
     def report(self) -> Report:
         before, after = (sum(counts.values()) for counts in self.parameters)
+        new = sum(entry.size for entry in self.tensors.values())
         summary = (
             f"UNet of {self.source.name}: {before / 1e6:.2f} M → {after / 1e6:.2f} M parameters "
-            f"({after / before - 1:+.1%}), {change(self.macs)}"
+            f"({after / before - 1:+.1%}), {change(self.macs)}. "
+            f"{takes(new, carried_size(self.source, {'unet'}))}"
         )
         parts: list[Table] = [_blocks(self), _removed(self), *_renumbered(self)]
         return Report("prune", f"Pruning {self.source.name}", summary, [*parts], {"macs": _card(self)})
@@ -80,7 +82,7 @@ def plan(recipe: PruneRecipe) -> Plan:
 def run(plan: Plan, run: Run) -> Report:
     """Write the pruned model to `run.path / "model"`."""
     model = run.path / "model"
-    assemble_directory(plan.source, model, replaced={"unet"})
+    assemble_directory(plan.source, model, {"unet"}, run.link)
     write_unet(plan.surgery.config, plan.tensors, model / "unet" if plan.source.is_pipeline else model)
     record(
         plan.source,

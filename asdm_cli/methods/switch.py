@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 from asdm_cli.errors import AsdmError, ModelError
-from asdm_cli.measure.drawing import stamps
 from asdm_cli.measure.eval_plan import EvalPlan
 from asdm_cli.measure.players import PLAIN, Player
 from asdm_cli.measure.processes import processes
@@ -19,8 +18,10 @@ from asdm_cli.measure.switch_search import PICTURES, SEARCHED, Chosen, Prompts, 
 from asdm_cli.measure.ways import Studio, card_of, evaluation, fewer, measure, same_names, solution, style_of
 from asdm_cli.methods.members import Member, members, members_table
 from asdm_cli.models.load import load_pipeline, take_turns
+from asdm_cli.models.origin import stamps
 from asdm_cli.models.schedulers import planned_scheduler
-from asdm_cli.models.switched import write_switched
+from asdm_cli.models.switched import unet_files, write_switched
+from asdm_cli.models.write import carried_size, takes
 from asdm_cli.recipe.load import dump_given
 from asdm_cli.recipe.switching import Part as Stretch
 from asdm_cli.recipe.switching import Switch, Switching, described
@@ -62,7 +63,17 @@ class Plan:
             f"{self.eval.count} prompts drawn in {len(ways)} ways, {recipe.steps} steps, then {recipe.repeats} rounds "
             f"of images timed in turn. Ways: {', '.join(ways)}. {_written(recipe, None)}"
         )
+        if recipe.rules or recipe.search:
+            said += f" {takes(0, self._size())}"
         return Report("switch", "Plan", said, parts)
+
+    def _size(self) -> int:
+        """Bytes of the written model; after a search it may hold fewer of the UNets."""
+        first, *others = self.members
+        serving = {part.unet for part in self.recipe.rules.parts} if self.recipe.rules else {*others}
+        beside = [unet_files(self.members[name].directory) for name in others if name in serving]
+        own = carried_size(self.members[first].directory, set())
+        return own + sum(file.stat().st_size for files in beside for file in files)
 
 
 def plan(recipe: SwitchRecipe) -> Plan:
@@ -103,7 +114,7 @@ def run(plan: Plan, run: Run) -> Report:
         return Report("switch", "", "", [])
     rules = recipe.rules or (chosen[0].rules if chosen else None)
     if rules is not None:
-        _write_model(plan, rules, run.path / "model")
+        _write_model(plan, rules, run)
     _write_recipes(recipe, chosen, run.path / RECIPES)
     shutil.rmtree(run.path / PICTURES, ignore_errors=True)
     card = card_of(plan.eval, recipe, style) | _more_on_card(plan)
@@ -194,7 +205,7 @@ def _stamps(plan: Plan) -> dict[str, Any]:
     }
 
 
-def _write_model(plan: Plan, rules: Switching, target: Path) -> None:
+def _write_model(plan: Plan, rules: Switching, run: Run) -> None:
     """The first UNet, which stock diffusers draws with, and those others that serve something."""
     first, *others = plan.members
     serving = {part.unet for part in rules.parts}
@@ -204,7 +215,7 @@ def _write_model(plan: Plan, rules: Switching, target: Path) -> None:
     directories = {name: plan.members[name].directory for name in unets}
     recipe = plan.recipe
     measured = {"sampler": recipe.sampler, "steps": recipe.steps, "guidance": recipe.guidance}
-    write_switched(directories[first], directories, switch, target, measured_with=measured)
+    write_switched(directories[first], directories, switch, run.path / "model", run.link, measured_with=measured)
 
 
 def _write_recipes(recipe: SwitchRecipe, chosen: tuple[Chosen, ...], folder: Path) -> None:

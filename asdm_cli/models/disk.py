@@ -12,6 +12,8 @@ from pathlib import Path
 from asdm_cli.errors import AsdmError, RunError
 
 TROUBLE = {
+    errno.ENOENT: "is not there any more; put it back, and give the same command again",
+    errno.ESTALE: "is not there any more; put it back, and give the same command again",
     errno.ENOSPC: "the disk is full; make room, or choose a place on another disk",
     errno.EDQUOT: "your share of the disk is used up; make room, or choose a place on another disk",
     errno.EACCES: "no permission to write there; choose another place",
@@ -37,7 +39,8 @@ def explained(target: Path) -> Iterator[None]:
         number = _number(error)
         if number not in TROUBLE:
             raise
-        place = getattr(error, "filename2", None) or getattr(error, "filename", None) or target
+        places = [getattr(error, name, None) for name in ("filename2", "filename")]
+        place = next(filter(None, reversed(places) if number == errno.ENOENT else places), target)
         raise RunError(f"{place}: {TROUBLE[number]} ({os.strerror(number)})") from error
 
 

@@ -13,7 +13,7 @@ from asdm_cli.models.checked import check_unet
 from asdm_cli.models.provenance import history, record
 from asdm_cli.models.source import ModelDirectory, find
 from asdm_cli.models.switched import one_unet
-from asdm_cli.models.write import assemble_directory, write_unet
+from asdm_cli.models.write import assemble_directory, carried_size, write_unet
 from asdm_cli.unet.assembly import Assembly, Choice, assemble
 from asdm_cli.unet.blocks import Config
 from asdm_cli.unet.checkpoint import Checkpoint, Entry
@@ -56,6 +56,16 @@ class Made:
         return {name: own[name] for name in self.donors if name in own}
 
     @property
+    def size(self) -> int:
+        """Bytes of the UNet's tensors."""
+        return sum(entry.size for entry in self.tensors.values())
+
+    @property
+    def carried(self) -> int:
+        """Bytes of what the written model has from the first donor as it is."""
+        return carried_size(self.first.directory, {"unet"})
+
+    @property
     def formats(self) -> list[str]:
         """Number formats of the weights, as safetensors calls them."""
         return sorted({entry.dtype for entry in self.tensors.values()})
@@ -86,11 +96,11 @@ def make(donors: Mapping[str, Donor], choice: Choice) -> Made:
     return Made(donors, assembly, {new: donors[name].checkpoint.tensors[old] for new, (name, old) in keys.items()})
 
 
-def write(made: Made, target: Path) -> None:
+def write(made: Made, target: Path, link: bool = False) -> None:
     """The model directory, anew: an interrupted run may have left a part of it."""
     shutil.rmtree(target, ignore_errors=True)
     first = made.first.directory
-    assemble_directory(first, target, replaced={"unet"})
+    assemble_directory(first, target, {"unet"}, link)
     write_unet(made.assembly.config, made.tensors, target / "unet" if first.is_pipeline else target)
     taken = made.taken
     record(first, target, "assemble", taken=taken, donors={name: _origin(made.donors[name]) for name in taken})

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import diffusers
 import torch
@@ -33,6 +33,7 @@ from asdm_cli.unet.expert_config import EXPERTS
 from asdm_cli.unet.expert_unet import ExpertUNet, build
 from asdm_cli.unet.weight_files import inside, read_mapping
 
+Module = TypeVar("Module", bound=torch.nn.Module)
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 UNUSED = {"feature_extractor": None}
 """What is for safety checkers and picture prompts; old models name a class of it that transformers has no more."""
@@ -68,7 +69,7 @@ def load_pipeline(
     """The whole pipeline, ready to draw; without safety checker, watermark and progress bar.
 
     Several UNets take turns; what a model inherits from step to step is in force, unless `with_plan` is false.
-    Without its UNet it only encodes, and the largest part is not read.
+    Without its UNet it only encodes, in memory of its own, and the largest part is not read.
     """
     check_drawing(directory)
     check_parts(directory)
@@ -89,7 +90,7 @@ def load_pipeline(
         raise _located(directory, error) from error
     for name, part in pipe.components.items():
         if isinstance(part, torch.nn.Module):
-            _require_finite(part, directory.component(name))
+            _require_finite(part if with_unet else in_own_memory(part), directory.component(name))
     pipe.set_progress_bar_config(disable=True)
     if held is not None:
         others = {name: member(directory, held, name) for name in held.unets[1:]}
@@ -142,6 +143,14 @@ def load_unet(directory: ModelDirectory, device: torch.device, dtype: torch.dtyp
         raise ModelError(f"{folder}: lacks the tensor {sorted(found['missing_keys'])[0]}; fetch the weights again")
     _require_finite(unet, folder)
     return unet.to(device).eval()
+
+
+def in_own_memory(module: Module) -> Module:
+    """The same, its weights copied out of their files, which libraries map into memory: whoever writes to such a file
+    later changes nothing, and who cuts it short kills nobody."""
+    for tensor in (*module.parameters(), *module.buffers()):
+        tensor.data = tensor.data.clone() if tensor.device.type == "cpu" else tensor.data
+    return module
 
 
 def random_unet(

@@ -13,7 +13,7 @@ from asdm_cli.inheritance.course import Nodes
 from asdm_cli.models.checked import check_unet
 from asdm_cli.models.provenance import FILE, RUN_TIME, SWITCH, history, record, run_time_nodes, run_time_plan, told
 from asdm_cli.models.source import UNETS, ModelDirectory
-from asdm_cli.models.write import KEPT, assemble_directory, link_or_copy
+from asdm_cli.models.write import KEPT, assemble_directory, carry
 from asdm_cli.recipe import switching
 from asdm_cli.recipe.plans import Rules
 from asdm_cli.recipe.switching import Switch
@@ -123,27 +123,36 @@ def one_unet(directory: ModelDirectory) -> ModelDirectory:
 
 
 def write_switched(
-    first: ModelDirectory, others: Mapping[str, ModelDirectory], switch: Switch, target: Path, **facts: Any
+    first: ModelDirectory,
+    others: Mapping[str, ModelDirectory],
+    switch: Switch,
+    target: Path,
+    link: bool = False,
+    **facts: Any,
 ) -> None:
-    """The model directory, anew: the first one's files, the others' UNets beside them, all linked where possible.
+    """The model directory, anew: the first one's files, and the others' UNets beside them.
 
     `facts` go into its history. Each of the models has one UNet; the first is a pipeline.
     """
     shutil.rmtree(target, ignore_errors=True)
-    assemble_directory(one_unet(first), target, replaced=set())
+    assemble_directory(one_unet(first), target, set(), link)
     for name in switch.unets[1:]:
-        _link_unet(one_unet(others[name]), target / UNETS / name)
+        folder = target / UNETS / name
+        folder.mkdir(parents=True)
+        for file in unet_files(one_unet(others[name])):
+            carry(file, folder / file.name, link)
     unets = dict(zip(switch.unets, [first, *(others[name] for name in switch.unets[1:])], strict=True))
     origins = {name: _origin(directory) for name, directory in unets.items()}
     record(first, target, "switch", switch=switch, unets=origins, **facts)
 
 
-def _link_unet(source: ModelDirectory, target: Path) -> None:
+def unet_files(source: ModelDirectory) -> list[Path]:
     """Config and weights. A bare UNet has its history beside them, which the new model tells itself."""
-    target.mkdir(parents=True)
-    for entry in sorted(source.component(UNET).iterdir()):
-        if entry.suffix in KEPT and entry.name != FILE and inside(source.path, entry).is_file():
-            link_or_copy(entry, target / entry.name)
+    return [
+        entry
+        for entry in sorted(source.component(UNET).iterdir())
+        if entry.suffix in KEPT and entry.name != FILE and inside(source.path, entry).is_file()
+    ]
 
 
 def _origin(directory: ModelDirectory) -> dict[str, Any]:

@@ -1,14 +1,16 @@
-"""How a model directory is written: whole or not at all, with unchanged files as hard links. No torch."""
+"""How directories are written: whole or not at all, apart from their sources and anybody's files. No torch."""
 
 from __future__ import annotations
 
 import errno
+import fcntl
 import json
 import os
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 from asdm_cli.errors import ModelError, RunError
@@ -16,27 +18,61 @@ from asdm_cli.models.disk import explained
 from asdm_cli.models.lock import only_writer
 from asdm_cli.models.source import INDEX, OURS, ModelDirectory
 from asdm_cli.unet.blocks import Config
-from asdm_cli.unet.checkpoint import WEIGHTS, Entry, copy_tensors
+from asdm_cli.unet.checkpoint import WEIGHTS, Entry, copy_range, copy_tensors
 from asdm_cli.unet.expert_config import CLASS, EXPERTS, STOCK
-from asdm_cli.unet.weight_files import inside
+from asdm_cli.unet.weight_files import inside, read_mapping
 
 KEPT = {".json", ".txt", ".model", ".safetensors"}
 """File types that make up a component; code, pickles and read-me files are left behind."""
 PLACE = "_name_or_path"
 """What diffusers and transformers call the directory that a model was read from."""
+WEIGHT_FILE = ".safetensors"
+FICLONE = 0x40049409
+"""Linux's request that two files share their blocks until one of them is written to."""
 NO_LINK = {errno.EXDEV, errno.EPERM, errno.EACCES, errno.EMLINK, errno.ENOTSUP, errno.ENOSYS}
 """Ways in which a file system says that this hard link is not to be had."""
+MARK = ".asdm"
+"""In every directory that is written here, from its first moment: it proves that the directory is ours, and names all
+that was written into it."""
+OURS_ALONE = "--overwrite replaces only what asdm wrote; move that away, or choose another place"
 
 
-def assemble_directory(source: ModelDirectory, target: Path, replaced: set[str]) -> None:
-    """Put every component of `source` except the `replaced` ones under `target`, linked where possible."""
+def assemble_directory(source: ModelDirectory, target: Path, replaced: set[str], link: bool = False) -> None:
+    """Put every component of `source` except the `replaced` ones under `target`: files of their own, but for weights
+    with `link`."""
     target.mkdir(parents=True, exist_ok=True)
+    for name in source.components.keys() - replaced:
+        (target / name).mkdir(parents=True, exist_ok=True)
+        if (source.component(name) / "config.json").is_file():
+            source.weights(name)  # they were there when it was looked at, which may be days ago
+    for file, name in _carried(source, replaced):
+        carry(file, target / name, link)
     if source.is_pipeline:
-        link_or_copy(inside(source.path, source.path / INDEX), target / INDEX)
         _change_index(target / INDEX, {name: [None, None] for name in source.left_out})
+
+
+def carried_size(source: ModelDirectory, replaced: set[str]) -> int:
+    """Bytes of the files that `assemble_directory` takes over."""
+    return sum(file.stat().st_size for file, _ in _carried(source, replaced))
+
+
+def takes(new: int, same: int) -> str:
+    """In words, for a plan: so many bytes of models will be written, of which so many stay as they are."""
+    return f"Writes {_size(new + same)}, {_size(same)} of it as in the source."
+
+
+def _size(count: int) -> str:
+    return f"{count / 1e9:.2f} GB" if count >= 1e9 else f"{count / 1e6:.2f} MB"
+
+
+def _carried(source: ModelDirectory, replaced: set[str]) -> Iterator[tuple[Path, str]]:
+    """Every file that makes up the components but the `replaced` ones, with its place in a model directory."""
+    if source.is_pipeline:
+        yield inside(source.path, source.path / INDEX), INDEX
     for name, folder in source.components.items():
-        if name not in replaced:
-            _link_component(source.path, folder, target / name)
+        for entry in sorted(folder.iterdir()) if name not in replaced else ():
+            if entry.suffix in KEPT and inside(source.path, entry).is_file():
+                yield entry, f"{name}/{entry.name}"
 
 
 def write_unet(config: Config, tensors: Mapping[str, Entry], folder: Path) -> None:
@@ -55,40 +91,40 @@ def write_config(config: Config, folder: Path) -> None:
 
 
 def _change_index(file: Path, entries: Mapping[str, object]) -> None:
-    """Say in a pipeline's index what classes these components are. The file may be a link to the source's: it is
-    written anew."""
+    """Say in a pipeline's index what classes these components are."""
     index = json.loads(file.read_text(encoding="utf-8"))
-    changed = {**index, **entries}
-    if changed == index:
-        return
-    file.unlink()
-    file.write_text(json.dumps(changed, indent=2) + "\n", encoding="utf-8")
+    if (changed := {**index, **entries}) != index:
+        file.write_text(json.dumps(changed, indent=2) + "\n", encoding="utf-8")
 
 
-def link_or_copy(source: Path, target: Path) -> None:
-    """A hard link to the file behind `source`, or a copy where links do not reach. A configuration that says where on
-    some machine a model lay is written without that."""
+def carry(source: Path, target: Path, link: bool = False) -> None:
+    """The same file anew, so that no change of one is one of the other; with `link`, weights are hard links where the
+    file system has them. A configuration that says where on some machine a model lay is written without that."""
     if source.suffix == ".json" and f'"{PLACE}"' in (text := source.read_text(encoding="utf-8", errors="replace")):
         placeless = json.loads(text, object_hook=_without_place)
         target.write_text(json.dumps(placeless, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
         return
+    if link and source.suffix == WEIGHT_FILE and _linked(source.resolve(), target):
+        return
+    with source.open("rb") as old, target.open("xb") as new:
+        try:
+            fcntl.ioctl(new, FICLONE, old.fileno())
+        except OSError:  # most file systems cannot, none can from one disk to another
+            copy_range(old, new, 0, os.fstat(old.fileno()).st_size)
+
+
+def _linked(source: Path, target: Path) -> bool:
     try:
-        os.link(source.resolve(), target)
+        os.link(source, target)
     except OSError as error:
         if error.errno not in NO_LINK:
             raise
-        shutil.copyfile(source, target)
+        return False
+    return True
 
 
 def _without_place(held: dict[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in held.items() if key != PLACE}
-
-
-def _link_component(root: Path, folder: Path, target: Path) -> None:
-    target.mkdir(parents=True, exist_ok=True)
-    for entry in sorted(folder.iterdir()):
-        if entry.suffix in KEPT and inside(root, entry).is_file():
-            link_or_copy(entry, target / entry.name)
 
 
 def refuse_existing(target: Path, overwrite: bool) -> None:
@@ -99,6 +135,46 @@ def refuse_existing(target: Path, overwrite: bool) -> None:
         raise ModelError(f"{target}: is a file; choose another place to write to")
     if target.exists() and not overwrite:
         raise ModelError(f"{target}: exists already; choose another place, or say --overwrite to replace it")
+    if strangers := _entries(target) - (_listed(target) or set()):
+        raise ModelError(f"{target}: holds {min(strangers)}, which is not from asdm, and {OURS_ALONE}")
+
+
+def refuse_sources(target: Path, sources: Iterable[Path]) -> None:
+    """ModelError if one of them lies where writing `target` removes what was there before."""
+    for source in sources:
+        for place in (target, partial_path(target), old_path(target)):
+            if source.resolve().is_relative_to(place.resolve()):
+                raise ModelError(
+                    f"{target}: {source}, which is read, lies in {place}; choose another place to write to"
+                )
+
+
+def mark(folder: Path) -> None:
+    """Say that `folder` is ours with all that lies in it now."""
+    names = sorted(_entries(folder))
+    (folder / MARK).write_text(json.dumps({"written_by": "asdm", "files": names}, indent=0) + "\n", encoding="utf-8")
+
+
+def _entries(folder: Path) -> set[str]:
+    """Everything in it but directories, by its path from there; links are not followed."""
+    found = set()
+    for root, folders, files in os.walk(folder):
+        links = [name for name in folders if Path(root, name).is_symlink()]
+        found |= {os.path.relpath(Path(root, name), folder) for name in (*files, *links)}
+    return found - {MARK}
+
+
+def _listed(folder: Path) -> set[str] | None:
+    """What the mark of a directory lists; None where there is no mark of ours."""
+    file = folder / MARK
+    if folder.is_symlink() or file.is_symlink() or not file.is_file():
+        return None
+    try:
+        held = read_mapping(file)
+    except ModelError:
+        return None
+    files = held.get("files")
+    return {str(name) for name in files} if held.get("written_by") == "asdm" and isinstance(files, list) else None
 
 
 def partial_path(target: Path) -> Path:
@@ -111,10 +187,42 @@ def old_path(target: Path) -> Path:
     return target.parent / f".{target.name}.old"
 
 
+def clear_the_way(target: Path, overwrite: bool) -> None:
+    """After a crash between the two renames of `publish`, the older directory gets its name again. Then ModelError if
+    anything stands in the way: at `target`, or under the two names beside it, where only what is ours is touched."""
+    put_back(target)
+    refuse_existing(target, overwrite)
+    for place in (partial_path(target), old_path(target)):
+        _refuse_foreign(place)
+
+
 def put_back(target: Path) -> None:
-    """After a crash between the two renames of `publish`: the older directory gets its name again."""
-    if old_path(target).is_dir() and not target.exists():
+    if not target.exists() and _listed(old_path(target)) is not None:
         os.rename(old_path(target), target)
+
+
+def _refuse_foreign(place: Path) -> None:
+    free = not place.is_symlink() and (not place.exists() or (place.is_dir() and not any(place.iterdir())))
+    if not free and _listed(place) is None:
+        raise ModelError(
+            f"{place}: is not from asdm, which would need that name while it writes; rename it, or choose another place"
+        )
+
+
+def make_partial(target: Path) -> Path:
+    """An empty directory for `target` to grow in, marked as ours for whatever happens."""
+    partial = partial_path(target)
+    _remove(partial)
+    partial.mkdir(parents=True)
+    mark(partial)
+    sync(partial / MARK)
+    sync(partial)
+    return partial
+
+
+def _remove(place: Path) -> None:
+    _refuse_foreign(place)
+    shutil.rmtree(place, ignore_errors=True)
 
 
 @contextmanager
@@ -124,37 +232,36 @@ def atomic_directory(target: Path, overwrite: bool = False) -> Iterator[Path]:
     Raises ModelError if something stands in the way, RunError if the disk does or if another process writes there.
     """
     with explained(target), only_writer(target):
-        put_back(target)
-        refuse_existing(target, overwrite)
-        partial = partial_path(target)
-        shutil.rmtree(partial, ignore_errors=True)
-        partial.mkdir(parents=True)
+        clear_the_way(target, overwrite)
         try:
-            yield partial
-            publish(partial, target)
+            yield make_partial(target)
+            publish(target, overwrite)
         except BaseException:
-            shutil.rmtree(partial, ignore_errors=True)
+            shutil.rmtree(partial_path(target), ignore_errors=True)
             raise
 
 
 @contextmanager
 def atomic_file(target: Path) -> Iterator[Path]:
     """The same for a single file, which replaces an older one: yields the path to write to."""
-    with explained(target), only_writer(target):
-        partial = partial_path(target)
-        try:
-            yield partial
-            sync(partial)
-            os.replace(partial, target)
-        finally:
-            partial.unlink(missing_ok=True)
+    with (
+        explained(target),
+        only_writer(target),
+        TemporaryDirectory(prefix=f".{target.name}.", dir=target.parent) as folder,
+    ):
+        partial = Path(folder, target.name)
+        yield partial
+        sync(partial)
+        os.replace(partial, target)
 
 
-def publish(partial: Path, target: Path) -> None:
-    """Make what is in `partial` durable, then give it `target`'s name; an older `target` goes last."""
+def publish(target: Path, overwrite: bool) -> None:
+    """Make what grew for `target` durable, then give it that name; an older `target` goes last."""
+    partial, old = partial_path(target), old_path(target)
+    mark(partial)
     _sync_tree(partial)
-    old = old_path(target)
-    shutil.rmtree(old, ignore_errors=True)
+    refuse_existing(target, overwrite)  # it may have come there meanwhile
+    _remove(old)
     if target.exists():
         os.rename(target, old)
     try:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import glob
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 from asdm_cli.recipe.schema import Reads, Strict
@@ -14,6 +16,17 @@ def reads(recipe: Strict) -> Iterator[str]:
         value = getattr(recipe, name)
         marked = any(isinstance(each, Reads) for each in field.metadata)
         yield from _texts(value) if marked else _inside(value)
+
+
+def places(text: str) -> list[Path]:
+    """Files and folders behind one of these, which may be a path, a glob or several in braces; nothing for a URL."""
+    from braceexpand import braceexpand
+
+    try:
+        names = list(braceexpand(text, escape=False)) if "{" in text else [text]
+    except ValueError:
+        names = [text]
+    return [Path(found) for name in names for found in sorted(glob.glob(name))]  # noqa: PTH207 - absolute ones too
 
 
 def _inside(value: Any) -> Iterator[str]:

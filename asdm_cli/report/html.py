@@ -26,6 +26,8 @@ from asdm_cli.report.tabulate import Plot, tabulate
 WIDTHS = {"wide": 720, "narrow": 348}
 """Every plot is drawn twice, px wide; the style sheet shows the one that fits the screen."""
 COLOURS = 8
+GENERATOR = '<meta name="generator" content="asdm">'
+"""Near a page's beginning: it is ours."""
 Shown = Table | Grid | Plot
 KINDS: dict[type[Shown], str] = {
     Table: "table",
@@ -56,7 +58,9 @@ def render(report: Report, folder: Path) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.globals.update(figures=figures, bar_px=bars_plot.BAR, row_px=timeline_plot.ROW, unbroken=UNBROKEN)
+    environment.globals.update(
+        figures=figures, generator=GENERATOR, bar_px=bars_plot.BAR, row_px=timeline_plot.ROW, unbroken=UNBROKEN
+    )
     environment.tests["listing"] = lambda entry: isinstance(entry, list)
     environment.filters.update(figure=figures.text, prose=_prose, breakable=_breakable)
     chapters = _chapters(report, folder)
@@ -147,6 +151,12 @@ def _prose(text: str) -> Markup:
     """Escaped text in which `words between backticks` are set as code, and figures keep their units beside them."""
     together = re.sub(r"(?<=\d) (?=(?:%|dB|ms|MB|GB)(?!\w))", "\u00a0", str(escape(text)))
     return Markup(re.sub("`([^`\n]+)`", r"<code>\1</code>", together))
+
+
+def is_ours(page: Path) -> bool:
+    """Whether a file is a page that `render` gave."""
+    with page.open("rb") as file:
+        return GENERATOR.encode() in file.read(1024)
 
 
 def _breakable(text: str) -> Markup:

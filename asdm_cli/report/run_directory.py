@@ -12,10 +12,9 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from asdm_cli.errors import ModelError
 from asdm_cli.models.disk import explained
 from asdm_cli.models.lock import only_writer
-from asdm_cli.models.write import partial_path, publish, put_back, refuse_existing
+from asdm_cli.models.write import MARK, clear_the_way, make_partial, partial_path, publish
 from asdm_cli.progress import note
 from asdm_cli.recipe.public import without_secrets
 from asdm_cli.report import html
@@ -28,6 +27,10 @@ PAGE = "report.html"
 TRAINING = "training"
 """What only an unfinished run goes on from. It goes when everything else is in its place: a kill before that must not
 cost days of work."""
+LINKED = (
+    "By --link, weights that stay as they are become hard links to the source's files: they take no room of their own, "
+    "and whatever is written into one of them is written into the source."
+)
 
 
 @dataclass(frozen=True)
@@ -35,35 +38,45 @@ class Run:
     """The directory that a method writes into. Its path changes when the run is done: keep none that is absolute."""
 
     path: Path
+    link: bool = False
+    """Whether weights that stay as they are may be hard links to the source's."""
 
-    def write(self, report: Report) -> None:
+    def write(self, report: Report) -> Report:
         """Leave the report for programs and for people, without passwords. Its pictures lie in `path`."""
-        report = replace(report, parts=[part_inside(part, self.path) for part in report.parts])
+        report = with_links(report, self.link)
+        told, report = report, replace(report, parts=[part_inside(part, self.path) for part in report.parts])
         data = json.dumps(without_secrets(to_json(report)), indent=2, ensure_ascii=False, allow_nan=False)
         page = html.render(from_json(json.loads(data)), self.path)
         (self.path / REPORT).write_text(data + "\n", encoding="utf-8")
         (self.path / PAGE).write_text(page, encoding="utf-8")
+        return told
+
+
+def with_links(report: Report, link: bool) -> Report:
+    """Says of a plan or a run what its links mean."""
+    return replace(report, summary=f"{report.summary} {LINKED}".strip()) if link else report
 
 
 @contextmanager
-def run_directory(target: Path, overwrite: bool, resumable: bool, recipe_yaml: str) -> Iterator[Run]:
+def run_directory(
+    target: Path, overwrite: bool, resumable: bool, recipe_yaml: str, link: bool = False
+) -> Iterator[Run]:
     """Yield a Run that becomes `target` if the body succeeds; `recipe_yaml` lies in it from the start.
 
     If the body fails, its files go away. Those of a resumable run stay instead, and the next run of the same
     resolved recipe finds them in its `path`; another recipe starts afresh. With `overwrite` an older run of
-    that name goes only when the new one has taken its place; what is no run directory is never replaced.
+    that name goes only when the new one has taken its place; what is not from asdm is never replaced.
     Under `accelerate launch` only the first process may come here. Raises ModelError if something stands in
     the way, RunError if the disk does or if another process writes there.
     """
     target = target if target.name.strip(".") else target.resolve()  # `.` and `..` have no name to go by
     with explained(target), only_writer(target):
-        put_back(target)
-        _refuse(target, overwrite)
+        clear_the_way(target, overwrite)
         partial = partial_path(target)
         try:
-            _prepare(partial, resumable, recipe_yaml)
-            yield Run(partial)
-            publish(partial, target)
+            _prepare(target, resumable, recipe_yaml)
+            yield Run(partial, link)
+            publish(target, overwrite)
         except BaseException:
             _leave(partial, resumable)
             raise
@@ -74,31 +87,22 @@ def is_run(folder: Path) -> bool:
     return (folder / RECIPE).is_file() and (folder / REPORT).is_file()
 
 
-def _refuse(target: Path, overwrite: bool) -> None:
-    refuse_existing(target, overwrite)
-    if target.exists() and not is_run(target) and any(target.iterdir()):
-        raise ModelError(
-            f"{target}: is not a run directory (it has no {RECIPE} and {REPORT}), and --overwrite replaces "
-            "nothing else; choose another place"
-        )
-
-
-def _prepare(partial: Path, resumable: bool, recipe_yaml: str) -> None:
+def _prepare(target: Path, resumable: bool, recipe_yaml: str) -> None:
     """Make the partial directory: of what an interrupted run of this recipe left there, or empty."""
+    partial = partial_path(target)
     recipe = partial / RECIPE
     if resumable and recipe.is_file() and recipe.read_text(encoding="utf-8") == recipe_yaml:
         note(f"{partial}: going on from what an interrupted run of this recipe left there")
         return
     if resumable and partial.exists():
         note(f"{partial}: left by an interrupted run of another recipe; starting afresh")
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir(parents=True)
+    make_partial(target)
     recipe.write_text(recipe_yaml, encoding="utf-8")
 
 
 def _leave(partial: Path, resumable: bool) -> None:
     """After a failure: keep what a later run can go on from, and nothing else."""
-    done = [entry for entry in partial.iterdir() if entry.name != RECIPE] if partial.is_dir() else []
+    done = [entry for entry in partial.iterdir() if entry.name not in (MARK, RECIPE)] if partial.is_dir() else []
     if not (resumable and done):
         shutil.rmtree(partial, ignore_errors=True)
         return

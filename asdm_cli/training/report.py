@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from statistics import fmean
 
+from asdm_cli.models.write import carried_size, takes
 from asdm_cli.report.document import Cell, Column, Curves, Grid, Interval, Part, Report, Table
 from asdm_cli.training.distill_plan import DistillPlan, Learner
 from asdm_cli.training.log import Line
@@ -28,9 +29,14 @@ def planned(plan: DistillPlan, samples: str) -> Report:
     names = ", ".join(learner.name for learner in plan.learners)
     summary = (
         f"{names} learn from {teacher}: {recipe.steps:,} steps of {recipe.batch} samples "
-        f"at {plan.resolution} pixels. {samples}"
+        f"at {plan.resolution} pixels. {samples} {_size(plan)}"
     )
     return Report("distill", "Plan", summary, [_students(plan), _losses(plan), *_taps(plan)])
+
+
+def _size(plan: DistillPlan) -> str:
+    carried = [carried_size(learner.directory, {"unet"}) for learner in plan.learners]
+    return takes(sum(learner.checkpoint.size for learner in plan.learners), sum(carried))
 
 
 def _students(plan: DistillPlan) -> Table:

@@ -50,6 +50,11 @@ class Checkpoint:
     tensors: dict[str, Entry]
     digest: str
 
+    @property
+    def size(self) -> int:
+        """Bytes of all tensors."""
+        return sum(entry.size for entry in self.tensors.values())
+
 
 def open_checkpoint(folder: Path, root: Path | None = None) -> Checkpoint:
     """Read the headers of a component's weights. ModelError for files that are missing, unsafe or broken."""
@@ -142,10 +147,15 @@ def copy_tensors(tensors: Mapping[str, Entry], target: Path) -> None:
             into.flush()
             for file, start, size in _ranges([entry for _, entry in order]):
                 with file.open("rb") as source:
-                    _copy_range(source, into, start, size)
+                    copy_range(source, into, start, size)
             os.fsync(into.fileno())
+    except ModelError:
+        target.unlink(missing_ok=True)
+        raise
     except OSError as error:
         target.unlink(missing_ok=True)
+        if error.filename and Path(error.filename) != target:
+            raise ModelError(f"{error.filename}: cannot be read any more ({error.strerror}); put it back") from None
         raise RunError(f"{target}: cannot be written ({error.strerror or error}); is the disk full?") from None
 
 
@@ -187,8 +197,9 @@ def _ranges(entries: Iterable[Entry]) -> Iterable[tuple[Path, int, int]]:
     return joined
 
 
-def _copy_range(source: IO[bytes], into: IO[bytes], start: int, size: int) -> None:
-    """Copy bytes to the end of `into`: inside the kernel where it can, through a small buffer where it cannot."""
+def copy_range(source: IO[bytes], into: IO[bytes], start: int, size: int) -> None:
+    """Copy bytes to the end of `into`: inside the kernel where it can, through a small buffer where it cannot.
+    ModelError if the source has become too short."""
     done = 0
     copy = getattr(os, "copy_file_range", None)
     while copy and done < size:
@@ -202,5 +213,5 @@ def _copy_range(source: IO[bytes], into: IO[bytes], start: int, size: int) -> No
     while done < size:
         block = os.pread(source.fileno(), min(CHUNK, size - done), start + done)
         if not block:
-            raise OSError(f"{source.name} ended early; was it changed while it was read?")
+            raise ModelError(f"{source.name}: ended early, so it was changed while it was read; fetch it again")
         done += os.write(into.fileno(), block)

@@ -74,7 +74,7 @@ def test_all_forms_of_captions(photos: Path, tmp_path: Path, capsys: pytest.Capt
     said = capsys.readouterr()
     assert said.out == f"{out}\n"
     assert "6 samples in 2 shards" in said.err
-    assert sorted(path.name for path in out.iterdir()) == ["00000.tar", "00001.tar", "pack.json"]
+    assert sorted(path.name for path in out.iterdir()) == [".asdm", "00000.tar", "00001.tar", "pack.json"]
     assert captions(out) == CAPTIONS
     assert json.loads((out / "pack.json").read_text()) == {"samples": [4, 2], "faults": {}, "left_out": []}
 
@@ -201,15 +201,16 @@ def test_nothing_to_pack(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> 
     assert not (tmp_path / "out").exists()
 
 
-def test_an_existing_directory_is_kept(photos: Path, tmp_path: Path) -> None:
+def test_an_existing_directory_is_kept(photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert pack(photos, photos, "--overwrite") == 2, "never the pictures themselves"
     assert (photos / "a.png").is_file()
     out = tmp_path / "out"
     assert pack(photos, out, "--shard-size", "1") == 0
     assert pack(photos, out) == 2
-    assert len(list(out.iterdir())) == 7
+    assert len(list(out.iterdir())) == 8
     assert pack(photos, out, "--overwrite") == 0
-    assert len(list(out.iterdir())) == 2
-    put(out / "mine.txt", "mine")
+    assert len(list(out.iterdir())) == 3
+    put(out / "home-2026.tar", "mine")
     assert pack(photos, out, "--overwrite") == 2
-    assert (out / "mine.txt").is_file()
+    assert "home-2026.tar, which is not from asdm" in capsys.readouterr().err.replace("\n", " ")
+    assert (out / "home-2026.tar").is_file()

@@ -99,5 +99,11 @@ def test_a_page_that_exists_is_kept(runs: list[str], tmp_path: Path, capsys: pyt
     assert main(["show", *runs, "--out", str(page)]) == 2
     assert page.read_text() == "mine"
     assert "--overwrite" in capsys.readouterr().err
-    assert main(["show", *runs, "--out", str(page), "--overwrite"]) == 0
+    assert main(["show", *runs, "--out", str(page), "--overwrite"]) == 2
+    assert page.read_text() == "mine", "--overwrite is for pages of ours"
+    (tmp_path / "link.html").symlink_to(page)
+    assert main(["show", *runs, "--out", str(tmp_path / "link.html"), "--overwrite"]) == 2
+    page.unlink()
+    for options in ([], ["--overwrite"]):
+        assert main(["show", *runs, "--out", str(page), *options]) == 0
     assert page.read_text() != "mine"

@@ -478,6 +478,16 @@ def test_a_damaged_cache_is_told(build: Build) -> None:
             CachedSamples(folder)
 
 
+@pytest.mark.parametrize("damage", [lambda file: os.truncate(file, 200), Path.unlink])
+def test_a_cache_that_is_damaged_while_it_is_used_is_told(damage: Callable[[Path], None], build: Build) -> None:
+    """Read through a mapping, a file that is cut short would end the process without a word."""
+    samples = CachedSamples(build.run())
+    samples.read(torch.arange(10))
+    damage(build.folder / "00000.safetensors")
+    with pytest.raises(ModelError, match=r"00000\.safetensors: is damaged .*; remove .* and let it be made again"):
+        samples.read(torch.arange(10))
+
+
 def test_the_record_says_what_it_is_made_of(build: Build) -> None:
     about = json.loads((build.run() / "cache.json").read_text())
     assert about["key"].startswith(build.folder.name)

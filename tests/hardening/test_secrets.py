@@ -69,7 +69,7 @@ def test_plans_name_no_place(use: str, private: Path, tmp_path: Path) -> None:
     report = method(loaded.verb).plan(loaded).report()
     with run_directory(tmp_path / "run", False, False, "") as run:
         run.write(report)
-    assert {name for name, _ in told(tmp_path / "run")} == {"recipe.yaml", "report.json", "report.html"}
+    assert {name for name, _ in told(tmp_path / "run")} == {".asdm", "recipe.yaml", "report.json", "report.html"}
     assert leaks(tmp_path / "run", str(tmp_path), "somebody", SECRET) == []
 
 

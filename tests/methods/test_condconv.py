@@ -15,6 +15,7 @@ from asdm_cli.methods import condconv
 from asdm_cli.unet.cost import macs
 from asdm_cli.unet.expert_unet import expert_layers
 from tests import expanding
+from tests.apart import shared
 from tests.expanding import answer, expand, unet
 
 STARTS = ("copies", "noise", "inherited")
@@ -106,11 +107,19 @@ def test_a_dry_run_tells_and_writes_nothing(tiny_base: Path, tmp_path: Path) -> 
     assert not (tmp_path / "run").exists()
 
 
-def test_the_rest_is_linked_and_the_history_told(tiny_base: Path, tiny_pipeline: Path, tmp_path: Path) -> None:
+def test_by_link_weights_are_those_of_the_source(tiny_base: Path, tmp_path: Path) -> None:
+    recipe = {"verb": "condconv-expand", "model": str(tiny_base), "expand": {"experts": 2, "at": ["down.0"]}}
+    assert expanding.run(tmp_path, recipe, "--link").code == 0
+    weights = {f"{name}/{file}.safetensors" for name, file in (("vae", "diffusion_pytorch_model"), ("clip", "model"))}
+    assert shared(tmp_path / "run/model", tiny_base) == weights | {"text_encoder/model.safetensors"}
+
+
+def test_the_rest_is_copied_and_the_history_told(tiny_base: Path, tiny_pipeline: Path, tmp_path: Path) -> None:
     assert expand(tmp_path, tiny_base, experts=2, donor=str(tiny_pipeline), start="noise").code == 0
     made, base = tmp_path / "run/model", tiny_base / "model"
     for file in ("vae/diffusion_pytorch_model.safetensors", "text_encoder/model.safetensors"):
-        assert (made / file).samefile(base / file)
+        assert (made / file).read_bytes() == (base / file).read_bytes()
+    assert not shared(made, base, tiny_pipeline)
     first, last = json.loads((made / "asdm.json").read_text())["history"]
     assert (first["verb"], last["verb"], last["donor"], last["convolutions"]) == (
         "prune",

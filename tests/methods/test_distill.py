@@ -27,6 +27,7 @@ from asdm_cli.training.distillation import Distillation
 from asdm_cli.training.log import read
 from asdm_cli.unet.checkpoint import WEIGHTS
 from tests import stock, tiny
+from tests.apart import shared
 from tests.data import tars
 from tests.typed import Said, asdm
 
@@ -127,7 +128,7 @@ def test_stdout_is_the_path_and_the_directory_is_whole(said: tuple[Path, Said], 
     assert "Features compared" in said[1].err
     assert "faults were skipped" in said[1].text
     assert {each.name for each in run.iterdir()} == {
-        "model", "recipe.yaml", "report.json", "report.html", "log.jsonl", "pictures"
+        ".asdm", "model", "recipe.yaml", "report.json", "report.html", "log.jsonl", "pictures"
     }  # fmt: skip
     assert not partial_path(run).exists()
 
@@ -148,9 +149,10 @@ def test_plain_diffusers_loads_the_student(run: Path, base: Path, tmp_path: Path
     assert sum(not torch.equal(ours[key], theirs[key]) for key in ours) > 100
 
 
-def test_the_rest_of_the_pipeline_is_the_students(run: Path, base: Path) -> None:
+def test_the_rest_of_the_pipeline_is_as_the_students(run: Path, base: Path, tiny_pipeline: Path) -> None:
     for file in ("vae/diffusion_pytorch_model.safetensors", "text_encoder/model.safetensors", "model_index.json"):
-        assert (run / "model" / file).samefile(base / "model" / file)
+        assert (run / "model" / file).read_bytes() == (base / "model" / file).read_bytes()
+    assert not shared(run, base, tiny_pipeline)
 
 
 def test_the_history_tells_who_taught_it(run: Path) -> None:
@@ -269,6 +271,101 @@ def test_an_interrupted_run_goes_on_with_the_same_command(
     assert (tmp_path / "run" / UNET).read_bytes() == (run / UNET).read_bytes()
 
 
+def stopped(recipe: dict[str, Any], folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A distillation that leaves a checkpoint behind."""
+    reads = Distillation.read
+
+    def stop(self: Distillation, rows: torch.Tensor, noise: Any) -> Any:
+        os.kill(os.getpid(), signal.SIGTERM)
+        return reads(self, rows, noise)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Distillation, "read", stop)
+        assert distill(folder, recipe).code == 1
+
+
+def overwrite(file: Path) -> None:
+    """In place: other numbers, the same header and size."""
+    with file.open("r+b") as opened:
+        opened.seek(file.stat().st_size // 2)
+        opened.write(b"\0" * (file.stat().st_size // 2))
+
+
+CHANGED = {
+    "the teacher's UNet": "teacher/unet/diffusion_pytorch_model.safetensors",
+    "the teacher's text encoder": "teacher/text_encoder/model.safetensors",
+    "the student's UNet": "student/model/unet/diffusion_pytorch_model.safetensors",
+    "the data": "train.tar",
+}
+
+
+@pytest.mark.parametrize("kind", CHANGED)
+def test_it_goes_on_only_with_what_it_began_with(
+    kind: str,
+    recipe: dict[str, Any],
+    tiny_pipeline: Path,
+    base: Path,
+    shards: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    shutil.copytree(tiny_pipeline, tmp_path / "teacher")
+    shutil.copytree(base, tmp_path / "student")
+    shutil.copyfile(shards / "train-0.tar", tmp_path / "train.tar")
+    mine = {
+        **recipe,
+        "teacher": str(tmp_path / "teacher"),
+        "students": [{"name": "s", "model": str(tmp_path / "student")}],
+        "data": {"train": str(tmp_path / "train.tar"), "cache_folder": str(tmp_path / "cache")},
+        "steps": 2,
+    }
+    stopped(mine, tmp_path, monkeypatch)
+    file = tmp_path / CHANGED[kind]
+    before, times = file.read_bytes(), (file.stat().st_atime_ns, file.stat().st_mtime_ns)
+    file.write_bytes(before)  # as good as another one: who reads gigabytes to find out?
+    told = distill(tmp_path, mine)
+    assert (told.code, told.out) == (2, "")
+    assert "was begun with other files than there are now (changed since: " in told.text
+    assert str(next(each for each in (file, *file.parents) if str(each) in told.text)) in told.text
+    assert checkpoints.latest(partial_path(tmp_path / "run") / "training")["step"] == 1, "nothing is lost"
+    os.utime(file, ns=times)
+    told = distill(tmp_path, mine)
+    assert told.code == 0, told.err
+    assert "going on from" in told.text
+
+
+def test_weights_that_are_overwritten_meanwhile_change_nothing_and_are_told(
+    recipe: dict[str, Any],
+    run: Path,
+    tiny_pipeline: Path,
+    base: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    teacher = Path(shutil.copytree(tiny_pipeline, tmp_path / "teacher"))
+    student = Path(shutil.copytree(base / "model", tmp_path / "student"))
+    files = [teacher / "unet" / WEIGHTS, student / "unet" / WEIGHTS]
+    kept = [(file, file.read_bytes(), (file.stat().st_atime_ns, file.stat().st_mtime_ns)) for file in files]
+    mine = {**recipe, "teacher": str(teacher), "students": [{"name": "base", "model": str(student)}]}
+    reads = Distillation.read
+
+    def overwriting(self: Distillation, rows: torch.Tensor, noise: Any) -> Any:
+        for file in files:
+            overwrite(file)
+        return reads(self, rows, noise)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Distillation, "read", overwriting)
+        told = distill(tmp_path, mine)
+    assert (told.code, told.out) == (1, "")
+    assert f"{teacher}, {student}: was changed while this ran" in told.text
+    for file, content, times in kept:
+        file.write_bytes(content)
+        os.utime(file, ns=times)
+    assert distill(tmp_path, mine).code == 0
+    assert (tmp_path / "run" / UNET).read_bytes() == (run / UNET).read_bytes()
+
+
 def test_what_was_trained_is_kept_until_the_run_is_published(
     recipe: dict[str, Any], run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -291,8 +388,9 @@ def test_stored_number_formats_are_kept(recipe: dict[str, Any], base: Path, tmp_
     mixed = {name: value.to(dtype) if value.ndim > 1 else value for name, value in tensors.items()}
     (model / "unet" / WEIGHTS).unlink()
     save_file(mixed, model / "unet" / WEIGHTS)
-    told = distill(tmp_path, {**recipe, "students": [{"name": "s", "model": str(model)}], "steps": 1})
+    told = distill(tmp_path, {**recipe, "students": [{"name": "s", "model": str(model)}], "steps": 1}, "--link")
     assert told.code == 0, told.err
+    assert f"vae/{WEIGHTS}" in shared(tmp_path / "run/model", model)
     written = load_file(tmp_path / "run" / UNET)
     assert {name: value.dtype for name, value in written.items()} == {
         name: value.dtype for name, value in mixed.items()

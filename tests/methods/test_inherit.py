@@ -20,6 +20,7 @@ from asdm_cli.methods import inherit
 from asdm_cli.progress import console
 from asdm_cli.recipe.verbs import InheritRecipe
 from asdm_cli.report.run_directory import Run
+from tests.apart import shared
 from tests.carrying import every
 from tests.forking import plain
 from tests.typed import Said, asdm
@@ -81,11 +82,12 @@ def draw(pipe: Any) -> numpy.ndarray:
     return pipe("a fox", num_inference_steps=4, generator=noise, output_type="np").images
 
 
-def test_stdout_is_the_path_and_the_rest_is_told_to_people(said: tuple[Path, Said]) -> None:
+def test_stdout_is_the_path_and_the_rest_is_told_to_people(said: tuple[Path, Said], tiny_pipeline: Path) -> None:
     path, told = said
     assert (told.code, told.out) == (0, f"{path}\n")
     assert "Speed and fidelity" in told.err
     assert {each.name for each in path.iterdir()} >= {"model", "report.json", "report.html", "recipe.yaml", "pictures"}
+    assert not shared(path, tiny_pipeline)
 
 
 def test_report_compares_the_plan_with_fewer_steps(run: Path) -> None:

@@ -12,11 +12,14 @@ import pytest
 import yaml
 
 from asdm_cli.errors import ModelError, RunError
-from asdm_cli.methods.pipeline import process
+from asdm_cli.methods import METHODS
+from asdm_cli.methods.pipeline import process, report
 from asdm_cli.methods.pipeline.process import checked, command, run_stage
 from asdm_cli.methods.pipeline.stages import stages
 from asdm_cli.recipe.load import load
+from asdm_cli.report.run_directory import Run
 from tests import tiny
+from tests.apart import shared
 from tests.typed import Said, asdm
 
 Recipe = dict[str, Any]
@@ -71,6 +74,19 @@ def test_a_stage_is_what_its_recipe_makes_alone(recipe: Recipe, tiny_pipeline: P
     (tmp_path / "by-hand.yaml").write_text(yaml.safe_dump(by_hand))
     assert asdm("assemble", tmp_path / "by-hand.yaml").code == 0
     assert (whole / "stages/both" / weights).read_bytes() == (tmp_path / "by-hand" / weights).read_bytes()
+
+
+def test_by_link_every_stage_shares_weights_with_its_source_and_that_is_said(
+    recipe: Recipe, tiny_pipeline: Path, tmp_path: Path
+) -> None:
+    said = run(tmp_path, recipe, "--link")
+    assert said.code == 0, said.err
+    stages = tmp_path / "whole/stages"
+    weights = {"vae/diffusion_pytorch_model.safetensors", "text_encoder/model.safetensors", "clip/model.safetensors"}
+    for name in recipe["stages"]:
+        assert shared(stages / name / "model", tiny_pipeline) == weights
+        assert "hard links to the source's files" in json.loads((stages / name / "report.json").read_text())["summary"]
+    assert "hard links to the source's files" in json.loads((tmp_path / "whole/report.json").read_text())["summary"]
 
 
 def test_a_finished_stage_is_not_run_again(recipe: Recipe, tmp_path: Path) -> None:
@@ -215,6 +231,17 @@ def test_what_stops_us_stops_the_stage() -> None:
     assert (signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGINT)) == before
 
 
+def test_pictures_are_those_of_the_stage_as_it_is_now(tmp_path: Path) -> None:
+    """An interrupted run may have brought others, from a stage that was made anew since."""
+    (tmp_path / "stage/pictures").mkdir(parents=True)
+    picture = tmp_path / "stage/pictures/0.png"
+    for content in ("before", "now"):
+        picture.write_text(content)
+        brought = report._brought(picture, Run(tmp_path / "run"), "stage")
+    assert brought.read_text() == "now"
+    assert not shared(tmp_path / "run", tmp_path / "stage")
+
+
 def test_a_launcher_starts_only_what_shares_its_work() -> None:
     file = Path("x.yaml")
     launch = checked(f"{sys.executable} -O")
@@ -222,6 +249,8 @@ def test_a_launcher_starts_only_what_shares_its_work() -> None:
     assert started["distill"] == started["eval"] == [sys.executable, "-O"]
     assert started["bench"] == started["condconv-expand"] == [sys.executable, "-m"]
     assert "--allow-pipes" in command("distill", file, [], True)
+    linked = {verb for verb in METHODS if "--link" in command(verb, file, [], False, link=True)}
+    assert linked == METHODS.keys() - {"bench", "eval"}
     assert {"distill", "eval"} < process.TOGETHER
     with pytest.raises(ModelError, match="no program 'no-such-launcher'"):
         checked("no-such-launcher --x 2")

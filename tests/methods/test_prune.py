@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import re
 import shutil
 from pathlib import Path
 from typing import Any
@@ -11,16 +13,18 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from asdm_cli.errors import ModelError
+from asdm_cli.errors import AsdmError, ModelError
 from asdm_cli.methods import prune
 from asdm_cli.models.source import find
 from asdm_cli.recipe.verbs import PruneRecipe
 from asdm_cli.report.document import Report, Table
-from asdm_cli.report.run_directory import Run
+from asdm_cli.report.run_directory import Run, run_directory
 from asdm_cli.unet.checkpoint import WEIGHTS
 from asdm_cli.unet.surgery import apply
 from tests import tiny
+from tests.apart import shared
 from tests.forking import plain
+from tests.typed import asdm
 
 DRAW = """
 import sys, torch
@@ -53,7 +57,7 @@ def test_stock_diffusers_draws_with_the_pruned_pipeline(tiny_pipeline: Path, tmp
     assert told.out.split()[-1] == "368468"
 
 
-def test_unet_is_that_of_the_surgery_and_the_rest_is_shared(tiny_pipeline: Path, tmp_path: Path) -> None:
+def test_unet_is_that_of_the_surgery_and_the_rest_is_copied(tiny_pipeline: Path, tmp_path: Path) -> None:
     model = _pruned(tiny_pipeline, tmp_path / "run", "tiny")
     config, tensors = apply(tiny.SHAPES["sd15"], load_file(tiny_pipeline / "unet" / WEIGHTS), "tiny")
     written = load_file(model / "unet" / WEIGHTS)
@@ -61,9 +65,73 @@ def test_unet_is_that_of_the_surgery_and_the_rest_is_shared(tiny_pipeline: Path,
     assert all(torch.equal(written[name], tensors[name]) for name in tensors)
     stored = json.loads((model / "unet" / "config.json").read_text())
     assert {key: stored[key] for key in config} == config
-    shared = [file for file in model.rglob("*") if file.is_file() and file.stat().st_nlink > 1]
-    assert all(file.samefile(tiny_pipeline / file.relative_to(model)) for file in shared)
-    assert {file.parent.name for file in shared} == {"model", "vae", "text_encoder", "tokenizer", "scheduler", "clip"}
+    same = [file for file in tiny_pipeline.rglob("*") if file.is_file() and file.parent.name != "unet"]
+    assert all((model / file.relative_to(tiny_pipeline)).read_bytes() == file.read_bytes() for file in same)
+    assert not shared(model, tiny_pipeline)
+
+
+def test_by_link_weights_are_shared_and_nothing_else_and_that_is_said(tiny_pipeline: Path, tmp_path: Path) -> None:
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text(f"verb: prune\nmodel: {tiny_pipeline}\nremove: mid\nout: {tmp_path / 'run'}\n")
+    plain, linked = asdm("prune", recipe, "--dry-run"), asdm("prune", recipe, "--dry-run", "--link")
+    assert "hard links" not in plain.text
+    assert "hard links to the source's files" in linked.text
+    done = asdm("prune", recipe, "--link")
+    assert (done.code, done.text.count("hard links to the source's files")) == (0, 2), "the plan and the report"
+    assert "hard links to the source's files" in (tmp_path / "run/report.html").read_text().replace("&#39;", "'")
+    weights = {f"{name}/{file}.safetensors" for name, file in (("vae", WEIGHTS[:-12]), ("text_encoder", "model"))}
+    assert shared(tmp_path / "run/model", tiny_pipeline) == weights | {"clip/model.safetensors"}
+
+
+def test_the_plan_names_the_bytes_that_are_written(tiny_pipeline: Path, tmp_path: Path) -> None:
+    said = _plan(tiny_pipeline, "base").report().summary
+    told, same = (float(each) for each in re.findall(r"([\d.]+) MB", said))
+    model = _pruned(tiny_pipeline, tmp_path / "run")
+    sizes = {file.relative_to(model): file.stat().st_size / 1e6 for file in model.rglob("*") if file.is_file()}
+    assert told == pytest.approx(sum(sizes.values()), rel=0.03), "but for headers and the history"
+    carried = {name: size for name, size in sizes.items() if name.parts[0] not in ("unet", "asdm.json")}
+    assert same == pytest.approx(sum(carried.values()), rel=0.01)
+
+
+@pytest.mark.parametrize(
+    ("lost", "said"),
+    [
+        (f"vae/{WEIGHTS}", "no weights"),
+        (f"unet/{WEIGHTS}", "cannot be read any more"),
+    ],
+)
+def test_a_file_that_vanished_is_said_in_words(lost: str, said: str, tiny_pipeline: Path, tmp_path: Path) -> None:
+    model = Path(shutil.copytree(tiny_pipeline, tmp_path / "model"))
+    plan = _plan(model, "mid")
+    (model / lost).unlink()
+    with (
+        pytest.raises(AsdmError, match=rf"{Path(lost).parent}.*: {said}"),
+        run_directory(tmp_path / "run", False, False, "") as run,
+    ):
+        prune.run(plan, run)
+
+
+def test_a_model_that_changed_while_it_was_read_makes_no_other(
+    tiny_pipeline: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = Path(shutil.copytree(tiny_pipeline, tmp_path / "model"))
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text(f"verb: prune\nmodel: {model}\nremove: mid\nout: {tmp_path / 'run'}\n")
+    run = prune.run
+
+    def changing(*them: Any) -> Report:
+        with (model / "unet" / WEIGHTS).open("r+b") as weights:
+            weights.seek(-4, os.SEEK_END)
+            weights.write(b"else")
+        return run(*them)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(prune, "run", changing)
+        said = asdm("prune", recipe)
+    assert (said.code, said.out) == (1, "")
+    assert f"{model}: was changed while this ran; put it back, or give the same command again" in said.text
+    assert not (tmp_path / "run").exists()
+    assert asdm("prune", recipe).code == 0
 
 
 def test_provenance_names_no_place_and_adds_up(tiny_pipeline: Path, tmp_path: Path) -> None:

@@ -14,14 +14,15 @@ from safetensors.torch import load_file, save_file
 
 import asdm_cli
 from asdm_cli.errors import AsdmError, ModelError
-from asdm_cli.measure.drawing import stamps
 from asdm_cli.models.load import load_pipeline
+from asdm_cli.models.origin import stamps
 from asdm_cli.models.provenance import record
 from asdm_cli.models.source import find
-from asdm_cli.models.switched import checked_switch, member, one_unet, read_switch, run_time_plans
+from asdm_cli.models.switched import checked_switch, member, one_unet, read_switch, run_time_plans, write_switched
 from asdm_cli.switching.pipelines import switched
 from asdm_cli.unet.checkpoint import WEIGHTS
 from tests import tiny
+from tests.apart import shared
 from tests.forking import plain
 from tests.inheritance.pipes import draw
 from tests.turns import EVERY_OTHER, SWITCH, copied, pruned, switch, switching
@@ -55,7 +56,12 @@ def test_the_layout(model: Path, tiny_pipeline: Path, small: Path) -> None:
     assert list(directory.components) == [*find(str(tiny_pipeline)).components, OTHER]
     assert sorted(path.name for path in (model / OTHER).iterdir()) == ["config.json", WEIGHTS]
     for mine, theirs in ((model / "unet", tiny_pipeline / "unet"), (model / OTHER, small / "unet")):
-        assert (mine / WEIGHTS).stat().st_ino == (theirs / WEIGHTS).stat().st_ino, "a hard link"
+        assert (mine / WEIGHTS).read_bytes() == (theirs / WEIGHTS).read_bytes()
+    assert not shared(model, tiny_pipeline, small)
+    linked = model.parent / "linked"
+    write_switched(find(str(tiny_pipeline)), {"small v1.5": find(str(small))}, switch(), linked, link=True)
+    assert shared(linked, tiny_pipeline, small) >= {f"unet/{WEIGHTS}", f"{OTHER}/{WEIGHTS}", f"vae/{WEIGHTS}"}
+    assert not [name for name in shared(linked, tiny_pipeline, small) if not name.endswith(".safetensors")]
     assert (model / "model_index.json").read_text() == (tiny_pipeline / "model_index.json").read_text()
     held = json.loads((model / "asdm.json").read_text())
     assert held["switch"]["unets"] == ["large", "small v1.5"]

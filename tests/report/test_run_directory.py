@@ -41,7 +41,7 @@ def names(folder: Path) -> list[str]:
 def test_a_finished_run_has_recipe_report_and_page_and_leaves_nothing_beside(tmp_path: Path) -> None:
     finish(tmp_path / "deep" / "run")
     assert names(tmp_path / "deep") == ["run"]
-    assert names(tmp_path / "deep" / "run") == ["figures.txt", "recipe.yaml", "report.html", "report.json"]
+    assert names(tmp_path / "deep" / "run") == [".asdm", "figures.txt", "recipe.yaml", "report.html", "report.json"]
     assert (tmp_path / "deep" / "run" / "recipe.yaml").read_text() == RECIPE
     assert json.loads((tmp_path / "deep" / "run" / "report.json").read_text())["title"] == "A run"
 
@@ -110,7 +110,7 @@ def test_a_crash_in_the_middle_of_the_swap_loses_nothing(tmp_path: Path) -> None
 def test_overwrite_never_replaces_what_is_no_run(tmp_path: Path) -> None:
     (tmp_path / "home").mkdir()
     (tmp_path / "home" / "thesis.tex").write_text("years of work")
-    with pytest.raises(ModelError, match="not a run directory"):
+    with pytest.raises(ModelError, match=r"home: holds thesis\.tex, which is not from asdm, and --overwrite"):
         finish(tmp_path / "home", overwrite=True)
     assert (tmp_path / "home" / "thesis.tex").read_text() == "years of work"
 
@@ -120,7 +120,7 @@ def test_overwriting_the_working_directory_is_refused(tmp_path: Path, monkeypatc
     (tmp_path / "work" / "file").write_text("")
     monkeypatch.chdir(tmp_path / "work")
     for place in (".", ".."):
-        with pytest.raises(ModelError, match="not a run directory"):
+        with pytest.raises(ModelError, match="which is not from asdm"):
             finish(Path(place), overwrite=True)
     assert names(tmp_path) == ["work"]
 
@@ -138,13 +138,25 @@ def test_a_resumable_run_starts_afresh_with_another_recipe(tmp_path: Path) -> No
     with pytest.raises(RunError):
         fail(tmp_path / "run", True, RunError("stop"))
     with run_directory(tmp_path / "run", False, True, "verb: eval\n") as run:
-        assert names(run.path) == ["recipe.yaml"]
+        assert names(run.path) == [".asdm", "recipe.yaml"]
 
 
 def test_a_resumable_run_that_did_nothing_leaves_nothing(tmp_path: Path) -> None:
     with pytest.raises(RunError), run_directory(tmp_path / "run", False, True, RECIPE):
         raise RunError("stop")
     assert names(tmp_path) == []
+
+
+def test_a_link_to_what_is_kept_elsewhere_is_no_way_out_of_a_run(tmp_path: Path) -> None:
+    """`asdm run` writes such links; what they lead to outlives the run."""
+    (tmp_path / "stage").mkdir()
+    (tmp_path / "stage/file").write_text("kept")
+    for content in ("old", "new"):
+        with run_directory(tmp_path / "run", True, False, RECIPE) as run:
+            (run.path / "link").symlink_to(tmp_path / "stage")
+            (run.path / "figures.txt").write_text(content)
+    assert names(tmp_path / "run") == [".asdm", "figures.txt", "link", "recipe.yaml"]
+    assert (tmp_path / "stage/file").read_text() == "kept"
 
 
 def start_and_hang(target: Path, resumable: bool) -> subprocess.Popen[str]:

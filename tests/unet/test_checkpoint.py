@@ -12,7 +12,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from asdm_cli.errors import ModelError, RunError
+from asdm_cli.errors import ModelError
 from asdm_cli.unet import checkpoint
 from asdm_cli.unet.checkpoint import WEIGHTS, copy_tensors, open_checkpoint, require
 
@@ -96,7 +96,7 @@ def test_a_source_that_ends_early_leaves_no_target(folder: Path) -> None:
     have = open_checkpoint(folder).tensors
     with (folder / WEIGHTS).open("r+b") as stream:
         stream.truncate(have["b.weight"].start)
-    with pytest.raises(RunError, match="ended early"):
+    with pytest.raises(ModelError, match="ended early"):
         copy_tensors(have, folder / "out.safetensors")
     assert not (folder / "out.safetensors").exists()
 

@@ -18,6 +18,8 @@ from asdm_cli.progress import BRIEF, console
 
 TOGETHER = {"distill", "eval", "inherit", "switch"}
 """Verbs whose work several processes share; a launcher starts no others."""
+MEASURE = {"bench", "eval"}
+"""Verbs that write no model."""
 INTERRUPTED = 130
 
 
@@ -32,12 +34,13 @@ def checked(launch: str) -> list[str]:
     return words
 
 
-def command(verb: str, recipe: Path, launch: Sequence[str], pipes: bool) -> list[str]:
+def command(verb: str, recipe: Path, launch: Sequence[str], pipes: bool, link: bool = False) -> list[str]:
     """The command line of a stage."""
     start = launch if launch and verb in TOGETHER else [sys.executable]
     allowed = ["--allow-pipes"] if pipes and verb == "distill" else []
+    linked = ["--link"] if link and verb not in MEASURE else []
     quiet = ["--quiet"] if console.quiet else []
-    return [*start, "-m", "asdm_cli", verb, str(recipe), *allowed, *quiet]
+    return [*start, "-m", "asdm_cli", verb, str(recipe), *allowed, *linked, *quiet]
 
 
 def run_stage(name: str, words: Sequence[str]) -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from asdm_cli.methods.pipeline.stages import Stage
-from asdm_cli.models.write import link_or_copy
+from asdm_cli.models.write import carry
 from asdm_cli.recipe.pipeline import Scope, resolve
 from asdm_cli.recipe.verbs import RunRecipe
 from asdm_cli.report import literature, merge
@@ -136,6 +136,6 @@ def _own(grid: Grid, run: Run, name: str) -> Grid:
 def _brought(picture: Path, run: Run, name: str) -> Path:
     target = run.path / PICTURES / name / picture.parent.name / picture.name
     target.parent.mkdir(parents=True, exist_ok=True)
-    if not target.exists():
-        link_or_copy(picture, target)
+    target.unlink(missing_ok=True)  # an interrupted run may have brought it from a stage that was made anew since
+    carry(picture, target)
     return target

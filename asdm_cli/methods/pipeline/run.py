@@ -16,8 +16,11 @@ from asdm_cli.methods.pipeline.early import check_all
 from asdm_cli.methods.pipeline.process import checked, command, run_stage
 from asdm_cli.methods.pipeline.report import stages_table, whole_report
 from asdm_cli.methods.pipeline.stages import Stage, stages
+from asdm_cli.models.origin import made_from, refuse_changes
+from asdm_cli.models.write import refuse_sources
 from asdm_cli.progress import console, note
 from asdm_cli.recipe.load import dump, dump_public
+from asdm_cli.recipe.reads import places, reads
 from asdm_cli.recipe.verbs import RunRecipe
 from asdm_cli.report.document import Report
 from asdm_cli.report.run_directory import Run, run_directory
@@ -52,6 +55,8 @@ def plan(recipe: RunRecipe, launch: str = "", allow_pipes: bool = False) -> Plan
     if "WORLD_SIZE" in os.environ:
         raise ModelError('asdm run: starts processes itself; start it alone, with --launch "torchrun ..."')
     found = tuple(stages(recipe))
+    read = [place for stage in found for text in reads(stage.recipe) for place in places(text)]
+    refuse_sources(Path(recipe.out), [*read, *(stage.home for stage in found)])
     words = tuple(checked(launch))
     unfinished = {stage.name for stage in found if not stage.finished}
     ready = [stage for stage in found if stage.name in unfinished and not unfinished & {*stage.needs}]
@@ -69,25 +74,28 @@ def run(plan: Plan, run: Run) -> Report:
             continue
         console.rule(f"stage {number} of {len(plan.stages)}: {stage.name} (asdm {stage.verb})", align="left")
         start = time.monotonic()
-        _run_stage(plan, stage)
+        _run_stage(plan, stage, run.link)
         seconds[stage.name] = time.monotonic() - start
     _link(plan, run)
     return whole_report(plan.title, plan.recipe, plan.stages, run, seconds)
 
 
-def _run_stage(plan: Plan, stage: Stage) -> None:
+def _run_stage(plan: Plan, stage: Stage, link: bool) -> None:
     """Copying weights from file to file needs no process of its own; all else gets one."""
     how = method(stage.verb)
     if stage.verb not in HERE or getattr(stage.recipe, "explore", None):
         with _recipe_file(stage) as file:
-            run_stage(stage.name, command(stage.verb, file, plan.launch, plan.pipes))
+            run_stage(stage.name, command(stage.verb, file, plan.launch, plan.pipes, link))
         return
+    before = made_from(reads(stage.recipe))
     try:
         made = how.plan(stage.recipe)
     except ModelError as error:
         raise ModelError(f"stage '{stage.name}': {error}") from None
-    with run_directory(stage.home, False, how.RESUMABLE, dump_public(stage.recipe)) as run:
-        run.write(how.run(made, run))
+    with run_directory(stage.home, False, how.RESUMABLE, dump_public(stage.recipe), link) as run:
+        report = how.run(made, run)
+        refuse_changes(before, made_from(reads(stage.recipe)))
+        run.write(report)
 
 
 def _write_recipe(stage: Stage, run: Run) -> None:

@@ -2,21 +2,18 @@
 
 from __future__ import annotations
 
-import glob
 import hashlib
 import json
-from collections.abc import Iterator
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
 from typing import Any
 
-from braceexpand import braceexpand
-
 from asdm_cli import __version__
 from asdm_cli.data.sources import SHIPPED
+from asdm_cli.models.origin import Stamps, stamps_of
 from asdm_cli.recipe.pipeline import Scope, references, stage
-from asdm_cli.recipe.reads import reads
+from asdm_cli.recipe.reads import places, reads
 from asdm_cli.recipe.schema import Strict
 from asdm_cli.recipe.verbs import RunRecipe
 from asdm_cli.report.run_directory import is_run
@@ -63,18 +60,14 @@ def stages(recipe: RunRecipe) -> list[Stage]:
 
 
 def _digest(recipe: Strict, kept: Path) -> str:
-    files = [line for text in reads(recipe) if not Path(text).is_relative_to(kept) for line in _stamps(text)]
+    files = [_stamps(text) for text in reads(recipe) if not Path(text).is_relative_to(kept)]
     whole = {"asdm": __version__, "recipe": recipe.model_dump(mode="json", exclude={"out"}), "files": files}
     return hashlib.sha256(json.dumps(whole, sort_keys=True).encode()).hexdigest()[:DIGITS]
 
 
-def _stamps(text: str) -> Iterator[str]:
-    """A line per file behind a path, a glob or a word; nothing for URLs and for words that are no files."""
-    for place in _places(text):
-        for file in sorted(place.rglob("*")) if place.is_dir() else [place]:
-            if file.is_file():
-                about = file.stat()
-                yield f"{file.relative_to(place)} {about.st_size} {about.st_mtime_ns}"
+def _stamps(text: str) -> list[Stamps]:
+    """Of what is behind a path, a glob or a word; nothing for URLs and for words that are no files."""
+    return [stamps_of(place, place.rglob("*") if place.is_dir() else [place]) for place in _places(text)]
 
 
 def _places(text: str) -> list[Path]:
@@ -82,8 +75,4 @@ def _places(text: str) -> list[Path]:
     if text in SHIPPED:
         bundled = Path(str(resources.files("asdm_cli") / "pocket"))
         return [bundled / "weights", bundled / "data"]
-    try:
-        names = list(braceexpand(text, escape=False)) if "{" in text else [text]
-    except ValueError:
-        names = [text]
-    return [Path(found) for name in names for found in sorted(glob.glob(name))]  # noqa: PTH207 - absolute ones too
+    return places(text)
