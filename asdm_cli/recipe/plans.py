@@ -8,7 +8,7 @@ from pydantic import BeforeValidator, Discriminator, Field, Tag, TypeAdapter, Va
 
 from asdm_cli.errors import RecipeError
 from asdm_cli.recipe.schedules import Explicit, Schedule, Uniform
-from asdm_cli.recipe.schema import Misplaced, Patterns, Positive, Strict
+from asdm_cli.recipe.schema import Misplaced, Patterns, Positive, Strict, Whole
 from asdm_cli.recipe.source import Mark, Source, Where
 from asdm_cli.recipe.words import did_you_mean, faults, got, one_of
 
@@ -84,7 +84,7 @@ class DeepCache(Preset):
 
     preset: Literal["deepcache"]
     """The name of the preset."""
-    branch: Annotated[int, Field(ge=0)] = 0
+    branch: Whole = 0
     """DeepCache's cache_branch_id: how many skip connections are still computed at inherited calls, less one."""
 
     OWN = Uniform(mode="uniform", interval=3)
