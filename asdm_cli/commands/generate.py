@@ -60,6 +60,7 @@ def generate(
     """
     from asdm_cli.models.source import find
     from asdm_cli.models.write import atomic_directory, refuse_existing
+    from asdm_cli.progress import hand_over
 
     set_verbosity(verbose, quiet)
     if not is_first():
@@ -73,7 +74,7 @@ def generate(
     with atomic_directory(out.resolve(), overwrite) as folder:
         drawn = _draw(source, prompts, settings, (device or "auto", dtype or "auto"))
         _write(folder, drawn, prompts, settings)
-    typer.echo(out)
+    hand_over(out)
 
 
 def _refuse_other_files(out: Path) -> None:

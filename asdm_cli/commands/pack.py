@@ -56,17 +56,15 @@ def pack(
 
     refuse_existing(out, overwrite)
     _refuse_other_files(out)
-    from rich.markup import escape
-
     from asdm_cli.data import packing
-    from asdm_cli.progress import note
+    from asdm_cli.progress import hand_over, note
 
     with atomic_directory(out.resolve(), overwrite) as partial:
         packed = packing.pack(folder, partial, shard_size, seed if shuffle else None, strict)
     if packed.faults.total():
-        note(escape(f"{packed.faults.listed()}\nleft out: {packed.faults.summary()}"))
+        note(f"{packed.faults.listed()}\nleft out: {packed.faults.summary()}")
     note(f"{packed.samples} samples in {packed.shards} shards")
-    typer.echo(out)
+    hand_over(out)
 
 
 def _refuse_other_files(out: Path) -> None:

@@ -6,12 +6,10 @@ import os
 from pathlib import Path
 from typing import Any
 
-import typer
-
 from asdm_cli.commands.ranks import is_first, wait_for_everyone
 from asdm_cli.methods import Method, Plan, method
 from asdm_cli.models.write import refuse_existing
-from asdm_cli.progress import BRIEF, console
+from asdm_cli.progress import BRIEF, console, hand_over
 from asdm_cli.recipe.load import dump_public, load
 from asdm_cli.recipe.override import Override, parse_override
 from asdm_cli.report.document import Report
@@ -43,7 +41,7 @@ def run_verb(
         _follow(how, plan, target)
         return
     _lead(how, plan, target, dump_public(recipe), overwrite)
-    typer.echo(target)
+    hand_over(target)
 
 
 def _lead(how: Method, plan: Plan, target: Path, recipe_yaml: str, overwrite: bool) -> None:

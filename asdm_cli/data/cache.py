@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from rich.markup import escape
 from torch import Tensor
 
 from asdm_cli.data.cache_key import DONE, Wanted, note_file, tensor_file
@@ -172,7 +171,7 @@ class Build:
         if self.on_faults == "stop":
             _stop(faults)
         if faults.total():
-            note(escape(f"data: faults were skipped, {faults.summary()}; for example {faults.examples[0]}"))
+            note(f"data: faults were skipped, {faults.summary()}; for example {faults.examples[0]}")
 
 
 def _about(sample: Any) -> dict[str, Any]:
