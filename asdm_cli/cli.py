@@ -101,7 +101,8 @@ def _machine_trouble(error: Exception) -> str:
         way_out = TROUBLE.get(error.errno)
         what = f"{way_out} ({error.strerror})" if way_out else error.strerror
         return f"{error.filename or 'the machine'}: {what}"
-    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
+    out_of_memory = isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError"
+    if out_of_memory or "DefaultCPUAllocator" in str(error):  # torch has no kind of its own for the CPU's
         return "out of memory; try a smaller batch, a smaller size, or --dtype float16 on a GPU"
     if is_lost_company(error):
         return (

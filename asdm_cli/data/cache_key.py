@@ -16,13 +16,11 @@ from asdm_cli.data.encoder import PARTS
 from asdm_cli.data.images import CROP
 from asdm_cli.data.shards import DATA_FORMAT
 from asdm_cli.data.sources import Shard
-from asdm_cli.models.source import ModelDirectory
+from asdm_cli.models.source import TEXTS, ModelDirectory
 
 CACHE_FORMAT = 1
 """Counts changes of the files below."""
 DONE = "cache.json"
-TEXTS = {".json", ".txt", ".model"}
-"""What stands beside weights and decides what they compute: configurations and vocabularies."""
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ from pathlib import Path
 from asdm_cli.errors import ModelError
 from asdm_cli.measure.features import require
 from asdm_cli.measure.prompts import PromptList, read_prompts
-from asdm_cli.models.load import PIPELINES
+from asdm_cli.models.load import PIPELINES, planned_scheduler
 from asdm_cli.models.source import ModelDirectory, find
 from asdm_cli.models.switched import checked_switch, run_time_plans
 from asdm_cli.recipe.verbs import EvalContestant, EvalRecipe
@@ -97,6 +97,7 @@ def _entrant(contestant: EvalContestant, recipe: EvalRecipe) -> Entrant:
         raise ModelError(f"{directory.path}: contestant {contestant.name!r} must be a whole {kinds} to draw pictures")
     run_time_plans(directory, checked_switch(directory))  # what it carries must fit
     steps, guidance = contestant.steps or recipe.steps, contestant.guidance or recipe.guidance
+    planned_scheduler(directory, recipe.sampler, steps)  # which must know as many
     return Entrant(contestant.name, directory, steps, guidance)
 
 

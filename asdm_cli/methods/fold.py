@@ -25,7 +25,7 @@ from asdm_cli.measure.routing import Routing, observe
 from asdm_cli.measure.routing_report import routing_parts
 from asdm_cli.models.checked import check_unet
 from asdm_cli.models.experts import write_changed
-from asdm_cli.models.load import PIPELINES, device_and_dtype, load_pipeline, load_unet, set_sampler
+from asdm_cli.models.load import PIPELINES, device_and_dtype, load_pipeline, load_unet, planned_scheduler, set_sampler
 from asdm_cli.models.provenance import record
 from asdm_cli.models.source import ModelDirectory
 from asdm_cli.models.write import assemble_directory
@@ -67,6 +67,7 @@ def plan(recipe: CondConvRecipe, wanted: Fold, source: ModelDirectory) -> Plan:
     if not source.is_pipeline or source.index["_class_name"] not in PIPELINES:
         kinds = " or ".join(PIPELINES)
         raise ModelError(f"model: {source.path}: mean routing is seen while drawing, which takes a whole {kinds}")
+    planned_scheduler(source, wanted.sampler, wanted.steps)  # which must know as many
     return Plan(recipe, wanted, source, checkpoint, read_prompts(wanted.prompts, wanted.limit))
 
 

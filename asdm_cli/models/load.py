@@ -180,15 +180,24 @@ def unet_calls(directory: ModelDirectory, sampler: str, steps: int) -> int:
 
 
 def planned_scheduler(directory: ModelDirectory, sampler: str, steps: int) -> Any:
-    """The scheduler that would draw, from its config alone, with its timesteps set: the UNet calls of one picture."""
+    """The scheduler that would draw, from its config alone, with its timesteps set: the UNet calls of one picture.
+
+    Raises ModelError for more steps than it knows timesteps.
+    """
     kind: Any = getattr(diffusers, str(directory.index["scheduler"][1]), None)
-
-    def planned() -> Any:
-        scheduler = _sampler(kind.from_config(directory.config("scheduler")), sampler)
+    file = directory.component("scheduler") / "scheduler_config.json"
+    scheduler = _read(file, lambda: _sampler(kind.from_config(directory.config("scheduler")), sampler))
+    trained = scheduler.config.num_train_timesteps
+    known = getattr(scheduler, "alphas_cumprod", None)
+    if known is not None and len(known) != trained:
+        raise ModelError(f"{file}: has {len(known)} betas for {trained} timesteps; fetch or write the file again")
+    if steps > trained:
+        raise ModelError(f"steps: {steps} are more than the {trained} that {file} knows; ask for {trained} or fewer")
+    try:
         scheduler.set_timesteps(steps)
-        return scheduler
-
-    return _read(directory.component("scheduler") / "scheduler_config.json", planned)
+    except (ValueError, ArithmeticError) as error:
+        raise ModelError(f"steps: {type(scheduler).__name__} cannot make {steps} ({error}); ask for others") from None
+    return scheduler
 
 
 @dataclass(frozen=True)

@@ -11,6 +11,7 @@ from asdm_cli.data.sources import Shard, find_shards
 from asdm_cli.errors import ModelError
 from asdm_cli.models.checked import check_unet
 from asdm_cli.models.donors import unlike_pipelines
+from asdm_cli.models.load import planned_scheduler
 from asdm_cli.models.provenance import taken
 from asdm_cli.models.source import ModelDirectory, find
 from asdm_cli.models.switched import one_unet
@@ -88,6 +89,8 @@ def make_plan(recipe: DistillRecipe, allow_pipes: bool = False) -> DistillPlan:
     rows = _rows(recipe, teacher, learners, faults)
     if host:
         faults.catch("teacher", lambda: _check_prediction(host))
+        if recipe.validation.prompts:
+            faults.catch("validation", lambda: planned_scheduler(host, "own", recipe.validation.steps))
     train = faults.catch("data.train", lambda: find_shards(_listed(recipe.data.train), allow_pipes)) or []
     held = recipe.data.held_out
     held_out = faults.catch("data.held_out", lambda: find_shards(_listed(held), allow_pipes) if held else []) or []
