@@ -85,6 +85,7 @@ def _refuse_other_files(out: Path) -> None:
 
 
 def _draw(source: Any, prompts: Sequence[str], settings: dict[str, Any], place: tuple[str, str]) -> list[Image]:
+    from asdm_cli.measure.contestants import blame
     from asdm_cli.measure.generate import pictures
     from asdm_cli.models.load import device_and_dtype, load_pipeline, planned_scheduler
     from asdm_cli.progress import note, track
@@ -107,7 +108,8 @@ def _draw(source: Any, prompts: Sequence[str], settings: dict[str, Any], place: 
         seed=settings["seed"],
         batch=8,
     )
-    drawn = dict(track(drawing, "drawing", len(prompts)))
+    with blame(source.name, "drawing"):
+        drawn = dict(track(drawing, "drawing", len(prompts)))
     return [drawn[index] for index in range(len(prompts))]
 
 

@@ -8,6 +8,7 @@ from typing import Any
 
 from asdm_cli.commands.ranks import is_first, wait_for_everyone
 from asdm_cli.methods import Method, Plan, method
+from asdm_cli.methods.pipeline.process import end_with_starter
 from asdm_cli.models.write import refuse_existing
 from asdm_cli.progress import BRIEF, console, hand_over
 from asdm_cli.recipe.load import dump_public, load
@@ -28,6 +29,7 @@ def run_verb(
 
     `permissions` are what only a command line can allow, no recipe.
     """
+    end_with_starter()
     recipe: Any = load(file, verb, changes)
     if is_first() and not dry_run:
         refuse_existing(Path(recipe.out), overwrite)

@@ -33,6 +33,8 @@ PICTURES = ("png", "jpg", "jpeg", "webp")
 CAPTION, ABOUT = "txt", "json"
 LARGEST = 1 << 28
 """Bytes of a member; more is no picture but a way to fill the memory."""
+ENDS = 8
+"""How often a reader may find the end before it is told so."""
 DAMAGED = (tarfile.TarError, EOFError, BadGzipFile, zlib.error, lzma.LZMAError, UnicodeError)
 
 
@@ -68,12 +70,17 @@ class _Header(tarfile.TarInfo):
 
 class _Counted:
     def __init__(self, stream: Any):
-        self.stream, self.position = stream, 0
+        self.stream, self.position, self.empty = stream, 0, 0
 
     def read(self, size: int = -1) -> bytes:
+        """Raises EOFError where more is asked for again and again: a member may claim a thousand times what there is,
+        and tarfile would ask for every block of it."""
         with reading_store():
             data = self.stream.read(size)
         self.position += len(data)
+        self.empty += not data
+        if self.empty > ENDS and size >= 0:
+            raise EOFError("a member is longer than the shard")
         return data
 
 

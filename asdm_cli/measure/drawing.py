@@ -15,7 +15,7 @@ from diffusers.pipelines.pipeline_utils import DiffusionPipeline
 from PIL import Image, ImageOps
 from torch import Tensor
 
-from asdm_cli.measure.contestants import image_call, networks
+from asdm_cli.measure.contestants import blame, image_call, networks
 from asdm_cli.measure.generate import ROWS, pictures
 from asdm_cli.measure.pictures import PictureSet, read, to_picture
 from asdm_cli.measure.trajectory import count
@@ -88,7 +88,7 @@ def painter(directory: ModelDirectory, style: Style) -> DiffusionPipeline:
 def draw(
     name: str, pipe: DiffusionPipeline, prompts: Sequence[str], wanted: list[int], style: Style
 ) -> Iterator[tuple[int, Image.Image]]:
-    """Yield (index, picture) of the `wanted` prompts behind a progress bar."""
+    """Yield (index, picture) of the `wanted` prompts behind a progress bar. RunError that names who could not."""
     drawn = pictures(
         pipe,
         prompts,
@@ -100,7 +100,8 @@ def draw(
         batch=style.batch,
         alone=style.alone,
     )
-    return track(drawn, f"drawing with {name}", len(wanted))
+    with blame(name, "drawing"):
+        yield from track(drawn, f"drawing with {name}", len(wanted))
 
 
 def unet_calls(pipe: DiffusionPipeline, steps: int) -> int:

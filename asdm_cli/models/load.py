@@ -195,8 +195,10 @@ def planned_scheduler(directory: ModelDirectory, sampler: str, steps: int) -> An
         raise ModelError(f"steps: {steps} are more than the {trained} that {file} knows; ask for {trained} or fewer")
     try:
         scheduler.set_timesteps(steps)
-    except (ValueError, ArithmeticError) as error:
-        raise ModelError(f"steps: {type(scheduler).__name__} cannot make {steps} ({error}); ask for others") from None
+    except Exception as error:  # each scheduler has its own ways to fail
+        raise ModelError(
+            f"{file}: cannot make {steps} steps ({_first_line(error)}); mend it or ask for others"
+        ) from error
     return scheduler
 
 
@@ -240,8 +242,13 @@ def _read(folder: Path, load: Callable[[], Loaded]) -> Loaded:
     except (torch.OutOfMemoryError, MemoryError, AsdmError):
         raise
     except Exception as error:
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0][:300]
-        raise ModelError(f"{folder}: cannot be loaded ({reason}); fetch or write the model again") from error
+        raise ModelError(
+            f"{folder}: cannot be loaded ({_first_line(error)}); fetch or write the model again"
+        ) from error
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0][:300]
 
 
 def _located(directory: ModelDirectory, error: ModelError) -> ModelError:

@@ -11,9 +11,13 @@ from pathlib import Path
 from asdm_cli.errors import RunError
 
 
+class BusyError(RunError):
+    """Another process is writing there, which may end."""
+
+
 @contextmanager
 def only_writer(target: Path) -> Iterator[None]:
-    """Hold `.NAME.lock` beside `target` while the body runs; RunError if another process holds it.
+    """Hold `.NAME.lock` beside `target` while the body runs; BusyError if another process holds it.
 
     The kernel lets go of the lock when its holder dies, however it dies, so a file that a killed run left
     behind stops nobody. It holds the writer's process id, for the message only.
@@ -42,7 +46,7 @@ def _acquire(file: Path, target: Path) -> int:
         except BlockingIOError:
             writer = os.read(descriptor, 20).decode(errors="replace")
             os.close(descriptor)
-            raise RunError(
+            raise BusyError(
                 f"{target}: process {writer or '(starting)'} is writing it at this moment; "
                 "wait until it is done, or choose another place"
             ) from None

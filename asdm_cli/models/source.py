@@ -28,6 +28,8 @@ TOKENS = 77
 """Prompt length that costs are stated for where the model has no text encoder of its own."""
 PREDICTIONS = ("epsilon", "v_prediction", "sample")
 """What a UNet may have learnt to tell."""
+MOST_TOKENS = 100_000
+"""A thousand times what SD's encoders read."""
 MOST_TIMESTEPS = 100_000
 """A hundred times what anybody trained with; schedulers keep tables of them."""
 SETTINGS = {"scheduler": "scheduler_config.json", "tokenizer": "tokenizer_config.json"}
@@ -172,9 +174,10 @@ def _check_settings(directory: ModelDirectory) -> None:
         if type(timesteps) is not int or not 1 <= timesteps <= MOST_TIMESTEPS:
             wanted = f"a whole number from 1 to {MOST_TIMESTEPS} is expected"
             raise ModelError(f"{file}: num_train_timesteps is {timesteps!r}; {wanted}")
-    if type(directory.tokens) is not int or directory.tokens < 1:
+    if type(directory.tokens) is not int or not 1 <= directory.tokens <= MOST_TOKENS:
         file = directory.component("text_encoder") / CONFIGS[0]
-        raise ModelError(f"{file}: max_position_embeddings is {directory.tokens!r}; a whole number is expected")
+        wanted = f"a whole number from 1 to {MOST_TOKENS} is expected"
+        raise ModelError(f"{file}: max_position_embeddings is {directory.tokens!r}; {wanted}")
 
 
 def _check_unets(directory: ModelDirectory) -> None:

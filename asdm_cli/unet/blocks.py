@@ -44,6 +44,8 @@ LARGEST = {
     "sample_size": 1 << 16,
 }
 """Far more than any UNet has: a config that says more is damaged, and building it would take all memory."""
+MOST = 10**9
+"""Of any number in a config."""
 MAYBE_NOTHING = ("cross_attention_dim", "norm_num_groups", "sample_size")
 
 
@@ -190,11 +192,20 @@ def _check(config: Config) -> None:
                 raise ModelError(f"UNet config: {key} {kind!r} is not supported; it must be of {', '.join(types)}")
     if not isinstance(widths := read(config, "block_out_channels"), list | tuple) or not widths:
         raise ModelError(f"UNet config: block_out_channels is {widths!r}; a list of whole numbers is expected")
+    if config.get("dual_cross_attention"):
+        raise ModelError("UNet config: dual_cross_attention is not supported; use a model without it")
+    _check_numbers(config)
+
+
+def _check_numbers(config: Config) -> None:
     for key, most in LARGEST.items():
         if key in MAYBE_NOTHING and read(config, key) is None:
             continue
         bad = [value for value in _numbers(config, key) if not isinstance(value, int) or not 1 <= value <= most]
         if bad:
             raise ModelError(f"UNet config: {key} holds {bad[0]!r}; whole numbers from 1 to {most} are expected")
-    if config.get("dual_cross_attention"):
-        raise ModelError("UNet config: dual_cross_attention is not supported; use a model without it")
+    for key, value in config.items():
+        if isinstance(value, int | float) and not abs(value) <= MOST:  # not a number is not at most anything
+            raise ModelError(
+                f"UNet config: {key} is {value!r}, which no setting of a UNet can be; fetch the file again"
+            )

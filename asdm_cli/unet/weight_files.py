@@ -54,7 +54,10 @@ def read_mapping(file: Path) -> dict[str, Any]:
 def inside(root: Path, path: Path) -> Path:
     """`path`, if its links stay inside `root`, or lead to the `blobs` of the hub's cache that `root` is a snapshot in;
     ModelError otherwise."""
-    real, home = path.resolve(), root.resolve()
+    try:
+        real, home = path.resolve(), root.resolve()
+    except (OSError, RuntimeError):  # which of the two it is depends on Python's version
+        raise ModelError(f"{path}: is a link that leads round in a circle; fetch the file again") from None
     cached = home.parent.name == SNAPSHOTS and real.is_relative_to(home.parent.parent / BLOBS)
     if cached or real.is_relative_to(home):
         return path

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import tarfile
+import time
 from pathlib import Path
 
 import fsspec
@@ -72,6 +73,20 @@ def test_an_oversized_member_is_not_read(tmp_path: Path, monkeypatch: pytest.Mon
     path, faults = tars.write(tmp_path / "a.tar", with_sample(("x.png", bytes(5001)), ("x.txt", b"x"))), Faults()
     assert len(read(path, faults)) == 3
     assert dict(faults.counts) == {"oversized member": 1, "no image": 1}
+
+
+@pytest.mark.parametrize("name", ["x.png", "x.npy"])
+def test_a_member_that_claims_a_tebibyte_is_the_end(name: str, tmp_path: Path) -> None:
+    """At once: not after a thousand million blocks that are not there."""
+    header = tarfile.TarInfo(name)
+    header.size = 1 << 40
+    path, faults = tmp_path / "a.tar", Faults()
+    whole = tars.tar_bytes(tars.samples(0)).rstrip(b"\0")
+    path.write_bytes(whole + bytes(-len(whole) % 512) + header.tobuf() + bytes(5000))
+    begin = time.process_time()
+    assert len(read(path, faults)) == 1
+    assert time.process_time() - begin < 5
+    assert faults.counts["truncated shard"] == 1
 
 
 def test_links_are_not_followed(tmp_path: Path) -> None:
