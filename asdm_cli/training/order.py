@@ -40,8 +40,8 @@ def _permutation(size: int, seed: int, epoch: int) -> Tensor:
 
 
 def _mixed(seed: int, factor: int, index: int) -> int:
-    """A seed for torch, which takes 64 bits."""
-    return (seed * factor + index) % 2**63
+    """A seed for torch, which takes 64 bits and on a CPU looks at 32 of them."""
+    return ((seed ^ seed >> 32) * factor + index) % 2**63
 
 
 class Noise:
