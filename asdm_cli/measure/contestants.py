@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import json
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -98,13 +98,14 @@ class Contestant:
         return networks(self.pipe) if self.pipe is not None else {"unet": self.unet}
 
     def unet_call(self, rows: int) -> Callable[[], None]:
-        """One UNet call on `rows` latents of noise."""
+        """One UNet call on `rows` latents of noise, whatever plan there is."""
         entrant, place = self.entrant, (self.protocol.device, self.protocol.dtype)
         inputs = cost.inputs(entrant.config, rows, entrant.latent[1:], entrant.tokens, *place)
 
         @torch.inference_mode()
         def call() -> None:
-            self.unet(**inputs, return_dict=False)
+            with self.engine.plain() if self.engine else nullcontext():
+                self.unet(**inputs, return_dict=False)
 
         return call
 

@@ -37,8 +37,9 @@ class Rules(Strict):
 
     rules: Annotated[list[Rule], Field(max_length=8)]
     """A node that several rules name belongs to the first of them."""
-    text_once: bool = True
-    """Compute the keys and values of the text once a generation: the same pictures, bit by bit."""
+    text_once: bool = False
+    """Compute the keys and values of the text once a generation: the same pictures, bit by bit, as long as no weight
+    changes meanwhile (the scale of a LoRA)."""
 
     def resolved(self) -> Rules:
         return self
