@@ -100,11 +100,18 @@ def track(items: Iterable[Item], what: str, total: int | None = None) -> Iterato
     """Yield `items` behind a bar with the time left; the bar disappears when it is done. In a log there is none."""
     if total is None and hasattr(items, "__len__"):
         total = len(items)  # type: ignore[arg-type]
-    with Progress(*_columns(), console=console, transient=True, disable=not console.is_terminal) as bar:
-        task = bar.add_task(what, total=total)
+    with bar(what, total) as one_more:
         for item in items:
             yield item
-            bar.advance(task)
+            one_more()
+
+
+@contextmanager
+def bar(what: str, total: int | None) -> Iterator[Callable[[], None]]:
+    """Such a bar for what is no loop: call what it yields, from any thread, each time that one of `total` is done."""
+    with Progress(*_columns(), console=console, transient=True, disable=not console.is_terminal) as shown:
+        task = shown.add_task(what, total=total)
+        yield lambda: shown.advance(task)
 
 
 @contextmanager

@@ -88,7 +88,7 @@ def _draw(source: Any, prompts: Sequence[str], settings: dict[str, Any], place: 
     from asdm_cli.measure.contestants import blame
     from asdm_cli.measure.generate import pictures
     from asdm_cli.models.load import device_and_dtype, load_pipeline, planned_scheduler
-    from asdm_cli.progress import note, track
+    from asdm_cli.progress import note
     from asdm_cli.switching.inheriting import engines
     from asdm_cli.switching.pipelines import switched
 
@@ -109,7 +109,7 @@ def _draw(source: Any, prompts: Sequence[str], settings: dict[str, Any], place: 
         batch=8,
     )
     with blame(source.name, "drawing"):
-        drawn = dict(track(drawing, "drawing", len(prompts)))
+        drawn = dict(drawing)
     return [drawn[index] for index in range(len(prompts))]
 
 

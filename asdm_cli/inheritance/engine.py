@@ -83,14 +83,14 @@ class Engine:
             raise
 
     @contextmanager
-    def generation(self, calls: Calls, noise: Noise | None = None, scheduler: Any = None) -> Iterator[None]:
+    def generation(self, calls: Calls, noise: Noise | None = None) -> Iterator[None]:
         """Everything that the UNet is called for inside is one generation of so many `calls`, or of that course.
 
-        A function is asked at the first UNet call, as `noise` is by plans that count in it. With a `scheduler` calls
-        are held against its timesteps. Nothing is left behind, whatever happens.
+        A function is asked at the first UNet call, as `noise` is by plans that count in it. Calls that were not
+        announced raise ModelError. Nothing is left behind, whatever happens.
         """
         before = self.current.generation
-        self.current.generation = Pending(calls, noise, scheduler)
+        self.current.generation = Pending(calls, noise)
         try:
             yield
         finally:
@@ -158,8 +158,8 @@ class Engine:
 class Pending:
     """A generation before its first UNet call, when nobody knows yet how many there will be."""
 
-    def __init__(self, calls: Calls, noise: Noise | None, scheduler: Any = None):
-        self.calls, self.noise, self.scheduler = calls, noise, scheduler
+    def __init__(self, calls: Calls, noise: Noise | None):
+        self.calls, self.noise = calls, noise
 
     def start(self, nodes: Nodes, timestep: Tensor | float) -> Generation:
         """`timestep` is that of the first call; it is read from the device only where a plan counts in noise."""
@@ -169,7 +169,7 @@ class Pending:
             if self.noise is None:
                 raise ModelError(f"coordinate {name!r}: only a pipeline's scheduler knows the noise; use `step`")
             coordinates[name] = self.noise(name, course.calls, float(timestep))
-        return Generation(course, coordinates, Announced(course.calls, self.scheduler))
+        return Generation(course, coordinates, Announced(course.calls))
 
     def _course(self, nodes: Nodes) -> Course:
         if isinstance(self.calls, Course):

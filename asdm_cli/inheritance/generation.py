@@ -5,7 +5,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -66,33 +65,37 @@ Texts = dict[str, tuple[Tensor, int, Tensor]]
 
 
 class Announced:
-    """The calls of a generation, held against those that were announced: one for each of the scheduler's timesteps."""
+    """The calls of a generation, held against those that were announced: one for each element of a list of timesteps.
 
-    def __init__(self, calls: int, scheduler: Any = None):
-        self.calls, self.scheduler, self.count = calls, scheduler, 0
-        self._last: tuple[int, int] | None = None
+    Which element it is, is told by where it lies in memory: nothing is read from a GPU, and a value may stand in the
+    list more than once. Timesteps that are no elements of a list are only counted.
+    """
+
+    def __init__(self, calls: int):
+        self.calls, self.count = calls, 0
+        self._last: Tensor | None = None
 
     def next(self, timestep: Tensor | float) -> None:
         """Raises ModelError for a call beyond the last, and for a second one at a timestep."""
         self.count += 1
         if self.count > self.calls:
-            raise ModelError(
-                f"the UNet was called {self.count} times where {self.calls} calls were announced; {ONE_CALL}"
-            )
-        place = self._place(timestep)
-        if place and self._last and place[0] == self._last[0] and place[1] <= self._last[1]:
+            what = f"the UNet was called {self.count} times where {self.calls} calls were announced"
+            raise ModelError(f"{what}; {ONE_CALL}")
+        element = timestep if isinstance(timestep, Tensor) and _is_element(timestep) else None
+        if element is not None and self._last is not None and _is_no_later(element, self._last):
             raise ModelError(f"the UNet was called again at a timestep (call {self.count}); {ONE_CALL}")
-        self._last = place
+        self._last = element  # and with it the list, whose memory nothing else can get meanwhile
 
-    def _place(self, timestep: Tensor | float) -> tuple[int, int] | None:
-        """Which of the scheduler's timesteps this is, told by where it lies in memory: nothing is read from a GPU, and
-        a value may stand in the list more than once."""
-        known = getattr(self.scheduler, "timesteps", None)
-        if not isinstance(known, Tensor) or not isinstance(timestep, Tensor):
-            return None
-        storage = known.untyped_storage().data_ptr()
-        same = timestep.untyped_storage().data_ptr() == storage
-        return (storage, timestep.storage_offset()) if same else None
+
+def _is_element(timestep: Tensor) -> bool:
+    """Or an expanded one."""
+    return not any(timestep.stride()) and timestep.untyped_storage().nbytes() > timestep.element_size()
+
+
+def _is_no_later(one: Tensor, other: Tensor) -> bool:
+    """In the same list."""
+    alike = one.untyped_storage().data_ptr() == other.untyped_storage().data_ptr()
+    return alike and one.storage_offset() <= other.storage_offset()
 
 
 @dataclass

@@ -88,7 +88,7 @@ def _not_saved(_pipe: DiffusionPipeline, *_: Any, **__: Any) -> None:
 @contextmanager
 def _generation(engine: Engine, pipe: Any) -> Iterator[None]:
     """Raises ModelError where the UNet that draws does not know of the plan."""
-    with engine.generation(partial(unet_calls, pipe), partial(coordinates, pipe.scheduler), pipe.scheduler):
+    with engine.generation(partial(unet_calls, pipe), partial(coordinates, pipe.scheduler)):
         if engine_on(pipe.unet) is not engine:
             raise ModelError(f"the plan on this pipeline is not on its UNet, which was replaced; {AGAIN}")
         yield

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import json
 import shutil
 from collections.abc import Iterable, Iterator, Sequence
@@ -16,7 +15,7 @@ from PIL import Image, ImageOps
 from torch import Tensor
 
 from asdm_cli.measure.contestants import blame, image_call, networks
-from asdm_cli.measure.generate import ROWS, pictures
+from asdm_cli.measure.generate import ROWS, pictures, unet_calls
 from asdm_cli.measure.pictures import PictureSet, read, to_picture
 from asdm_cli.measure.trajectory import count
 from asdm_cli.models.load import load_pipeline, set_sampler
@@ -93,6 +92,7 @@ def draw(
         pipe,
         prompts,
         wanted,
+        what=f"drawing with {name}",
         steps=style.steps,
         guidance=style.guidance,
         size=style.size,
@@ -101,14 +101,7 @@ def draw(
         alone=style.alone,
     )
     with blame(name, "drawing"):
-        yield from track(drawn, f"drawing with {name}", len(wanted))
-
-
-def unet_calls(pipe: DiffusionPipeline, steps: int) -> int:
-    """UNet calls of one picture: samplers of second order make more than `steps`."""
-    scheduler: Any = copy.deepcopy(pipe.scheduler)
-    scheduler.set_timesteps(steps)
-    return len(scheduler.timesteps)
+        yield from drawn
 
 
 def unet_macs(pipe: Any, style: Style) -> int:

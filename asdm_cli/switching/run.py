@@ -72,7 +72,7 @@ class Run:
 
     def __init__(self, names: Sequence[str], engines: Mapping[str, Engine], places: Places):
         self.names, self.engines, self.places = list(names), engines, places
-        self.announced = Announced(len(self.names), places.scheduler)
+        self.announced = Announced(len(self.names))
         self.call = -1
         self.served: list[str] = []
         self.rested: dict[str, list[Resting]] = {}

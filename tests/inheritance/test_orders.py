@@ -25,6 +25,7 @@ from torch import Tensor, nn
 
 import asdm_cli
 from asdm_cli.errors import ModelError
+from asdm_cli.inheritance.generation import Announced
 from asdm_cli.inheritance.pipelines import engine_of
 from tests.inheritance import pipes
 from tests.inheritance.pipes import draw
@@ -359,3 +360,21 @@ def test_a_projection_that_is_asked_twice_a_call_answers_each() -> None:
         wanted = [nn.functional.linear(each, layer.weight) for each in others]
     assert len(seen) == 2
     assert all(torch.equal(got, each) for answers in seen for got, each in zip(answers, wanted, strict=True))
+
+
+def test_what_is_told_of_timesteps() -> None:
+    """Elements of a list by where they lie, whatever their value; others are counted only."""
+    times = torch.tensor([9, 5, 5, 1])
+    once = Announced(4)
+    for time in times:
+        once.next(time)
+    with pytest.raises(ModelError, match="called 5 times where 4 calls were announced"):
+        once.next(times[3])
+    for again in (times[1], times[1].expand(2), times[0]):
+        twice = Announced(9)
+        twice.next(times[1])
+        with pytest.raises(ModelError, match=r"again at a timestep \(call 2\)"):
+            twice.next(again)
+    loose = Announced(9)
+    for time in (5, 5.0, torch.tensor(5), torch.tensor([5, 5]), torch.full((2,), 5), torch.full((2,), 5), times[1]):
+        loose.next(time)
