@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import errno
 import logging
-import sys
 import traceback
 from collections.abc import Sequence
 from typing import Annotated
@@ -17,6 +16,7 @@ from asdm_cli.commands.options import examples
 from asdm_cli.commands.ranks import is_first, is_lost_company
 from asdm_cli.errors import AsdmError
 from asdm_cli.models.disk import TROUBLE
+from asdm_cli.progress import hand_over, say
 
 INTERRUPTED = 130
 MACHINE = (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS, errno.EMFILE, errno.ENAMETOOLONG)
@@ -48,7 +48,7 @@ for module in (verbs, generate, pack, check, show, schema):
 
 def _print_version(wanted: bool) -> None:
     if wanted:
-        typer.echo(f"asdm {__version__}")
+        hand_over(f"asdm {__version__}")
         raise typer.Exit
 
 
@@ -78,21 +78,21 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _ended(code: str | int | None) -> int:
     if code == INTERRUPTED:
-        _say("interrupted; the same command again goes on from what was kept, or starts anew")
+        say("interrupted; the same command again goes on from what was kept, or starts anew")
     return code if isinstance(code, int) else 0
 
 
 def _refused(error: AsdmError) -> int:
     # What the user got wrong every process finds alike; what fails in one process only that one can tell.
     if is_first() or error.exit_code != 2:
-        _say(str(error))
+        say(str(error))
     return error.exit_code
 
 
 def _failed(error: Exception) -> int:
-    _say(_machine_trouble(error) or f"this is a bug in asdm ({type(error).__name__}: {error}); -v shows where")
+    say(_machine_trouble(error) or f"this is a bug in asdm ({type(error).__name__}: {error}); -v shows where")
     if logging.getLogger("asdm").isEnabledFor(logging.DEBUG):
-        traceback.print_exception(error)
+        say("".join(traceback.format_exception(error)))
     return 1
 
 
@@ -101,7 +101,8 @@ def _machine_trouble(error: Exception) -> str:
         way_out = TROUBLE.get(error.errno)
         what = f"{way_out} ({error.strerror})" if way_out else error.strerror
         return f"{error.filename or 'the machine'}: {what}"
-    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
+    out_of_memory = isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError"
+    if out_of_memory or "DefaultCPUAllocator" in str(error):  # torch has no kind of its own for the CPU's
         return "out of memory; try a smaller batch, a smaller size, or --dtype float16 on a GPU"
     if is_lost_company(error):
         return (
@@ -109,7 +110,3 @@ def _machine_trouble(error: Exception) -> str:
             "then start the same command again"
         )
     return ""
-
-
-def _say(message: str) -> None:
-    print(message, file=sys.stderr)

@@ -37,12 +37,15 @@ class Fault:
         """`file:line:column: key: what` on one line, leaving out the parts that do not exist."""
         place = f"{file}:{self.line}:{self.column}" if self.line else file
         key = self.key if len(self.key) <= LONGEST_KEY else f"{self.key[: LONGEST_KEY - 3]}..."
-        return ": ".join(part for part in (place, _printable(key), _printable(self.what)) if part)
+        return ": ".join(part for part in (place, printable(key), printable(self.what)) if part)
 
 
-def _printable(text: str) -> str:
-    """What a file holds must not move the cursor or turn the writing around: such characters are told by number."""
-    return "".join(each if each.isprintable() else each.encode("unicode_escape").decode() for each in text)
+def printable(text: str, but: str = "") -> str:
+    """What a file holds must not move the cursor or turn the writing around: such characters are told by number, `but`
+    for these."""
+    return "".join(
+        each if each.isprintable() or each in but else each.encode("unicode_escape").decode() for each in text
+    )
 
 
 class RecipeError(AsdmError):

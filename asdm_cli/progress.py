@@ -1,12 +1,18 @@
-"""What a person sees while a command works: bars with time left and short notes, on stderr."""
+"""What leaves the program: bars with time left, notes and errors on stderr, what a command is for on stdout.
+
+Whatever models, recipes and reports hold is made harmless here, and nowhere else. That somebody has stopped reading
+stops no work.
+"""
 
 from __future__ import annotations
 
+import os
+import sys
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
-from typing import TypeVar
+from contextlib import contextmanager, suppress
+from typing import IO, TypeVar
 
-from rich.console import Console, Group
+from rich.console import Console, ConsoleOptions, Group, RenderableType
 from rich.live import Live
 from rich.progress import (
     BarColumn,
@@ -17,10 +23,32 @@ from rich.progress import (
     TimeElapsedColumn,
     TimeRemainingColumn,
 )
+from rich.segment import Segment
 from rich.text import Text
 
+from asdm_cli.errors import printable
+
 Item = TypeVar("Item")
-console = Console(stderr=True)
+LINES = "\n\N{NO-BREAK SPACE}"
+"""Told as they are, though they have no glyph."""
+
+
+class Terminal(Console):
+    """A console on which only rich's own styles move or colour anything; texts are no markup."""
+
+    def __init__(self, stderr: bool = False):
+        super().__init__(stderr=stderr, soft_wrap=not stderr, markup=False, highlight=False)
+
+    def render(self, renderable: RenderableType, options: ConsoleOptions | None = None) -> Iterable[Segment]:
+        for segment in super().render(renderable, options):
+            yield segment if segment.control else Segment(printable(segment.text, LINES), segment.style)
+
+    def on_broken_pipe(self) -> None:
+        self.quiet = True
+        _abandon(self.file)
+
+
+console = Terminal(stderr=True)
 BRIEF = "ASDM_BRIEF"
 """Set in the environment of a pipeline's stages: bars and notes only, since their tables are in its own report."""
 
@@ -31,12 +59,35 @@ def quiet(on: bool) -> None:
 
 
 def note(message: str) -> None:
-    console.print(message, highlight=False, soft_wrap=True)
+    console.print(message, soft_wrap=True)
+
+
+def say(message: str) -> None:
+    """An error, on stderr; also under `-q`."""
+    _write(printable(message, LINES), sys.stderr)
+
+
+def hand_over(result: object) -> None:
+    """On stdout, as it is: programs read it."""
+    _write(str(result), sys.stdout)
+
+
+def _write(text: str, stream: IO[str]) -> None:
+    try:
+        print(text, file=stream, flush=True)
+    except BrokenPipeError:
+        _abandon(stream)
+
+
+def _abandon(stream: IO[str]) -> None:
+    """Nobody reads this any more; what is still in its buffer goes nowhere, when Python ends."""
+    with suppress(OSError, ValueError):
+        os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
 
 
 def _columns() -> tuple[ProgressColumn, ...]:
     return (
-        TextColumn("{task.description}"),
+        TextColumn("{task.description}", markup=False),
         BarColumn(),
         MofNCompleteColumn(),
         TimeElapsedColumn(),
@@ -49,11 +100,18 @@ def track(items: Iterable[Item], what: str, total: int | None = None) -> Iterato
     """Yield `items` behind a bar with the time left; the bar disappears when it is done. In a log there is none."""
     if total is None and hasattr(items, "__len__"):
         total = len(items)  # type: ignore[arg-type]
-    with Progress(*_columns(), console=console, transient=True, disable=not console.is_terminal) as bar:
-        task = bar.add_task(what, total=total)
+    with bar(what, total) as one_more:
         for item in items:
             yield item
-            bar.advance(task)
+            one_more()
+
+
+@contextmanager
+def bar(what: str, total: int | None) -> Iterator[Callable[[], None]]:
+    """Such a bar for what is no loop: call what it yields, from any thread, each time that one of `total` is done."""
+    with Progress(*_columns(), console=console, transient=True, disable=not console.is_terminal) as shown:
+        task = shown.add_task(what, total=total)
+        yield lambda: shown.advance(task)
 
 
 @contextmanager

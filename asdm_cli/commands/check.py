@@ -9,6 +9,7 @@ import typer
 
 from asdm_cli.commands.options import Verbose, examples, set_verbosity
 from asdm_cli.errors import RecipeError
+from asdm_cli.progress import hand_over, say
 from asdm_cli.recipe.load import load
 
 Files = Annotated[list[Path], typer.Argument(metavar="FILE", help="Recipes of any verb.", show_default=False)]
@@ -35,7 +36,7 @@ def _is_right(file: Path) -> bool:
     try:
         recipe = load(file)
     except RecipeError as error:
-        typer.echo(str(error), err=True)
+        say(str(error))
         return False
-    typer.echo(f"{file}: OK, a recipe for asdm {recipe.verb}")  # type: ignore[attr-defined]
+    hand_over(f"{file}: OK, a recipe for asdm {recipe.verb}")  # type: ignore[attr-defined]
     return True

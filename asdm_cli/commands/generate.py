@@ -12,6 +12,7 @@ import typer
 from asdm_cli.commands.options import Device, Dtype, Overwrite, Quiet, Verbose, examples, set_verbosity
 from asdm_cli.commands.ranks import is_first
 from asdm_cli.errors import ModelError
+from asdm_cli.recipe.schema import LARGEST_SEED, MOST
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -24,9 +25,9 @@ Model = Annotated[
 ]
 Prompts = Annotated[list[str], typer.Argument(metavar="PROMPT", help="One picture each.", show_default=False)]
 Folder = Annotated[Path, typer.Option("--out", metavar="DIR", help="Where the pictures go.")]
-Steps = Annotated[int, typer.Option(min=1, help="UNet steps per picture.")]
-Guidance = Annotated[float, typer.Option(min=1.0, help="Classifier-free guidance; 1 is none.")]
-Seed = Annotated[int, typer.Option(min=0, help="Prompt i is drawn with a seed made of this and i.")]
+Steps = Annotated[int, typer.Option(min=1, max=MOST, help="UNet steps per picture.")]
+Guidance = Annotated[float, typer.Option(min=1.0, max=1000.0, help="Classifier-free guidance; 1 is none.")]
+Seed = Annotated[int, typer.Option(min=0, max=LARGEST_SEED, help="Prompt i is drawn with a seed made of this and i.")]
 
 
 def register(app: typer.Typer) -> None:
@@ -60,6 +61,7 @@ def generate(
     """
     from asdm_cli.models.source import find
     from asdm_cli.models.write import atomic_directory, refuse_existing, refuse_sources
+    from asdm_cli.progress import hand_over
 
     set_verbosity(verbose, quiet)
     if not is_first():
@@ -73,16 +75,19 @@ def generate(
     with atomic_directory(out.resolve(), overwrite) as folder:
         drawn = _draw(source, prompts, settings, (device or "auto", dtype or "auto"))
         _write(folder, drawn, prompts, settings)
-    typer.echo(out)
+    hand_over(out)
 
 
 def _draw(source: Any, prompts: Sequence[str], settings: dict[str, Any], place: tuple[str, str]) -> list[Image]:
+    from asdm_cli.measure.contestants import blame
     from asdm_cli.measure.generate import pictures
     from asdm_cli.models.load import device_and_dtype, load_pipeline
-    from asdm_cli.progress import note, track
+    from asdm_cli.models.schedulers import planned_scheduler
+    from asdm_cli.progress import note
     from asdm_cli.switching.inheriting import engines
     from asdm_cli.switching.pipelines import switched
 
+    planned_scheduler(source, "own", settings["steps"])  # which must know as many
     pipe = load_pipeline(source, *device_and_dtype(*place))
     if unet := switched(pipe):
         note(f"{source.name}: {', '.join(unet.unets)} take turns; `asdm show` prints who serves what")
@@ -98,7 +103,8 @@ def _draw(source: Any, prompts: Sequence[str], settings: dict[str, Any], place: 
         seed=settings["seed"],
         batch=8,
     )
-    drawn = dict(track(drawing, "drawing", len(prompts)))
+    with blame(source.name, "drawing"):
+        drawn = dict(drawing)
     return [drawn[index] for index in range(len(prompts))]
 
 

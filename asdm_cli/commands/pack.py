@@ -10,12 +10,13 @@ import typer
 from asdm_cli.commands.options import Overwrite, Quiet, Verbose, examples, set_verbosity
 from asdm_cli.commands.ranks import is_first
 from asdm_cli.errors import ModelError
+from asdm_cli.recipe.schema import LARGEST_SEED, MOST
 
 Folder = Annotated[Path, typer.Argument(metavar="FOLDER", help="Pictures, at any depth.", show_default=False)]
 Target = Annotated[Path, typer.Option("--out", metavar="DIR", help="Where the shards go.", show_default=False)]
-ShardSize = Annotated[int, typer.Option("--shard-size", min=1, help="Samples per shard.")]
+ShardSize = Annotated[int, typer.Option("--shard-size", min=1, max=MOST, help="Samples per shard.")]
 Shuffle = Annotated[bool, typer.Option("--shuffle", help="Mix the samples instead of keeping them by name.")]
-Seed = Annotated[int, typer.Option(min=0, help="The order that --shuffle mixes them into.")]
+Seed = Annotated[int, typer.Option(min=0, max=LARGEST_SEED, help="The order that --shuffle mixes them into.")]
 Strict = Annotated[bool, typer.Option("--strict", help="Write nothing if anything cannot be used.")]
 
 
@@ -56,14 +57,12 @@ def pack(
 
     refuse_existing(out, overwrite)
     refuse_sources(out, [folder])
-    from rich.markup import escape
-
     from asdm_cli.data import packing
-    from asdm_cli.progress import note
+    from asdm_cli.progress import hand_over, note
 
     with atomic_directory(out.resolve(), overwrite) as partial:
         packed = packing.pack(folder, partial, shard_size, seed if shuffle else None, strict)
     if packed.faults.total():
-        note(escape(f"{packed.faults.listed()}\nleft out: {packed.faults.summary()}"))
+        note(f"{packed.faults.listed()}\nleft out: {packed.faults.summary()}")
     note(f"{packed.samples} samples in {packed.shards} shards")
-    typer.echo(out)
+    hand_over(out)

@@ -6,13 +6,12 @@ import os
 from pathlib import Path
 from typing import Any
 
-import typer
-
 from asdm_cli.commands.ranks import is_first, wait_for_everyone
 from asdm_cli.methods import Method, Plan, method
+from asdm_cli.methods.pipeline.process import end_with_starter
 from asdm_cli.models.origin import made_from, refuse_changes
 from asdm_cli.models.write import refuse_existing, refuse_sources
-from asdm_cli.progress import BRIEF, console
+from asdm_cli.progress import BRIEF, console, hand_over
 from asdm_cli.recipe.load import dump_public, load
 from asdm_cli.recipe.override import Override, parse_override
 from asdm_cli.recipe.reads import places, reads
@@ -38,6 +37,7 @@ def run_verb(
 
     `link` and `permissions` are what only a command line can allow, no recipe.
     """
+    end_with_starter()
     recipe: Any = load(file, verb, changes)
     from asdm_cli.report.run_directory import run_directory, with_links
 
@@ -60,7 +60,7 @@ def run_verb(
         refuse_changes(before, made_from(reads(recipe)))
         report = run.write(report)
     _show(report)
-    typer.echo(target)
+    hand_over(target)
 
 
 def _show(report: Report) -> None:

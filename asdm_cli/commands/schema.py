@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from asdm_cli.commands.options import examples
+from asdm_cli.progress import hand_over
 from asdm_cli.recipe.json_schema import json_schema
 from asdm_cli.recipe.reference import markdown
 from asdm_cli.recipe.verbs import VERBS
@@ -44,6 +45,6 @@ def register(app: typer.Typer) -> None:
 def schema(verb: Verb = None, as_markdown: Markdown = False) -> None:
     """Print the JSON Schema of recipes, for editors that complete and check YAML."""
     if as_markdown:
-        typer.echo(markdown(verb), nl=False)
+        hand_over(markdown(verb).removesuffix("\n"))
     else:
-        typer.echo(json.dumps(json_schema(verb), indent=2))
+        hand_over(json.dumps(json_schema(verb), indent=2))

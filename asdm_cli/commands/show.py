@@ -9,13 +9,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
-from rich.console import Console
-from rich.markup import escape
 from rich.table import Table
+from rich.text import Text
 from rich.tree import Tree
 
 from asdm_cli.commands.options import Overwrite, Verbose, examples, set_verbosity
 from asdm_cli.errors import ModelError
+from asdm_cli.progress import Terminal, hand_over
 
 if TYPE_CHECKING:
     from asdm_cli.models.source import ModelDirectory
@@ -65,9 +65,9 @@ def show(sources: Sources, page: Page = None, overwrite: Overwrite = False, verb
     set_verbosity(verbose)
     if page is not None:
         _write_page(page, [Path(source) for source in sources], overwrite)
-        typer.echo(page)
+        hand_over(page)
         return
-    out = Console(soft_wrap=True)
+    out = Terminal()
     for source in sources:
         if (Path(source) / "report.json").is_file():
             _show_run(Path(source), out)
@@ -75,14 +75,14 @@ def show(sources: Sources, page: Page = None, overwrite: Overwrite = False, verb
             _show_model(source, out)
 
 
-def _show_run(run: Path, out: Console) -> None:
+def _show_run(run: Path, out: Terminal) -> None:
     from asdm_cli.report.merge import read
     from asdm_cli.report.terminal import show as show_report
 
     show_report(read(run), out)
 
 
-def _show_model(source: str, out: Console) -> None:
+def _show_model(source: str, out: Terminal) -> None:
     from asdm_cli.models.source import find
 
     model = find(source)
@@ -101,9 +101,9 @@ def _switch(model: ModelDirectory) -> list[str]:
     switch = read_switch(model)
     if switch is None:
         return []
-    whose = ", ".join(f"[bold]{escape(name)}[/] ({component(switch, name)})" for name in switch.unets)
+    whose = ", ".join(f"{name} ({component(switch, name)})" for name in switch.unets)
     idle = "; idle ones live on the CPU" if switch.idle == "cpu" else ""
-    return [f"UNets that take turns{idle}: {whose}", f"served by {escape(described(switch))}"]
+    return [f"UNets that take turns{idle}: {whose}", f"served by {described(switch)}"]
 
 
 def _plans(model: ModelDirectory) -> list[str]:
@@ -115,8 +115,7 @@ def _plans(model: ModelDirectory) -> list[str]:
     whole, switch = run_time_plan(model), read_switch(model)
     plans = {"": whole} if whole else {f"{name}: ": plan for name, plan in (switch.plans if switch else {}).items()}
     return [
-        f"{escape(whose)}inherits [bold]{escape(str(rule.nodes))}[/] ({rule.carry}, order {rule.order}); "
-        f"computed: {describe(rule.schedule)}"
+        f"{whose}inherits {rule.nodes} ({rule.carry}, order {rule.order}); computed: {describe(rule.schedule)}"
         for whose, plan in plans.items()
         for rule in plan.rules
     ]
@@ -174,7 +173,7 @@ def _unet(model: ModelDirectory, component: str) -> Tree:
 
     anatomy = Anatomy.of(model.config(component))
     counts = _by_address(anatomy, _weights(model, component)[0])
-    root = Tree(_label(escape(component), "", _total(anatomy, counts)))
+    root = Tree(_label(component, "", _total(anatomy, counts)))
     branches: dict[str | None, Tree] = {None: root}
     for node in anatomy.nodes:
         kind = "" if node.kind == node.address.rpartition(".")[2] else node.kind
@@ -199,5 +198,5 @@ def _total(anatomy: Anatomy, counts: Counter[str]) -> int:
     return counts[OUTSIDE] + sum(counts[node.address] for node in anatomy.nodes if node.parent is None)
 
 
-def _label(address: str, kind: str, parameters: int) -> str:
-    return f"[bold]{address}[/] [dim]{kind}[/] {parameters:,}".replace("[dim][/] ", "")
+def _label(address: str, kind: str, parameters: int) -> Text:
+    return Text.assemble((address, "bold"), (f" {kind}" if kind else "", "dim"), f" {parameters:,}")

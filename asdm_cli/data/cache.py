@@ -3,29 +3,31 @@ what made it."""
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterator
-from contextlib import nullcontext
+from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass, field
+from itertools import count
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from rich.markup import escape
 from torch import Tensor
 
-from asdm_cli.data.cache_key import DONE, Wanted, note_file, tensor_file
+from asdm_cli.data.cache_key import COLUMNS, DONE, Wanted, note_file, read_done, read_note, tensor_file
 from asdm_cli.data.encoder import Encoder
 from asdm_cli.data.faults import Faults
 from asdm_cli.data.samples import Condition
 from asdm_cli.data.shards import squares
 from asdm_cli.data.whole_files import write_json, write_tensors
 from asdm_cli.errors import ModelError, RunError
-from asdm_cli.models.lock import only_writer
+from asdm_cli.models.lock import BusyError, only_writer
 from asdm_cli.progress import note, track
-from asdm_cli.unet.weight_files import read_mapping
 
 EMPTY = "empty.safetensors"
 TICKS = 1000
+POLL = 1.0
+"""Seconds between two looks at whether another run has finished the cache."""
 OnFaults = Literal["skip", "stop"]
 
 
@@ -73,12 +75,13 @@ class Build:
 
     def run(self) -> Path:
         """The folder, complete. Every process of the run calls this and comes to `share.wait` three times."""
-        first, complete = self.share.rank == 0, (self.folder / DONE).is_file()
-        with only_writer(self.folder) if first and not complete else nullcontext():
-            if first and not complete:
+        first = self.share.rank == 0
+        with _in_turn(self.folder) if first and not self._complete() else nullcontext():
+            if first:
                 self.folder.mkdir(parents=True, exist_ok=True)
             self.share.wait()
             self._check_shared()
+            complete = self._complete()  # perhaps by another run, for which this one waited
             numbers = [] if complete else self._missing()
             for _ in track(self._ticks(numbers), "encoding" if self.load else "indexing", TICKS):
                 pass
@@ -87,8 +90,11 @@ class Build:
                 self._finish()
             self.share.wait()
         self._encoder = None
-        self._tell(Faults.from_json(read_mapping(self.folder / DONE)))
+        self._tell(read_done(self.folder)[1])
         return self.folder
+
+    def _complete(self) -> bool:
+        return (self.folder / DONE).is_file()
 
     def _check_shared(self) -> None:
         if not self.folder.is_dir():
@@ -131,7 +137,7 @@ class Build:
         if made.tensors:
             tensors = {name: torch.cat(values) for name, values in made.tensors.items()}
             write_tensors(tensor_file(self.folder, number), tensors)
-        columns = {name: [each[name] for each in made.notes] for name in ("key", "caption", "offset", "size")}
+        columns = {name: [each[name] for each in made.notes] for name in COLUMNS}
         write_json(note_file(self.folder, number), {"shard": shard.name, **columns, **made.faults.to_json()})
 
     @property
@@ -157,10 +163,10 @@ class Build:
             raise RunError(
                 f"{self.folder}: lacks shards that other processes made; all must see one and the same folder"
             )
-        notes = [read_mapping(note_file(self.folder, number)) for number in shards]
-        faults, counts = Faults(), [len(note["key"]) for note in notes]
-        for each in notes:
-            faults.merge(Faults.from_json(each))
+        notes = [read_note(self.folder, number) for number in shards]
+        faults, counts = Faults(), [len(columns["key"]) for columns, _ in notes]
+        for _, each in notes:
+            faults.merge(each)
         if not sum(counts):
             raise ModelError(f"no shard has a usable sample:\n{faults.listed()}")
         if self.load and not (self.folder / EMPTY).is_file():
@@ -172,7 +178,22 @@ class Build:
         if self.on_faults == "stop":
             _stop(faults)
         if faults.total():
-            note(escape(f"data: faults were skipped, {faults.summary()}; for example {faults.examples[0]}"))
+            note(f"data: faults were skipped, {faults.summary()}; for example {faults.examples[0]}")
+
+
+@contextmanager
+def _in_turn(folder: Path) -> Iterator[None]:
+    """Where another run is making the same, wait until it has."""
+    with ExitStack() as held:
+        for waits in count():
+            try:
+                held.enter_context(only_writer(folder))
+                break
+            except BusyError:
+                if not waits:
+                    note(f"{folder}: another run is making this cache; waiting until it is done")
+                time.sleep(POLL)
+        yield
 
 
 def _about(sample: Any) -> dict[str, Any]:

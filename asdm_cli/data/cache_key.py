@@ -13,16 +13,20 @@ from typing import Any
 import torch
 
 from asdm_cli.data.encoder import PARTS
+from asdm_cli.data.faults import Faults
 from asdm_cli.data.images import CROP
 from asdm_cli.data.shards import DATA_FORMAT
 from asdm_cli.data.sources import Shard
-from asdm_cli.models.source import ModelDirectory
+from asdm_cli.errors import ModelError
+from asdm_cli.models.source import TEXTS, ModelDirectory
+from asdm_cli.recipe.schema import MOST
+from asdm_cli.unet.weight_files import read_mapping
 
 CACHE_FORMAT = 1
 """Counts changes of the files below."""
 DONE = "cache.json"
-TEXTS = {".json", ".txt", ".model"}
-"""What stands beside weights and decides what they compute: configurations and vocabularies."""
+COLUMNS = ("key", "caption", "offset", "size")
+"""What is noted of every sample."""
 
 
 @dataclass(frozen=True)
@@ -81,8 +85,8 @@ def cache_state(wanted: Wanted, root: Path) -> State:
     """Reads names and one small file; the key costs a pass over the weights of VAE and text encoder."""
     folder, shards = wanted.folder(root), len(wanted.shards)
     if (folder / DONE).is_file():
-        about = json.loads((folder / DONE).read_text())
-        return State(folder, shards, shards, True, sum(about["samples"]), sum(about["faults"].values()))
+        counts, faults = read_done(folder)
+        return State(folder, shards, shards, True, sum(counts), faults.total())
     done = sum(note_file(folder, number).is_file() for number in range(shards))
     return State(folder, shards, done, False)
 
@@ -90,6 +94,37 @@ def cache_state(wanted: Wanted, root: Path) -> State:
 def note_file(folder: Path, number: int) -> Path:
     """The shard's keys, captions and faults; written after its tensors, so it says that they are whole."""
     return folder / f"{number:05}.json"
+
+
+def read_done(folder: Path) -> tuple[list[int], Faults]:
+    """Samples of each shard, and what was left out, as a complete cache tells. ModelError where it is damaged."""
+    about = read_mapping(folder / DONE)
+    counts = about.get("samples")
+    if not isinstance(counts, list) or not all(type(count) is int and 0 <= count <= MOST for count in counts):
+        raise _damaged(folder / DONE)
+    return counts, _faults(folder / DONE, about)
+
+
+def read_note(folder: Path, number: int) -> tuple[dict[str, list[Any]], Faults]:
+    """What was noted of each sample of a shard, by column, and what was left out. ModelError like `read_done`."""
+    file = note_file(folder, number)
+    about = read_mapping(file)
+    columns = {name: about.get(name) for name in COLUMNS}
+    lengths = {len(column) if isinstance(column, list) else -1 for column in columns.values()}
+    if len(lengths) > 1 or -1 in lengths or not all(isinstance(caption, str) for caption in about["caption"]):
+        raise _damaged(file)
+    return columns, _faults(file, about)  # type: ignore[return-value]
+
+
+def _faults(file: Path, about: dict[str, Any]) -> Faults:
+    try:
+        return Faults.from_json(about)
+    except (KeyError, TypeError, AttributeError):
+        raise _damaged(file) from None
+
+
+def _damaged(file: Path) -> ModelError:
+    return ModelError(f"{file}: is not what was written there; remove {file.parent} and let it be made again")
 
 
 def tensor_file(folder: Path, number: int) -> Path:

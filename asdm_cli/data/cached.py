@@ -17,11 +17,9 @@ import torch
 from torch import Tensor
 
 from asdm_cli.data.cache import EMPTY
-from asdm_cli.data.cache_key import DONE, note_file, tensor_file
-from asdm_cli.data.faults import Faults
+from asdm_cli.data.cache_key import read_done, read_note, tensor_file
 from asdm_cli.data.samples import Batch, Condition
 from asdm_cli.errors import ModelError
-from asdm_cli.unet.weight_files import read_mapping
 
 DTYPES = {"F16": numpy.float16, "F32": numpy.float32}
 PICTURES = ("latents", "flipped")
@@ -32,9 +30,8 @@ class CachedSamples:
     file that is cut short meanwhile is told, where a mapping would end the process."""
 
     def __init__(self, folder: Path):
-        about = read_mapping(folder / DONE)
-        self.folder, self.faults = folder, Faults.from_json(about)
-        counts = about["samples"]
+        counts, self.faults = read_done(folder)
+        self.folder = folder
         self._starts = numpy.cumsum([0, *counts])
         self.size = int(self._starts[-1])
         self._shards = {number: _opened(tensor_file(folder, number)) for number, count in enumerate(counts) if count}
@@ -43,7 +40,7 @@ class CachedSamples:
 
     @cached_property
     def captions(self) -> list[str]:
-        notes = (read_mapping(note_file(self.folder, number)) for number in range(len(self._starts) - 1))
+        notes = (read_note(self.folder, number)[0] for number in range(len(self._starts) - 1))
         return [caption for note in notes for caption in note["caption"]]
 
     def read(self, rows: Tensor, flipped: Tensor | None = None) -> Batch:

@@ -42,4 +42,8 @@ class Faults:
 
     @classmethod
     def from_json(cls, about: dict[str, Any]) -> Faults:
-        return cls(Counter(about["faults"]), list(about["examples"]))
+        """Raises KeyError, TypeError or AttributeError for what `to_json` does not write."""
+        counts, examples = about["faults"], about["examples"]
+        if not all(type(count) is int for count in counts.values()) or not all(type(each) is str for each in examples):
+            raise TypeError("kinds with numbers, and examples in words, are expected")
+        return cls(Counter(counts), list(examples))

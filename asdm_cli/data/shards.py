@@ -96,6 +96,8 @@ class _Counted:
         self.stream, self.position, self.nothing = stream, 0, 0
 
     def read(self, size: int = -1) -> bytes:
+        """Raises EOFError where more is asked for again and again: a member may claim a thousand times what there is,
+        and tarfile would ask for every block of it."""
         with reading_store():
             data: bytes = self.stream.read(size)
         self.position += len(data)

@@ -10,16 +10,14 @@ from typing import Any
 import numpy
 from torch import Tensor
 
-from asdm_cli.data.cache_key import DONE, note_file
+from asdm_cli.data.cache_key import read_done, read_note
 from asdm_cli.data.cached import locate
 from asdm_cli.data.encoder import Encoder
-from asdm_cli.data.faults import Faults
 from asdm_cli.data.images import UnreadableError, square
 from asdm_cli.data.samples import Batch
 from asdm_cli.data.sources import Shard, reading_store
 from asdm_cli.errors import ModelError, RunError
 from asdm_cli.recipe.public import public
-from asdm_cli.unet.weight_files import read_mapping
 
 
 def check_seekable(shards: Sequence[Shard]) -> None:
@@ -37,12 +35,12 @@ class EncodedEachTime:
 
     def __init__(self, index: Path, shards: Sequence[Shard], encoder: Encoder):
         check_seekable(shards)
-        about = read_mapping(index / DONE)
-        self.folder, self.faults = index, Faults.from_json(about)
+        counts, self.faults = read_done(index)
+        self.folder = index
         self.shards, self.encoder = shards, encoder
-        self._starts = numpy.cumsum([0, *about["samples"]])
+        self._starts = numpy.cumsum([0, *counts])
         self.size = int(self._starts[-1])
-        self._notes = [read_mapping(note_file(index, number)) for number in range(len(shards))]
+        self._notes = [read_note(index, number)[0] for number in range(len(shards))]
         self.empty = encoder.empty()
 
     @cached_property

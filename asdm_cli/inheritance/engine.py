@@ -1,7 +1,7 @@
 """Hooks on a UNet's own modules that carry a plan out; every module's forward stays its own.
 
-A hook looks up what its module does at this call. Outside a generation, and on modules that the plan leaves alone,
-there is nothing to look up. Hooks are diffusers' own, so that they stand together with those of others.
+A hook looks up what its module does at this call; on modules that the plan leaves alone there is nothing to look up.
+Hooks are diffusers' own, so that they stand together with those of others, and lie beneath accelerate's.
 """
 
 from __future__ import annotations
@@ -21,14 +21,24 @@ from asdm_cli.errors import ModelError
 from asdm_cli.inheritance.course import DEAD as ROLE_DEAD
 from asdm_cli.inheritance.course import INHERIT, KEEP, Course, Nodes
 from asdm_cli.inheritance.dead import DEAD
-from asdm_cli.inheritance.generation import Call, Generation
+from asdm_cli.inheritance.generation import Announced, Call, Generation
 from asdm_cli.inheritance.nodes import Outlet
 from asdm_cli.recipe.plans import Rules
 from asdm_cli.unet.anatomy import Anatomy
 
 NAME = "asdm_inherit"
+ACCELERATE = "_old_forward"
+"""Where accelerate keeps the forward that it found, which it calls, and puts back when its hook goes."""
+OUTSIDE = (
+    "this UNet carries a plan and was called outside a generation, so nobody knows which step this is; put the plan on "
+    "the pipeline that calls it: asdm_cli.remove(pipe), then asdm_cli.inherit(pipe, plan)"
+)
+COPIED = (
+    "a plan, or several UNets in turn, are in force here, and can be neither copied nor saved with it; take them off "
+    "first: asdm_cli.remove(pipe), or remove() on the handle"
+)
 TEXT_MODULES = ("to_k", "to_v")
-ARGUMENTS = ("sample", "timestep", "encoder_hidden_states")
+ARGUMENTS = ("sample", "timestep")
 """What every call of a UNet gets, in this order or by these names."""
 Calls = int | Callable[[], int] | Course
 Noise = Callable[[str, int, float], Sequence[float]]
@@ -40,6 +50,12 @@ class Current(threading.local):
 
     generation: Generation | Pending | None = None
     call: Call | None = None
+    plain: bool = False
+    """Whether calls outside a generation are meant."""
+
+    def __reduce__(self) -> Any:
+        """A copy's hooks would compute with this UNet's modules."""
+        raise ModelError(COPIED)
 
 
 class Engine:
@@ -55,8 +71,10 @@ class Engine:
         self.current = Current()
         self.last_steps: list[frozenset[int]] = []
         self.last_cache_bytes = 0
+        self.undo: list[Callable[[], object]] = []
+        """What else is to be done when it is removed."""
         self._outlets = self.nodes.by_module
-        if getattr(self.inner, "_diffusers_hook", None) and self.inner._diffusers_hook.get_hook(NAME):
+        if engine_on(self.inner):
             raise ModelError("this UNet inherits already; take the earlier plan off: asdm_cli.remove(pipe)")
         try:
             self._attach()
@@ -68,8 +86,8 @@ class Engine:
     def generation(self, calls: Calls, noise: Noise | None = None) -> Iterator[None]:
         """Everything that the UNet is called for inside is one generation of so many `calls`, or of that course.
 
-        A function is asked at the first UNet call, as `noise` is by plans that count in it.
-        Nothing is left behind, whatever happens.
+        A function is asked at the first UNet call, as `noise` is by plans that count in it. Calls that were not
+        announced raise ModelError. Nothing is left behind, whatever happens.
         """
         before = self.current.generation
         self.current.generation = Pending(calls, noise)
@@ -81,13 +99,30 @@ class Engine:
                 self.last_steps, self.last_cache_bytes = done.steps, done.cache_bytes()
             self.current.generation, self.current.call = before, None
 
+    @property
+    def called(self) -> bool:
+        """Whether the generation under way has seen the UNet."""
+        return isinstance(self.current.generation, Generation)
+
+    @contextmanager
+    def plain(self) -> Iterator[None]:
+        """Calls inside are computed as if there were no plan."""
+        before, self.current.plain = self.current.plain, True
+        try:
+            yield
+        finally:
+            self.current.plain = before
+
     def remove(self) -> None:
         """The UNet as it was. May be called again."""
         for module in (self.unet, *self.inner.modules()):
             registry = module.__dict__.get("_diffusers_hook")
             if registry is not None and registry.get_hook(NAME):
-                registry.remove_hook(NAME, recurse=False)
-                _tidy(module)
+                with _beneath_accelerate(module):
+                    registry.remove_hook(NAME, recurse=False)
+                    _tidy(module)
+        while self.undo:
+            self.undo.pop()()
 
     @torch.compiler.disable
     def begin(self, arguments: tuple[Any, ...], named: dict[str, Any]) -> None:
@@ -95,13 +130,13 @@ class Engine:
         generation = self.current.generation
         if generation is None:
             self.current.call = None
+            if not self.current.plain:
+                raise ModelError(OUTSIDE)
             return
-        sample, timestep, text = (*arguments, *(named[key] for key in ARGUMENTS[len(arguments) :]))[:3]
+        sample, timestep = (*arguments, *(named[key] for key in ARGUMENTS[len(arguments) :]))[:2]
         if isinstance(generation, Pending):
             generation = self.current.generation = generation.start(self.nodes, timestep)
-        if self.inner.encoder_hid_proj is not None:
-            text = None  # what cross-attention reads is made anew at every call
-        self.current.call = generation.begin(sample, text, self._written_into(named))
+        self.current.call = generation.begin(sample, timestep, self._written_into(named))
 
     def _written_into(self, named: dict[str, Any]) -> bool:
         """FreeU scales hidden states in place, and T2I adapters add to them."""
@@ -134,7 +169,7 @@ class Pending:
             if self.noise is None:
                 raise ModelError(f"coordinate {name!r}: only a pipeline's scheduler knows the noise; use `step`")
             coordinates[name] = self.noise(name, course.calls, float(timestep))
-        return Generation(course, coordinates)
+        return Generation(course, coordinates, Announced(course.calls))
 
     def _course(self, nodes: Nodes) -> Course:
         if isinstance(self.calls, Course):
@@ -179,19 +214,20 @@ class NodeHook(ModelHook):
 
 
 class TextHook(ModelHook):
-    """On a projection of the text: the same text, the same answer."""
+    """On a projection of the text: the same input as before, the same answer. Weights may have changed meanwhile."""
 
     def __init__(self, current: Current, name: str):
         super().__init__()
         self.current, self.name = current, name
 
     def new_forward(self, module: nn.Module, *args: Any, **kwargs: Any) -> Any:  # noqa: ARG002
-        call = self.current.call
-        if call is None or call.texts is None:
+        call, text = self.current.call, args[0] if args else None
+        if call is None or not isinstance(text, Tensor) or text.is_inference():
             return self.fn_ref.original_forward(*args, **kwargs)
-        if self.name not in call.texts:
-            call.texts[self.name] = self.fn_ref.original_forward(*args, **kwargs)
-        return call.texts[self.name]
+        known = call.texts.get(self.name)
+        if known is None or known[0] is not text or known[1] != text._version:
+            known = call.texts[self.name] = (text, text._version, self.fn_ref.original_forward(*args, **kwargs))
+        return known[2]
 
 
 def _own(value: Tensor, protect: bool) -> Tensor:
@@ -205,8 +241,31 @@ def _real_names(name: str, modules: dict[str, nn.Module]) -> list[str]:
     return [name] if name in modules else []
 
 
+def engine_on(unet: Any) -> Engine | None:
+    """The engine whose plan is on this UNet, whichever pipeline it was put on by."""
+    registry = getattr(unwrap_module(unet), "_diffusers_hook", None)
+    hook = registry.get_hook(NAME) if registry is not None else None
+    return hook.engine if hook is not None else None
+
+
 def _hook(module: nn.Module, hook: ModelHook) -> None:
-    HookRegistry.check_if_exists_or_initialize(module).register_hook(hook, NAME)
+    with _beneath_accelerate(module):
+        HookRegistry.check_if_exists_or_initialize(module).register_hook(hook, NAME)
+
+
+@contextmanager
+def _beneath_accelerate(module: nn.Module) -> Iterator[None]:
+    """What is done to a module's forward inside is done to the one that accelerate calls: its own hook loads the
+    weights first, and comes and goes as it likes."""
+    outer = module.__dict__.get("forward")
+    if ACCELERATE not in module.__dict__ or outer is None:
+        yield
+        return
+    module.forward = module.__dict__[ACCELERATE]
+    try:
+        yield
+    finally:
+        module.__dict__[ACCELERATE], module.forward = module.forward, outer
 
 
 def _tidy(module: nn.Module) -> None:

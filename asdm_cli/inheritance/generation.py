@@ -5,16 +5,21 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
 import torch
 from torch import Tensor
 
+from asdm_cli.errors import ModelError
 from asdm_cli.inheritance import forecast
 from asdm_cli.inheritance.course import KEEP, Course, Pattern, Resting
 from asdm_cli.recipe.plans import Rule
 from asdm_cli.recipe.schedules import Threshold
 from asdm_cli.schedule import next_distance
+
+ONE_CALL = (
+    "several views, or a guidance that calls it alone, cannot be told apart: draw this without plans and turns "
+    "(asdm_cli.remove, or remove() on the handle)"
+)
 
 
 class Memory:
@@ -55,13 +60,51 @@ class Memory:
         return forecast.forecast(self.differences, self.factors)
 
 
+Texts = dict[str, tuple[Tensor, int, Tensor]]
+"""Projection of the text -> what it read, the version of that, and what it answered."""
+
+
+class Announced:
+    """The calls of a generation, held against those that were announced: one for each element of a list of timesteps.
+
+    Which element it is, is told by where it lies in memory: nothing is read from a GPU, and a value may stand in the
+    list more than once. Timesteps that are no elements of a list are only counted.
+    """
+
+    def __init__(self, calls: int):
+        self.calls, self.count = calls, 0
+        self._last: Tensor | None = None
+
+    def next(self, timestep: Tensor | float) -> None:
+        """Raises ModelError for a call beyond the last, and for a second one at a timestep."""
+        self.count += 1
+        if self.count > self.calls:
+            what = f"the UNet was called {self.count} times where {self.calls} calls were announced"
+            raise ModelError(f"{what}; {ONE_CALL}")
+        element = timestep if isinstance(timestep, Tensor) and _is_element(timestep) else None
+        if element is not None and self._last is not None and _is_no_later(element, self._last):
+            raise ModelError(f"the UNet was called again at a timestep (call {self.count}); {ONE_CALL}")
+        self._last = element  # and with it the list, whose memory nothing else can get meanwhile
+
+
+def _is_element(timestep: Tensor) -> bool:
+    """Or an expanded one."""
+    return not any(timestep.stride()) and timestep.untyped_storage().nbytes() > timestep.element_size()
+
+
+def _is_no_later(one: Tensor, other: Tensor) -> bool:
+    """In the same list."""
+    alike = one.untyped_storage().data_ptr() == other.untyped_storage().data_ptr()
+    return alike and one.storage_offset() <= other.storage_offset()
+
+
 @dataclass
 class Call:
     """What the hooks of this call look up. `protect`: others write into features in place, so copies are kept."""
 
     roles: Mapping[str, int]
     memory: Mapping[str, Memory]
-    texts: dict[str, Tensor] | None
+    texts: Texts
     protect: bool
 
 
@@ -97,11 +140,11 @@ class Generation:
 
     course: Course
     coordinates: Mapping[str, Sequence[float]]
+    announced: Announced
     call: int = -1
     memory: dict[str, Memory] = field(default_factory=dict)
-    texts: dict[str, Tensor] = field(default_factory=dict)
+    texts: Texts = field(default_factory=dict)
     adaptive: dict[int, Adaptive] = field(default_factory=dict)
-    text: tuple[Any, int] | None = None
     shape: torch.Size | None = None
     steps: list[Resting] = field(default_factory=list)
 
@@ -114,8 +157,9 @@ class Generation:
     def rule(self, index: int) -> Rule:
         return self.course.nodes.plan.rules[index]
 
-    def begin(self, sample: Tensor, text: Any, protect: bool) -> Call:
+    def begin(self, sample: Tensor, timestep: Tensor | float, protect: bool) -> Call:
         """Decide what the next UNet call does. A new shape in the middle of a generation starts from nothing."""
+        self.announced.next(timestep)
         self.call += 1
         if sample.shape != self.shape:
             self.shape = sample.shape
@@ -124,14 +168,14 @@ class Generation:
         self.steps.append(resting)
         pattern = self.course.pattern(resting)
         self._prepare(pattern)
-        return Call(pattern.roles, self.memory, self._texts(text), protect)
+        return Call(pattern.roles, self.memory, self.texts, protect)
 
     def cache_bytes(self) -> int:
         kept = [tensor for memory in self.memory.values() for tensor in memory.differences or ()]
-        return sum(tensor.nbytes for tensor in (*kept, *self.texts.values()))
+        return sum(tensor.nbytes for tensor in (*kept, *(answer for _, _, answer in self.texts.values())))
 
     def _resting(self) -> Resting:
-        if not self.memory or self.call >= self.course.calls:
+        if not self.memory:
             resting: set[int] = set()
         else:
             resting = set(self.course.resting(self.call))
@@ -160,13 +204,3 @@ class Generation:
         rule_of = self.course.nodes.rule_of
         mine = [module for module in rule_of if rule_of[module] == rule and module in self.memory]
         return self.memory[mine[-1]] if mine else None
-
-    def _texts(self, text: Any) -> dict[str, Tensor] | None:
-        """Keys and values of this text so far; None where it cannot be known that it is the text of the last call."""
-        if not self.course.nodes.plan.text_once or not isinstance(text, Tensor) or text.is_inference():
-            return None
-        seen = (text, text._version)
-        if self.text is None or self.text[0] is not text or self.text[1] != text._version:
-            self.text = seen
-            self.texts.clear()
-        return self.texts

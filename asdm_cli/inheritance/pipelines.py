@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from functools import partial
 from types import TracebackType
 from typing import Any, Self
+from weakref import ref
 
 from diffusers import UNet2DConditionModel
 from diffusers.pipelines.pipeline_utils import DiffusionPipeline
@@ -15,11 +16,12 @@ from diffusers.utils.torch_utils import unwrap_module
 
 from asdm_cli.errors import ModelError
 from asdm_cli.inheritance.course import Nodes
-from asdm_cli.inheritance.engine import Engine
+from asdm_cli.inheritance.engine import COPIED, Engine, engine_on
 from asdm_cli.inheritance.noise import coordinates
 from asdm_cli.recipe.plans import Rules
 
 MARK = "_asdm_engine"
+AGAIN = "put it on again: asdm_cli.remove(pipe), then asdm_cli.inherit(pipe, plan)"
 
 
 class InForce(ABC):
@@ -47,15 +49,14 @@ class Handle(InForce):
     def remove(self) -> None:
         """Pipeline and UNet as they were. May be called again."""
         self.engine.remove()
-        if getattr(type(self.pipe), MARK, None) is self.engine:
-            self.pipe.__class__ = type(self.pipe).__bases__[0]
 
 
 def attach(pipe: DiffusionPipeline, plan: Rules | Nodes) -> Handle:
     """Raises ModelError where the plan does not fit the pipeline's UNet."""
     check_unet(pipe)
     engine = Engine(pipe.unet, plan)
-    pipe.__class__ = subclass(type(pipe), partial(_generation, engine), **{MARK: engine})
+    pipe.__class__ = subclass(type(pipe), partial(_generation, engine), **{MARK: engine, "save_pretrained": _not_saved})
+    engine.undo.append(partial(_restore, ref(pipe), engine))
     return Handle(pipe, engine)
 
 
@@ -77,6 +78,13 @@ def check_class(what: str, unet: Any) -> None:
         raise ModelError(f"{what} is a {kind}; only UNet2DConditionModel, as Stable Diffusion has it, is supported")
 
 
+def _restore(pipe: ref[DiffusionPipeline], engine: Engine) -> None:
+    """The class that the pipeline had."""
+    held = pipe()
+    if held is not None and getattr(type(held), MARK, None) is engine:
+        held.__class__ = type(held).__bases__[0]
+
+
 def detach(pipe: DiffusionPipeline) -> None:
     """Take off whatever plan is in force, also that of a loaded model; nothing if there is none."""
     engine = engine_of(pipe)
@@ -85,16 +93,44 @@ def detach(pipe: DiffusionPipeline) -> None:
 
 
 def engine_of(pipe: DiffusionPipeline) -> Engine | None:
-    return getattr(type(pipe), MARK, None)
+    """Of the plan that was put on this pipeline, or on its UNet by way of another one."""
+    return getattr(type(pipe), MARK, None) or engine_on(getattr(pipe, "unet", None))
 
 
-def _generation(engine: Engine, pipe: Any) -> AbstractContextManager[None]:
-    return engine.generation(partial(unet_calls, pipe), partial(coordinates, pipe.scheduler))
+def _not_saved(_pipe: DiffusionPipeline, *_: Any, **__: Any) -> None:
+    raise ModelError(
+        "a plan is in force here, which diffusers would leave out; take it off first (asdm_cli.remove(pipe)), or let "
+        "`asdm inherit` write a model that carries it"
+    )
+
+
+@contextmanager
+def _generation(engine: Engine, pipe: Any) -> Iterator[None]:
+    """Raises ModelError where the UNet that draws does not know of the plan."""
+    with engine.generation(partial(unet_calls, pipe), partial(coordinates, pipe.scheduler)):
+        if engine_on(pipe.unet) is not engine:
+            raise ModelError(f"the plan on this pipeline is not on its UNet, which was replaced; {AGAIN}")
+        yield
+        if not engine.called:
+            raise ModelError(
+                f"the plan saw no call of the UNet, whose hooks were taken off: this is drawn plain; {AGAIN}"
+            )
 
 
 def unet_calls(pipe: Any) -> int:
     """UNet calls of the drawing under way; known from its first UNet call on."""
     return getattr(pipe, "_num_timesteps", 0) or len(pipe.scheduler.timesteps)
+
+
+def _shallow(pipe: Any) -> Any:
+    """`copy.copy`: the same networks, and what is in force on them."""
+    made = object.__new__(type(pipe))
+    made.__dict__.update(pipe.__dict__)
+    return made
+
+
+def _not_copied(_pipe: Any, _protocol: int) -> Any:
+    raise ModelError(COPIED)
 
 
 def subclass(
@@ -111,4 +147,5 @@ def subclass(
 
     call.__doc__, call.__wrapped__ = kind.__call__.__doc__, kind.__call__  # type: ignore[attr-defined]
     names = {"__call__": call, "__module__": kind.__module__, "__qualname__": kind.__qualname__}
+    names |= {"__copy__": _shallow, "__reduce_ex__": _not_copied}
     return type(kind.__name__, (kind,), {**names, **attributes})

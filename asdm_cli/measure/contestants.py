@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import json
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -100,12 +100,13 @@ class Contestant:
         return cost.inputs(entrant.config, rows, entrant.latent[1:], entrant.tokens, protocol.device, protocol.dtype)
 
     def unet_call(self, images: int) -> Callable[[], None]:
-        """The UNet call of so many images."""
+        """The UNet call of so many images, whatever plan there is."""
         inputs = self.unet_inputs(images)
 
         @torch.inference_mode()
         def call() -> None:
-            self.unet(**inputs, return_dict=False)
+            with self.engine.plain() if self.engine else nullcontext():
+                self.unet(**inputs, return_dict=False)
 
         return call
 

@@ -13,7 +13,7 @@ from PIL import Image
 from torch import Tensor
 
 from asdm_cli.data.images import cut
-from asdm_cli.measure.contestants import image_call, networks
+from asdm_cli.measure.contestants import blame, image_call, networks
 from asdm_cli.measure.generate import ROWS, pictures
 from asdm_cli.measure.pictures import PictureSet, read, to_picture
 from asdm_cli.measure.trajectory import count
@@ -60,11 +60,12 @@ def painter(directory: ModelDirectory, style: Style) -> DiffusionPipeline:
 def draw(
     name: str, pipe: DiffusionPipeline, prompts: Sequence[str], wanted: list[int], style: Style
 ) -> Iterator[tuple[int, Image.Image]]:
-    """Yield (index, picture) of the `wanted` prompts behind a progress bar."""
+    """Yield (index, picture) of the `wanted` prompts behind a progress bar. RunError that names who could not."""
     drawn = pictures(
         pipe,
         prompts,
         wanted,
+        what=f"drawing with {name}",
         steps=style.steps,
         guidance=style.guidance,
         size=style.size,
@@ -72,7 +73,8 @@ def draw(
         batch=style.batch,
         alone=style.alone,
     )
-    return track(drawn, f"drawing with {name}", len(wanted))
+    with blame(name, "drawing"):
+        yield from drawn
 
 
 def unet_macs(name: str, pipe: DiffusionPipeline, style: Style) -> int:

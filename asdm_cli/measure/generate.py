@@ -13,8 +13,10 @@ and differ by rounding between batch sizes. Protocol cards therefore name the ba
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+import threading
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import CancelledError, ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -24,6 +26,7 @@ from diffusers.pipelines.pipeline_utils import DiffusionPipeline
 from PIL.Image import Image
 
 from asdm_cli.errors import RunError
+from asdm_cli.progress import bar, note
 from asdm_cli.switching.pipelines import switched
 
 SMALL = 100_000_000
@@ -86,12 +89,15 @@ def pictures(  # noqa: PLR0913 - what a picture depends on, each by its name
     seed: int,
     batch: int,
     alone: bool = False,
+    what: str = "drawing",
 ) -> Iterator[tuple[int, Image]]:
     """(index, picture) of the wanted `indices` into `prompts`, in rising order, each as soon as it is drawn.
 
-    `alone` draws one call at a time, for pipelines that keep what they remember of a picture in the UNet.
+    `alone` draws one call at a time, for pipelines that keep what they remember of a picture in the UNet. A bar that
+    says `what` counts UNet calls. When nobody wants more, or on Ctrl-C, all that is under way ends at its next one.
     """
     plan = layout(pipe, len(prompts), batch)
+    calls = plan.calls(indices)
     settings = {"num_inference_steps": steps, "guidance_scale": guidance, "height": size, "width": size}
 
     def draw(call: list[int]) -> list[tuple[int, Image]]:
@@ -101,12 +107,40 @@ def pictures(  # noqa: PLR0913 - what a picture depends on, each by its name
 
     at_a_time = 1 if alone else plan.workers
     workers = ThreadPoolExecutor(at_a_time, initializer=torch.set_num_threads, initargs=(plan.threads,))
+    with bar(what, len(calls) * unet_calls(pipe, steps)) as one_more, _at_each_call(pipe, one_more) as stop:
+        try:
+            for drawn in workers.map(draw, calls):
+                yield from drawn
+        except KeyboardInterrupt:
+            note("stopping at the next UNet call")
+            raise
+        finally:
+            stop.set()
+            workers.shutdown(cancel_futures=True)
+
+
+@contextmanager
+def _at_each_call(pipe: Any, tell: Callable[[], None]) -> Iterator[threading.Event]:
+    """Tell of every UNet call in any thread; once the event is set, a call ends its drawing instead."""
+    stop = threading.Event()
+
+    def before(*_: Any) -> None:
+        if stop.is_set():
+            raise CancelledError
+        tell()
+
+    hook = pipe.unet.register_forward_pre_hook(before)
     try:
-        for drawn in workers.map(draw, plan.calls(indices)):
-            yield from drawn
+        yield stop
     finally:
-        # The consumer may stop early: what was not begun is never begun.
-        workers.shutdown(cancel_futures=True)
+        hook.remove()
+
+
+def unet_calls(pipe: DiffusionPipeline, steps: int) -> int:
+    """UNet calls of one picture: samplers of second order make more than `steps`."""
+    scheduler: Any = copy.deepcopy(pipe.scheduler)
+    scheduler.set_timesteps(steps)
+    return len(scheduler.timesteps)
 
 
 def _draw(pipe: DiffusionPipeline, prompts: list[str], seeds: list[int], settings: dict[str, Any]) -> list[Image]:

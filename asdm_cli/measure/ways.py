@@ -26,6 +26,7 @@ from asdm_cli.measure.scores import Figures, Judge, columns
 from asdm_cli.measure.ways_report import CONVERGED, Measured
 from asdm_cli.models.origin import Origin, claim
 from asdm_cli.models.schedulers import planned_scheduler
+from asdm_cli.models.source import ModelDirectory
 from asdm_cli.progress import track
 from asdm_cli.recipe.switching import Switching
 from asdm_cli.recipe.verbs import Comparing, Drawing, EvalContestant, EvalRecipe
@@ -111,11 +112,18 @@ def solution(recipe: Comparing, rules: Switching | None = None) -> list[Player]:
     return [Player(SOLUTION, SOLUTION, recipe.converged, "dpm++2m", rules=rules)] if recipe.converged else []
 
 
-def same_names(players: Iterable[Player]) -> list[str]:
-    """A fault for each name that two players have: tables and picture folders go by it."""
+def unplayable(players: Sequence[Player], directory: ModelDirectory) -> list[str]:
+    """A fault for each name that two players have, as tables and picture folders go by it, and for each who asks for
+    steps that this model's scheduler does not know."""
     names = [player.name for player in players]
     twice = {name for name in names if names.count(name) > 1}
-    return [f"name {name!r} is taken by another way to draw; choose another" for name in sorted(twice)]
+    faults = [f"name {name!r} is taken by another way to draw; choose another" for name in sorted(twice)]
+    for player in {(player.sampler, player.steps): player for player in players}.values():
+        try:
+            planned_scheduler(directory, player.sampler, player.steps)
+        except ModelError as error:
+            faults.append(f"{player.name}: {error}")
+    return faults
 
 
 def style_of(plan: EvalPlan, recipe: Comparing, state: PartialState) -> Style:

@@ -28,7 +28,7 @@ from asdm_cli.models.experts import write_changed
 from asdm_cli.models.load import PIPELINES, device_and_dtype, load_pipeline, load_unet
 from asdm_cli.models.parts import check_parts
 from asdm_cli.models.provenance import record
-from asdm_cli.models.schedulers import set_sampler
+from asdm_cli.models.schedulers import planned_scheduler, set_sampler
 from asdm_cli.models.source import ModelDirectory
 from asdm_cli.models.write import assemble_directory, carried_size, takes
 from asdm_cli.recipe.verbs.condconv import CondConvRecipe, Fold
@@ -70,6 +70,7 @@ def plan(recipe: CondConvRecipe, wanted: Fold, source: ModelDirectory) -> Plan:
         kinds = " or ".join(PIPELINES)
         raise ModelError(f"model: {source.path}: mean routing is seen while drawing, which takes a whole {kinds}")
     check_parts(source)
+    planned_scheduler(source, wanted.sampler, wanted.steps)  # which must know as many
     return Plan(recipe, wanted, source, checkpoint, read_prompts(wanted.prompts, wanted.limit))
 
 

@@ -13,7 +13,7 @@ from asdm_cli.measure.eval_plan import EvalPlan
 from asdm_cli.measure.inherit_report import inherit_report, picture, rules_table
 from asdm_cli.measure.players import ASDM, DEEPCACHE, PLAIN, Player, require_package
 from asdm_cli.measure.processes import processes
-from asdm_cli.measure.ways import Studio, card_of, evaluation, fewer, measure, same_names, solution, style_of
+from asdm_cli.measure.ways import Studio, card_of, evaluation, fewer, measure, solution, style_of, unplayable
 from asdm_cli.models.load import load_pipeline
 from asdm_cli.models.origin import stamps
 from asdm_cli.models.provenance import record, run_time_plan
@@ -91,7 +91,7 @@ def plan(recipe: InheritRecipe) -> Plan:
     players += _package(recipe)
     if switch and recipe.deepcache:
         faults.append("deepcache: the package works on one UNet, and this model has several; leave it out")
-    faults += same_names([*players, *solution(recipe)])
+    faults += unplayable([*players, *solution(recipe)], directory)
     if faults:
         raise ModelError("\n".join(dict.fromkeys(faults)))
     if any(player.package for player in players):

@@ -15,7 +15,7 @@ from asdm_cli.measure.processes import processes
 from asdm_cli.measure.prompts import read_prompts
 from asdm_cli.measure.switch_report import FIRST, HAND, LAST, ONE, ORDERS, switch_report, who_serves
 from asdm_cli.measure.switch_search import PICTURES, SEARCHED, Chosen, Prompts, name_of, search
-from asdm_cli.measure.ways import Studio, card_of, evaluation, fewer, measure, same_names, solution, style_of
+from asdm_cli.measure.ways import Studio, card_of, evaluation, fewer, measure, solution, style_of, unplayable
 from asdm_cli.methods.members import Member, members, members_table
 from asdm_cli.models.load import load_pipeline, take_turns
 from asdm_cli.models.origin import stamps
@@ -83,7 +83,7 @@ def plan(recipe: SwitchRecipe) -> Plan:
     checked = evaluation(recipe, first, recipe.unets[first].model)
     players = tuple(_players(recipe))
     searched = [Player(name_of(each), SEARCHED, recipe.steps, recipe.sampler) for each in _budgets(recipe)]
-    faults = same_names([*players, *searched, *solution(recipe)])
+    faults = unplayable([*players, *searched, *solution(recipe)], found[first].directory)
     scheduler = planned_scheduler(found[first].directory, recipe.sampler, recipe.steps)
     for player in players:
         try:

@@ -16,9 +16,13 @@ MARK = b"asdm writes the directory beside this file at this moment: process "
 """What a lock of ours begins with."""
 
 
+class BusyError(RunError):
+    """Another process is writing there, which may end."""
+
+
 @contextmanager
 def only_writer(target: Path) -> Iterator[None]:
-    """Hold `.NAME.lock` beside `target` while the body runs; RunError if another process holds it.
+    """Hold `.NAME.lock` beside `target` while the body runs; BusyError if another process holds it.
 
     The kernel lets go of the lock when its holder dies, however it dies, so a file that a killed run left
     behind stops nobody. ModelError for anything of that name that is not ours; an empty file is locked and left.
@@ -54,7 +58,7 @@ def _acquire(file: Path, target: Path) -> tuple[int, bool]:
         except BlockingIOError:
             writer = os.pread(descriptor, 20, len(MARK)).decode(errors="replace")
             os.close(descriptor)
-            raise RunError(
+            raise BusyError(
                 f"{target}: process {writer or '(starting)'} is writing it at this moment; "
                 "wait until it is done, or choose another place"
             ) from None

@@ -27,14 +27,17 @@ SWITCH = "switch"
 
 def history(directory: ModelDirectory) -> list[dict[str, Any]]:
     """What was done to this model, oldest first; nothing for models that did not come from here."""
-    found: list[dict[str, Any]] | None = told(directory, HISTORY)
+    found = told(directory, HISTORY)
+    if found is not None and not (isinstance(found, list) and all(isinstance(step, dict) for step in found)):
+        raise ModelError(f"{directory.path / FILE}: {HISTORY} is no list of steps; copy the model again")
     return found or []
 
 
 def told(directory: ModelDirectory, key: str) -> Any:
     """What the file says under this key; None where there is no file or no such key."""
     file = directory.path / FILE
-    return read_mapping(inside(directory.path, file)).get(key) if file.exists() else None
+    there = file.exists() or file.is_symlink()
+    return read_mapping(inside(directory.path, file)).get(key) if there else None
 
 
 def taken(directory: ModelDirectory) -> dict[str, list[str]]:
@@ -42,11 +45,17 @@ def taken(directory: ModelDirectory) -> dict[str, list[str]]:
     that were not assembled, or whose blocks were renumbered since."""
     for step in reversed(history(directory)):
         if TAKEN in step:
-            found: dict[str, list[str]] = step[TAKEN]
-            return found
+            return _addresses(directory, step[TAKEN])
         if RENUMBERS in step:
             break
     return {}
+
+
+def _addresses(directory: ModelDirectory, found: Any) -> dict[str, list[str]]:
+    lists = list(found.values()) if isinstance(found, dict) else [None]
+    if not all(isinstance(each, list) and all(isinstance(name, str) for name in each) for each in lists):
+        raise ModelError(f"{directory.path / FILE}: {TAKEN} is no list of addresses by donor; copy the model again")
+    return found
 
 
 def run_time_plan(directory: ModelDirectory) -> Rules | None:

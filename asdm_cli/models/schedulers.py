@@ -50,8 +50,20 @@ def unet_calls(directory: ModelDirectory, sampler: str, steps: int) -> int:
 
 
 def planned_scheduler(directory: ModelDirectory, sampler: str, steps: int) -> Any:
-    """The scheduler that would draw, from its config alone, with its timesteps set: the UNet calls of one picture."""
+    """The scheduler that would draw, from its config alone, with its timesteps set: the UNet calls of one picture.
+
+    Raises ModelError for more steps than it knows timesteps.
+    """
     scheduler = _sampler(own_scheduler(directory), sampler)
+    trained, alphas = scheduler.config.num_train_timesteps, alphas_cumprod(scheduler)
+    if alphas is not None and len(alphas) != trained:
+        raise ModelError(
+            f"{_file(directory)}: has {len(alphas)} betas for {trained} timesteps; fetch or write the file again"
+        )
+    if steps > trained:
+        raise ModelError(
+            f"steps: {steps} are more than the {trained} that {_file(directory)} knows; ask for {trained} or fewer"
+        )
     _built(directory, lambda: scheduler.set_timesteps(steps))
     return scheduler
 

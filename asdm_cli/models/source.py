@@ -14,7 +14,7 @@ from asdm_cli.progress import note
 from asdm_cli.unet.blocks import read_blocks
 from asdm_cli.unet.checkpoint import read_headers
 from asdm_cli.unet.expert_config import CLASS, EXPERTS, STOCK, specs
-from asdm_cli.unet.weight_files import UNSAFE, inside, plain_name, read_mapping, weight_files
+from asdm_cli.unet.weight_files import UNSAFE, check_text, inside, plain_name, read_mapping, weight_files
 
 INDEX = "model_index.json"
 POCKET = "pocket"
@@ -31,11 +31,17 @@ TOKENS = 77
 """Prompt length that costs are stated for where the model has no text encoder of its own."""
 PREDICTIONS = ("epsilon", "v_prediction", "sample")
 """What a UNet may have learnt to tell."""
+MOST_TOKENS = 100_000
+"""A thousand times what SD's encoders read."""
+MOST_TIMESTEPS = 100_000
+"""A hundred times what anybody trained with; schedulers keep tables of them."""
 SETTINGS = {"scheduler": "scheduler_config.json", "tokenizer": "tokenizer_config.json"}
 """Components without weights, and the file without which libraries would take settings of another model."""
 ONLY = f"only {STOCK}, as SD 1.x, 2.x and XL have it, is supported: no DiT (SD 3, FLUX, PixArt), no cascade, no video"
 DENOISERS = {"transformer", "transformer_2", "prior", "decoder"}
 """Components of pipelines that have no UNet."""
+TEXTS = {".json", ".txt", ".model"}
+"""What stands beside weights: configurations and vocabularies."""
 CONFIGS = ("config.json", "scheduler_config.json", "tokenizer_config.json", "preprocessor_config.json")
 
 
@@ -176,9 +182,7 @@ def _check(directory: ModelDirectory) -> None:
     for name, folder in directory.components.items():
         if not inside(directory.path, folder).is_dir():
             raise ModelError(f"{folder}: {INDEX} names this component but its folder is missing; fetch it again")
-        for file in CONFIGS:
-            if (folder / file).exists():
-                read_mapping(inside(directory.path, folder / file))
+        _check_files(directory.path, folder)
         refuse_code(folder, directory.path)
         if (folder / CONFIGS[0]).is_file():
             read_headers(directory.weights(name))
@@ -188,16 +192,34 @@ def _check(directory: ModelDirectory) -> None:
     _check_unets(directory)
 
 
+def _check_files(root: Path, folder: Path) -> None:
+    """Of what libraries open by themselves: nothing that is no file, leads nowhere, or never ends."""
+    for file in sorted(folder.iterdir()):
+        if file.suffix not in TEXTS:
+            continue
+        try:
+            check_text(inside(root, file))
+        except OSError as error:
+            raise ModelError(f"{file}: cannot be read ({error.strerror}); fetch the component again") from None
+        if file.name in CONFIGS:
+            read_mapping(file)
+
+
 def _check_settings(directory: ModelDirectory) -> None:
     """What loading does not look at, and drawing would stumble over."""
     if "scheduler" in directory.components:
+        file = directory.component("scheduler") / SETTINGS["scheduler"]
         found = directory.config("scheduler").get("prediction_type", PREDICTIONS[0])
         if found not in PREDICTIONS:
-            file = directory.component("scheduler") / SETTINGS["scheduler"]
             raise ModelError(f"{file}: prediction_type is {found!r}; it must be one of {', '.join(PREDICTIONS)}")
-    if type(directory.tokens) is not int or directory.tokens < 1:
+        timesteps = directory.config("scheduler").get("num_train_timesteps", 1)
+        if type(timesteps) is not int or not 1 <= timesteps <= MOST_TIMESTEPS:
+            wanted = f"a whole number from 1 to {MOST_TIMESTEPS} is expected"
+            raise ModelError(f"{file}: num_train_timesteps is {timesteps!r}; {wanted}")
+    if type(directory.tokens) is not int or not 1 <= directory.tokens <= MOST_TOKENS:
         file = directory.component("text_encoder") / CONFIGS[0]
-        raise ModelError(f"{file}: max_position_embeddings is {directory.tokens!r}; a whole number is expected")
+        wanted = f"a whole number from 1 to {MOST_TOKENS} is expected"
+        raise ModelError(f"{file}: max_position_embeddings is {directory.tokens!r}; {wanted}")
 
 
 def _check_unets(directory: ModelDirectory) -> None:

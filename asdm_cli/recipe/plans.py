@@ -8,7 +8,7 @@ from pydantic import BeforeValidator, Discriminator, Field, Tag, TypeAdapter, Va
 
 from asdm_cli.errors import RecipeError
 from asdm_cli.recipe.schedules import Explicit, Schedule, Uniform
-from asdm_cli.recipe.schema import Misplaced, Patterns, Positive, Strict
+from asdm_cli.recipe.schema import Misplaced, Patterns, Positive, Strict, Whole
 from asdm_cli.recipe.source import Mark, Source, Where
 from asdm_cli.recipe.words import did_you_mean, faults, got, one_of
 
@@ -37,8 +37,9 @@ class Rules(Strict):
 
     rules: Annotated[list[Rule], Field(max_length=8)]
     """A node that several rules name belongs to the first of them."""
-    text_once: bool = True
-    """Compute the keys and values of the text once a generation: the same pictures, bit by bit."""
+    text_once: bool = False
+    """Compute the keys and values of the text once a generation: the same pictures, bit by bit, as long as no weight
+    changes meanwhile (the scale of a LoRA)."""
 
     def resolved(self) -> Rules:
         return self
@@ -84,7 +85,7 @@ class DeepCache(Preset):
 
     preset: Literal["deepcache"]
     """The name of the preset."""
-    branch: Annotated[int, Field(ge=0)] = 0
+    branch: Whole = 0
     """DeepCache's cache_branch_id: how many skip connections are still computed at inherited calls, less one."""
 
     OWN = Uniform(mode="uniform", interval=3)

@@ -10,6 +10,7 @@ from typing import Any
 
 from asdm_cli.recipe.examples import EXAMPLES
 from asdm_cli.recipe.json_schema import json_schema
+from asdm_cli.recipe.schema import MOST
 from asdm_cli.recipe.verbs import VERBS
 
 Node = dict[str, Any]
@@ -169,8 +170,10 @@ def _name(node: Node) -> str:
 
 
 def _plain(node: Node) -> str:
-    """A plain type with its bounds. Without a type there is nothing that would be refused."""
-    bounds = " and ".join(f"{word} {node[key]:g}" for key, word in BOUNDS.items() if key in node)
+    """A plain type with its bounds, but for those that only keep slips of the hand out. Without a type there is
+    nothing that would be refused."""
+    told = {key: word for key, word in BOUNDS.items() if key in node and abs(node[key]) < MOST}
+    bounds = " and ".join(f"{word} {node[key]:g}" for key, word in told.items())
     pattern = f"matching `{node['pattern']}`" if "pattern" in node else ""
     plain = PLAIN[node["type"]] if "type" in node else "anything"
     return " ".join(filter(None, [plain, bounds.replace(" and to ", " to "), pattern]))

@@ -11,7 +11,7 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, BeforeValidator, Discriminator, Field, Tag
 from pydantic_core import PydanticCustomError
 
-from asdm_cli.recipe.schema import Distinct, Inner, Misplaced, Positive, Strict, Text
+from asdm_cli.recipe.schema import Distinct, Inner, Misplaced, Positive, Seed, Strict, Text, Whole
 from asdm_cli.recipe.words import did_you_mean, got, one_of
 
 _NUMBER = r"[0-9]{1,9}"
@@ -64,13 +64,10 @@ def _spans(steps: list[int | str]) -> list[int | str]:
     return steps
 
 
-Natural = Annotated[int, Field(ge=0)]
-
-
 class _Schedule(Strict):
     mode: str
     """Stands here to be the first key of a recipe that is written back."""
-    first: Natural = 0
+    first: Whole = 0
     """So many calls at the start are key steps whatever the mode says; the very first call always is."""
 
 
@@ -128,7 +125,7 @@ class Random(_Counted):
 
     mode: Literal["random"]
     """Call 0 and others drawn by `seed`, the same on every machine."""
-    seed: Natural = 0
+    seed: Seed = 0
     """Another seed, another draw."""
 
 
@@ -137,7 +134,7 @@ class Explicit(_Schedule):
 
     mode: Literal["explicit"]
     """The calls of `steps`, and call 0."""
-    steps: Annotated[list[Natural | Text], Field(min_length=1), AfterValidator(_spans), Distinct]
+    steps: Annotated[list[Whole | Text], Field(min_length=1), AfterValidator(_spans), Distinct]
     """Calls from 0 and ranges: `5-9` (with both ends), `20-` (to the run's end), `0%-40%` (of the run, without its
     end). Calls that a run does not have are left out."""
 

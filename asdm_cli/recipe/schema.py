@@ -75,7 +75,18 @@ def _file_name(name: str) -> str:
     return name
 
 
-Positive = Annotated[int, Field(ge=1)]
+MOST = 2**31 - 1
+"""Of whatever is counted: more is a slip of the hand, and overflows what counts."""
+LARGEST_SEED = 2**63 - 1
+LARGEST_SIDE = 1 << 14
+"""Of a picture, in pixels: four times what anybody has drawn with such UNets."""
+
+Integer = Annotated[int, Field(ge=-MOST, le=MOST)]
+Whole = Annotated[int, Field(ge=0, le=MOST)]
+Positive = Annotated[int, Field(ge=1, le=MOST)]
+Seed = Annotated[int, Field(ge=0, le=LARGEST_SEED)]
+Side = Annotated[int, Field(ge=1, le=LARGEST_SIDE)]
+Guidance = Annotated[float, Field(ge=1, le=1000)]
 Fraction = Annotated[float, Field(gt=0, lt=1)]
 Text = Annotated[str, StringConstraints(min_length=1)]
 Name = Annotated[str, AfterValidator(_file_name)]

@@ -6,11 +6,14 @@ Pictures are paths relative to the directory that holds the file.
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import fields, is_dataclass, replace
+from dataclasses import asdict, fields, is_dataclass, replace
 from pathlib import Path, PurePosixPath
 from typing import Any
+
+from pydantic import TypeAdapter
 
 from asdm_cli.errors import ModelError
 from asdm_cli.report.document import (
@@ -31,6 +34,7 @@ from asdm_cli.report.document import (
 )
 
 SCHEMA = 1
+MOST_DIGITS = 20
 NAME = "report.json"
 REASONS = {"not a number": math.nan, "infinity": math.inf, "minus infinity": -math.inf}
 KINDS: dict[type[object], str] = {
@@ -57,15 +61,30 @@ def from_json(data: Mapping[str, Any]) -> Report:
             "show it with the version that wrote it, or run the recipe again"
         )
     try:
-        return Report(
-            verb=data["verb"],
-            title=data["title"],
-            summary=data["summary"],
-            parts=[READERS[part["kind"]](part) for part in data["parts"]],
-            cards={name: {key: _figure(value) for key, value in card.items()} for name, card in data["cards"].items()},
+        return _checked(
+            Report(
+                verb=data["verb"],
+                title=data["title"],
+                summary=data["summary"],
+                parts=[READERS[part["kind"]](part) for part in data["parts"]],
+                cards={
+                    name: {key: _figure(value) for key, value in card.items()} for name, card in data["cards"].items()
+                },
+            )
         )
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise ModelError(f"{NAME}: is not a report ({type(error).__name__}: {error}); run its recipe again") from None
+
+
+def _checked(report: Report) -> Report:
+    """ValueError unless every part holds what its class says; a report may come from elsewhere."""
+    for thing in (*report.parts, replace(report, parts=[])):
+        held = json.dumps(asdict(thing), default=str)
+        TypeAdapter(type(thing)).validate_json(held, strict=True)
+    columns = [column for part in report.parts if isinstance(part, Table) for column in part.columns]
+    if not all(0 <= column.digits <= MOST_DIGITS for column in columns):
+        raise ValueError(f"a column has from 0 to {MOST_DIGITS} digits")
+    return report
 
 
 def part_inside(part: Part, folder: Path) -> Part:

@@ -15,7 +15,7 @@ from torch import Tensor
 from asdm_cli.errors import ModelError
 from asdm_cli.inheritance.course import Resting
 from asdm_cli.inheritance.engine import Engine
-from asdm_cli.inheritance.generation import Memory
+from asdm_cli.inheritance.generation import Announced, Memory
 from asdm_cli.inheritance.noise import coordinates
 from asdm_cli.recipe.switching import NULLS, Switching
 from asdm_cli.switching.assignment import COUNTED, Place, assign
@@ -72,6 +72,7 @@ class Run:
 
     def __init__(self, names: Sequence[str], engines: Mapping[str, Engine], places: Places):
         self.names, self.engines, self.places = list(names), engines, places
+        self.announced = Announced(len(self.names))
         self.call = -1
         self.served: list[str] = []
         self.rested: dict[str, list[Resting]] = {}
@@ -81,13 +82,14 @@ class Run:
         self._shape: torch.Size | None = None
         self._predicted = Memory(LINE)
 
-    def next(self, sample: Tensor) -> str:
+    def next(self, sample: Tensor, timestep: Tensor | float) -> str:
         """Who serves the next call. Of a new shape nothing has been predicted: the next UNet serves.
 
-        Calls beyond those announced are the last one's.
+        Raises ModelError for calls that were not announced.
         """
+        self.announced.next(timestep)
         self.call += 1
-        at = min(self.call, len(self.names) - 1)
+        at = self.call
         if sample.shape != self._shape:
             self._shape, self._predicted = sample.shape, Memory(LINE)
         if self.names[at] in NULLS and not self._predicted.known:

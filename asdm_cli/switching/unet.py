@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from asdm_cli.errors import ModelError
 from asdm_cli.inheritance.course import Nodes, Resting
-from asdm_cli.inheritance.engine import Engine
+from asdm_cli.inheritance.engine import COPIED, Engine
 from asdm_cli.recipe.plans import Rules
 from asdm_cli.recipe.switching import NULLS, Idle, Switching
 from asdm_cli.switching.fit import check, check_rules, fitted
@@ -40,6 +40,9 @@ class Current(threading.local):
     """Of each thread: the generation under way. Threads that share a UNet do not meet here."""
 
     run: Run | Pending | None = None
+
+    def __reduce__(self) -> Any:
+        raise ModelError(COPIED)
 
 
 class SwitchedUNet(nn.Module):
@@ -166,7 +169,7 @@ class SwitchedUNet(nn.Module):
             )
         if isinstance(run, Pending):
             run = self.current.run = run.start(self.rules, self.engines, timestep)
-        return run, run.next(sample)
+        return run, run.next(sample, timestep)
 
     @contextmanager
     def present(self, name: str) -> Iterator[UNet2DConditionModel]:

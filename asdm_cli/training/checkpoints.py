@@ -11,8 +11,10 @@ import torch
 
 from asdm_cli.errors import RunError
 from asdm_cli.models.write import sync
+from asdm_cli.progress import note
 
 _PREFIX = "step-"
+STATE = "state.pt"
 
 
 def save(folder: Path, step: int, state: dict[str, Any], keep: int = 2) -> Path:
@@ -25,7 +27,7 @@ def save(folder: Path, step: int, state: dict[str, Any], keep: int = 2) -> Path:
     shutil.rmtree(partial, ignore_errors=True)
     try:
         partial.mkdir(parents=True)
-        with (partial / "state.pt").open("wb") as handle:
+        with (partial / STATE).open("wb") as handle:
             torch.save(state, handle)
             handle.flush()
             os.fsync(handle.fileno())
@@ -45,11 +47,28 @@ def save(folder: Path, step: int, state: dict[str, Any], keep: int = 2) -> Path:
 
 
 def latest(folder: Path) -> dict[str, Any] | None:
-    """The newest state, loaded on the CPU without running any code from the file; None if there is none."""
+    """The newest state that can be read, loaded on the CPU without running any code from the file; None if there is no
+    checkpoint. Raises RunError where there are some and all are damaged."""
     found = _all(folder)
-    if not found:
-        return None
-    state: dict[str, Any] = torch.load(found[-1] / "state.pt", map_location="cpu", weights_only=True)
+    for place in reversed(found):
+        try:
+            return _read(place / STATE)
+        except MemoryError:
+            raise
+        except Exception as error:  # torch has many ways to say that a file is damaged
+            reason = (str(error) or type(error).__name__).splitlines()[0][:200]
+            note(f"{place / STATE}: cannot be read ({reason}); going on from the checkpoint before it")
+    if found:
+        raise RunError(f"{folder}: none of its {len(found)} checkpoints can be read; take it away, and start anew")
+    return None
+
+
+def _read(file: Path) -> dict[str, Any]:
+    if not file.is_file():  # a pipe would be waited for
+        raise ValueError("no regular file")
+    state: Any = torch.load(file, map_location="cpu", weights_only=True)
+    if not isinstance(state, dict) or type(state.get("step")) is not int:
+        raise ValueError("holds no state of a training")
     return state
 
 

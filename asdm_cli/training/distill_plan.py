@@ -13,7 +13,7 @@ from asdm_cli.models.checked import check_drawing, check_unet
 from asdm_cli.models.donors import unlike_pipelines
 from asdm_cli.models.parts import check_parts
 from asdm_cli.models.provenance import taken
-from asdm_cli.models.schedulers import training_scheduler
+from asdm_cli.models.schedulers import planned_scheduler, training_scheduler
 from asdm_cli.models.source import ModelDirectory, find
 from asdm_cli.models.switched import one_unet
 from asdm_cli.recipe.verbs.distill import DistillRecipe, FeatureLoss, Student
@@ -96,6 +96,8 @@ def make_plan(recipe: DistillRecipe, allow_pipes: bool = False) -> DistillPlan:
         faults.catch("teacher", lambda: training_scheduler(host))
         faults.catch("teacher", lambda: check_parts(host))
         faults.catch("teacher", lambda: _check_prediction(host))
+        if recipe.validation.prompts:
+            faults.catch("validation", lambda: planned_scheduler(host, "own", recipe.validation.steps))
     train = faults.catch("data.train", lambda: find_shards(_listed(recipe.data.train), allow_pipes)) or []
     held = recipe.data.held_out
     held_out = faults.catch("data.held_out", lambda: find_shards(_listed(held), allow_pipes) if held else []) or []

@@ -36,7 +36,12 @@ def rows(size: int, seed: int, step: int, part: Part) -> Tensor:
 
 
 def _permutation(size: int, seed: int, epoch: int) -> Tensor:
-    return torch.randperm(size, generator=torch.Generator().manual_seed(seed * 10_007 + epoch))
+    return torch.randperm(size, generator=torch.Generator().manual_seed(_mixed(seed, 10_007, epoch)))
+
+
+def _mixed(seed: int, factor: int, index: int) -> int:
+    """A seed for torch, which takes 64 bits and on a CPU looks at 32 of them."""
+    return ((seed ^ seed >> 32) * factor + index) % 2**63
 
 
 class Noise:
@@ -44,7 +49,7 @@ class Noise:
 
     def __init__(self, seed: int, step: int, part: Part):
         self.part = part
-        self.source = torch.Generator().manual_seed(seed * 1_000_003 + step)
+        self.source = torch.Generator().manual_seed(_mixed(seed, 1_000_003, step))
 
     def normal(self, *shape: int) -> Tensor:
         """[n, *shape] of the unit normal."""

@@ -45,6 +45,8 @@ LARGEST = {
     "sample_size": 1 << 16,
 }
 """Far more than any UNet has: a config that says more is damaged, and building it would take all memory."""
+MOST = 10**9
+"""Of any number in a config."""
 MAYBE_NOTHING = ("cross_attention_dim", "reverse_transformer_layers_per_block", "norm_num_groups", "sample_size")
 MAYBE_NONE_AT_ALL = ("transformer_layers_per_block", "reverse_transformer_layers_per_block")
 """A level without transformers has none, and a transformer of no blocks is two projections."""
@@ -193,6 +195,12 @@ def _check(config: Config) -> None:
                 raise ModelError(f"UNet config: {key} {kind!r} is not supported; it must be of {', '.join(types)}")
     if not isinstance(widths := read(config, "block_out_channels"), list | tuple) or not widths:
         raise ModelError(f"UNet config: block_out_channels is {widths!r}; a list of whole numbers is expected")
+    if config.get("dual_cross_attention"):
+        raise ModelError("UNet config: dual_cross_attention is not supported; use a model without it")
+    _check_numbers(config)
+
+
+def _check_numbers(config: Config) -> None:
     for key, most in LARGEST.items():
         if key in MAYBE_NOTHING and read(config, key) is None:
             continue
@@ -200,5 +208,10 @@ def _check(config: Config) -> None:
         bad = [value for value in _numbers(config, key) if not isinstance(value, int) or not least <= value <= most]
         if bad:
             raise ModelError(f"UNet config: {key} holds {bad[0]!r}; whole numbers from {least} to {most} are expected")
+    for key, value in config.items():
+        if isinstance(value, int | float) and not abs(value) <= MOST:  # not a number is not at most anything
+            raise ModelError(
+                f"UNet config: {key} is {value!r}, which no setting of a UNet can be; fetch the file again"
+            )
     if config.get("dual_cross_attention"):
         raise ModelError("UNet config: dual_cross_attention is not supported; use a model without it")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 from pathlib import Path
+from stat import S_ISREG
 from typing import Any
 
 from asdm_cli.errors import ModelError
@@ -12,6 +13,8 @@ from asdm_cli.errors import ModelError
 DIFFUSERS_STEM, TRANSFORMERS_STEM = STEMS = ("diffusion_pytorch_model", "model")
 """What each library calls its weights; neither reads the other's."""
 UNSAFE = {".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle"}
+LARGEST_TEXT = 1 << 26
+"""Bytes of a file that is read as a whole; the largest vocabularies have half of that."""
 SNAPSHOTS, BLOBS = "snapshots", "blobs"
 """Folders of the hub's cache: a model's files are links from the first into the second."""
 CONVERT = (
@@ -23,11 +26,23 @@ CONVERT = (
 def read_json(file: Path) -> Any:
     """The file's JSON value; ModelError where it cannot be read or parsed."""
     try:
-        return json.loads(file.read_text(encoding="utf-8"))
+        return json.loads(check_text(file).read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise ModelError(f"{file}: no such file; is this a diffusers model directory?") from None
     except (OSError, ValueError, RecursionError) as error:
         raise ModelError(f"{file}: cannot be read as JSON ({error}); fetch or write the file again") from None
+
+
+def check_text(file: Path) -> Path:
+    """The file, if it may be read as a whole: to open a pipe waits for ever, and a device never ends. ModelError for
+    others; raises OSError where there is none."""
+    about = file.stat()
+    if not S_ISREG(about.st_mode):
+        raise ModelError(f"{file}: is no regular file; fetch or write it again")
+    if about.st_size > LARGEST_TEXT:
+        size = f"{about.st_size:,} bytes, more than {LARGEST_TEXT >> 20} MiB"
+        raise ModelError(f"{file}: has {size}, so it is no configuration or vocabulary; fetch or write it again")
+    return file
 
 
 def read_mapping(file: Path) -> dict[str, Any]:
@@ -41,7 +56,10 @@ def read_mapping(file: Path) -> dict[str, Any]:
 def inside(root: Path, path: Path) -> Path:
     """`path`, if its links stay inside `root`, or lead to the `blobs` of the hub's cache that `root` is a snapshot in;
     ModelError otherwise."""
-    real, home = path.resolve(), root.resolve()
+    try:
+        real, home = path.resolve(), root.resolve()
+    except (OSError, RuntimeError):  # which of the two it is depends on Python's version
+        raise ModelError(f"{path}: is a link that leads round in a circle; fetch the file again") from None
     cached = home.parent.name == SNAPSHOTS and real.is_relative_to(home.parent.parent / BLOBS)
     if cached or real.is_relative_to(home):
         return path

@@ -8,6 +8,7 @@ import os
 import shutil
 import threading
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -31,9 +32,11 @@ from asdm_cli.models.lock import only_writer
 from asdm_cli.models.source import find
 from tests import tiny
 from tests.data import tars
+from tests.hardening import kinds
 
 SIDE = 32
 CPU = torch.device("cpu")
+RUBBISH = (*kinds.OTHERS, *kinds.HUGE)
 
 
 class Counting(Encoder):
@@ -376,12 +379,47 @@ def test_processes_that_see_different_folders_are_told(build: Build) -> None:
         replace(build, root=build.root / "elsewhere", share=Share(1, 2)).run()
 
 
-def test_another_run_at_the_same_cache_is_refused(build: Build) -> None:
-    with only_writer(build.folder), pytest.raises(RunError, match="is writing it"):
-        build.run()
-    build.run()
+def test_another_run_at_the_same_cache_waits(build: Build, counting: Counting, monkeypatch: pytest.MonkeyPatch) -> None:
+    """And finds what the first one has made by then."""
+    looks = []
+
+    def look(_seconds: float) -> None:
+        looks.append(counting.seen)
+        if len(looks) == 2:
+            first.close()
+            build.run()
+
+    monkeypatch.setattr("asdm_cli.data.cache.time.sleep", look)
+    with ExitStack() as first:
+        first.enter_context(only_writer(build.folder))
+        assert replace(build, load=lambda: counting).run() == build.folder
+    assert looks == [0, 0]
+    assert counting.seen == 0
     with only_writer(build.folder):
         assert CachedSamples(build.run()).size == 10, "a complete cache is only read"
+
+
+@pytest.mark.parametrize("file", ["cache.json", "00000.json", "empty.safetensors", "00000.safetensors"])
+def test_rubbish_in_a_complete_cache_is_told_by_its_file(file: str, build: Build) -> None:
+    place = build.run() / file
+    whole = place.read_bytes()
+    wrong = [b"", b"\0" * 100, b"[]", b"{}", b"5", whole[: len(whole) // 2]]
+    if place.suffix == ".json":
+        held = json.loads(whole)
+        wrong += [json.dumps(kinds.replaced(held, way, by)).encode() for way, _ in kinds.leaves(held) for by in RUBBISH]
+    told = []
+    for raw in wrong:
+        place.write_bytes(raw)
+        try:
+            samples = CachedSamples(build.folder)
+            assert samples.captions is not None
+            cache_state(build.wanted, build.root)
+        except ModelError as error:
+            told.append(str(error))
+    assert len(told) >= 5
+    assert all(str(place) in each for each in told)
+    place.write_bytes(whole)
+    assert CachedSamples(build.folder).size == 10
 
 
 def faulty(tmp_path: Path) -> str:

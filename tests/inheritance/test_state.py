@@ -21,6 +21,7 @@ from asdm_cli.errors import ModelError
 from asdm_cli.inheritance.generation import Memory
 from asdm_cli.inheritance.pipelines import engine_of
 from asdm_cli.models.schedulers import set_sampler
+from asdm_cli.recipe.plans import read_plan
 from tests.inheritance import pipes
 from tests.inheritance.conftest import Get
 from tests.inheritance.pipes import draw
@@ -88,19 +89,25 @@ def test_another_size_in_the_middle_of_a_generation_starts_from_nothing(get: Get
     assert torch.equal(output, unet(torch.ones(1, 4, 8, 8), 5, text).sample)
 
 
-def test_calls_beyond_those_announced_are_computed_in_full(get: Get) -> None:
+def test_calls_beyond_those_announced_are_an_error(get: Get) -> None:
+    arguments = (torch.ones(1, 4, 8, 8), 5, torch.ones(1, 16, 16))
     with inherit(get(), {"preset": "deepcache", "interval": 9}) as handle, torch.no_grad():
         with handle.engine.generation(2):
-            for _ in range(4):
-                handle.pipe.unet(torch.ones(1, 4, 8, 8), 5, torch.ones(1, 16, 16))
-        assert [len(resting) for resting in handle.engine.last_steps] == [0, 1, 0, 0]
+            for _ in range(2):
+                handle.pipe.unet(*arguments)
+            with pytest.raises(ModelError, match="called 3 times where 2 calls were announced"):
+                handle.pipe.unet(*arguments)
+        assert [len(resting) for resting in handle.engine.last_steps] == [0, 1]
 
 
-def test_outside_a_generation_every_call_is_plain(get: Get) -> None:
+def test_outside_a_generation_a_call_is_an_error_unless_it_is_meant(get: Get) -> None:
     unet, arguments = get().unet, (torch.ones(1, 4, 8, 8), 5, torch.ones(1, 16, 16))
     with torch.no_grad(), inherit(get(), PLAN) as handle:
         draw(handle.pipe)
-        during = [unet(*arguments).sample for _ in range(3)]
+        with pytest.raises(ModelError, match=r"outside a generation.*asdm_cli\.inherit\(pipe, plan\)"):
+            unet(*arguments)
+        with handle.engine.plain():
+            during = [unet(*arguments).sample for _ in range(3)]
     with torch.no_grad():
         plain = unet(*arguments).sample
     assert [torch.equal(each, plain) for each in during] == [True] * 3
@@ -134,14 +141,16 @@ def test_nothing_is_kept_after_a_generation(get: Get, kept: list[weakref.ref[Ten
 
 
 def test_only_what_is_read_later_is_kept(get: Get) -> None:
-    """One tensor of DeepCache's, of two rows: up.3.1's output; and keys and values of the text."""
+    """One tensor of DeepCache's, of two rows: up.3.1's output; on request keys and values of the text."""
     text = 2 * 2 * pipes.tiny.TOKENS * 4
     unet = get().unet
     widths = [each.attn2.to_k.out_features for _, each in unet.named_modules() if hasattr(each, "attn2")]
     assert len(widths) == 16
-    with inherit(get(), {"preset": "deepcache"}) as handle:
-        draw(handle.pipe)
-        assert handle.engine.last_cache_bytes == 2 * 8 * 8 * 8 * 4 + text * sum(widths)
+    rules = read_plan({"preset": "deepcache"})
+    for text_once in (False, True):
+        with inherit(get(), rules.model_copy(update={"text_once": text_once})) as handle:
+            draw(handle.pipe)
+            assert handle.engine.last_cache_bytes == 2 * 8 * 8 * 8 * 4 + text_once * text * sum(widths)
     with inherit(get(), {"rules": [], "text_once": False}) as handle:
         draw(handle.pipe)
         assert handle.engine.last_cache_bytes == 0

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import os
+import signal
 import threading
 import time
 from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -120,3 +123,46 @@ def test_who_stops_early_stops_the_drawing(pipe: Any, monkeypatch: pytest.Monkey
     drawing.close()  # type: ignore[attr-defined]
     assert 1 <= len(begun) < 10, "of 20 calls"
     assert threading.active_count() == before
+
+
+@pytest.mark.usefixtures("threads")
+def test_ctrl_c_stops_at_the_next_unet_call(pipe: Any, capsys: pytest.CaptureFixture[str]) -> None:
+    """Not when every picture under way is finished, which may take minutes."""
+    steps, calls = 300, []
+
+    def press(*_: Any) -> None:
+        calls.append(threading.get_ident())
+        if len(calls) == 3:
+            os.kill(os.getpid(), signal.SIGINT)
+
+    torch.set_num_threads(2)
+    hook = pipe.unet.register_forward_pre_hook(press)
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            drawn(pipe, batch=8, steps=steps)
+    finally:
+        hook.remove()
+    assert 3 <= len(calls) < steps, "of two times as many"
+    assert "stopping at the next UNet call" in capsys.readouterr().err
+    assert not pipe.unet._forward_pre_hooks
+    assert len(drawn(pipe, range(1), steps=1)) == 1
+
+
+@pytest.mark.parametrize(("sampler", "calls"), [("own", 3), ("heun", 5)])
+def test_the_bar_counts_unet_calls(sampler: str, calls: int, pipe: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A picture can take minutes: a bar of pictures would stand still."""
+    shown: list[tuple[str, int]] = []
+    told: list[int] = []
+
+    @contextmanager
+    def watched(what: str, total: int) -> Iterator[Any]:
+        shown.append((what, total))
+        yield lambda: told.append(1)
+
+    monkeypatch.setattr(generate, "bar", watched)
+    pipe = type(pipe)(**pipe.components, requires_safety_checker=False)
+    pipe.set_progress_bar_config(disable=True)
+    set_sampler(pipe, sampler)
+    assert len(drawn(pipe, what="drawing with a")) == 7
+    assert shown == [("drawing with a", 2 * calls)], "two batches of four rows"
+    assert len(told) == 2 * calls

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import json
 import signal
+import subprocess
 import sys
+import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -220,6 +223,32 @@ def test_how_a_stage_ends_is_passed_on(how: str, raised: type[BaseException] | N
         return
     with pytest.raises(raised):
         run_stage("x", words)
+
+
+def test_a_stage_ends_with_the_run_that_started_it(tmp_path: Path) -> None:
+    """Killed, it can tell nobody; the stage notices, also behind a launcher, and is interrupted."""
+    stage = (
+        "import sys, time, pathlib; from asdm_cli.methods.pipeline import process; process.end_with_starter()\n"
+        "pathlib.Path(sys.argv[1]).touch()\n"
+        "try: time.sleep(60)\n"
+        "except KeyboardInterrupt: pathlib.Path(sys.argv[2]).touch()\n"
+    )
+    began, ended = tmp_path / "began", tmp_path / "ended"
+    launched = [sys.executable, "-c", stage, str(began), str(ended)]
+    words = ["sh", "-c", '"$@"; true', "launcher", *launched]
+    whole = f"from asdm_cli.methods.pipeline.process import run_stage; run_stage('s', {words!r})"
+    run = subprocess.Popen([sys.executable, "-c", whole])
+    assert until(began.exists)
+    run.kill()
+    run.wait()
+    assert until(ended.exists)
+
+
+def until(there: Callable[[], bool], seconds: float = 60) -> bool:
+    deadline = time.monotonic() + seconds
+    while not there() and time.monotonic() < deadline:
+        time.sleep(0.05)
+    return there()
 
 
 def test_what_stops_us_stops_the_stage() -> None:

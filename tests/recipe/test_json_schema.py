@@ -43,3 +43,21 @@ def test_all_verbs_in_one_schema_are_told_apart_by_verb() -> None:
     schema = json_schema()
     assert schema["discriminator"]["propertyName"] == "verb"
     assert set(schema["discriminator"]["mapping"]) == set(VERBS)
+
+
+def numbers(node: Any, way: str = "") -> Iterator[tuple[str, dict[str, Any]]]:
+    if isinstance(node, dict):
+        if node.get("type") == "integer":
+            yield way, node
+        for key, inner in node.items():
+            yield from numbers(inner, f"{way}.{key}")
+    elif isinstance(node, list):
+        for inner in node:
+            yield from numbers(inner, way)
+
+
+def test_every_whole_number_has_a_largest() -> None:
+    """Or 64 bits are not enough somewhere. What a pipeline hands on is bounded where it is used."""
+    found = [(way, node) for way, node in numbers(json_schema()) if "RunRecipe.properties.inputs" not in way]
+    assert len(found) > 80
+    assert [way for way, node in found if not {"maximum", "exclusiveMaximum"} & node.keys()] == []

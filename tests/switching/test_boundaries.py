@@ -127,9 +127,11 @@ def test_without_a_scheduler_nobody_knows(by: str, until: float, get: Get) -> No
         unet(*ARGUMENTS)
     unet = SwitchedUNet({"a": get().unet, "b": small()}, rules("step", "a 1", "b"))
     with torch.no_grad(), unet.generation(3):
-        for _ in range(4):
+        for _ in range(3):
             unet(*ARGUMENTS)
-    assert unet.last_served == ("a", "b", "b", "b"), "calls beyond those announced are the last one's"
+        with pytest.raises(ModelError, match="called 4 times where 3 calls were announced"):
+            unet(*ARGUMENTS)
+    assert unet.last_served == ("a", "b", "b")
 
 
 def test_outside_a_generation_nobody_knows_whose_turn_it_is(get: Get) -> None:

@@ -16,6 +16,7 @@ from asdm_cli.training.loop import train
 from asdm_cli.training.order import Noise, Part, rows
 from asdm_cli.training.plan import Plan, Task, Term
 from tests.forking import ours
+from tests.hardening.kinds import NO_FILES
 
 
 class Line(Task):
@@ -111,6 +112,25 @@ def test_a_loss_that_is_not_finite_stops_the_run(tmp_path):
     assert checkpoints.latest(tmp_path) is None
 
 
+def test_a_damaged_checkpoint_is_passed_over(tmp_path, capsys):
+    """By whatever damage; where no older one is whole, that is said."""
+    for step in (1, 2):
+        checkpoints.save(tmp_path, step, {"step": step})
+    newest, oldest = (tmp_path / f"step-{step:08d}/state.pt" for step in (2, 1))
+    whole = newest.read_bytes()
+    for raw in (b"", b"rubbish", whole[:-100], whole[: len(whole) // 2], bytes(len(whole))):
+        newest.write_bytes(raw)
+        assert checkpoints.latest(tmp_path) == {"step": 1}
+        assert f"{newest}: cannot be read" in " ".join(capsys.readouterr().err.split())
+    for make in NO_FILES.values():
+        newest.rmdir() if newest.is_dir() else newest.unlink()
+        make(newest)
+        assert checkpoints.latest(tmp_path) == {"step": 1}
+    oldest.write_bytes(whole[:-100])
+    with pytest.raises(RunError, match="none of its 2 checkpoints can be read"):
+        checkpoints.latest(tmp_path)
+
+
 def test_only_the_newest_checkpoints_are_kept(tmp_path):
     for step in range(1, 6):
         checkpoints.save(tmp_path, step, {"step": step}, keep=2)
@@ -132,3 +152,10 @@ def test_a_kill_while_saving_leaves_the_previous_checkpoint(tmp_path):
     assert checkpoints.latest(tmp_path) == {"step": 1}
     checkpoints.save(tmp_path, 3, {"step": 3})
     assert checkpoints.latest(tmp_path) == {"step": 3}
+
+
+def test_any_seed_of_63_bits_gives_numbers_of_its_own():
+    seeds = (0, 1, 2**62, 2**63 - 1)
+    orders = {tuple(rows(100, seed, 0, Part(100)).tolist()) for seed in seeds}
+    noises = {float(Noise(seed, 5, Part(1)).normal(1)) for seed in seeds}
+    assert len(orders) == len(noises) == len(seeds)

@@ -8,8 +8,9 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import FrameType
 
@@ -46,7 +47,9 @@ def command(verb: str, recipe: Path, launch: Sequence[str], pipes: bool, link: b
 def run_stage(name: str, words: Sequence[str]) -> None:
     """Run it to its end. Its messages are its own; what follows from how it ended is raised here."""
     with (
-        subprocess.Popen(words, stdout=subprocess.DEVNULL, env={**os.environ, BRIEF: "1"}) as process,
+        subprocess.Popen(
+            words, stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, env={**os.environ, BRIEF: "1"}
+        ) as process,
         _passed_on(process),
     ):
         code = process.wait()
@@ -56,6 +59,22 @@ def run_stage(name: str, words: Sequence[str]) -> None:
         raise ModelError(f"stage '{name}': see above; what is done is kept, and the same command goes on from there")
     if code:
         raise RunError(f"stage '{name}' failed ({code}); what is done is kept, and the same command goes on from there")
+
+
+def end_with_starter() -> None:
+    """In a stage: be interrupted when the run that started it is gone, however it went.
+
+    Its stdin, which launchers hand on, is a pipe from that run, and the kernel closes it.
+    """
+    if BRIEF in os.environ:
+        threading.Thread(target=_interrupt_at_end_of_stdin, daemon=True).start()
+
+
+def _interrupt_at_end_of_stdin() -> None:
+    with suppress(OSError):
+        while os.read(0, 1):
+            pass
+        os.kill(os.getpid(), signal.SIGINT)
 
 
 @contextmanager

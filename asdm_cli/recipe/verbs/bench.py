@@ -11,11 +11,13 @@ from asdm_cli.recipe.schema import (
     READ,
     Distinct,
     DistinctlyNamed,
+    Guidance,
     Misplaced,
     Name,
     Out,
     Patterns,
     Positive,
+    Side,
     Strict,
     Text,
 )
@@ -75,11 +77,11 @@ class BenchRecipe(Strict):
     """Also time whole images (contestants with a whole pipeline only)."""
     steps: Positive = 25
     """UNet steps of a whole image."""
-    guidance: Annotated[float, Field(ge=1)] = 3.0
+    guidance: Guidance = 3.0
     """Classifier-free guidance of a whole image; 1 is none and halves the work."""
     sampler: Sampler = "own"
     """`own` is the one that each model came with."""
-    size: Positive | None = None
+    size: Side | None = None
     """Height and width of the image in pixels; the model's own if left out."""
     out: Out
     """The run directory to write."""

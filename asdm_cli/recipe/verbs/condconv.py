@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from asdm_cli.recipe.schema import READ, Inner, Misplaced, Out, Patterns, Positive, Strict, Text
+from asdm_cli.recipe.schema import READ, Guidance, Inner, Misplaced, Out, Patterns, Positive, Seed, Strict, Text
 from asdm_cli.recipe.verbs.drawing import Dtype, Sampler, Verb
 
 COMPRESSED = "compressed"
@@ -36,7 +36,7 @@ class Expand(Strict):
     share: Amount | None = None
     """With `start: inherited`: what the removed kernels weigh together at first; 0.000001 if left out. Larger
     shares learn faster and no longer begin with the same pictures."""
-    seed: Annotated[int, Field(ge=0)] = 0
+    seed: Seed = 0
     """Of noise and of routers that begin at random."""
 
     @model_validator(mode="after")
@@ -70,11 +70,11 @@ class Fold(Strict):
     """Use the first so many prompts only."""
     steps: Positive = 25
     """UNet steps per picture."""
-    guidance: Annotated[float, Field(ge=1)] = 3.0
+    guidance: Guidance = 3.0
     """Classifier-free guidance; 1 is none."""
     sampler: Sampler = "own"
     """`own` is the one that the model came with."""
-    seed: Annotated[int, Field(ge=0)] = 0
+    seed: Seed = 0
     """Of the pictures' noise."""
 
 

@@ -10,17 +10,21 @@ from asdm_cli.recipe.schema import (
     READ,
     Distinct,
     DistinctlyNamed,
+    Guidance,
+    Integer,
     Misplaced,
     Name,
     Out,
     Patterns,
     Positive,
+    Seed,
+    Side,
     Strict,
     Text,
+    Whole,
 )
 from asdm_cli.recipe.verbs.drawing import Dtype
 
-Whole = Annotated[int, Field(ge=0)]
 Share = Annotated[float, Field(ge=0, le=1)]
 Above = Annotated[float, Field(gt=0)]
 
@@ -99,7 +103,7 @@ class Data(Strict):
     (`pocket-held-out`: 128 others)."""
     held_out: Annotated[Text | Annotated[list[Text], Field(min_length=1)] | None, READ] = None
     """Shards for the losses on what is not learnt from."""
-    resolution: Positive | None = None
+    resolution: Side | None = None
     """Height and width in pixels, after a centre crop; the model's own if left out."""
     flip: bool = False
     """Mirror half of the pictures."""
@@ -118,7 +122,7 @@ class Optimizer(Strict):
     """A class of torch.optim, or `package.module:Class` of an installed package."""
     lr: Above = 5e-5
     """Learning rate after the warm-up."""
-    options: dict[Text, float | int | bool | list[float]] = {"weight_decay": 0.01}
+    options: dict[Text, float | Integer | bool | list[float]] = {"weight_decay": 0.01}
     """Further arguments of the class, by their own names."""
     schedule: Literal["constant", "linear", "cosine", "polynomial"] = "constant"
     """What becomes of the learning rate after the warm-up; all but `constant` end near 0 at the last step."""
@@ -144,7 +148,7 @@ class Validation(Strict):
     """What to draw each time, with the same noise; none draws nothing."""
     steps: Positive = 25
     """UNet steps per picture."""
-    guidance: Annotated[float, Field(ge=1)] = 3.0
+    guidance: Guidance = 3.0
     """Classifier-free guidance; 1 is none."""
 
 
@@ -187,7 +191,7 @@ class DistillRecipe(Strict):
     """Compute activations twice instead of keeping them: less memory, a third more work."""
     compile: bool = False
     """torch.compile teacher and students; on a GPU only, because compiled for a CPU they would get wrong gradients."""
-    seed: Whole = 0
+    seed: Seed = 0
     """Order of samples, noise, timesteps and dropped captions come from this and the step alone."""
     checkpoint: Positive = 500
     """Steps between two checkpoints."""

@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from asdm_cli.recipe.schema import READ, Distinct, Fraction, Out, Positive, Strict, Text
+from asdm_cli.recipe.schema import READ, Distinct, Fraction, Guidance, Out, Positive, Seed, Side, Strict, Text
 
 Dtype = Literal["auto", "float32", "bfloat16", "float16"]
 Sampler = Literal["own", "ddim", "pndm", "euler", "heun", "dpm++2m", "unipc"]
@@ -45,11 +45,11 @@ class Pictures(Strict):
     """`own` is the one that each model came with."""
     steps: Positive = 25
     """UNet steps per picture."""
-    guidance: Annotated[float, Field(ge=1)] = 3.0
+    guidance: Guidance = 3.0
     """Classifier-free guidance; 1 is none and halves the work."""
-    size: Positive | None = None
+    size: Side | None = None
     """Height and width in pixels; the model's own if left out."""
-    seed: Annotated[int, Field(ge=0)] = 0
+    seed: Seed = 0
     """Prompt i is drawn with a seed made of this and i, whatever the batch or process."""
     batch: Positive = 16
     """Pictures drawn at a time; changes speed and memory, not the pictures."""

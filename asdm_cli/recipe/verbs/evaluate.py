@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, ValidationInfo, field_validator
 
-from asdm_cli.recipe.schema import READ, DistinctlyNamed, Name, Positive, Strict, Text
+from asdm_cli.recipe.schema import READ, DistinctlyNamed, Guidance, Name, Positive, Strict, Text
 from asdm_cli.recipe.verbs.drawing import Drawing
 
 
@@ -19,7 +19,7 @@ class EvalContestant(Strict):
     """A model directory, a run directory, or `pocket`."""
     steps: Positive | None = None
     """UNet steps of this contestant, where it differs from the others'."""
-    guidance: Annotated[float, Field(ge=1)] | None = None
+    guidance: Guidance | None = None
     """Guidance scale of this contestant, where it differs from the others'."""
 
 

@@ -8,7 +8,19 @@ from pydantic import Field, field_validator, model_validator
 
 from asdm_cli.recipe.plans import Carry, Coordinate, InheritPlan, Order
 from asdm_cli.recipe.schedules import CountedMode
-from asdm_cli.recipe.schema import READ, Distinct, DistinctlyNamed, Misplaced, Name, Patterns, Positive, Strict, Text
+from asdm_cli.recipe.schema import (
+    MOST,
+    READ,
+    Distinct,
+    DistinctlyNamed,
+    Misplaced,
+    Name,
+    Patterns,
+    Positive,
+    Strict,
+    Text,
+    Whole,
+)
 from asdm_cli.recipe.verbs.comparing import Comparing, free_series
 
 
@@ -33,9 +45,9 @@ class Candidate(Strict):
 class DeepCachePackage(Strict):
     """The DeepCache package itself (extra `peers`), as its users set it up: every combination of these."""
 
-    intervals: Annotated[list[Annotated[int, Field(ge=2)]], Field(min_length=1), Distinct]
+    intervals: Annotated[list[Annotated[int, Field(ge=2, le=MOST)]], Field(min_length=1), Distinct]
     """Its cache_interval."""
-    branches: Annotated[list[Annotated[int, Field(ge=0)]], Field(min_length=1), Distinct] = [0]
+    branches: Annotated[list[Whole], Field(min_length=1), Distinct] = [0]
     """Its cache_branch_id."""
 
 
