@@ -8,14 +8,17 @@ from statistics import median
 
 import torch
 from diffusers import StableDiffusionPipeline
+from transformers import CLIPModel, CLIPTokenizer
 
-from asdm_cli.errors import RunError
 from asdm_cli.measure.pictures import PictureSet, to_picture
 from asdm_cli.report.document import Interval, Report, Table
 from asdm_cli.report.merge import read as read_report
 from pocket import worth
 from pocket.art import LABELS, SETS
+from pocket.autoencoder import reconstruction_psnr
+from pocket.contrastive import Contrasting
 from pocket.drawings import Pairs, read
+from pocket.probe import accuracies
 from pocket.sheet import of_run
 from pocket.stages import ORDER, RECORDS, SHARDS, WEIGHTS
 
@@ -69,7 +72,7 @@ first 128 of the captions drawn so, not distilled.
 
 Weights are exponential averages, stored as float16. {hardware}
 
-| stage | steps | batch | figures at the end |
+| stage | steps | batch | figures at the end, on held-out drawings |
 |---|---|---|---|
 {stages}
 
@@ -106,7 +109,7 @@ def write(run: Path, hardware: str, remarks: str) -> Path:
     curves(WEIGHTS / "curves.png")
     near = _nearest(pictures, shard)
     page = WEIGHTS / "README.md"
-    stages = _records()
+    stages = {stage: json.loads(file.read_text()) for stage in ORDER if (file := RECORDS / f"{stage}.json").exists()}
     page.write_text(
         CARD.format(
             shape=_shape(pipe),
@@ -114,7 +117,7 @@ def write(run: Path, hardware: str, remarks: str) -> Path:
             per_prompt=pictures.count // len(shard),
             guidance=guidance,
             figures=_figures(report, name),
-            judges=_judges(stages),
+            judges=_judges(pipe),
             near_drawn=near[HELD],
             near_known=near[KNOWN],
             near_real=near[REAL],
@@ -161,15 +164,19 @@ def _figures(report: Report, drawn: str) -> str:
     return "\n".join(rows)
 
 
-def _judges(stages: dict[str, dict]) -> str:
-    vae, score, probe = (stages[name]["figures"] for name in ("vae", "score", "probe"))
+def _judges(pipe: StableDiffusionPipeline) -> str:
+    held = read(SHARDS / "held-out.tar.gz")
+    clip = CLIPModel.from_pretrained(WEIGHTS / "clip", dtype=torch.float32, use_safetensors=True).eval()
+    words = CLIPTokenizer.from_pretrained(WEIGHTS / "clip")
+    found = Contrasting(clip, held, held, words, torch.device("cpu")).figures()
+    seen = accuracies(WEIGHTS / "probe", held, pipe.vae)
     rows = [
-        ("VAE, PSNR", "30 dB", f"{vae['psnr_db']:.1f} dB"),
-        ("CLIP (score), R@1 among 128 captions", ".60", f"{score['recall_at_1']:.2f}"),
-        ("probe, label, real drawings", ".88", f"{probe['label_accuracy']:.2f}"),
-        ("probe, label, through the VAE", ".84", f"{probe['label_accuracy_through_vae']:.2f}"),
-        ("probe, style, real drawings", "", f"{probe['style_accuracy']:.2f}"),
-        ("probe, style, through the VAE", "", f"{probe['style_accuracy_through_vae']:.2f}"),
+        ("VAE, PSNR", "30 dB", f"{reconstruction_psnr(pipe.vae, held.images):.1f} dB"),
+        ("CLIP (score), R@1 among 128 captions", ".60", f"{found['recall_at_1']:.3f}"),
+        ("probe, label, real drawings", ".88", f"{seen['label_accuracy']:.3f}"),
+        ("probe, label, through the VAE", ".84", f"{seen['label_accuracy_through_vae']:.3f}"),
+        ("probe, style, real drawings", "", f"{seen['style_accuracy']:.3f}"),
+        ("probe, style, through the VAE", "", f"{seen['style_accuracy_through_vae']:.3f}"),
     ]
     return "\n".join(f"| {' | '.join(row)} |" for row in rows)
 
@@ -212,14 +219,6 @@ def curves(target: Path) -> None:
         panel.set(title=name, xlabel="step", yscale="log")
         panel.legend(frameon=False)
     figure.savefig(target, dpi=110)
-
-
-def _records() -> dict[str, dict]:
-    """Stage -> what is known of it."""
-    found = {name: RECORDS / f"{name}.json" for name in ORDER}
-    if lacking := [name for name in ("vae", "score", "probe", "unet") if not found[name].exists()]:
-        raise RunError(f"{RECORDS}: lacks the records of {', '.join(lacking)}; export a whole training first")
-    return {name: json.loads(file.read_text()) for name, file in found.items() if file.exists()}
 
 
 def _stage_row(name: str, stage: dict) -> str:

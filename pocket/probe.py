@@ -13,6 +13,7 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
+from diffusers import AutoencoderKL
 from rich.progress import track
 from safetensors.torch import load_file, save_file
 from torch import Tensor
@@ -45,7 +46,7 @@ def copies(images: Tensor, count: int, seed: int = 0) -> Iterator[Tensor]:
         sharp = moved(to_unit(images), noise)
         blurred = F.avg_pool2d(F.pad(sharp, (1, 1, 1, 1), mode="replicate"), 3, stride=1)
         softness = noise.uniform()[:, None, None, None]
-        yield (sharp + softness * (blurred - sharp) + 1).mul(127.5).round().clamp(0, 255).byte()
+        yield as_bytes(sharp + softness * (blurred - sharp))
 
 
 def looked_at(target: str, images: Tensor, network: FeatureNetwork, kept: Path) -> Features:
@@ -121,11 +122,22 @@ def _right(inputs: Tensor, truth: Tensor, left_out: Tensor, decay: float) -> flo
     return float(((inputs[left_out] @ weight.T + bias).argmax(1) == truth[left_out]).float().mean())
 
 
-def accuracy(folder: Path, pairs: Pairs, images: Tensor, device: torch.device) -> dict[str, float]:
-    """How often the probe sees in `images` (uint8, of `pairs`) what they show."""
-    probe = read_probe(folder)
-    features = look(images, feature_network(probe.network, None, device), "features")
-    ranks = {
-        target: probe.ranks(target, features, [about[target] for about in pairs.about]) for target in probe.targets
-    }
-    return {f"{target}_accuracy": float((each < 1).float().mean()) for target, each in ranks.items()}
+@torch.no_grad()
+def accuracies(folder: Path, pairs: Pairs, vae: AutoencoderKL) -> dict[str, float]:
+    """How often the probe sees what drawings show, in them and in what an autoencoder makes of them."""
+    probe, device = read_probe(folder), vae.device
+    network = feature_network(probe.network, None, device)
+    images = pairs.images.to(device)
+    decoded = vae.decode(vae.encode(to_unit(images)).latent_dist.mean).sample
+    figures = {}
+    for ending, each in (("", images), ("_through_vae", as_bytes(decoded))):
+        features = look(each, network, "features")
+        for target in probe.targets:
+            ranks = probe.ranks(target, features, [about[target] for about in pairs.about])
+            figures[f"{target}_accuracy{ending}"] = float((ranks < 1).float().mean())
+    return figures
+
+
+def as_bytes(images: Tensor) -> Tensor:
+    """-1..1 -> uint8"""
+    return (images + 1).mul(127.5).round().clamp(0, 255).byte()

@@ -17,7 +17,7 @@ from transformers import CLIPModel, CLIPTextModel, CLIPTokenizer
 import asdm_cli
 from asdm_cli.errors import RunError
 from pocket import autoencoder, contrastive, denoiser, probe
-from pocket.drawings import Pairs, read, to_unit
+from pocket.drawings import Pairs, read
 from pocket.loop import Plan, Stage, State, place, resumed, train
 
 SHIPPED = Path(asdm_cli.__file__).parent / "pocket"
@@ -118,15 +118,7 @@ def run_probe(shop: Shop) -> dict[str, float]:
     folder, held = shop.folder / "parts" / "probe", shop.shard("held-out")
     probe.fit_probe(shop.shard("train"), shop.shard("wide"), folder, shop.folder / "probe", shop.device)
     vae = AutoencoderKL.from_pretrained(shop.part("vae"), use_safetensors=True).to(shop.device)
-    with torch.no_grad():
-        decoded = vae.decode(vae.encode(to_unit(held.images.to(shop.device))).latent_dist.mean).sample
-    through = ((decoded.clamp(-1, 1) + 1) * 127.5).round().byte()
-    seen = {"": held.images.to(shop.device), "_through_vae": through}
-    figures = {
-        name + ending: value
-        for ending, images in seen.items()
-        for name, value in probe.accuracy(folder, held, images, shop.device).items()
-    }
+    figures = probe.accuracies(folder, held, vae)
     _record(shop, "probe", {"figures": figures})
     return figures
 
