@@ -114,7 +114,7 @@ def test_values_of_a_model(kind: str, step: int, model: Path, tmp_path: Path) ->
         faults += [f"{what}, {USES[number % len(USES)]}: {wrong}"] if wrong else []
     assert not faults, "\n".join(faults)
     assert tried.total() >= 25
-    assert tried[2] >= 5, "some are refused"
+    assert tried[2] >= 2, "some are refused"
 
 
 def test_files_that_are_none(model: Path, tmp_path: Path) -> None:
