@@ -29,8 +29,8 @@ from rich.text import Text
 from asdm_cli.errors import printable
 
 Item = TypeVar("Item")
-LINES = "\n\N{NO-BREAK SPACE}"
-"""Told as they are, though they have no glyph."""
+LINES = "\n\N{NO-BREAK SPACE}\N{FIGURE SPACE}\N{PUNCTUATION SPACE}"
+"""Told as they are, though they have no glyph: what ends lines and sets figures under one another."""
 
 
 class Terminal(Console):

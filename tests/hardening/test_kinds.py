@@ -16,6 +16,7 @@ from typing import Any
 import pytest
 import yaml
 
+from asdm_cli.progress import LINES
 from asdm_cli.report.render_json import to_json
 from tests.hardening.kinds import HOSTILE, HUGE, NO_FILES, OTHERS, copied, leaves, renamed, replaced, rewritten
 from tests.report import samples
@@ -63,7 +64,7 @@ def use(how: str, bad: Path, folder: Path) -> Said:
 
 def fault(said: Said, seconds: float) -> str:
     """What is wrong with an answer, whatever it answers."""
-    raw = {each for each in said.out + said.err if not each.isprintable() and each not in "\n\xa0"}
+    raw = {each for each in said.out + said.err if not each.isprintable() and each not in LINES}
     if raw or "bug in asdm" in said.err or "Traceback" in said.err or said.code not in (0, 1, 2) or seconds > SECONDS:
         return f"code {said.code}, raw {raw}, {seconds:.1f} s: {said.err[-300:]!r}"
     return ""

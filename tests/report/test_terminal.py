@@ -6,14 +6,15 @@ import io
 import math
 
 import pytest
-from rich.console import Console
 
+from asdm_cli.progress import Terminal
 from asdm_cli.report.document import Column, Curves, Report, Section, Table, Timeline
 from asdm_cli.report.terminal import show
 
 
 def shown(report: Report, width: int) -> str:
-    console = Console(file=io.StringIO(), width=width)
+    console = Terminal(stderr=True)
+    console.file, console.width = io.StringIO(), width
     show(report, console)
     assert isinstance(console.file, io.StringIO)
     return console.file.getvalue()
@@ -32,6 +33,7 @@ def test_no_figure_is_lost_and_no_line_too_long(bench: Report, width: int) -> No
     out = shown(bench, width)
     assert max(len(line.rstrip()) for line in out.splitlines()) <= width
     assert "█" in out
+    assert "\\u" not in out, "blanks that set figures under one another are no escapes"
     words = out.split()
     for figure in ("8.80", "0.220", "31.2", "1,622", "320"):
         assert figure in words
