@@ -188,7 +188,7 @@ def test_what_a_page_tells_to_type_works(page: Path, workshop: Path) -> None:
 def test_everything_was_found() -> None:
     found = [block for page in pages.PAGES for block in pages.blocks(page)]
     kinds = Counter(block.kind for block in found)
-    assert set(kinds) == {"", "yaml", "python"}, "a block of another kind would not be looked at"
+    assert set(kinds) == {"", "yaml", "python", "json"}, "a block of another kind would not be looked at"
     assert (kinds["yaml"], kinds["python"]) >= (16, 4)
     typed = [words for block in found if not block.kind for _, words in block.commands()]
     assert len(typed) >= 45

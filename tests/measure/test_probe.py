@@ -19,6 +19,7 @@ from asdm_cli.methods import evaluate
 from asdm_cli.recipe.verbs import EvalRecipe
 from asdm_cli.report.document import Interval, Table
 from asdm_cli.report.run_directory import Run
+from tests import pages
 from tests.drawings import shard
 
 CLASSES = ["red", "green", "blue"]
@@ -70,6 +71,20 @@ def test_inputs_are_laid_end_to_end(tmp_path: Path) -> None:
 def test_a_probe_that_is_none_is_refused(changes: dict[str, Any], told: str, tmp_path: Path) -> None:
     with pytest.raises(ModelError, match=told):
         read_probe(probe(tmp_path, **changes))
+
+
+def test_the_probe_of_the_page_is_one(tmp_path: Path) -> None:
+    (block,) = [block for block in pages.blocks(pages.ROOT / "docs" / "measure.md") if block.kind == "json"]
+    (tmp_path / CONFIG).write_text(block.text)
+    weights = {
+        f"{name}.{part}": torch.zeros(2, *[1] * (part == "weight"))
+        for name in ("label", "style")
+        for part in ("weight", "bias")
+    }
+    save_file(weights, tmp_path / WEIGHTS)
+    read = read_probe(tmp_path)
+    assert read.targets["label"].classes == ["fox", "owl"]
+    assert [target.power for target in read.targets.values()] == [0.5, 1]
 
 
 @pytest.mark.parametrize(("hits", "n"), [(0, 5), (3, 7), (7, 7), (480, 512)])

@@ -56,6 +56,7 @@ RUN: dict[str, tuple[str, Any]] = {
     "guidance": ("pictures", 1.0),
     "seed": ("pictures", 1),
     "batch": ("batches", 1),
+    "per_prompt": ("pictures", 2),
     "bootstrap": ("figures", 5),
     "confidence": ("figures", 0.5),
     "grid": ("grid", 1),

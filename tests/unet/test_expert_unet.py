@@ -105,7 +105,7 @@ def test_a_time_that_depends_on_more_is_no_key_for_kernels() -> None:
     guided = build({**config(router="time"), "time_cond_proj_dim": 6}).eval()
     with torch.no_grad():
         for scale in (0.0, 5.0):
-            guided(**arguments(guided), timestep_cond=torch.full((3, 6), scale))
+            guided(**arguments(guided) | {"timestep_cond": torch.full((3, 6), scale)})
     assert not any(layer.kept._mixed for layer in expert_layers(guided).values())
 
 
