@@ -99,6 +99,8 @@ class Engine:
         sample, timestep, text = (*arguments, *(named[key] for key in ARGUMENTS[len(arguments) :]))[:3]
         if isinstance(generation, Pending):
             generation = self.current.generation = generation.start(self.nodes, timestep)
+        if self.current.call is not None and self.current.call.compiled:
+            generation.take_over()
         if self.inner.encoder_hid_proj is not None:
             text = None  # what cross-attention reads is made anew at every call
         self.current.call = generation.begin(sample, text, self._written_into(named))
@@ -174,6 +176,7 @@ class NodeHook(ModelHook):
             return (value,) if self.tupled else value
         assert role == KEEP, "there are no other roles"
         output = self.fn_ref.original_forward(*args, **kwargs)
+        call.compiled = torch.compiler.is_compiling()
         call.memory[self.name].keep(_own(output[0] if self.tupled else output, call.protect))
         return output
 
@@ -190,6 +193,7 @@ class TextHook(ModelHook):
         if call is None or call.texts is None:
             return self.fn_ref.original_forward(*args, **kwargs)
         if self.name not in call.texts:
+            call.compiled = torch.compiler.is_compiling()
             call.texts[self.name] = self.fn_ref.original_forward(*args, **kwargs)
         return call.texts[self.name]
 

@@ -24,6 +24,7 @@ class Memory:
         self.order = order
         self.known: tuple[float, ...] = ()
         self.differences: forecast.Differences | None = None
+        self.owned: forecast.Differences | None = None
         self.scales: tuple[float, ...] = ()
         self.factors: tuple[float, ...] = ()
         self.repeats = False
@@ -50,6 +51,10 @@ class Memory:
         before = self.differences
         self.differences = (value, *before[1:]) if self.repeats else forecast.differences(value, before, self.scales)
 
+    def take_over(self) -> None:
+        if self.differences is not None and self.differences is not self.owned:
+            self.differences = self.owned = tuple(each.clone() for each in self.differences)
+
     def hand_on(self) -> Tensor:
         assert self.differences is not None, "the first call of a generation computes everything"
         return forecast.forecast(self.differences, self.factors)
@@ -57,12 +62,14 @@ class Memory:
 
 @dataclass
 class Call:
-    """What the hooks of this call look up. `protect`: others write into features in place, so copies are kept."""
+    """What the hooks of this call look up. `protect`: others write into features in place, so copies are kept.
+    `compiled`: what was kept at this call are outputs of a graph."""
 
     roles: Mapping[str, int]
     memory: Mapping[str, Memory]
     texts: dict[str, Tensor] | None
     protect: bool
+    compiled: bool = False
 
 
 @dataclass
@@ -100,6 +107,7 @@ class Generation:
     call: int = -1
     memory: dict[str, Memory] = field(default_factory=dict)
     texts: dict[str, Tensor] = field(default_factory=dict)
+    owned_texts: dict[str, Tensor] = field(default_factory=dict)
     adaptive: dict[int, Adaptive] = field(default_factory=dict)
     text: tuple[Any, int] | None = None
     shape: torch.Size | None = None
@@ -125,6 +133,14 @@ class Generation:
         pattern = self.course.pattern(resting)
         self._prepare(pattern)
         return Call(pattern.roles, self.memory, self._texts(text), protect)
+
+    def take_over(self) -> None:
+        """Copy what the last call kept, if it is not copied yet: a CUDA graph's outputs are gone with the next run."""
+        for memory in self.memory.values():
+            memory.take_over()
+        for name, text in self.texts.items():
+            if self.owned_texts.get(name) is not text:
+                self.texts[name] = self.owned_texts[name] = text.clone()
 
     def cache_bytes(self) -> int:
         kept = [tensor for memory in self.memory.values() for tensor in memory.differences or ()]
