@@ -86,8 +86,9 @@ class Engine:
         for module in (self.unet, *self.inner.modules()):
             registry = module.__dict__.get("_diffusers_hook")
             if registry is not None and registry.get_hook(NAME):
-                registry.remove_hook(NAME, recurse=False)
-                _tidy(module)
+                with _inside_offloading(module):
+                    registry.remove_hook(NAME, recurse=False)
+                    _tidy(module)
 
     @torch.compiler.disable
     def begin(self, arguments: tuple[Any, ...], named: dict[str, Any]) -> None:
@@ -210,7 +211,20 @@ def _real_names(name: str, modules: dict[str, nn.Module]) -> list[str]:
 
 
 def _hook(module: nn.Module, hook: ModelHook) -> None:
-    HookRegistry.check_if_exists_or_initialize(module).register_hook(hook, NAME)
+    with _inside_offloading(module):
+        HookRegistry.check_if_exists_or_initialize(module).register_hook(hook, NAME)
+
+
+@contextmanager
+def _inside_offloading(module: nn.Module) -> Iterator[None]:
+    """accelerate's hook stays around ours, whichever came first: pipelines take it off and put it on again after every
+    drawing, and what lay around it would be gone."""
+    outer, inner = module.__dict__.get("forward"), module.__dict__.get("_old_forward")
+    if inner is not None:
+        module.forward = inner
+    yield
+    if inner is not None:
+        module._old_forward, module.forward = module.forward, outer
 
 
 def _tidy(module: nn.Module) -> None:
