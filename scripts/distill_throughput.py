@@ -1,7 +1,7 @@
 """What a step of `asdm distill` costs beside its bare work, beside a plain loop, and with three students at once.
 
-    python scripts/distill_throughput.py [ROUNDS]
-    python scripts/distill_throughput.py sd15 [STEPS]
+    python -m scripts.distill_throughput [ROUNDS]
+    python -m scripts.distill_throughput sd15 [STEPS]
 
 Prune the bundled model first (recipes/prune-pocket-{base,small,tiny}.yaml). Everybody takes turns in one process,
 a stretch of ten steps each; figures are medians of times and of ratios within rounds.

@@ -45,7 +45,9 @@ REST = 1.0
 GRACE = 15.0
 """Seconds that a part has to save what it holds, within its share."""
 POCKET, DATA, WHEELS = Path("runs/gpu-pocket"), Path("data/wide.tar.gz"), Path(".whl")
-TEST = re.compile(r"^(?:\[gw\d+\] \[ *\d+%\] )?(?:(PASSED|FAILED|SKIPPED|ERROR) )?(tests/\S+)(?: (PASSED|FAILED|SKIPPED|ERROR))?")
+TEST = re.compile(
+    r"^(?:\[gw\d+\] \[ *\d+%\] )?(?:(PASSED|FAILED|SKIPPED|ERROR) )?(tests/\S+)(?: (PASSED|FAILED|SKIPPED|ERROR))?"
+)
 
 
 def main() -> None:
@@ -93,7 +95,9 @@ def check_sizes(shares: dict[str, float]) -> None:
     size = sum(path.stat().st_size for path in travels)
     if size > TRAVEL:
         largest = sorted(travels, key=lambda path: -path.stat().st_size)[:5]
-        sys.exit(f"gpu: {size / MIB:.0f} MiB would travel, {TRAVEL // MIB} may; largest: {', '.join(map(str, largest))}")
+        sys.exit(
+            f"gpu: {size / MIB:.0f} MiB would travel, {TRAVEL // MIB} may; largest: {', '.join(map(str, largest))}"
+        )
     weights = sum(path.stat().st_size for path in Path("asdm_cli/pocket/weights").rglob("*.safetensors"))
     pieces = ceil(1.5 * weights / PIECE) if "pocket" in shares else 0
     if (files := pieces + len(shares) + 1) > FILES:
@@ -111,7 +115,15 @@ def check_results(out: Path) -> None:
 def part(name: str, minutes: float, out: Path, tiny: bool) -> None:
     start, results = time.monotonic(), Results(out / f"{name}.json")
     command = {
-        "pocket": ["-m", "pocket", "chain", "--minutes", f"{max(0.1, minutes - 2 * GRACE / 60):.2f}", "--folder", POCKET],
+        "pocket": [
+            "-m",
+            "pocket",
+            "chain",
+            "--minutes",
+            f"{max(0.1, minutes - 2 * GRACE / 60):.2f}",
+            "--folder",
+            POCKET,
+        ],
         "tests": ["-m", "pytest", "tests/gpu", "-vv", "-W", "default", "--tb=short", "-n", "2" if tiny else "6"],
         "distill": ["-m", "scripts.gpu.distill"],
     }.get(name, ["-m", "scripts.gpu.costs", name])

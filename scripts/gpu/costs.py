@@ -76,7 +76,9 @@ class Body:
     def round(self, images: int) -> dict[str, float]:
         """Seconds of a call of each pattern; `first` has no past."""
         rows = images * self.way.rows
-        call = partial(self.unet, **inputs(self.config, rows, latent_size(self.config), 77, DEVICE, DTYPE), return_dict=False)
+        call = partial(
+            self.unet, **inputs(self.config, rows, latent_size(self.config), 77, DEVICE, DTYPE), return_dict=False
+        )
         if self.engine is None:
             return {"full": seconds(call)}
         course = self.engine.nodes.course(STEPS).digest()
@@ -98,6 +100,7 @@ class Body:
 class Measuring:
     def __init__(self, results: Results, end: float, tiny: bool):
         self.results, self.end, self.tiny = results, end, tiny
+        results.put("tiny", tiny)
         self.rows: list[dict[str, Any]] = results.found.get("rows", [])
         self.weights: dict[str, torch.nn.Module] = {}
         self.bodies: dict[Way, Body] = {}
@@ -180,7 +183,9 @@ def whole(measuring: Measuring) -> None:
         text_encoder=None,
         tokenizer=None,
         unet=_twin(plain.unet),
-        scheduler=DDIMScheduler(beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", clip_sample=False, steps_offset=1),
+        scheduler=DDIMScheduler(
+            beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", clip_sample=False, steps_offset=1
+        ),
         safety_checker=None,
         feature_extractor=None,
         requires_safety_checker=False,
@@ -193,7 +198,10 @@ def whole(measuring: Measuring) -> None:
         if row["images"] == 1 and row["way"]["plan"] and not row["way"]["removed"] and "ms" in row
     }
     best = next(way for way in measuring.bodies if way.name == sums[min(sums)] and way.shape == "sd15")
-    players = [Player("plain", PLAIN, STEPS, "ddim"), Player(best.name, ASDM, STEPS, "ddim", nodes=best.nodes(measuring.tiny))]
+    players = [
+        Player("plain", PLAIN, STEPS, "ddim"),
+        Player(best.name, ASDM, STEPS, "ddim", nodes=best.nodes(measuring.tiny)),
+    ]
     players.append(Player("fewer steps", PLAIN, STEPS // 2, "ddim"))
     try:
         require_package()

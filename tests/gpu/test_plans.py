@@ -69,15 +69,23 @@ def test_turns_of_a_unet_and_its_twin_change_no_bit(idle: Any, dtype: torch.dtyp
 @pytest.mark.parametrize("dtype", FORMATS, ids=str)
 @pytest.mark.parametrize("plan", PLANS)
 def test_plans_draw_alike_in_every_format(plan: str, dtype: torch.dtype, device: torch.device) -> None:
-    """As the format alone changes a picture, so far a plan in it may be from the plan in float32."""
+    """As far as the format alone moves a picture, a plan in it may be from the plan in float32, and some."""
     wide, own = pipe(device), pipe(device, dtype)
-    plain = draw(wide, CALLS)
+    noise = torch.randn(1, 4, 8, 8, generator=torch.Generator().manual_seed(0))  # other formats draw other numbers
+    given = {pipe: {"latents": noise.to(device, pipe.unet.dtype)} for pipe in (wide, own)}
+    plain = draw(wide, CALLS, **given[wide])
+    moved = distance(draw(own, CALLS, **given[own]), plain)
+    assert moved < 0.1
     with inherit(wide, PLANS[plan]), inherit(own, PLANS[plan]) as handle:
-        wanted, got = draw(wide, CALLS), draw(own, CALLS)
+        wanted, got = draw(wide, CALLS, **given[wide]), draw(own, CALLS, **given[own])
         assert len(set(handle.engine.last_steps)) > 1, "something was inherited"
     assert not torch.equal(wanted, plain)
-    assert (got.float() - wanted).norm() / wanted.norm() < 0.1
+    assert distance(got, wanted) <= 3 * moved
     assert got.dtype == dtype
+
+
+def distance(got: torch.Tensor, wanted: torch.Tensor) -> float:
+    return float((got.float() - wanted).norm() / wanted.norm())
 
 
 @pytest.mark.gpu
