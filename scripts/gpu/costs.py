@@ -64,6 +64,8 @@ class Body:
             self.unet = torch.compile(self.unet, **backend)
         self.engine = Engine(self.unet, nodes) if nodes else None
         self.begin: list[float] = []
+        self.peaks: dict[int, float | None] = {}
+        self.first = 0.0
         if self.engine and not way.compiled:
             self.engine.begin = partial(self._begin, self.engine.begin)
 
@@ -109,15 +111,23 @@ class Measuring:
         bodies = [body for way in ways if (body := self.body(way, images))]
         times: dict[Way, Times] = {body.way: {} for body in bodies}
         for number in range(WARMUPS + ROUNDS):
-            for body in _in_turn(bodies, number):
-                if time.monotonic() > self.end:
-                    return self.note(ways, images, times)
+            offset = number % max(1, len(bodies))
+            for body in bodies[offset:] + bodies[:offset]:
+                if number >= WARMUPS and time.monotonic() > self.end:
+                    break
+                start = time.perf_counter()
                 taken = body.round(images)
-                if number == WARMUPS - 1:
+                if number < WARMUPS:
                     body.begin.clear()
-                for name, each in taken.items() if number >= WARMUPS else ():
+                    body.first = body.first or time.perf_counter() - start
+                    continue
+                for name, each in taken.items():
                     times[body.way].setdefault(name, []).append(each)
-        return self.note(ways, images, times)
+            if number == WARMUPS:  # in case that there is no time for more
+                self.note(times, images)
+        for body in bodies if time.monotonic() < self.end else ():
+            body.peaks[images] = body.peak(images)
+        self.note(times, images)
 
     def body(self, way: Way, images: int) -> Body | None:
         """None, with the reason noted, for what cannot be built or what there is no time for."""
@@ -140,24 +150,25 @@ class Measuring:
     def skip(self, way: Way, images: int, reason: str) -> None:
         self.put(way, images, {"skipped": reason})
 
-    def note(self, ways: tuple[Way, ...], images: int, times: dict[Way, Times]) -> None:
-        for way in ways:
-            if taken := times.get(way):
-                counts = way.counts(self.tiny)
-                ms = {name: 1e3 * median(each) for name, each in taken.items()}
-                low_high = {name: [1e3 * min(each), 1e3 * max(each)] for name, each in taken.items()}
-                body = self.bodies[way]
-                figures = {
-                    "ms": ms,
-                    "low_high_ms": low_high,
-                    "rounds": len(taken["full"]),
-                    "counts": counts,
-                    "generation_s": sum(count * ms[name] for name, count in counts.items()) / 1e3,
-                    "peak_mb": body.peak(images),
-                    "cache_mb": body.engine.last_cache_bytes / 1e6 if body.engine else 0.0,
-                    "begin_ms": 1e3 * median(body.begin) if body.begin else None,
-                }
-                self.put(way, images, figures)
+    def note(self, times: dict[Way, Times], images: int) -> None:
+        for way, taken in times.items():
+            if not taken:
+                self.skip(way, images, "no time was left")
+                continue
+            body, counts = self.bodies[way], way.counts(self.tiny)
+            ms = {name: 1e3 * median(each) for name, each in taken.items()}
+            figures = {
+                "ms": ms,
+                "low_high_ms": {name: [1e3 * min(each), 1e3 * max(each)] for name, each in taken.items()},
+                "rounds": len(taken["full"]),
+                "counts": counts,
+                "generation_s": sum(count * ms[name] for name, count in counts.items()) / 1e3,
+                "peak_mb": body.peaks.get(images),
+                "cache_mb": body.engine.last_cache_bytes / 1e6 if body.engine else 0.0,
+                "begin_ms": 1e3 * median(body.begin) if body.begin else None,
+                "first_round_s": body.first,
+            }
+            self.put(way, images, figures)
 
     def put(self, way: Way, images: int, figures: dict[str, Any]) -> None:
         row = {"way": asdict(way), "images": images, **figures}
@@ -170,13 +181,12 @@ def _named(row: dict[str, Any]) -> tuple[Any, ...]:
     return (*(row["way"][key] for key in ("shape", "name", "compiled")), row["images"])
 
 
-def _in_turn(bodies: list[Body], number: int) -> list[Body]:
-    offset = number % max(1, len(bodies))
-    return bodies[offset:] + bodies[:offset]
-
-
 def whole(measuring: Measuring) -> None:
     """Latents of whole generations: plain, the DeepCache package, and the plan that is fastest by its sum."""
+    planned = [row for row in measuring.rows if row["images"] == 1 and "ms" in row and row["way"]["plan"]]
+    whole_unet = [row for row in planned if not row["way"]["removed"]]
+    if not whole_unet:
+        return measuring.results.put("whole skipped", "no time was left")
     plain = measuring.bodies[GROUPS["sd15"][0][0]]
     pipe: Any = StableDiffusionPipeline(
         vae=None,
@@ -192,12 +202,8 @@ def whole(measuring: Measuring) -> None:
     )
     pipe.set_progress_bar_config(disable=True)
     text = inputs(plain.config, 1, None, 77, DEVICE, DTYPE)["encoder_hidden_states"]
-    sums = {
-        row["generation_s"]: row["way"]["name"]
-        for row in measuring.rows
-        if row["images"] == 1 and row["way"]["plan"] and not row["way"]["removed"] and "ms" in row
-    }
-    best = next(way for way in measuring.bodies if way.name == sums[min(sums)] and way.shape == "sd15")
+    fastest = min(whole_unet, key=lambda row: row["generation_s"])["way"]["name"]
+    best = next(way for way in measuring.bodies if way.name == fastest)
     players = [
         Player("plain", PLAIN, STEPS, "ddim"),
         Player(best.name, ASDM, STEPS, "ddim", nodes=best.nodes(measuring.tiny)),
@@ -210,7 +216,7 @@ def whole(measuring: Measuring) -> None:
         measuring.results.put("DeepCache package", str(error))
     times: dict[str, list[float]] = {player.name: [] for player in players}
     for number in range(4):
-        for player in players:
+        for player in players if time.monotonic() < measuring.end else ():
             with on_stage(pipe, player):
                 draw = partial(
                     pipe,
@@ -221,7 +227,7 @@ def whole(measuring: Measuring) -> None:
                     output_type="latent",
                 )
                 taken = seconds(draw)
-            if number and time.monotonic() < measuring.end + 30:
+            if number:
                 times[player.name].append(taken)
                 measuring.results.put("whole", {name: median(each) for name, each in times.items() if each})
 
@@ -234,6 +240,7 @@ def main() -> None:
     parser.add_argument("--tiny", action="store_true")
     given = parser.parse_args()
     end = time.monotonic() + given.seconds
+    torch._dynamo.config.recompile_limit = 64  # bodies of one class count together
     measuring = Measuring(Results(given.out), end, given.tiny)
     for images in IMAGES:
         for ways in GROUPS[given.part]:
