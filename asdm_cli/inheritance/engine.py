@@ -36,10 +36,14 @@ Noise = Callable[[str, int, float], Sequence[float]]
 
 
 class Current(threading.local):
-    """Of each thread: the generation under way, and its call. Threads that share a UNet do not meet here."""
+    """Of each thread: the generation under way, and its call. Threads that share a UNet do not meet here.
 
-    generation: Generation | Pending | None = None
-    call: Call | None = None
+    Set per thread: torch's compiler (2.11) takes what it finds on the class for what every thread has.
+    """
+
+    def __init__(self) -> None:
+        self.generation: Generation | Pending | None = None
+        self.call: Call | None = None
 
 
 class Engine:

@@ -116,7 +116,13 @@ class Measuring:
                 if number >= WARMUPS and time.monotonic() > self.end:
                     break
                 start = time.perf_counter()
-                taken = body.round(images)
+                try:
+                    taken = body.round(images)
+                except Exception as error:  # one way that fails ends no other
+                    self.skip(body.way, images, f"{type(error).__name__}: {f'{error}'.splitlines()[:1]}")
+                    bodies.remove(body)
+                    del times[body.way]
+                    continue
                 if number < WARMUPS:
                     body.begin.clear()
                     body.first = body.first or time.perf_counter() - start
@@ -186,7 +192,8 @@ def whole(measuring: Measuring) -> None:
     planned = [row for row in measuring.rows if row["images"] == 1 and "ms" in row and row["way"]["plan"]]
     whole_unet = [row for row in planned if not row["way"]["removed"]]
     if not whole_unet:
-        return measuring.results.put("whole skipped", "no time was left")
+        measuring.results.put("whole skipped", "no time was left")
+        return
     plain = measuring.bodies[GROUPS["sd15"][0][0]]
     pipe: Any = StableDiffusionPipeline(
         vae=None,
