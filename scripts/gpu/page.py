@@ -64,7 +64,7 @@ def _costs(part: dict[str, Any]) -> Iterable[str]:
 
     ways = {(way.shape, way.name, way.compiled): way for groups in GROUPS.values() for group in groups for way in group}
     plain = {
-        (row["way"]["shape"], row["images"]): row
+        (row["way"]["shape"], row["images"], row["way"]["compiled"]): row
         for row in part.get("rows", [])
         if row["way"]["name"] == "plain" and "ms" in row
     }
@@ -83,7 +83,7 @@ def _costs(part: dict[str, Any]) -> Iterable[str]:
     )
     yield from _head(heads)
     for row in part.get("rows", []):
-        way, first = row["way"], plain.get((row["way"]["shape"], row["images"]))
+        way, first = row["way"], plain.get((row["way"]["shape"], row["images"], row["way"]["compiled"]))
         title = f"{way['name']}{', ' + way['compiled'] if way['compiled'] else ''}"
         if "ms" not in row or first is None:
             yield _line(way["shape"], title, row["images"], row.get("skipped", "nothing to hold it against"), *[""] * 7)

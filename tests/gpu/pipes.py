@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from asdm_cli.switching.unet import SwitchedUNet
+from asdm_cli.unet.cost import inputs
 from tests.inheritance import pipes
 
 draw = pipes.draw
@@ -28,7 +29,5 @@ def own(pipe: Any) -> Any:
 
 def arguments(unet: Any, device: torch.device, dtype: torch.dtype = torch.float32, rows: int = 2) -> dict[str, Any]:
     """What a pipeline calls its UNet with."""
-    from asdm_cli.unet.cost import inputs
-
     torch.manual_seed(0)
     return inputs(dict(unet.config), rows, 8, 16, device, dtype)

@@ -14,10 +14,14 @@ import torch
 
 from asdm_cli import inherit, switch
 from asdm_cli.experts.mixing import STRATEGIES
+from asdm_cli.experts.spec import Spec
 from asdm_cli.inheritance.engine import Engine
+from asdm_cli.models.load import random_unet
 from asdm_cli.recipe.plans import read_plan
+from asdm_cli.unet.expansion import expand
 from tests.experts.test_precision import tensors
 from tests.gpu.pipes import CALLS, arguments, draw, pipe
+from tests.inheritance.shapes import SHAPES
 from tests.switching.parts import small
 
 HALF = pytest.param(torch.float16, marks=pytest.mark.gpu)
@@ -104,6 +108,24 @@ def test_inside_a_step_nobody_waits_for_the_device(plan: str, device: torch.devi
         finally:
             torch.cuda.set_sync_debug_mode("default")
     assert len(set(engine.last_steps)) > 1
+
+
+@pytest.mark.parametrize("router", ["time", "features"])
+def test_nor_does_a_unet_with_experts(router: str, device: torch.device) -> None:
+    """Its first call may: there the ways to convolve are timed."""
+    config = expand(SHAPES["two levels"], Spec(3, router, "softmax"), ["down.0"], None).config
+    unet = random_unet(config, device, torch.float32)
+    given = arguments(unet, device)
+    with torch.no_grad():
+        first = unet(**given).sample
+        if device.type == "cuda":
+            torch.cuda.set_sync_debug_mode("error")
+        try:
+            again = unet(**given).sample
+        finally:
+            if device.type == "cuda":
+                torch.cuda.set_sync_debug_mode("default")
+    assert torch.equal(first, again)
 
 
 @pytest.mark.gpu
