@@ -54,7 +54,7 @@ def test_plans_that_leave_nothing_out_change_no_bit(
     assert torch.equal(draw(made), plain)
 
 
-@pytest.mark.parametrize("dtype", FORMATS, ids=str)
+@pytest.mark.parametrize("dtype", [torch.float32, HALF], ids=str)
 @pytest.mark.parametrize("idle", ["stay", "cpu"])
 def test_turns_of_a_unet_and_its_twin_change_no_bit(idle: Any, dtype: torch.dtype, device: torch.device) -> None:
     made = pipe(device, dtype)
@@ -70,7 +70,7 @@ def test_turns_of_a_unet_and_its_twin_change_no_bit(idle: Any, dtype: torch.dtyp
     assert torch.equal(draw(made, CALLS), plain)
 
 
-@pytest.mark.parametrize("dtype", FORMATS, ids=str)
+@pytest.mark.parametrize("dtype", FORMATS[1:], ids=str)
 @pytest.mark.parametrize("plan", PLANS)
 def test_plans_draw_alike_in_every_format(plan: str, dtype: torch.dtype, device: torch.device) -> None:
     """As far as the format alone moves a picture, a plan in it may be from the plan in float32, and some."""
