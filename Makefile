@@ -6,7 +6,7 @@ INSTALLED := .venv/.installed
 
 .DEFAULT_GOAL := help
 .PHONY: help setup demo test check format docs data pocket pocket-figures tables table1 table2 table3 table4 table5 costs \
-	inherit-figures throughput
+	inherit-figures throughput gpu
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "  make %-18s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -110,7 +110,14 @@ inherit-figures: setup ## Plans against DeepCache and fewer steps, two samplers;
 
 throughput: setup ## What a training step costs beside its bare work and beside a plain loop
 	for set in base small tiny; do $(BIN)/asdm prune recipes/prune-pocket-$$set.yaml --overwrite || exit 1; done
-	$(BIN)/python scripts/distill_throughput.py
+	$(BIN)/python -m scripts.distill_throughput
+
+# On a machine without a network, with its own torch, and the wheels of scripts/gpu-wheels.txt installed: GPU_PYTHON=python3
+MINUTES ?= 12
+PRESET ?= train
+GPU_PYTHON ?= $(BIN)/python
+gpu: $(if $(filter $(BIN)/python,$(GPU_PYTHON)),setup) ## What needs a GPU, in MINUTES: PRESET=train (bundled model, tests, SD 1.5) or measure
+	$(GPU_PYTHON) -m scripts.gpu --minutes $(MINUTES) --preset $(PRESET)
 
 HARDWARE ?= $(shell nproc) CPU cores
 pocket-figures: setup ## Measure the bundled model and renew its card and sample sheet

@@ -1,7 +1,7 @@
 """What a step of `asdm distill` costs beside its bare work, beside a plain loop, and with three students at once.
 
-    python scripts/distill_throughput.py [ROUNDS]
-    python scripts/distill_throughput.py sd15 [STEPS]
+    python -m scripts.distill_throughput [ROUNDS]
+    python -m scripts.distill_throughput sd15 [STEPS]
 
 Prune the bundled model first (recipes/prune-pocket-{base,small,tiny}.yaml). Everybody takes turns in one process,
 a stretch of ten steps each; figures are medians of times and of ratios within rounds.
@@ -28,8 +28,6 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from asdm_cli.pocket.contrastive import tokenize
-from asdm_cli.pocket.pairs import read_pairs, to_unit
 from diffusers import DDPMScheduler
 from diffusers.training_utils import EMAModel
 
@@ -48,6 +46,8 @@ from asdm_cli.unet.anatomy import Anatomy
 from asdm_cli.unet.presets import preset
 from asdm_cli.unet.surgery import remove
 from asdm_cli.unet.taps import taps
+from pocket.contrastive import tokenize
+from pocket.drawings import read, to_unit
 
 SHARD = Path("asdm_cli/pocket/data/train.tar.gz")
 STRETCH = 10
@@ -115,8 +115,8 @@ def plain(run: Training) -> Callable[[], None]:
     for each in (unet, teacher):
         each.to(memory_format=torch.contiguous_format)
     pipe = load_pipeline(find("pocket"), torch.device("cpu"), torch.float32)
-    drawings = read_pairs(SHARD)
-    pixels, ids = to_unit(drawings.pictures), tokenize(pipe.tokenizer, drawings.captions)
+    drawings = read(SHARD)
+    pixels, ids = to_unit(drawings.images), tokenize(pipe.tokenizer, drawings.captions)
     noise_scheduler = DDPMScheduler.from_config(pipe.scheduler.config)
     optimizer, ema = torch.optim.AdamW(unet.parameters(), lr=1e-5), EMAModel(unet.parameters())
     ours, theirs = hooked(unet), hooked(teacher)

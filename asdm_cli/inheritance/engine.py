@@ -46,12 +46,16 @@ Noise = Callable[[str, int, float], Sequence[float]]
 
 
 class Current(threading.local):
-    """Of each thread: the generation under way, and its call. Threads that share a UNet do not meet here."""
+    """Of each thread: the generation under way, and its call. Threads that share a UNet do not meet here.
 
-    generation: Generation | Pending | None = None
-    call: Call | None = None
-    plain: bool = False
-    """Whether calls outside a generation are meant."""
+    Set per thread: torch's compiler (2.11) takes what it finds on the class for what every thread has.
+    """
+
+    def __init__(self) -> None:
+        self.generation: Generation | Pending | None = None
+        self.call: Call | None = None
+        self.plain: bool = False
+        """Whether calls outside a generation are meant."""
 
     def __reduce__(self) -> Any:
         """A copy's hooks would compute with this UNet's modules."""
@@ -136,6 +140,8 @@ class Engine:
         sample, timestep = (*arguments, *(named[key] for key in ARGUMENTS[len(arguments) :]))[:2]
         if isinstance(generation, Pending):
             generation = self.current.generation = generation.start(self.nodes, timestep)
+        if self.current.call is not None and self.current.call.compiled:
+            generation.take_over()
         self.current.call = generation.begin(sample, timestep, self._written_into(named))
 
     def _written_into(self, named: dict[str, Any]) -> bool:
@@ -209,6 +215,7 @@ class NodeHook(ModelHook):
             return (value,) if self.tupled else value
         assert role == KEEP, "there are no other roles"
         output = self.fn_ref.original_forward(*args, **kwargs)
+        call.compiled = torch.compiler.is_compiling()
         call.memory[self.name].keep(_own(output[0] if self.tupled else output, call.protect))
         return output
 
@@ -226,6 +233,7 @@ class TextHook(ModelHook):
             return self.fn_ref.original_forward(*args, **kwargs)
         known = call.texts.get(self.name)
         if known is None or known[0] is not text or known[1] != text._version:
+            call.compiled = torch.compiler.is_compiling()
             known = call.texts[self.name] = (text, text._version, self.fn_ref.original_forward(*args, **kwargs))
         return known[2]
 

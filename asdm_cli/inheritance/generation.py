@@ -29,6 +29,7 @@ class Memory:
         self.order = order
         self.known: tuple[float, ...] = ()
         self.differences: forecast.Differences | None = None
+        self.owned: forecast.Differences | None = None
         self.scales: tuple[float, ...] = ()
         self.factors: tuple[float, ...] = ()
         self.repeats = False
@@ -54,6 +55,10 @@ class Memory:
             self.error = forecast.relative_error(forecast.forecast(self.differences, self.factors), value)
         before = self.differences
         self.differences = (value, *before[1:]) if self.repeats else forecast.differences(value, before, self.scales)
+
+    def take_over(self) -> None:
+        if self.differences is not None and self.differences is not self.owned:
+            self.differences = self.owned = tuple(each.clone() for each in self.differences)
 
     def hand_on(self) -> Tensor:
         assert self.differences is not None, "the first call of a generation computes everything"
@@ -100,12 +105,14 @@ def _is_no_later(one: Tensor, other: Tensor) -> bool:
 
 @dataclass
 class Call:
-    """What the hooks of this call look up. `protect`: others write into features in place, so copies are kept."""
+    """What the hooks of this call look up. `protect`: others write into features in place, so copies are kept.
+    `compiled`: what was kept at this call are outputs of a graph."""
 
     roles: Mapping[str, int]
     memory: Mapping[str, Memory]
     texts: Texts
     protect: bool
+    compiled: bool = False
 
 
 @dataclass
@@ -144,6 +151,7 @@ class Generation:
     call: int = -1
     memory: dict[str, Memory] = field(default_factory=dict)
     texts: Texts = field(default_factory=dict)
+    owned_texts: dict[str, Tensor] = field(default_factory=dict)
     adaptive: dict[int, Adaptive] = field(default_factory=dict)
     shape: torch.Size | None = None
     steps: list[Resting] = field(default_factory=list)
@@ -169,6 +177,15 @@ class Generation:
         pattern = self.course.pattern(resting)
         self._prepare(pattern)
         return Call(pattern.roles, self.memory, self.texts, protect)
+
+    def take_over(self) -> None:
+        """Copy what the last call kept, if it is not copied yet: a CUDA graph's outputs are gone with the next run."""
+        for memory in self.memory.values():
+            memory.take_over()
+        for name, (read, version, answer) in self.texts.items():
+            if self.owned_texts.get(name) is not answer:
+                self.owned_texts[name] = answer.clone()
+                self.texts[name] = (read, version, self.owned_texts[name])
 
     def cache_bytes(self) -> int:
         kept = [tensor for memory in self.memory.values() for tensor in memory.differences or ()]

@@ -39,7 +39,8 @@ FOR_ALL = frozenset(
 class Current(threading.local):
     """Of each thread: the generation under way. Threads that share a UNet do not meet here."""
 
-    run: Run | Pending | None = None
+    def __init__(self) -> None:
+        self.run: Run | Pending | None = None
 
     def __reduce__(self) -> Any:
         raise ModelError(COPIED)

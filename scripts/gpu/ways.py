@@ -1,0 +1,113 @@
+"""What is timed at real size: shapes of UNets, and ways of drawing with them. No GPU is needed to say what they are."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from asdm_cli.experts.spec import Spec
+from asdm_cli.inheritance.course import Nodes, Resting
+from asdm_cli.measure.plan_times import FULL, pattern_macs, patterns
+from asdm_cli.recipe.plans import read_plan
+from asdm_cli.unet.anatomy import Anatomy
+from asdm_cli.unet.cost import macs
+from asdm_cli.unet.expansion import expand
+from asdm_cli.unet.presets import preset
+from asdm_cli.unet.surgery import remove
+
+STEPS = 50
+EARLY = {"mode": "early", "interval": 3, "power": 1.3}
+BLOCK, UP, OUT = ({"rules": [{"nodes": nodes, "schedule": EARLY, "order": 1}]} for nodes in ("up.3", "up.2", "out"))
+DEEP = {"preset": "deepcache", "branch": 0, "interval": 3}
+TEXT = {
+    "rules": [{"nodes": "deepcache.0", "schedule": {"mode": "uniform", "interval": 3}}],
+    "text_once": False,
+}
+LAYER = {"preset": "base-mask", "interval": 2}
+UNIT = {"rules": [{"nodes": "*.attn", "carry": "residual", "schedule": {"mode": "uniform", "interval": 3}}]}
+ASSEMBLED = ("down.0.1", "down.1.1", "up.2.1", "up.3.1")
+
+
+@dataclass(frozen=True)
+class Way:
+    """A UNet's shape, and how it is called; `rows` are an image's latents in one call, with guidance two."""
+
+    name: str
+    shape: str = "sd15"
+    removed: str | tuple[str, ...] = ()
+    router: str | None = None
+    plan: Any = field(default=None, compare=False)
+    channels_last: bool = False
+    compiled: str | None = None
+    rows: int = 2
+
+    def config(self, tiny: bool = False) -> dict[str, Any]:
+        if tiny:
+            from tests.tiny import SHAPES
+
+        stock = SHAPES[self.shape] if tiny else preset(self.shape)
+        config = remove(stock, self.removed).config if self.removed else stock
+        return expand(config, Spec(4, self.router, "softmax"), None, stock).config if self.router else config
+
+    def nodes(self, tiny: bool = False) -> Nodes | None:
+        """Raises AsdmError for what this version has no plan for."""
+        return Nodes(read_plan(self.plan), Anatomy.of(self.config(tiny))) if self.plan else None
+
+    def counts(self, tiny: bool = False) -> dict[str, int]:
+        """How many calls of a generation are of which pattern."""
+        nodes = self.nodes(tiny)
+        found: Counter[Resting] = patterns(nodes, STEPS) if nodes else Counter({FULL: STEPS})
+        return {label(pattern): count for pattern, count in found.items()}
+
+    def generation_macs(self, tiny: bool = False) -> float:
+        """Multiply-accumulates of a generation, one latent a row."""
+        nodes, config = self.nodes(tiny), self.config(tiny)
+        if nodes is None:
+            return self.rows * STEPS * macs(config).total
+        each = {label(pattern): cost.total for pattern, cost in pattern_macs(config, nodes, STEPS).items()}
+        return self.rows * sum(count * each[pattern] for pattern, count in self.counts(tiny).items())
+
+
+def label(pattern: Resting) -> str:
+    return "+".join(f"rule {rule}" for rule in sorted(pattern)) or "full"
+
+
+SD15 = (
+    Way("plain"),
+    Way("channels last", channels_last=True),
+    Way("without guidance", rows=1),
+    Way("block", plan=BLOCK),
+    Way("layer", plan=LAYER),
+    Way("unit", plan=UNIT),
+    Way("deepcache", plan=DEEP),
+    Way("deepcache, text every call", plan=TEXT),
+    Way("output", plan=OUT),
+    Way("base", removed="base"),
+    Way("small", removed="small"),
+    Way("tiny", removed="tiny"),
+    Way("1122", removed=ASSEMBLED),
+    Way("base, deepcache", removed="base", plan=DEEP),
+    Way("1122, deepcache", removed=ASSEMBLED, plan=DEEP),
+    Way("base, experts by time", removed="base", router="time"),
+    Way("base, experts by features", removed="base", router="features"),
+)
+SDXL = (
+    Way("plain", "sdxl"),
+    Way("block", "sdxl", plan=UP),
+    Way("deepcache", "sdxl", plan=DEEP),
+    Way("base", "sdxl", removed="base"),
+)
+SD21 = (
+    Way("plain", "sd21"),
+    Way("block", "sd21", plan=BLOCK),
+    Way("deepcache", "sd21", plan=DEEP),
+    Way("base", "sd21", removed="base"),
+)
+_PLAIN, *_COMPILED = (
+    replace(next(way for way in SD15 if way.name == name), channels_last=True, compiled=mode)
+    for mode in ("default", "reduce-overhead")
+    for name in ("plain", "block", "1122", "deepcache, text every call")
+)
+GROUPS = {"sd15": [SD15], "sizes": [SDXL, SD21], "compiled": [(_PLAIN, way) for way in _COMPILED]}
+"""Part -> those who take turns; the first of each is what the others are held against."""
