@@ -46,12 +46,13 @@ class Autoencoding:
         self.module = Reconstruction(vae)
         self.images, self.held_out = train.images.to(device), held_out.images.to(device)
         self.size = len(train)
+        side = train.images.shape[-1] // 2 ** (len(vae.config["block_out_channels"]) - 1)
+        self.latent = (vae.config["latent_channels"], side, side)
 
     def losses(self, module: nn.Module, rows: Tensor, noise: Draws) -> dict[str, Tensor]:
         with torch.autocast(rows.device.type, enabled=False):
             images = moved(to_unit(self.images[rows]), noise)
-        latent_noise = noise.normal(4, 32, 32)
-        decoded, kl = module(images.to(memory_format=torch.channels_last), latent_noise)
+        decoded, kl = module(images.to(memory_format=torch.channels_last), noise.normal(*self.latent))
         return {
             "l1": F.l1_loss(decoded, images),
             "mse": 2 * F.mse_loss(decoded, images),

@@ -62,9 +62,10 @@ class Shop:
         return (GPU_PLANS if self.device.type == "cuda" else PLANS)[stage]
 
     def part(self, name: str) -> Path:
-        """The finished part of an earlier stage: this training's, else the shipped one."""
+        """The finished part of an earlier stage: this training's, else the shipped one; of a training that goes on from
+        the shipped weights, what they learnt with."""
         own, shipped = self.folder / "parts" / name, WEIGHTS / name
-        found = own if own.exists() else shipped
+        found = own if own.exists() and not self.go_on else shipped
         if not found.exists():
             raise RunError(f"{own} is missing: train that stage first")
         return found
@@ -194,9 +195,10 @@ def _contrasting(shop: Shop, name: str) -> tuple[CLIPModel, Stage]:
 def _tokenizer(shop: Shop, pairs: Pairs) -> CLIPTokenizer:
     """Trained once and kept: the same captions need not give the same numbering twice."""
     own = shop.folder / "parts" / "tokenizer"
+    if shop.go_on:
+        return CLIPTokenizer.from_pretrained(WEIGHTS / "clip")
     if not own.exists():
-        known = shop.go_on and CLIPTokenizer.from_pretrained(WEIGHTS / "tokenizer")
-        (known or contrastive.train_tokenizer(pairs.captions)).save_pretrained(own)
+        contrastive.train_tokenizer(pairs.captions).save_pretrained(own)
     return CLIPTokenizer.from_pretrained(own)
 
 
