@@ -274,11 +274,15 @@ def test_several_calls_a_step_are_an_error_at_the_second(kind: str) -> None:
     assert same(torch.as_tensor(again.images), torch.as_tensor(plain.images))
 
 
-@pytest.mark.xfail(reason="one trajectory for each of the streams that a pipeline draws is to be built")
+@pytest.mark.xfail(raises=ModelError, reason="one trajectory for each of a pipeline's streams is to be built")
 def test_several_views_draw_by_the_plan() -> None:
+    """A plan whose every call is a key step draws the plain picture, however many views a step has."""
     pipe = views(pipes.pipe(), StableDiffusionPanoramaPipeline)
+    settings = {"num_inference_steps": STEPS, "output_type": "latent", "height": 32, "width": 576}
+    plain = pipe("x", generator=torch.manual_seed(0), circular_padding=False, **settings)
     with asdm_cli.inherit(pipe, {"rules": [{"nodes": "up.3", "schedule": {"mode": "uniform", "interval": 1}}]}):
-        pipe("x", num_inference_steps=STEPS, output_type="latent", height=32, width=576, circular_padding=False)
+        drawn = pipe("x", generator=torch.manual_seed(0), circular_padding=False, **settings)
+    assert same(torch.as_tensor(drawn.images), torch.as_tensor(plain.images))
 
 
 @pytest.mark.parametrize("sampler", ["heun", "pndm"])
