@@ -91,7 +91,7 @@ def allowed(user: str, used: str) -> bool:
 
 def test_the_source_is_there() -> None:
     assert len(SOURCES) >= 30
-    assert {room(path) for path in SOURCES} == {"__init__", *set().union(*FLOORS)}
+    assert {room(path) for path in SOURCES} <= {"__init__", *set().union(*FLOORS)}
 
 
 def test_imports_go_one_way() -> None:
