@@ -1,7 +1,7 @@
-"""Forecasting a feature from its last key steps: Newton's divided differences, tensors in and tensors out.
+"""Extrapolating a feature from its last key steps: Newton's divided differences, tensors in and tensors out.
 
 With values F at coordinates c0 > c1 > c2 (newest first), D1 = (F0 - F1) / (c0 - c1), D2 = (D1 - D1') / (c0 - c2), the
-forecast at c is F0 + (c - c0) D1 + (c - c0)(c - c1) D2: exact for polynomials of its order, however far apart the
+value at c is F0 + (c - c0) D1 + (c - c0)(c - c1) D2: exact for polynomials of its order, however far apart the
 key steps are. Order 0 hands on F0 itself.
 """
 
@@ -17,7 +17,7 @@ Differences = tuple[Tensor, ...]
 
 
 def first(value: Tensor, order: int) -> Differences:
-    """After one key step nothing is known of the change: zero, so that a forecast is plain reuse."""
+    """After one key step nothing is known of the change: zero, so that the value is plain reuse."""
     return (value, *(torch.zeros_like(value) for _ in range(order)))
 
 
@@ -29,7 +29,7 @@ def differences(value: Tensor, before: Differences, scales: Sequence[float]) -> 
     return tuple(found)
 
 
-def forecast(known: Differences, factors: Sequence[float]) -> Tensor:
+def extrapolate(known: Differences, factors: Sequence[float]) -> Tensor:
     """The value at a coordinate with these `factors`; order 0 returns the kept tensor, not a copy."""
     if not factors:
         return known[0]

@@ -1,0 +1,1 @@
+"""What changes how a pipeline draws without changing its weights: one file for each kind."""

@@ -1,0 +1,544 @@
+"""Patches: what changes how a pipeline draws. They stand in layers, whatever the order in which they are given:
+guidance, which UNet serves, what a UNet's features are computed from. Each layer tells the next which calls it will see.
+
+A generation is one call of a pipeline. It is opened here, and calls are counted here: several UNet calls at one
+timestep (views of a panorama, a guidance that calls alone) are streams, each with a state of its own.
+"""
+
+from __future__ import annotations
+
+import sys
+import threading
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass, field, replace
+from enum import IntEnum
+from fractions import Fraction
+from functools import partial
+from importlib import import_module
+from types import TracebackType
+from typing import Any, ClassVar, Generic, Self, TypeVar
+from weakref import ref
+
+import torch
+from diffusers import UNet2DConditionModel
+from diffusers.hooks import HookRegistry, ModelHook
+from diffusers.pipelines.pipeline_utils import DiffusionPipeline
+from diffusers.utils.torch_utils import unwrap_module
+from torch import Tensor, nn
+
+from asdm_cli.errors import ModelError
+from asdm_cli.patches.noise import coordinates
+from asdm_cli.records import Timeline
+from asdm_cli.recipe.patches import PatchSpec
+
+MARK = "_asdm_patches"
+ACCELERATE = "_old_forward"
+"""Where accelerate keeps the forward that it found, which it calls, and puts back when its hook goes."""
+ARGUMENTS = ("sample", "timestep")
+"""What every call of a UNet gets, in this order or by these names."""
+AGAIN = "put it on again: asdm_cli.remove(pipe), then asdm_cli.inherit(pipe, plan)"
+COPIED = (
+    "a plan, or several UNets in turn, are in force here, and can be neither copied nor saved with it; take them off "
+    "first: asdm_cli.remove(pipe), or remove() on the handle"
+)
+ONE_CALL = (
+    "several views, or a guidance that calls it alone, can be told apart only where each is called at every timestep: "
+    "draw this without plans and turns (asdm_cli.remove, or remove() on the handle)"
+)
+
+
+class Layer(IntEnum):
+    """From the outermost to the innermost."""
+
+    GUIDANCE = 0
+    SCHEDULE = 1
+    CACHE = 2
+    MODULE = 3
+
+
+@dataclass(frozen=True)
+class Trajectory:
+    """The UNet calls of one generation, as a layer sees them.
+
+    `timeline(axis, instead)` gives the place of each on an axis that the scheduler knows (`timestep`, `log-snr`,
+    `angle`). `rows[i]` names the groups of rows that call i has, equal parts of its batch; None: they never change.
+    `plan` is a step plan that a cache follows instead of that of its own schedules.
+    """
+
+    calls: int
+    timeline: Callable[[str, str], Sequence[float]] | None = None
+    rows: tuple[tuple[str, ...], ...] | None = None
+    plan: Any = None
+
+    def places(self, axis: str, instead: str = "step") -> Sequence[float | Fraction]:
+        """Where each call lies. Raises ModelError, which names the axis to use `instead`, where that is not known."""
+        if axis == "step":
+            return range(self.calls)
+        if axis == "fraction":
+            return [Fraction(call, self.calls) for call in range(self.calls)]
+        if self.timeline is None:
+            raise ModelError(f"coordinate {axis!r}: only a pipeline's scheduler knows the noise; use `{instead}`")
+        return self.timeline(axis, instead)
+
+    def part(self, calls: Sequence[int], rows: Sequence[tuple[str, ...]] | None = None) -> Trajectory:
+        """These of the calls alone, as the layer inside sees them: it counts its own, and they lie where they lay."""
+        kept = rows if rows is not None else [self.rows[call] for call in calls] if self.rows else None
+
+        def timeline(axis: str, instead: str) -> list[float]:
+            places = self.places(axis, instead)
+            return [float(places[call]) for call in calls]
+
+        return replace(self, calls=len(calls), timeline=timeline, rows=None if kept is None else tuple(kept))
+
+
+@dataclass
+class Stats:
+    """What patches did in the last generation: `served`, `reused` and `cache_bytes` are None where nobody knows.
+
+    `served[i]`: who answered call i; `reused[unet][i]`: the rules of its plan whose nodes were reused at its call i;
+    `cache_bytes`: kept at the end. Others than the patches that ship leave `figures`, by the metric's key.
+    """
+
+    served: tuple[str, ...] | None = None
+    reused: dict[str, list[frozenset[int]]] = field(default_factory=dict)
+    cache_bytes: int | None = None
+    figures: dict[str, float] = field(default_factory=dict)
+    timelines: list[Timeline] = field(default_factory=list)
+
+    @property
+    def full_calls(self) -> int | None:
+        """UNet calls that were computed in full; None where nothing was reused by a plan."""
+        return sum(not rules for calls in self.reused.values() for rules in calls) if self.reused else None
+
+
+class ThreadState(threading.local):
+    """Of each thread: what is under way. Threads that share a UNet do not meet here.
+
+    Set per thread: torch's compiler (2.11) takes what it finds on the class for what every thread has.
+    """
+
+    def __init__(self) -> None:
+        self.generation: Generation | None = None
+        self.found: Generation | None = None
+        """That of a pipeline that nobody patched, around a UNet that somebody did."""
+        self.handed: Any = None
+        """The state that the layer outside gives."""
+        self.step: Any = None
+        self.plain = False
+
+    def __reduce__(self) -> Any:
+        """A copy's hooks would compute with this UNet's modules."""
+        raise ModelError(COPIED)
+
+
+@dataclass
+class Stream:
+    trajectory: Trajectory
+    state: Any
+    count: int = 0
+
+
+class Generation:
+    """The states of a layer in one generation. `calls` may be asked for at the first UNet call only."""
+
+    def __init__(self, layer: Live, calls: int | Callable[[], int] | Trajectory, scheduler: Any = None):
+        self.layer, self.calls, self.scheduler = layer, calls, scheduler
+        self.streams: list[Stream] = []
+        self.last: Tensor | None = None
+        """The element of the list of timesteps at hand, and with it the list, whose memory nothing else can get."""
+        self.turn = 0
+
+    def next(self, timestep: Tensor | float) -> Any:
+        """The state for the next call. Raises ModelError for a call that was not announced.
+
+        Which element of the scheduler's list a timestep is, is told by where it lies in memory: nothing is read from a
+        GPU, and a value may stand in the list more than once. Timesteps that are no elements are only counted.
+        """
+        element = timestep if isinstance(timestep, Tensor) and _is_element(timestep) else None
+        passed = _passed(self.last, element)
+        if passed is not None and passed < 0:
+            raise ModelError(f"the UNet was called at an earlier timestep again; {ONE_CALL}")
+        self.turn = self.turn + 1 if passed == 0 else 0
+        self.last = element
+        if self.turn == len(self.streams):
+            trajectory = self._trajectory(timestep)
+            self.streams.append(Stream(trajectory, self.layer.begin(trajectory)))
+        stream = self.streams[self.turn]
+        stream.count += 1
+        if stream.count > stream.trajectory.calls:
+            what = f"the UNet was called {stream.count} times where {stream.trajectory.calls} calls were announced"
+            raise ModelError(f"{what}; {ONE_CALL}")
+        if stream.count < self.streams[0].count:
+            raise ModelError(f"the UNet was called again at a timestep (call {self.streams[0].count}); {ONE_CALL}")
+        return stream.state
+
+    @property
+    def done(self) -> bool:
+        return all(stream.count >= stream.trajectory.calls for stream in self.streams)
+
+    def goes_on(self, timestep: Tensor | float) -> bool:
+        """Whether a call at this timestep can be the next one: of the same list, and no earlier."""
+        element = timestep if isinstance(timestep, Tensor) and _is_element(timestep) else None
+        passed = _passed(self.last, element)
+        return passed is not None and passed >= 0 and not (passed > 0 and self.done)
+
+    def _trajectory(self, timestep: Tensor | float) -> Trajectory:
+        if isinstance(self.calls, Trajectory):
+            return self.calls
+        calls = self.calls if isinstance(self.calls, int) else self.calls()
+        return Trajectory(calls, None if self.scheduler is None else _timeline(self.scheduler, calls, timestep))
+
+
+def _timeline(scheduler: Any, calls: int, first: Tensor | float) -> Callable[[str, str], Sequence[float]]:
+    """The first call's timestep is read from its device once, if at all."""
+    known: dict[str, Sequence[float]] = {}
+
+    def timeline(axis: str, instead: str) -> Sequence[float]:
+        if axis not in known:
+            start = float(first.flatten()[0]) if isinstance(first, Tensor) else first
+            known[axis] = coordinates(scheduler, axis, calls, start, instead)
+        return known[axis]
+
+    return timeline
+
+
+def _is_element(timestep: Tensor) -> bool:
+    """Or an expanded one."""
+    return not any(timestep.stride()) and timestep.untyped_storage().nbytes() > timestep.element_size()
+
+
+def _passed(last: Tensor | None, element: Tensor | None) -> int | None:
+    """How many elements of their list lie between two; None where they are of no list, or of different ones."""
+    if last is None or element is None:
+        return None
+    alike = last.untyped_storage().data_ptr() == element.untyped_storage().data_ptr()
+    return element.storage_offset() - last.storage_offset() if alike else None
+
+
+class Live(ABC):
+    """A patch in force on a UNet: it sees every call, in the state that `begin` made for this generation."""
+
+    outside = "this UNet was called outside a generation"
+    """What a call is told that nobody announced."""
+
+    def __init__(self) -> None:
+        self.thread = ThreadState()
+        self.undo: list[Callable[[], object]] = []
+        """What else is to be done when it is removed."""
+
+    @abstractmethod
+    def begin(self, trajectory: Trajectory) -> Any:
+        """The state of a generation with these calls."""
+
+    @abstractmethod
+    def end(self, states: Sequence[Any]) -> None:
+        """A generation is over: keep its statistics, and nothing else."""
+
+    @abstractmethod
+    def stats(self) -> Stats:
+        """Of the last generation."""
+
+    @abstractmethod
+    def remove(self) -> None:
+        """The UNet as it was. May be called again."""
+
+    @property
+    @abstractmethod
+    def unets(self) -> Mapping[str, nn.Module]:
+        """The UNets that it works on, by name."""
+
+    @property
+    def called(self) -> bool:
+        """Whether the generation under way has seen a call."""
+        return self.thread.generation is not None and bool(self.thread.generation.streams)
+
+    @contextmanager
+    def generation(self, calls: int | Callable[[], int] | Trajectory, scheduler: Any = None) -> Iterator[None]:
+        """Everything that the UNet is called for inside is one generation of so many `calls`.
+
+        A function is asked at the first UNet call. The scheduler, with its timesteps set, says where calls lie; plans
+        that count in steps need none. Nothing is left behind, whatever happens.
+        """
+        thread = self.thread
+        before, thread.generation = thread.generation, Generation(self, calls, scheduler)
+        try:
+            yield
+        finally:
+            done, thread.generation, thread.step = thread.generation, before, None
+            if done.streams:
+                self.end([stream.state for stream in done.streams])
+
+    @contextmanager
+    def plain(self) -> Iterator[None]:
+        """Calls inside are computed as if this were not there."""
+        before, self.thread.plain = self.thread.plain, True
+        try:
+            yield
+        finally:
+            self.thread.plain = before
+
+    def arriving(self, timestep: Tensor | float) -> Any:
+        """The state for the call that arrives; None where it is to be plain. Raises ModelError outside a generation."""
+        thread = self.thread
+        if thread.generation is not None:
+            return thread.generation.next(timestep)
+        if thread.handed is not None:
+            return thread.handed
+        if thread.plain:
+            return None
+        if thread.found is None or not thread.found.goes_on(timestep):
+            self.leave()
+            pipe = _pipeline_around(self)
+            if pipe is None:
+                raise ModelError(self.outside)
+            thread.found = Generation(self, partial(unet_calls, pipe), pipe.scheduler)
+        return thread.found.next(timestep)
+
+    def leave(self) -> None:
+        """Forget a generation that was found, unless it has calls to come."""
+        found = self.thread.found
+        if found is not None and found.streams and (found.done or self.thread.generation is None):
+            self.thread.found, self.thread.step = None, None
+            self.end([stream.state for stream in found.streams])
+
+
+class CallHook(ModelHook):
+    """On a UNet: every call begins here, in the state of its generation."""
+
+    def __init__(self, live: Live, call: Callable[..., Any]):
+        super().__init__()
+        self.live, self.call = live, call
+
+    def new_forward(self, module: nn.Module, *args: Any, **kwargs: Any) -> Any:  # noqa: ARG002 - diffusers' signature
+        output = self.call(self.fn_ref.original_forward, args, kwargs)
+        if self.live.thread.found is not None and self.live.thread.found.done:
+            self.live.leave()
+        return output
+
+
+def sample_and_timestep(arguments: tuple[Any, ...], named: Mapping[str, Any]) -> tuple[Tensor, Tensor | float]:
+    return (*arguments, *(named[key] for key in ARGUMENTS[len(arguments) :]))[:2]
+
+
+def hook(module: nn.Module, made: ModelHook, name: str) -> None:
+    """The hook that is put on last is the outermost. It lies beneath accelerate's, which load weights first."""
+    with _beneath_accelerate(module):
+        HookRegistry.check_if_exists_or_initialize(module).register_hook(made, name)
+
+
+def unhook(module: nn.Module, name: str) -> None:
+    """Nothing happens where there is none. diffusers leaves its registry and a bound forward behind."""
+    registry = module.__dict__.get("_diffusers_hook")
+    if registry is None or registry.get_hook(name) is None:
+        return
+    with _beneath_accelerate(module):
+        registry.remove_hook(name, recurse=False)
+        if not registry.hooks:
+            del module._diffusers_hook
+            forward = module.__dict__.get("forward")
+            if getattr(forward, "__func__", None) is type(module).forward:
+                del module.forward
+
+
+@contextmanager
+def _beneath_accelerate(module: nn.Module) -> Iterator[None]:
+    """What is done to a module's forward inside is done to the one that accelerate calls: its own hook comes and goes
+    as it likes."""
+    outer = module.__dict__.get("forward")
+    if ACCELERATE not in module.__dict__ or outer is None:
+        yield
+        return
+    module.forward = module.__dict__[ACCELERATE]
+    try:
+        yield
+    finally:
+        module.__dict__[ACCELERATE], module.forward = module.forward, outer
+
+
+def live_on(unet: Any) -> list[Live]:
+    """What is in force on a module in the place of a UNet, the outermost first; whoever put it on."""
+    if unet is None:
+        return []
+    inner = unwrap_module(unet)
+    registries = [each.__dict__.get("_diffusers_hook") for each in dict.fromkeys((unet, inner))]
+    hooks = [each for registry in registries if registry for each in reversed(registry.hooks.values())]
+    found: list[Live] = [each.live for each in hooks if isinstance(each, CallHook)]
+    return [*found, inner] if isinstance(inner, Live) else found
+
+
+class Handle:
+    """What is in force on `pipe` until `remove()`, or to the end of a `with` block."""
+
+    def __init__(self, pipe: DiffusionPipeline, lives: Sequence[Live]):
+        self.pipe, self.lives = pipe, list(lives)
+
+    def remove(self) -> None:
+        """Pipeline and UNets as they were. May be called again."""
+        for live in self.lives:
+            live.remove()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.remove()
+
+
+def in_force(pipe: DiffusionPipeline, live: Live) -> Live:
+    """Make every call of the pipeline a generation, as long as the patch is on; what was in force before stays so."""
+    marked: list[Live] | None = getattr(type(pipe), MARK, None)
+    if marked is None:
+        pipe.__class__ = _subclass(type(pipe), [live])
+    else:
+        marked.append(live)
+    live.undo.append(partial(_restore, ref(pipe), live))
+    return live
+
+
+def _restore(pipe: ref[DiffusionPipeline], live: Live) -> None:
+    """The class that the pipeline had, when its last patch goes."""
+    held = pipe()
+    marked: list[Live] = getattr(type(held), MARK, [])
+    if live in marked:
+        marked.remove(live)
+        if not marked and held is not None:
+            held.__class__ = type(held).__bases__[0]
+
+
+@contextmanager
+def _generation(pipe: Any) -> Iterator[None]:
+    """Raises ModelError where the UNet that draws does not know of what was put on this pipeline."""
+    there = live_on(pipe.unet)
+    inside = [live for each in there for unet in each.unets.values() for live in live_on(unet)]
+    if any(live not in (*there, *inside) for live in getattr(type(pipe), MARK)):
+        raise ModelError(f"the plan on this pipeline is not on its UNet, which was replaced; {AGAIN}")
+    outermost = there[0]
+    with outermost.generation(partial(unet_calls, pipe), pipe.scheduler):
+        yield
+        if not outermost.called:
+            what = "the plan saw no call of the UNet, whose hooks were taken off: this is drawn plain"
+            raise ModelError(f"{what}; {AGAIN}")
+
+
+def unet_calls(pipe: Any) -> int:
+    """UNet calls of the drawing under way; known from its first UNet call on."""
+    return getattr(pipe, "_num_timesteps", 0) or len(pipe.scheduler.timesteps)
+
+
+def _pipeline_around(live: Live) -> Any:
+    """The pipeline that calls one of these UNets right now, whichever was patched; None where there is none."""
+    frame = sys._getframe(1)
+    while frame is not None:
+        if frame.f_code.co_name == "__call__":
+            caller = frame.f_locals.get("self")
+            if isinstance(caller, DiffusionPipeline) and live in live_on(getattr(caller, "unet", None)):
+                return caller
+        frame = frame.f_back  # type: ignore[assignment]
+    return None
+
+
+def _subclass(kind: type[DiffusionPipeline], marked: list[Live]) -> type[DiffusionPipeline]:
+    """A subclass under the same name, each call of which is a generation: `pipe(...)` looks its `__call__` up on the
+    class, nowhere else."""
+
+    def call(self: Any, *args: Any, **kwargs: Any) -> Any:
+        with _generation(self):
+            return kind.__call__(self, *args, **kwargs)
+
+    call.__doc__, call.__wrapped__ = kind.__call__.__doc__, kind.__call__  # type: ignore[attr-defined]
+    names = {"__call__": call, "__module__": kind.__module__, "__qualname__": kind.__qualname__}
+    names |= {"__copy__": _shallow, "__reduce_ex__": _not_copied, "save_pretrained": _not_saved, MARK: marked}
+    return type(kind.__name__, (kind,), names)
+
+
+def _shallow(pipe: Any) -> Any:
+    """`copy.copy`: the same networks, and what is in force on them."""
+    made = object.__new__(type(pipe))
+    made.__dict__.update(pipe.__dict__)
+    return made
+
+
+def _not_copied(_pipe: Any, _protocol: int) -> Any:
+    raise ModelError(COPIED)
+
+
+def _not_saved(_pipe: DiffusionPipeline, *_: Any, **__: Any) -> None:
+    raise ModelError(
+        "a plan, or several UNets in turn, are in force here, which diffusers would leave out; take them off first "
+        "(asdm_cli.remove(pipe), or remove() on the handle), or let `asdm inherit` or `asdm switch` write a model that "
+        "carries them"
+    )
+
+
+def check_pipeline(pipe: Any) -> None:
+    """ModelError unless this is a pipeline whose UNet is of the class that Stable Diffusion's are of."""
+    name = type(pipe).__name__
+    if not isinstance(pipe, DiffusionPipeline):
+        raise ModelError(f"{name}: is no diffusers pipeline; give a Stable Diffusion pipeline")
+    if (unet := getattr(pipe, "unet", None)) is None:
+        why = " (it has a transformer, and DiTs are not supported)" if getattr(pipe, "transformer", None) else ""
+        raise ModelError(f"{name}: is no pipeline with a UNet{why}; give a Stable Diffusion 1.x, 2.x or SDXL pipeline")
+    if not isinstance(unwrap_module(unet), Live):
+        check_class(f"{name}: its UNet", unet)
+
+
+def check_class(what: str, unet: Any) -> None:
+    """ModelError unless `what` is a UNet2DConditionModel."""
+    if not isinstance(inner := unwrap_module(unet), UNet2DConditionModel):
+        kind = type(inner).__name__
+        raise ModelError(f"{what} is a {kind}; only UNet2DConditionModel, as Stable Diffusion has it, is supported")
+
+
+Spec = TypeVar("Spec", bound=PatchSpec)
+Configs = Mapping[str, Mapping[str, Any]]
+"""UNet's name -> config: the pipeline's own first, under `unet` where it is the only one."""
+Load = Callable[[str], nn.Module]
+"""A UNet that takes turns, by its name."""
+
+
+class Patch(ABC, Generic[Spec]):
+    """What a recipe or a model's asdm.json says of a way of drawing, and how it is done. One file for each kind."""
+
+    layer: ClassVar[Layer]
+    reentrant: ClassVar[bool] = True
+    """Whether threads may share a pipeline that carries it."""
+
+    def __init__(self, spec: Spec):
+        self.spec = spec
+
+    @abstractmethod
+    def check(self, configs: Configs, others: Sequence[Patch[Any]]) -> list[str]:
+        """What does not fit these UNets, or beside these other patches; from configs alone."""
+
+    @abstractmethod
+    def apply(self, pipe: Any, load: Load) -> AbstractContextManager[Callable[[], Stats]]:
+        """On, and off again, whatever happens. What it yields tells of the last generation."""
+
+
+def patch_of(spec: PatchSpec) -> Patch[Any]:
+    """The patch of a spec; its kind names the file."""
+    made: Patch[Any] = import_module(spec.module).patch(spec)
+    return made
+
+
+def in_layers(patches: Sequence[Patch[Any]]) -> list[Patch[Any]]:
+    """In the order in which they are put on: UNets in their places first, then from the innermost to the outermost."""
+    return sorted(patches, key=lambda patch: (patch.layer != Layer.SCHEDULE, -patch.layer))
+
+
+def check_patches(patches: Sequence[Patch[Any]], configs: Configs) -> list[str]:
+    """Everything that does not fit, each fault once."""
+    faults = []
+    for patch in patches:
+        faults += patch.check(configs, [other for other in patches if other is not patch])
+    return list(dict.fromkeys(faults))
+
+
+@torch.compiler.disable
+def disabled(call: Callable[..., Any], *arguments: Any) -> Any:
+    """Outside what torch.compile traces."""
+    return call(*arguments)

@@ -1,0 +1,465 @@
+"""Several UNets in one generation: a module in the pipeline's `unet` place asks the one whose turn it is.
+
+Each stretch of calls that one UNet serves is a generation of what is in force on that UNet.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from fractions import Fraction
+from functools import partial
+from inspect import ismethod
+from itertools import pairwise
+from typing import Any
+
+import torch
+from diffusers import UNet2DConditionModel
+from diffusers.models.unets.unet_2d_condition import UNet2DConditionOutput
+from diffusers.pipelines.pipeline_utils import DiffusionPipeline
+from torch import Tensor, nn
+
+from asdm_cli.errors import ModelError
+from asdm_cli.patches.base import (
+    Configs,
+    Handle,
+    Layer,
+    Live,
+    Load,
+    Patch,
+    Stats,
+    Trajectory,
+    check_class,
+    check_pipeline,
+    in_force,
+    live_on,
+)
+from asdm_cli.patches.feature_cache.hooks import FeatureCache
+from asdm_cli.patches.feature_cache.plan import Reused
+from asdm_cli.patches.feature_cache.state import ALL, ModuleHistory
+from asdm_cli.records import Timeline
+from asdm_cli.recipe.patches import FALLING, NULLS, By, Part, Switching, UNetScheduleSpec, reserved, unknown_unets
+from asdm_cli.unet.settings import unlike_inputs
+
+FOR_ALL = frozenset(
+    {
+        "enable_freeu",
+        "disable_freeu",
+        "fuse_qkv_projections",
+        "unfuse_qkv_projections",
+        "set_attn_processor",
+        "set_default_attn_processor",
+        "set_attention_slice",
+    }
+)
+"""Methods by which pipelines and people change how a UNet computes: they go to every one. Others are refused."""
+LINE = 1
+"""Order of what `extrapolate` makes: a straight line in the number of the call."""
+NULL_LETTERS = dict(zip(NULLS, "·~", strict=True))
+SPARE = "ABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789"
+
+
+def assign(rules: Switching, where: Sequence[float | Fraction]) -> tuple[str, ...]:
+    """Who serves each call; `where[i]` is call i's place in `rules.by`.
+
+    A part serves the calls before its `until` is reached; the call at `until` itself is the next part's. So a part
+    serves timesteps above it, log-SNRs below it, calls with i/n < until, and calls i < until. What is reached stays
+    reached. Numbers are compared as they are written in decimals: 0.2 of 25 calls is 5 calls.
+
+    Null models stay in the result. Only where nothing has been predicted yet, as when image to image begins inside
+    such a part, the nearest UNet that follows serves instead; where none follows, the last one before.
+    """
+    bounds = [None if part.until is None else _exact(part.until) for part in rules.parts]
+    indices: list[int] = []
+    at = 0
+    for place in map(_exact, where):
+        while (bound := bounds[at]) is not None and (place <= bound if rules.by in FALLING else place >= bound):
+            at += 1
+        indices.append(at)
+    names = [part.unet for part in rules.parts]
+    served = [names[index] for index in indices]
+    if served and served[0] in NULLS:
+        around = [*served, *names[indices[-1] :], *reversed(names[: indices[0]])]
+        served[0] = next(name for name in around if name not in NULLS)
+    return tuple(served)
+
+
+def _exact(place: float | Fraction) -> Fraction:
+    return Fraction(str(place))
+
+
+def rules_of(served: Sequence[str], timesteps: Sequence[float]) -> Switching:
+    """Rules by which these serve these calls: `assign` gives `served` back.
+
+    By timestep, with boundaries midway between two calls, so that they stay where they are when the number of steps
+    changes. By step where a boundary lies between calls of one timestep, or of rising ones.
+    """
+    ends = [call for call in range(1, len(served)) if served[call] != served[call - 1]]
+    falls = all(later <= earlier for earlier, later in pairwise(timesteps))
+    if falls and all(timesteps[end] < timesteps[end - 1] for end in ends):
+        by: By = "timestep"
+        untils = [(timesteps[end - 1] + timesteps[end]) / 2 for end in ends]
+    else:
+        by, untils = "step", [float(end) for end in ends]
+    parts = [Part(unet=served[end - 1], until=until) for end, until in zip(ends, untils, strict=True)]
+    return Switching(by=by, parts=[*parts, Part(unet=served[-1])])
+
+
+def alone(name: str) -> Switching:
+    """The rules by which one UNet serves every call."""
+    return Switching(by="step", parts=[Part(unet=name)])
+
+
+def served_by(rules: Switching, scheduler: Any) -> tuple[str, ...]:
+    """Who serves each call of a whole run of a scheduler whose timesteps are set. Raises ModelError for an axis that
+    the scheduler does not know."""
+    from asdm_cli.patches.base import _timeline
+
+    calls = len(scheduler.timesteps)
+    whole = Trajectory(calls, _timeline(scheduler, calls, float(scheduler.timesteps[0])))
+    return assign(rules, whole.places(rules.by, "timestep"))
+
+
+class ScheduleState:
+    """Of one generation. `names[i]` serves call i.
+
+    Calls of the null model inside a stretch do not end it; what is in force on the UNet is not called for them, and
+    neither counts nor places them. Its memory goes when another UNet begins, and a later stretch starts anew.
+    """
+
+    def __init__(self, names: Sequence[str], trajectory: Trajectory, inside: Mapping[str, Live]):
+        self.names, self.trajectory, self.inside = list(names), trajectory, inside
+        self.call = -1
+        self.served: list[str] = []
+        self.reused: dict[str, list[Reused]] = {}
+        self.cache_bytes = 0
+        self.serving = ""
+        self.stretch: Any = None
+        """The state of what is in force on the UNet that serves."""
+        self.shape: tuple[int, ...] = ()
+        self.predicted = ModuleHistory(LINE)
+
+    def next(self, sample: Tensor) -> str:
+        """Who serves the next call. Of a new shape nothing has been predicted: the next UNet serves."""
+        self.call += 1
+        at, groups = self.call, self._groups()
+        shape = (len(sample) // len(groups), *sample.shape[1:])
+        if shape != self.shape:
+            self.shape, self.predicted = shape, ModuleHistory(LINE)
+        known = self.predicted.groups
+        if self.names[at] in NULLS and not all(group in known and known[group].known for group in groups):
+            around = (*self.names[at:], *reversed(self.names[:at]))
+            self.names[at] = next(name for name in around if name not in NULLS)
+            self.close()  # the stretch was announced without this call
+        name = self.names[at]
+        if name not in NULLS and name != self.serving:
+            self._open(name, at)
+        self.served.append(name)
+        return name
+
+    def keep(self, prediction: Tensor) -> None:
+        """A UNet's answer to this call, a copy of it, if a null model may want it."""
+        if any(name in NULLS for name in self.names[self.call :]):
+            self.predicted.prepare(self.call, True, self._groups())
+            self.predicted.store(prediction.clone())
+
+    def null(self, name: str) -> Tensor:
+        """What stands for a prediction at a call of this null model; a tensor of its own."""
+        self.predicted.prepare(self.call, False, self._groups())
+        if name == "reuse":
+            for history in self.predicted.present:
+                history.factors = ()
+            return self.predicted.value().clone()
+        return self.predicted.value()
+
+    def close(self) -> None:
+        """End the stretch under way, if there is one."""
+        live = self.inside.get(self.serving)
+        if live is not None and self.stretch is not None:
+            live.end([self.stretch])
+            live.thread.handed = live.thread.step = None
+            found = live.stats()
+            for calls in found.reused.values():
+                self.reused.setdefault(self.serving, []).extend(calls)
+            self.cache_bytes = max(self.cache_bytes, found.cache_bytes or 0)
+        self.serving, self.stretch = "", None
+
+    def _groups(self) -> tuple[str, ...]:
+        return ALL if self.trajectory.rows is None else self.trajectory.rows[self.call]
+
+    def _open(self, name: str, at: int) -> None:
+        self.close()
+        self.serving = name
+        if live := self.inside.get(name):
+            self.stretch = live.begin(self.trajectory.part(self._calls(name, at)))
+
+    def _calls(self, name: str, at: int) -> list[int]:
+        """The calls that it serves from here on until another UNet begins."""
+        found = []
+        for call in range(at, len(self.names)):
+            if self.names[call] == name:
+                found.append(call)
+            elif self.names[call] not in NULLS:
+                break
+        return found
+
+
+class UNetSchedule(nn.Module, Live):
+    """UNets by name, and the rules by which one of them, or a null model, answers each call of a generation.
+
+    What a pipeline asks of a UNet (config, dtype, add_embedding, ...) the first one answers. A UNet may stand under
+    several names. With `idle="cpu"` those that do not serve live in the CPU's memory. Raises ModelError with all that
+    does not fit.
+    """
+
+    outside = (
+        "several UNets were called outside a generation, so nobody knows whose turn it is; draw with the pipeline that "
+        "switches (asdm_cli.switch), or call inside `with unet.generation(calls, scheduler):`"
+    )
+
+    def __init__(self, unets: Mapping[str, UNet2DConditionModel], rules: Switching, idle: str = "stay"):
+        nn.Module.__init__(self)
+        Live.__init__(self)
+        check_members(unets, rules)
+        self.names = tuple(unets)
+        self.members = nn.ModuleList(unets.values())  # by place: a name may hold what a module's name may not
+        self.rules = rules
+        self.idle = idle
+        self._stats = Stats()
+        self._moving = threading.RLock()
+        self._here = self.names[0]
+        self._home: torch.device = self.members[0].device
+        if idle == "cpu":
+            for unet in self._idle():
+                unet.to("cpu")
+
+    @property
+    def unets(self) -> dict[str, UNet2DConditionModel]:
+        return dict(zip(self.names, self.members, strict=True))
+
+    @property
+    def device(self) -> torch.device:
+        """Where calls are answered."""
+        return self._home if self.idle == "cpu" else self.members[0].device
+
+    def begin(self, trajectory: Trajectory) -> ScheduleState:
+        inside = {name: live[0] for name, unet in self.unets.items() if (live := live_on(unet))}
+        return ScheduleState(assign(self.rules, trajectory.places(self.rules.by, "timestep")), trajectory, inside)
+
+    def end(self, states: Sequence[ScheduleState]) -> None:
+        for state in states:
+            state.close()
+        first = states[0]
+        caches = any(isinstance(live, FeatureCache) for unet in self.members for live in live_on(unet))
+        kept = sum(state.cache_bytes for state in states) if caches else None
+        timeline = who_serves({"UNet": first.served}, self.names)
+        self._stats = Stats(tuple(first.served), first.reused, kept, timelines=[timeline])
+
+    def stats(self) -> Stats:
+        return self._stats
+
+    def remove(self) -> None:
+        """The pipeline as it was, on its device; no UNet inherits."""
+        while self.undo:
+            self.undo.pop()()
+
+    @contextmanager
+    def ruled(self, rules: Switching) -> Iterator[None]:
+        """Other rules for the generations that begin inside. Raises ModelError for names that are not known."""
+        check_rules(self.names, rules)
+        before, self.rules = self.rules, rules
+        try:
+            yield
+        finally:
+            self.rules = before
+
+    def forward(
+        self,
+        sample: Tensor,
+        timestep: Tensor | float,
+        encoder_hidden_states: Tensor,
+        *,
+        return_dict: bool = True,
+        **named: Any,
+    ) -> UNet2DConditionOutput | tuple[Tensor]:
+        """Like UNet2DConditionModel's. Raises ModelError outside a generation: nobody knows whose turn it is."""
+        state, name = self._next(sample, timestep)
+        if name in NULLS:
+            prediction = state.null(name)
+        else:
+            with self.present(name) as unet:
+                if live := state.inside.get(name):
+                    live.thread.handed = state.stretch
+                prediction = unet(sample, timestep, encoder_hidden_states, return_dict=False, **named)[0]
+            state.keep(prediction)
+        if self.thread.found is not None and self.thread.found.done:
+            self.leave()
+        return UNet2DConditionOutput(sample=prediction) if return_dict else (prediction,)
+
+    @torch.compiler.disable
+    def _next(self, sample: Tensor, timestep: Tensor | float) -> tuple[ScheduleState, str]:
+        state: ScheduleState | None = self.arriving(timestep)
+        if state is None:
+            raise ModelError(self.outside)
+        return state, state.next(sample)
+
+    @contextmanager
+    def present(self, name: str) -> Iterator[UNet2DConditionModel]:
+        """The UNet, where calls are answered. While it answers there, no other thread moves it away."""
+        unet = self.unets[name]
+        if self.idle == "stay" or self._home.type == "cpu":
+            yield unet
+            return
+        with self._moving:
+            if unet is not self.unets[self._here]:
+                self.unets[self._here].to("cpu")
+                unet.to(self._home)
+            self._here = name
+            yield unet
+
+    def _idle(self) -> list[nn.Module]:
+        return [unet for unet in dict.fromkeys(self.members) if unet is not self.unets[self._here]]
+
+    def _apply(self, fn: Callable[..., Any], recurse: bool = True) -> UNetSchedule:
+        """How `to()`, `half()` and their like reach the UNets: one by one, so that idle ones take no room at once."""
+        here = self.unets[self._here]
+        here._apply(fn, recurse)
+        self._home = here.device
+        for unet in self._idle():
+            unet._apply(fn, recurse)
+            if self.idle == "cpu":
+                unet.to("cpu")
+        return self
+
+    def __getattr__(self, name: str) -> Any:
+        try:
+            return super().__getattr__(name)
+        except AttributeError:
+            if name.startswith("_") or "members" not in self.__dict__.get("_modules", {}):
+                raise
+        found = getattr(self.members[0], name)
+        return partial(self._each, name) if ismethod(found) else found
+
+    def _each(self, method: str, *args: Any, **named: Any) -> None:
+        if method not in FOR_ALL:
+            raise ModelError(f"{method}() is about one UNet; call it on each of `.unets`, or before you switch")
+        for unet in dict.fromkeys(self.members):
+            getattr(unet, method)(*args, **named)
+
+
+class ScheduleHandle(Handle):
+    """UNets that take turns in `pipe`."""
+
+    def __init__(self, pipe: DiffusionPipeline, unet: UNetSchedule):
+        super().__init__(pipe, [unet])
+        self.unet = unet
+
+
+def switch(
+    pipe: DiffusionPipeline, unets: Mapping[str, UNet2DConditionModel], rules: Switching, idle: str = "stay"
+) -> ScheduleHandle:
+    """The first UNet is the pipeline's own, or takes its place. Raises ModelError with all that does not fit."""
+    check_free(pipe)
+    whole: Any = pipe
+    before, unet = whole.unet, UNetSchedule(unets, rules, idle)
+
+    def back() -> None:
+        for live in dict.fromkeys(live for member in unet.members for live in live_on(member)):
+            live.remove()
+        if whole.unet is unet:
+            before.to(unet.device)
+            whole.unet = before
+
+    whole.unet = unet
+    unet.undo.append(back)
+    in_force(pipe, unet)
+    return ScheduleHandle(pipe, unet)
+
+
+def check_free(pipe: DiffusionPipeline) -> None:
+    """ModelError unless this is a pipeline whose UNet may be put in another's place."""
+    check_pipeline(pipe)
+    if schedule_on(pipe) is not None:
+        raise ModelError("this pipeline switches already; call remove() on the handle of the earlier switch first")
+    if live_on(pipe.unet):  # type: ignore[attr-defined]
+        raise ModelError("this pipeline inherits; take its plan off (asdm_cli.remove), switch, and inherit then")
+
+
+def schedule_on(pipe: Any) -> UNetSchedule | None:
+    """The UNets that take turns in this pipeline, if several do."""
+    unet = getattr(pipe, "unet", None)
+    return unet if isinstance(unet, UNetSchedule) else None
+
+
+def check_members(unets: Mapping[str, Any], rules: Switching) -> None:
+    """ModelError for UNets that cannot stand in one another's place, and for names that are not theirs."""
+    for name, unet in unets.items():
+        check_class(f"unets: {name}", unet)
+    faults = [f"unets: {reserved(name)}" for name in unets if name in NULLS]
+    if not unets:
+        faults.append("unets: none is given; name one or more")
+    else:
+        faults += [
+            f"unets: {each}" for each in unlike_inputs({name: dict(unet.config) for name, unet in unets.items()})
+        ]
+    formats = {name: str(unet.dtype).removeprefix("torch.") for name, unet in unets.items()}
+    if len(set(formats.values())) > 1:
+        each = ", ".join(f"{name} is in {form}" for name, form in formats.items())
+        faults.append(f"unets: all must be in one number format: {each}")
+    faults += _unknown(unets, rules)
+    if faults:
+        raise ModelError("\n".join(faults))
+
+
+def check_rules(names: Sequence[str] | Mapping[str, Any], rules: Switching) -> None:
+    """ModelError where the rules name what is no UNet."""
+    if faults := _unknown(names, rules):
+        raise ModelError("\n".join(faults))
+
+
+def _unknown(names: Sequence[str] | Mapping[str, Any], rules: Switching) -> list[str]:
+    return [f"parts[{place[0]}].unet: {what}" for place, what in unknown_unets(rules.parts, list(names))]
+
+
+def who_serves(schedules: Mapping[str, Sequence[str]], unets: Sequence[str]) -> Timeline:
+    """Names of ways to draw -> who serves each call, as a row of letters: one of a name's own where that is free."""
+    letters: dict[str, str] = {}
+    for name in dict.fromkeys(unets):
+        own = [letter for letter in (name[0], name[0].upper(), *name) if letter.isalnum()]
+        letters[next(letter for letter in (*own, *SPARE) if letter not in letters)] = name
+    letters |= {letter: name for name, letter in NULL_LETTERS.items()}
+    by_name = {name: letter for letter, name in letters.items()}
+    rows = {name: "".join(by_name[each] for each in served) for name, served in schedules.items()}
+    return Timeline("Who serves which call", rows, letters)
+
+
+class UNetSchedulePatch(Patch[UNetScheduleSpec]):
+    layer = Layer.SCHEDULE
+
+    def check(self, configs: Configs, others: Sequence[Patch[Any]]) -> list[str]:
+        faults = [
+            f"a {other.spec.kind} works on one UNet, and {len(self.spec.unets)} take turns here; leave it out"
+            for other in others
+            if other.layer == Layer.MODULE
+        ]
+        if any(isinstance(other, UNetSchedulePatch) for other in others):
+            faults.append("UNets take turns twice; give one unet-schedule")
+        known = {name: configs[name] for name in self.spec.unets if name in configs}
+        return [*faults, *(f"unets: {each}" for each in unlike_inputs(known) if len(known) > 1)]
+
+    @contextmanager
+    def apply(self, pipe: Any, load: Load) -> Iterator[Callable[[], Stats]]:
+        """A pipeline in which these UNets take turns already draws by other rules; else they take their places."""
+        here = schedule_on(pipe)
+        if here is not None:
+            with here.ruled(self.spec.rules):
+                yield here.stats
+            return
+        first, *others = self.spec.unets
+        unets: dict[str, Any] = {first: pipe.unet, **{name: load(name) for name in others}}
+        with switch(pipe, unets, self.spec.rules, self.spec.idle) as handle:
+            yield handle.unet.stats
+
+
+patch = UNetSchedulePatch
