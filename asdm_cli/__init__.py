@@ -12,8 +12,8 @@ if TYPE_CHECKING:
 
     from diffusers import DiffusionPipeline, UNet2DConditionModel
 
-    from asdm_cli.inheritance.pipelines import InForce
-    from asdm_cli.switching.pipelines import Handle as Switched
+    from asdm_cli.patches.base import Handle
+    from asdm_cli.patches.unet_schedule import ScheduleHandle
 
 __version__ = "0.1.0"
 
@@ -26,23 +26,24 @@ def load(model: str, device: str = "auto", dtype: str = "auto") -> DiffusionPipe
     return load_pipeline(find(model), *device_and_dtype(device, dtype))
 
 
-def inherit(pipe: DiffusionPipeline, plan: Any) -> InForce:
+def inherit(pipe: DiffusionPipeline, plan: Any) -> Handle:
     """Put a plan (as in a recipe: a mapping, or one of asdm_cli.recipe.patches) in force on a pipeline.
 
-    Until `remove()` on what this returns, or to the end of a `with` block, every call of the pipeline inherits.
-    Where several UNets take turns, it is a plan for each of them. Raises RecipeError, ModelError.
+    Until `remove()` on what this returns, or to the end of a `with` block, every call of the pipeline inherits, and of
+    any other pipeline around its UNet. Where several UNets take turns, it is a plan for each of them. Raises
+    RecipeError, ModelError.
     """
+    from asdm_cli.patches.feature_cache import inherit
     from asdm_cli.recipe.patches import read_plan
-    from asdm_cli.switching.inheriting import inherit
 
     return inherit(pipe, read_plan(plan))
 
 
 def remove(pipe: DiffusionPipeline) -> None:
     """Take off the plans that are in force on a pipeline, whoever put them there; nothing happens without one."""
-    from asdm_cli.switching.inheriting import remove
+    from asdm_cli.patches import feature_cache
 
-    remove(pipe)
+    feature_cache.remove(pipe)
 
 
 def switch(
@@ -53,7 +54,7 @@ def switch(
     *,
     plans: Mapping[str, Any] | None = None,
     idle: Literal["stay", "cpu"] = "stay",
-) -> Switched:
+) -> ScheduleHandle:
     """Let several UNets take turns in a pipeline, until `remove()` on what this returns or the end of a `with` block.
 
     `unets` are modules, or models as `load` takes them, whose UNets are read in the pipeline's number format. The

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -16,16 +16,14 @@ from diffusers.pipelines.pipeline_utils import DiffusionPipeline
 from transformers import CLIPModel, CLIPTokenizer
 
 from asdm_cli.errors import ModelError
-from asdm_cli.inheritance.course import Nodes
-from asdm_cli.inheritance.pipelines import attach
 from asdm_cli.models.checked import check_drawing
 from asdm_cli.models.parts import check_clip, check_parts, read_with
 from asdm_cli.models.schedulers import SCHEDULER, own_scheduler, unlike_noise
 from asdm_cli.models.source import CONFIGS, ModelDirectory, find
-from asdm_cli.models.switched import UNET, checked_switch, member, one_unet, run_time_plans
-from asdm_cli.recipe.patches import Idle, Rules, Switching
-from asdm_cli.switching import pipelines as switching
-from asdm_cli.switching.fit import check_rules
+from asdm_cli.models.patched import checked_patches, member, one_unet, schedule_of, unet_components
+from asdm_cli.patches.base import Load, patch_of, put_on
+from asdm_cli.patches.unet_schedule import ScheduleHandle, check_free, check_rules, switch
+from asdm_cli.recipe.patches import Idle, PatchSpec, Rules, Switching
 from asdm_cli.unet.checkpoint import open_checkpoint, require
 from asdm_cli.unet.cost import shapes
 from asdm_cli.unet.expert_config import EXPERTS
@@ -63,17 +61,20 @@ def device_and_dtype(device: str = "auto", dtype: str = "auto") -> tuple[torch.d
 
 
 def load_pipeline(
-    directory: ModelDirectory, device: torch.device, dtype: torch.dtype, with_plan: bool = True, with_unet: bool = True
+    directory: ModelDirectory,
+    device: torch.device,
+    dtype: torch.dtype,
+    with_patches: bool = True,
+    with_unet: bool = True,
 ) -> DiffusionPipeline:
     """The whole pipeline, ready to draw; without safety checker, watermark and progress bar.
 
-    Several UNets take turns; what a model inherits from step to step is in force, unless `with_plan` is false.
+    What the model carries (several UNets that take turns, plans) is in force, unless `with_patches` is false.
     Without its UNet it only encodes, in memory of its own, and the largest part is not read.
     """
     check_drawing(directory)
     check_parts(directory)
-    held = checked_switch(directory) if with_unet else None
-    plans = run_time_plans(directory, held) if with_plan and with_unet else {}
+    specs = checked_patches(directory) if with_unet else ()
     pipeline, switches = PIPELINES[directory.index["_class_name"]]
     switches = {**switches, **dict.fromkeys(directory.left_out)}
     if not with_unet:
@@ -91,24 +92,29 @@ def load_pipeline(
         if isinstance(part, torch.nn.Module):
             _require_finite(part if with_unet else in_own_memory(part), directory.component(name))
     pipe.set_progress_bar_config(disable=True)
-    if held is not None:
-        others = {name: member(directory, held, name) for name in held.unets[1:]}
-        take_turns(pipe, {held.unets[0]: pipe.unet, **others}, held.rules, plans, held.idle)
-    elif plans:
-        attach(pipe, plans[UNET])
+    if with_patches:
+        put_on(pipe, [patch_of(spec) for spec in specs], unet_loader(directory, specs, pipe))
     return pipe
+
+
+def unet_loader(directory: ModelDirectory, specs: Sequence[PatchSpec], pipe: Any) -> Load:
+    """Reads one of a model's UNets by its name: for the pipeline's device, or for the CPU where idle ones live."""
+    components, schedule = unet_components(specs), schedule_of(specs)
+    device = torch.device("cpu") if schedule is not None and schedule.idle == "cpu" else pipe.device
+    dtype = pipe.unet.dtype
+    return lambda name: load_unet(member(directory, name, components[name]), device, dtype)
 
 
 def take_turns(
     pipe: Any,
     unets: Mapping[str, str | ModelDirectory | UNet2DConditionModel],
     rules: Switching,
-    plans: Mapping[str, Rules | Nodes],
+    plans: Mapping[str, Rules],
     idle: Idle,
-) -> switching.Handle:
+) -> ScheduleHandle:
     """Switch between UNets, those read first that are models' directories or sources: on the pipeline's device, or
     on the CPU where idle ones live there. Raises ModelError with all that does not fit."""
-    switching.check_free(pipe)
+    check_free(pipe)
     check_rules(unets, rules)
     device, dtype = torch.device("cpu") if idle == "cpu" else pipe.unet.device, pipe.unet.dtype
     found = {name: find(source) if isinstance(source, str) else source for name, source in unets.items()}
@@ -121,7 +127,7 @@ def take_turns(
         place = pipe.unet.device if name == next(iter(unets)) else device
         return load_unet(one_unet(source), place, dtype) if isinstance(source, ModelDirectory) else source
 
-    return switching.attach(pipe, {name: read(name, source) for name, source in found.items()}, rules, plans, idle)
+    return switch(pipe, {name: read(name, source) for name, source in found.items()}, rules, plans, idle)
 
 
 def load_unet(directory: ModelDirectory, device: torch.device, dtype: torch.dtype) -> UNet2DConditionModel:

@@ -11,17 +11,17 @@ import sys
 import threading
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
 from enum import IntEnum
 from fractions import Fraction
-from functools import partial
+from functools import partial, reduce
 from importlib import import_module
+from operator import or_
 from types import TracebackType
 from typing import Any, ClassVar, Generic, Self, TypeVar
 from weakref import ref
 
-import torch
 from diffusers import UNet2DConditionModel
 from diffusers.hooks import HookRegistry, ModelHook
 from diffusers.pipelines.pipeline_utils import DiffusionPipeline
@@ -30,8 +30,8 @@ from torch import Tensor, nn
 
 from asdm_cli.errors import ModelError
 from asdm_cli.patches.noise import coordinates
-from asdm_cli.records import Timeline
 from asdm_cli.recipe.patches import PatchSpec
+from asdm_cli.records import Timeline
 
 MARK = "_asdm_patches"
 ACCELERATE = "_old_forward"
@@ -79,7 +79,7 @@ class Trajectory:
         if axis == "fraction":
             return [Fraction(call, self.calls) for call in range(self.calls)]
         if self.timeline is None:
-            raise ModelError(f"coordinate {axis!r}: only a pipeline's scheduler knows the noise; use `{instead}`")
+            raise ModelError(f"coordinate {axis!r}: only a pipeline's scheduler knows it; use `step`")
         return self.timeline(axis, instead)
 
     def part(self, calls: Sequence[int], rows: Sequence[tuple[str, ...]] | None = None) -> Trajectory:
@@ -106,6 +106,16 @@ class Stats:
     cache_bytes: int | None = None
     figures: dict[str, float] = field(default_factory=dict)
     timelines: list[Timeline] = field(default_factory=list)
+
+    def __or__(self, other: Stats) -> Stats:
+        """Two layers' accounts of one generation: the first's, where both say something."""
+        return Stats(
+            self.served if self.served is not None else other.served,
+            self.reused or other.reused,
+            self.cache_bytes if self.cache_bytes is not None else other.cache_bytes,
+            other.figures | self.figures,
+            self.timelines or other.timelines,
+        )
 
     @property
     def full_calls(self) -> int | None:
@@ -368,6 +378,12 @@ def live_on(unet: Any) -> list[Live]:
     return [*found, inner] if isinstance(inner, Live) else found
 
 
+def inside(live: Live, unet: Any) -> Live | None:
+    """What is in force on the same UNet one layer further in."""
+    there = live_on(unet)
+    return there[there.index(live) + 1] if live in there[:-1] else None
+
+
 class Handle:
     """What is in force on `pipe` until `remove()`, or to the end of a `with` block."""
 
@@ -530,15 +546,30 @@ def in_layers(patches: Sequence[Patch[Any]]) -> list[Patch[Any]]:
     return sorted(patches, key=lambda patch: (patch.layer != Layer.SCHEDULE, -patch.layer))
 
 
+@contextmanager
+def applied(pipe: Any, patches: Sequence[Patch[Any]], load: Load) -> Iterator[Callable[[], Stats]]:
+    """All of them on, in layers, and off again. What it yields tells of the last generation."""
+    with ExitStack() as stack:
+        told = [stack.enter_context(patch.apply(pipe, load)) for patch in in_layers(patches)]
+        yield lambda: reduce(or_, (each() for each in told), Stats())
+
+
+def put_on(pipe: Any, patches: Sequence[Patch[Any]], load: Load) -> None:
+    """All of them on, for as long as the pipeline lives or until each is removed."""
+    if patches:
+        stack = ExitStack()
+        stack.enter_context(applied(pipe, patches, load))
+        pipe._asdm_stack = stack  # what would take them off when it is collected
+
+
+def stats_of(pipe: Any) -> Stats:
+    """Of the last generation, whatever is in force."""
+    return reduce(or_, (live.stats() for live in live_on(pipe.unet)), Stats())
+
+
 def check_patches(patches: Sequence[Patch[Any]], configs: Configs) -> list[str]:
     """Everything that does not fit, each fault once."""
     faults = []
     for patch in patches:
         faults += patch.check(configs, [other for other in patches if other is not patch])
     return list(dict.fromkeys(faults))
-
-
-@torch.compiler.disable
-def disabled(call: Callable[..., Any], *arguments: Any) -> Any:
-    """Outside what torch.compile traces."""
-    return call(*arguments)

@@ -21,6 +21,7 @@ from diffusers.pipelines.pipeline_utils import DiffusionPipeline
 from torch import Tensor, nn
 
 from asdm_cli.errors import ModelError
+from asdm_cli.patches import feature_cache
 from asdm_cli.patches.base import (
     Configs,
     Handle,
@@ -34,12 +35,24 @@ from asdm_cli.patches.base import (
     check_pipeline,
     in_force,
     live_on,
+    stats_of,
 )
-from asdm_cli.patches.feature_cache.hooks import FeatureCache
+from asdm_cli.patches.feature_cache.hooks import FeatureCache, resolve
 from asdm_cli.patches.feature_cache.plan import Reused
 from asdm_cli.patches.feature_cache.state import ALL, ModuleHistory
+from asdm_cli.recipe.patches import (
+    FALLING,
+    NULLS,
+    By,
+    Part,
+    Rules,
+    Switching,
+    UNetScheduleSpec,
+    reserved,
+    unknown_unets,
+)
+from asdm_cli.recipe.words import did_you_mean
 from asdm_cli.records import Timeline
-from asdm_cli.recipe.patches import FALLING, NULLS, By, Part, Switching, UNetScheduleSpec, reserved, unknown_unets
 from asdm_cli.unet.settings import unlike_inputs
 
 FOR_ALL = frozenset(
@@ -357,10 +370,16 @@ class ScheduleHandle(Handle):
 
 
 def switch(
-    pipe: DiffusionPipeline, unets: Mapping[str, UNet2DConditionModel], rules: Switching, idle: str = "stay"
+    pipe: DiffusionPipeline,
+    unets: Mapping[str, UNet2DConditionModel],
+    rules: Switching,
+    plans: Mapping[str, Rules] | None = None,
+    idle: str = "stay",
 ) -> ScheduleHandle:
-    """The first UNet is the pipeline's own, or takes its place. Raises ModelError with all that does not fit."""
+    """The first UNet is the pipeline's own, or takes its place; `plans` are what each inherits while it serves.
+    Raises ModelError with all that does not fit."""
     check_free(pipe)
+    check_members(unets, rules, plans)
     whole: Any = pipe
     before, unet = whole.unet, UNetSchedule(unets, rules, idle)
 
@@ -374,6 +393,7 @@ def switch(
     whole.unet = unet
     unet.undo.append(back)
     in_force(pipe, unet)
+    feature_cache.put_on(pipe, plans or {})
     return ScheduleHandle(pipe, unet)
 
 
@@ -392,8 +412,9 @@ def schedule_on(pipe: Any) -> UNetSchedule | None:
     return unet if isinstance(unet, UNetSchedule) else None
 
 
-def check_members(unets: Mapping[str, Any], rules: Switching) -> None:
-    """ModelError for UNets that cannot stand in one another's place, and for names that are not theirs."""
+def check_members(unets: Mapping[str, Any], rules: Switching, plans: Mapping[str, Rules] | None = None) -> None:
+    """ModelError for UNets that cannot stand in one another's place, for names that are not theirs, and for plans that
+    do not fit."""
     for name, unet in unets.items():
         check_class(f"unets: {name}", unet)
     faults = [f"unets: {reserved(name)}" for name in unets if name in NULLS]
@@ -407,9 +428,24 @@ def check_members(unets: Mapping[str, Any], rules: Switching) -> None:
     if len(set(formats.values())) > 1:
         each = ", ".join(f"{name} is in {form}" for name, form in formats.items())
         faults.append(f"unets: all must be in one number format: {each}")
-    faults += _unknown(unets, rules)
+    faults += [*_unknown(unets, rules), *_unfit_plans(unets, plans or {})]
     if faults:
         raise ModelError("\n".join(faults))
+
+
+def _unfit_plans(unets: Mapping[str, Any], plans: Mapping[str, Rules]) -> Iterator[str]:
+    for name, plan in plans.items():
+        if name not in unets:
+            yield f"plans.{name}: no UNet is called '{name}'{did_you_mean(name, list(unets))}"
+            continue
+        try:
+            resolve(plan, dict(unets[name].config))
+        except ModelError as error:
+            yield f"plans.{name}: {error}"
+        twins = [other for other in plans if other != name and unets.get(other) is unets[name]]
+        if any(plans[other] != plan for other in twins) and name > min(twins):
+            what = f"is the same UNet as {', '.join(twins)}, which has another plan; load it twice"
+            yield f"plans.{name}: {what}"
 
 
 def check_rules(names: Sequence[str] | Mapping[str, Any], rules: Switching) -> None:
@@ -454,12 +490,12 @@ class UNetSchedulePatch(Patch[UNetScheduleSpec]):
         here = schedule_on(pipe)
         if here is not None:
             with here.ruled(self.spec.rules):
-                yield here.stats
+                yield partial(stats_of, pipe)
             return
         first, *others = self.spec.unets
         unets: dict[str, Any] = {first: pipe.unet, **{name: load(name) for name in others}}
-        with switch(pipe, unets, self.spec.rules, self.spec.idle) as handle:
-            yield handle.unet.stats
+        with switch(pipe, unets, self.spec.rules, idle=self.spec.idle) as handle:
+            yield partial(stats_of, handle.pipe)
 
 
 patch = UNetSchedulePatch

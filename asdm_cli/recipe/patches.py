@@ -10,13 +10,15 @@ import re
 from dataclasses import dataclass
 from fractions import Fraction
 from math import ceil
-from typing import Annotated, Any, ClassVar, Literal, Self, TypeVar
+from typing import Annotated, Any, ClassVar, Literal, Self, TypeVar, get_args
 
 from pydantic import (
     AfterValidator,
     BeforeValidator,
     Discriminator,
     Field,
+    PlainValidator,
+    SerializeAsAny,
     Tag,
     TypeAdapter,
     ValidationError,
@@ -24,8 +26,8 @@ from pydantic import (
 )
 from pydantic_core import PydanticCustomError
 
-from asdm_cli.errors import RecipeError
-from asdm_cli.recipe.schema import Distinct, Inner, Misplaced, Name, Patterns, Positive, Seed, Strict, Text, Whole
+from asdm_cli.errors import Fault, RecipeError
+from asdm_cli.recipe.schema import MOST, Distinct, Inner, Misplaced, Name, Patterns, Positive, Seed, Strict, Text, Whole
 from asdm_cli.recipe.source import Mark, Source, Where
 from asdm_cli.recipe.words import did_you_mean, faults, got, one_of
 
@@ -526,3 +528,114 @@ def unknown_unets(parts: list[Part], known: list[str]) -> list[tuple[Inner, str]
         for index, part in enumerate(parts)
         if part.unet not in (*known, *NULLS)
     ]
+
+
+KINDS: dict[str, type[PatchSpec]] = {}
+"""Every kind of patch: a class below `PatchSpec` adds itself."""
+
+
+class PatchSpec(Strict):
+    """What a recipe, or a model's asdm.json, says of something that changes how a pipeline draws."""
+
+    kind: str
+    """Stands here to be the first key of what is written back."""
+    module: ClassVar[str]
+    """Where its `patch` is, which does it."""
+
+    @classmethod
+    def __pydantic_init_subclass__(cls, **_: Any) -> None:
+        KINDS[get_args(cls.model_fields["kind"].annotation)[0]] = cls
+
+    def written(self) -> dict[str, Any]:
+        """As it stands in asdm.json."""
+        return self.model_dump(mode="json", exclude_none=True, exclude_defaults=True) | {"kind": self.kind}
+
+
+class FeatureCacheSpec(PatchSpec, Rules):
+    """Reuse features from earlier calls, by rules."""
+
+    kind: Literal["feature-cache"] = "feature-cache"
+    """The kind of patch."""
+    unet: Name | None = None
+    """The UNet that it is for, where several take turns; all of them if left out."""
+    module: ClassVar[str] = "asdm_cli.patches.feature_cache"
+
+
+class UNetScheduleSpec(PatchSpec, Switching):
+    """Several UNets, and who serves which part of a generation."""
+
+    kind: Literal["unet-schedule"] = "unet-schedule"
+    """The kind of patch."""
+    unets: Annotated[list[Name], Field(min_length=1), Distinct]
+    """Their names. The first is the pipeline's own `unet`; the others lie in `unets/NAME`."""
+    idle: Idle = "stay"
+    """`stay` on the device, or live on the `cpu` while another UNet serves."""
+    module: ClassVar[str] = "asdm_cli.patches.unet_schedule"
+
+    @property
+    def rules(self) -> Switching:
+        """Who serves what, alone."""
+        return Switching(by=self.by, parts=self.parts)
+
+    @model_validator(mode="after")
+    def _known(self) -> Self:
+        wrong = [(("parts", *inner), what) for inner, what in unknown_unets(self.parts, self.unets)]
+        wrong += [(("unets", self.unets.index(name)), reserved(name)) for name in self.unets if name in NULLS]
+        if wrong:
+            raise Misplaced(wrong)
+        return self
+
+
+class DeepCacheSpec(PatchSpec):
+    """The DeepCache package itself (extra `peers`)."""
+
+    kind: Literal["deepcache-package"] = "deepcache-package"
+    """The kind of patch."""
+    interval: Annotated[int, Field(ge=2, le=MOST)]
+    """Its cache_interval."""
+    branch: Whole = 0
+    """Its cache_branch_id."""
+    module: ClassVar[str] = "asdm_cli.patches.deepcache"
+
+
+class _Inside(Source):
+    """Collects faults by their way from a value, whose own place in the file somebody else knows."""
+
+    def fault(self, where: Where, what: str, on_key: bool = False) -> Fault:
+        self.found = [*getattr(self, "found", []), (where, what)]
+        return super().fault(where, what, on_key)
+
+
+def _of_its_kind(value: Any) -> PatchSpec:
+    """By `kind`, of the kinds that there are now: a plug-in may have added one."""
+    if isinstance(value, PatchSpec):
+        return value
+    if not isinstance(value, dict):
+        raise PydanticCustomError("model_type", "must be a mapping of keys")
+    if (kind := value.get("kind")) not in KINDS:
+        known = one_of(list(KINDS))
+        what = f"must be {known}, got {got(kind)}{did_you_mean(str(kind), list(KINDS))}"
+        raise Misplaced([(("kind",), what if "kind" in value else f"must be given: {known}")])
+    try:
+        return KINDS[kind].model_validate(value)
+    except ValidationError as error:
+        inside = _Inside("", value, values={(): Mark()})
+        faults(error, inside, KINDS[kind])
+        raise Misplaced(inside.found) from None
+
+
+AnyPatch = Annotated[SerializeAsAny[PatchSpec], PlainValidator(_of_its_kind)]
+
+
+class _Held(Strict):
+    patches: list[AnyPatch]
+
+
+def read_patches(held: Any, source: str) -> list[PatchSpec]:
+    """Patches that do not come from a recipe. Raises RecipeError with all faults; `source` names them."""
+    whole = {"patches": held}
+    try:
+        return _Held.model_validate(whole).patches
+    except ValidationError as error:
+        placeless: dict[Where, Mark] = {(): Mark()}  # no file was read: there are no lines to name
+        raise RecipeError(source, faults(error, Source(source, whole, values=placeless), _Held)) from None

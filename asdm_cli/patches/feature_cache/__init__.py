@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from asdm_cli.errors import ModelError
-from asdm_cli.patches.base import Handle, Layer, Load, Patch, Stats, check_pipeline, in_force, live_on
+from asdm_cli.patches.base import MARK, Handle, Layer, Load, Patch, Stats, check_pipeline, in_force, live_on, stats_of
 from asdm_cli.patches.feature_cache.hooks import FeatureCache, cache_on, resolve
 from asdm_cli.patches.feature_cache.plan import ResolvedPlan
 from asdm_cli.recipe.patches import FeatureCacheSpec, Rules
@@ -64,7 +64,7 @@ class CacheHandle(Handle):
         return next(iter(self.caches.values()))
 
     def stats(self) -> Stats:
-        return live_on(self.pipe.unet)[0].stats()  # type: ignore[attr-defined]
+        return stats_of(self.pipe)
 
 
 def inherit(pipe: DiffusionPipeline, plan: Plan, unet: str | None = None) -> CacheHandle:
@@ -93,6 +93,13 @@ def put_on(pipe: Any, plans: Mapping[str, Plan]) -> CacheHandle:
             cache.remove()
         raise
     return CacheHandle(pipe, {name: made[unets[name]] for name in plans})
+
+
+def remove(pipe: Any) -> None:
+    """Take off whatever plans are in force, also on a UNet that was replaced meanwhile."""
+    for live in [*getattr(type(pipe), MARK, ()), *caches_on(pipe).values()]:
+        if isinstance(live, FeatureCache):
+            live.remove()
 
 
 def unets_of(pipe: Any) -> dict[str, nn.Module]:

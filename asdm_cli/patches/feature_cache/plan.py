@@ -219,6 +219,7 @@ class StepPlan:
     @cached_property
     def reachable(self) -> frozenset[Reused]:
         """Every set of rules that may be reused together at some call."""
+
         def choices(keys: frozenset[int] | None, call: int) -> tuple[bool, ...]:
             if keys is None:
                 return (False, True) if call else (False,)

@@ -1,0 +1,271 @@
+"""A generation begins with nothing, leaves nothing, and meets no other one."""
+
+from __future__ import annotations
+
+import copy
+import gc
+import pickle
+import weakref
+from concurrent.futures import ThreadPoolExecutor
+from itertools import pairwise
+from typing import Any
+
+import pytest
+import torch
+from diffusers import StableDiffusionPipeline, UNet2DConditionModel
+from torch import Tensor, nn
+
+import asdm_cli
+from asdm_cli import inherit
+from asdm_cli.errors import ModelError
+from asdm_cli.models.schedulers import set_sampler
+from asdm_cli.patches.feature_cache import caches_on
+from asdm_cli.patches.feature_cache.state import FeatureHistory
+from asdm_cli.recipe.patches import read_plan
+from tests.patches import pipes
+from tests.patches.conftest import Get
+from tests.patches.pipes import draw
+
+PLAN = {
+    "rules": [
+        {"nodes": "deepcache.1", "order": 2, "schedule": {"mode": "uniform", "interval": 2}},
+        {"nodes": "up.3.1.cross", "schedule": {"mode": "threshold", "threshold": 0.3, "longest": 3}},
+    ]
+}
+GENERATIONS: list[dict[str, Any]] = [
+    {"steps": 5},
+    {"steps": 3},
+    {"steps": 5, "size": 40},
+    {"steps": 5, "count": 2},
+    {"steps": 5, "guidance_scale": 1.0},
+]
+
+
+def fresh(settings: dict[str, Any], sampler: str = "ddim") -> Tensor:
+    with inherit(pipes.pipe(sampler=sampler), PLAN) as handle:
+        return draw(handle.pipe, **settings)
+
+
+def hooked(root: nn.Module) -> list[nn.Module]:
+    """Modules that are not as their class made them."""
+    return [each for each in root.modules() if {"_diffusers_hook", "forward"} & each.__dict__.keys()]
+
+
+@pytest.fixture
+def kept(monkeypatch: pytest.MonkeyPatch) -> list[weakref.ref[Tensor]]:
+    """Every tensor that a memory is given to keep, for as long as it lives."""
+    seen: list[weakref.ref[Tensor]] = []
+    keep = FeatureHistory.store
+
+    def watched(self: FeatureHistory, value: Tensor) -> None:
+        seen.append(weakref.ref(value))
+        keep(self, value)
+
+    monkeypatch.setattr(FeatureHistory, "store", watched)
+    return seen
+
+
+def alive(kept: list[weakref.ref[Tensor]]) -> int:
+    gc.collect()
+    return sum(each() is not None for each in kept)
+
+
+def test_generations_in_a_row_are_those_of_fresh_engines(get: Get) -> None:
+    order = [0, 1, 0, 2, 0, 3, 4, 3, 2]
+    assert {settings for pair in pairwise(order) for settings in pair} == set(range(len(GENERATIONS)))
+    alone = [fresh(settings, "pndm") for settings in GENERATIONS]
+    with inherit(get(sampler="pndm"), PLAN) as handle:
+        for index in order:
+            assert torch.equal(draw(handle.pipe, **GENERATIONS[index]), alone[index])
+
+
+def test_another_size_in_the_middle_of_a_generation_starts_from_nothing(get: Get) -> None:
+    with inherit(get(), {"preset": "deepcache", "interval": 4}) as handle, torch.no_grad():
+        unet, text = handle.pipe.unet, torch.ones(1, 16, 16)
+        with handle.cache.generation(4):
+            for size in (8, 12, 12, 8):
+                output = unet(torch.ones(1, 4, size, size), 5, text).sample
+        assert [len(resting) for resting in handle.stats().reused["unet"]] == [0, 0, 1, 0]
+    assert torch.equal(output, unet(torch.ones(1, 4, 8, 8), 5, text).sample)
+
+
+def test_calls_beyond_those_announced_are_an_error(get: Get) -> None:
+    arguments = (torch.ones(1, 4, 8, 8), 5, torch.ones(1, 16, 16))
+    with inherit(get(), {"preset": "deepcache", "interval": 9}) as handle, torch.no_grad():
+        with handle.cache.generation(2):
+            for _ in range(2):
+                handle.pipe.unet(*arguments)
+            with pytest.raises(ModelError, match="called 3 times where 2 calls were announced"):
+                handle.pipe.unet(*arguments)
+        assert [len(resting) for resting in handle.stats().reused["unet"]] == [0, 1]
+
+
+def test_outside_a_generation_a_call_is_an_error_unless_it_is_meant(get: Get) -> None:
+    unet, arguments = get().unet, (torch.ones(1, 4, 8, 8), 5, torch.ones(1, 16, 16))
+    with torch.no_grad(), inherit(get(), PLAN) as handle:
+        draw(handle.pipe)
+        with pytest.raises(ModelError, match=r"outside a generation.*asdm_cli\.inherit\(pipe, plan\)"):
+            unet(*arguments)
+        with handle.cache.plain():
+            during = [unet(*arguments).sample for _ in range(3)]
+    with torch.no_grad():
+        plain = unet(*arguments).sample
+    assert [torch.equal(each, plain) for each in during] == [True] * 3
+
+
+def test_an_exception_leaves_nothing_behind(get: Get, kept: list[weakref.ref[Tensor]]) -> None:
+    living = []
+
+    def stop(pipe: Any, step: int, time: Any, values: dict[str, Any]) -> dict[str, Any]:  # noqa: ARG001
+        if step == 2:
+            living.append(alive(kept))
+            raise KeyboardInterrupt
+        return {}
+
+    with inherit(get(), PLAN) as handle:
+        with pytest.raises(KeyboardInterrupt):
+            draw(handle.pipe, steps=5, callback_on_step_end=stop)
+        assert living[0] > 0, "the watch saw kept tensors in the middle"
+        assert alive(kept) == 0
+        assert handle.cache.thread.generation is None
+        assert handle.cache.thread.step is None
+        assert torch.equal(draw(handle.pipe, steps=5), fresh({"steps": 5}))
+
+
+def test_nothing_is_kept_after_a_generation(get: Get, kept: list[weakref.ref[Tensor]]) -> None:
+    with inherit(get(), PLAN) as handle:
+        draw(handle.pipe, steps=5)
+        assert len(kept) > 4
+        assert alive(kept) == 0
+        assert handle.stats().cache_bytes > 0
+
+
+def test_only_what_is_read_later_is_kept(get: Get) -> None:
+    """One tensor of DeepCache's, of two rows: up.3.1's output; on request keys and values of the text."""
+    text = 2 * 2 * pipes.tiny.TOKENS * 4
+    unet = get().unet
+    widths = [each.attn2.to_k.out_features for _, each in unet.named_modules() if hasattr(each, "attn2")]
+    assert len(widths) == 16
+    rules = read_plan({"preset": "deepcache"})
+    for text_once in (False, True):
+        with inherit(get(), rules.model_copy(update={"text_once": text_once})) as handle:
+            draw(handle.pipe)
+            assert handle.stats().cache_bytes == 2 * 8 * 8 * 8 * 4 + text_once * text * sum(widths)
+    with inherit(get(), {"rules": [], "text_once": False}) as handle:
+        draw(handle.pipe)
+        assert handle.stats().cache_bytes == 0
+
+
+def test_what_lies_inside_an_inherited_transformer_is_not_kept(get: Get) -> None:
+    found = []
+    for nodes in (["mid.0.attn"], ["mid.0.attn", "mid.0.cross", "mid.0.ff"], ["mid.0.cross", "mid.0.ff"]):
+        rule = {"nodes": nodes, "schedule": {"mode": "uniform", "interval": 2}}
+        with inherit(get(), {"rules": [rule], "text_once": False}) as handle:
+            draw(handle.pipe)
+            found.append(handle.stats().cache_bytes)
+    assert found[0] == found[1] == 2 * 32 * 4
+    assert found[2] == 2 * found[0]
+
+
+def test_two_pipelines_in_two_threads() -> None:
+    alone = [fresh({"steps": 4, "seed": seed}, sampler) for seed, sampler in ((0, "ddim"), (1, "pndm"))]
+    handles = [inherit(pipes.pipe(sampler=sampler), PLAN) for sampler in ("ddim", "pndm")]
+    with ThreadPoolExecutor(2) as threads:
+        for _ in range(2):
+            jobs = [threads.submit(draw, handle.pipe, 4, seed=seed) for seed, handle in enumerate(handles)]
+            assert [torch.equal(job.result(), each) for job, each in zip(jobs, alone, strict=True)] == [True, True]
+
+
+def test_threads_that_share_a_unet() -> None:
+    """As measure.generate does: copies of the pipeline, a scheduler each, whatever step the others are at."""
+    seeds = range(4)
+    alone = [fresh({"steps": 3 + seed % 2, "seed": seed}) for seed in seeds]
+    with inherit(pipes.pipe(), PLAN) as handle, ThreadPoolExecutor(3) as threads:
+
+        def one(seed: int) -> Tensor:
+            own: Any = copy.copy(handle.pipe)
+            own.scheduler = copy.deepcopy(handle.pipe.scheduler)
+            return draw(own, 3 + seed % 2, seed=seed)
+
+        together = list(threads.map(one, seeds))
+    assert [torch.equal(*pair) for pair in zip(together, alone, strict=True)] == [True] * 4
+
+
+def test_a_second_plan_is_refused(get: Get) -> None:
+    pipe = get()
+    with inherit(pipe, PLAN) as handle:
+        before = draw(pipe)
+        for plan in (PLAN, {"rules": [], "text_once": False}):
+            with pytest.raises(ModelError, match=r"inherits already; take the earlier plan off"):
+                inherit(pipe, plan)
+        assert torch.equal(draw(pipe), before)
+        assert caches_on(pipe).get("unet") is handle.cache
+    with inherit(pipe, {"rules": []}):
+        draw(pipe)
+
+
+def test_remove_leaves_everything_as_it_was() -> None:
+    pipe = pipes.pipe()
+    before = draw(pipe)
+    handle = inherit(pipe, PLAN)
+    assert len(hooked(pipe.unet)) > 30
+    assert type(pipe) is not StableDiffusionPipeline
+    assert isinstance(pipe, StableDiffusionPipeline)
+    assert (type(pipe).__name__, type(pipe).__module__) == (
+        StableDiffusionPipeline.__name__,
+        StableDiffusionPipeline.__module__,
+    )
+    draw(pipe)
+    for _ in range(2):
+        handle.remove()
+        assert hooked(pipe.unet) == []
+        assert type(pipe) is StableDiffusionPipeline
+        assert caches_on(pipe).get("unet") is None
+        assert torch.equal(draw(pipe), before)
+
+
+def test_remove_leaves_the_hooks_of_others() -> None:
+    from diffusers.hooks import HookRegistry, ModelHook
+
+    pipe = pipes.pipe()
+    before = draw(pipe)
+    inner = pipe.unet.up_blocks[3].attentions[1]
+    HookRegistry.check_if_exists_or_initialize(inner).register_hook(ModelHook(), "theirs")
+    handle = inherit(pipe, {"preset": "deepcache"})
+    outer = pipe.unet.up_blocks[3].resnets[1]
+    HookRegistry.check_if_exists_or_initialize(outer).register_hook(ModelHook(), "theirs")
+    draw(pipe)
+    handle.remove()
+    assert set(hooked(pipe.unet)) == {inner, outer}
+    assert torch.equal(draw(pipe), before)
+
+
+@pytest.mark.parametrize("again", [copy.deepcopy, lambda unet: pickle.loads(pickle.dumps(unet))])
+def test_a_removed_unet_can_be_copied_and_pickled(again: Any, get: Get) -> None:
+    pipe = get()
+    with inherit(pipe, PLAN):
+        draw(pipe)
+    copied: UNet2DConditionModel = again(pipe.unet)
+    assert torch.equal(draw(pipes.pipe(unet=copied)), draw(pipe))
+
+
+def test_a_new_sampler_is_read_at_every_generation(get: Get) -> None:
+    pipe = get()
+    with inherit(pipe, {"preset": "deepcache", "interval": 2}) as handle:
+        for sampler, calls in (("ddim", 4), ("heun", 7), ("pndm", 5)):
+            set_sampler(pipe, sampler)
+            draw(pipe, 4)
+            assert [not resting for resting in handle.stats().reused["unet"]] == [
+                call % 2 == 0 for call in range(calls)
+            ]
+
+
+def test_a_plan_without_its_handle_is_taken_off_too(get: Get) -> None:
+    pipe = get()
+    before, kind = draw(pipe), type(pipe)
+    inherit(pipe, PLAN)
+    assert not torch.equal(draw(pipe), before)
+    for _ in range(2):
+        asdm_cli.remove(pipe)
+        assert torch.equal(draw(pipe), before)
+        assert type(pipe) is kind

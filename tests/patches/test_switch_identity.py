@@ -1,0 +1,118 @@
+"""Where one UNet, or its equal, serves everything, pictures are those of its plain pipeline, bit by bit."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+import asdm_cli
+from asdm_cli import inherit
+from asdm_cli.models.schedulers import SAMPLERS
+from asdm_cli.patches.unet_schedule import alone
+from asdm_cli.patches.unet_schedule import switch as attach
+from tests.patches import pipes
+from tests.patches.conftest import Get
+from tests.patches.parts import rules, small, twin
+from tests.patches.pipes import draw
+
+EVERY = [*(("text", sampler) for sampler in SAMPLERS), ("xl", "euler"), ("image", "pndm"), ("inpaint", "ddim")]
+PLAN = {"rules": [{"nodes": "deepcache.1", "order": 1, "coordinate": "log-snr", "schedule": {"mode": "uniform"}}]}
+PLAN["rules"][0]["schedule"] |= {"interval": 2}
+
+
+@pytest.mark.parametrize(("kind", "sampler"), EVERY)
+def test_equal_unets_and_one_unet_change_no_bit(kind: str, sampler: str, get: Get) -> None:
+    pipe, other = get(kind, sampler), small(kind)
+    plain, others = draw(pipe), draw(pipes.pipe(kind, sampler, other))
+    assert not torch.equal(plain, others)
+    unets = {"a": pipe.unet, "twin": twin(kind), "b": other}
+    with attach(pipe, unets, alone("a")) as handle:
+        for name, expected in (("a", plain), ("twin", plain), ("b", others)):
+            with pipe.unet.ruled(alone(name)):
+                assert torch.equal(draw(pipe), expected)
+                assert set(handle.unet.stats().served) == {name}
+        late = kind == "image"
+        middle = {"timestep": 200 if late else 400, "log-snr": 1 if late else 0, "fraction": 0.5, "step": 1}
+        for by, until in middle.items():
+            with pipe.unet.ruled(rules(by, f"a {until}", "twin")):
+                assert torch.equal(draw(pipe), plain)
+                assert list(dict.fromkeys(handle.unet.stats().served)) == ["a", "twin"], "both served"
+        for share, expected in ((0, others), (1, plain)):
+            with pipe.unet.ruled(rules("fraction", f"a {share}", "b")):
+                assert torch.equal(draw(pipe), expected)
+    assert torch.equal(draw(pipe), plain)
+
+
+@pytest.mark.parametrize(("kind", "sampler"), [("text", "pndm"), ("xl", "heun")])
+def test_two_unets_are_those_of_a_pipeline_that_calls_them_by_hand(kind: str, sampler: str, get: Get) -> None:
+    pipe = get(kind, sampler)
+    with attach(pipe, {"a": pipe.unet, "b": small(kind)}, rules("timestep", "b 600", "a")) as handle:
+        found, served = draw(pipe, 4), handle.unet.stats().served
+    assert set(served) == {"a", "b"}
+    assert torch.equal(found, by_hand(pipe, {"b": small(kind)}, served))
+
+
+def by_hand(pipe: Any, others: dict[str, Any], served: tuple[str, ...]) -> Tensor:
+    """The pipeline's own UNet, whose forward is that of whoever serves."""
+    own, calls = pipe.unet.forward, iter(served)
+
+    def forward(*args: Any, **named: Any) -> Any:
+        name = next(calls)
+        return others[name](*args, **named) if name in others else own(*args, **named)
+
+    pipe.unet.forward = forward
+    try:
+        return draw(pipe, 4)
+    finally:
+        del pipe.unet.forward
+
+
+@pytest.mark.parametrize(("kind", "sampler"), [("text", "pndm"), ("xl", "ddim"), ("image", "euler")])
+def test_one_unet_with_its_plan_is_its_inheriting_pipeline(kind: str, sampler: str, get: Get) -> None:
+    pipe = get(kind, sampler)
+    with inherit(pipe, PLAN):
+        inherited = draw(pipe, 5)
+    assert not torch.equal(inherited, draw(pipe, 5)), "the plan does something"
+    with inherit(pipes.pipe(kind, sampler, small(kind)), PLAN) as handle:
+        others = draw(handle.pipe, 5)
+    plans = {"a": PLAN, "b": PLAN}
+    parts = [{"unet": "a"}]
+    with asdm_cli.switch(pipe, {"a": pipe.unet, "b": small(kind)}, parts, plans=plans):
+        assert torch.equal(draw(pipe, 5), inherited)
+        with pipe.unet.ruled(alone("b")):
+            assert torch.equal(draw(pipe, 5), others)
+        asdm_cli.remove(pipe)
+        with inherit(pipe, PLAN):
+            assert torch.equal(draw(pipe, 5), inherited)
+            with pipe.unet.ruled(alone("b")):
+                assert torch.equal(draw(pipe, 5), others)
+
+
+def test_free_u_goes_to_every_unet(get: Get) -> None:
+    pipe, scale = get(), {"s1": 0.9, "s2": 0.2, "b1": 1.4, "b2": 1.6}
+    pipe.enable_freeu(**scale)
+    expected = draw(pipe)
+    pipe.disable_freeu()
+    plain = draw(pipe)
+    with attach(pipe, {"b": small(), "a": pipe.unet}, alone("a")):
+        pipe.enable_freeu(**scale)
+        assert torch.equal(draw(pipe), expected)
+        pipe.disable_freeu()
+        assert torch.equal(draw(pipe), plain)
+    assert not torch.equal(expected, plain)
+
+
+def test_what_pipelines_pass_on_arrives(get: Get) -> None:
+    pipe, seen = get("xl"), []
+    hook = pipe.unet.register_forward_pre_hook(lambda _, args, named: seen.append((len(args), named)), with_kwargs=True)
+    with attach(pipe, {"a": pipe.unet, "b": small("xl")}, rules("step", "a 1", "b")):
+        draw(pipe, 2, cross_attention_kwargs={"ip_adapter_masks": None})
+    hook.remove()
+    ((count, named),) = seen
+    assert count == 3
+    assert named["cross_attention_kwargs"] == {"ip_adapter_masks": None}
+    assert {"time_ids", "text_embeds"} <= named["added_cond_kwargs"].keys()
+    assert not named["return_dict"]
