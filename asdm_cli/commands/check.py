@@ -38,5 +38,5 @@ def _is_right(file: Path) -> bool:
     except RecipeError as error:
         say(str(error))
         return False
-    hand_over(f"{file}: OK, a recipe for asdm {recipe.verb}")  # type: ignore[attr-defined]
+    hand_over(f"{file}: OK, a recipe for asdm {recipe.verb}")
     return True

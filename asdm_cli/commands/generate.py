@@ -12,7 +12,7 @@ import typer
 from asdm_cli.commands.options import Device, Dtype, Overwrite, Quiet, Verbose, examples, set_verbosity
 from asdm_cli.commands.ranks import is_first
 from asdm_cli.errors import ModelError
-from asdm_cli.recipe.schema import LARGEST_SEED, MOST
+from asdm_cli.recipe import LARGEST_SEED, MOST
 
 if TYPE_CHECKING:
     from PIL.Image import Image

@@ -10,7 +10,7 @@ import typer
 from asdm_cli.commands.options import Overwrite, Quiet, Verbose, examples, set_verbosity
 from asdm_cli.commands.ranks import is_first
 from asdm_cli.errors import ModelError
-from asdm_cli.recipe.schema import LARGEST_SEED, MOST
+from asdm_cli.recipe import LARGEST_SEED, MOST
 
 Folder = Annotated[Path, typer.Argument(metavar="FOLDER", help="Pictures, at any depth.", show_default=False)]
 Target = Annotated[Path, typer.Option("--out", metavar="DIR", help="Where the shards go.", show_default=False)]

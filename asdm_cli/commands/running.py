@@ -13,15 +13,15 @@ from asdm_cli.models.origin import made_from, refuse_changes
 from asdm_cli.models.write import refuse_existing, refuse_sources
 from asdm_cli.progress import BRIEF, console, hand_over
 from asdm_cli.recipe.load import dump_public, load
-from asdm_cli.recipe.override import Override, parse_override
-from asdm_cli.recipe.reads import places, reads
+from asdm_cli.recipe.reader import Override
+from asdm_cli.recipe.schema import places, referenced_paths
 from asdm_cli.report.document import Report
 
 
 def overrides(settings: list[str] | None, **options: str | None) -> list[Override]:
     """--set texts, then the options that stand for a recipe's key of the same name."""
     named = [Override((key,), value, f"--{key}") for key, value in options.items() if value is not None]
-    return [parse_override(text) for text in settings or []] + named
+    return [Override.parse(text) for text in settings or []] + named
 
 
 def run_verb(
@@ -44,8 +44,8 @@ def run_verb(
     target = Path(recipe.out)
     if is_first() and not dry_run:
         refuse_existing(target, overwrite)
-    refuse_sources(target, (place for text in reads(recipe) for place in places(text)))
-    how, before = method(verb), made_from(reads(recipe))
+    refuse_sources(target, (place for text in referenced_paths(recipe) for place in places(text)))
+    how, before = method(verb), made_from(referenced_paths(recipe))
     plan = how.plan(recipe, **permissions)
     _show(with_links(plan.report(), link))
     if dry_run:
@@ -57,7 +57,7 @@ def run_verb(
         wait_for_everyone()
         report = how.run(plan, run)
         wait_for_everyone()
-        refuse_changes(before, made_from(reads(recipe)))
+        refuse_changes(before, made_from(referenced_paths(recipe)))
         report = run.write(report)
     _show(report)
     hand_over(target)

@@ -9,10 +9,9 @@ import typer
 
 from asdm_cli.commands.options import examples
 from asdm_cli.progress import hand_over
-from asdm_cli.recipe.json_schema import json_schema
-from asdm_cli.recipe.reference import markdown
+from asdm_cli.recipe.messages import did_you_mean, one_of
+from asdm_cli.recipe.reference import json_schema, markdown
 from asdm_cli.recipe.verbs import VERBS
-from asdm_cli.recipe.words import did_you_mean, one_of
 
 
 def _known(verb: str | None) -> str | None:

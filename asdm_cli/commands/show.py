@@ -110,12 +110,11 @@ def _plans(model: ModelDirectory) -> list[str]:
     """The rules that each UNet draws by, of one alone without its name."""
     from asdm_cli.models.provenance import run_time_plan
     from asdm_cli.models.switched import read_switch
-    from asdm_cli.schedule import describe
 
     whole, switch = run_time_plan(model), read_switch(model)
     plans = {"": whole} if whole else {f"{name}: ": plan for name, plan in (switch.plans if switch else {}).items()}
     return [
-        f"{whose}inherits {rule.nodes} ({rule.carry}, order {rule.order}); computed: {describe(rule.schedule)}"
+        f"{whose}inherits {rule.nodes} ({rule.carry}, order {rule.order}); computed: {rule.schedule}"
         for whose, plan in plans.items()
         for rule in plan.rules
     ]
