@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
+from asdm_cli.console import console, note
 from asdm_cli.errors import ModelError
 from asdm_cli.methods import method
 from asdm_cli.methods.pipeline.early import check_all
@@ -18,7 +19,6 @@ from asdm_cli.methods.pipeline.report import stages_table, whole_report
 from asdm_cli.methods.pipeline.stages import Stage, stages
 from asdm_cli.models.origin import made_from, refuse_changes
 from asdm_cli.models.write import refuse_sources
-from asdm_cli.progress import console, note
 from asdm_cli.recipe.load import dump, dump_public
 from asdm_cli.recipe.schema import places, referenced_paths
 from asdm_cli.recipe.verbs import RunRecipe
