@@ -18,9 +18,9 @@ from transformers import CLIPModel, CLIPTokenizer
 from asdm_cli.errors import ModelError
 from asdm_cli.models.checked import check_drawing
 from asdm_cli.models.parts import check_clip, check_parts, read_with
+from asdm_cli.models.patched import checked_patches, member, one_unet, schedule_of, unet_components
 from asdm_cli.models.schedulers import SCHEDULER, own_scheduler, unlike_noise
 from asdm_cli.models.source import CONFIGS, ModelDirectory, find
-from asdm_cli.models.patched import checked_patches, member, one_unet, schedule_of, unet_components
 from asdm_cli.patches.base import Load, patch_of, put_on
 from asdm_cli.patches.unet_schedule import ScheduleHandle, check_free, check_rules, switch
 from asdm_cli.recipe.patches import Idle, PatchSpec, Rules, Switching

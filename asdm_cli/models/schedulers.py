@@ -22,8 +22,8 @@ from diffusers import (
 from diffusers.pipelines.pipeline_utils import DiffusionPipeline
 
 from asdm_cli.errors import ModelError
-from asdm_cli.patches.noise import alphas_cumprod
 from asdm_cli.models.source import SETTINGS, ModelDirectory
+from asdm_cli.patches.noise import alphas_cumprod
 
 SAMPLERS: dict[str, tuple[Any, dict[str, Any]]] = {
     "ddim": (DDIMScheduler, {}),

@@ -40,6 +40,7 @@ from asdm_cli.patches.base import (
 from asdm_cli.patches.feature_cache.hooks import FeatureCache, resolve
 from asdm_cli.patches.feature_cache.plan import Reused
 from asdm_cli.patches.feature_cache.state import ALL, ModuleHistory
+from asdm_cli.recipe.messages import did_you_mean
 from asdm_cli.recipe.patches import (
     FALLING,
     NULLS,
@@ -51,7 +52,6 @@ from asdm_cli.recipe.patches import (
     reserved,
     unknown_unets,
 )
-from asdm_cli.recipe.words import did_you_mean
 from asdm_cli.records import Timeline
 from asdm_cli.unet.settings import unlike_inputs
 

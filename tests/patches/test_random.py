@@ -17,7 +17,6 @@ from asdm_cli.measure.trajectory import mac_counter, tally
 from asdm_cli.patches.feature_cache.hooks import FeatureCache
 from asdm_cli.patches.feature_cache.plan import ENCODER, ResolvedPlan
 from asdm_cli.recipe.patches import read_plan
-from asdm_cli.schedule import key_steps
 from asdm_cli.unet.anatomy import Anatomy
 from tests.patches.shapes import SHAPES, unet
 
@@ -144,7 +143,7 @@ def test_one_rule_is_the_plain_unet_with_forecasts_put_in_by_hand(drawn: tuple[s
         keys = [not resting for resting in on.stats().reused["unet"]]
         outlets = {outlet.module: outlet.tupled for group in on.nodes.outlets.values() for outlet in group}
     rule = read_plan(plan).rules[0]
-    expected = key_steps(rule.schedule, calls)
+    expected = rule.schedule.key_steps(calls)
     assert expected is None or keys == [number in expected for number in range(calls)]
     kept: dict[str, list[tuple[int, Tensor]]] = {}
     number = 0

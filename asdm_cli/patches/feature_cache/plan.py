@@ -11,7 +11,6 @@ from itertools import combinations, product
 
 from asdm_cli.errors import ModelError
 from asdm_cli.recipe.patches import Rules
-from asdm_cli.schedule import key_steps
 from asdm_cli.unet.anatomy import NORMS, Anatomy
 from asdm_cli.unet.dataflow import CONV_IN, CONV_OUT, OUTSIDE, TIME, Dataflow
 
@@ -201,7 +200,7 @@ class StepPlan:
     def __init__(self, resolved: ResolvedPlan, calls: int, keys: tuple[frozenset[int] | None, ...] | None = None):
         self.resolved = resolved
         self.calls = calls
-        found = (key_steps(rule.schedule, calls) for rule in resolved.plan.rules)
+        found = (rule.schedule.key_steps(calls) for rule in resolved.plan.rules)
         self.keys = keys or tuple(None if steps is None else frozenset(steps) for steps in found)
         self._patterns: dict[Reused, StepPattern] = {}
 

@@ -13,7 +13,6 @@ from asdm_cli.patches.base import Trajectory
 from asdm_cli.patches.feature_cache import extrapolate
 from asdm_cli.patches.feature_cache.plan import STORE, ResolvedPlan, Reused, StepPattern, StepPlan
 from asdm_cli.recipe.patches import Rule, Threshold
-from asdm_cli.schedule import next_distance
 
 ALL = ("all",)
 """The one group of rows where they never change."""
@@ -120,10 +119,7 @@ class Adaptive:
         """Read the error of the last key step, if there is a new one; the only value that is read from the device."""
         if history is not None and history.error is not None:
             error, history.error = float(history.error), None
-            schedule = self.schedule
-            self.next = self.last + next_distance(
-                error, self.distance, self.measured_order, schedule.threshold, schedule.longest
-            )
+            self.next = self.last + self.schedule.next_distance(error, self.distance, self.measured_order)
         return call >= self.next or call < self.schedule.first
 
     def note_key(self, call: int, history: FeatureHistory | None) -> None:
