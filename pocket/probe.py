@@ -18,8 +18,8 @@ from rich.progress import track
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from asdm_cli.measure.features import FeatureNetwork, Features, feature_network
-from asdm_cli.measure.probe import CONFIG, WEIGHTS, Target, read_probe
+from asdm_cli.metrics.features import FeatureNetwork, Features, feature_network
+from asdm_cli.metrics.probe import CONFIG, WEIGHTS, Target, read_probe
 from pocket.art import SETS
 from pocket.drawings import Pairs, labels, moved, to_unit
 from pocket.loop import Draws

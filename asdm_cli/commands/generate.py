@@ -79,11 +79,11 @@ def generate(
 
 
 def _draw(source: Any, prompts: Sequence[str], settings: dict[str, Any], place: tuple[str, str]) -> list[Image]:
-    from asdm_cli.measure.contestants import blame
-    from asdm_cli.measure.generate import pictures
+    from asdm_cli.errors import blame
     from asdm_cli.models.load import device_and_dtype, load_pipeline
     from asdm_cli.models.schedulers import planned_scheduler
     from asdm_cli.progress import note
+    from asdm_cli.sampling.generate import SamplingSettings, draw
     from asdm_cli.switching.inheriting import engines
     from asdm_cli.switching.pipelines import switched
 
@@ -93,18 +93,9 @@ def _draw(source: Any, prompts: Sequence[str], settings: dict[str, Any], place: 
         note(f"{source.name}: {', '.join(unet.unets)} take turns; `asdm show` prints who serves what")
     if engines(pipe):
         note(f"{source.name}: draws by the plan that it carries; `asdm show` prints it")
-    drawing = pictures(
-        pipe,
-        prompts,
-        range(len(prompts)),
-        steps=settings["steps"],
-        guidance=settings["guidance"],
-        size=None,
-        seed=settings["seed"],
-        batch=8,
-    )
+    how = SamplingSettings(settings["steps"], settings["guidance"], None, settings["seed"], batch=8)
     with blame(source.name, "drawing"):
-        drawn = dict(drawing)
+        drawn = dict(draw(pipe, prompts, range(len(prompts)), how))
     return [drawn[index] for index in range(len(prompts))]
 
 

@@ -23,6 +23,6 @@ def wait_for_everyone() -> None:
     """Return when every process has come here; at once when there is only one."""
     if is_alone():
         return
-    from asdm_cli.measure.processes import processes
+    from asdm_cli.sampling.processes import processes
 
     processes().wait_for_everyone()

@@ -7,13 +7,12 @@ from dataclasses import dataclass
 
 import torch
 
-from asdm_cli.measure import memory
-from asdm_cli.measure.blocks import block_seconds
-from asdm_cli.measure.contestants import Contestant, Entrant, Protocol, bodies, build_all
-from asdm_cli.measure.latency import Work, stopwatch, take_turns
-from asdm_cli.measure.memory import Memory
+from asdm_cli.errors import blame
+from asdm_cli.measure.contestants import Contestant, Entrant, Protocol, bodies, build, build_all
 from asdm_cli.measure.plan_times import PlanTimes, time_plans
-from asdm_cli.measure.trajectory import Trajectory, count_image
+from asdm_cli.profiling.latency import Work, block_seconds, stopwatch, time_interleaved
+from asdm_cli.profiling.macs import Counts, count
+from asdm_cli.profiling.memory import FEW_STEPS, Memory, in_fresh_process, measure_memory
 from asdm_cli.progress import note
 from asdm_cli.switching.pipelines import switched
 
@@ -28,7 +27,7 @@ class Profile:
     component_parameters: dict[str, int]
     block_seconds: dict[str, float]
     memory: Memory
-    trajectory: Trajectory | None
+    trajectory: Counts | None
     sampler: str
     served: tuple[str, ...]
     """Who served each UNet call of the trajectory, where several UNets take turns."""
@@ -72,7 +71,19 @@ def measure(entrants: Sequence[Entrant], protocol: Protocol) -> Measurement:
 
 def _alone(entrant: Entrant, protocol: Protocol) -> Memory:
     note(f"{entrant.name}: measuring memory in a process of its own")
-    return memory.measure_in_fresh_process(entrant, protocol)
+    return in_fresh_process(entrant.name, build_and_measure, entrant, protocol)
+
+
+def build_and_measure(entrant: Entrant, protocol: Protocol) -> Memory:
+    return memory_of(build(entrant, protocol))
+
+
+def memory_of(contestant: Contestant) -> Memory:
+    """One whole image of few steps where the contestant draws, else one UNet call of one image."""
+    few = min(contestant.entrant.steps, FEW_STEPS)
+    with blame(contestant.name, "running once to measure its memory"):
+        work = contestant.image_call(1, steps=few) if contestant.entrant.draws else contestant.unet_call(1)
+        return measure_memory(contestant.components.values(), work, contestant.protocol.device)
 
 
 def _profile(contestant: Contestant, known: Memory | None) -> Profile:
@@ -80,12 +91,18 @@ def _profile(contestant: Contestant, known: Memory | None) -> Profile:
     scheduler, unets = getattr(contestant.pipe, "scheduler", None), switched(contestant.pipe)
     return Profile(
         {name: sum(weight.numel() for weight in part.parameters()) for name, part in contestant.components.items()},
-        {} if unets else block_seconds(contestant),
-        known or memory.measure(contestant),
-        count_image(contestant) if contestant.entrant.draws else None,
+        {} if unets else _block_seconds(contestant),
+        known or memory_of(contestant),
+        count(contestant.name, contestant.components, contestant.image_call(1)) if contestant.entrant.draws else None,
         type(scheduler).__name__ if scheduler else "",
         unets.last_served if unets else (),
     )
+
+
+def _block_seconds(contestant: Contestant) -> dict[str, float]:
+    with blame(contestant.name, "profiling its blocks"):
+        call, device = contestant.unet_call(1), contestant.protocol.device
+        return block_seconds(contestant.unet, contestant.entrant.config, call, device)
 
 
 def _time(
@@ -96,7 +113,7 @@ def _time(
         return {}
     times: Times = {}
     for images in sorted({1, *protocol.batches}):
-        times[images] = take_turns(
+        times[images] = time_interleaved(
             {contestant.name: work(contestant, images) for contestant in contestants},
             warmups=protocol.warmups,
             rounds=protocol.repeats,

@@ -6,14 +6,13 @@ from collections import Counter
 from collections.abc import Iterable
 
 from asdm_cli.measure.bench import Measurement
-from asdm_cli.measure.blocks import PASSES
-from asdm_cli.measure.cards import Card
 from asdm_cli.measure.contestants import Entrant, bodies
-from asdm_cli.measure.latency import ORDER_RULE, latency_cut, quartiles, speedup, throughput_gain
-from asdm_cli.measure.machine import machine
-from asdm_cli.measure.memory import HOW
 from asdm_cli.measure.plan_tables import plan_tables
-from asdm_cli.measure.trajectory import Count
+from asdm_cli.profiling.latency import ORDER_RULE, PASSES, latency_cut, quartiles, speedup, throughput_gain
+from asdm_cli.profiling.machine import machine
+from asdm_cli.profiling.macs import Count
+from asdm_cli.profiling.memory import HOW
+from asdm_cli.records import Card
 from asdm_cli.report.document import Bars, Cell, Column, Interval, Report, Table
 from asdm_cli.unet.cost import rows
 

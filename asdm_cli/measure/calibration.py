@@ -22,15 +22,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from asdm_cli.errors import RunError
+from asdm_cli.errors import RunError, blame
 from asdm_cli.inheritance.noise import coordinates
 from asdm_cli.inheritance.pipelines import unet_calls
-from asdm_cli.measure.contestants import blame
-from asdm_cli.measure.drawing import Style
-from asdm_cli.measure.generate import prompt_seed
 from asdm_cli.measure.players import Player, on_stage
 from asdm_cli.models.origin import Origin
 from asdm_cli.progress import track
+from asdm_cli.sampling.generate import SamplingSettings, prompt_seed
 from asdm_cli.switching.pipelines import switched
 from asdm_cli.switching.search import FARTHEST, GAPS, GRID, Choices
 
@@ -155,7 +153,7 @@ class Panel:
 
 
 def calibrated(
-    file: Path, origin: Origin, pipe: Any, first: Player, prompts: Sequence[str], style: Style
+    file: Path, origin: Origin, pipe: Any, first: Player, prompts: Sequence[str], style: SamplingSettings
 ) -> Calibration:
     """What an earlier run left in `file`, if it is of this origin; else found out now, and left there."""
     if file.is_file():
@@ -169,7 +167,7 @@ def calibrated(
     return found
 
 
-def calibrate(pipe: Any, first: Player, prompts: Sequence[str], style: Style) -> Calibration:
+def calibrate(pipe: Any, first: Player, prompts: Sequence[str], style: SamplingSettings) -> Calibration:
     """Draw each prompt with the first UNet alone, one at a time as it is timed, while all answer.
 
     Raises RunError for a UNet whose answers are no numbers.

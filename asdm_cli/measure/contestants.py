@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import copy
 import json
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,7 +13,7 @@ import torch
 from diffusers import UNet2DConditionModel
 from diffusers.pipelines.pipeline_utils import DiffusionPipeline
 
-from asdm_cli.errors import AsdmError, RunError
+from asdm_cli.errors import blame
 from asdm_cli.inheritance.course import Nodes
 from asdm_cli.inheritance.engine import Engine
 from asdm_cli.inheritance.pipelines import attach
@@ -196,18 +196,3 @@ def _networks(entrant: Entrant, protocol: Protocol) -> tuple[DiffusionPipeline |
     pipe = load_pipeline(entrant.directory, *place, with_plan=entrant.switch is not None and entrant.nodes is None)
     set_sampler(pipe, protocol.sampler)
     return pipe, pipe.unet
-
-
-@contextmanager
-def blame(name: str, doing: str) -> Iterator[None]:
-    """Turn whatever goes wrong inside into one RunError that names the contestant."""
-    try:
-        yield
-    except AsdmError:
-        raise
-    except (torch.OutOfMemoryError, MemoryError):
-        advice = "use smaller `batches`, a smaller `size`, or fewer contestants at once"
-        raise RunError(f"contestant {name!r}: out of memory while {doing}; {advice}") from None
-    except Exception as error:
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else "no reason given"
-        raise RunError(f"contestant {name!r}: {doing} failed ({type(error).__name__}: {reason})") from error

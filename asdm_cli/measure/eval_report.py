@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from asdm_cli.measure.cards import Card, common, differences
-from asdm_cli.measure.eval_plan import BY_CLIP, EvalPlan
-from asdm_cli.measure.pictures import PictureSet
-from asdm_cli.measure.scores import TARGETS, Figures, Judge, columns
+from asdm_cli.measure.eval_plan import EvalPlan
+from asdm_cli.measure.judging import Figures, columns, network_of
+from asdm_cli.metrics.suite import METRICS, MetricSuite, against_real
+from asdm_cli.records import Card, common, differences
 from asdm_cli.report.document import Cell, Column, Grid, Interval, Part, Point, Report, Scatter, Table
+from asdm_cli.sampling.image_set import ImageSet
 
 CARD = "figures"
 FEW_FOR_FRECHET = 2000
@@ -21,7 +22,7 @@ class Row:
 
     name: str
     figures: Figures
-    pictures: PictureSet
+    pictures: ImageSet
     steps: int | None = None
     macs: int | None = None
 
@@ -36,11 +37,13 @@ class Row:
         return {"name": self.name, "steps": self.steps, "macs_g": cost, **own}
 
 
-def eval_report(plan: EvalPlan, judge: Judge, rows: list[Row], contestants: dict[str, Card], protocol: Card) -> Report:
+def eval_report(
+    plan: EvalPlan, judge: MetricSuite, rows: list[Row], contestants: dict[str, Card], protocol: Card
+) -> Report:
     """`contestants` holds the card of each one's pictures, `protocol` that of the figures made from them."""
     parts: list[Part] = [_figures(plan, judge, rows, differences(contestants))]
-    if judge.split_names and _of_captions(judge):
-        parts.append(_splits(judge, rows))
+    if len(_splits_of(plan)) > 1 and _of_captions(judge):
+        parts.append(_splits(plan, judge, rows))
     if "kid" in plan.wanted:
         parts.append(_quality_by_cost(judge, rows))
     parts.append(_grid(plan, rows))
@@ -50,12 +53,12 @@ def eval_report(plan: EvalPlan, judge: Judge, rows: list[Row], contestants: dict
     return Report("eval", f"Evaluation: {', '.join(contestants)}", _summary(plan, judge, rows), parts, cards)
 
 
-def _figures(plan: EvalPlan, judge: Judge, rows: list[Row], unlike: str) -> Table:
+def _figures(plan: EvalPlan, judge: MetricSuite, rows: list[Row], unlike: str) -> Table:
     shown = [
         Column("name", "pictures"),
         Column("steps", "steps", digits=0),
         Column("macs_g", "UNet GMACs per picture", "lower", 1),
-        *columns(judge.wanted, judge.network),
+        *columns(judge.settings.metrics, network_of(judge)),
     ]
     return Table("What the pictures are worth", shown, [row.cells() for row in rows], _note(plan, unlike), CARD)
 
@@ -76,20 +79,24 @@ def _note(plan: EvalPlan, unlike: str) -> str:
     return " ".join(notes)
 
 
-def _splits(judge: Judge, rows: list[Row]) -> Table:
-    shown = [Column("name", "pictures"), Column("split", "part of the data"), *columns(_of_captions(judge), None)]
-    cells = [row.cells(split) for split in judge.split_names for row in rows]
+def _splits(plan: EvalPlan, judge: MetricSuite, rows: list[Row]) -> Table:
+    shown = [Column("name", "pictures"), Column("split", "part of the data"), *columns(_of_captions(judge), "")]
+    cells = [row.cells(split) for split in _splits_of(plan) for row in rows]
     note = "Captions are retrieved among those of all parts."
     return Table("The parts of the data apart", shown, cells, note, CARD)
 
 
-def _of_captions(judge: Judge) -> tuple[str, ...]:
+def _of_captions(judge: MetricSuite) -> tuple[str, ...]:
     """The wanted metrics that hold a picture against its own caption."""
-    return tuple(metric for metric in judge.wanted if metric in BY_CLIP | TARGETS.keys())
+    return tuple(metric for metric in judge.settings.metrics if against_real([metric]) and not METRICS[metric].whole)
 
 
-def _quality_by_cost(judge: Judge, rows: list[Row]) -> Scatter:
-    title = columns(("kid",), judge.network)[0].title
+def _splits_of(plan: EvalPlan) -> list[str]:
+    return sorted({facts.get("split", "") for facts in plan.prompts.about})
+
+
+def _quality_by_cost(judge: MetricSuite, rows: list[Row]) -> Scatter:
+    title = columns(("kid",), network_of(judge))[0].title
     points = [
         Point(row.macs / GIGA, kid.value, row.name, y_low=kid.low, y_high=kid.high)
         for row in rows
@@ -110,9 +117,9 @@ def _grid(plan: EvalPlan, rows: list[Row]) -> Grid:
     )
 
 
-def _summary(plan: EvalPlan, judge: Judge, rows: list[Row]) -> str:
+def _summary(plan: EvalPlan, judge: MetricSuite, rows: list[Row]) -> str:
     """The first wanted figure of every contestant, in a sentence."""
-    column = columns(judge.wanted, judge.network)[0]
+    column = columns(judge.settings.metrics, network_of(judge))[0]
     figures = [
         f"{row.name} {row.figures[column.key].value:.{column.digits}f}" for row in rows if column.key in row.figures
     ]

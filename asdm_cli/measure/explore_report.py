@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from asdm_cli.measure.cards import Card
 from asdm_cli.measure.explore_run import Candidate, Seconds
 from asdm_cli.measure.front import Shot, front
-from asdm_cli.measure.latency import quartiles, speedup
-from asdm_cli.measure.pictures import PictureSet
-from asdm_cli.measure.scores import Figures
+from asdm_cli.measure.judging import Figures
+from asdm_cli.profiling.latency import quartiles, speedup
+from asdm_cli.records import Card
 from asdm_cli.report.document import Cell, Column, Grid, Interval, Part, Point, Report, Scatter, Table
+from asdm_cli.sampling.image_set import ImageSet
 
 CARD = "figures"
 MOST_COLUMNS = 6
@@ -41,7 +41,7 @@ class Explored:
     left_out: tuple[LeftOut, ...]
     seconds: Seconds
     figures: Mapping[str, Figures]
-    pictures: Mapping[str, PictureSet]
+    pictures: Mapping[str, ImageSet]
     prompts: Sequence[str]
     columns: tuple[Column, ...]
     """Of the figures; the first one ranks."""

@@ -12,13 +12,13 @@ import torch
 from diffusers import UNet2DConditionModel
 from diffusers.pipelines.pipeline_utils import DiffusionPipeline
 
-from asdm_cli.measure.contestants import blame
-from asdm_cli.measure.drawing import Share, Style, draw
-from asdm_cli.measure.latency import Work, stopwatch, take_turns
-from asdm_cli.measure.pictures import PictureSet
+from asdm_cli.errors import blame
 from asdm_cli.models.donors import Donor, Made
 from asdm_cli.models.load import load_unet
 from asdm_cli.models.origin import Origin
+from asdm_cli.profiling.latency import Work, stopwatch, time_interleaved
+from asdm_cli.sampling.generate import SamplingSettings, Share, draw
+from asdm_cli.sampling.image_set import ImageSet
 from asdm_cli.unet.cost import inputs, meta_unet
 
 Seconds = dict[str, list[float]]
@@ -48,7 +48,7 @@ class Timing:
     warmups: int
 
 
-def load_donors(pipe: Any, donors: Mapping[str, Donor], style: Style) -> dict[str, UNet2DConditionModel]:
+def load_donors(pipe: Any, donors: Mapping[str, Donor], style: SamplingSettings) -> dict[str, UNet2DConditionModel]:
     """Every donor's UNet; the first one's is the pipeline's own."""
     first, *others = donors
     return {first: pipe.unet} | {name: load_unet(donors[name].directory, style.device, style.dtype) for name in others}
@@ -64,7 +64,7 @@ def build(made: Made, unets: Mapping[str, UNet2DConditionModel]) -> UNet2DCondit
 
 
 def time_calls(
-    unets: Mapping[str, UNet2DConditionModel], timing: Timing, style: Style, origin: Origin, file: Path
+    unets: Mapping[str, UNet2DConditionModel], timing: Timing, style: SamplingSettings, origin: Origin, file: Path
 ) -> Seconds:
     """A UNet call with everybody, in turn; what an interrupted run of this `origin` has measured holds."""
     stamp = json.dumps(origin, sort_keys=True)
@@ -72,7 +72,7 @@ def time_calls(
     if known.get("origin") == stamp:
         return dict(known["seconds"])
     works = {name: _call(unet, timing, style) for name, unet in unets.items()}
-    seconds = take_turns(
+    seconds = time_interleaved(
         works,
         warmups=timing.warmups,
         rounds=timing.repeats,
@@ -86,18 +86,18 @@ def time_calls(
 
 
 def draw_share(
-    pipe: DiffusionPipeline, name: str, prompts: Sequence[str], style: Style, target: PictureSet, share: Share
+    pipe: DiffusionPipeline, name: str, prompts: Sequence[str], style: SamplingSettings, target: ImageSet, share: Share
 ) -> None:
     """Draw this process's missing pictures of one contestant, whose UNet the pipeline has."""
     wanted = target.missing(share.of(range(target.count), style.batch))
     if not wanted:
         return
     with blame(name, "drawing"):
-        for index, picture in draw(name, pipe, prompts, wanted, style):
+        for index, picture in draw(pipe, prompts, wanted, style, what=f"drawing with {name}"):
             target.save(index, picture)
 
 
-def _call(unet: UNet2DConditionModel, timing: Timing, style: Style) -> Work:
+def _call(unet: UNet2DConditionModel, timing: Timing, style: SamplingSettings) -> Work:
     arguments = inputs(dict(unet.config), timing.rows, timing.size, timing.tokens, style.device, style.dtype)
 
     @torch.inference_mode()

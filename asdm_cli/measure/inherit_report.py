@@ -7,11 +7,11 @@ from itertools import groupby
 from operator import itemgetter
 
 from asdm_cli.inheritance.course import Nodes, Resting
-from asdm_cli.measure.cards import Card
 from asdm_cli.measure.front import Front
 from asdm_cli.measure.front_tables import equal_fidelity, equal_speed
 from asdm_cli.measure.players import ASDM, DEEPCACHE, FEWER, Player
 from asdm_cli.measure.ways_report import CARD, KID, PSNR, Measured, Own, Row, axis, pictures, plot, told, ways_table
+from asdm_cli.records import Card
 from asdm_cli.report.document import Cell, Column, Part, Report, Table, Timeline
 from asdm_cli.unet.anatomy import Anatomy
 

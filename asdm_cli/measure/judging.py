@@ -1,58 +1,54 @@
-"""The judge that an evaluation plan asks for, with the networks and real pictures that its metrics need."""
+"""What verbs that are not yet rewritten know of a metric suite: figures by key, and table columns."""
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
 
-from asdm_cli.data.images import CROP
-from asdm_cli.measure.cards import Card
-from asdm_cli.measure.drawing import keep_real
 from asdm_cli.measure.eval_plan import EvalPlan
-from asdm_cli.measure.features import FeatureNetwork, feature_network
-from asdm_cli.measure.pictures import PictureSet
-from asdm_cli.measure.prompts import real_pictures
-from asdm_cli.measure.scores import Judge
-from asdm_cli.models.load import Clip, device_and_dtype, load_clip
-from asdm_cli.models.origin import claim, stamps_of
+from asdm_cli.metrics.suite import RECALLS, MetricSuite
+from asdm_cli.models.load import device_and_dtype
+from asdm_cli.records import Interval, Record
+from asdm_cli.report.document import Column
+from asdm_cli.sampling.image_set import ImageSet
+
+Figures = dict[str, Interval]
 
 
-def real_origin(plan: EvalPlan) -> Card:
-    return {"prompts": plan.prompts.title, "size": plan.size, "pictures": CROP}
+def suite_of(plan: EvalPlan, folder: Path, reference: ImageSet, real: ImageSet | None) -> MetricSuite:
+    device, _ = device_and_dtype(plan.recipe.device, "float32")
+    return MetricSuite(plan.metrics, plan.prompts, plan.reference, reference, real, folder, device)
 
 
-def real_set(plan: EvalPlan, folder: Path) -> PictureSet:
-    """All real pictures of the shard, at the size that is drawn, in `folder`."""
-    real = PictureSet(folder / "real", plan.prompts.real)
-    claim(real.folder, real_origin(plan))
-    keep_real(real_pictures(plan.prompts.shards), real, plan.size)
-    return real
+def figures_of(records: Iterable[Record]) -> Figures:
+    """By key; of a part of the data, as `key/part`."""
+    return {
+        record.metric + record.of.removeprefix("split"): Interval(
+            record.value, record.low or 0.0, record.high or 0.0, record.interval
+        )
+        for record in records
+    }
 
 
-def judge_of(plan: EvalPlan, folder: Path, reference: PictureSet, real: PictureSet | None) -> Judge:
-    """Loads what the wanted metrics look through, and nothing else. What it finds out lies in `folder`, for reuse."""
-    recipe = plan.recipe
-    device, _ = device_and_dtype(recipe.device, "float32")
-    clip: Clip | None = load_clip(plan.clip, device) if plan.clip else None
-    network: FeatureNetwork | None = feature_network(recipe.features, clip, device) if plan.has_network else None
-    by_probe = network if plan.probe and plan.probe.network == recipe.features else None
-    if plan.probe and by_probe is None:
-        by_probe = feature_network(plan.probe.network, None, device)
-    if plan.clip:  # features are kept by what their pictures are; whose they are is said here
-        claim(folder / "features", {"clip": stamps_of(plan.clip, plan.clip.rglob("*"))})
-    return Judge(
-        tuple(recipe.metrics),
-        plan.prompts.prompts,
-        plan.prompts.about,
-        plan.prompts.distinct,
-        network,
-        clip,
-        plan.probe,
-        by_probe,
-        real,
-        reference,
-        folder / "features",
-        device,
-        recipe.bootstrap,
-        recipe.confidence,
-        recipe.seed,
-    )
+def columns(wanted: tuple[str, ...], network: str) -> list[Column]:
+    """The table columns of the wanted metrics, in a fixed order."""
+    of = {
+        "kid": [Column("kid", f"KID ({network})", "lower", 4)],
+        "fd": [Column("fd", "FID" if network == "Inception v3" else f"FD ({network})", "lower", 1)],
+        "is": [Column("is", f"IS ({network})", "higher", 2)],
+        "clip_score": [Column("clip_score", "CLIP score", "higher", 2)],
+        "clip_retrieval": [Column(f"recall_at_{k}", f"R@{k}", "higher", 3) for k in RECALLS],
+        "label_accuracy": [
+            Column("label_accuracy", "label accuracy", "higher", 3),
+            Column("label_accuracy_top_5", "label, top 5", "higher", 3),
+        ],
+        "style_accuracy": [Column("style_accuracy", "style accuracy", "higher", 3)],
+        "psnr": [Column("psnr_db", "PSNR, dB", "higher", 2)],
+        "ssim": [Column("ssim", "SSIM", "higher", 4)],
+        "perceptual": [Column("perceptual", "perceptual (EfficientNet-Lite0)", "lower", 4)],
+    }
+    return [column for metric, each in of.items() if metric in wanted for column in each]
+
+
+def network_of(suite: MetricSuite) -> str:
+    return suite.network(suite.settings.features).title if "features" in suite.settings.needs else ""

@@ -9,10 +9,11 @@ from typing import Any
 
 import torch
 
+from asdm_cli.errors import blame
 from asdm_cli.inheritance.course import Nodes, Resting
 from asdm_cli.inheritance.engine import Engine
-from asdm_cli.measure.contestants import Contestant, Protocol, blame, first_of_one
-from asdm_cli.measure.latency import stopwatch, turns
+from asdm_cli.measure.contestants import Contestant, Protocol, first_of_one
+from asdm_cli.profiling.latency import round_robin, stopwatch
 from asdm_cli.progress import track
 from asdm_cli.unet.cost import Macs, inputs, macs_of, meta_unet
 
@@ -57,7 +58,7 @@ def time_plans(contestants: Sequence[Contestant], protocol: Protocol) -> PlanTim
     playing = {one.name: one for one in contestants if one.engine is not None or one.entrant is plain}
     times = {name: CallTimes() for name in playing}
     rounds = protocol.warmups + protocol.repeats
-    order = turns(list(playing), rounds)
+    order = round_robin(list(playing), rounds)
     for number, name in enumerate(track(order, "timing UNet calls of plans", len(playing) * rounds)):
         with blame(name, "timing UNet calls of its plan"):
             taken = _one_round(playing[name], protocol)

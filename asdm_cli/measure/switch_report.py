@@ -6,7 +6,6 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from statistics import fmean
 
-from asdm_cli.measure.cards import Card
 from asdm_cli.measure.front_tables import equal_fidelity
 from asdm_cli.measure.players import FEWER, Player
 from asdm_cli.measure.search_report import calibrated_parts, chosen_table, front_told, halves
@@ -26,6 +25,7 @@ from asdm_cli.measure.ways_report import (
     ways_table,
 )
 from asdm_cli.recipe.switching import NULLS
+from asdm_cli.records import Card
 from asdm_cli.report.document import Cell, Column, Part, Report, Table, Timeline
 
 ONE, HAND = "one UNet", "by hand"

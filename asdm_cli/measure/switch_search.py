@@ -10,10 +10,10 @@ from typing import Any
 
 from asdm_cli.errors import RunError
 from asdm_cli.measure.calibration import Calibration, calibrated
-from asdm_cli.measure.cards import versions
-from asdm_cli.measure.paired import compare, comparison
 from asdm_cli.measure.players import Player, on_stage
 from asdm_cli.measure.ways import Studio
+from asdm_cli.metrics.paired import compare
+from asdm_cli.profiling.machine import versions
 from asdm_cli.recipe.switching import Switching
 from asdm_cli.recipe.verbs.switch import Search
 from asdm_cli.switching.assignment import rules_of
@@ -147,8 +147,7 @@ def _psnr(studio: Studio, first: Player, tried: Sequence[Switching], prompts: Pr
     players = [replace(first, name=f"schedule {number}", rules=rules) for number, rules in enumerate(tried)]
     sets = studio.draw([first, *players], prompts.texts, prompts.title, folder)
     device = studio.style.device
-    how = comparison("psnr", device)
-    return [float(compare(how, sets[each.name], sets[first.name], device).mean()) for each in players]
+    return [float(compare("psnr", sets[each.name], sets[first.name], device).mean()) for each in players]
 
 
 def _choose(budget: float, drawn: Sequence[Drawn], calibration: Calibration) -> Chosen:

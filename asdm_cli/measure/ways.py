@@ -13,24 +13,24 @@ from accelerate import PartialState
 from diffusers.pipelines.pipeline_utils import DiffusionPipeline
 
 from asdm_cli.errors import ModelError, RunError
-from asdm_cli.measure.cards import Card, versions
-from asdm_cli.measure.drawing import Share, Style
 from asdm_cli.measure.eval_plan import EvalPlan, make_plan
 from asdm_cli.measure.inherit_run import cost, draw_share, take_turns
-from asdm_cli.measure.judging import judge_of, real_set
-from asdm_cli.measure.machine import machine
-from asdm_cli.measure.pictures import PictureSet
+from asdm_cli.measure.judging import Figures, columns, figures_of, network_of, suite_of
 from asdm_cli.measure.players import FEWER, Player
-from asdm_cli.measure.processes import place
-from asdm_cli.measure.scores import Figures, Judge, columns
 from asdm_cli.measure.ways_report import CONVERGED, Measured
+from asdm_cli.metrics.suite import MetricSuite
 from asdm_cli.models.origin import Origin, claim
 from asdm_cli.models.schedulers import planned_scheduler
 from asdm_cli.models.source import ModelDirectory
+from asdm_cli.profiling.machine import machine, versions
 from asdm_cli.progress import track
 from asdm_cli.recipe.switching import Switching
 from asdm_cli.recipe.verbs import Comparing, Drawing, EvalContestant, EvalRecipe
+from asdm_cli.records import Card
 from asdm_cli.report.document import Column
+from asdm_cli.sampling.generate import SamplingSettings, Share
+from asdm_cli.sampling.image_set import ImageSet, real_set
+from asdm_cli.sampling.processes import place
 
 SOLUTION = "converged"
 TO_CONVERGED = Column(CONVERGED, "PSNR to converged, dB", "higher")
@@ -43,19 +43,17 @@ class Studio:
     """Where everybody draws. `origin`: all that pictures depend on besides the player, the prompts and the style."""
 
     pipe: DiffusionPipeline
-    style: Style
+    style: SamplingSettings
     state: PartialState
     origin: Origin
 
-    def draw(
-        self, players: Iterable[Player], prompts: Sequence[str], title: str, folder: Path
-    ) -> dict[str, PictureSet]:
+    def draw(self, players: Iterable[Player], prompts: Sequence[str], title: str, folder: Path) -> dict[str, ImageSet]:
         """Draw what is missing, every process its share; all pictures are there when this returns.
 
         `title` tells these prompts from others. Pictures of another origin go away.
         """
         players = list(players)
-        sets = {player.name: PictureSet(folder / player.name, len(prompts)) for player in players}
+        sets = {player.name: ImageSet(folder / player.name, len(prompts)) for player in players}
         if self.state.is_main_process:
             for player in players:
                 claim(sets[player.name].folder, self._origin_of(player, title))
@@ -126,12 +124,14 @@ def unplayable(players: Sequence[Player], directory: ModelDirectory) -> list[str
     return faults
 
 
-def style_of(plan: EvalPlan, recipe: Comparing, state: PartialState) -> Style:
+def style_of(plan: EvalPlan, recipe: Comparing, state: PartialState) -> SamplingSettings:
     device, dtype = place(recipe.device, recipe.dtype, state)
-    return Style(recipe.steps, recipe.guidance, plan.size, recipe.seed, recipe.sampler, recipe.batch, device, dtype)
+    return SamplingSettings(
+        recipe.steps, recipe.guidance, plan.size, recipe.seed, recipe.sampler, recipe.batch, device, dtype
+    )
 
 
-def card_of(plan: EvalPlan, recipe: Comparing, style: Style) -> Card:
+def card_of(plan: EvalPlan, recipe: Comparing, style: SamplingSettings) -> Card:
     source = plan.entrants[0].directory
     own = source.index["scheduler"][1]
     return {
@@ -164,8 +164,8 @@ def measure(
     sets = studio.draw([*players, *near], prompts, plan.prompts.title, folder / "pictures")
     if not studio.state.is_main_process:
         return None
-    real = real_set(plan, folder) if plan.has_baselines else None
-    judge = judge_of(plan, folder, sets[players[0].name], real)
+    real = real_set(plan.prompts, plan.size, folder / "real") if plan.has_baselines else None
+    judge = suite_of(plan, folder, sets[players[0].name], real)
     return Measured(
         players,
         {player.name: cost(studio.pipe, player, studio.style) for player in players},
@@ -173,11 +173,11 @@ def measure(
         _figures(judge, sets, players, sets[SOLUTION] if near else None),
         sets,
         prompts,
-        (*columns(judge.wanted, judge.network), *([TO_CONVERGED] if near else [])),
+        (*columns(judge.settings.metrics, network_of(judge)), *([TO_CONVERGED] if near else [])),
     )
 
 
-def _check_whole(sets: Mapping[str, PictureSet]) -> None:
+def _check_whole(sets: Mapping[str, ImageSet]) -> None:
     for name, pictures in sets.items():
         missing = len(pictures.missing(range(pictures.count)))
         if missing:
@@ -185,12 +185,17 @@ def _check_whole(sets: Mapping[str, PictureSet]) -> None:
 
 
 def _figures(
-    judge: Judge, sets: Mapping[str, PictureSet], players: Sequence[Player], near: PictureSet | None
+    judge: MetricSuite, sets: Mapping[str, ImageSet], players: Sequence[Player], near: ImageSet | None
 ) -> dict[str, Figures]:
     """`near`: the pictures near the solution, which everybody is held against too."""
-    figures = {player.name: judge.figures(sets[player.name]) for player in track(players, "comparing pictures")}
+    figures = {
+        player.name: figures_of(judge.measure(player.name, sets[player.name]))
+        for player in track(players, "comparing pictures")
+    }
     if near is not None:
-        to_solution = replace(judge, reference=near, wanted=("psnr",))
+        to_solution = replace(judge, reference=near, settings=replace(judge.settings, metrics=("psnr",)))
         for player in players:
-            figures[player.name] |= {CONVERGED: to_solution.paired(sets[player.name])["psnr_db"]}
+            figures[player.name] |= {
+                CONVERGED: figures_of(to_solution.measure(player.name, sets[player.name]))["psnr_db"]
+            }
     return figures

@@ -8,11 +8,11 @@ from pathlib import Path
 
 from asdm_cli.measure.front import Front, Shot, front, psnr_at
 from asdm_cli.measure.inherit_run import Cost, Times
-from asdm_cli.measure.latency import quartiles, speedup
-from asdm_cli.measure.pictures import PictureSet
+from asdm_cli.measure.judging import Figures
 from asdm_cli.measure.players import FEWER, PLAIN, Player
-from asdm_cli.measure.scores import Figures
+from asdm_cli.profiling.latency import quartiles, speedup
 from asdm_cli.report.document import Cell, Column, Grid, Interval, Point, Scatter, Table
+from asdm_cli.sampling.image_set import ImageSet
 
 CARD = "figures"
 PSNR, CONVERGED, KID = "psnr_db", "psnr_converged_db", "kid"
@@ -35,7 +35,7 @@ class Measured:
     costs: Mapping[str, Cost]
     times: Mapping[str, Times]
     figures: Mapping[str, Figures]
-    pictures: Mapping[str, PictureSet]
+    pictures: Mapping[str, ImageSet]
     prompts: tuple[str, ...]
     columns: tuple[Column, ...]
     """Of the figures, as tables show them."""

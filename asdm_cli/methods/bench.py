@@ -12,7 +12,6 @@ import torch
 from asdm_cli.errors import ModelError
 from asdm_cli.measure import bench, bench_report
 from asdm_cli.measure.contestants import Entrant, Protocol, bodies
-from asdm_cli.measure.memory import HOW
 from asdm_cli.methods.carried import nodes, parameters
 from asdm_cli.methods.condconv import expansion_of
 from asdm_cli.models.checked import check_drawing
@@ -21,6 +20,7 @@ from asdm_cli.models.parts import check_parts
 from asdm_cli.models.schedulers import SCHEDULER, unet_calls
 from asdm_cli.models.source import ModelDirectory, find
 from asdm_cli.models.switched import checked_switch
+from asdm_cli.profiling.memory import HOW
 from asdm_cli.recipe.public import without_place
 from asdm_cli.recipe.verbs import BenchRecipe, Contestant
 from asdm_cli.report.document import Cell, Column, Interval, Report, Table

@@ -19,11 +19,6 @@ from torch import Tensor, nn
 
 from asdm_cli.data.cache import Share
 from asdm_cli.data.dataset import Dataset, Encoded
-from asdm_cli.measure.cards import Card
-from asdm_cli.measure.generate import pictures
-from asdm_cli.measure.machine import machine
-from asdm_cli.measure.pictures import PictureSet
-from asdm_cli.measure.processes import processes
 from asdm_cli.measure.routing import observe
 from asdm_cli.measure.routing_report import routing_parts
 from asdm_cli.models.load import in_own_memory, load_pipeline, load_unet
@@ -31,10 +26,15 @@ from asdm_cli.models.origin import Origin, claim_or_refuse, made_from
 from asdm_cli.models.provenance import record
 from asdm_cli.models.schedulers import training_scheduler
 from asdm_cli.models.write import assemble_directory, write_config
+from asdm_cli.profiling.machine import machine
 from asdm_cli.recipe.reads import reads
 from asdm_cli.recipe.verbs.distill import DistillRecipe
+from asdm_cli.records import Card
 from asdm_cli.report.document import Part, Report
 from asdm_cli.report.run_directory import TRAINING, Run
+from asdm_cli.sampling.generate import SamplingSettings, draw
+from asdm_cli.sampling.image_set import ImageSet
+from asdm_cli.sampling.processes import processes
 from asdm_cli.training.card import model_card
 from asdm_cli.training.distill_plan import DistillPlan, Learner, make_plan
 from asdm_cli.training.distillation import Distillation
@@ -140,19 +140,10 @@ def _student(plan: DistillPlan, learner: Learner) -> nn.Module:
 def _draw(pipe: Any, plan: DistillPlan, folder: Path, name: str, unet: nn.Module, step: int) -> None:
     """The same prompts and noise at every look."""
     look = plan.recipe.validation
-    kept = PictureSet(_home(plan, name, folder) / PICTURES / f"{step:08}", len(look.prompts))
+    kept = ImageSet(_home(plan, name, folder) / PICTURES / f"{step:08}", len(look.prompts))
     pipe.unet = unet
-    drawn = pictures(
-        pipe,
-        look.prompts,
-        range(len(look.prompts)),
-        steps=look.steps,
-        guidance=look.guidance,
-        size=plan.resolution,
-        seed=plan.recipe.seed,
-        batch=len(look.prompts),
-    )
-    for index, picture in drawn:
+    how = SamplingSettings(look.steps, look.guidance, plan.resolution, plan.recipe.seed, batch=len(look.prompts))
+    for index, picture in draw(pipe, look.prompts, range(len(look.prompts)), how):
         kept.save(index, picture)
 
 
@@ -239,7 +230,7 @@ def _drawn(plan: DistillPlan, folder: Path) -> dict[str, dict[int, list[Path]]]:
     found: dict[str, dict[int, list[Path]]] = {}
     for learner in plan.learners if count else ():
         for each in sorted((_home(plan, learner.name, folder) / PICTURES).glob("[0-9]*")):
-            kept = PictureSet(each, count)
+            kept = ImageSet(each, count)
             if not kept.missing(range(count)):
                 found.setdefault(learner.name, {})[int(each.name)] = [kept.path(index) for index in range(count)]
     return found

@@ -5,35 +5,32 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 from accelerate import PartialState
+from diffusers.pipelines.pipeline_utils import DiffusionPipeline
 
 from asdm_cli.data.images import CROP
-from asdm_cli.errors import RunError
-from asdm_cli.measure.cards import Card, versions
-from asdm_cli.measure.drawing import (
-    Share,
-    Style,
-    draw,
-    painter,
-    reconstruct,
-    unet_macs,
-)
+from asdm_cli.errors import RunError, blame
+from asdm_cli.measure.contestants import image_call, networks
 from asdm_cli.measure.eval_plan import Entrant, EvalPlan, make_plan
 from asdm_cli.measure.eval_report import Row, eval_report
-from asdm_cli.measure.judging import judge_of, real_origin, real_set
-from asdm_cli.measure.pictures import PictureSet
-from asdm_cli.measure.processes import place, processes
-from asdm_cli.measure.resize import KERNEL
+from asdm_cli.measure.judging import figures_of, suite_of
 from asdm_cli.measure.routing import Routing, has_experts, observe
 from asdm_cli.measure.routing_report import routing_parts
-from asdm_cli.measure.scores import FRECHET_RESAMPLES, Judge
 from asdm_cli.models.load import load_pipeline
 from asdm_cli.models.origin import claim, stamps
 from asdm_cli.models.provenance import run_time_plan
+from asdm_cli.models.schedulers import set_sampler
+from asdm_cli.models.source import ModelDirectory
 from asdm_cli.models.switched import read_switch
+from asdm_cli.profiling.machine import versions
+from asdm_cli.profiling.macs import count
 from asdm_cli.recipe.switching import described
 from asdm_cli.recipe.verbs import EvalRecipe
+from asdm_cli.records import Card
 from asdm_cli.report.document import Report
 from asdm_cli.report.run_directory import Run
+from asdm_cli.sampling.generate import SamplingSettings, Share, draw
+from asdm_cli.sampling.image_set import ImageSet, real_origin, real_set, reconstruct
+from asdm_cli.sampling.processes import place, processes
 
 RESUMABLE = True
 REAL, VAE = "real pictures", "real, VAE reconstruction"
@@ -60,7 +57,7 @@ def run(plan: EvalPlan, run: Run) -> Report:
     """
     state = processes()
     styles = {entrant.name: _style(plan, entrant, state) for entrant in plan.entrants}
-    sets = {entrant.name: PictureSet(run.path / "pictures" / entrant.name, plan.count) for entrant in plan.entrants}
+    sets = {entrant.name: ImageSet(run.path / "pictures" / entrant.name, plan.count) for entrant in plan.entrants}
     if state.is_main_process:
         for entrant in plan.entrants:
             card = _card(plan, entrant, styles[entrant.name])
@@ -78,13 +75,15 @@ def run(plan: EvalPlan, run: Run) -> Report:
     return _measured(plan, run, sets, styles, drawn)
 
 
-def _style(plan: EvalPlan, entrant: Entrant, state: PartialState) -> Style:
+def _style(plan: EvalPlan, entrant: Entrant, state: PartialState) -> SamplingSettings:
     recipe = plan.recipe
     device, dtype = place(recipe.device, recipe.dtype, state)
-    return Style(entrant.steps, entrant.guidance, plan.size, recipe.seed, recipe.sampler, recipe.batch, device, dtype)
+    return SamplingSettings(
+        entrant.steps, entrant.guidance, plan.size, recipe.seed, recipe.sampler, recipe.batch, device, dtype
+    )
 
 
-def _card(plan: EvalPlan, entrant: Entrant, style: Style) -> Card:
+def _card(plan: EvalPlan, entrant: Entrant, style: SamplingSettings) -> Card:
     """How this contestant's pictures came about. Their last bits depend on the batch, but on CUDA only."""
     own = entrant.directory.index["scheduler"][1]
     card: Card = {
@@ -108,20 +107,34 @@ def _card(plan: EvalPlan, entrant: Entrant, style: Style) -> Card:
     return card | ({"batch": style.batch} if style.device.type == "cuda" else {})
 
 
-def _draw_share(plan: EvalPlan, entrant: Entrant, style: Style, target: PictureSet, share: Share) -> Drawn:
+def _draw_share(plan: EvalPlan, entrant: Entrant, style: SamplingSettings, target: ImageSet, share: Share) -> Drawn:
     """Draw this process's missing pictures; the first process also counts, and looks at how experts are used."""
-    pipe = painter(entrant.directory, style)
+    pipe = _painter(entrant.directory, style)
     wanted = target.missing(share.of(range(plan.count), style.batch))
-    for index, picture in draw(entrant.name, pipe, plan.prompts.prompts, wanted, style):
-        target.save(index, picture)
+    with blame(entrant.name, "drawing"):
+        for index, picture in draw(pipe, plan.prompts.prompts, wanted, style, what=f"drawing with {entrant.name}"):
+            target.save(index, picture)
     routing = None
     if share.rank == 0 and has_experts(pipe):
         shown = plan.prompts.prompts[: plan.recipe.grid]
         routing, _ = observe(pipe, shown, style.steps, style.guidance, style.size, style.seed)
-    return Drawn(unet_macs(entrant.name, pipe, style) if share.rank == 0 else 0, routing)
+    return Drawn(_unet_macs(entrant.name, pipe, style) if share.rank == 0 else 0, routing)
 
 
-def _check_whole(sets: dict[str, PictureSet]) -> None:
+def _painter(directory: ModelDirectory, style: SamplingSettings) -> DiffusionPipeline:
+    pipe = load_pipeline(directory, style.device, style.dtype)
+    set_sampler(pipe, style.sampler)
+    return pipe
+
+
+def _unet_macs(name: str, pipe: DiffusionPipeline, style: SamplingSettings) -> int:
+    """Multiply-accumulates of the UNet in one picture, counted while it is drawn: how often it is called, and on how
+    many latents, is the sampler's and the pipeline's own affair."""
+    drawn = count(name, networks(pipe), image_call(pipe, 1, style.steps, style.guidance, style.size))
+    return drawn.components["unet"].total
+
+
+def _check_whole(sets: dict[str, ImageSet]) -> None:
     for name, pictures in sets.items():
         missing = pictures.missing(range(pictures.count))
         if missing:
@@ -132,52 +145,35 @@ def _check_whole(sets: dict[str, PictureSet]) -> None:
 
 
 def _measured(
-    plan: EvalPlan, run: Run, sets: dict[str, PictureSet], styles: dict[str, Style], drawn: dict[str, Drawn]
+    plan: EvalPlan, run: Run, sets: dict[str, ImageSet], styles: dict[str, SamplingSettings], drawn: dict[str, Drawn]
 ) -> Report:
     real, through_vae = _baselines(plan, run, next(iter(styles.values()))) if plan.has_baselines else (None, None)
-    judge = judge_of(plan, run.path, sets[plan.reference], real)
+    judge = suite_of(plan, run.path, sets[plan.reference], real)
+    found = {name: figures_of(judge.measure(name, pictures)) for name, pictures in sets.items()}
     rows = [
-        Row(
-            entrant.name, judge.figures(sets[entrant.name]), sets[entrant.name], entrant.steps, drawn[entrant.name].macs
-        )
+        Row(entrant.name, found[entrant.name], sets[entrant.name], entrant.steps, drawn[entrant.name].macs)
         for entrant in plan.entrants
     ]
     if real and through_vae:
         rows += [
-            Row(VAE, judge.distribution(through_vae) | judge.captions(through_vae), through_vae),
-            Row(REAL, judge.real_figures(), real.first(plan.prompts.distinct)),
+            Row(VAE, figures_of(judge.measure(VAE, through_vae, paired=False)), through_vae),
+            Row(REAL, figures_of(judge.measure_real(REAL)), real.first(plan.prompts.distinct)),
         ]
     contestants = {entrant.name: _card(plan, entrant, styles[entrant.name]) for entrant in plan.entrants}
-    report = eval_report(plan, judge, rows, contestants, _protocol(plan, judge))
+    real_card = {"real_pictures": plan.prompts.real, "real_resize": CROP} if real else {}
+    report = eval_report(plan, judge, rows, contestants, judge.protocol() | real_card)
     experts = [part for name, each in drawn.items() if each.routing for part in routing_parts(each.routing, name)]
     return replace(report, parts=[*report.parts, *experts])
 
 
-def _baselines(plan: EvalPlan, run: Run, style: Style) -> tuple[PictureSet, PictureSet]:
+def _baselines(plan: EvalPlan, run: Run, style: SamplingSettings) -> tuple[ImageSet, ImageSet]:
     """All real pictures of the shard, and what the first contestant's VAE makes of those that were drawn.
 
     Those alone, because FD and IS compare only between equally many pictures.
     """
     directory = plan.entrants[0].directory
-    real = real_set(plan, run.path)
-    through_vae = PictureSet(run.path / "real-vae", plan.prompts.distinct)
-    claim(through_vae.folder, real_origin(plan) | {"files": stamps(directory)})
+    real = real_set(plan.prompts, plan.size, run.path / "real")
+    through_vae = ImageSet(run.path / "real-vae", plan.prompts.distinct)
+    claim(through_vae.folder, real_origin(plan.prompts, plan.size) | {"files": stamps(directory)})
     reconstruct(load_pipeline(directory, style.device, style.dtype).vae, real, through_vae)
     return real, through_vae
-
-
-def _protocol(plan: EvalPlan, judge: Judge) -> Card:
-    """How the figures were made from the pictures."""
-    protocol: Card = {
-        "bootstrap": f"{judge.bootstrap} resamples of pictures (FD {FRECHET_RESAMPLES} at most), seed {judge.seed}"
-    }
-    if judge.network:
-        protocol |= {"feature_network": judge.network.title, "feature_resize": judge.network.resize}
-    if judge.clip and plan.clip:
-        name = f"{plan.clip.parent.name}/{plan.clip.name}"
-        protocol |= {"clip": name, "clip_resize": f"{judge.clip.size}, {KERNEL}"}
-    if judge.probe:
-        protocol["probe"] = f"{judge.probe.folder.parent.name}/{judge.probe.folder.name} on {judge.probe.network}"
-    if judge.real:
-        protocol |= {"real_pictures": plan.prompts.real, "real_resize": CROP}
-    return protocol

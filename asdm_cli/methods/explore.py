@@ -10,8 +10,6 @@ from accelerate import PartialState
 from diffusers import UNet2DConditionModel
 
 from asdm_cli.errors import ModelError, RunError
-from asdm_cli.measure.cards import Card, versions
-from asdm_cli.measure.drawing import Share, Style
 from asdm_cli.measure.eval_plan import EvalPlan, make_plan
 from asdm_cli.measure.explore_report import (
     Explored,
@@ -22,24 +20,25 @@ from asdm_cli.measure.explore_report import (
     time_ratio,
 )
 from asdm_cli.measure.explore_run import Candidate, Seconds, Timing, build, draw_share, load_donors, time_calls
-from asdm_cli.measure.judging import judge_of, real_set
-from asdm_cli.measure.latency import ORDER_RULE
-from asdm_cli.measure.machine import machine
-from asdm_cli.measure.pictures import PictureSet
-from asdm_cli.measure.processes import place, processes
-from asdm_cli.measure.scores import columns
+from asdm_cli.measure.judging import columns, figures_of, network_of, suite_of
 from asdm_cli.methods.combinations import Costs, distinct, first_donor, over, sort
 from asdm_cli.models.donors import Donor, write
 from asdm_cli.models.load import load_pipeline
 from asdm_cli.models.origin import Origin, claim, stamps
 from asdm_cli.models.schedulers import set_sampler
 from asdm_cli.models.write import takes
+from asdm_cli.profiling.latency import ORDER_RULE
+from asdm_cli.profiling.machine import machine, versions
 from asdm_cli.progress import track
 from asdm_cli.recipe.verbs import AssembleRecipe, EvalContestant, EvalRecipe
 from asdm_cli.recipe.verbs.assemble import Explore
 from asdm_cli.recipe.verbs.drawing import Pictures
+from asdm_cli.records import Card
 from asdm_cli.report.document import Cell, Column, Interval, Report, Table
 from asdm_cli.report.run_directory import Run
+from asdm_cli.sampling.generate import SamplingSettings, Share
+from asdm_cli.sampling.image_set import ImageSet, real_set
+from asdm_cli.sampling.processes import place, processes
 from asdm_cli.unet.cost import rows
 
 TIMES, MODELS = "times.json", "models"
@@ -111,7 +110,7 @@ def run(plan: Plan, run: Run) -> Report:
     built = {one.name: build(one.made, unets) for one in (plan.first, *candidates)}
     seconds = _seconds(plan, built, style, run, state)
     kept, slow = _in_time(plan, candidates, seconds)
-    sets = {one.name: PictureSet(run.path / "pictures" / one.name, plan.eval.count) for one in (plan.first, *kept)}
+    sets = {one.name: ImageSet(run.path / "pictures" / one.name, plan.eval.count) for one in (plan.first, *kept)}
     if state.is_main_process:
         for one in (plan.first, *kept):
             claim(sets[one.name].folder, _origin(plan, one, style))
@@ -130,7 +129,7 @@ def run(plan: Plan, run: Run) -> Report:
 
 
 def _seconds(
-    plan: Plan, built: Mapping[str, UNet2DConditionModel], style: Style, run: Run, state: PartialState
+    plan: Plan, built: Mapping[str, UNet2DConditionModel], style: SamplingSettings, run: Run, state: PartialState
 ) -> Seconds:
     """The first process measures while the others wait; then all read what it wrote down."""
     origin = {**_origin(plan, plan.first, style), "timing": asdict(plan.timing), "contestants": list(built)}
@@ -162,13 +161,16 @@ def _write_models(kept: Sequence[Candidate], run: Run) -> None:
 
 
 def _judged(
-    plan: Plan, run: Run, seconds: Seconds, kept: tuple[Candidate, ...], sets: Mapping[str, PictureSet]
+    plan: Plan, run: Run, seconds: Seconds, kept: tuple[Candidate, ...], sets: Mapping[str, ImageSet]
 ) -> Explored:
-    real = real_set(plan.eval, run.path) if plan.eval.has_baselines else None
-    judge = judge_of(plan.eval, run.path, sets[plan.first.name], real)
-    figures = {name: judge.figures(pictures) for name, pictures in track(sets.items(), "comparing pictures", len(sets))}
-    shown = tuple(columns(judge.wanted, judge.network))
-    key = next(each.key for each in columns(judge.wanted[:1], judge.network))
+    real = real_set(plan.eval.prompts, plan.eval.size, run.path / "real") if plan.eval.has_baselines else None
+    judge = suite_of(plan.eval, run.path, sets[plan.first.name], real)
+    figures = {
+        name: figures_of(judge.measure(name, pictures))
+        for name, pictures in track(sets.items(), "comparing pictures", len(sets))
+    }
+    shown = tuple(columns(judge.settings.metrics, network_of(judge)))
+    key = next(each.key for each in columns(judge.settings.metrics[:1], network_of(judge)))
     ordered = sorted(shown, key=lambda column: column.key != key)
     return Explored(plan.first, kept, (), seconds, figures, sets, plan.eval.prompts.prompts, tuple(ordered))
 
@@ -179,15 +181,15 @@ def _latent(plan: EvalPlan) -> int:
     return plan.size // 2 ** (stages - 1)
 
 
-def _style(plan: Plan, state: PartialState) -> Style:
+def _style(plan: Plan, state: PartialState) -> SamplingSettings:
     recipe = plan.recipe
     device, dtype = place(recipe.device, recipe.dtype, state)
-    return Style(
+    return SamplingSettings(
         recipe.steps, recipe.guidance, plan.eval.size, recipe.seed, recipe.sampler, recipe.batch, device, dtype
     )
 
 
-def _origin(plan: Plan, one: Candidate, style: Style) -> Origin:
+def _origin(plan: Plan, one: Candidate, style: SamplingSettings) -> Origin:
     """All that the pictures of a combination depend on."""
     return {
         "prompts": plan.eval.prompts.title,
@@ -200,7 +202,7 @@ def _origin(plan: Plan, one: Candidate, style: Style) -> Origin:
     }
 
 
-def _card(plan: Plan, style: Style) -> Card:
+def _card(plan: Plan, style: SamplingSettings) -> Card:
     own = plan.first.made.first.directory.index["scheduler"][1]
     timing = plan.timing
     return {
@@ -220,7 +222,7 @@ def _card(plan: Plan, style: Style) -> Card:
     }
 
 
-def _check_whole(sets: Mapping[str, PictureSet]) -> None:
+def _check_whole(sets: Mapping[str, ImageSet]) -> None:
     for name, pictures in sets.items():
         missing = len(pictures.missing(range(pictures.count)))
         if missing:

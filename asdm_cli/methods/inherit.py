@@ -12,7 +12,6 @@ from asdm_cli.inheritance.course import Nodes
 from asdm_cli.measure.eval_plan import EvalPlan
 from asdm_cli.measure.inherit_report import inherit_report, picture, rules_table
 from asdm_cli.measure.players import ASDM, DEEPCACHE, PLAIN, Player, require_package
-from asdm_cli.measure.processes import processes
 from asdm_cli.measure.ways import Studio, card_of, evaluation, fewer, measure, solution, style_of, unplayable
 from asdm_cli.models.load import load_pipeline
 from asdm_cli.models.origin import stamps
@@ -26,6 +25,7 @@ from asdm_cli.recipe.switching import Switch
 from asdm_cli.recipe.verbs import InheritRecipe
 from asdm_cli.report.document import Cell, Interval, Part, Report
 from asdm_cli.report.run_directory import Run
+from asdm_cli.sampling.processes import processes
 from asdm_cli.schedule import describe, key_steps
 from asdm_cli.unet.anatomy import Anatomy
 

@@ -11,8 +11,6 @@ from typing import Any
 from asdm_cli.errors import AsdmError, ModelError
 from asdm_cli.measure.eval_plan import EvalPlan
 from asdm_cli.measure.players import PLAIN, Player
-from asdm_cli.measure.processes import processes
-from asdm_cli.measure.prompts import read_prompts
 from asdm_cli.measure.switch_report import FIRST, HAND, LAST, ONE, ORDERS, switch_report, who_serves
 from asdm_cli.measure.switch_search import PICTURES, SEARCHED, Chosen, Prompts, name_of, search
 from asdm_cli.measure.ways import Studio, card_of, evaluation, fewer, measure, solution, style_of, unplayable
@@ -28,6 +26,8 @@ from asdm_cli.recipe.switching import Switch, Switching, described
 from asdm_cli.recipe.verbs import SwitchRecipe
 from asdm_cli.report.document import Part, Report
 from asdm_cli.report.run_directory import Run
+from asdm_cli.sampling.processes import processes
+from asdm_cli.sampling.prompts import read_prompts
 from asdm_cli.switching.pipelines import alone
 from asdm_cli.switching.run import served_by
 

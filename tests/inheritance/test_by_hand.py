@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
 from asdm_cli.inheritance.engine import Engine
-from asdm_cli.measure.trajectory import mac_counter
+from asdm_cli.profiling.macs import mac_counter
 from asdm_cli.recipe.plans import read_plan
 from tests import tiny
 

@@ -7,12 +7,12 @@ from functools import partial
 from typing import Any
 
 from asdm_cli.data.sources import find_shards
-from asdm_cli.measure.features import require
-from asdm_cli.measure.prompts import locate
 from asdm_cli.methods import method
 from asdm_cli.methods.pipeline.stages import Stage
+from asdm_cli.metrics.features import require
 from asdm_cli.recipe.schema import Strict
 from asdm_cli.recipe.verbs import DistillRecipe, Drawing
+from asdm_cli.sampling.prompts import locate
 from asdm_cli.training.gate import Faults
 from asdm_cli.training.settings import training_plan
 
