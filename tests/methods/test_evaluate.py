@@ -365,7 +365,7 @@ def test_a_model_without_clip_needs_one(recipe: Callable[..., EvalRecipe], tiny_
     with pytest.raises(ModelError, match="has no folder clip/"):
         evaluate.plan(recipe(models=models))
     for named in (tiny_pipeline, tiny_pipeline / "clip"):
-        assert evaluate.plan(recipe(models=models, clip=str(named))).clip == tiny_pipeline / "clip"
+        assert evaluate.plan(recipe(models=models, clip=str(named))).metrics.clip == tiny_pipeline / "clip"
 
 
 def test_plan_shows_what_is_drawn(recipe: Callable[..., EvalRecipe]) -> None:
