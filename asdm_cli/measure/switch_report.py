@@ -24,7 +24,7 @@ from asdm_cli.measure.ways_report import (
     told,
     ways_table,
 )
-from asdm_cli.recipe.switching import NULLS
+from asdm_cli.recipe.patches import NULLS
 from asdm_cli.records import Card
 from asdm_cli.report.document import Cell, Column, Part, Report, Table, Timeline
 

@@ -28,7 +28,7 @@ from asdm_cli.models.schedulers import training_scheduler
 from asdm_cli.models.write import assemble_directory, write_config
 from asdm_cli.profiling.machine import machine
 from asdm_cli.recipe.reads import reads
-from asdm_cli.recipe.verbs.distill import DistillRecipe
+from asdm_cli.recipe.verbs import DistillRecipe
 from asdm_cli.records import Card
 from asdm_cli.report.document import Part, Report
 from asdm_cli.report.run_directory import TRAINING, Run

@@ -23,7 +23,7 @@ from asdm_cli.models.source import ModelDirectory
 from asdm_cli.models.switched import read_switch
 from asdm_cli.profiling.machine import versions
 from asdm_cli.profiling.macs import count
-from asdm_cli.recipe.switching import described
+from asdm_cli.recipe.patches import described
 from asdm_cli.recipe.verbs import EvalRecipe
 from asdm_cli.records import Card
 from asdm_cli.report.document import Report

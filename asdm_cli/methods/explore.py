@@ -30,9 +30,7 @@ from asdm_cli.models.write import takes
 from asdm_cli.profiling.latency import ORDER_RULE
 from asdm_cli.profiling.machine import machine, versions
 from asdm_cli.progress import track
-from asdm_cli.recipe.verbs import AssembleRecipe, EvalContestant, EvalRecipe
-from asdm_cli.recipe.verbs.assemble import Explore
-from asdm_cli.recipe.verbs.drawing import Pictures
+from asdm_cli.recipe.verbs import AssembleRecipe, EvalContestant, EvalRecipe, Explore, Pictures
 from asdm_cli.records import Card
 from asdm_cli.report.document import Cell, Column, Interval, Report, Table
 from asdm_cli.report.run_directory import Run

@@ -28,7 +28,7 @@ from asdm_cli.models.schedulers import planned_scheduler, set_sampler
 from asdm_cli.models.source import ModelDirectory
 from asdm_cli.models.write import assemble_directory, carried_size, takes
 from asdm_cli.profiling.machine import versions
-from asdm_cli.recipe.verbs.condconv import CondConvRecipe, Fold
+from asdm_cli.recipe.verbs import CondConvRecipe, Fold
 from asdm_cli.records import Card
 from asdm_cli.report.document import Cell, Column, Grid, Interval, Part, Report, Table
 from asdm_cli.report.run_directory import Run

@@ -18,7 +18,7 @@ from asdm_cli.measure import calibration
 from asdm_cli.measure.calibration import Calibration, Panel, calibrate, calibrated
 from asdm_cli.measure.players import PLAIN, Player
 from asdm_cli.models.schedulers import SAMPLERS
-from asdm_cli.recipe.plans import read_plan
+from asdm_cli.recipe.patches import read_plan
 from asdm_cli.sampling.generate import SamplingSettings, prompt_seed
 from asdm_cli.switching.pipelines import alone, attach, switched
 from asdm_cli.switching.search import FARTHEST, GAPS, GRID

@@ -13,7 +13,7 @@ from asdm_cli.inheritance.course import Nodes
 from asdm_cli.measure import inherit_run
 from asdm_cli.measure.inherit_run import cost, draw_share, take_turns
 from asdm_cli.measure.players import ASDM, FEWER, PLAIN, Player
-from asdm_cli.recipe.plans import read_plan
+from asdm_cli.recipe.patches import read_plan
 from asdm_cli.sampling.generate import ROWS, SamplingSettings, Share
 from asdm_cli.sampling.image_set import ImageSet
 from asdm_cli.unet.anatomy import Anatomy
