@@ -95,8 +95,8 @@ def fit_probe(train: Pairs, wide: Pairs, folder: Path, kept: Path, device: torch
         "style": (wide, torch.tensor([known.index(about["label"]) for about in wide.about])),
     }
     targets = {
-        "label": Target(labels(), ["pooled"], 0.5),
-        "style": Target([art.style for art in SETS], ["stages"], 1.0),
+        "label": Target(classes=labels(), inputs=["pooled"], power=0.5),
+        "style": Target(classes=[art.style for art in SETS], inputs=["stages"]),
     }
     tensors: dict[str, Tensor] = {}
     for target, (pairs, groups) in seen.items():

@@ -16,9 +16,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Literal
 
 import torch
+from pydantic import BaseModel, Field, ValidationError, model_validator
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
@@ -29,24 +30,35 @@ from asdm_cli.unet.weight_files import read_mapping
 
 CONFIG, WEIGHTS = "config.json", "model.safetensors"
 TOP = (1, 5)
-GIVES = {"efficientnet_lite0": ("pooled", "stages"), "inception": ("pooled",)}
+GIVES = {"efficientnet_lite0": {"pooled", "stages"}, "inception": {"pooled"}}
 """Feature networks that a probe may be fitted on, and what each gives it."""
 
 
-@dataclass(frozen=True)
-class Target:
+class Target(BaseModel):
     """What is asked for: `classes` in the order of the weights' rows, and the view of the features that they take."""
 
-    classes: list[str]
-    inputs: list[str]
-    power: float
+    classes: Annotated[list[str], Field(min_length=2)]
+    inputs: Annotated[list[Literal["pooled", "stages"]], Field(min_length=1)]
+    power: Annotated[float, Field(gt=0, le=2)] = 1.0
 
     def view(self, features: Features) -> Tensor:
         """float32 [n, d]"""
-        parts = [getattr(features, name) for name in self.inputs]
-        assert all(part is not None for part in parts), "inputs are checked against the network when a probe is read"
-        whole = torch.cat(parts, dim=1).float()
+        whole = torch.cat([getattr(features, name) for name in self.inputs], dim=1).float()
         return whole.sign() * whole.abs() ** self.power
+
+
+class Config(BaseModel):
+    network: Literal["efficientnet_lite0", "inception"]
+    targets: dict[str, Target]
+
+    @model_validator(mode="after")
+    def _fits(self) -> Config:
+        for name, target in self.targets.items():
+            if len(set(target.classes)) < len(target.classes):
+                raise ValueError(f"{name} names a class twice")
+            if set(target.inputs) - GIVES[self.network]:
+                raise ValueError(f"{name} has the inputs {target.inputs}; {self.network} gives pooled")
+        return self
 
 
 @dataclass(frozen=True)
@@ -67,43 +79,22 @@ class Probe:
 
 
 def read_probe(folder: Path) -> Probe:
-    """Raises ModelError with the file and what is wrong in it."""
-    config = read_mapping(folder / CONFIG)
+    """Raises ModelError with the file and all that is wrong in it."""
     try:
-        targets = {target: _target(about) for target, about in config["targets"].items()}
-        network = config["network"]
-    except (TypeError, ValueError, KeyError, AttributeError) as error:
-        raise ModelError(f"{folder / CONFIG}: is no probe's config ({error!r}); docs/measure.md shows one") from None
-    if network not in GIVES:
-        raise ModelError(f"{folder / CONFIG}: network is {network!r}; it must be one of {', '.join(GIVES)}")
-    if faults := [f"{name} {fault}" for name, target in targets.items() for fault in _faults(target, network)]:
-        raise ModelError("\n".join(f"{folder / CONFIG}: {fault}" for fault in faults))
+        config = Config.model_validate(read_mapping(folder / CONFIG))
+    except ValidationError as error:
+        faults = [": ".join([".".join(map(str, each["loc"])), each["msg"]]).lstrip(": ") for each in error.errors()]
+        said = "\n".join(f"{folder / CONFIG}: {fault}" for fault in faults)
+        raise ModelError(f"{said}\nthis is no probe's config; docs/measure.md shows one") from None
     try:
         tensors = load_file(folder / WEIGHTS)
-        weight = {name: tensors[f"{name}.weight"].float() for name in targets}
-        bias = {name: tensors[f"{name}.bias"].float() for name in targets}
+        weight = {name: tensors[f"{name}.weight"].float() for name in config.targets}
+        bias = {name: tensors[f"{name}.bias"].float() for name in config.targets}
     except (OSError, SafetensorError, KeyError) as error:
         raise ModelError(f"{folder / WEIGHTS}: is not the weights of {CONFIG} beside it ({error})") from None
-    for name, target in targets.items():
+    for name, target in config.targets.items():
         if weight[name].ndim != 2 or not len(weight[name]) == len(bias[name]) == len(target.classes):
             raise ModelError(
                 f"{folder / WEIGHTS}: {name} has not the {len(target.classes)} classes that {CONFIG} names"
             )
-    return Probe(folder, network, targets, weight, bias)
-
-
-def _target(about: Any) -> Target:
-    return Target(
-        [str(name) for name in about["classes"]], list(map(str, about["inputs"])), float(about.get("power", 1))
-    )
-
-
-def _faults(target: Target, network: str) -> list[str]:
-    faults = []
-    if not target.inputs or set(target.inputs) - set(GIVES[network]):
-        faults.append(f"has the inputs {target.inputs}; {network} gives {', '.join(GIVES[network])}")
-    if not 0 < target.power <= 2:
-        faults.append(f"has the power {target.power}; it must lie between 0 and 2")
-    if len(set(target.classes)) < max(2, len(target.classes)):
-        faults.append("names a class twice, or fewer than two")
-    return faults
+    return Probe(folder, config.network, config.targets, weight, bias)

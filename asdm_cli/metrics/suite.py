@@ -5,11 +5,11 @@ A new metric is an entry there, its word in the recipes' list, and a title in re
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass, field
 from functools import cached_property, partial
 from pathlib import Path
-from typing import Protocol
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -18,6 +18,7 @@ from asdm_cli.errors import ModelError
 from asdm_cli.metrics import distances
 from asdm_cli.metrics.bootstrap import interval, resamples, wilson
 from asdm_cli.metrics.features import (
+    EXTRAS,
     FeatureNetwork,
     Features,
     cached_features,
@@ -50,29 +51,10 @@ class Metric:
     """
 
     compute: Callable[[MetricSuite, ImageSet], dict[str, Tensor]]
-    needs: frozenset[str] = frozenset()
+    needs: Collection[str] = ()
     asks: str = ""
     whole: bool = False
     centred: bool = False
-
-
-class Wanted(Protocol):
-    """The keys of a recipe that say what is measured."""
-
-    @property
-    def metrics(self) -> Sequence[str]: ...
-    @property
-    def features(self) -> str: ...
-    @property
-    def clip(self) -> str: ...
-    @property
-    def probe(self) -> str: ...
-    @property
-    def bootstrap(self) -> int: ...
-    @property
-    def confidence(self) -> float: ...
-    @property
-    def seed(self) -> int: ...
 
 
 @dataclass(frozen=True)
@@ -88,17 +70,17 @@ class MetricSettings:
     seed: int
 
     @property
-    def needs(self) -> frozenset[str]:
+    def needs(self) -> set[str]:
         return needed(self.metrics)
 
 
-def needed(metrics: Iterable[str]) -> frozenset[str]:
-    return frozenset().union(*(METRICS[metric].needs for metric in metrics))
+def needed(metrics: Iterable[str]) -> set[str]:
+    return {need for metric in metrics for need in METRICS[metric].needs}
 
 
 def against_real(metrics: Iterable[str]) -> bool:
     """Whether real images say something that these metrics measure."""
-    return any(METRICS[metric].asks or METRICS[metric].needs & {"real", "clip"} for metric in metrics)
+    return any(METRICS[metric].asks or {"real", "clip"} & set(METRICS[metric].needs) for metric in metrics)
 
 
 @dataclass
@@ -188,6 +170,12 @@ class MetricSuite:
         """The prompts, embedded by the CLIP."""
         return text_embeddings(self.clip, list(self.prompts.prompts))
 
+    def beside_real(self, images: ImageSet) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Features of these and of all real images, and the weights of both."""
+        assert self.real is not None, "gate 3 has seen to it"
+        mine, real = self.look(images).pooled, self.look(self.real).pooled
+        return mine, real, self.weights(len(mine)), self.weights(len(real), 1)
+
     def weights(self, n: int, stream: int = 0) -> Tensor:
         return resamples(n, self.settings.bootstrap, self.settings.seed + stream)
 
@@ -198,14 +186,14 @@ class MetricSuite:
     def _averages(self, setup: str, metric: Metric, values: dict[str, Tensor]) -> list[Record]:
         """Over all images; and over those of each part of the data, where they are held against their own captions."""
         against = self.against if "reference" in metric.needs else ""
-        records = [
-            Record(setup, key, *self._average(each), n=len(each), against=against) for key, each in values.items()
-        ]
         parts = [facts.get("split", "") for facts in self.prompts.about]
-        for part in sorted(set(parts)) if len(set(parts)) > 1 and not against else []:
+        records = []
+        for part in [None, *(sorted(set(parts)) if len(set(parts)) > 1 and not against else [])]:
+            inside = torch.tensor([part is None or own == part for own in parts])
+            of = "" if part is None else f"split/{part}"
             for key, each in values.items():
-                inside = each[torch.tensor([own == part for own in parts[: len(each)]])]
-                records.append(Record(setup, key, *self._average(inside), n=len(inside), of=f"split/{part}"))
+                own = each[inside[: len(each)]]
+                records.append(Record(setup, key, *self._average(own), of=of, n=len(own), against=against))
         return records
 
     def _average(self, values: Tensor) -> Interval:
@@ -215,16 +203,17 @@ class MetricSuite:
         return interval(distances.mean(values, self.weights(len(values))), self.settings.confidence)
 
 
-def _to_real(
-    key: str, distance: Callable[..., Tensor], resamples: int | None, suite: MetricSuite, images: ImageSet
-) -> dict[str, Tensor]:
-    """Of all images from all real ones."""
-    assert suite.real is not None, "gate 3 has seen to it"
-    mine, real, few = suite.look(images).pooled, suite.look(suite.real).pooled, slice(resamples and 1 + resamples)
-    return {key: distance(mine, real, suite.weights(len(mine))[few], suite.weights(len(real), 1)[few])}
+def _kid(suite: MetricSuite, images: ImageSet) -> dict[str, Tensor]:
+    return {"kid": distances.kid(*suite.beside_real(images))}
 
 
-def _inception_score(suite: MetricSuite, images: ImageSet) -> dict[str, Tensor]:
+def _fd(suite: MetricSuite, images: ImageSet) -> dict[str, Tensor]:
+    mine, real, weights, real_weights = suite.beside_real(images)
+    few = slice(1 + FRECHET_RESAMPLES)
+    return {"fd": distances.frechet(mine, real, weights[few], real_weights[few])}
+
+
+def _is(suite: MetricSuite, images: ImageSet) -> dict[str, Tensor]:
     logits = suite.look(images).logits
     assert logits is not None, "gate 3 refuses networks without classes"
     return {"is": distances.inception_score(logits, suite.weights(len(logits)))}
@@ -250,56 +239,51 @@ def _accuracy(target: str, suite: MetricSuite, images: ImageSet) -> dict[str, Te
     return {f"{target}_accuracy" + (f"_top_{k}" if k > 1 else ""): ranks < k for k in few}
 
 
-def _paired(metric: str, key: str, suite: MetricSuite, images: ImageSet) -> dict[str, Tensor]:
+def _paired(metric: str, suite: MetricSuite, images: ImageSet) -> dict[str, Tensor]:
+    key = "psnr_db" if metric == "psnr" else metric
     return {key: compare(metric, images, suite.reference, suite.device)}
 
 
 METRICS = {
-    "kid": Metric(partial(_to_real, "kid", distances.kid, None), frozenset({"features", "real"}), whole=True),
-    "fd": Metric(
-        partial(_to_real, "fd", distances.frechet, FRECHET_RESAMPLES),
-        frozenset({"features", "real"}),
-        whole=True,
-        centred=True,
-    ),
-    "is": Metric(_inception_score, frozenset({"features", "classes"}), whole=True, centred=True),
-    "clip_score": Metric(_clip_score, frozenset({"clip"})),
-    "clip_retrieval": Metric(_retrieval, frozenset({"clip"})),
+    "kid": Metric(_kid, {"features", "real"}, whole=True),
+    "fd": Metric(_fd, {"features", "real"}, whole=True, centred=True),
+    "is": Metric(_is, {"features", "classes"}, whole=True, centred=True),
+    "clip_score": Metric(_clip_score, {"clip"}),
+    "clip_retrieval": Metric(_retrieval, {"clip"}),
     "label_accuracy": Metric(partial(_accuracy, "label"), asks="label"),
     "style_accuracy": Metric(partial(_accuracy, "style"), asks="style"),
-    "psnr": Metric(partial(_paired, "psnr", "psnr_db"), frozenset({"reference"})),
-    "ssim": Metric(partial(_paired, "ssim", "ssim"), frozenset({"reference"})),
-    "perceptual": Metric(partial(_paired, "perceptual", "perceptual"), frozenset({"reference", "efficientnet_lite0"})),
+    "psnr": Metric(partial(_paired, "psnr"), {"reference"}),
+    "ssim": Metric(partial(_paired, "ssim"), {"reference"}),
+    "perceptual": Metric(partial(_paired, "perceptual"), {"reference", "efficientnet_lite0"}),
 }
 """By the word in a recipe."""
 
 
-def check(recipe: Wanted, prompts: PromptList, own: ModelDirectory) -> MetricSettings:
-    """Gate 3, from files and configs only: where a CLIP and a probe lie (`own`: in this model). ModelError for what is
-    missing, with the way out."""
+def check(recipe: Any, prompts: PromptList, own: ModelDirectory) -> MetricSettings:
+    """Gate 3, from files and configs only: what a recipe's `metrics`, `features`, `clip`, `probe`, `bootstrap`,
+    `confidence` and `seed` ask for, `own` being in this model. ModelError for what is missing, with the way out."""
     needs = needed(recipe.metrics)
-
-    def those(need: str) -> list[str]:
-        return sorted(metric for metric in recipe.metrics if need in METRICS[metric].needs)
-
     if "real" in needs and not prompts.real:
+        asked = " and ".join(sorted(metric for metric in recipe.metrics if "real" in METRICS[metric].needs))
         raise ModelError(
-            f"metrics: {' and '.join(those('real'))} compare with real pictures, and {prompts.name} has none; "
+            f"metrics: {asked} compare with real pictures, and {prompts.name} has none; "
             "give shards of (picture, caption) as `prompts`, or leave them out"
         )
     if "features" in needs and len(prompts.prompts) < 2:
-        raise ModelError(f"metrics: {', '.join(those('features'))} need two pictures or more; raise `limit`")
+        asked = ", ".join(sorted(metric for metric in recipe.metrics if "features" in METRICS[metric].needs))
+        raise ModelError(f"metrics: {asked} need two pictures or more; raise `limit`")
     if "classes" in needs and recipe.features == "clip":
         raise ModelError("metrics: is needs a network that knows classes; use features: efficientnet_lite0")
-    if "features" in needs:
-        require(recipe.features)
-    if "efficientnet_lite0" in needs:
-        require("efficientnet_lite0")
-    by_clip = "clip" in needs or ("features" in needs and recipe.features == "clip")
+    for network in {recipe.features if need == "features" else need for need in needs & {"features", *EXTRAS}}:
+        require(network)
+    clip = None
+    if "clip" in needs or ("features" in needs and recipe.features == "clip"):
+        clip = _folder("clip", recipe.clip, own)
+        check_clip(clip)
     return MetricSettings(
         tuple(recipe.metrics),
         recipe.features,
-        _clip(recipe.clip, own) if by_clip else None,
+        clip,
         _probe(recipe, prompts, own),
         recipe.bootstrap,
         recipe.confidence,
@@ -307,28 +291,23 @@ def check(recipe: Wanted, prompts: PromptList, own: ModelDirectory) -> MetricSet
     )
 
 
-def _clip(source: str, own: ModelDirectory) -> Path:
-    if source == "own":
-        if "clip" not in own.components:
-            raise ModelError(f"{own.path}: has no folder clip/; give a CLIP's directory as `clip`")
-        folder = own.components["clip"]
-    else:
-        folder = Path(source)
-        inner = find(source).component("clip") if source == POCKET else folder / "clip"
-        folder = inner if inner.is_dir() else folder
-    check_clip(folder)
-    return folder
+def _folder(kind: str, source: str, own: ModelDirectory) -> Path:
+    """Of this model, of the bundled one, or of a directory: a CLIP's or a probe's, or one that has it inside."""
+    if source == "own" and kind not in own.components:
+        what = "CLIP" if kind == "clip" else kind
+        raise ModelError(f"{own.path}: has no folder {kind}/; give a {what}'s directory as `{kind}`")
+    if source in ("own", POCKET):
+        return (own if source == "own" else find(POCKET)).component(kind)
+    inner = Path(source) / kind
+    return inner if inner.is_dir() else inner.parent
 
 
-def _probe(recipe: Wanted, prompts: PromptList, own: ModelDirectory) -> Probe | None:
+def _probe(recipe: Any, prompts: PromptList, own: ModelDirectory) -> Probe | None:
     """The probe that the wanted metrics ask, if it knows what the prompts' samples name."""
     targets = [METRICS[metric].asks for metric in recipe.metrics if METRICS[metric].asks]
     if not targets:
         return None
-    if recipe.probe == "own" and "probe" not in own.components:
-        raise ModelError(f"{own.path}: has no folder probe/; give a probe's directory as `probe`")
-    inside = own if recipe.probe == "own" else find(POCKET) if recipe.probe == POCKET else None
-    probe = read_probe(inside.component("probe") if inside else Path(recipe.probe))
+    probe = read_probe(_folder("probe", recipe.probe, own))
     require(probe.network)
     for target in targets:
         if target not in probe.targets:

@@ -20,13 +20,13 @@ from asdm_cli.models.source import POCKET
 
 SHARD_ENDINGS = (".tar", ".tar.gz", ".tgz")
 TOGETHER = 32
-"""Pictures that are decoded at a time."""
+"""Images that are decoded at a time."""
 
 
 @dataclass(frozen=True)
 class PromptList:
     """`about[i]` is what the shard's .json says of prompt i, in words (empty if it says nothing): its part of the data
-    as `split`, and what a probe may know (`label`, `style`). `real` counts the shards' pictures. `digest` is the
+    as `split`, and what a probe may know (`label`, `style`). `real` counts the shards' images. `digest` is the
     SHA-256 of the file, or of the digests of several, so that two lists of one name can be told apart. The first
     `distinct` prompts may stand there again.
     """
@@ -44,26 +44,32 @@ class PromptList:
         times = len(self.prompts) // self.distinct
         return f"{self.name} (sha256 {self.digest[:12]})" + (f", {times} pictures each" if times > 1 else "")
 
-    @property
-    def splits(self) -> tuple[str, ...]:
-        return tuple(facts.get("split", "") for facts in self.about)
-
 
 def read_prompts(source: str, limit: int | None = None, per_prompt: int = 1) -> PromptList:
     """The first `limit` prompts, `per_prompt` times over, of shards, of a text file (a prompt a line) or of `pocket`.
 
-    Every sample of a shard is checked, its picture decoded. Raises ModelError with all that cannot be used.
+    Every sample of a shard is checked, its image decoded. Raises ModelError with all that cannot be used.
     """
     found = locate(source)
-    name = found.name if isinstance(found, Path) else _name(found)
-    listed = _of_lines(found) if isinstance(found, Path) else _of_shards(found)
-    if not listed.prompts:
-        raise ModelError(f"{source}: holds no prompt; give shards of (picture, caption) or a text file with some")
     shards = () if isinstance(found, Path) else tuple(found)
-    prompts, about = listed.prompts[:limit], listed.about[:limit]
-    real = len(listed.prompts) if shards else 0
-    every = tuple(prompts * per_prompt), tuple(about * per_prompt)
-    return PromptList(name, shards, *every, real, listed.digest, distinct=len(prompts))
+    if isinstance(found, Path):
+        name, data = found.name, found.read_bytes()
+        every, marks = [(prompt, dict[str, str]()) for prompt in _prompts_of(found, data)], [sha256(data).hexdigest()]
+    else:
+        name = shards[0].file + (f" and {len(shards) - 1} more" if shards[1:] else "")
+        every, marks = _samples(shards), [digest(shard) for shard in shards]
+    if not every:
+        raise ModelError(f"{source}: holds no prompt; give shards of (picture, caption) or a text file with some")
+    wanted = every[:limit]
+    return PromptList(
+        name,
+        shards,
+        tuple(prompt for prompt, _ in wanted) * per_prompt,
+        tuple(about for _, about in wanted) * per_prompt,
+        real=len(every) if shards else 0,
+        digest=marks[0] if len(marks) == 1 else sha256("".join(marks).encode()).hexdigest(),
+        distinct=len(wanted),
+    )
 
 
 def real_images(shards: Sequence[Shard]) -> Iterator[Image.Image]:
@@ -85,41 +91,22 @@ def locate(source: str) -> Path | list[Shard]:
     return find_shards([EVALUATION if source == POCKET else source])
 
 
-@dataclass(frozen=True)
-class _Listed:
-    prompts: list[str]
-    about: list[dict[str, str]]
-    digest: str
-
-
-def _name(shards: Sequence[Shard]) -> str:
-    first, *more = (shard.file for shard in shards)
-    return f"{first} and {len(more)} more" if more else first
-
-
-def _of_lines(path: Path) -> _Listed:
-    data = path.read_bytes()
+def _prompts_of(path: Path, data: bytes) -> list[str]:
     try:
-        prompts = [line.strip() for line in lines(as_text(data)) if line.strip()]
+        return [line.strip() for line in lines(as_text(data)) if line.strip()]
     except UnicodeDecodeError:
         ways = ", ".join(SHARD_ENDINGS)
         raise ModelError(f"{path}: is no text in UTF-8; a shard's name ends in one of {ways}") from None
-    return _Listed(prompts, [{}] * len(prompts), sha256(data).hexdigest())
 
 
-def _of_shards(shards: Sequence[Shard]) -> _Listed:
-    faults, prompts, about = Faults(), list[str](), list[dict[str, str]]()
+def _samples(shards: Sequence[Shard]) -> list[tuple[str, dict[str, str]]]:
+    """Captions, and what the .json beside each says in words."""
+    faults, found = Faults(), list[tuple[str, dict[str, str]]]()
     for shard in shards:
-        for chunk in decoded(shard, faults, TOGETHER, _check):
-            prompts += [sample.caption for sample, _ in chunk]
-            about += [_facts(shard, sample, faults) for sample, _ in chunk]
+        for chunk in decoded(shard, faults, TOGETHER, lambda data: read_rgb(data) and None):
+            found += [(sample.caption, _facts(shard, sample, faults)) for sample, _ in chunk]
     _refuse(faults)
-    digests = [digest(shard) for shard in shards]
-    return _Listed(prompts, about, digests[0] if len(digests) == 1 else sha256("".join(digests).encode()).hexdigest())
-
-
-def _check(data: bytes) -> None:
-    read_rgb(data)
+    return found
 
 
 def _facts(shard: Shard, sample: Sample, faults: Faults) -> dict[str, str]:
@@ -132,7 +119,7 @@ def _facts(shard: Shard, sample: Sample, faults: Faults) -> dict[str, str]:
 
 
 def _refuse(faults: Faults) -> None:
-    """Figures are of a whole set of pictures or of none."""
+    """Figures are of a whole set of images or of none."""
     if faults.total():
         raise ModelError(
             f"{faults.listed()}\nthese samples cannot be used ({faults.summary()}); mend them, or write the shards "

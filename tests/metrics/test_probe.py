@@ -50,14 +50,15 @@ def test_inputs_are_laid_end_to_end(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("changes", "told"),
     [
-        ({"network": "vgg"}, "network is 'vgg'; it must be one of efficientnet_lite0, inception"),
+        ({"network": "vgg"}, "network: Input should be 'efficientnet_lite0' or 'inception'"),
         ({"network": "inception", "target": {"inputs": ["stages"]}}, "inception gives pooled"),
-        ({"target": {"power": "x"}}, "is no probe's config"),
-        ({"target": {"power": 0}}, "label has the power 0.0; it must lie between 0 and 2"),
-        ({"target": {"inputs": []}}, r"label has the inputs \[\]"),
+        ({"target": {"power": "x"}}, "this is no probe's config; docs/measure.md shows one"),
+        ({"target": {"power": 0}}, "targets.label.power: Input should be greater than 0"),
+        ({"target": {"power": 2.1}}, "targets.label.power: Input should be less than or equal to 2"),
+        ({"target": {"inputs": []}}, "targets.label.inputs: List should have at least 1 item"),
         ({"target": {"classes": ["red", "red", "blue"]}}, "label names a class twice"),
         ({"target": {"classes": ["red", "blue"]}}, "label has not the 2 classes"),
-        ({"targets": None}, "is no probe's config"),
+        ({"targets": None}, "targets: Input should be a valid dictionary"),
         ({"targets": {"style": {"classes": ["a", "b"], "inputs": ["pooled"]}}}, "is not the weights of"),
     ],
 )

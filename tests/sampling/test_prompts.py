@@ -22,7 +22,7 @@ from tests.drawings import caption, drawing, png, sample, shard
 def test_shard_gives_prompts_splits_and_real_images(tmp_path: Path) -> None:
     read = read_prompts(str(shard(tmp_path / "a.tar", 7)), limit=4)
     assert read.prompts == tuple(caption(index) for index in range(4))
-    assert read.splits == ("novel-label", "novel-style", "novel-style", "novel-label")
+    assert [about["split"] for about in read.about] == ["novel-label", "novel-style", "novel-style", "novel-label"]
     assert read.real == 7, "the real set is the whole shard"
     pictures = list(real_images(read.shards))
     assert [each.tobytes() for each in pictures] == [drawing(index).tobytes() for index in range(7)]
@@ -44,7 +44,7 @@ def test_text_file_gives_a_prompt_a_line(tmp_path: Path) -> None:
     file.write_bytes("\ufeffa fox\r\n\n  an owl  \nbeside\u2028a \x0ctree\n".encode())
     read = read_prompts(str(file))
     assert read.prompts == ("a fox", "an owl", "beside\u2028a \x0ctree")
-    assert (read.splits, read.real) == (("", "", ""), 0)
+    assert (read.about, read.real) == (({}, {}, {}), 0)
 
 
 TORN = png(drawing(2))[:-30]
@@ -103,7 +103,7 @@ def test_what_pack_writes_is_read_as_training_reads_it(tmp_path: Path) -> None:
 
 def test_json_that_says_no_split_is_no_fault(tmp_path: Path) -> None:
     read = read_prompts(str(shard(tmp_path / "a.tar", 3, {0: {"json": None}, 1: {"json": b"[1]"}, 2: {"json": b"{}"}})))
-    assert read.splits == ("", "", "")
+    assert read.about == ({}, {}, {})
 
 
 def test_faults_of_a_file(tmp_path: Path) -> None:
