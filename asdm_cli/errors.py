@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 LONGEST_KEY = 120
@@ -22,6 +24,21 @@ class ModelError(AsdmError):
     """A model directory cannot be used as asked: wrong files, shapes or formats."""
 
     exit_code = 2
+
+
+@contextmanager
+def blame(name: str, doing: str) -> Iterator[None]:
+    """Turn whatever goes wrong inside into one RunError that names the contestant."""
+    try:
+        yield
+    except AsdmError:
+        raise
+    except Exception as error:
+        if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":  # torch's, without torch
+            advice = "use smaller `batches`, a smaller `size`, or fewer contestants at once"
+            raise RunError(f"contestant {name!r}: out of memory while {doing}; {advice}") from None
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else "no reason given"
+        raise RunError(f"contestant {name!r}: {doing} failed ({type(error).__name__}: {reason})") from error
 
 
 @dataclass(frozen=True)

@@ -3,12 +3,22 @@ report's affair."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, NamedTuple
 
 Card = dict[str, Any]
 """A protocol card: how figures were made. Values are numbers, texts, or lists of texts."""
+
+
+class Interval(NamedTuple):
+    """A figure with its spread; `kind` says what low and high are ("quartiles", "95 % bootstrap"). In the order of a
+    record's fields: `Record(setup, metric, *interval)`."""
+
+    value: float
+    low: float
+    high: float
+    kind: str
 
 
 @dataclass(frozen=True)
@@ -78,3 +88,17 @@ class Report:
 def under(protocol: str, records: Iterable[Record]) -> list[Record]:
     """The same records, made as this card says."""
     return [replace(record, protocol=protocol) for record in records]
+
+
+def common(cards: Mapping[str, Card]) -> Card:
+    """What all cards say alike."""
+    first, *others = cards.values()
+    return {key: value for key, value in first.items() if all(card.get(key) == value for card in others)}
+
+
+def differences(cards: Mapping[str, Card]) -> str:
+    """One sentence that names every key in which the cards differ, with each one's value; '' if none does."""
+    alike = common(cards)
+    keys = sorted({key for card in cards.values() for key in card} - set(alike))
+    each = [f"{key} ({', '.join(f'{name}: {card.get(key)}' for name, card in cards.items())})" for key in keys]
+    return f"Not made alike: the contestants differ in {'; '.join(each)}." if each else ""

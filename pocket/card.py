@@ -10,9 +10,9 @@ import torch
 from diffusers import StableDiffusionPipeline
 from transformers import CLIPModel, CLIPTokenizer
 
-from asdm_cli.measure.pictures import PictureSet, to_picture
 from asdm_cli.report.document import Interval, Report, Table
 from asdm_cli.report.merge import read as read_report
+from asdm_cli.sampling.image_set import ImageSet, to_image
 from pocket import worth
 from pocket.art import LABELS, SETS
 from pocket.autoencoder import reconstruction_psnr
@@ -102,7 +102,7 @@ def write(run: Path, hardware: str, remarks: str) -> Path:
     """README.md, samples.png and curves.png beside the shipped weights, from the run of eval-pocket-figures.yaml."""
     report, shard = read_report(run), read(SHARDS / "evaluation.tar.gz")
     name = next(str(row["name"]) for row in _tables(report)[0].rows)
-    pictures = PictureSet(run / "pictures" / name, int(str(report.cards["figures"]["pictures"])))
+    pictures = ImageSet(run / "pictures" / name, int(str(report.cards["figures"]["pictures"])))
     guidance = float(str(report.cards["figures"]["guidance"]))
     pipe = StableDiffusionPipeline.from_pretrained(WEIGHTS, use_safetensors=True)
     _samples(pictures, shard)
@@ -190,7 +190,7 @@ def _worth(pipe: StableDiffusionPipeline, shard: Pairs, guidance: float) -> str:
     return "\n".join(rows)
 
 
-def _nearest(pictures: PictureSet, shard: Pairs) -> dict[str, float]:
+def _nearest(pictures: ImageSet, shard: Pairs) -> dict[str, float]:
     """Median distance to the nearest training drawing: of the pictures of each part, and of real held-out drawings."""
     drawings = read(SHARDS / "train.tar.gz").images
     drawn = torch.cat(list(pictures.first(len(shard)).batches()))
@@ -199,10 +199,10 @@ def _nearest(pictures: PictureSet, shard: Pairs) -> dict[str, float]:
     return {name: median(worth.nearest(images, drawings).tolist()) for name, images in sets.items()}
 
 
-def _samples(pictures: PictureSet, shard: Pairs) -> None:
+def _samples(pictures: ImageSet, shard: Pairs) -> None:
     parts = {part: [i for i, about in enumerate(shard.about) if about["split"] == part] for part in (KNOWN, HELD)}
     rows = [row for part in parts.values() for row in part[: SHOWN // 2]]
-    real = [to_picture(image) for image in shard.images]
+    real = [to_image(image) for image in shard.images]
     of_run(pictures.folder, shard.captions, real, rows).save(WEIGHTS / "samples.png")
 
 

@@ -18,8 +18,8 @@ from rich.progress import track
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from asdm_cli.measure.features import FeatureNetwork, Features, feature_network
-from asdm_cli.measure.probe import CONFIG, WEIGHTS, Target, read_probe
+from asdm_cli.metrics.features import FeatureNetwork, Features, feature_network
+from asdm_cli.metrics.probe import CONFIG, WEIGHTS, Target, read_probe
 from pocket.art import SETS
 from pocket.drawings import Pairs, labels, moved, to_unit
 from pocket.loop import Draws
@@ -95,8 +95,8 @@ def fit_probe(train: Pairs, wide: Pairs, folder: Path, kept: Path, device: torch
         "style": (wide, torch.tensor([known.index(about["label"]) for about in wide.about])),
     }
     targets = {
-        "label": Target(labels(), ["pooled"], 0.5),
-        "style": Target([art.style for art in SETS], ["stages"], 1.0),
+        "label": Target(classes=labels(), inputs=["pooled"], power=0.5),
+        "style": Target(classes=[art.style for art in SETS], inputs=["stages"]),
     }
     tensors: dict[str, Tensor] = {}
     for target, (pairs, groups) in seen.items():

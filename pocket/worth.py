@@ -12,8 +12,8 @@ from diffusers import StableDiffusionPipeline
 from torch import Tensor, nn
 from torch.utils._pytree import tree_map
 
-from asdm_cli.measure.features import feature_network
-from asdm_cli.measure.probe import read_probe
+from asdm_cli.metrics.features import feature_network
+from asdm_cli.metrics.probe import read_probe
 from pocket.drawings import Pairs, to_unit
 from pocket.probe import NETWORK, look
 

@@ -11,7 +11,7 @@ from pathlib import Path
 import webdataset
 from PIL import Image, ImageDraw
 
-from asdm_cli.measure.pictures import PictureSet
+from asdm_cli.sampling.image_set import ImageSet
 
 COLOURS = ("red", "green", "blue", "orange", "purple", "black")
 FORMS = ("ellipse", "rectangle")
@@ -57,8 +57,8 @@ def shard(file: Path, count: int, spoilt: Mapping[int, Mapping[str, bytes | None
     return file
 
 
-def picture_set(folder: Path, pictures: list[Image.Image]) -> PictureSet:
-    made = PictureSet(folder, len(pictures))
+def picture_set(folder: Path, pictures: list[Image.Image]) -> ImageSet:
+    made = ImageSet(folder, len(pictures))
     for index, picture in enumerate(pictures):
         made.save(index, picture)
     return made

@@ -19,7 +19,6 @@ import pytest
 
 import asdm_cli
 from asdm_cli.data import sources
-from asdm_cli.measure import memory
 from asdm_cli.models import source
 from asdm_cli.models.source import ModelDirectory
 from asdm_cli.recipe.load import load
@@ -108,7 +107,7 @@ def workshop(tiny_pipeline: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     shipped = str(drawings.shard(tmp_path / "few" / "shipped.tar", 6))
     monkeypatch.setattr(sources, "SHIPPED", dict.fromkeys(sources.SHIPPED, shipped))
     monkeypatch.setattr("asdm_cli.methods.pipeline.run.run_stage", in_this_process)
-    monkeypatch.setattr(memory, "measure_in_fresh_process", memory.build_and_measure)
+    monkeypatch.setattr("asdm_cli.measure.bench.in_fresh_process", lambda _name, work, *given: work(*given))
     return tmp_path
 
 

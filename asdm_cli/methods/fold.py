@@ -16,13 +16,9 @@ from asdm_cli.errors import ModelError
 from asdm_cli.experts.layer import ExpertConv2d
 from asdm_cli.experts.mixing import one_kernel
 from asdm_cli.experts.router import ROUTINGS
-from asdm_cli.measure.cards import Card, versions
-from asdm_cli.measure.metrics import PSNR_CEILING
-from asdm_cli.measure.paired import compare, comparison
-from asdm_cli.measure.pictures import PictureSet
-from asdm_cli.measure.prompts import PromptList, read_prompts
 from asdm_cli.measure.routing import Routing, observe
 from asdm_cli.measure.routing_report import routing_parts
+from asdm_cli.metrics.paired import PSNR_CEILING, compare
 from asdm_cli.models.checked import check_unet
 from asdm_cli.models.experts import write_changed
 from asdm_cli.models.load import PIPELINES, device_and_dtype, load_pipeline, load_unet
@@ -31,9 +27,13 @@ from asdm_cli.models.provenance import record
 from asdm_cli.models.schedulers import planned_scheduler, set_sampler
 from asdm_cli.models.source import ModelDirectory
 from asdm_cli.models.write import assemble_directory, carried_size, takes
+from asdm_cli.profiling.machine import versions
 from asdm_cli.recipe.verbs import CondConvRecipe, Fold
+from asdm_cli.records import Card
 from asdm_cli.report.document import Cell, Column, Grid, Interval, Part, Report, Table
 from asdm_cli.report.run_directory import Run
+from asdm_cli.sampling.image_set import ImageSet
+from asdm_cli.sampling.prompts import PromptList, read_prompts
 from asdm_cli.unet.checkpoint import Checkpoint, open_checkpoint, require
 from asdm_cli.unet.cost import parameters, shapes
 from asdm_cli.unet.expert_config import specs, with_specs
@@ -161,11 +161,11 @@ def _instead(weights: Tensor) -> Any:
 
 
 def _measured(plan: Plan, folder: Path, routing: Routing, drawn: dict[str, list[Image]]) -> Report:
-    sets = {name: PictureSet(folder / "pictures" / name, len(pictures)) for name, pictures in drawn.items()}
+    sets = {name: ImageSet(folder / "pictures" / name, len(pictures)) for name, pictures in drawn.items()}
     for name, pictures in drawn.items():
         for index, picture in enumerate(pictures):
             sets[name].save(index, picture)
-    each = compare(comparison("psnr", torch.device("cpu")), sets[AFTER], sets[BEFORE], torch.device("cpu"))
+    each = compare("psnr", sets[AFTER], sets[BEFORE], torch.device("cpu"))
     rows: list[dict[str, Cell | Interval]] = [
         {"figure": "mean", "psnr_db": float(each.mean())},
         {"figure": "worst picture", "psnr_db": float(each.min())},

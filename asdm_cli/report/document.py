@@ -8,20 +8,12 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from asdm_cli.records import Interval as Interval
+
 Cell = str | int | float | None
 
 LETTERS = {"c": "computed", "i": "inherited", "d": "dead"}
 """What happens to a node at one UNet call; a dead one is not computed, because nobody reads it."""
-
-
-@dataclass(frozen=True)
-class Interval:
-    """A figure with its spread: `kind` says what low and high are ('quartiles', '95 % bootstrap')."""
-
-    value: float
-    low: float
-    high: float
-    kind: str
 
 
 @dataclass(frozen=True)

@@ -113,6 +113,8 @@ def _encode(thing: Any) -> Any:
         }
     if isinstance(thing, Mapping):
         return {key: _encode(value) for key, value in thing.items()}
+    if isinstance(thing, Interval):
+        return _encode(thing._asdict())
     if isinstance(thing, (list, tuple)):
         return [_encode(item) for item in thing]
     if isinstance(thing, Path):

@@ -137,7 +137,7 @@ def test_stretches_on_threads_are_mixed_alike_and_leave_torchs_own_alone() -> No
 
 def test_what_is_counted_stays_on_its_thread(monkeypatch: pytest.MonkeyPatch) -> None:
     """A counter of operations sees one thread only."""
-    from asdm_cli.measure.trajectory import mac_counter, tally
+    from asdm_cli.profiling.macs import mac_counter, tally
 
     monkeypatch.setattr(mixing, "CHUNK", 10)
     monkeypatch.setattr(mixing.torch, "get_num_threads", lambda: 2)

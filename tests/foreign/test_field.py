@@ -17,7 +17,7 @@ from transformers import CLIPVisionConfig, CLIPVisionModelWithProjection
 import asdm_cli
 from asdm_cli.errors import ModelError
 from asdm_cli.measure import bench
-from asdm_cli.measure.memory import Memory
+from asdm_cli.profiling.memory import Memory
 from tests import tiny
 from tests.data import tars
 from tests.foreign import models

@@ -12,7 +12,7 @@ from asdm_cli.errors import RunError
 from asdm_cli.measure import bench, bench_report
 from asdm_cli.measure.bench import Measurement
 from asdm_cli.measure.contestants import Contestant
-from asdm_cli.measure.memory import Memory
+from asdm_cli.profiling.memory import Memory
 from asdm_cli.report.document import Bars, Interval, Report, Table
 from tests.measure.entrants import bare, drawing, protocol
 
@@ -22,7 +22,7 @@ def measured(tiny_pipeline: Path) -> Measurement:
     entrants = [drawing(tiny_pipeline, "whole"), drawing(tiny_pipeline, "short", steps=2), bare("bare", "sdxl")]
     with pytest.MonkeyPatch.context() as patch:
         # test_memory has the real one; here three processes would only cost time
-        patch.setattr(bench.memory, "measure_in_fresh_process", lambda *_: Memory(weights=1_000_000, peak=3_000_000))
+        patch.setattr(bench, "in_fresh_process", lambda *_: Memory(weights=1_000_000, peak=3_000_000))
         return bench.measure(entrants, protocol(batches=(2,), repeats=2))
 
 
@@ -120,7 +120,7 @@ def test_a_contestant_that_breaks_in_the_middle_is_named(monkeypatch: pytest.Mon
 
         return call
 
-    monkeypatch.setattr(bench.memory, "measure_in_fresh_process", lambda *_: Memory(1, 1))
+    monkeypatch.setattr(bench, "in_fresh_process", lambda *_: Memory(1, 1))
     monkeypatch.setattr(bench, "block_seconds", lambda *_: {})
     monkeypatch.setattr(Contestant, "unet_call", broken)
     with pytest.raises(RunError, match=r"'second': timing UNet calls, batch 1 failed \(RuntimeError: kernel image"):

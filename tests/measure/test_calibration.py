@@ -16,11 +16,10 @@ from torch import Tensor
 from asdm_cli.errors import RunError
 from asdm_cli.measure import calibration
 from asdm_cli.measure.calibration import Calibration, Panel, calibrate, calibrated
-from asdm_cli.measure.drawing import Style
-from asdm_cli.measure.generate import prompt_seed
 from asdm_cli.measure.players import PLAIN, Player
 from asdm_cli.models.schedulers import SAMPLERS
 from asdm_cli.recipe.patches import read_plan
+from asdm_cli.sampling.generate import SamplingSettings, prompt_seed
 from asdm_cli.switching.pipelines import alone, attach, switched
 from asdm_cli.switching.search import FARTHEST, GAPS, GRID
 from tests.carrying import every
@@ -30,7 +29,7 @@ from tests.switching.parts import small, twin
 
 STEPS, GUIDANCE = 6, 3.0
 FIRST = Player("large", PLAIN, STEPS, "own", rules=alone("large"))
-STYLE = Style(STEPS, GUIDANCE, 32, 0, "own", 4, torch.device("cpu"), torch.float32)
+STYLE = SamplingSettings(STEPS, GUIDANCE, 32, 0, "own", 4, torch.device("cpu"), torch.float32)
 
 
 @contextmanager

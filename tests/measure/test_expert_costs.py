@@ -9,9 +9,8 @@ from typing import Any
 import pytest
 
 import asdm_cli
-from asdm_cli.measure import memory
-from asdm_cli.measure.trajectory import count
 from asdm_cli.models.source import find
+from asdm_cli.profiling.macs import count
 from asdm_cli.unet.cost import macs
 from tests import tiny
 from tests.expanding import done, expand, picture, run, unet
@@ -20,7 +19,9 @@ from tests.expanding import done, expand, picture, run, unet
 def test_a_bench_has_the_figures_of_the_configs(
     tiny_experts: Path, tiny_base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(memory, "measure_in_fresh_process", memory.build_and_measure)  # which takes seconds each
+    monkeypatch.setattr(
+        "asdm_cli.measure.bench.in_fresh_process", lambda _name, work, *given: work(*given)
+    )  # which takes seconds each
     (tmp_path / "tiny.json").write_text(json.dumps(tiny.shape("sd15")))
     shape = str(tmp_path / "tiny.json")
     grown = {"experts": 2, "donor": shape, "router": "features"}

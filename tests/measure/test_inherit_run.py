@@ -11,12 +11,11 @@ import torch
 from asdm_cli.errors import RunError
 from asdm_cli.inheritance.course import Nodes
 from asdm_cli.measure import inherit_run
-from asdm_cli.measure.drawing import Share, Style
-from asdm_cli.measure.generate import ROWS
 from asdm_cli.measure.inherit_run import cost, draw_share, take_turns
-from asdm_cli.measure.pictures import PictureSet
 from asdm_cli.measure.players import ASDM, FEWER, PLAIN, Player
 from asdm_cli.recipe.patches import read_plan
+from asdm_cli.sampling.generate import ROWS, SamplingSettings, Share
+from asdm_cli.sampling.image_set import ImageSet
 from asdm_cli.unet.anatomy import Anatomy
 from asdm_cli.unet.cost import macs
 from tests import tiny
@@ -32,9 +31,9 @@ def pipe() -> Any:
     return pipes.pipe()
 
 
-def style(**changes: Any) -> Style:
+def style(**changes: Any) -> SamplingSettings:
     usual = {"steps": STEPS, "guidance": 3.0, "size": 32, "seed": 0, "sampler": "own", "batch": 16}
-    return Style(**{**usual, "device": CPU, "dtype": torch.float32, **changes})
+    return SamplingSettings(**{**usual, "device": CPU, "dtype": torch.float32, **changes})
 
 
 def player(plan: dict[str, Any] | None = None, name: str = "it", steps: int = STEPS, sampler: str = "own") -> Player:
@@ -91,14 +90,14 @@ def test_who_breaks_is_named(pipe: Any, tmp_path: Path, monkeypatch: pytest.Monk
         take_turns(pipe, [player()], style(), 1, 1)
     monkeypatch.setattr(inherit_run, "on_stage", broken)
     with pytest.raises(RunError, match=r"'it': drawing failed \(RuntimeError: no kernel\)"):
-        draw_share(pipe, player(), ["a fox"], style(), PictureSet(tmp_path, 1), Share(0, 1))
+        draw_share(pipe, player(), ["a fox"], style(), ImageSet(tmp_path, 1), Share(0, 1))
 
 
 @pytest.mark.parametrize("plan", [None, every(2, order=1)], ids=["plain", "plan"])
 def test_shares_of_two_processes_are_the_pictures_of_one(pipe: Any, plan: Any, tmp_path: Path) -> None:
     prompts = [f"a fox {index}" for index in range(ROWS + 2)]
     who = player(plan)
-    sets = {name: PictureSet(tmp_path / name, len(prompts)) for name in ("one", "two")}
+    sets = {name: ImageSet(tmp_path / name, len(prompts)) for name in ("one", "two")}
     draw_share(pipe, who, prompts, style(), sets["one"], Share(0, 1))
     for rank in (1, 0):
         draw_share(pipe, who, prompts, style(batch=ROWS), sets["two"], Share(rank, 2))
@@ -107,7 +106,7 @@ def test_shares_of_two_processes_are_the_pictures_of_one(pipe: Any, plan: Any, t
 
 
 def test_only_missing_pictures_are_drawn(pipe: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    target = PictureSet(tmp_path, 3)
+    target = ImageSet(tmp_path, 3)
     arguments = (pipe, player(every(2)), ["a", "b", "c"], style(), target, Share(0, 1))
     draw_share(*arguments)
     before = target.digest()

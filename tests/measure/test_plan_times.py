@@ -15,10 +15,10 @@ from asdm_cli.inheritance.course import Nodes
 from asdm_cli.measure import bench, bench_report
 from asdm_cli.measure.bench import Measurement
 from asdm_cli.measure.contestants import Contestant, Entrant, build, build_all
-from asdm_cli.measure.memory import Memory
 from asdm_cli.measure.plan_times import FULL, pattern_macs, patterns
-from asdm_cli.measure.trajectory import count_image
 from asdm_cli.models.source import find
+from asdm_cli.profiling.macs import count as macs_of_image
+from asdm_cli.profiling.memory import Memory
 from asdm_cli.recipe.patches import read_plan
 from asdm_cli.report.document import Interval, Report, Table
 from asdm_cli.unet.anatomy import Anatomy
@@ -142,7 +142,8 @@ def test_a_full_call_costs_what_a_plain_one_does() -> None:
 @pytest.mark.parametrize("interval", [1, 2])
 def test_counts_without_a_device_are_those_of_an_image(tiny_pipeline: Path, interval: int) -> None:
     found = nodes({**every(interval), "text_once": False})
-    image = count_image(build(picture(tiny_pipeline, steps=5, nodes=found), protocol()))
+    one = build(picture(tiny_pipeline, steps=5, nodes=found), protocol())
+    image = macs_of_image(one.name, one.components, one.image_call(1))
     macs, counts = pattern_macs(TINY, found, 5, tokens=tiny.TOKENS), patterns(found, 5)
     assert sum(counts.values()) == image.calls == 5
     assert image.components["unet"].total == 2 * sum(count * macs[each].total for each, count in counts.items())
@@ -169,8 +170,8 @@ def measured(tiny_pipeline: Path) -> Measurement:
     entrants = [call(name="plain", steps=STEPS), *inheriting, picture(tiny_pipeline, name="image")]
     entrants.append(picture(tiny_pipeline, name="fast image", nodes=nodes(every(2))))
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(bench.memory, "measure_in_fresh_process", lambda *_: Memory(weights=1, peak=1))
-        patch.setattr(bench, "block_seconds", no_seconds)
+        patch.setattr(bench, "in_fresh_process", lambda *_: Memory(weights=1, peak=1))
+        patch.setattr(bench, "_block_seconds", no_seconds)
         return bench.measure(entrants, protocol(batches=(1,), repeats=2))
 
 

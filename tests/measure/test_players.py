@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-import threading
 from contextlib import AbstractContextManager, nullcontext
 from importlib.util import find_spec
 from typing import Any
 
 import pytest
 import torch
-from PIL import Image
 
 from asdm_cli import inherit
 from asdm_cli.errors import ModelError
 from asdm_cli.inheritance.course import Nodes
-from asdm_cli.measure import generate, players
+from asdm_cli.measure import players
 from asdm_cli.measure.players import ASDM, DEEPCACHE, PLAIN, Player, on_stage, require_package
 from asdm_cli.recipe.patches import read_plan
 from asdm_cli.unet.anatomy import Anatomy
@@ -103,26 +101,3 @@ def test_without_the_package_the_way_to_it_is_told(monkeypatch: pytest.MonkeyPat
         require_package()
     monkeypatch.setattr(players, "find_spec", lambda name: name)
     require_package()
-
-
-@pytest.mark.parametrize(("alone", "together"), [(False, 2), (True, 1)])
-def test_alone_draws_one_call_at_a_time(pipe: Any, alone: bool, together: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The package keeps what it remembers in the UNet: two pictures under way would mix."""
-    under_way, most, both = 0, 0, threading.Event()
-
-    def draw(_: Any, prompts: list[str], *_rest: Any) -> list[Image.Image]:
-        nonlocal under_way, most
-        under_way += 1
-        most = max(most, under_way)
-        if under_way == 2:
-            both.set()
-        both.wait(0.2)
-        under_way -= 1
-        return [Image.new("RGB", (8, 8))] * len(prompts)
-
-    monkeypatch.setattr(generate, "_draw", draw)
-    monkeypatch.setattr(torch, "get_num_threads", lambda: 2)
-    settings = {"steps": 1, "guidance": 1.0, "size": None, "seed": 0, "batch": 16}
-    drawn = generate.pictures(pipe, ["a fox"] * 8, range(8), alone=alone, **settings)
-    assert [index for index, _ in drawn] == list(range(8))
-    assert most == together

@@ -9,15 +9,15 @@ import pytest
 
 from asdm_cli.measure.calibration import Calibration
 from asdm_cli.measure.inherit_run import Cost, Times
-from asdm_cli.measure.pictures import PictureSet
 from asdm_cli.measure.players import FEWER, PLAIN, Player
 from asdm_cli.measure.search_report import front_told, halves
 from asdm_cli.measure.switch_report import FIRST, HAND, LAST, ONE, ORDERS, switch_report, who_serves
 from asdm_cli.measure.switch_search import SEARCHED, Chosen, Drawn, Prompts, Searched
-from asdm_cli.measure.trajectory import Count, Trajectory
 from asdm_cli.measure.ways_report import KID, PSNR, Measured, plot
+from asdm_cli.profiling.macs import Count, Counts
 from asdm_cli.recipe.patches import read_switching
 from asdm_cli.report.document import Column, Interval
+from asdm_cli.sampling.image_set import ImageSet
 from asdm_cli.switching.search import FARTHEST, GAPS
 
 COLUMNS = (Column(KID, "KID", "lower", 4), Column(PSNR, "PSNR, dB", "higher"))
@@ -40,14 +40,14 @@ def ways(
         for name, series, letters, _, _ in given
     )
     work = {name: sum(SPEEDS[each] for each in each_served) for name, each_served in served.items()}
-    trajectories = {name: Trajectory(len(served[name]), 2, {"unet": Count(int(100 * work[name]), 0)}) for name in work}
+    trajectories = {name: Counts(len(served[name]), 2, {"unet": Count(int(100 * work[name]), 0)}) for name in work}
     figures = {name: {KID: interval(kid)} | ({PSNR: interval(psnr)} if psnr else {}) for name, _, _, psnr, kid in given}
     return Measured(
         players,
         {name: Cost(trajectories[name], (), None, served=served[name]) for name in served},
         {name: Times([work[name]] * 3, [work[name]] * 3) for name in served},
         figures,
-        {name: PictureSet(Path(name), 1) for name in served},
+        {name: ImageSet(Path(name), 1) for name in served},
         ("a fox",),
         COLUMNS,
     )

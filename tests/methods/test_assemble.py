@@ -13,11 +13,11 @@ import torch
 import yaml
 from safetensors.torch import load_file, save_file
 
-from asdm_cli.console import console
-from asdm_cli.measure import drawing, explore_run
+from asdm_cli.measure import explore_run
 from asdm_cli.methods import prune
 from asdm_cli.models.provenance import taken
 from asdm_cli.models.source import find
+from asdm_cli.progress import console
 from asdm_cli.recipe.verbs import PruneRecipe
 from asdm_cli.report.run_directory import Run
 from asdm_cli.unet.checkpoint import WEIGHTS
@@ -308,16 +308,18 @@ def test_explore_goes_on_where_it_stopped(
     recipe = {"donors": donors, "explore": {**explore, "combinations": listed, "budget": {}}}
     drawn: list[str] = []
     timed: list[str] = []
-    draw, turns = drawing.draw, explore_run.take_turns
+    draw, turns = explore_run.draw, explore_run.time_interleaved
 
-    def stumble(name: str, *rest: Any) -> Any:
-        drawn.append(name)
+    def stumble(*given: Any, what: str) -> Any:
+        drawn.append(what.removeprefix("drawing with "))
         if len(drawn) == 2:
             raise KeyboardInterrupt
-        return draw(name, *rest)
+        return draw(*given, what=what)
 
     monkeypatch.setattr(explore_run, "draw", stumble)
-    monkeypatch.setattr(explore_run, "take_turns", lambda works, **rest: timed.append("once") or turns(works, **rest))
+    monkeypatch.setattr(
+        explore_run, "time_interleaved", lambda works, **rest: timed.append("once") or turns(works, **rest)
+    )
     assemble(tmp_path, **recipe)
     assert not (tmp_path / "run").exists()
     assert assemble(tmp_path, **recipe).code == 0

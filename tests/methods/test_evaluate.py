@@ -13,9 +13,6 @@ import pytest
 from PIL import Image
 
 from asdm_cli.errors import ModelError, RunError
-from asdm_cli.measure import drawing
-from asdm_cli.measure.drawing import Share
-from asdm_cli.measure.pictures import PictureSet
 from asdm_cli.methods import evaluate
 from asdm_cli.models.provenance import record
 from asdm_cli.models.source import find
@@ -24,6 +21,8 @@ from asdm_cli.recipe.patches import read_plan
 from asdm_cli.recipe.verbs import EvalContestant, EvalRecipe
 from asdm_cli.report.document import Grid, Interval, Scatter, Table
 from asdm_cli.report.run_directory import Run
+from asdm_cli.sampling.generate import Share
+from asdm_cli.sampling.image_set import ImageSet
 from asdm_cli.unet.cost import macs
 from tests import tiny
 from tests.carrying import carrying, every
@@ -35,9 +34,9 @@ PROMPTS = 7
 COUNTED = """
 import sys
 from asdm_cli.cli import main
-from asdm_cli.measure import drawing
+from asdm_cli.methods import evaluate
 
-pictures = drawing.pictures
+pictures = evaluate.draw
 
 
 def counted(*given, **settings):
@@ -46,7 +45,7 @@ def counted(*given, **settings):
         yield index, picture
 
 
-drawing.pictures = counted
+evaluate.draw = counted
 sys.exit(main(sys.argv[1:]))
 """
 """A command that says which pictures it draws."""
@@ -93,14 +92,14 @@ def drawn(run: Path, name: str = "one") -> Drawn:
 def count(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """The index of every picture that is drawn from now on."""
     indices: list[int] = []
-    real = drawing.pictures
+    real = evaluate.draw
 
     def counted(*args: Any, **settings: Any) -> Iterator[tuple[int, Image.Image]]:
         for index, picture in real(*args, **settings):
             indices.append(index)
             yield index, picture
 
-    monkeypatch.setattr(drawing, "pictures", counted)
+    monkeypatch.setattr(evaluate, "draw", counted)
     return indices
 
 
@@ -239,7 +238,7 @@ def test_an_interrupted_run_goes_on_and_ends_with_the_same_pictures(
     plan = evaluate.plan(recipe(metrics=["clip_score"]))
     evaluate.run(plan, Run(tmp_path / "whole"))
     count.clear()
-    counted = drawing.pictures
+    counted = evaluate.draw
 
     def killed(*args: Any, **settings: Any) -> Iterator[tuple[int, Image.Image]]:
         for index, picture in counted(*args, **settings):
@@ -248,7 +247,7 @@ def test_an_interrupted_run_goes_on_and_ends_with_the_same_pictures(
             yield index, picture
 
     with monkeypatch.context() as broken:
-        broken.setattr(drawing, "pictures", killed)
+        broken.setattr(evaluate, "draw", killed)
         with pytest.raises(KeyboardInterrupt):
             evaluate.run(plan, Run(tmp_path / "killed"))
     assert sorted(drawn(tmp_path / "killed")) == ["000000.png", "000001.png", "000002.png"]
@@ -285,7 +284,7 @@ def test_pictures_of_another_origin_are_not_gone_on_with(
 def test_pictures_that_a_process_did_not_draw_are_missed(
     recipe: Callable[..., EvalRecipe], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(drawing, "pictures", lambda *_args, **_settings: iter([]))
+    monkeypatch.setattr(evaluate, "draw", lambda *_args, **_settings: iter([]))
     with pytest.raises(RunError, match="'one': 7 of 7 pictures are missing"):
         evaluate.run(evaluate.plan(recipe()), Run(tmp_path))
 
@@ -295,7 +294,7 @@ def test_real_pictures_of_another_size_are_fitted(recipe: Callable[..., EvalReci
     prompts = shard(tmp_path / "large.tar", 5, wide, size=48)
     evaluate.run(evaluate.plan(recipe(prompts=str(prompts), metrics=["clip_score"])), Run(tmp_path / "run"))
     for folder in ("real", "real-vae"):
-        pictures = next(PictureSet(tmp_path / "run" / folder, 5).batches())
+        pictures = next(ImageSet(tmp_path / "run" / folder, 5).batches())
         assert pictures.shape == (5, 3, 32, 32)
 
 
@@ -341,7 +340,7 @@ def test_faults_are_told_before_anything_is_drawn(
     for changes, message in faults:
         with pytest.raises(ModelError, match=message):
             evaluate.plan(recipe(**changes))
-    monkeypatch.setattr("asdm_cli.measure.features.find_spec", lambda _name: None)
+    monkeypatch.setattr("asdm_cli.metrics.features.find_spec", lambda _name: None)
     with pytest.raises(ModelError, match="inception needs torch_fidelity, which is not installed: pip install"):
         evaluate.plan(recipe(features="inception"))
 
@@ -366,7 +365,7 @@ def test_a_model_without_clip_needs_one(recipe: Callable[..., EvalRecipe], tiny_
     with pytest.raises(ModelError, match="has no folder clip/"):
         evaluate.plan(recipe(models=models))
     for named in (tiny_pipeline, tiny_pipeline / "clip"):
-        assert evaluate.plan(recipe(models=models, clip=str(named))).clip == tiny_pipeline / "clip"
+        assert evaluate.plan(recipe(models=models, clip=str(named))).metrics.clip == tiny_pipeline / "clip"
 
 
 def test_plan_shows_what_is_drawn(recipe: Callable[..., EvalRecipe]) -> None:

@@ -16,7 +16,7 @@ from PIL import Image
 import asdm_cli
 from asdm_cli.console import console
 from asdm_cli.errors import ModelError
-from asdm_cli.measure import drawing, players, ways
+from asdm_cli.measure import inherit_run, players, ways
 from asdm_cli.methods import inherit
 from asdm_cli.recipe.verbs import InheritRecipe
 from asdm_cli.report.run_directory import Run
@@ -268,14 +268,14 @@ class Stopped(Exception):
 def count(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """The index of every picture that is drawn from now on."""
     indices: list[int] = []
-    real = drawing.pictures
+    real = inherit_run.draw
 
     def counted(*args: Any, **more: Any) -> Iterator[tuple[int, Image.Image]]:
         for index, picture in real(*args, **more):
             indices.append(index)
             yield index, picture
 
-    monkeypatch.setattr(drawing, "pictures", counted)
+    monkeypatch.setattr(inherit_run, "draw", counted)
     return indices
 
 
@@ -288,7 +288,7 @@ def test_an_interrupted_run_goes_on_and_ends_with_the_same_pictures(
 ) -> None:
     file = tmp_path / "recipe.yaml"
     file.write_text(yaml.safe_dump({**settings, "plan": PLAN, "out": str(tmp_path / "run")}))
-    counted = drawing.pictures
+    counted = inherit_run.draw
 
     def killed(*args: Any, **more: Any) -> Iterator[tuple[int, Image.Image]]:
         for index, picture in counted(*args, **more):
@@ -297,7 +297,7 @@ def test_an_interrupted_run_goes_on_and_ends_with_the_same_pictures(
             yield index, picture
 
     with monkeypatch.context() as broken:
-        broken.setattr(drawing, "pictures", killed)
+        broken.setattr(inherit_run, "draw", killed)
         assert asdm("inherit", file).code == 130
     assert len(drawn(tmp_path / ".run.partial")) == 3
     with monkeypatch.context() as broken:
@@ -329,7 +329,7 @@ def test_pictures_of_another_plan_are_not_gone_on_with(
     indices: list[int],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(ways, "judge_of", stop)
+    monkeypatch.setattr(ways, "suite_of", stop)
     for asked, wanted in (({}, [0, 1] * 3), (changes, indices)):
         count.clear()
         with pytest.raises(Stopped):

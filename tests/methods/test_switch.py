@@ -15,12 +15,12 @@ import yaml
 from PIL import Image
 
 import asdm_cli
-from asdm_cli.console import console
 from asdm_cli.errors import ModelError, RunError
-from asdm_cli.measure import calibration, drawing, ways
+from asdm_cli.measure import calibration, inherit_run, ways
 from asdm_cli.measure.inherit_run import Cost
-from asdm_cli.measure.trajectory import Count, Trajectory
 from asdm_cli.methods import switch
+from asdm_cli.profiling.macs import Count, Counts
+from asdm_cli.progress import console
 from asdm_cli.recipe.verbs import SwitchRecipe
 from asdm_cli.report.run_directory import Run
 from tests.carrying import carrying, every
@@ -77,7 +77,7 @@ def _steady() -> Iterator[None]:
 @pytest.fixture
 def _uncounted(monkeypatch: pytest.MonkeyPatch) -> None:
     """Multiply-accumulates are not counted, which takes longer than all else and is looked at elsewhere."""
-    found = Cost(Trajectory(STEPS, 2 * STEPS, {"unet": Count(2, 1)}), (), None, served=("large",) * STEPS)
+    found = Cost(Counts(STEPS, 2 * STEPS, {"unet": Count(2, 1)}), (), None, served=("large",) * STEPS)
     monkeypatch.setattr(ways, "cost", lambda *_: found)
 
 
@@ -378,14 +378,14 @@ def stop(*_: object, **__: object) -> Any:
 def count(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """The index of every picture that is drawn from now on."""
     indices: list[int] = []
-    real = drawing.pictures
+    real = inherit_run.draw
 
     def counted(*args: Any, **more: Any) -> Iterator[tuple[int, Image.Image]]:
         for index, picture in real(*args, **more):
             indices.append(index)
             yield index, picture
 
-    monkeypatch.setattr(drawing, "pictures", counted)
+    monkeypatch.setattr(inherit_run, "draw", counted)
     return indices
 
 
@@ -397,7 +397,7 @@ def test_an_interrupted_run_goes_on(
     file = tmp_path / "recipe.yaml"
     more = {"search": {"budgets": [0.8], "prompts": 1}, "fewer_steps": [], "out": str(tmp_path / "run")}
     file.write_text(yaml.safe_dump({**settings, **more}))
-    counted = drawing.pictures
+    counted = inherit_run.draw
 
     def killed(after: int) -> Any:
         def pictures(*args: Any, **more: Any) -> Iterator[tuple[int, Image.Image]]:
@@ -409,7 +409,7 @@ def test_an_interrupted_run_goes_on(
         return pictures
 
     with monkeypatch.context() as broken:
-        broken.setattr(drawing, "pictures", killed(2))
+        broken.setattr(inherit_run, "draw", killed(2))
         assert asdm("switch", file).code == 130
     held = (tmp_path / ".run.partial/calibration.json").read_bytes()
     monkeypatch.setattr(calibration, "calibrate", stop)
@@ -438,7 +438,7 @@ def test_pictures_of_another_schedule_are_not_gone_on_with(
     drawn: int,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(ways, "judge_of", stop)
+    monkeypatch.setattr(ways, "suite_of", stop)
     for asked, wanted in (({}, 6), (changes, drawn)):
         count.clear()
         with pytest.raises(Stopped):

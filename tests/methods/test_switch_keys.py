@@ -13,13 +13,14 @@ from typing import Any
 import pytest
 
 from asdm_cli.errors import AsdmError
-from asdm_cli.measure import generate, ways
+from asdm_cli.measure import ways
 from asdm_cli.measure.inherit_run import Cost, Times
-from asdm_cli.measure.trajectory import Count, Trajectory
 from asdm_cli.methods import switch
+from asdm_cli.profiling.macs import Count, Counts
 from asdm_cli.recipe.verbs import SwitchRecipe
 from asdm_cli.report.render_json import to_json
 from asdm_cli.report.run_directory import Run
+from asdm_cli.sampling import generate
 from tests.carrying import every
 from tests.methods.test_distill_keys import leaves
 from tests.turns import pruned
@@ -146,7 +147,7 @@ def planned(recipe: dict[str, Any]) -> Any:
 def _with_an_extra() -> Iterator[None]:
     """A network of features that may not be here."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("asdm_cli.measure.eval_plan.require", lambda _network: None)
+        patch.setattr("asdm_cli.metrics.suite.require", lambda _network: None)
         yield
 
 
@@ -163,7 +164,7 @@ def test_the_plan_tells(key: str, base: dict[str, Any], home: Path, planned_befo
     assert planned(with_key(base, home, key, PLAN[key])) != before
 
 
-COST = Cost(Trajectory(4, 8, {"unet": Count(2, 1)}), (), None, served=("large",) * 4)
+COST = Cost(Counts(4, 8, {"unet": Count(2, 1)}), (), None, served=("large",) * 4)
 
 
 def outcome(recipe: dict[str, Any], folder: Path) -> dict[str, Any]:

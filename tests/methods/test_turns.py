@@ -12,13 +12,12 @@ import torch
 import yaml
 
 import asdm_cli
-from asdm_cli.console import console
-from asdm_cli.measure import memory
-from asdm_cli.measure.generate import layout
 from asdm_cli.models.source import find
 from asdm_cli.models.switched import read_switch
+from asdm_cli.progress import console
 from asdm_cli.report.document import Report
 from asdm_cli.report.render_json import from_json
+from asdm_cli.sampling.generate import layout
 from asdm_cli.switching.pipelines import alone, scheduled, switched
 from tests.data import tars
 from tests.inheritance.pipes import draw
@@ -111,7 +110,9 @@ def test_eval_counts_and_says_who_serves_what(model: Path, tiny_pipeline: Path, 
 def test_bench_times_images_and_leaves_calls_empty(
     model: Path, tiny_pipeline: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(memory, "measure_in_fresh_process", memory.build_and_measure)  # which takes seconds each
+    monkeypatch.setattr(
+        "asdm_cli.measure.bench.in_fresh_process", lambda _name, work, *given: work(*given)
+    )  # which takes seconds each
     plan = {"preset": "deepcache", "interval": 2}
     recipe = {
         "verb": "bench",
@@ -143,7 +144,7 @@ def test_bench_times_images_and_leaves_calls_empty(
 
 
 def test_bench_of_nothing_but_several_unets(model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(memory, "measure_in_fresh_process", memory.build_and_measure)
+    monkeypatch.setattr("asdm_cli.measure.bench.in_fresh_process", lambda _name, work, *given: work(*given))
     contestant = {"name": "both", "model": str(model), "steps": 2}
     recipe = {"verb": "bench", "models": [contestant], "batches": [1], "repeats": 1, "warmups": 1}
     dry = run(tmp_path / "bench", recipe, "--dry-run")
@@ -260,17 +261,17 @@ def test_pictures_are_laid_out_by_the_largest_unet_alone(
     model: Path, tiny_pipeline: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """So a model in which one UNet serves everything draws its pictures bit by bit."""
-    from asdm_cli.measure import generate
+    from asdm_cli.sampling import generate
 
     pipe, plain = asdm_cli.load(str(model), "cpu"), asdm_cli.load(str(tiny_pipeline), "cpu")
     size = sum(weight.numel() for weight in plain.unet.parameters())
     for most in (size, size + 1):
         monkeypatch.setattr(generate, "SMALL", most)
         assert layout(pipe, 9, 9) == layout(plain, 9, 9)
-    settings: dict[str, Any] = {"steps": 2, "guidance": 3.0, "size": 32, "seed": 1, "batch": 8}
+    settings = generate.SamplingSettings(2, 3.0, 32, 1, batch=8)
     with scheduled(pipe, alone("large")):
-        mine = dict(generate.pictures(pipe, ["a fox", "owl"], range(2), **settings))
-    theirs = dict(generate.pictures(plain, ["a fox", "owl"], range(2), **settings))
+        mine = dict(generate.draw(pipe, ["a fox", "owl"], range(2), settings))
+    theirs = dict(generate.draw(plain, ["a fox", "owl"], range(2), settings))
     assert [mine[index].tobytes() == theirs[index].tobytes() for index in range(2)] == [True, True]
 
 

@@ -19,11 +19,11 @@ from torch import Tensor
 
 from asdm_cli.data.encoder import Encoder
 from asdm_cli.errors import ModelError, RunError
-from asdm_cli.measure.generate import pictures
 from asdm_cli.models.checked import check_unet
 from asdm_cli.models.load import load_clip, load_pipeline, load_unet
 from asdm_cli.models.parts import check_clip, check_parts
 from asdm_cli.models.source import find
+from asdm_cli.sampling.generate import SamplingSettings, draw
 from asdm_cli.unet.checkpoint import WEIGHTS
 from tests.hardening.test_broken_models import RECIPES
 from tests.typed import asdm
@@ -143,7 +143,7 @@ def test_other_vaes_of_the_family_draw_and_encode(kind: str, copy: Path) -> None
     (copy / "model_index.json").unlink()
     (copy / "model_index.json").write_text(json.dumps({**index, "vae": ["diffusers", kind]}))
     pipe: Any = load_pipeline(find(str(copy)), CPU, torch.float32)
-    ((_, drawn),) = pictures(pipe, ["x"], [0], steps=1, guidance=1.0, size=None, seed=0, batch=1)
+    ((_, drawn),) = draw(pipe, ["x"], [0], SamplingSettings(1, 1.0, None, 0))
     assert drawn.size == (32, 32)
     assert Encoder(pipe, 32).latents([numpy.asarray(drawn)]).shape == (1, 4, 8, 8)
 
@@ -178,7 +178,7 @@ def test_pictures_that_are_no_numbers_are_not_saved(tiny_pipeline: Path) -> None
     pipe: Any = load_pipeline(find(str(tiny_pipeline)), CPU, torch.float32)
     pipe.vae.decoder.conv_out.bias.data[0] = float("nan")
     with pytest.raises(RunError, match="no numbers"):
-        list(pictures(pipe, ["x"], [0], steps=1, guidance=1.0, size=None, seed=0, batch=1))
+        list(draw(pipe, ["x"], [0], SamplingSettings(1, 1.0, None, 0)))
 
 
 def test_the_search_for_the_culprit_reads_no_pickle(copy: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -15,8 +15,8 @@ from diffusers import UNet2DConditionModel
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
-from asdm_cli.measure.trajectory import mac_counter
 from asdm_cli.patches.feature_cache.hooks import FeatureCache
+from asdm_cli.profiling.macs import mac_counter
 from asdm_cli.recipe.patches import read_plan
 from tests import tiny
 

@@ -13,9 +13,9 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from asdm_cli.errors import ModelError
-from asdm_cli.measure.trajectory import mac_counter, tally
 from asdm_cli.patches.feature_cache.hooks import FeatureCache
 from asdm_cli.patches.feature_cache.plan import ENCODER, ResolvedPlan
+from asdm_cli.profiling.macs import mac_counter, tally
 from asdm_cli.recipe.patches import read_plan
 from asdm_cli.unet.anatomy import Anatomy
 from tests.patches.shapes import SHAPES, unet

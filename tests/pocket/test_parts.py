@@ -9,7 +9,7 @@ import torch
 from diffusers import AutoencoderKL, UNet2DConditionModel
 from transformers import CLIPTokenizer
 
-from asdm_cli.measure.probe import CONFIG, WEIGHTS, read_probe
+from asdm_cli.metrics.probe import CONFIG, WEIGHTS, read_probe
 from asdm_cli.training.losses import min_snr_weight
 from pocket import art, autoencoder, contrastive, denoiser, drawings, probe, stages
 from pocket.drawings import to_unit

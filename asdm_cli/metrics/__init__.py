@@ -1,0 +1,1 @@
+"""What images are worth: figures with their intervals, as records."""

@@ -1,0 +1,1 @@
+"""What drawing costs: time, memory and operations, measured while it happens."""

@@ -1,0 +1,121 @@
+"""Peak memory: what is held plus what one piece of work adds at its highest.
+
+On CUDA the allocator keeps the count. On the CPU only the operating system does, and only for a whole process, so
+each set-up gets a fresh one, which no other's leftovers can blur.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import signal
+import sys
+from collections.abc import Callable, Iterable
+from contextlib import suppress
+from dataclasses import dataclass
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import TypeVar
+
+import psutil
+import torch
+
+from asdm_cli.errors import RunError
+
+Result = TypeVar("Result")
+
+
+@dataclass(frozen=True)
+class Memory:
+    """Bytes: `weights` of everything that is loaded, and `peak` with the work's own on top."""
+
+    weights: int
+    peak: int
+
+
+STATUS = Path("/proc/self/status")
+FEW_STEPS = 3
+"""UNet steps of the image whose peak is taken: enough for a sampler's history to fill; more change no peak."""
+HOW = {
+    "cpu": "weights, and the growth of resident memory in a fresh process over one call",
+    "cuda": "weights, and the growth of the CUDA allocator's peak over one call",
+}
+"""Device type -> how its peak is found."""
+
+
+def in_fresh_process(name: str, function: Callable[..., Result], *arguments: object) -> Result:
+    """What `function` returns, or raises, in a process of its own. RunError that says what it died of, for this set-up.
+
+    The fork server imports the libraries once, and runs nothing else; its children start from there.
+    """
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload([function.__module__])
+    here, there = context.Pipe(duplex=False)
+    child = context.Process(target=_answer, args=(there, function, arguments))
+    child.start()
+    there.close()
+    try:
+        done, result = here.recv()
+    except EOFError:
+        child.join()
+        raise RunError(f"contestant {name!r}: the process that measured it {_died_of(child.exitcode or 0)}") from None
+    child.join()
+    if done:
+        return result
+    raise result
+
+
+def _answer(there: Connection, function: Callable[..., object], arguments: Iterable[object]) -> None:
+    try:
+        answer = True, function(*arguments)
+    except Exception as error:
+        answer = False, error
+    there.send(answer)
+
+
+def _died_of(code: int) -> str:
+    if code >= 0:
+        return f"ended with exit code {code}"
+    killed = f"was killed by {signal.Signals(-code).name}"
+    if -code != signal.SIGKILL:
+        return killed
+    return f"{killed}, most likely because memory ran out; use a smaller `size` or a smaller model"
+
+
+def measure_memory(components: Iterable[torch.nn.Module], work: Callable[[], object], device: torch.device) -> Memory:
+    """Of these networks, at `work`."""
+    weights = weight_bytes(components)
+    return Memory(weights, weights + growth(work, device))
+
+
+def weight_bytes(components: Iterable[torch.nn.Module]) -> int:
+    """Also reads every weight, so that those that lie in a mapped file are in memory afterwards."""
+    tensors = [tensor for part in components for tensor in (*part.parameters(), *part.buffers())]
+    for tensor in tensors:
+        tensor.detach().sum()
+    return sum(tensor.nbytes for tensor in tensors)
+
+
+def growth(work: Callable[[], object], device: torch.device) -> int:
+    """Bytes in use at the highest point of `work`, over what was in use before it."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+        torch.cuda.reset_peak_memory_stats(device)
+        before = torch.cuda.memory_allocated(device)
+        work()
+        torch.cuda.synchronize(device)
+        return torch.cuda.max_memory_allocated(device) - before
+    before = psutil.Process().memory_info().rss
+    with suppress(OSError):  # where the peak so far cannot be forgotten, that of loading counts too: never too low
+        Path("/proc/self/clear_refs").write_text("5")
+    work()
+    return max(0, _peak_resident() - before)
+
+
+def _peak_resident() -> int:
+    """Bytes. /proc where there is one: getrusage starts from the peak of the process that made this one."""
+    if STATUS.exists():
+        line = next(line for line in STATUS.read_text().splitlines() if line.startswith("VmHWM:"))
+        return int(line.split()[1]) * 1024
+    import resource
+
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)

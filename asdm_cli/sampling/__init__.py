@@ -1,0 +1,1 @@
+"""Images of prompts: which prompts, drawn how, kept where, by how many processes."""

@@ -1,0 +1,206 @@
+"""Prompts -> images, each with its own seed, so that an image depends on its prompt, its index and the seed alone.
+
+Equal noise is not enough for that: float kernels sum in another order when the batch or the number of threads
+changes, the sampler amplifies it, and some pixel values (of the pocket model, in float32: 2 in 100,000) end up on
+the other side of a rounding.
+So on the CPU every UNet call has one fixed shape (an image has a fixed row of it; rows without a wanted image
+are filled up), and runs on one thread; cores are kept busy by drawing several calls side by side. Images are
+then the same, bit by bit, at any batch size, with any number of processes and after an interruption.
+On CUDA the batch is the call, because small calls would waste the device: images are equal for one batch size,
+and differ by rounding between batch sizes. Protocol cards therefore name the batch on CUDA only.
+"""
+
+from __future__ import annotations
+
+import copy
+import threading
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import CancelledError, ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import numpy
+import torch
+from diffusers import UNet2DConditionModel
+from diffusers.pipelines.pipeline_utils import DiffusionPipeline
+from PIL.Image import Image
+
+from asdm_cli.console import bar, note
+from asdm_cli.errors import RunError
+
+SMALL = 100_000_000
+"""UNets of fewer parameters leave most of their time to per-call overhead, so they draw ROWS images per call."""
+ROWS = 4
+CPU, FLOAT32 = torch.device("cpu"), torch.float32
+
+
+@dataclass(frozen=True)
+class SamplingSettings:
+    """How a set-up draws; `size` in pixels (None: the model's own). `sampler`, `device` and `dtype` are those that the
+    pipeline was loaded with."""
+
+    steps: int
+    guidance: float
+    size: int | None
+    seed: int
+    sampler: str = "own"
+    batch: int = 16
+    device: torch.device = CPU
+    dtype: torch.dtype = FLOAT32
+
+
+@dataclass(frozen=True)
+class Share:
+    """Which of `count` processes draws what: stretches of prompts in turn, by index alone."""
+
+    rank: int
+    count: int
+
+    def of(self, indices: Iterable[int], batch: int) -> list[int]:
+        stretch = -(-batch // ROWS) * ROWS  # whole UNet calls only
+        return [index for index in indices if index // stretch % self.count == self.rank]
+
+
+@dataclass(frozen=True)
+class Layout:
+    """How images are put into UNet calls: `rows` per call, filled up or not, `workers` calls side by side."""
+
+    rows: int
+    filled: bool
+    workers: int
+    threads: int
+
+    def calls(self, indices: Iterable[int]) -> list[list[int]]:
+        """Index i is drawn in call i // rows, whichever other indices are wanted."""
+        together: dict[int, list[int]] = {}
+        for index in sorted(set(indices)):
+            together.setdefault(index // self.rows, []).append(index)
+        return list(together.values())
+
+    def seats(self, call: Sequence[int]) -> list[int]:
+        """The index that each row draws; a filled-up call puts index i always into row i % rows."""
+        if not self.filled:
+            return list(call)
+        seats = [call[0]] * self.rows
+        for index in call:
+            seats[index % self.rows] = index
+        return seats
+
+
+def prompt_seed(seed: int, index: int) -> int:
+    """The seed (0 .. 2**63 - 1) of prompt `index`, by numpy's SeedSequence: stable over versions and machines."""
+    return int(numpy.random.SeedSequence([seed, index]).generate_state(1, numpy.uint64)[0] >> 1)
+
+
+def layout(pipe: DiffusionPipeline, prompts: int, batch: int) -> Layout:
+    """`batch` is the UNet call on CUDA, and how many images are under way at a time on the CPU."""
+    threads = torch.get_num_threads()
+    if pipe.device.type != "cpu":
+        return Layout(rows=batch, filled=False, workers=1, threads=threads)
+    unets = [part for part in pipe.unet.modules() if isinstance(part, UNet2DConditionModel)]  # whatever is around them
+    if max(sum(weight.numel() for weight in unet.parameters()) for unet in unets) < SMALL:
+        return Layout(rows=ROWS, filled=True, workers=min(threads, -(-batch // ROWS)), threads=1)
+    # A few images of a big model would leave cores idle; from `threads` prompts on, one thread each as above.
+    return Layout(rows=1, filled=True, workers=min(threads, batch, prompts), threads=max(1, threads // prompts))
+
+
+def draw(
+    pipe: DiffusionPipeline,
+    prompts: Sequence[str],
+    indices: Iterable[int],
+    settings: SamplingSettings,
+    *,
+    reentrant: bool = True,
+    what: str = "drawing",
+) -> Iterator[tuple[int, Image]]:
+    """(index, image) of the wanted `indices` into `prompts`, in rising order, each as soon as it is drawn.
+
+    One call at a time where the pipeline is not `reentrant`: what it remembers of an image lies in the UNet. A bar that
+    says `what` counts UNet calls. When nobody wants more, or on Ctrl-C, all that is under way ends at its next one.
+    """
+    plan = layout(pipe, len(prompts), settings.batch)
+    calls = plan.calls(indices)
+    at_a_time = plan.workers if reentrant else 1
+    own = threading.local()
+    tokenizers = [_tokenizers(pipe) for _ in range(at_a_time)]
+
+    def begin() -> None:
+        torch.set_num_threads(plan.threads)
+        own.tokenizers = tokenizers.pop()
+
+    def one_call(call: list[int]) -> list[tuple[int, Image]]:
+        seats = plan.seats(call)
+        seeds = [prompt_seed(settings.seed, index) for index in seats]
+        drawn = _images(pipe, own.tokenizers, [prompts[index] for index in seats], seeds, settings)
+        return [(index, drawn[seats.index(index)]) for index in call]
+
+    workers = ThreadPoolExecutor(at_a_time, initializer=begin)
+    with bar(what, len(calls) * unet_calls(pipe, settings.steps)) as one_more, _at_each_call(pipe, one_more) as stop:
+        try:
+            for drawn in workers.map(one_call, calls):
+                yield from drawn
+        except KeyboardInterrupt:
+            note("stopping at the next UNet call")
+            raise
+        finally:
+            stop.set()
+            workers.shutdown(cancel_futures=True)
+
+
+@contextmanager
+def _at_each_call(pipe: Any, tell: Callable[[], None]) -> Iterator[threading.Event]:
+    """Tell of every UNet call in any thread; once the event is set, a call ends its drawing instead."""
+    stop = threading.Event()
+
+    def before(*_: Any) -> None:
+        if stop.is_set():
+            raise CancelledError
+        tell()
+
+    hook = pipe.unet.register_forward_pre_hook(before)
+    try:
+        yield stop
+    finally:
+        hook.remove()
+
+
+def unet_calls(pipe: DiffusionPipeline, steps: int) -> int:
+    """UNet calls of one image: samplers of second order make more than `steps`."""
+    scheduler: Any = copy.deepcopy(pipe.scheduler)
+    scheduler.set_timesteps(steps)
+    return len(scheduler.timesteps)
+
+
+def _tokenizers(pipe: Any) -> dict[str, Any]:
+    """Copies: how far a tokenizer pads and cuts is a state of its own, which threads would change under each other."""
+    return {name: copy.deepcopy(part) for name, part in pipe.components.items() if name.startswith("tokenizer")}
+
+
+def _images(
+    pipe: DiffusionPipeline,
+    tokenizers: Mapping[str, Any],
+    prompts: list[str],
+    seeds: list[int],
+    settings: SamplingSettings,
+) -> list[Image]:
+    """One call of the pipeline; it encodes the prompts once and draws every image's noise by its own generator."""
+    own: Any = copy.copy(pipe)  # networks are shared between threads; what counts steps or has a state cannot be
+    for name, part in {**tokenizers, "scheduler": copy.deepcopy(pipe.scheduler)}.items():
+        own.__dict__[name] = part
+    drawn = own(
+        prompt=prompts,
+        num_inference_steps=settings.steps,
+        guidance_scale=settings.guidance,
+        height=settings.size,
+        width=settings.size,
+        generator=[torch.Generator("cpu").manual_seed(seed) for seed in seeds],
+        output_type="pt",
+    ).images
+    if not torch.isfinite(drawn).all():
+        raise RunError(
+            "pictures that are no numbers came out, which would be saved black; draw in float32 or bfloat16 (`dtype`), "
+            "and if they are the same there, fetch or train the model again"
+        )
+    processor = own.image_processor
+    return processor.numpy_to_pil(processor.pt_to_numpy(drawn))  # what "pil" does

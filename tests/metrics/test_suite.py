@@ -1,0 +1,182 @@
+"""The suite: which records there are of what, gate 3, and that nothing is loaded that no metric asks for."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, get_args
+
+import pytest
+import torch
+from safetensors.torch import save_file
+from torch import Tensor
+
+from asdm_cli.errors import ModelError
+from asdm_cli.metrics import distances, suite
+from asdm_cli.metrics.bootstrap import resamples, wilson
+from asdm_cli.metrics.features import FeatureNetwork, Features
+from asdm_cli.metrics.suite import METRICS, MetricSuite, check
+from asdm_cli.models.source import find
+from asdm_cli.recipe.verbs import Drawing
+from asdm_cli.records import Record
+from asdm_cli.sampling.image_set import ImageSet, real_set
+from asdm_cli.sampling.prompts import PromptList, read_prompts
+from tests.drawings import drawing, picture_set, shard
+from tests.metrics.test_probe import probe
+
+CPU = torch.device("cpu")
+CLASSES = ["red", "green", "blue"]
+ALL = ["kid", "fd", "is", "clip_score", "clip_retrieval", "label_accuracy", "psnr", "ssim"]
+
+
+def look(images: Tensor) -> Features:
+    """A network that sees mean colours, in 1280 numbers of which it knows three classes."""
+    colours = images.float().mean((2, 3)) / 255
+    return Features(torch.nn.functional.pad(colours, (0, 1277)), 5 * colours, colours)
+
+
+@pytest.fixture(autouse=True)
+def _small(monkeypatch: pytest.MonkeyPatch) -> None:
+    network = suite.feature_network
+
+    def small(name: str, clip: Any, device: torch.device) -> FeatureNetwork:
+        return network(name, clip, device) if name == "clip" else FeatureNetwork("small", "none", device, look)
+
+    monkeypatch.setattr(suite, "feature_network", small)
+    monkeypatch.setattr(suite, "require", lambda _name: None)
+
+
+def recipe(folder: Path, metrics: list[str], **changes: Any) -> Any:
+    usual = {"features": "efficientnet_lite0", "clip": "own", "probe": str(folder / "probe"), "bootstrap": 20}
+    return SimpleNamespace(**{"metrics": metrics, **usual, "confidence": 0.9, "seed": 3, **changes})
+
+
+@pytest.fixture
+def prompts(tmp_path: Path) -> PromptList:
+    """Six samples of two parts, of which two are red; each twice."""
+    named = {i: {"json": json.dumps({"label": CLASSES[i % 3], "split": "ab"[i % 2]}).encode()} for i in range(6)}
+    return read_prompts(str(shard(tmp_path / "six.tar", 6, named)), per_prompt=2)
+
+
+@pytest.fixture
+def built(tiny_pipeline: Path, prompts: PromptList, tmp_path: Path) -> MetricSuite:
+    """A probe that takes everything for red."""
+    own = probe(tmp_path / "probe", width=1280)
+    save_file(
+        {"label.weight": torch.zeros(3, 1280), "label.bias": torch.tensor([1.0, 0, 0])}, own / "model.safetensors"
+    )
+    settings = check(recipe(tmp_path, ALL), prompts, find(str(tiny_pipeline)))
+    reference = picture_set(tmp_path / "plain", [drawing(index) for index in range(12)])
+    real = real_set(prompts, 32, tmp_path / "real")
+    return MetricSuite(settings, prompts, "plain", reference, real, tmp_path, CPU)
+
+
+@pytest.fixture
+def images(tmp_path: Path) -> ImageSet:
+    return picture_set(tmp_path / "ours", [drawing(index + 50) for index in range(12)])
+
+
+def by_key(records: list[Record], of: str = "") -> dict[str, Record]:
+    return {record.metric: record for record in records if record.of == of}
+
+
+def test_every_metric_of_recipes_is_in_the_table() -> None:
+    annotation: Any = Drawing.model_fields["metrics"].annotation
+    assert set(get_args(get_args(annotation)[0])) == METRICS.keys()
+
+
+def test_records_of_a_set_of_images(built: MetricSuite, images: ImageSet) -> None:
+    records = built.measure("ours", images)
+    whole = by_key(records)
+    keys = ["kid", "fd", "is", "clip_score", "recall_at_1", "recall_at_5", "label_accuracy", "psnr_db", "ssim"]
+    assert list(whole) == keys
+    assert {record.setup for record in records} == {"ours"}
+    assert {record.n for record in whole.values()} == {12}
+    assert {key: record.against for key, record in whole.items() if record.against} == {
+        "psnr_db": "plain",
+        "ssim": "plain",
+    }
+    for record in records:
+        assert record.low is not None
+        assert record.high is not None
+        assert record.low <= record.value <= record.high
+    kinds = {record.metric: record.interval for record in records}
+    assert (kinds["kid"], kinds["fd"]) == ("90 % bootstrap", "90 % bootstrap, centred")
+    assert whole["label_accuracy"] == Record("ours", "label_accuracy", *wilson(4, 12, 0.9), n=12)
+    real, mine = (
+        torch.cat([look(batch).pooled for batch in each.batches()]) for each in (built.real or images, images)
+    )
+    kid = distances.kid(mine, real, resamples(12, 20, 3), resamples(6, 20, 4))
+    assert whole["kid"].value == pytest.approx(float(kid[0]))
+    for part, red in (("a", 2), ("b", 2)):  # of six each
+        split = by_key(records, f"split/{part}")
+        assert list(split) == ["clip_score", "recall_at_1", "recall_at_5", "label_accuracy"]
+        assert split["label_accuracy"] == Record(
+            "ours", "label_accuracy", *wilson(red, 6, 0.9), n=6, of=f"split/{part}"
+        )
+
+
+def test_the_reference_real_images_and_the_unpaired_compare_with_nobody(built: MetricSuite, images: ImageSet) -> None:
+    for records in (built.measure("plain", built.reference), built.measure("vae", images, paired=False)):
+        assert not {"psnr_db", "ssim"} & by_key(records).keys()
+        assert "kid" in by_key(records)
+    real = built.measure_real("real")
+    assert list(by_key(real)) == ["kid", "clip_score", "recall_at_1", "recall_at_5", "label_accuracy"]
+    assert {record.n for record in by_key(real).values()} == {6}
+    assert by_key(real, "split/a")["label_accuracy"].n == 3
+
+
+def test_another_reference_takes_a_copy_of_the_suite(built: MetricSuite, images: ImageSet) -> None:
+    near = replace(built, settings=replace(built.settings, metrics=("psnr",)), against="near", reference=images)
+    (record,) = near.measure("plain", built.reference)
+    assert (record.metric, record.against) == ("psnr_db", "near")
+    assert record.value == pytest.approx(by_key(built.measure("ours", images))["psnr_db"].value)
+
+
+def test_only_what_is_asked_for_is_loaded(
+    built: MetricSuite, images: ImageSet, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(suite, "load_clip", lambda *_: pytest.fail("no metric asks for it"))
+    monkeypatch.setattr(suite, "feature_network", lambda *_: pytest.fail("no metric asks for it"))
+    paired = replace(built, settings=replace(built.settings, metrics=("psnr", "ssim")))
+    assert len(paired.measure("ours", images)) == 2
+
+
+def test_the_card_tells_what_figures_were_made_with(built: MetricSuite) -> None:
+    card = built.protocol()
+    assert card["bootstrap"] == "20 resamples of pictures (FD 100 at most), seed 3"
+    assert (card["feature_network"], card["feature_resize"]) == ("small", "none")
+    assert card["clip"].endswith("/clip")
+    assert card["probe"].endswith("/probe on efficientnet_lite0")
+
+
+@pytest.mark.parametrize(
+    ("metrics", "changes", "told"),
+    [
+        (
+            ["kid", "fd"],
+            {"prompts": "list.txt"},
+            "metrics: fd and kid compare with real pictures, and list.txt has none",
+        ),
+        (["is"], {"limit": 1}, "is need two pictures or more; raise `limit`"),
+        (["is"], {"features": "clip"}, "is needs a network that knows classes"),
+        (["clip_score"], {"clip": "nowhere"}, "nowhere: has no config.json; give a transformers CLIP directory"),
+        (["label_accuracy"], {"probe": "own"}, "has no folder probe/; give a probe's directory as `probe`"),
+        (["style_accuracy"], {}, "knows no style, only label"),
+        (["label_accuracy"], {"prompts": "unnamed.tar"}, "label_accuracy needs prompts that name their label"),
+        (["label_accuracy"], {"prompts": "strange.tar"}, "label 'pink' is no class of the probe"),
+    ],
+)
+def test_what_cannot_be_measured_is_told_before_drawing(
+    metrics: list[str], changes: dict[str, Any], told: str, tiny_pipeline: Path, tmp_path: Path, monkeypatch: Any
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    probe(tmp_path / "probe")
+    (tmp_path / "list.txt").write_text("a\nb\n")
+    shard(tmp_path / "unnamed.tar", 2, {1: {"json": None}})
+    shard(tmp_path / "strange.tar", 2, {i: {"json": b'{"label": "pink"}'} for i in range(2)})
+    prompts = read_prompts(changes.pop("prompts", "unnamed.tar"), changes.pop("limit", None))
+    with pytest.raises(ModelError, match=told):
+        check(recipe(tmp_path, metrics, **changes), prompts, find(str(tiny_pipeline)))

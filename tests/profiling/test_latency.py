@@ -1,0 +1,130 @@
+"""Interleaved timing and the figures made of the times; no clock is read."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable
+from itertools import count
+
+import numpy as np
+import pytest
+import torch
+
+from asdm_cli.errors import RunError
+from asdm_cli.models.load import random_unet
+from asdm_cli.profiling import latency
+from asdm_cli.profiling.latency import (
+    block_seconds,
+    clocked,
+    latency_cut,
+    quartiles,
+    round_robin,
+    speedup,
+    throughput_gain,
+    time_interleaved,
+)
+from asdm_cli.unet import cost
+from tests import tiny
+
+CPU = torch.device("cpu")
+
+
+def test_every_round_has_everyone_once_and_starts_one_further() -> None:
+    assert "".join(round_robin("abc", 4)) == "abcbcacababc"
+
+
+def test_nobody_is_first_more_often() -> None:
+    rounds = [list(round_robin("abcd", 8))[start : start + 4] for start in range(0, 32, 4)]
+    assert Counter(names[0] for names in rounds) == dict.fromkeys("abcd", 2)
+
+
+def test_rounds_are_timed_and_warmups_forgotten() -> None:
+    log: list[str] = []
+    clock = iter(range(100))
+
+    def seconds(work: Callable[[], object]) -> float:
+        work()
+        return float(next(clock))
+
+    works = {name: (lambda name=name: log.append(name)) for name in "ab"}
+    times = time_interleaved(works, warmups=1, rounds=2, seconds=seconds, doing="testing")
+    assert log == ["a", "b", "b", "a", "a", "b"]
+    # the warm-up took the clock's 0 and 1; of the rest a was third and first, b first and second
+    assert times == {"a": [3.0, 4.0], "b": [2.0, 5.0]}
+
+
+def test_failing_contestant_is_named() -> None:
+    def fail() -> None:
+        raise ValueError("no such kernel\nand a long story")
+
+    works: dict[str, Callable[[], object]] = {"good": lambda: None, "bad": fail}
+    with pytest.raises(RunError, match=r"contestant 'bad': timing calls failed \(ValueError: no such kernel\)"):
+        time_interleaved(works, warmups=0, rounds=1, seconds=lambda work: work() or 1.0, doing="timing calls")  # type: ignore[arg-type, return-value]
+
+
+def test_running_out_of_memory_says_what_to_do() -> None:
+    def fail() -> None:
+        raise MemoryError
+
+    with pytest.raises(RunError, match=r"'big': out of memory while timing calls; use smaller `batches`"):
+        time_interleaved({"big": fail}, warmups=0, rounds=1, seconds=lambda work: work() or 1.0, doing="timing calls")  # type: ignore[arg-type, return-value]
+
+
+def test_quartiles_are_numpys_in_the_unit_asked_for() -> None:
+    samples = np.random.default_rng(0).gamma(2.0, size=11)
+    found = quartiles(list(samples), scale=1e3)
+    assert (found.low, found.value, found.high) == pytest.approx(tuple(np.quantile(samples, [0.25, 0.5, 0.75]) * 1e3))
+
+
+def test_speedup_is_the_median_of_paired_ratios() -> None:
+    random = np.random.default_rng(1)
+    first, this = random.gamma(9.0, size=15), random.gamma(6.0, size=15)
+    found = speedup(list(first), list(this))
+    assert found.value == pytest.approx(np.median(first / this))
+    assert found.low < found.value < found.high
+    assert found.value != pytest.approx(np.median(first) / np.median(this))
+
+
+def test_a_machine_that_slows_down_does_not_change_the_ratio() -> None:
+    drift = np.linspace(1, 5, 10)
+    found = speedup(list(3.0 * drift), list(2.0 * drift))
+    assert (found.low, found.value, found.high) == pytest.approx((1.5, 1.5, 1.5))
+
+
+def test_bootstrap_covers_the_true_ratio_about_as_often_as_it_says() -> None:
+    random = np.random.default_rng(2)
+    trials = [random.lognormal(np.log(1.4), 0.2, size=25) for _ in range(200)]
+    intervals = [speedup(list(ratios), [1.0] * 25, resamples=400) for ratios in trials]
+    covered = sum(interval.low <= 1.4 <= interval.high for interval in intervals)
+    assert 180 <= covered <= 200
+
+
+@pytest.mark.parametrize(("ratio", "cut", "gain"), [(1.0, 0.0, 0.0), (2.0, 50.0, 100.0), (1.25, 20.0, 25.0)])
+def test_one_speedup_in_three_words(ratio: float, cut: float, gain: float) -> None:
+    assert latency_cut(ratio) == pytest.approx(cut)
+    assert throughput_gain(ratio) == pytest.approx(gain)
+
+
+def test_each_block_gets_its_own_time_by_a_clock_that_ticks_once_per_reading(monkeypatch: pytest.MonkeyPatch) -> None:
+    ticks = count()
+    monkeypatch.setattr(latency, "_now", lambda _: float(next(ticks)))
+    config = tiny.shape("sd15")
+    unet = random_unet(config, CPU, torch.float32)
+    inputs = cost.inputs(config, 1, 8, tiny.TOKENS, CPU)
+    seconds = block_seconds(unet, config, lambda: unet(**inputs), CPU, passes=3)
+    blocks = [*(f"down.{i}" for i in range(4)), "mid", *(f"up.{i}" for i in range(4))]
+    assert list(seconds) == [*blocks, cost.OUTSIDE]
+    # between start and end lie two readings per block: one tick inside it, and one more in front of it
+    assert [seconds[address] for address in blocks] == [1.0] * 9
+    assert seconds[cost.OUTSIDE] == 10.0
+    assert not any(module._forward_hooks or module._forward_pre_hooks for module in unet.modules())
+
+
+def test_calls_are_clocked_one_by_one() -> None:
+    module = torch.nn.Linear(2, 2)
+    with clocked({"unet": module}, CPU) as seconds:
+        assert seconds() == {"unet": []}
+        for _ in range(3):
+            module(torch.zeros(1, 2))
+    assert len(seconds()["unet"]) == 3
+    assert min(seconds()["unet"]) > 0

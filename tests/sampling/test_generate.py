@@ -1,0 +1,198 @@
+"""An image depends on its prompt, its index and the seed: not on batch, threads, neighbours or processes."""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+import time
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from diffusers import UNet2DConditionModel
+from PIL import Image
+from torch import nn
+
+from asdm_cli.models.load import load_pipeline
+from asdm_cli.models.schedulers import set_sampler
+from asdm_cli.models.source import find
+from asdm_cli.sampling import generate
+from asdm_cli.sampling.generate import Layout, SamplingSettings, Share, draw, layout, prompt_seed
+from tests import tiny
+
+GOLDEN = [7896617691693857887, 2918264622725855778, 8460147692890830636]
+"""Seeds of (seed, index) (0, 0), (0, 1), (7, 0): images of earlier runs stand or fall with them."""
+PROMPTS = ["fox", "owl", "cup", "sun", "bee", "hat", "key"]
+
+
+@pytest.fixture
+def pipe(tiny_pipeline: Path) -> Any:
+    return load_pipeline(find(str(tiny_pipeline)), torch.device("cpu"), torch.float32)
+
+
+@pytest.fixture
+def threads() -> Iterator[None]:
+    before = torch.get_num_threads()
+    yield
+    torch.set_num_threads(before)
+
+
+def drawn(
+    pipe: Any, indices: Iterable[int] = range(7), batch: int = 4, steps: int = 3, seed: int = 0
+) -> dict[int, bytes]:
+    settings = SamplingSettings(steps, 3.0, None, seed, batch=batch)
+    return {index: each.tobytes() for index, each in draw(pipe, PROMPTS, indices, settings)}
+
+
+def test_seeds_are_those_of_numpys_sequence() -> None:
+    assert [prompt_seed(0, 0), prompt_seed(0, 1), prompt_seed(7, 0)] == GOLDEN
+    seeds = {prompt_seed(seed, index) for seed in range(20) for index in range(500)}
+    assert len(seeds) == 20 * 500
+    assert all(0 <= seed < 2**63 for seed in seeds)
+
+
+@pytest.mark.usefixtures("threads")
+@pytest.mark.parametrize("sampler", ["own", "pndm", "dpm++2m"])
+def test_images_are_equal_at_any_batch_number_of_threads_and_in_parts(pipe: Any, sampler: str) -> None:
+    set_sampler(pipe, sampler)
+    before = pipe.scheduler
+    torch.set_num_threads(1)
+    whole = drawn(pipe, batch=16)
+    assert list(whole) == list(range(7))
+    assert len(set(whole.values())) == 7, "seven different images"
+    for batch, count in ((1, 1), (3, 2), (16, 3)):
+        torch.set_num_threads(count)
+        assert drawn(pipe, batch=batch) == whole
+    assert drawn(pipe, [5]) | drawn(pipe, [0, 6]) | drawn(pipe, [1, 2, 3, 4]) == whole
+    assert all(drawn(pipe, [index], seed=1)[index] != whole[index] for index in (0, 1))
+    assert pipe.scheduler is before
+    assert before.num_inference_steps is None, "the pipeline's scheduler is left alone"
+
+
+def test_calls_go_by_index_and_keep_their_rows() -> None:
+    four = Layout(rows=4, filled=True, workers=1, threads=1)
+    assert four.calls([9, 0, 3, 4, 3]) == [[0, 3], [4], [9]]
+    assert four.seats([0, 3]) == [0, 0, 0, 3]
+    assert four.seats([9]) == [9, 9, 9, 9]
+    assert Layout(rows=4, filled=False, workers=1, threads=1).seats([9]) == [9]
+
+
+@pytest.mark.parametrize("batch", [1, 4, 6])
+def test_shares_are_whole_calls_and_everything_once(batch: int) -> None:
+    shares = [Share(rank, 3).of(range(50), batch) for rank in range(3)]
+    assert sorted(index for share in shares for index in share) == list(range(50))
+    assert all(
+        len({index // 4 for index in one} & {index // 4 for index in other}) == 0
+        for one in shares
+        for other in shares
+        if one is not other
+    )
+
+
+@pytest.mark.usefixtures("threads")
+@pytest.mark.parametrize(
+    ("device", "size", "prompts", "batch", "expected"),
+    [
+        ("cuda", "small", 100, 16, Layout(rows=16, filled=False, workers=1, threads=2)),
+        ("cpu", "small", 100, 16, Layout(rows=4, filled=True, workers=2, threads=1)),
+        ("cpu", "small", 100, 1, Layout(rows=4, filled=True, workers=1, threads=1)),
+        ("cpu", "big", 100, 16, Layout(rows=1, filled=True, workers=2, threads=1)),
+        ("cpu", "big", 1, 16, Layout(rows=1, filled=True, workers=1, threads=2)),
+    ],
+)
+def test_layout_of_devices_and_sizes(
+    device: str, size: str, prompts: int, batch: int, expected: Layout, monkeypatch: Any
+) -> None:
+    torch.set_num_threads(2)
+    with torch.device("meta"):
+        unet = UNet2DConditionModel(**tiny.shape("sd15"))
+    own = sum(weight.numel() for weight in unet.parameters())
+    monkeypatch.setattr(generate, "SMALL", own + (size == "small"))
+    both = nn.ModuleList([unet, nn.Linear(9, 9)])  # what is around a UNet does not count
+    pipe: Any = SimpleNamespace(device=torch.device(device), unet=both)
+    assert layout(pipe, prompts, batch) == expected
+
+
+def test_who_stops_early_stops_the_drawing(pipe: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    begun = []
+
+    def slow(_pipe: Any, prompts: list[str], *_: Any) -> list[Image.Image]:
+        begun.append(prompts)
+        time.sleep(0.05)
+        return [Image.new("RGB", (8, 8))] * len(prompts)
+
+    monkeypatch.setattr(generate, "_images", slow)
+    before = threading.active_count()
+    drawing = draw(pipe, ["x"] * 80, range(80), SamplingSettings(1, 1.0, None, 0, batch=4))
+    assert next(iter(drawing))[0] == 0
+    drawing.close()  # type: ignore[attr-defined]
+    assert 1 <= len(begun) < 10, "of 20 calls"
+    assert threading.active_count() == before
+
+
+@pytest.mark.usefixtures("threads")
+@pytest.mark.parametrize("reentrant", [True, False])
+def test_only_reentrant_pipelines_are_called_side_by_side(
+    reentrant: bool, pipe: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    inside, most = [], []
+
+    def slow(_pipe: Any, prompts: list[str], *_: Any) -> list[Image.Image]:
+        inside.append(1)
+        most.append(len(inside))
+        time.sleep(0.05)
+        inside.pop()
+        return [Image.new("RGB", (8, 8))] * len(prompts)
+
+    torch.set_num_threads(2)
+    monkeypatch.setattr(generate, "_images", slow)
+    settings = SamplingSettings(1, 1.0, None, 0, batch=8)
+    assert len(list(draw(pipe, ["x"] * 16, range(16), settings, reentrant=reentrant))) == 16
+    assert max(most) == (2 if reentrant else 1)
+
+
+@pytest.mark.usefixtures("threads")
+def test_ctrl_c_stops_at_the_next_unet_call(pipe: Any, capsys: pytest.CaptureFixture[str]) -> None:
+    """Not when every image under way is finished, which may take minutes."""
+    steps, calls = 300, []
+
+    def press(*_: Any) -> None:
+        calls.append(threading.get_ident())
+        if len(calls) == 3:
+            os.kill(os.getpid(), signal.SIGINT)
+
+    torch.set_num_threads(2)
+    hook = pipe.unet.register_forward_pre_hook(press)
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            drawn(pipe, batch=8, steps=steps)
+    finally:
+        hook.remove()
+    assert 3 <= len(calls) < steps, "of two times as many"
+    assert "stopping at the next UNet call" in capsys.readouterr().err
+    assert not pipe.unet._forward_pre_hooks
+    assert len(drawn(pipe, range(1), steps=1)) == 1
+
+
+@pytest.mark.parametrize(("sampler", "calls"), [("own", 3), ("heun", 5)])
+def test_the_bar_counts_unet_calls(sampler: str, calls: int, pipe: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An image can take minutes: a bar of images would stand still."""
+    shown: list[tuple[str, int]] = []
+    told: list[int] = []
+
+    @contextmanager
+    def watched(what: str, total: int) -> Iterator[Any]:
+        shown.append((what, total))
+        yield lambda: told.append(1)
+
+    monkeypatch.setattr(generate, "bar", watched)
+    set_sampler(pipe, sampler)
+    settings = SamplingSettings(3, 3.0, None, 0)
+    assert len(list(draw(pipe, PROMPTS, range(7), settings, what="drawing with a"))) == 7
+    assert shown == [("drawing with a", 2 * calls)], "two calls of four rows"
+    assert len(told) == 2 * calls
