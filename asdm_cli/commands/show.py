@@ -19,7 +19,7 @@ from asdm_cli.progress import Terminal, hand_over
 
 if TYPE_CHECKING:
     from asdm_cli.models.source import ModelDirectory
-    from asdm_cli.unet.anatomy import Anatomy
+    from asdm_cli.unet.addresses import Anatomy
 
 UNET = "unet"
 OUTSIDE = "outside"
@@ -159,7 +159,7 @@ def _class(model: ModelDirectory, name: str) -> str:
 
 def _weights(model: ModelDirectory, name: str) -> tuple[dict[str, int], set[str]]:
     """Elements of each weight tensor of a component, and their formats; nothing for one without weights."""
-    from asdm_cli.unet.checkpoint import read_headers
+    from asdm_cli.unet.weights import read_headers
 
     if not (model.component(name) / "config.json").is_file():
         return {}, set()
@@ -169,7 +169,7 @@ def _weights(model: ModelDirectory, name: str) -> tuple[dict[str, int], set[str]
 
 
 def _unet(model: ModelDirectory, component: str) -> Tree:
-    from asdm_cli.unet.anatomy import Anatomy
+    from asdm_cli.unet.addresses import Anatomy
 
     anatomy = Anatomy.of(model.config(component))
     counts = _by_address(anatomy, _weights(model, component)[0])

@@ -10,7 +10,7 @@ from itertools import combinations, product
 from asdm_cli.inheritance.nodes import Node, Outlet, outlets, own
 from asdm_cli.recipe.plans import Rules
 from asdm_cli.schedule import key_steps
-from asdm_cli.unet.anatomy import Anatomy
+from asdm_cli.unet.addresses import Anatomy
 from asdm_cli.unet.dataflow import CONV_IN, CONV_OUT, OUTSIDE, TIME, Dataflow
 
 KEEP, INHERIT, DEAD = 1, 2, 3

@@ -24,7 +24,7 @@ from asdm_cli.inheritance.dead import DEAD
 from asdm_cli.inheritance.generation import Announced, Call, Generation
 from asdm_cli.inheritance.nodes import Outlet
 from asdm_cli.recipe.plans import Rules
-from asdm_cli.unet.anatomy import Anatomy
+from asdm_cli.unet.addresses import Anatomy
 
 NAME = "asdm_inherit"
 ACCELERATE = "_old_forward"

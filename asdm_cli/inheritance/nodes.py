@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from asdm_cli.errors import ModelError
 from asdm_cli.recipe.plans import Rules
-from asdm_cli.unet.anatomy import NORMS, Anatomy
+from asdm_cli.unet.addresses import NORMS, Anatomy
 from asdm_cli.unet.dataflow import Dataflow
 
 UNITS = ("resnet", "attn", "sampler")

@@ -15,7 +15,7 @@ from asdm_cli.measure.memory import HOW
 from asdm_cli.measure.plan_tables import plan_tables
 from asdm_cli.measure.trajectory import Count
 from asdm_cli.report.document import Bars, Cell, Column, Interval, Report, Table
-from asdm_cli.unet.cost import rows
+from asdm_cli.unet.flops import rows
 
 Row = dict[str, Cell | Interval]
 

@@ -11,8 +11,8 @@ from statistics import median
 import torch
 
 from asdm_cli.measure.contestants import Contestant, blame
-from asdm_cli.unet.anatomy import Anatomy
-from asdm_cli.unet.cost import OUTSIDE
+from asdm_cli.unet.addresses import Anatomy
+from asdm_cli.unet.flops import OUTSIDE
 
 PASSES = 5
 

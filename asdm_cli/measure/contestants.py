@@ -22,7 +22,7 @@ from asdm_cli.models.schedulers import set_sampler
 from asdm_cli.models.source import ModelDirectory
 from asdm_cli.recipe.switching import Switch
 from asdm_cli.switching.inheriting import inherit
-from asdm_cli.unet import cost
+from asdm_cli.unet import flops
 
 PROMPT = "a red fox"
 """What whole images are drawn from; the text encoder pads it, so its length changes no cost."""
@@ -52,7 +52,7 @@ class Entrant:
     config: dict[str, Any]
     parameters: dict[str, int]
     """Of the UNet, by block; of several UNets, by name."""
-    macs: cost.Macs
+    macs: flops.Macs
     """Of one UNet call on one latent; of several UNets, the first one's."""
     latent: tuple[int, int, int]
     """Channels, height, width."""
@@ -96,8 +96,8 @@ class Contestant:
     def unet_inputs(self, images: int) -> dict[str, Any]:
         """Arguments of the UNet call of so many images, on latents of noise."""
         entrant, protocol = self.entrant, self.protocol
-        rows = images * cost.rows(entrant.config, protocol.guidance)
-        return cost.inputs(entrant.config, rows, entrant.latent[1:], entrant.tokens, protocol.device, protocol.dtype)
+        rows = images * flops.rows(entrant.config, protocol.guidance)
+        return flops.inputs(entrant.config, rows, entrant.latent[1:], entrant.tokens, protocol.device, protocol.dtype)
 
     def unet_call(self, images: int) -> Callable[[], None]:
         """The UNet call of so many images, whatever plan there is."""

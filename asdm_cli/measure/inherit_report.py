@@ -13,7 +13,7 @@ from asdm_cli.measure.front_tables import equal_fidelity, equal_speed
 from asdm_cli.measure.players import ASDM, DEEPCACHE, FEWER, Player
 from asdm_cli.measure.ways_report import CARD, KID, PSNR, Measured, Own, Row, axis, pictures, plot, told, ways_table
 from asdm_cli.report.document import Cell, Column, Part, Report, Table, Timeline
-from asdm_cli.unet.anatomy import Anatomy
+from asdm_cli.unet.addresses import Anatomy
 
 NOTE = "Fewer steps cost nothing to set up: a plan that they beat is of no use."
 

@@ -10,7 +10,7 @@ from asdm_cli.measure.contestants import Entrant, first_of_one
 from asdm_cli.measure.latency import quartiles
 from asdm_cli.measure.plan_times import FULL, CallTimes, PlanTimes, pattern_macs, patterns
 from asdm_cli.report.document import Cell, Column, Interval, Table
-from asdm_cli.unet.cost import Macs, rows
+from asdm_cli.unet.flops import Macs, rows
 
 Row = dict[str, Cell | Interval]
 NAME = Column("name", "contestant")

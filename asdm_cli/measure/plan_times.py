@@ -14,7 +14,7 @@ from asdm_cli.inheritance.engine import Engine
 from asdm_cli.measure.contestants import Contestant, Protocol, blame, first_of_one
 from asdm_cli.measure.latency import stopwatch, turns
 from asdm_cli.progress import track
-from asdm_cli.unet.cost import Macs, inputs, macs_of, meta_unet
+from asdm_cli.unet.flops import Macs, inputs, macs_of, meta_unet
 
 FULL: Resting = frozenset()
 

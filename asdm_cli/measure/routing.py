@@ -13,10 +13,10 @@ from PIL.Image import Image
 from torch import Tensor, nn
 
 from asdm_cli.experts.layer import ExpertConv2d
+from asdm_cli.experts.unet import expert_layers
 from asdm_cli.measure.generate import prompt_seed
 from asdm_cli.progress import track
 from asdm_cli.switching.unet import SwitchedUNet
-from asdm_cli.unet.expert_unet import expert_layers
 
 
 @dataclass(frozen=True)
@@ -90,11 +90,10 @@ def observe(
 
 @contextmanager
 def watched(unet: nn.Module) -> Iterator[dict[str, list[Tensor]]]:
-    """Convolution -> the weights [rows, experts] of each UNet call; kernels that were kept are mixed again."""
+    """Convolution -> the weights [rows, experts] of each UNet call."""
     layers = _layers(unet)
     calls: dict[str, list[Tensor]] = {name: [] for name in layers}
     hooks = [layer.router.register_forward_hook(_noting(calls[name])) for name, layer in layers.items()]
-    hooks.append(unet.register_forward_pre_hook(lambda *_: _forget(layers.values())))
     try:
         yield calls
     finally:
@@ -107,9 +106,3 @@ def _noting(calls: list[Tensor]) -> Callable[[nn.Module, Any, Tensor], None]:
         calls.append(weights.detach().float().cpu())
 
     return note
-
-
-def _forget(layers: Any) -> None:
-    each: ExpertConv2d
-    for each in layers:
-        each.kept.clear()

@@ -10,11 +10,12 @@ import psutil
 import torch
 
 from asdm_cli.errors import ModelError
+from asdm_cli.experts.convert import expand
+from asdm_cli.experts.spec import Spec
 from asdm_cli.measure import bench, bench_report
 from asdm_cli.measure.contestants import Entrant, Protocol, bodies
 from asdm_cli.measure.memory import HOW
 from asdm_cli.methods.carried import nodes, parameters
-from asdm_cli.methods.condconv import expansion_of
 from asdm_cli.models.checked import check_drawing
 from asdm_cli.models.load import PIPELINES, device_and_dtype
 from asdm_cli.models.parts import check_parts
@@ -25,12 +26,11 @@ from asdm_cli.recipe.public import without_place
 from asdm_cli.recipe.verbs import BenchRecipe, Contestant
 from asdm_cli.report.document import Cell, Column, Interval, Report, Table
 from asdm_cli.report.run_directory import Run
-from asdm_cli.unet import cost
+from asdm_cli.unet import flops
 from asdm_cli.unet.blocks import Config
-from asdm_cli.unet.checkpoint import read_headers
 from asdm_cli.unet.presets import PRESETS, preset
 from asdm_cli.unet.surgery import remove
-from asdm_cli.unet.weight_files import read_mapping
+from asdm_cli.unet.weights import read_headers, read_mapping
 
 RESUMABLE = False
 SD_FACTOR = 8
@@ -121,7 +121,7 @@ def _entrant(contestant: Contestant, recipe: BenchRecipe) -> Entrant:
         directory=directory,
         config=config,
         parameters=parameters(config, directory, switch),
-        macs=cost.macs(config, size=latent[1:], tokens=tokens),
+        macs=flops.macs(config, size=latent[1:], tokens=tokens),
         latent=latent,
         tokens=tokens,
         steps=steps,
@@ -139,7 +139,8 @@ def _shape_of(contestant: Contestant) -> Config:
         return config
     try:
         donor = random_config(contestant.expand.donor, None) if contestant.expand.donor else None
-        return expansion_of(contestant.expand, config, donor).config
+        wanted = contestant.expand
+        return expand(config, Spec(wanted.experts, wanted.router, wanted.weights), wanted.at, donor).config
     except ModelError as error:
         raise ModelError(f"contestant {contestant.name!r}: {error}") from None
 
@@ -174,7 +175,7 @@ def _surroundings(directory: ModelDirectory | None) -> tuple[int, int]:
 def _latent(name: str, config: Config, size: int | None, factor: int) -> tuple[int, int, int]:
     if size is not None and size % factor:
         raise ModelError(f"contestant {name!r}: size {size} is no multiple of its {factor} pixels per latent; round it")
-    height, width = cost.latent_size(config) if size is None else (size // factor, size // factor)
+    height, width = flops.latent_size(config) if size is None else (size // factor, size // factor)
     return config.get("in_channels", 4), height, width
 
 

@@ -8,17 +8,17 @@ from asdm_cli.models.source import ModelDirectory
 from asdm_cli.models.switched import component, nodes_of, run_time_plans
 from asdm_cli.recipe.switching import Switch
 from asdm_cli.recipe.verbs import Contestant
-from asdm_cli.unet import cost
-from asdm_cli.unet.anatomy import Anatomy
+from asdm_cli.unet import flops
+from asdm_cli.unet.addresses import Anatomy
 from asdm_cli.unet.blocks import Config
 
 
 def parameters(config: Config, directory: ModelDirectory | None, switch: Switch | None) -> dict[str, int]:
     """Of a UNet, by block; of several, by name."""
     if directory is None or switch is None:
-        return cost.parameters(config)
+        return flops.parameters(config)
     configs = {name: directory.config(component(switch, name)) for name in switch.unets}
-    return {name: sum(cost.parameters(each).values()) for name, each in configs.items()}
+    return {name: sum(flops.parameters(each).values()) for name, each in configs.items()}
 
 
 def nodes(

@@ -17,8 +17,8 @@ from asdm_cli.recipe.verbs import AssembleRecipe
 from asdm_cli.recipe.verbs.assemble import NONE, Budget, Combination
 from asdm_cli.unet.assembly import Choice, by_levels
 from asdm_cli.unet.blocks import levels as count_levels
-from asdm_cli.unet.checkpoint import bytes_digest
-from asdm_cli.unet.cost import macs, parameters
+from asdm_cli.unet.flops import macs, parameters
+from asdm_cli.unet.weights import bytes_digest
 
 MOST = 4096
 """Combinations that `all` may stand for; beyond, a list is wanted."""

@@ -40,7 +40,7 @@ from asdm_cli.recipe.verbs.assemble import Explore
 from asdm_cli.recipe.verbs.drawing import Pictures
 from asdm_cli.report.document import Cell, Column, Interval, Report, Table
 from asdm_cli.report.run_directory import Run
-from asdm_cli.unet.cost import rows
+from asdm_cli.unet.flops import rows
 
 TIMES, MODELS = "times.json", "models"
 

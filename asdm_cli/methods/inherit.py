@@ -27,7 +27,7 @@ from asdm_cli.recipe.verbs import InheritRecipe
 from asdm_cli.report.document import Cell, Interval, Part, Report
 from asdm_cli.report.run_directory import Run
 from asdm_cli.schedule import describe, key_steps
-from asdm_cli.unet.anatomy import Anatomy
+from asdm_cli.unet.addresses import Anatomy
 
 RESUMABLE = True
 PLAN = "the plan"

@@ -17,9 +17,9 @@ from asdm_cli.recipe.verbs import SwitchRecipe
 from asdm_cli.recipe.verbs.switch import OneUNet
 from asdm_cli.report.document import Cell, Column, Interval, Table
 from asdm_cli.schedule import describe
-from asdm_cli.unet import cost
-from asdm_cli.unet.anatomy import Anatomy
-from asdm_cli.unet.settings import unlike_inputs
+from asdm_cli.unet import flops
+from asdm_cli.unet.addresses import Anatomy
+from asdm_cli.unet.stock import unlike_inputs
 
 SHARED = {
     "scheduler": ("prediction_type",),
@@ -102,8 +102,8 @@ def members_table(found: Mapping[str, Member], size: int, tokens: int) -> Table:
         {
             "name": name,
             "model": member.directory.name,
-            "params_m": sum(cost.parameters(member.config).values()) / 1e6,
-            "macs_g": cost.macs(member.config, size=size, tokens=tokens).total / 1e9,
+            "params_m": sum(flops.parameters(member.config).values()) / 1e6,
+            "macs_g": flops.macs(member.config, size=size, tokens=tokens).total / 1e9,
             "plan": _plan_told(member.plan),
         }
         for name, member in found.items()

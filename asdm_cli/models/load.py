@@ -16,6 +16,7 @@ from diffusers.pipelines.pipeline_utils import DiffusionPipeline
 from transformers import CLIPModel, CLIPTokenizer
 
 from asdm_cli.errors import ModelError
+from asdm_cli.experts.unet import ExpertUNet, build
 from asdm_cli.inheritance.course import Nodes
 from asdm_cli.inheritance.pipelines import attach
 from asdm_cli.models.checked import check_drawing
@@ -27,11 +28,9 @@ from asdm_cli.recipe.plans import Rules
 from asdm_cli.recipe.switching import Idle, Switching
 from asdm_cli.switching import pipelines as switching
 from asdm_cli.switching.fit import check_rules
-from asdm_cli.unet.checkpoint import open_checkpoint, require
-from asdm_cli.unet.cost import shapes
-from asdm_cli.unet.expert_config import EXPERTS
-from asdm_cli.unet.expert_unet import ExpertUNet, build
-from asdm_cli.unet.weight_files import inside, read_mapping
+from asdm_cli.unet.flops import shapes
+from asdm_cli.unet.stock import EXPERTS
+from asdm_cli.unet.weights import inside, open_checkpoint, read_mapping, require
 
 Module = TypeVar("Module", bound=torch.nn.Module)
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}

@@ -12,8 +12,8 @@ from asdm_cli.inheritance.course import Nodes
 from asdm_cli.models.source import ModelDirectory
 from asdm_cli.recipe.plans import Rules, read_plan
 from asdm_cli.recipe.switching import Switch
-from asdm_cli.unet.anatomy import Anatomy
-from asdm_cli.unet.weight_files import inside, read_mapping
+from asdm_cli.unet.addresses import Anatomy
+from asdm_cli.unet.weights import inside, read_mapping
 
 FILE = "asdm.json"
 HISTORY = "history"

@@ -11,8 +11,8 @@ from asdm_cli.inheritance.pipelines import check_class
 from asdm_cli.recipe.plans import Rules
 from asdm_cli.recipe.switching import NULLS, Switching, reserved, unknown_unets
 from asdm_cli.recipe.words import did_you_mean
-from asdm_cli.unet.anatomy import Anatomy
-from asdm_cli.unet.settings import unlike_inputs
+from asdm_cli.unet.addresses import Anatomy
+from asdm_cli.unet.stock import unlike_inputs
 
 Known = MutableMapping[tuple[str, str], Nodes]
 """What was worked out for a plan on a UNet, by the UNet's name and the plan as text."""

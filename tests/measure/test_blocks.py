@@ -8,7 +8,7 @@ import pytest
 
 from asdm_cli.measure import blocks
 from asdm_cli.measure.contestants import build
-from asdm_cli.unet.cost import OUTSIDE
+from asdm_cli.unet.flops import OUTSIDE
 from tests.measure.entrants import bare, protocol
 
 ADDRESSES = [*(f"down.{i}" for i in range(4)), "mid", *(f"up.{i}" for i in range(4))]

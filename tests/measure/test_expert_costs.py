@@ -12,7 +12,7 @@ import asdm_cli
 from asdm_cli.measure import memory
 from asdm_cli.measure.trajectory import count
 from asdm_cli.models.source import find
-from asdm_cli.unet.cost import macs
+from asdm_cli.unet.flops import macs
 from tests import tiny
 from tests.expanding import done, expand, picture, run, unet
 

@@ -21,8 +21,8 @@ from asdm_cli.measure.trajectory import count_image
 from asdm_cli.models.source import find
 from asdm_cli.recipe.plans import read_plan
 from asdm_cli.report.document import Interval, Report, Table
-from asdm_cli.unet.anatomy import Anatomy
-from asdm_cli.unet.cost import Macs
+from asdm_cli.unet.addresses import Anatomy
+from asdm_cli.unet.flops import Macs
 from asdm_cli.unet.presets import preset
 from tests import tiny
 from tests.carrying import every

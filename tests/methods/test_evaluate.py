@@ -24,7 +24,7 @@ from asdm_cli.recipe.plans import read_plan
 from asdm_cli.recipe.verbs import EvalContestant, EvalRecipe
 from asdm_cli.report.document import Grid, Interval, Scatter, Table
 from asdm_cli.report.run_directory import Run
-from asdm_cli.unet.cost import macs
+from asdm_cli.unet.flops import macs
 from tests import tiny
 from tests.carrying import carrying, every
 from tests.drawings import drawing as example
