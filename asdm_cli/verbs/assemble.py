@@ -6,8 +6,7 @@ from dataclasses import dataclass
 
 from asdm_cli.methods import explore
 from asdm_cli.models.donors import Made, make, open_donors, write
-from asdm_cli.recipe.verbs import AssembleRecipe
-from asdm_cli.recipe.verbs.assemble import NONE
+from asdm_cli.recipe.verbs import NONE, AssembleRecipe
 from asdm_cli.report.document import Report
 from asdm_cli.report.run_directory import Run
 from asdm_cli.unet.assembly import Choice, Part

@@ -33,7 +33,7 @@ from asdm_cli.models.schedulers import planned_scheduler, set_sampler
 from asdm_cli.models.source import ModelDirectory, find
 from asdm_cli.models.switched import one_unet
 from asdm_cli.models.write import assemble_directory, write_config
-from asdm_cli.recipe.verbs.condconv import CondConvRecipe, Expand, Fold
+from asdm_cli.recipe.verbs import CondConvRecipe, Expand, Fold
 from asdm_cli.report.document import Column, Grid, Report, Table
 from asdm_cli.report.run_directory import Run
 from asdm_cli.unet.addresses import Anatomy

@@ -18,7 +18,7 @@ from asdm_cli.experts.layer import WAYS
 from asdm_cli.experts.spec import Spec
 from asdm_cli.inheritance.engine import Engine
 from asdm_cli.models.load import random_unet
-from asdm_cli.recipe.plans import read_plan
+from asdm_cli.recipe.patches import read_plan
 from tests.experts.test_layer import tensors
 from tests.gpu.pipes import CALLS, arguments, draw, pipe
 from tests.inheritance.shapes import SHAPES
