@@ -73,7 +73,7 @@ def switch(
 def __getattr__(name: str) -> Any:
     """What a model_index.json may ask this package for: a UNet class, and the base by which diffusers knows one."""
     if name == "ExpertUNet":
-        from asdm_cli.unet.expert_unet import ExpertUNet
+        from asdm_cli.experts.unet import ExpertUNet
 
         return ExpertUNet
     if name == "ModelMixin":

@@ -42,10 +42,10 @@ from asdm_cli.training.distill_plan import make_plan
 from asdm_cli.training.distillation import Distillation, Row
 from asdm_cli.training.loop import Training
 from asdm_cli.training.plan import Plan
-from asdm_cli.unet.anatomy import Anatomy
+from asdm_cli.unet.addresses import Anatomy
+from asdm_cli.unet.feature_pairs import feature_pairs
 from asdm_cli.unet.presets import preset
 from asdm_cli.unet.surgery import remove
-from asdm_cli.unet.taps import taps
 from pocket.contrastive import tokenize
 from pocket.drawings import read, to_unit
 
@@ -185,7 +185,7 @@ def real_size(count: int) -> None:
     config = preset("sd15")
     small = remove(config, "base").config
     cpu = torch.device("cpu")
-    pairs = {"base": taps(Anatomy.of(small), Anatomy.of(config), ["down.?", "up.?"])}
+    pairs = {"base": feature_pairs(Anatomy.of(small), Anatomy.of(config), ["down.?", "up.?"])}
     condition = Condition(torch.randn(8, 77, 768))
     samples = InMemory(torch.randn(8, 4, 64, 64), condition, Condition(condition.text[:1]))
     rows = [Row("task"), Row("output"), Row("features", taps=pairs)]

@@ -11,9 +11,9 @@ import sys
 from math import prod
 from pathlib import Path
 
-from asdm_cli.unet.checkpoint import WEIGHTS
-from asdm_cli.unet.cost import shapes
+from asdm_cli.unet.flops import shapes
 from asdm_cli.unet.presets import preset
+from asdm_cli.unet.weights import WEIGHTS
 
 SIZE = 4
 """Bytes of a float32."""

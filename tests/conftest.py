@@ -39,12 +39,6 @@ def _interruptible() -> None:
         signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
-@pytest.fixture(scope="session", autouse=True)
-def _own_measurements(tmp_path_factory: pytest.TempPathFactory) -> None:
-    """Which way to convolve is fastest is measured once per machine and kept: not among a user's files."""
-    os.environ["ASDM_CACHE"] = str(tmp_path_factory.mktemp("measured"))
-
-
 @pytest.fixture(scope="session")
 def tiny_pipeline(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A StableDiffusionPipeline directory with random weights; read-only by agreement."""

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from asdm_cli.unet.cost import inputs
+from asdm_cli.unet.flops import inputs
 from tests.forking import plain
 
 READER = """

@@ -6,12 +6,12 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from asdm_cli.methods import prune
 from asdm_cli.models.source import find
 from asdm_cli.models.switched import write_switched
 from asdm_cli.recipe.patches import Switch, read_switch
 from asdm_cli.recipe.verbs import PruneRecipe
 from asdm_cli.report.run_directory import Run
+from asdm_cli.verbs import prune
 
 EVERY_OTHER = {"rules": [{"nodes": "up.3", "schedule": {"mode": "uniform", "interval": 2}}]}
 SWITCH: dict[str, Any] = {

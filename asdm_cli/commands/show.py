@@ -80,7 +80,7 @@ def _show_model(source: str, out: Terminal) -> None:
 
 def _weights(model: ModelDirectory, name: str) -> tuple[dict[str, int], set[str]]:
     """Elements of each weight tensor of a component, and their formats; nothing for one without weights."""
-    from asdm_cli.unet.checkpoint import read_headers
+    from asdm_cli.unet.weights import read_headers
 
     if not (model.component(name) / "config.json").is_file():
         return {}, set()
@@ -91,7 +91,7 @@ def _weights(model: ModelDirectory, name: str) -> tuple[dict[str, int], set[str]
 
 def _unet(model: ModelDirectory, component: str, weights: dict[str, int]) -> Tree:
     """The tree of its addresses, each with the parameters of all that lies below it."""
-    from asdm_cli.unet.anatomy import Anatomy
+    from asdm_cli.unet.addresses import Anatomy
 
     anatomy = Anatomy.of(model.config(component))
     parents = {node.address: node.parent for node in anatomy.nodes}
@@ -115,20 +115,7 @@ def _unet(model: ModelDirectory, component: str, weights: dict[str, int]) -> Tre
 
 
 def _at_run_time(model: ModelDirectory) -> list[str]:
-    """Who serves what, where several UNets take turns, and the rules that each draws by."""
-    from asdm_cli.models.provenance import run_time_plan
-    from asdm_cli.models.switched import component, read_switch
-    from asdm_cli.recipe.patches import described
+    """What the model carries into drawing: who serves what, where several UNets take turns, and plans."""
+    from asdm_cli.models.patched import patches_of
 
-    whole, switch, lines = run_time_plan(model), read_switch(model), list[str]()
-    plans = {"": whole} if whole else {}
-    if switch is not None:
-        whose = ", ".join(f"{name} ({component(switch, name)})" for name in switch.unets)
-        idle = "; idle ones live on the CPU" if switch.idle == "cpu" else ""
-        lines += [f"UNets that take turns{idle}: {whose}", f"served by {described(switch)}"]
-        plans |= {f"{name}: ": plan for name, plan in switch.plans.items()}
-    return lines + [
-        f"{whose}inherits {rule.nodes} ({rule.carry}, order {rule.order}); computed: {rule.schedule}"
-        for whose, plan in plans.items()
-        for rule in plan.rules
-    ]
+    return [line for spec in patches_of(model) for line in spec.told()]

@@ -1,1 +1,1 @@
-"""Convolutions of several experts, mixed for each example: tensors and layers; no UNet is known here."""
+"""Convolutions of several experts, mixed for each example (CondConv), and UNets that have some."""

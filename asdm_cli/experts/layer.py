@@ -1,85 +1,131 @@
-"""The drop-in for a Conv2d: a bank of experts and the router that mixes them for every example."""
+"""A bank of experts, mixed by a router to one kernel per example, and the drop-in for a Conv2d that this makes.
+
+CondConv [arXiv:1904.04971]: W(x) = sum_k r_k(x) W_k, then one convolution. A convolution is linear in its kernel, so
+mixing kernels and mixing the outputs of K convolutions are the same; which is faster depends on sizes and device.
+
+A bank holds K experts one after the other: kernels [K O, C, h, w], biases [K O]. Routings are [B, K] in float32.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from asdm_cli.experts.choice import choose
-from asdm_cli.experts.kept import Kept
-from asdm_cli.experts.mixing import STRATEGIES, Settings, one_kernel, shared
-from asdm_cli.experts.router import SUM_TO_ONE, Clock, Router
+from asdm_cli.experts.router import SUM_TO_ONE, Router, TimestepContext, in_float32
 from asdm_cli.experts.spec import Spec
+
+NOTHING = 1e-30
+"""What the first few experts weigh together is at least that: it may be zero, and is divided by."""
+Settings = dict[str, Any]
+"""What `conv2d` is told beside kernel and bias: stride, padding, dilation."""
+
+
+def mix(routing: Tensor, experts: Tensor, sums_to_one: bool) -> Tensor:
+    """[B, K] x [K, N] -> [B, N] in the experts' dtype, summed in float32 (float64 in its own).
+
+    Where routings sum to one, equal experts come back bit by bit. In float32 that takes going from expert to expert by
+    linear interpolation; in less, rounding the sum gives them back.
+    """
+    wide = wide_dtype(experts)
+    routing, whole = routing.to(wide), experts.to(wide)
+    with in_float32(experts):
+        if not sums_to_one or experts.dtype in (torch.bfloat16, torch.float16):
+            return torch.matmul(routing, whole).to(experts.dtype)
+        # after expert k the mixture of the first k + 1, each weighed as the routing does among them
+        shares = routing / routing.cumsum(1).clamp_min(NOTHING)
+        mixed = whole[:1].expand(len(routing), -1)
+        for number in range(1, len(experts)):
+            mixed = torch.lerp(mixed, whole[number], shares[:, number : number + 1])
+        return mixed
+
+
+def wide_dtype(tensor: Tensor) -> torch.dtype:
+    """What sums over experts are made in."""
+    return torch.promote_types(tensor.dtype, torch.float32)
+
+
+def mix_kernels(routing: Tensor, bank: Tensor, sums_to_one: bool) -> Tensor:
+    """Kernels [B O, C, h, w] in the bank's dtype and memory format, mixed in float32."""
+    last = not bank.is_contiguous() and bank.is_contiguous(memory_format=torch.channels_last)  # 1x1 ones are both
+    plain = bank.permute(0, 2, 3, 1) if last else bank
+    mixed = mix(routing, plain.reshape(routing.shape[1], -1), sums_to_one).reshape(-1, *plain.shape[1:])
+    return mixed.permute(0, 3, 1, 2) if last else mixed
+
+
+def mix_both(routing: Tensor, bank: Tensor, bias: Tensor | None, sums_to_one: bool) -> tuple[Tensor, Tensor | None]:
+    """Kernels [B O, C, h, w] and biases [B O]."""
+    kernels = mix_kernels(routing, bank, sums_to_one)
+    return kernels, None if bias is None else mix_kernels(routing, bias, sums_to_one)
+
+
+def grouped(x: Tensor, routing: Tensor, bank: Tensor, bias: Tensor | None, sums_to_one: bool, how: Settings) -> Tensor:
+    """A kernel per row, run as one convolution of as many groups as rows."""
+    rows, _, height, width = x.shape
+    kernels, biases = mix_both(routing, bank, bias, sums_to_one)
+    y = functional.conv2d(x.reshape(1, -1, height, width), kernels, biases, groups=rows, **how)
+    return y.reshape(rows, -1, *y.shape[2:])
+
+
+def loop(x: Tensor, routing: Tensor, bank: Tensor, bias: Tensor | None, sums_to_one: bool, how: Settings) -> Tensor:
+    """A kernel per row, row after row."""
+    kernels, biases = mix_both(routing, bank, bias, sums_to_one)
+    each = biases.chunk(len(x)) if biases is not None else (None,) * len(x)
+    parts = zip(x.split(1), kernels.chunk(len(x)), each, strict=True)
+    return torch.cat([functional.conv2d(row, kernel, own, **how) for row, kernel, own in parts])
+
+
+def separate(x: Tensor, routing: Tensor, bank: Tensor, bias: Tensor | None, sums_to_one: bool, how: Settings) -> Tensor:  # noqa: ARG001 - outputs are mixed, not kernels
+    """K convolutions of every row, their outputs mixed: K times the work, and no kernel per row."""
+    y = functional.conv2d(x, bank, bias, **how)
+    rows, _, height, width = y.shape
+    wide = wide_dtype(y)
+    each = y.reshape(rows, routing.shape[1], -1, height, width).to(wide)
+    with in_float32(y):
+        return torch.einsum("bk,bkohw->bohw", routing.to(wide), each).to(y.dtype)
+
+
+Way = Callable[[Tensor, Tensor, Tensor, Tensor | None, bool, Settings], Tensor]
+WAYS: dict[str, Way] = {"grouped": grouped, "loop": loop, "separate": separate}
+"""Ways to convolve each row by its own routing, equal up to rounding."""
+FASTEST = {"cpu": "loop"}
+OTHERWISE = "grouped"
 
 
 class ExpertConv2d(nn.Module):  # type: ignore[misc]
-    """CondConv [arXiv:1904.04971] in the place of a Conv2d without groups.
+    """CondConv in the place of a Conv2d without groups.
 
     Its tensors have a Conv2d's names, with the experts' kernels one after the other in `weight` [K O, C, h, w] and
     their biases in `bias` [K O]: what expects a Conv2d's shapes refuses them.
     """
 
-    def __init__(self, like: nn.Conv2d, spec: Spec, time_width: int, clock: Clock):
+    def __init__(self, like: nn.Conv2d, spec: Spec, time_width: int, context: TimestepContext):
         super().__init__()
         assert like.groups == 1, "resnets have no others"
-        self.spec, self.clock = spec, clock
+        self.spec, self.context = spec, context
         self.in_channels, self.out_channels, self.kernel_size = like.in_channels, like.out_channels, like.kernel_size
         self.settings: Settings = {"stride": like.stride, "padding": like.padding, "dilation": like.dilation}
         self.weight = nn.Parameter(like.weight.detach().repeat(spec.experts, 1, 1, 1))
         self.bias = None if like.bias is None else nn.Parameter(like.bias.detach().repeat(spec.experts))
         channels = like.in_channels if spec.router in ("features", "both") else 0
         self.router = Router(channels, time_width if spec.router in ("time", "both") else 0, spec.experts, spec.weights)
-        self.anchored = spec.weights in SUM_TO_ONE
-        self.kept = Kept()
+        self.sums_to_one = spec.weights in SUM_TO_ONE
 
     def forward(self, x: Tensor) -> Tensor:
         """[B, C, H, W] -> [B, O, H', W']; a row's answer does not depend on the other rows."""
-        keeping = self.spec.router == "time" and not self.training and not torch.is_grad_enabled()
-        moment = self.clock.moment if keeping else None
-        if moment is not None:
-            return functional.conv2d(x, *self._kernel_at(moment, x), **self.settings)
-        routing = self.router(x, self.clock)
-        bank = (self.weight, self.bias)
-        if self._alike(routing):
-            return shared(x, routing, *bank, self.anchored, self.settings)
-        strategy = choose(x, routing, *bank, self.anchored, self.settings)
-        return STRATEGIES[strategy](x, routing, *bank, self.anchored, self.settings)
+        routing = self.router(x, self.context)
+        one_time = self.spec.router == "time" and self.context.uniform
+        if len(x) == 1 or one_time or (self.sums_to_one and self.spec.experts == 1):
+            return functional.conv2d(x, *self.kernel(routing[0]), **self.settings)
+        way = WAYS[FASTEST.get(x.device.type, OTHERWISE)]
+        return way(x, routing, self.weight, self.bias, self.sums_to_one, self.settings)
 
-    def _kernel_at(self, moment: float, x: Tensor) -> tuple[Tensor, Tensor | None]:
-        """Mixed once for a timestep, not once a call, where there is room to keep it."""
-        found = self.kept.get(moment)
-        if found is None:
-            routing = self.router(x, self.clock)
-            found = one_kernel(routing, self.weight, self.bias, self.anchored)
-            self.kept.put(moment, found)
-        return found
-
-    def train(self, mode: bool = True) -> ExpertConv2d:
-        """As of any module; kept kernels are forgotten, as weights may have changed."""
-        self.kept.clear()
-        super().train(mode)
-        return self
-
-    def _apply(self, *args: Any, **kwargs: Any) -> Any:
-        self.kept.clear()
-        return super()._apply(*args, **kwargs)
-
-    def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
-        self.kept.clear()
-        super()._load_from_state_dict(*args, **kwargs)
-
-    def _alike(self, routing: Tensor) -> bool:
-        """Whether one kernel serves all rows: known of a router that asks for the time alone, or has no choice; else
-        looked at where looking is free and no gradient has to find its row."""
-        if len(routing) == 1 or (self.spec.router == "time" and self.clock.uniform):
-            return True
-        if self.anchored and self.spec.experts == 1:
-            return True
-        looking = routing.device.type == "cpu" and not torch.compiler.is_compiling()
-        return looking and not routing.requires_grad and bool((routing == routing[:1]).all())
+    def kernel(self, weights: Tensor) -> tuple[Tensor, Tensor | None]:
+        """What it convolves with where experts weigh [K] as given: kernel [O, C, h, w] and bias [O]."""
+        return mix_both(weights[None], self.weight, self.bias, self.sums_to_one)
 
     def extra_repr(self) -> str:
         """As Conv2d, and its experts."""

@@ -4,25 +4,18 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
-from torch.utils._python_dispatch import is_in_torch_dispatch_mode
-
-from asdm_cli.experts.mixing import in_float32
-
-
-def _normalised(logits: Tensor) -> Tensor:
-    """Sigmoids over their sum, by way of logarithms: all of them may be too small for a float."""
-    return torch.softmax(functional.logsigmoid(logits), 1)
-
 
 ROUTINGS: dict[str, Callable[[Tensor], Tensor]] = {
     "softmax": lambda logits: torch.softmax(logits, 1),
-    "normalised-sigmoid": _normalised,
+    # sigmoids over their sum, by way of logarithms: all of them may be too small for a float
+    "normalised-sigmoid": lambda logits: torch.softmax(functional.logsigmoid(logits), 1),
     "sigmoid": torch.sigmoid,
 }
 """Logits [B, K] -> weights [B, K]. CondConv itself has `sigmoid`, whose weights sum to anything."""
@@ -31,17 +24,23 @@ LOOKS = ("features", "time", "both")
 """At what a router looks: the mean of every channel of the convolution's input, the time embedding, or the two."""
 
 
+def in_float32(tensor: Tensor) -> AbstractContextManager[Any]:
+    """Without autocast, where it is on for the tensor's device."""
+    kind = tensor.device.type
+    on = kind != "meta" and torch.is_autocast_enabled(kind)
+    return torch.autocast(kind, enabled=False) if on else nullcontext()
+
+
 @dataclass(eq=False)
 class _Call:
     """One call of a UNet, as far as routers ask."""
 
     uniform: bool = False
-    moment: float | None = None
     embedding: Tensor | None = None
 
 
-class Clock:
-    """What time it is: the time embedding of the call under way, told by the UNet, asked by routers.
+class TimestepContext:
+    """The time embedding of the call under way, told by the UNet, asked by routers.
 
     Threads that share a UNet have a time each. What was told where gradients are wanted is kept apart, because
     checkpointed layers are computed again in the backward pass: after calls that want none, or on another thread.
@@ -52,18 +51,12 @@ class Clock:
         self._learning: _Call | None = None
 
     def __reduce__(self) -> Any:
-        """A copied UNet has a clock of its own, which has not been told anything."""
-        return (Clock, ())
+        """A copied UNet has a context of its own, which has not been told anything."""
+        return (TimestepContext, ())
 
-    def announce(self, timestep: Tensor | float, alone: bool = True) -> None:
-        """A call begins. A timestep that is one number is that of all rows; where it lies on a GPU it is not read,
-        because that would wait for the device. `alone` says that the embedding depends on nothing else. While
-        operations are counted or traced it stays unknown, so that nothing that was kept escapes them."""
-        uniform = not isinstance(timestep, Tensor) or timestep.numel() == 1
-        readable = not isinstance(timestep, Tensor) or timestep.device.type == "cpu"
-        watched = torch.compiler.is_compiling() or is_in_torch_dispatch_mode()
-        known = alone and uniform and readable and not watched
-        self._here.latest = _Call(uniform, float(timestep) if known else None)
+    def announce(self, timestep: Tensor | float) -> None:
+        """A call begins. A timestep that is one number is that of all rows."""
+        self._here.latest = _Call(not isinstance(timestep, Tensor) or timestep.numel() == 1)
         if torch.is_grad_enabled():
             self._here.learning = self._learning = self._here.latest
 
@@ -80,11 +73,6 @@ class Clock:
     def uniform(self) -> bool:
         """Whether all rows of this call have one timestep."""
         return self._call.uniform
-
-    @property
-    def moment(self) -> float | None:
-        """That timestep, where it is known."""
-        return self._call.moment
 
     @property
     def embedding(self) -> Tensor:
@@ -107,13 +95,13 @@ class Router(nn.Module):  # type: ignore[misc]
         self.bias = nn.Parameter(torch.zeros(experts))
         self.weights = weights
 
-    def forward(self, x: Tensor, clock: Clock) -> Tensor:
+    def forward(self, x: Tensor, context: TimestepContext) -> Tensor:
         """[B, C, H, W] -> [B, K]."""
         with in_float32(x):
             logits = self.bias.float()
             if self.features is not None:
                 logits = logits + functional.linear(x.mean((2, 3), dtype=torch.float32), self.features.weight.float())
             if self.time is not None:
-                told = functional.silu(clock.embedding.float())
+                told = functional.silu(context.embedding.float())
                 logits = logits + functional.linear(told, self.time.weight.float())
             return ROUTINGS[self.weights](logits.expand(len(x), -1))

@@ -8,10 +8,10 @@ from typing import Any, Protocol, cast
 from asdm_cli.report.document import Report
 
 METHODS = {
-    "prune": "asdm_cli.methods.prune",
+    "prune": "asdm_cli.verbs.prune",
     "distill": "asdm_cli.methods.distill",
-    "assemble": "asdm_cli.methods.assemble",
-    "condconv-expand": "asdm_cli.methods.condconv",
+    "assemble": "asdm_cli.verbs.assemble",
+    "condconv-expand": "asdm_cli.verbs.expand",
     "inherit": "asdm_cli.methods.inherit",
     "switch": "asdm_cli.methods.switch",
     "bench": "asdm_cli.methods.bench",

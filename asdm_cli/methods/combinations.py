@@ -16,8 +16,8 @@ from asdm_cli.models.donors import Donor, Made, make
 from asdm_cli.recipe.verbs import NONE, AssembleRecipe, Budget, Combination
 from asdm_cli.unet.assembly import Choice, by_levels
 from asdm_cli.unet.blocks import levels as count_levels
-from asdm_cli.unet.checkpoint import bytes_digest
-from asdm_cli.unet.cost import macs, parameters
+from asdm_cli.unet.flops import macs, parameters
+from asdm_cli.unet.weights import bytes_digest
 
 MOST = 4096
 """Combinations that `all` may stand for; beyond, a list is wanted."""

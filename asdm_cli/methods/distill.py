@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from asdm_cli.data.cache import Share
 from asdm_cli.data.dataset import Dataset, Encoded
+from asdm_cli.experts.spec import specs
 from asdm_cli.measure.cards import Card
 from asdm_cli.measure.generate import pictures
 from asdm_cli.measure.machine import machine
@@ -42,8 +43,7 @@ from asdm_cli.training.log import Line, read
 from asdm_cli.training.loop import LOG, TRACKERS, Training, train
 from asdm_cli.training.plan import mixed_precision
 from asdm_cli.training.report import planned, trained
-from asdm_cli.unet.checkpoint import WEIGHTS
-from asdm_cli.unet.expert_config import specs
+from asdm_cli.unet.weights import WEIGHTS
 
 RESUMABLE = True
 PICTURES = "pictures"

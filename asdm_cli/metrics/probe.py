@@ -26,7 +26,7 @@ from torch import Tensor
 
 from asdm_cli.errors import ModelError
 from asdm_cli.metrics.features import Features
-from asdm_cli.unet.weight_files import read_mapping
+from asdm_cli.unet.weights import read_mapping
 
 CONFIG, WEIGHTS = "config.json", "model.safetensors"
 TOP = (1, 5)

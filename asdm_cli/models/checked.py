@@ -6,7 +6,7 @@ from typing import Any
 
 from asdm_cli.errors import ModelError
 from asdm_cli.models.source import ModelDirectory
-from asdm_cli.unet.checkpoint import Checkpoint, open_checkpoint, require
+from asdm_cli.unet.weights import Checkpoint, open_checkpoint, require
 
 FEEDS = {
     "StableDiffusionPipeline": {"timestep_cond"},
@@ -107,7 +107,7 @@ def _clip(config: dict[str, Any]) -> dict[str, Any]:
 
 
 def _inputs(directory: ModelDirectory) -> dict[str, Any]:
-    from asdm_cli.unet.cost import inputs  # makes tensors without storage: that takes torch
+    from asdm_cli.unet.flops import inputs  # makes tensors without storage: that takes torch
 
     try:
         return inputs(directory.config("unet"))
@@ -118,7 +118,7 @@ def _inputs(directory: ModelDirectory) -> dict[str, Any]:
 
 def check_unet(directory: ModelDirectory, component: str = "unet") -> Checkpoint:
     """The headers of a UNet's weights. Raises ModelError, with the file, unless they hold what its config promises."""
-    from asdm_cli.unet.cost import shapes  # builds UNets without storage: that takes torch
+    from asdm_cli.unet.flops import shapes  # builds UNets without storage: that takes torch
 
     folder = directory.component(component)
     config = directory.config(component)

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from asdm_cli.errors import ModelError
-from asdm_cli.unet.weight_files import DIFFUSERS_STEM, TRANSFORMERS_STEM, inside, read_mapping
+from asdm_cli.unet.weights import DIFFUSERS_STEM, TRANSFORMERS_STEM, inside, read_mapping
 
 _TEXT = ("transformers.CLIPTextModel", "transformers.CLIPTextModelWithProjection")
 _WORDS = ("transformers.CLIPTokenizer", "transformers.CLIPTokenizerFast")

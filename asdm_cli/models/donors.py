@@ -16,7 +16,7 @@ from asdm_cli.models.switched import one_unet
 from asdm_cli.models.write import assemble_directory, carried_size, write_unet
 from asdm_cli.unet.assembly import Assembly, Choice, assemble
 from asdm_cli.unet.blocks import Config
-from asdm_cli.unet.checkpoint import Checkpoint, Entry
+from asdm_cli.unet.weights import Checkpoint, Entry
 
 AROUND: tuple[tuple[str, str, Any], ...] = (
     ("vae", "latent_channels", 4),

@@ -16,19 +16,21 @@ from diffusers.pipelines.pipeline_utils import DiffusionPipeline
 from transformers import CLIPModel, CLIPTokenizer
 
 from asdm_cli.errors import ModelError
+from asdm_cli.experts.spec import EXPERTS
+from asdm_cli.experts.unet import ExpertUNet, build
 from asdm_cli.models.checked import check_drawing
 from asdm_cli.models.parts import check_clip, check_parts, read_with
 from asdm_cli.models.patched import checked_patches, member, one_unet, schedule_of, unet_components
 from asdm_cli.models.schedulers import SCHEDULER, own_scheduler, unlike_noise
 from asdm_cli.models.source import CONFIGS, ModelDirectory, find
+from asdm_cli.models.switched import member, one_unet
 from asdm_cli.patches.base import Load, patch_of, put_on
 from asdm_cli.patches.unet_schedule import ScheduleHandle, check_free, check_rules, switch
 from asdm_cli.recipe.patches import Idle, PatchSpec, Rules, Switching
-from asdm_cli.unet.checkpoint import open_checkpoint, require
-from asdm_cli.unet.cost import shapes
-from asdm_cli.unet.expert_config import EXPERTS
-from asdm_cli.unet.expert_unet import ExpertUNet, build
-from asdm_cli.unet.weight_files import inside, read_mapping
+from asdm_cli.switching.fit import check_rules
+from asdm_cli.unet.flops import shapes
+from asdm_cli.unet.stock import EXPERTS
+from asdm_cli.unet.weights import inside, open_checkpoint, read_mapping, require
 
 Module = TypeVar("Module", bound=torch.nn.Module)
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}

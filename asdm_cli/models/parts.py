@@ -14,8 +14,16 @@ from asdm_cli.errors import AsdmError, ModelError
 from asdm_cli.models.classes import refuse_code
 from asdm_cli.models.source import CONFIGS, ModelDirectory
 from asdm_cli.unet.blocks import Config
-from asdm_cli.unet.checkpoint import Checkpoint, Entry, read_headers, require
-from asdm_cli.unet.weight_files import TRANSFORMERS_STEM, inside, read_mapping, weight_files
+from asdm_cli.unet.weights import (
+    TRANSFORMERS_STEM,
+    Checkpoint,
+    Entry,
+    inside,
+    read_headers,
+    read_mapping,
+    require,
+    weight_files,
+)
 
 Loaded = TypeVar("Loaded")
 

@@ -18,8 +18,7 @@ from asdm_cli.models.source import UNETS, ModelDirectory
 from asdm_cli.models.write import KEPT, assemble_directory, carry
 from asdm_cli.patches.base import check_patches, patch_of
 from asdm_cli.recipe.patches import PatchSpec, UNetScheduleSpec, read_patches
-from asdm_cli.unet.checkpoint import open_checkpoint
-from asdm_cli.unet.weight_files import inside
+from asdm_cli.unet.weights import inside, open_checkpoint
 
 UNET = "unet"
 PATCHES = "patches"

@@ -10,7 +10,7 @@ from typing import Any
 from asdm_cli import __version__
 from asdm_cli.errors import ModelError
 from asdm_cli.models.source import ModelDirectory
-from asdm_cli.unet.weight_files import inside, read_mapping
+from asdm_cli.unet.weights import inside, read_mapping
 
 FILE = "asdm.json"
 HISTORY = "history"

@@ -10,11 +10,11 @@ from typing import Any
 
 from asdm_cli.console import note
 from asdm_cli.errors import ModelError
+from asdm_cli.experts.spec import specs
 from asdm_cli.models.classes import check_class, refuse_code, stem
 from asdm_cli.unet.blocks import read_blocks
-from asdm_cli.unet.checkpoint import read_headers
-from asdm_cli.unet.expert_config import CLASS, EXPERTS, STOCK, specs
-from asdm_cli.unet.weight_files import UNSAFE, check_text, inside, plain_name, read_mapping, weight_files
+from asdm_cli.unet.stock import EXPERT_CLASS, EXPERTS, STOCK
+from asdm_cli.unet.weights import UNSAFE, check_text, inside, plain_name, read_headers, read_mapping, weight_files
 
 INDEX = "model_index.json"
 POCKET = "pocket"
@@ -175,7 +175,7 @@ def _check(directory: ModelDirectory) -> None:
         _check_index(directory)
         _check_class(directory)
         _check_classes(directory)
-    elif directory.config("unet").get("_class_name", STOCK) not in (STOCK, CLASS):
+    elif directory.config("unet").get("_class_name", STOCK) not in (STOCK, EXPERT_CLASS):
         kind = directory.config("unet")["_class_name"]
         raise ModelError(f"{directory.path}: its config.json is of the class {kind}; {ONLY}; give a UNet or a pipeline")
     refuse_code(directory.path, directory.path)
@@ -228,7 +228,7 @@ def _check_unets(directory: ModelDirectory) -> None:
         if name.split("/")[0] not in ("unet", UNETS):
             continue
         config = directory.config(name)
-        if config.get("_class_name", STOCK) not in (STOCK, CLASS):
+        if config.get("_class_name", STOCK) not in (STOCK, EXPERT_CLASS):
             kind = config["_class_name"]
             raise ModelError(
                 f"{folder / CONFIGS[0]}: is of the class {kind}; {ONLY}; copy a model directory as a whole"
@@ -247,10 +247,10 @@ def _check_class(directory: ModelDirectory) -> None:
             kind = directory.index["_class_name"]
             raise ModelError(f"{directory.path / INDEX}: a {kind} has no UNet; {ONLY}; give a model of those")
         return
-    if (kind := directory.index["unet"][1]) not in (STOCK, CLASS):
+    if (kind := directory.index["unet"][1]) not in (STOCK, EXPERT_CLASS):
         raise ModelError(f"{directory.path / INDEX}: its UNet is of the class {kind}; {ONLY}; give a model of those")
     config = directory.config("unet")
-    held = {"index": directory.index["unet"][1] == CLASS, "class": config.get("_class_name") == CLASS}
+    held = {"index": directory.index["unet"][1] == EXPERT_CLASS, "class": config.get("_class_name") == EXPERT_CLASS}
     if len({*held.values(), bool(config.get(EXPERTS))}) > 1:
         raise ModelError(
             f"{directory.path / INDEX}: is not of the UNet beside it (one of the two knows expert convolutions, the "
@@ -273,7 +273,7 @@ def _check_index(directory: ModelDirectory) -> None:
             continue
         plain_name(name, file)
         library, kind = entry
-        if (library, kind) == (OURS, CLASS):
+        if (library, kind) == (OURS, EXPERT_CLASS):
             continue
         if kind is not None and (not isinstance(library, str) or library not in LIBRARIES):
             raise ModelError(

@@ -16,10 +16,9 @@ from asdm_cli.models.source import UNETS, ModelDirectory
 from asdm_cli.models.write import KEPT, assemble_directory, carry
 from asdm_cli.recipe import patches
 from asdm_cli.recipe.patches import Rules, Switch
-from asdm_cli.unet.anatomy import Anatomy
-from asdm_cli.unet.checkpoint import open_checkpoint
-from asdm_cli.unet.settings import unlike_inputs
-from asdm_cli.unet.weight_files import inside
+from asdm_cli.unet.addresses import Anatomy
+from asdm_cli.unet.stock import unlike_inputs
+from asdm_cli.unet.weights import inside, open_checkpoint
 
 UNET = "unet"
 

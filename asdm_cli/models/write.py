@@ -18,9 +18,8 @@ from asdm_cli.models.disk import explained
 from asdm_cli.models.lock import only_writer
 from asdm_cli.models.source import INDEX, OURS, ModelDirectory
 from asdm_cli.unet.blocks import Config
-from asdm_cli.unet.checkpoint import WEIGHTS, Entry, copy_range, copy_tensors
-from asdm_cli.unet.expert_config import CLASS, EXPERTS, STOCK
-from asdm_cli.unet.weight_files import inside, read_mapping
+from asdm_cli.unet.stock import EXPERT_CLASS, EXPERTS, STOCK
+from asdm_cli.unet.weights import WEIGHTS, Entry, copy_range, copy_tensors, inside, read_mapping
 
 KEPT = {".json", ".txt", ".model", ".safetensors"}
 """File types that make up a component; code, pickles and read-me files are left behind."""
@@ -86,7 +85,7 @@ def write_config(config: Config, folder: Path) -> None:
     kept = _without_place(config)
     (folder / "config.json").write_text(json.dumps(kept, indent=2, sort_keys=True) + "\n", encoding="utf-8")
     if folder.name == "unet" and (folder.parent / INDEX).is_file():
-        kind = [OURS, CLASS] if config.get(EXPERTS) else ["diffusers", STOCK]
+        kind = [OURS, EXPERT_CLASS] if config.get(EXPERTS) else ["diffusers", STOCK]
         _change_index(folder.parent / INDEX, {"unet": kind})
 
 

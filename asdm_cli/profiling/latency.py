@@ -16,11 +16,11 @@ import numpy as np
 import torch
 from torch import nn
 
-from asdm_cli.errors import blame
 from asdm_cli.console import track
+from asdm_cli.errors import blame
 from asdm_cli.records import Interval
-from asdm_cli.unet.anatomy import Anatomy
-from asdm_cli.unet.cost import OUTSIDE
+from asdm_cli.unet.addresses import Anatomy
+from asdm_cli.unet.flops import OUTSIDE
 
 Work = Callable[[], object]
 Stopwatch = Callable[[Work], float]

@@ -16,7 +16,8 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
 
 from asdm_cli.errors import blame
-from asdm_cli.unet.cost import ATTENTION, MIXING
+from asdm_cli.measure.contestants import blame
+from asdm_cli.unet.flops import ATTENTION, MIXING
 
 DECODER = "vae"
 """Gets what no other network's forward accounts for: decoding is a method of its own, which hooks do not see."""

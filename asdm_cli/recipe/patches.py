@@ -526,7 +526,11 @@ class PatchSpec(Strict):
 
     def written(self) -> dict[str, Any]:
         """As it stands in asdm.json."""
-        return self.model_dump(mode="json", exclude_none=True, exclude_defaults=True) | {"kind": self.kind}
+        return {"kind": self.kind, **self.model_dump(mode="json", exclude_none=True, exclude_defaults=True)}
+
+    def told(self) -> list[str]:
+        """In words, a sentence a line."""
+        return [f"{self.kind}: {self.model_dump_json(exclude={'kind'}, exclude_none=True, exclude_defaults=True)}"]
 
 
 class FeatureCacheSpec(PatchSpec, Rules):
@@ -537,6 +541,13 @@ class FeatureCacheSpec(PatchSpec, Rules):
     unet: Name | None = None
     """The UNet that it is for, where several take turns; all of them if left out."""
     module: ClassVar[str] = "asdm_cli.patches.feature_cache"
+
+    def told(self) -> list[str]:
+        whose = f"{self.unet}: " if self.unet else ""
+        return [
+            f"{whose}inherits {rule.nodes} ({rule.carry}, order {rule.order}); computed: {rule.schedule}"
+            for rule in self.rules
+        ]
 
 
 class UNetScheduleSpec(PatchSpec, Switching):
@@ -549,6 +560,10 @@ class UNetScheduleSpec(PatchSpec, Switching):
     idle: Idle = "stay"
     """`stay` on the device, or live on the `cpu` while another UNet serves."""
     module: ClassVar[str] = "asdm_cli.patches.unet_schedule"
+
+    def told(self) -> list[str]:
+        idle = "; idle ones live on the CPU" if self.idle == "cpu" else ""
+        return [f"UNets that take turns{idle}: {', '.join(self.unets)}", f"served by {described(self)}"]
 
     @property
     def rules(self) -> Switching:
@@ -570,6 +585,8 @@ class DeepCacheSpec(PatchSpec):
     """Its cache_interval."""
     branch: Whole = 0
     """Its cache_branch_id."""
+    steps: Positive
+    """Steps of the generations that it will see."""
     module: ClassVar[str] = "asdm_cli.patches.deepcache"
 
 

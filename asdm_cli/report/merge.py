@@ -13,7 +13,7 @@ from asdm_cli.errors import ModelError
 from asdm_cli.report.document import Cell, Column, Grid, Interval, Part, Point, Report, Scatter, Section, Table
 from asdm_cli.report.figures import value
 from asdm_cli.report.render_json import NAME, from_json, part_at
-from asdm_cli.unet.weight_files import inside, read_mapping
+from asdm_cli.unet.weights import inside, read_mapping
 
 CONTESTANT = "name"
 SPEED = ("image_ms", "unet_ms")

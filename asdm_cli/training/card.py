@@ -6,11 +6,11 @@ from collections.abc import Sequence
 from typing import Any
 
 from asdm_cli import __version__
+from asdm_cli.experts.spec import specs
 from asdm_cli.report.document import Cell, Interval, Table
 from asdm_cli.training.distill_plan import DistillPlan, Learner
 from asdm_cli.training.log import Line
 from asdm_cli.training.report import final_losses, final_validation, planned
-from asdm_cli.unet.expert_config import specs
 
 
 def model_card(plan: DistillPlan, learner: Learner, lines: Sequence[Line], facts: dict[str, Any]) -> str:

@@ -22,12 +22,12 @@ from asdm_cli.training.freezing import frozen_keys
 from asdm_cli.training.gate import Faults
 from asdm_cli.training.plan import Plan
 from asdm_cli.training.settings import training_plan
-from asdm_cli.unet.anatomy import Anatomy
+from asdm_cli.unet.addresses import Anatomy
 from asdm_cli.unet.blocks import Config
-from asdm_cli.unet.checkpoint import Checkpoint
-from asdm_cli.unet.cost import latent_size
-from asdm_cli.unet.settings import unlike_inputs
-from asdm_cli.unet.taps import Tap, taps
+from asdm_cli.unet.feature_pairs import FeaturePair, feature_pairs
+from asdm_cli.unet.flops import latent_size
+from asdm_cli.unet.stock import unlike_inputs
+from asdm_cli.unet.weights import Checkpoint
 
 NONE = "none"
 
@@ -156,11 +156,11 @@ def _rows(recipe: DistillRecipe, teacher: ModelDirectory | None, learners: list[
 
 def _taps(
     loss: FeatureLoss, index: int, teacher: Anatomy, learners: list[Learner], faults: Faults
-) -> dict[str, list[Tap]]:
+) -> dict[str, list[FeaturePair]]:
     found = {}
     for learner in learners:
         with faults.catching(f"losses[{index}].at: student {learner.name!r}"):
-            found[learner.name] = taps(learner.anatomy, teacher, loss.at)
+            found[learner.name] = feature_pairs(learner.anatomy, teacher, loss.at)
     return found
 
 

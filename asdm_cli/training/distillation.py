@@ -15,7 +15,7 @@ from asdm_cli.training.features import Features
 from asdm_cli.training.losses import Points, feature_loss, min_snr_weight, prediction_loss
 from asdm_cli.training.order import Noise, Part
 from asdm_cli.training.plan import Task, Term
-from asdm_cli.unet.taps import Tap
+from asdm_cli.unet.feature_pairs import FeaturePair
 
 HELD_OUT = 256
 """So many held-out samples are enough to see a trend."""
@@ -29,7 +29,7 @@ class Row:
     weight: Points = 1.0
     snr_gamma: float | None = None
     normalise: bool = False
-    taps: dict[str, list[Tap]] = field(default_factory=dict)
+    taps: dict[str, list[FeaturePair]] = field(default_factory=dict)
 
 
 @dataclass

@@ -11,19 +11,13 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from asdm_cli.errors import ModelError
-from asdm_cli.unet.anatomy import Anatomy
-from asdm_cli.unet.blocks import Block, Config, per_level, read_blocks
-from asdm_cli.unet.expert_config import carried
-from asdm_cli.unet.nearest import brief
-from asdm_cli.unet.settings import time_width, unlike
-from asdm_cli.unet.stock import Origin, Piece, differences, stock_config
-from asdm_cli.unet.surgery import closure, unit_of, units
+from asdm_cli.unet.addresses import Anatomy
+from asdm_cli.unet.blocks import Block, Config, per_level
+from asdm_cli.unet.stock import Origin, Piece, Place, graft, misfits, stock_config, time_width, unlike
+from asdm_cli.unet.surgery import brief, closure, unit_of
 
 ENDS = ("conv_in", "conv_norm_out", "conv_out")
 """Modules outside the blocks that work on pictures; all others outside embed time and conditions."""
-
-Place = tuple[str, str]
-"""A donor's name and an address, or a module or tensor, of that donor."""
 
 
 @dataclass(frozen=True)
@@ -78,7 +72,8 @@ class Assembly:
     def taken(self, keys: Iterable[str]) -> dict[str, list[str]]:
         """Donor -> what of the result is its: coarsest addresses in forward order, then modules outside the blocks.
         `keys` are the names of the result's tensors."""
-        owners = {node.address: self.sources[node.modules[0]][0] for node in units(self.result)}
+        units = [node for node in self.result.nodes if node.kind in ("resnet", "attn", "sampler")]
+        owners = {node.address: self.sources[node.modules[0]][0] for node in units}
         outside = sorted({key.split(".")[0] for key in keys if _outside(key)})
         found = {}
         for donor in dict.fromkeys([*owners.values(), self.embeddings, self.ends]):
@@ -96,31 +91,6 @@ class Assembly:
         return self.ends if key.split(".")[0] in ENDS else self.embeddings
 
 
-@dataclass(frozen=True)
-class _Built:
-    """A block of the result, with the donor of each layer and of the resampler."""
-
-    piece: Piece
-    layers: tuple[Place, ...]
-    sampler: Place | None
-
-
-def assemble(donors: Mapping[str, Config], choice: Choice) -> Assembly:
-    """The UNet that is made of these parts, which must be in forward order. Raises ModelError with all that does not
-    fit."""
-    trees = {name: _anatomy(name, config) for name, config in donors.items()}
-    faults = unlike(donors)
-    built, wrong = _build(donors, trees, choice.parts)
-    faults += wrong or _misfits(donors, choice, built)
-    if faults:
-        raise ModelError("\n".join(dict.fromkeys(faults)))
-    config = stock_config(next(iter(donors.values())), [each.piece for each in built])
-    result = Anatomy.of(config)
-    sources = _sources(result, trees, built)
-    config = carried(config, ((new, donors[donor], old) for new, (donor, old) in sources.items()))
-    return Assembly(config, sources, choice.ends, choice.embeddings, result)
-
-
 def by_levels(levels: Sequence[str], mid: str | None, keys: tuple[str, str] = ("levels", "mid")) -> tuple[Part, ...]:
     """The parts of a UNet whose level i, from fine to coarse, is the donor `levels[i]`'s."""
     last = len(levels) - 1
@@ -129,168 +99,102 @@ def by_levels(levels: Sequence[str], mid: str | None, keys: tuple[str, str] = ("
     return (*down, *([Part("mid", keys[1], mid)] if mid else []), *up)
 
 
-def _anatomy(name: str, config: Config) -> Anatomy:
-    try:
-        return Anatomy.of(config)
-    except ModelError as error:
-        raise ModelError(f"donors.{name}: {error}") from None
-
-
-def _build(
-    donors: Mapping[str, Config], trees: Mapping[str, Anatomy], parts: Sequence[Part]
-) -> tuple[list[_Built], list[str]]:
-    """The blocks; and what they ask of donors that these do not have."""
-    last = sum(part.block.startswith("down") for part in parts) - 1
-    built, faults = [], []
-    for part in parts:
+def assemble(donors: Mapping[str, Config], choice: Choice) -> Assembly:
+    """The UNet that is made of these parts, which must be in forward order. Raises ModelError with all that does not
+    fit."""
+    trees, pieces, faults, misplaced = {}, [], unlike(donors), []
+    for name, config in donors.items():
         try:
-            kind, level = _where(part.block, last)
-            layers, sampler = (
-                _named(part, trees) if part.layers else _whole(part, trees[part.donor], (kind, level), last)
-            )
-            built.append(_piece(donors, trees, (part.block, level), layers, sampler))
+            trees[name] = Anatomy.of(config)
         except ModelError as error:
-            faults.append(str(error))
-    return built, faults
+            raise ModelError(f"donors.{name}: {error}") from None
+    last = sum(part.block.startswith("down") for part in choice.parts) - 1
+    for part in choice.parts:
+        try:
+            pieces.append(_piece(donors, trees, part, last))
+        except ModelError as error:
+            misplaced.append(str(error))
+    if faults := faults + (misplaced or _unfit(donors, choice, pieces)):
+        raise ModelError("\n".join(dict.fromkeys(faults)))
+    made = graft(next(iter(donors.values())), pieces)
+    return Assembly(made.config, made.sources, choice.ends, choice.embeddings, made.result)
 
 
-def _where(block: str, last: int) -> tuple[str, int]:
-    """Kind and level of a block of the result."""
-    kind, _, index = block.partition(".")
-    return kind, {"down": int(index or 0), "up": last - int(index or 0), "mid": last}[kind]
+def _piece(donors: Mapping[str, Config], trees: Mapping[str, Anatomy], part: Part, last: int) -> Piece:
+    """A block of the result, of whose levels `last` is the coarsest. ModelError for what its donors do not have."""
+    kind, _, index = part.block.partition(".")
+    level = {"down": int(index or 0), "up": last - int(index or 0), "mid": last}[kind]
+    places = part.layers or _whole(part, trees[part.donor], kind, level, kind == "up" or level < last)
+    if faults := list(_misnamed(part, trees)):
+        raise ModelError("\n".join(faults))
+    origins = [
+        Origin(donor, donors[donor], trees[donor].block(address), address.rpartition(".")[2])
+        for donor, address in places
+    ]
+    sampler = origins.pop() if origins[-1].word == "sampler" else None
+    layers = tuple(each.block.layers[int(each.word)] for each in origins)
+    block = Block(kind, int(index or 0), level, layers, sampler.block.sampler if sampler else None)
+    return Piece(block, tuple(origins), sampler)
 
 
-def _whole(part: Part, tree: Anatomy, where: tuple[str, int], last: int) -> tuple[tuple[Place, ...], Place | None]:
+def _whole(part: Part, tree: Anatomy, kind: str, level: int, leads_on: bool) -> list[Place]:
     """All layers of the donor's block, and its resampler where the result has a level for it to lead to."""
-    kind, level = where
     found = next((each for each in tree.blocks if each.kind == kind and (kind == "mid" or each.level == level)), None)
     if found is None and kind == "mid":
         raise ModelError(f"{part.key}: donor {part.donor} has no mid block; name another donor, or none")
     if found is None:
         deepest = max(block.level for block in tree.blocks)
         raise ModelError(f"{part.key}: donor {part.donor} has no level {level}; its levels are 0..{deepest}")
-    leads = kind == "up" or level < last
-    layers = tuple((part.donor, f"{found.address}.{i}") for i in range(len(found.layers)))
-    return layers, (part.donor, f"{found.address}.sampler") if found.sampler and leads else None
+    words = [*range(len(found.layers)), *(["sampler"] if found.sampler and leads_on else [])]
+    return [(part.donor, f"{found.address}.{word}") for word in words]
 
 
-def _named(part: Part, trees: Mapping[str, Anatomy]) -> tuple[tuple[Place, ...], Place | None]:
-    """Layers that are named one by one."""
-    faults = []
+def _misnamed(part: Part, trees: Mapping[str, Anatomy]) -> Iterable[str]:
+    """What is wrong with layers that are named one by one."""
+    kinds = []
     for number, (donor, address) in enumerate(part.layers):
         key = f"{part.key}[{number}]"
         try:
-            kind = trees[donor].node(address).kind
+            kinds.append(trees[donor].node(address).kind)
         except ModelError as error:
-            faults.append(f"{key}: donor {donor}: {error}")
+            yield f"{key}: donor {donor}: {error}"
             continue
-        if kind not in ("layer", "sampler"):
-            faults.append(f"{key}: {address} is no layer; name layers ({_example(address)}) or a resampler")
-        elif kind == "sampler" and number < len(part.layers) - 1:
-            faults.append(f"{key}: a resampler comes last in its block")
-        elif kind == "sampler" and address.split(".")[0] != part.block.split(".")[0]:
-            faults.append(f"{key}: {address} leads to another resolution than {part.block} does")
-    samplers = [place for place in part.layers if place[1].endswith(".sampler")]
-    if not faults and len(samplers) == len(part.layers):
-        faults.append(f"{part.key}: a block has one layer or more beside its resampler")
-    if faults:
-        raise ModelError("\n".join(faults))
-    layers = tuple(place for place in part.layers if place not in samplers)
-    return layers, samplers[0] if samplers else None
+        if kinds[-1] not in ("layer", "sampler"):
+            found = re.match(r"(mid|(?:down|up)\.\d+)(\.\d+)?", address)
+            example = found[1] + (found[2] or ".0") if found else "up.3.0"
+            yield f"{key}: {address} is no layer; name layers ({example}) or a resampler"
+        elif kinds[-1] == "sampler" and number < len(part.layers) - 1:
+            yield f"{key}: a resampler comes last in its block"
+        elif kinds[-1] == "sampler" and address.split(".")[0] != part.block.split(".")[0]:
+            yield f"{key}: {address} leads to another resolution than {part.block} does"
+    if kinds == ["sampler"] and len(part.layers) == 1:
+        yield f"{part.key}: a block has one layer or more beside its resampler"
 
 
-def _example(address: str) -> str:
-    found = re.match(r"(?:mid|(?:down|up)\.\d+)(?:\.\d+)?", address)
-    whole = found[0] if found else "up.3"
-    return whole if whole.count(".") == (1 if whole.startswith("mid") else 2) else f"{whole}.0"
-
-
-def _piece(
-    donors: Mapping[str, Config],
-    trees: Mapping[str, Anatomy],
-    where: tuple[str, int],
-    layers: tuple[Place, ...],
-    sampler: Place | None,
-) -> _Built:
-    address, level = where
-    kind, _, index = address.partition(".")
-    origins = []
-    for donor, layer in layers:
-        home, _, number = layer.rpartition(".")
-        origins.append(Origin(donors[donor], _block(trees[donor], home), int(number)))
-    channels = _block(trees[sampler[0]], sampler[1].removesuffix(".sampler")).sampler if sampler else None
-    block = Block(kind, int(index or 0), level, tuple(each.block.layers[each.number] for each in origins), channels)
-    return _Built(Piece(block, tuple(origins)), layers, sampler)
-
-
-def _block(tree: Anatomy, address: str) -> Block:
-    return next(block for block in tree.blocks if block.address == address)
-
-
-def _misfits(donors: Mapping[str, Config], choice: Choice, built: Sequence[_Built]) -> list[str]:
+def _unfit(donors: Mapping[str, Config], choice: Choice, pieces: Sequence[Piece]) -> list[str]:
     """What keeps the blocks, and what is outside of them, from being one stock UNet."""
-    faults = _odd_counts(choice.parts, built)
-    if faults:
-        return faults
     base = next(iter(donors.values()))
-    config = stock_config(base, [each.piece for each in built])
     try:
-        promised = read_blocks(config)
+        found = misfits(base, pieces)
+        config = stock_config(base, pieces)
     except ModelError as error:
         return [str(error)]
-    for found in differences([each.piece.block for each in built], promised):
-        part = choice.parts[found.piece]
-        inside = f"[{found.layer}]" if part.layers and found.layer is not None else ""
-        faults.append(f"{part.key}{inside}: {found.what}")
-    return faults + _outside_misfits(donors, choice, built, config)
-
-
-def _odd_counts(parts: Sequence[Part], built: Sequence[_Built]) -> list[str]:
-    """An up block has one layer more than the down block of its level; told at the up block."""
-    down = {each.piece.block.level: each.piece.block for each in built if each.piece.block.kind == "down"}
     faults = []
-    for part, each in zip(parts, built, strict=True):
-        block = each.piece.block
-        if block.kind == "up" and len(block.layers) != len(down[block.level].layers) + 1:
-            other = down[block.level]
-            faults.append(
-                f"{part.key}: {block.address} would have {len(block.layers)} layer(s) and {other.address} "
-                f"{len(other.layers)}; an up block has one layer more than the down block of its level"
-            )
-    return faults
-
-
-def _outside_misfits(
-    donors: Mapping[str, Config], choice: Choice, built: Sequence[_Built], config: Config
-) -> list[str]:
+    for number, layer, what in found:
+        part = choice.parts[number]
+        faults.append(f"{part.key}{f'[{layer}]' if part.layers and layer is not None else ''}: {what}")
     width = per_level(config, "block_out_channels")[0]
-    faults = []
     for key, donor in (("ends", choice.ends), ("embeddings", choice.embeddings)):
-        own = per_level(donors[donor], "block_out_channels")[0]
-        if own != width:
+        if (own := per_level(donors[donor], "block_out_channels")[0]) != width:
+            wrong = f"made for {own} channels at level 0, the result has {width}"
+            faults.append(f"{key}: those of donor {donor} are {wrong}")
+    for donor in dict.fromkeys(origin.donor for piece in pieces for origin in piece.layers):
+        if (own := time_width(donors[donor])) != time_width(config):
             faults.append(
-                f"{key}: those of donor {donor} are made for {own} channels at level 0, the result has {width}"
-            )
-    for donor in dict.fromkeys(place[0] for each in built for place in each.layers):
-        if time_width(donors[donor]) != time_width(config):
-            faults.append(
-                f"donors.{donor}: its layers take a time embedding of {time_width(donors[donor])} channels, "
-                f"the result's has {time_width(config)}"
+                f"donors.{donor}: its layers take a time embedding of {own} channels, the result's has "
+                f"{time_width(config)}"
             )
     return faults
-
-
-def _sources(result: Anatomy, trees: Mapping[str, Anatomy], built: Sequence[_Built]) -> dict[str, Place]:
-    sources: dict[str, Place] = {}
-    for block, each in zip(result.blocks, built, strict=True):
-        addresses = [f"{block.address}.{i}" for i in range(len(block.layers))]
-        pairs = list(zip(addresses, each.layers, strict=True))
-        if each.sampler:
-            pairs.append((f"{block.address}.sampler", each.sampler))
-        for address, (donor, old) in pairs:
-            modules = zip(result.node(address).modules, trees[donor].node(old).modules, strict=True)
-            sources |= {new: (donor, theirs) for new, theirs in modules}
-    return sources
 
 
 def _outside(key: str) -> bool:

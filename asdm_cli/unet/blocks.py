@@ -5,7 +5,7 @@ No torch. Two configs with equal layers take each other's tensors, so this is wh
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,11 +13,19 @@ from asdm_cli.errors import ModelError
 
 Config = dict[str, Any]
 
-DOWN_TYPES = {"DownBlock2D": False, "CrossAttnDownBlock2D": True}
-UP_TYPES = {"UpBlock2D": False, "CrossAttnUpBlock2D": True}
-MID_TYPES = {"UNetMidBlock2D": False, "UNetMidBlock2DCrossAttn": True}
-"""Block type -> does it hold transformers."""
+TYPES = {
+    ("down", False): "DownBlock2D",
+    ("down", True): "CrossAttnDownBlock2D",
+    ("mid", False): "UNetMidBlock2D",
+    ("mid", True): "UNetMidBlock2DCrossAttn",
+    ("up", False): "UpBlock2D",
+    ("up", True): "CrossAttnUpBlock2D",
+}
+"""(kind, with transformers) -> block type."""
+ATTENDS = {name: attends for (_, attends), name in TYPES.items()}
 DEFAULTS: Config = {
+    "in_channels": 4,
+    "out_channels": 4,
     "down_block_types": ("CrossAttnDownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D", "DownBlock2D"),
     "mid_block_type": "UNetMidBlock2DCrossAttn",
     "up_block_types": ("UpBlock2D", "CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "CrossAttnUpBlock2D"),
@@ -32,24 +40,20 @@ DEFAULTS: Config = {
     "sample_size": None,
 }
 """What diffusers assumes for a key that a config leaves out."""
-
-
-LARGEST = {
-    "block_out_channels": 1 << 16,
-    "layers_per_block": 100,
-    "attention_head_dim": 1 << 16,
-    "cross_attention_dim": 1 << 16,
-    "transformer_layers_per_block": 1000,
-    "reverse_transformer_layers_per_block": 1000,
-    "norm_num_groups": 1 << 16,
-    "sample_size": 1 << 16,
+RANGES = {
+    "block_out_channels": (1, 1 << 16, False),
+    "layers_per_block": (1, 100, False),
+    "attention_head_dim": (1, 1 << 16, False),
+    "cross_attention_dim": (1, 1 << 16, True),
+    "transformer_layers_per_block": (0, 1000, False),
+    "reverse_transformer_layers_per_block": (0, 1000, True),
+    "norm_num_groups": (1, 1 << 16, True),
+    "sample_size": (1, 1 << 16, True),
 }
-"""Far more than any UNet has: a config that says more is damaged, and building it would take all memory."""
+"""Least and most of what a setting holds, and whether it may be null. Building a UNet of a damaged config that says
+far more would take all memory. A transformer of no blocks is two projections."""
 MOST = 10**9
 """Of any number in a config."""
-MAYBE_NOTHING = ("cross_attention_dim", "reverse_transformer_layers_per_block", "norm_num_groups", "sample_size")
-MAYBE_NONE_AT_ALL = ("transformer_layers_per_block", "reverse_transformer_layers_per_block")
-"""A level without transformers has none, and a transformer of no blocks is two projections."""
 
 
 @dataclass(frozen=True)
@@ -85,9 +89,14 @@ class Block:
     def address(self) -> str:
         return self.kind if self.kind == "mid" else f"{self.kind}.{self.index}"
 
+    @property
+    def attends(self) -> bool:
+        return any(layer.transformer for layer in self.layers)
+
 
 def read(config: Config, key: str) -> Any:
-    return config.get(key, DEFAULTS[key])
+    """Its value, diffusers' default, or None for what neither gives."""
+    return config.get(key, DEFAULTS.get(key))
 
 
 def levels(config: Config) -> int:
@@ -105,94 +114,59 @@ def per_level(config: Config, key: str) -> tuple[Any, ...]:
 
 
 def read_blocks(config: Config) -> tuple[Block, ...]:
-    """All blocks in forward order: down blocks, the mid block if there is one, up blocks."""
+    """All blocks in forward order: down blocks, the mid block if there is one, up blocks. ModelError for what is no
+    UNet of the Stable Diffusion family."""
     _check(config)
-    down, up = _down_blocks(config), _up_blocks(config)
-    return (*down, *_mid_block(config), *up)
-
-
-def _down_blocks(config: Config) -> list[Block]:
-    widths, last = per_level(config, "block_out_channels"), levels(config) - 1
+    widths, layers = per_level(config, "block_out_channels"), per_level(config, "layers_per_block")
+    depths = per_level(config, "transformer_layers_per_block")
+    up_depths = depths[::-1]
+    if read(config, "reverse_transformer_layers_per_block") is not None:
+        up_depths = per_level(config, "reverse_transformer_layers_per_block")
+    last = len(widths) - 1
     blocks = []
     for level, kind in enumerate(per_level(config, "down_block_types")):
-        count = per_level(config, "layers_per_block")[level]
-        inputs = [widths[max(level - 1, 0)]] + [widths[level]] * (count - 1)
-        depths = _depths(per_level(config, "transformer_layers_per_block")[level], count)
-        layers = _layers(config, level, inputs, depths, DOWN_TYPES[kind])
-        blocks.append(Block("down", level, level, layers, None if level == last else widths[level]))
-    return blocks
-
-
-def _up_blocks(config: Config) -> list[Block]:
-    widths, last = per_level(config, "block_out_channels"), levels(config) - 1
-    blocks = []
+        inputs = [widths[max(level - 1, 0)]] + [widths[level]] * (layers[level] - 1)
+        made = _layers(config, level, inputs, depths[level], ATTENDS[kind])
+        blocks.append(Block("down", level, level, made, None if level == last else widths[level]))
+    if (kind := read(config, "mid_block_type")) is not None:
+        first = _layers(config, last, [widths[last]], depths[last], ATTENDS[kind])
+        second = (Layer(widths[last], widths[last], None),) if ATTENDS[kind] else ()
+        blocks.append(Block("mid", 0, last, (*first, *second), None))
     for index, kind in enumerate(per_level(config, "up_block_types")):
         level = last - index
-        count = per_level(config, "layers_per_block")[level] + 1
+        count = layers[level] + 1
         before = [widths[min(level + 1, last)]] + [widths[level]] * (count - 1)
         skips = [widths[level]] * (count - 1) + [widths[max(level - 1, 0)]]
         inputs = [hidden + skip for hidden, skip in zip(before, skips, strict=True)]
-        layers = _layers(config, level, inputs, _depths(_up_depth(config, index), count), UP_TYPES[kind])
-        blocks.append(Block("up", index, level, layers, None if level == 0 else widths[level]))
-    return blocks
-
-
-def _mid_block(config: Config) -> list[Block]:
-    kind, level = read(config, "mid_block_type"), levels(config) - 1
-    if kind is None:
-        return []
-    width = per_level(config, "block_out_channels")[level]
-    if not MID_TYPES[kind]:
-        return [Block("mid", 0, level, (Layer(width, width, None),), None)]
-    depths = _depths(per_level(config, "transformer_layers_per_block")[level], 1)
-    first = _layers(config, level, [width], depths, True)
-    return [Block("mid", 0, level, (*first, Layer(width, width, None)), None)]
+        made = _layers(config, level, inputs, up_depths[index], ATTENDS[kind])
+        blocks.append(Block("up", index, level, made, None if level == 0 else widths[level]))
+    return tuple(blocks)
 
 
 def _layers(
-    config: Config, level: int, inputs: list[int], depths: tuple[int, ...], transformers: bool
+    config: Config, level: int, inputs: list[int], depths: int | Iterable[int], attends: bool
 ) -> tuple[Layer, ...]:
-    width = per_level(config, "block_out_channels")[level]
-    heads = per_level(config, "attention_head_dim")[level]
-    context = per_level(config, "cross_attention_dim")[level]
+    """One layer for each entry of `inputs`; like diffusers, surplus entries of listed `depths` are ignored."""
+    keys = ("block_out_channels", "attention_head_dim", "cross_attention_dim")
+    width, heads, context = (per_level(config, key)[level] for key in keys)
+    depths = (depths,) * len(inputs) if isinstance(depths, int) else tuple(depths)[: len(inputs)]
+    if len(depths) < len(inputs):
+        raise ModelError(
+            f"UNet config: transformer depths {list(depths)} are too few for {len(inputs)} layers; give {len(inputs)}"
+        )
+    pairs = zip(inputs, depths, strict=True)
     return tuple(
-        Layer(inp, width, Transformer(width, depth, heads, context) if transformers else None)
-        for inp, depth in zip(inputs, depths, strict=True)
+        Layer(inp, width, Transformer(width, depth, heads, context) if attends else None) for inp, depth in pairs
     )
 
 
-def _up_depth(config: Config, index: int) -> Any:
-    reverse = read(config, "reverse_transformer_layers_per_block")
-    if reverse is None:
-        return per_level(config, "transformer_layers_per_block")[::-1][index]
-    return per_level(config, "reverse_transformer_layers_per_block")[index]
-
-
-def _depths(value: int | Iterable[int], count: int) -> tuple[int, ...]:
-    """Transformer depth of each of `count` layers; like diffusers, surplus entries of a list are ignored."""
-    if isinstance(value, int):
-        return (value,) * count
-    depths = tuple(value)[:count]
-    if len(depths) < count:
-        raise ModelError(f"UNet config: transformer depths {list(depths)} are too few for {count} layers; give {count}")
-    return depths
-
-
-def _numbers(config: Config, key: str) -> Iterator[Any]:
-    """All that a setting holds, of each level, and of each layer where they differ."""
-    held = read(config, key)
-    for value in held if key == "sample_size" and isinstance(held, list | tuple) else per_level(config, key):
-        yield from value if isinstance(value, list | tuple) else [value]
-
-
 def _check(config: Config) -> None:
-    """ModelError for what is no UNet of the Stable Diffusion family."""
-    known = {"down_block_types": DOWN_TYPES, "up_block_types": UP_TYPES, "mid_block_type": MID_TYPES}
-    for key, types in known.items():
+    for kind in ("down", "mid", "up"):
+        key, known = f"{kind}_block_type" + "s" * (kind != "mid"), [TYPES[kind, False], TYPES[kind, True]]
         value = read(config, key)
-        for kind in value if isinstance(value, list | tuple) and key != "mid_block_type" else [value]:
-            if (not isinstance(kind, str) or kind not in types) and not (key == "mid_block_type" and kind is None):
-                raise ModelError(f"UNet config: {key} {kind!r} is not supported; it must be of {', '.join(types)}")
+        for name in value if isinstance(value, list | tuple) and kind != "mid" else [value]:
+            if name not in known and not (kind == "mid" and name is None):
+                raise ModelError(f"UNet config: {key} {name!r} is not supported; it must be of {', '.join(known)}")
     if not isinstance(widths := read(config, "block_out_channels"), list | tuple) or not widths:
         raise ModelError(f"UNet config: block_out_channels is {widths!r}; a list of whole numbers is expected")
     if config.get("dual_cross_attention"):
@@ -201,17 +175,16 @@ def _check(config: Config) -> None:
 
 
 def _check_numbers(config: Config) -> None:
-    for key, most in LARGEST.items():
-        if key in MAYBE_NOTHING and read(config, key) is None:
+    for key, (least, most, maybe_null) in RANGES.items():
+        held = read(config, key)
+        if held is None and maybe_null:
             continue
-        least = 0 if key in MAYBE_NONE_AT_ALL else 1
-        bad = [value for value in _numbers(config, key) if not isinstance(value, int) or not least <= value <= most]
-        if bad:
-            raise ModelError(f"UNet config: {key} holds {bad[0]!r}; whole numbers from {least} to {most} are expected")
+        by_level = held if key == "sample_size" and isinstance(held, list | tuple) else per_level(config, key)
+        for value in (each for level in by_level for each in (level if isinstance(level, list | tuple) else [level])):
+            if not isinstance(value, int) or not least <= value <= most:
+                wanted = f"whole numbers from {least} to {most} are expected"
+                raise ModelError(f"UNet config: {key} holds {value!r}; {wanted}")
     for key, value in config.items():
         if isinstance(value, int | float) and not abs(value) <= MOST:  # not a number is not at most anything
-            raise ModelError(
-                f"UNet config: {key} is {value!r}, which no setting of a UNet can be; fetch the file again"
-            )
-    if config.get("dual_cross_attention"):
-        raise ModelError("UNet config: dual_cross_attention is not supported; use a model without it")
+            wrong = f"{key} is {value!r}, which no setting of a UNet can be"
+            raise ModelError(f"UNet config: {wrong}; fetch the file again")

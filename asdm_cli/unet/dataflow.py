@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from asdm_cli.errors import ModelError
-from asdm_cli.unet.anatomy import Anatomy
+from asdm_cli.unet.addresses import Anatomy
 
 CONV_IN, TIME, CONV_OUT = "conv_in", "time", "conv_out"
 OUTSIDE = {CONV_IN: ("conv_in",), TIME: ("time_embedding", "add_embedding"), CONV_OUT: ("conv_out",)}

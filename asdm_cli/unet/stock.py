@@ -1,54 +1,134 @@
-"""The stock config of a UNet that is put together from blocks, and where its promise differs from them. No torch.
+"""The config of a UNet that is put together from layers of others, and where it does not describe them. No torch.
 
-Pruning and assembling both end here: they say which blocks they would have, and this says whether diffusers would.
+Pruning and assembling both end here: they say which pieces they would have, and this says whether diffusers would.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
+from inspect import signature
 from typing import Any, NamedTuple
 
-from asdm_cli.unet.blocks import DEFAULTS, Block, Config, Layer, per_level, read
+from asdm_cli.unet.addresses import Anatomy
+from asdm_cli.unet.blocks import TYPES, Block, Config, Layer, per_level, read, read_blocks
 
-TYPES = {
-    ("down", True): "CrossAttnDownBlock2D",
-    ("down", False): "DownBlock2D",
-    ("up", True): "CrossAttnUpBlock2D",
-    ("up", False): "UpBlock2D",
-    ("mid", True): "UNetMidBlock2DCrossAttn",
-    ("mid", False): "UNetMidBlock2D",
-}
-"""(kind, with transformers) -> block type."""
 LISTED = ("block_out_channels", "attention_head_dim", "cross_attention_dim", "only_cross_attention")
 """Settings that may be lists with one entry per level and say nothing about single layers."""
 DEPTHS, UP_DEPTHS = "transformer_layers_per_block", "reverse_transformer_layers_per_block"
-BY_BLOCKS = (*LISTED, DEPTHS, UP_DEPTHS, "layers_per_block", "down_block_types", "mid_block_type", "up_block_types")
+BY_BLOCKS = {*LISTED, DEPTHS, UP_DEPTHS, "layers_per_block", "down_block_types", "mid_block_type", "up_block_types"}
 """The settings that follow from the blocks; all others are about the UNet as a whole."""
+EXPERTS = "experts"
+"""A setting of ours: module name -> what `asdm_cli.experts` says of the convolution that stands there."""
+STOCK, EXPERT_CLASS = "UNet2DConditionModel", "ExpertUNet"
+"""The class of a config, without experts and with some."""
+HARMLESS = {"sample_size", EXPERTS}
+"""Says what a UNet is used for, not what its weights mean (the result has the first donor's), or is about single
+layers."""
+INPUTS = (
+    "in_channels",
+    "out_channels",
+    "cross_attention_dim",
+    "encoder_hid_dim",
+    "encoder_hid_dim_type",
+    "class_embed_type",
+    "num_class_embeds",
+    "addition_embed_type",
+    "addition_time_embed_dim",
+    "projection_class_embeddings_input_dim",
+    "time_cond_proj_dim",
+)
+"""Settings in which UNets must be alike to see the same inputs, one in another's place: switched, or as student and
+teacher."""
+
+Place = tuple[str, str]
+"""A donor's name and an address, or a module or tensor, of that donor."""
 
 
-class Origin(NamedTuple):
-    """Layer `number` of a donor's block."""
+@dataclass(frozen=True)
+class Origin:
+    """A layer of a donor's block, by its number, or its `sampler`."""
 
+    donor: str
     config: Config
     block: Block
-    number: int
+    word: str
+
+    @property
+    def address(self) -> str:
+        return f"{self.block.address}.{self.word}"
 
 
 @dataclass(frozen=True)
 class Piece:
-    """A block as it would be, its index whatever it was, and where each of its layers comes from."""
+    """A block as it would be, and where its layers and its resampler come from. Until `numbered`, its index is
+    whatever it was."""
 
     block: Block
-    origins: tuple[Origin, ...]
+    layers: tuple[Origin, ...]
+    sampler: Origin | None
 
 
-class Difference(NamedTuple):
+class Misfit(NamedTuple):
     """Where pieces are not what a config would build: the piece's number, the layer's in it (None: not a layer)."""
 
     piece: int
     layer: int | None
     what: str
+
+
+@dataclass(frozen=True)
+class Grafted:
+    """`config` of the result, its anatomy, and `sources`: module of the result -> donor and its module."""
+
+    config: Config
+    result: Anatomy
+    sources: dict[str, Place]
+
+
+def misfits(config: Config, pieces: Sequence[Piece]) -> list[Misfit]:
+    """What keeps the pieces, in forward order and of as many up as down blocks, from being one stock UNet."""
+    down = {piece.block.level: piece.block for piece in pieces if piece.block.kind == "down"}
+    odd = []
+    for number, block in enumerate(piece.block for piece in pieces):
+        if block.kind == "up" and len(block.layers) != len((other := down[block.level]).layers) + 1:
+            counts = f"{len(block.layers)} layer(s) and {other.address} {len(other.layers)}"
+            rule = "an up block has one layer more than the down block of its level"
+            odd.append(Misfit(number, None, f"{block.address} would have {counts}; {rule}"))
+    if odd:
+        return odd
+    promised = read_blocks(stock_config(config, pieces))
+    return list(_differences([piece.block for piece in pieces], promised))
+
+
+def graft(config: Config, pieces: Sequence[Piece]) -> Grafted:
+    """The result of pieces that have no misfits; experts come along with the convolutions that they are in."""
+    made = stock_config(config, pieces)
+    result, sources = Anatomy.of(made), {}
+    experts: dict[str, Any] = {}
+    taken = {origin.donor: origin.config for piece in pieces for origin in (*piece.layers, piece.sampler) if origin}
+    trees = {donor: Anatomy.of(each) for donor, each in taken.items()}
+    for block, piece in zip(result.blocks, pieces, strict=True):
+        origins = {f"{block.address}.{i}": origin for i, origin in enumerate(piece.layers)}
+        if piece.sampler:
+            origins[f"{block.address}.sampler"] = piece.sampler
+        for address, origin in origins.items():
+            theirs = trees[origin.donor].node(origin.address).modules
+            for new, old in zip(result.node(address).modules, theirs, strict=False):  # a transformer may be gone
+                sources[new] = (origin.donor, old)
+                held = (origin.config.get(EXPERTS) or {}).items()
+                experts |= {new + name.removeprefix(old): one for name, one in held if name.startswith(f"{old}.")}
+    if any(EXPERTS in each for each in (made, *taken.values())):
+        made = with_experts(made, experts)
+    return Grafted(made, result, sources)
+
+
+def with_experts(config: Config, experts: Mapping[str, Mapping[str, object]]) -> Config:
+    """The config with these experts and no others, and of the class that this asks for."""
+    rest = {key: value for key, value in config.items() if key not in (EXPERTS, "_class_name")}
+    named = {"_class_name": EXPERT_CLASS, EXPERTS: dict(experts)} if experts else {"_class_name": STOCK}
+    return {**rest, **named}
 
 
 def stock_config(config: Config, pieces: Sequence[Piece]) -> Config:
@@ -57,40 +137,19 @@ def stock_config(config: Config, pieces: Sequence[Piece]) -> Config:
     down, mid, up = ([piece for piece in pieces if piece.block.kind == kind] for kind in ("down", "mid", "up"))
     levels = list(zip(down, reversed(up), strict=True))
     owners = [_owner(*level) for level in (*levels[:-1], (*levels[-1], *mid))]
-    changed: Config = {key: _entries(config, key, owners) for key in LISTED}
     depths, up_depths = ([_depth(piece) for piece in side] for side in (down, up))
-    follows = setting(config, UP_DEPTHS) is None and all(
-        _same(*pair) for pair in zip(depths, up_depths[::-1], strict=True)
-    )
+    pairs = zip(depths, up_depths[::-1], strict=True)
+    follows = read(config, UP_DEPTHS) is None and all(a == b and not isinstance(a, list) for a, b in pairs)
+    changed: Config = {key: _form(read(config, key), [_entry(each, key) for each in owners]) for key in LISTED}
     changed |= {
-        "down_block_types": [_type(piece.block) for piece in down],
-        "up_block_types": [_type(piece.block) for piece in up],
-        "mid_block_type": _type(mid[0].block) if mid else None,
+        "down_block_types": [TYPES["down", piece.block.attends] for piece in down],
+        "up_block_types": [TYPES["up", piece.block.attends] for piece in up],
+        "mid_block_type": TYPES["mid", mid[0].block.attends] if mid else None,
         "layers_per_block": _form(read(config, "layers_per_block"), [len(piece.block.layers) for piece in down]),
         DEPTHS: _form(read(config, DEPTHS), depths),
-        UP_DEPTHS: None if follows else _form(setting(config, UP_DEPTHS), up_depths),
+        UP_DEPTHS: None if follows else _form(read(config, UP_DEPTHS), up_depths),
     }
-    return {**config, **{key: value for key, value in changed.items() if value != plain(setting(config, key))}}
-
-
-def differences(pieces: Iterable[Block], promised: Iterable[Block]) -> Iterator[Difference]:
-    """In words: where the pieces are not what the config would build."""
-    for number, (left, built) in enumerate(zip(pieces, promised, strict=True)):
-        if len(left.layers) != len(built.layers):
-            what = f"{left.address} would keep {len(left.layers)} layer(s) where {len(built.layers)} are needed"
-            yield Difference(number, None, what)
-            continue
-        if left.sampler != built.sampler:
-            yield Difference(number, None, _sampler_differs(left, built))
-        for index, (layer, other) in enumerate(zip(left.layers, built.layers, strict=True)):
-            if layer != other:
-                what = f"in {left.address} a layer made for {_shape(layer)} would stand where {_shape(other)} is needed"
-                yield Difference(number, index, what)
-
-
-def setting(config: Config, key: str) -> object:
-    """Its value, diffusers' default, or None for what neither gives."""
-    return config.get(key, DEFAULTS.get(key))
+    return {**config, **{key: value for key, value in changed.items() if value != plain(read(config, key))}}
 
 
 def plain(value: Any) -> Any:
@@ -100,24 +159,12 @@ def plain(value: Any) -> Any:
 
 def _owner(*pieces: Piece) -> Origin:
     """Whose settings a level has: those of a block with transformers, if there is one, as only these need them all."""
-    return next((piece for piece in pieces if _has_transformers(piece.block)), pieces[0]).origins[0]
+    return next((piece for piece in pieces if piece.block.attends), pieces[0]).layers[0]
 
 
-def _has_transformers(block: Block) -> bool:
-    return any(layer.transformer for layer in block.layers)
-
-
-def _type(block: Block) -> str:
-    return TYPES[block.kind, _has_transformers(block)]
-
-
-def _entries(config: Config, key: str, owners: Sequence[Origin]) -> object:
-    return _form(setting(config, key), [_entry(owner.config, key, owner.block.level) for owner in owners])
-
-
-def _entry(config: Config, key: str, level: int) -> Any:
-    value = setting(config, key)
-    return plain(value[level]) if isinstance(value, list | tuple) else value
+def _entry(owner: Origin, key: str) -> Any:
+    value = read(owner.config, key)
+    return plain(value[owner.block.level]) if isinstance(value, list | tuple) else value
 
 
 def _form(before: object, values: list[Any]) -> object:
@@ -128,34 +175,78 @@ def _form(before: object, values: list[Any]) -> object:
 
 def _depth(piece: Piece) -> Any:
     """Transformer depth of a block; layer by layer where it was listed so, or where the layers differ in it."""
-    entries = [_depths_of(origin) for origin in piece.origins]
-    depths = [
-        entry[origin.number] if isinstance(entry, list | tuple) else entry
-        for entry, origin in zip(entries, piece.origins, strict=True)
-    ]
-    listed = any(isinstance(entry, list | tuple) for entry in entries) or len(set(depths)) > 1
-    return depths if listed else depths[0]
+    depths, listed = [], False
+    for origin in piece.layers:
+        reverse = origin.block.kind == "up" and read(origin.config, UP_DEPTHS) is not None
+        place = (UP_DEPTHS, origin.block.index) if reverse else (DEPTHS, origin.block.level)
+        entry = per_level(origin.config, place[0])[place[1]]
+        listed |= isinstance(entry, list | tuple)
+        depths.append(entry[int(origin.word)] if isinstance(entry, list | tuple) else entry)
+    return depths if listed or len(set(depths)) > 1 else depths[0]
 
 
-def _depths_of(origin: Origin) -> Any:
-    if origin.block.kind == "up" and setting(origin.config, UP_DEPTHS) is not None:
-        return per_level(origin.config, UP_DEPTHS)[origin.block.index]
-    return per_level(origin.config, DEPTHS)[origin.block.level]
-
-
-def _same(down: Any, up: Any) -> bool:
-    """Whether diffusers can take an up block's depths from the down block of its level."""
-    return bool(down == up) and not isinstance(down, list)
-
-
-def _sampler_differs(left: Block, built: Block) -> str:
-    if left.sampler and built.sampler:
-        return f"the resampler of {left.address} is made for {left.sampler} channels where {built.sampler} are needed"
-    need = "lacks" if built.sampler else "keeps"
-    return f"{left.address} {need} the resampler that the other levels' resolutions do not fit"
+def _differences(pieces: Iterable[Block], promised: Iterable[Block]) -> Iterator[Misfit]:
+    for number, (left, built) in enumerate(zip(pieces, promised, strict=True)):
+        here = left.address
+        if len(left.layers) != len(built.layers):
+            what = f"{here} would keep {len(left.layers)} layer(s) where {len(built.layers)} are needed"
+            yield Misfit(number, None, what)
+            continue
+        if left.sampler != built.sampler:
+            what = f"the resampler of {here} is made for {left.sampler} channels where {built.sampler} are needed"
+            if not left.sampler or not built.sampler:
+                need = "lacks" if built.sampler else "keeps"
+                what = f"{here} {need} the resampler that the other levels' resolutions do not fit"
+            yield Misfit(number, None, what)
+        for index, (layer, other) in enumerate(zip(left.layers, built.layers, strict=True)):
+            if layer != other:
+                what = f"in {here} a layer made for {_shape(layer)} would stand where {_shape(other)} is needed"
+                yield Misfit(number, index, what)
 
 
 def _shape(layer: Layer) -> str:
     inside = layer.transformer
     tail = f" with {inside.depth} transformer block(s), {inside.heads} heads" if inside else " without transformer"
     return f"{layer.inp} -> {layer.out} channels{tail}"
+
+
+def unlike(donors: Mapping[str, Config]) -> list[str]:
+    """A sentence for every setting that must be one for the whole UNet, and in which the donors differ."""
+    known = _defaults()
+    keys = {key for config in donors.values() for key in config if not key.startswith("_")} | known.keys()
+    wanted = ["cross_attention_dim", *sorted(keys - BY_BLOCKS - HARMLESS)]
+    found = _differing(donors, wanted, known)
+    return [f"donors: {key} must be the same everywhere: {each}" for key, each in found]
+
+
+@cache
+def _defaults() -> Config:
+    """What diffusers assumes for every key that a config leaves out."""
+    from diffusers import UNet2DConditionModel  # takes torch
+
+    return {name: each.default for name, each in list(signature(UNet2DConditionModel.__init__).parameters.items())[1:]}
+
+
+def unlike_inputs(unets: Mapping[str, Config]) -> list[str]:
+    """A sentence for every setting by which these UNets could not stand in one another's place."""
+    why = "must be the same in all UNets, which see the same inputs"
+    return [f"{key} {why}: {each}" for key, each in _differing(unets, INPUTS, {})]
+
+
+def _differing(unets: Mapping[str, Config], keys: Iterable[str], defaults: Config) -> Iterator[tuple[str, str]]:
+    """Each key in which they differ, and in words what each has; a list of equal entries is one of them."""
+    for key in keys:
+        values = {name: plain(config.get(key, defaults.get(key, read(config, key)))) for name, config in unets.items()}
+        for name, value in values.items():
+            if isinstance(value, list) and value and all(each == value[0] for each in value):
+                values[name] = value[0]
+        first = next(iter(values.values()))
+        if any(value != first for value in values.values()):
+            yield key, ", ".join(f"{name} has {value!r}" for name, value in values.items())
+
+
+def time_width(config: Config) -> Any:
+    """Channels of the time embedding that every resnet takes in."""
+    first = plain(read(config, "block_out_channels"))[0]
+    wide = 2 if config.get("time_embedding_type") == "fourier" else 4
+    return config.get("time_embedding_dim") or wide * first

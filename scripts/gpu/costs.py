@@ -18,14 +18,14 @@ from statistics import median
 from typing import Any
 
 import torch
-from diffusers import DDIMScheduler, StableDiffusionPipeline
-
-from asdm_cli.errors import AsdmError
 from asdm_cli.inheritance.engine import Engine
 from asdm_cli.measure.contestants import _twin
 from asdm_cli.measure.players import ASDM, DEEPCACHE, PLAIN, Player, on_stage, require_package
+from diffusers import DDIMScheduler, StableDiffusionPipeline
+
+from asdm_cli.errors import AsdmError
 from asdm_cli.models.load import random_unet
-from asdm_cli.unet.cost import inputs, latent_size
+from asdm_cli.unet.flops import inputs, latent_size
 from scripts.gpu.results import Results
 from scripts.gpu.ways import GROUPS, STEPS, Way, label
 

@@ -28,10 +28,10 @@ from asdm_cli.models.load import random_unet
 from asdm_cli.training.distillation import Distillation, Row
 from asdm_cli.training.loop import Training
 from asdm_cli.training.plan import Plan
-from asdm_cli.unet.anatomy import Anatomy
+from asdm_cli.unet.addresses import Anatomy
+from asdm_cli.unet.feature_pairs import feature_pairs
 from asdm_cli.unet.presets import preset
 from asdm_cli.unet.surgery import remove
-from asdm_cli.unet.taps import taps
 from scripts.distill_throughput import hooked
 from scripts.gpu.costs import CUDA, DEVICE, seconds
 from scripts.gpu.results import Results
@@ -78,7 +78,8 @@ def training(size: Size, sets: tuple[str, ...], batch: int, folder: Path) -> Tra
     samples = InMemory(latents, condition, Condition(condition.text[:1]))
     configs = {name: remove(size.unet, name).config for name in sets}
     pairs = {
-        name: taps(Anatomy.of(config), Anatomy.of(size.unet), ["down.?", "up.?"]) for name, config in configs.items()
+        name: feature_pairs(Anatomy.of(config), Anatomy.of(size.unet), ["down.?", "up.?"])
+        for name, config in configs.items()
     }
     rows = [Row("task"), Row("output"), Row("features", taps=pairs)]
     task = Distillation(samples, DDPMScheduler(**NOISE), rows)

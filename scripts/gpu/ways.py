@@ -6,13 +6,14 @@ from collections import Counter
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from asdm_cli.experts.spec import Spec
 from asdm_cli.inheritance.course import Nodes, Resting
 from asdm_cli.measure.plan_times import FULL, pattern_macs, patterns
+
+from asdm_cli.experts.convert import expand
+from asdm_cli.experts.spec import Spec
 from asdm_cli.recipe.patches import read_plan
-from asdm_cli.unet.anatomy import Anatomy
-from asdm_cli.unet.cost import macs
-from asdm_cli.unet.expansion import expand
+from asdm_cli.unet.addresses import Anatomy
+from asdm_cli.unet.flops import macs
 from asdm_cli.unet.presets import preset
 from asdm_cli.unet.surgery import remove
 

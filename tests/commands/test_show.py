@@ -12,7 +12,7 @@ from diffusers import UNet2DConditionModel
 from asdm_cli.cli import main
 from asdm_cli.report.document import Cell, Column, Interval, Report, Table
 from asdm_cli.report.render_json import to_json
-from asdm_cli.unet.anatomy import Anatomy
+from asdm_cli.unet.addresses import Anatomy
 
 
 def shown(source: Path, capsys: pytest.CaptureFixture[str]) -> str:

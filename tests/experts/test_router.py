@@ -1,4 +1,4 @@
-"""Routers look at what they are told to and weigh as they are told; clocks tell them the time of their own call."""
+"""Routers look at what they are told to and weigh as they are told; a context tells them the time of their own call."""
 
 from __future__ import annotations
 
@@ -13,18 +13,17 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
-from torch.utils.flop_counter import FlopCounterMode
 
-from asdm_cli.experts.router import LOOKS, ROUTINGS, SUM_TO_ONE, Clock, Router
+from asdm_cli.experts.router import LOOKS, ROUTINGS, SUM_TO_ONE, Router, TimestepContext
 
 CHANNELS, WIDTH = 3, 6
 
 
-def told(rows: int = 4, timestep: Any = 0) -> Clock:
-    clock = Clock()
-    clock.announce(timestep)
-    clock.hear(nn.Identity(), (), torch.randn(rows, WIDTH, generator=torch.Generator().manual_seed(5)))
-    return clock
+def told(rows: int = 4, timestep: Any = 0) -> TimestepContext:
+    context = TimestepContext()
+    context.announce(timestep)
+    context.hear(nn.Identity(), (), torch.randn(rows, WIDTH, generator=torch.Generator().manual_seed(5)))
+    return context
 
 
 def router(look: str, weights: str = "softmax", experts: int = 3) -> Router:
@@ -63,13 +62,13 @@ def test_sigmoid_is_condconvs() -> None:
 @pytest.mark.parametrize("weights", ROUTINGS)
 @pytest.mark.parametrize("look", LOOKS)
 def test_is_a_linear_layer_of_what_it_looks_at(look: str, weights: str) -> None:
-    made, x, clock = router(look, weights), images(), told()
+    made, x, context = router(look, weights), images(), told()
     logits = made.bias.expand(4, -1)
     if made.features is not None:
         logits = logits + x.mean((2, 3)) @ made.features.weight.T
     if made.time is not None:
-        logits = logits + nn.functional.silu(clock.embedding) @ made.time.weight.T
-    torch.testing.assert_close(made(x, clock), ROUTINGS[weights](logits))
+        logits = logits + nn.functional.silu(context.embedding) @ made.time.weight.T
+    torch.testing.assert_close(made(x, context), ROUTINGS[weights](logits))
     named = {name for name, _ in made.named_parameters()}
     wanted = {"features": {"features.weight"}, "time": {"time.weight"}, "both": {"features.weight", "time.weight"}}
     assert named == {*wanted[look], "bias"}
@@ -77,11 +76,11 @@ def test_is_a_linear_layer_of_what_it_looks_at(look: str, weights: str) -> None:
 
 @pytest.mark.parametrize("look", LOOKS)
 def test_looks_at_nothing_else(look: str) -> None:
-    made, x, clock = router(look), images(), told()
-    before = made(x, clock)
-    by_x = not torch.equal(made(x + 1, clock), before)
+    made, x, context = router(look), images(), told()
+    before = made(x, context)
+    by_x = not torch.equal(made(x + 1, context), before)
     later = told()
-    later.hear(nn.Identity(), (), clock.embedding + 1)
+    later.hear(nn.Identity(), (), context.embedding + 1)
     by_time = not torch.equal(made(x, later), before)
     assert (by_x, by_time) == {"features": (True, False), "time": (False, True), "both": (True, True)}[look]
 
@@ -95,15 +94,15 @@ def test_rows_may_share_one_embedding() -> None:
 
 @pytest.mark.parametrize("look", LOOKS)
 def test_weights_are_float32_whatever_the_layer_is(look: str) -> None:
-    made, x, clock = router(look), images(), told()
-    exact = made(x, clock)
+    made, x, context = router(look), images(), told()
+    exact = made(x, context)
     with torch.autocast("cpu", torch.bfloat16):
-        assert torch.equal(made(x, clock), exact)
+        assert torch.equal(made(x, context), exact)
     half = copy.deepcopy(made).to(torch.bfloat16)
     rounded = router(look)
     rounded.load_state_dict({key: value.float() for key, value in half.state_dict().items()})
-    assert half(x, clock).dtype == torch.float32
-    assert torch.equal(half(x, clock), rounded(x, clock)), "only the weights are coarse, not the sums"
+    assert half(x, context).dtype == torch.float32
+    assert torch.equal(half(x, context), rounded(x, context)), "only the weights are coarse, not the sums"
 
 
 def test_means_of_large_maps_are_not_coarse() -> None:
@@ -112,85 +111,55 @@ def test_means_of_large_maps_are_not_coarse() -> None:
     assert torch.equal(made(x, told(1)), made(x.float(), told(1))), "a sum of float16 would be infinite"
 
 
-@pytest.mark.parametrize(
-    ("timestep", "uniform", "moment"),
-    [
-        (7, True, 7.0),
-        (7.5, True, 7.5),
-        (torch.tensor(7), True, 7.0),
-        (torch.tensor([7]), True, 7.0),
-        (torch.tensor([7, 8]), False, None),
-        (torch.tensor([7, 7]), False, None),
-    ],
-)
-def test_one_number_is_the_time_of_all_rows(timestep: Any, uniform: bool, moment: float | None) -> None:
-    clock = Clock()
-    clock.announce(timestep)
-    assert (clock.uniform, clock.moment) == (uniform, moment)
-    clock.announce(timestep, alone=False)
-    assert (clock.uniform, clock.moment) == (uniform, None), "the embedding depends on more"
-
-
-def test_the_moment_is_not_known_where_operations_are_counted() -> None:
-    """What was kept would not be counted."""
-    clock = Clock()
-    with FlopCounterMode(display=False):
-        clock.announce(7)
-    assert (clock.uniform, clock.moment) == (True, None)
-
-
-def test_a_device_that_would_be_waited_for_is_not_read() -> None:
-    clock = Clock()
-    clock.announce(torch.tensor(7, device="meta"))
-    assert (clock.uniform, clock.moment) == (True, None)
-
-
-def test_a_clock_that_was_told_nothing_says_so() -> None:
-    clock = Clock()
-    assert (clock.uniform, clock.moment) == (False, None)
+@pytest.mark.parametrize("timestep", [7, 7.5, torch.tensor(7), torch.tensor([7]), torch.tensor([7, 8])])
+def test_one_number_is_the_time_of_all_rows(timestep: Any) -> None:
+    context = TimestepContext()
+    assert not context.uniform
     with pytest.raises(AssertionError, match="stand in a UNet"):
-        _ = clock.embedding
+        _ = context.embedding
+    context.announce(timestep)
+    assert context.uniform == (not isinstance(timestep, Tensor) or timestep.numel() == 1)
 
 
-@pytest.mark.parametrize("copied", [copy.deepcopy, copy.copy, lambda clock: pickle.loads(pickle.dumps(clock))])
-def test_a_copied_clock_was_told_nothing(copied: Callable[[Clock], Clock]) -> None:
+@pytest.mark.parametrize("copied", [copy.deepcopy, copy.copy, lambda context: pickle.loads(pickle.dumps(context))])
+def test_a_copied_context_was_told_nothing(copied: Callable[[TimestepContext], TimestepContext]) -> None:
     again = copied(told())
-    assert (again.uniform, again.moment) == (False, None)
+    assert not again.uniform
     with pytest.raises(AssertionError, match="stand in a UNet"):
         _ = again.embedding
 
 
 def test_a_drawing_thread_hears_its_own_call() -> None:
     """And nothing of another thread's training."""
-    clock, mine, other = Clock(), torch.randn(2, WIDTH), torch.randn(2, WIDTH)
-    clock.announce(torch.tensor([1, 2]))
-    clock.hear(nn.Identity(), (), mine)
+    context, mine, other = TimestepContext(), torch.randn(2, WIDTH), torch.randn(2, WIDTH)
+    context.announce(torch.tensor([1, 2]))
+    context.hear(nn.Identity(), (), mine)
 
     @torch.no_grad()
     def drawing() -> tuple[bool, bool]:
-        clock.announce(30)
-        clock.hear(nn.Identity(), (), other)
-        return clock.embedding is other, clock.uniform
+        context.announce(30)
+        context.hear(nn.Identity(), (), other)
+        return context.embedding is other, context.uniform
 
     with ThreadPoolExecutor(1) as worker:
         assert worker.submit(drawing).result() == (True, True)
-    assert clock.embedding is mine
-    assert not clock.uniform
+    assert context.embedding is mine
+    assert not context.uniform
 
 
 @pytest.mark.parametrize("timestep", [30, torch.tensor([1, 2])])
 def test_a_thread_that_computes_again_hears_the_call_that_learns(timestep: Any) -> None:
     """The backward pass of a GPU has a thread of its own; drawing in between does not matter."""
-    clock, mine = Clock(), torch.randn(2, WIDTH)
-    clock.announce(timestep)
-    clock.hear(nn.Identity(), (), mine)  # of a time embedding that need not learn itself
-    uniform = clock.uniform
+    context, mine = TimestepContext(), torch.randn(2, WIDTH)
+    context.announce(timestep)
+    context.hear(nn.Identity(), (), mine)  # of a time embedding that need not learn itself
+    uniform = context.uniform
     with torch.no_grad():
-        clock.announce(torch.tensor([5, 6]) if uniform else 5)
-        clock.hear(nn.Identity(), (), torch.randn(2, WIDTH))
+        context.announce(torch.tensor([5, 6]) if uniform else 5)
+        context.hear(nn.Identity(), (), torch.randn(2, WIDTH))
 
     def again() -> tuple[bool, bool]:
-        return clock.embedding is mine, clock.uniform == uniform
+        return context.embedding is mine, context.uniform == uniform
 
     assert again() == (True, True)
     with ThreadPoolExecutor(1) as worker:

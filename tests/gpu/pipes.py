@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from asdm_cli.switching.unet import SwitchedUNet
-from asdm_cli.unet.cost import inputs
+from asdm_cli.unet.flops import inputs
 from tests.inheritance import pipes
 
 draw = pipes.draw

@@ -13,13 +13,13 @@ import pytest
 import torch
 
 from asdm_cli import inherit, switch
-from asdm_cli.experts.mixing import STRATEGIES
+from asdm_cli.experts.convert import expand
+from asdm_cli.experts.layer import WAYS
 from asdm_cli.experts.spec import Spec
 from asdm_cli.inheritance.engine import Engine
 from asdm_cli.models.load import random_unet
 from asdm_cli.recipe.patches import read_plan
-from asdm_cli.unet.expansion import expand
-from tests.experts.test_precision import tensors
+from tests.experts.test_layer import tensors
 from tests.gpu.pipes import CALLS, arguments, draw, pipe
 from tests.inheritance.shapes import SHAPES
 from tests.switching.parts import small
@@ -112,7 +112,6 @@ def test_inside_a_step_nobody_waits_for_the_device(plan: str, device: torch.devi
 
 @pytest.mark.parametrize("router", ["time", "features"])
 def test_nor_does_a_unet_with_experts(router: str, device: torch.device) -> None:
-    """Its first call may: there the ways to convolve are timed."""
     config = expand(SHAPES["two levels"], Spec(3, router, "softmax"), ["down.0"], None).config
     unet = random_unet(config, device, torch.float32)
     given = arguments(unet, device)
@@ -197,12 +196,12 @@ def offload(pipe: Any, way: str, device: torch.device) -> None:
 
 
 @pytest.mark.parametrize("dtype", FORMATS, ids=str)
-@pytest.mark.parametrize("way", STRATEGIES)
+@pytest.mark.parametrize("way", WAYS)
 def test_experts_are_mixed_alike_every_way(way: str, dtype: torch.dtype, device: torch.device) -> None:
     given = [each.to(device) for each in tensors(dtype)]
-    wanted = STRATEGIES["separate"](*(each.double() for each in given), True, {"padding": 1})
+    wanted = WAYS["separate"](*(each.double() for each in given), True, {"padding": 1})
     with torch.no_grad():
-        got = STRATEGIES[way](*given, True, {"padding": 1})
+        got = WAYS[way](*given, True, {"padding": 1})
     ulp = torch.finfo(dtype).eps
     assert got.dtype == dtype
     torch.testing.assert_close(got.double(), wanted, atol=16 * ulp, rtol=4 * ulp)

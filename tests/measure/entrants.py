@@ -9,7 +9,7 @@ import torch
 
 from asdm_cli.measure.contestants import Entrant, Protocol
 from asdm_cli.models.source import find
-from asdm_cli.unet import cost
+from asdm_cli.unet import flops
 from tests import tiny
 
 
@@ -43,8 +43,8 @@ def _entrant(name: str, config: dict[str, Any], **changes: Any) -> Entrant:
         "source": "a test",
         "directory": None,
         "config": config,
-        "parameters": cost.parameters(config),
-        "macs": cost.macs(config, tokens=tiny.TOKENS),
+        "parameters": flops.parameters(config),
+        "macs": flops.macs(config, tokens=tiny.TOKENS),
         "latent": (4, 8, 8),
         "tokens": tiny.TOKENS,
         "steps": 4,

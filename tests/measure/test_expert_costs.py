@@ -11,7 +11,8 @@ import pytest
 import asdm_cli
 from asdm_cli.models.source import find
 from asdm_cli.profiling.macs import count
-from asdm_cli.unet.cost import macs
+from asdm_cli.unet.flops import macs
+from asdm_cli.unet.flops import macs
 from tests import tiny
 from tests.expanding import done, expand, picture, run, unet
 

@@ -16,8 +16,10 @@ from asdm_cli.measure.players import ASDM, FEWER, PLAIN, Player
 from asdm_cli.recipe.patches import read_plan
 from asdm_cli.sampling.generate import ROWS, SamplingSettings, Share
 from asdm_cli.sampling.image_set import ImageSet
-from asdm_cli.unet.anatomy import Anatomy
-from asdm_cli.unet.cost import macs
+from asdm_cli.unet.addresses import Anatomy
+from asdm_cli.unet.flops import macs
+from asdm_cli.unet.addresses import Anatomy
+from asdm_cli.unet.flops import macs
 from tests import tiny
 from tests.carrying import every
 from tests.inheritance import pipes

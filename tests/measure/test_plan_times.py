@@ -21,8 +21,8 @@ from asdm_cli.profiling.macs import count as macs_of_image
 from asdm_cli.profiling.memory import Memory
 from asdm_cli.recipe.patches import read_plan
 from asdm_cli.report.document import Interval, Report, Table
-from asdm_cli.unet.anatomy import Anatomy
-from asdm_cli.unet.cost import Macs
+from asdm_cli.unet.addresses import Anatomy
+from asdm_cli.unet.flops import Macs
 from asdm_cli.unet.presets import preset
 from tests import tiny
 from tests.carrying import every

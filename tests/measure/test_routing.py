@@ -14,10 +14,10 @@ from torch import Tensor
 
 import asdm_cli
 from asdm_cli.experts.router import ROUTINGS
+from asdm_cli.experts.unet import build, expert_layers
 from asdm_cli.measure.routing import Routing, has_experts, observe, watched
 from asdm_cli.measure.routing_report import SHOWN_PROMPTS, routing_parts
 from asdm_cli.report.document import Bars, Curves, Table
-from asdm_cli.unet.expert_unet import build, expert_layers
 from tests import expanding
 
 PROMPTS = ("a fox", "two owls")
@@ -75,16 +75,6 @@ def test_watching_changes_no_picture(pipe: Any) -> None:
     assert torch.equal(expanding.picture(pipe), before)
     assert not any(layer.router._forward_hooks for layer in expert_layers(pipe.unet).values())
     assert not pipe.unet._forward_pre_hooks
-
-
-def test_kernels_that_were_kept_are_seen(timed: Any) -> None:
-    """Where nothing is mixed nothing is asked; the second look sees as much as the first."""
-    pictures = [expanding.picture(timed) for _ in range(2)]
-    assert all(layer.kept._mixed for layer in expert_layers(timed.unet).values())
-    first, again = seen(timed), seen(timed)
-    assert torch.equal(expanding.picture(timed), pictures[0])
-    assert all(torch.equal(first.weights[name], again.weights[name]) for name in first.weights)
-    assert len(first.weights) == 24
 
 
 def test_weights_by_time_by_hand(timed: Any) -> None:

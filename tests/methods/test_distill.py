@@ -25,7 +25,8 @@ from asdm_cli.report.run_directory import Run, is_run
 from asdm_cli.training import checkpoints
 from asdm_cli.training.distillation import Distillation
 from asdm_cli.training.log import read
-from asdm_cli.unet.checkpoint import WEIGHTS
+from asdm_cli.unet.weights import WEIGHTS
+from asdm_cli.verbs import prune
 from tests import stock, tiny
 from tests.apart import shared
 from tests.data import tars

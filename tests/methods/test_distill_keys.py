@@ -23,7 +23,7 @@ from asdm_cli.report.run_directory import Run
 from asdm_cli.training import checkpoints
 from asdm_cli.training.distillation import Distillation
 from asdm_cli.training.log import read
-from asdm_cli.unet.checkpoint import WEIGHTS
+from asdm_cli.unet.weights import WEIGHTS
 from tests import tiny
 from tests.data import tars
 

@@ -16,11 +16,11 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
+from asdm_cli.experts.spec import specs
+from asdm_cli.experts.unet import expert_layers
 from asdm_cli.models.source import find
 from asdm_cli.training.distillation import Distillation
-from asdm_cli.unet.checkpoint import WEIGHTS
-from asdm_cli.unet.expert_config import specs
-from asdm_cli.unet.expert_unet import expert_layers
+from asdm_cli.unet.weights import WEIGHTS
 from tests import expanding
 from tests.data import tars
 from tests.typed import asdm

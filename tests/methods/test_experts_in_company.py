@@ -11,7 +11,7 @@ import torch
 
 import asdm_cli
 from asdm_cli.errors import ModelError
-from asdm_cli.unet.expert_unet import ExpertUNet, expert_layers
+from asdm_cli.experts.unet import ExpertUNet, expert_layers
 from tests import turns
 from tests.expanding import done, drawn, expand, on_its_own, picture
 

@@ -24,7 +24,8 @@ from asdm_cli.models.load import load_clip, load_pipeline, load_unet
 from asdm_cli.models.parts import check_clip, check_parts
 from asdm_cli.models.source import find
 from asdm_cli.sampling.generate import SamplingSettings, draw
-from asdm_cli.unet.checkpoint import WEIGHTS
+from asdm_cli.unet.weights import WEIGHTS
+from asdm_cli.unet.weights import WEIGHTS
 from tests.hardening.test_broken_models import RECIPES
 from tests.typed import asdm
 

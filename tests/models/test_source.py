@@ -13,10 +13,10 @@ from typing import Any
 import pytest
 
 from asdm_cli.errors import ModelError
-from asdm_cli.methods.prune import plan as prune
 from asdm_cli.models.classes import KNOWN, check_class
 from asdm_cli.models.source import INDEX, find
 from asdm_cli.recipe.verbs import PruneRecipe
+from asdm_cli.verbs.prune import plan as prune
 
 
 @pytest.fixture

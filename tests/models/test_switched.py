@@ -20,7 +20,7 @@ from asdm_cli.models.provenance import record
 from asdm_cli.models.source import find
 from asdm_cli.models.switched import checked_switch, member, one_unet, read_switch, run_time_plans, write_switched
 from asdm_cli.switching.pipelines import switched
-from asdm_cli.unet.checkpoint import WEIGHTS
+from asdm_cli.unet.weights import WEIGHTS
 from tests import tiny
 from tests.apart import shared
 from tests.forking import plain

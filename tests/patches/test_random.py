@@ -17,8 +17,11 @@ from asdm_cli.patches.feature_cache.hooks import FeatureCache
 from asdm_cli.patches.feature_cache.plan import ENCODER, ResolvedPlan
 from asdm_cli.profiling.macs import mac_counter, tally
 from asdm_cli.recipe.patches import read_plan
-from asdm_cli.unet.anatomy import Anatomy
+from asdm_cli.unet.addresses import Anatomy
 from tests.patches.shapes import SHAPES, unet
+from asdm_cli.schedule import key_steps
+from asdm_cli.unet.addresses import Anatomy
+from tests.inheritance.shapes import SHAPES, unet
 
 FEW = settings(max_examples=25, deadline=None)
 Plan = dict[str, Any]

@@ -14,9 +14,9 @@ from asdm_cli.data.samples import Condition, InMemory
 from asdm_cli.training.distillation import Distillation, Row
 from asdm_cli.training.loop import Training, train
 from asdm_cli.training.plan import Plan
-from asdm_cli.unet.anatomy import Anatomy
+from asdm_cli.unet.addresses import Anatomy
+from asdm_cli.unet.feature_pairs import feature_pairs
 from asdm_cli.unet.surgery import apply
-from asdm_cli.unet.taps import taps
 from tests import tiny
 
 PLAIN = Plan(
@@ -56,7 +56,7 @@ def pruned(teacher: Any, remove: Any) -> Any:
 
 def rows(student: Any, teacher: Any, name: str = "s", normalise: bool = False, weights: Any = (1, 1, 1)) -> list[Row]:
     """The three rows of BK-SDM."""
-    pairs = taps(Anatomy.of(dict(student.config)), Anatomy.of(dict(teacher.config)), ["down.?", "up.?"])
+    pairs = feature_pairs(Anatomy.of(dict(student.config)), Anatomy.of(dict(teacher.config)), ["down.?", "up.?"])
     kinds = ("task", "output", "features")
     return [
         Row(kind, weight, taps={name: pairs} if kind == "features" else {}, normalise=normalise)

@@ -6,8 +6,8 @@ import pytest
 
 from asdm_cli.errors import ModelError
 from asdm_cli.training.freezing import frozen_keys
-from asdm_cli.unet.anatomy import Anatomy
-from asdm_cli.unet.cost import shapes
+from asdm_cli.unet.addresses import Anatomy
+from asdm_cli.unet.flops import shapes
 from asdm_cli.unet.presets import preset
 
 KEYS = list(shapes(preset("sd15")))

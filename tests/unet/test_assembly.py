@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 import json
 from itertools import product
 from pathlib import Path
@@ -15,16 +14,14 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from asdm_cli.errors import ModelError
-from asdm_cli.unet.anatomy import Anatomy
+from asdm_cli.unet.addresses import Anatomy
 from asdm_cli.unet.assembly import Assembly, Choice, Part, assemble, by_levels
 from asdm_cli.unet.blocks import Config, read_blocks
-from asdm_cli.unet.checkpoint import WEIGHTS, copy_tensors, open_checkpoint
-from asdm_cli.unet.cost import parameters, shapes
-from asdm_cli.unet.expert_config import EXPERTS
+from asdm_cli.unet.flops import parameters, shapes
 from asdm_cli.unet.presets import preset
-from asdm_cli.unet.settings import HARMLESS, WHOLE, unlike
-from asdm_cli.unet.stock import BY_BLOCKS
+from asdm_cli.unet.stock import unlike
 from asdm_cli.unet.surgery import apply, remove
+from asdm_cli.unet.weights import WEIGHTS, copy_tensors, open_checkpoint
 from tests import tiny
 from tests.stock import answers, ask
 
@@ -215,16 +212,6 @@ def test_taken_names_what_of_the_result_is_whose() -> None:
     inside = [address for own in taken.values() for address in own if address in found.result]
     covered = frozenset().union(*(found.result.inside(address) for address in inside))
     assert covered == set(found.result.addresses)
-
-
-def test_settings_that_are_not_about_blocks_are_diffusers_own() -> None:
-    defaults = {
-        name: parameter.default
-        for name, parameter in inspect.signature(UNet2DConditionModel.__init__).parameters.items()
-        if name != "self"
-    }
-    assert {key: defaults[key] for key in WHOLE} == WHOLE
-    assert set(defaults) == {*WHOLE, *BY_BLOCKS, *HARMLESS} - {EXPERTS}, "one key is ours"
 
 
 def test_a_setting_left_out_is_its_default_and_others_are_told() -> None:

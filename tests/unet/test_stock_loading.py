@@ -16,8 +16,8 @@ from torch import nn
 
 from asdm_cli.errors import ModelError
 from asdm_cli.unet.blocks import read_blocks
-from asdm_cli.unet.checkpoint import WEIGHTS, copy_tensors, open_checkpoint
 from asdm_cli.unet.surgery import apply, remove
+from asdm_cli.unet.weights import WEIGHTS, copy_tensors, open_checkpoint
 from tests import tiny
 from tests.stock import answers, ask
 

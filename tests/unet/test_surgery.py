@@ -7,7 +7,7 @@ from itertools import product
 import pytest
 
 from asdm_cli.errors import ModelError
-from asdm_cli.unet.cost import parameters, shapes
+from asdm_cli.unet.flops import parameters, shapes
 from asdm_cli.unet.presets import preset
 from asdm_cli.unet.surgery import Surgery, apply, remove
 from tests import tiny
@@ -168,40 +168,22 @@ def test_a_level_between_two_of_its_width_can_go() -> None:
 
 
 @pytest.mark.parametrize(
-    ("wanted", "reason", "nearest"),
+    ("wanted", "reason"),
     [
-        ("down.0.0", "one layer more", "[down.0.0, up.3.1]"),
-        ("up.*.1", "one layer more", "[down.0.0, down.1.1, down.2.1, down.3.0, up.0.1, up.1.1, up.2.1, up.3.1]"),
-        ("up.1.sampler", "resampler", "[down.2.1, up.1.1]"),
-        (["down.0.1", "up.3.1", "down.1.sampler"], "resampler", "[down.0.1, up.3.1]"),
-        ("down.3", "go together", "[down.2.sampler, down.3, up.0]"),
-        ("level.3", "resampler", "[down.2.sampler, down.3, up.0]"),
-        ("level.1", "640 -> 1280", "[down.1.1, up.2.1]"),
-        ("down.0.0.attn", "without transformer", "[down.0.*.attn]"),
-        ("mid.0.self", "cannot leave its transformer", "[mid.0]"),
-        ("down.1.0.resnet", "without its resnet", "[down.1.1, up.2.1]"),
-        (["down.*", "up.*"], "nothing would be left", "[down.0.1, up.3.1]"),
+        ("down.0.0", "one layer more"),
+        ("up.*.1", "one layer more"),
+        (["down.0.*", "up.3.*"], "resampler"),
+        ("up.1.sampler", "resampler"),
+        (["down.0.1", "up.3.1", "down.1.sampler"], "resampler"),
+        ("down.3", "go together"),
+        ("level.3", "resampler"),
+        ("level.1", "640 -> 1280"),
+        ("down.0.0.attn", "without transformer"),
+        ("mid.0.self", "cannot leave its transformer"),
+        ("down.1.0.resnet", "without its resnet"),
+        (["down.*", "up.*"], "nothing would be left"),
     ],
-)  # fmt: skip
-def test_what_no_stock_config_expresses_is_refused_with_the_nearest_sets(
-    wanted: str | list[str], reason: str, nearest: str
-) -> None:
-    with pytest.raises(ModelError) as caught:
+)
+def test_what_no_stock_config_expresses_is_refused(wanted: str | list[str], reason: str) -> None:
+    with pytest.raises(ModelError, match=f"no stock UNet lacks just that: .*{reason}"):
         remove(preset("sd15"), wanted)
-    message = str(caught.value)
-    assert reason in message
-    assert nearest in message.split("nearest sets that can be removed: ")[1]
-
-
-@pytest.mark.parametrize("model", ["sd15", "sd21", "sdxl"])
-def test_every_set_that_is_offered_can_be_removed(model: str) -> None:
-    anatomy = remove(preset(model), []).donor
-    offered = 0
-    for node in anatomy.nodes:
-        try:
-            remove(preset(model), node.address)
-        except ModelError as error:
-            for text in str(error).split("[")[1:]:
-                remove(preset(model), text.split("]")[0].split(", "))
-                offered += 1
-    assert offered >= 60

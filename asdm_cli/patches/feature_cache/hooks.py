@@ -19,7 +19,7 @@ from asdm_cli.patches.base import CallHook, Live, Stats, Trajectory, hook, live_
 from asdm_cli.patches.feature_cache.plan import REUSE, SKIP, STORE, Outlet, ResolvedPlan, Reused
 from asdm_cli.patches.feature_cache.state import CacheState
 from asdm_cli.recipe.patches import Rules
-from asdm_cli.unet.anatomy import Anatomy
+from asdm_cli.unet.addresses import Anatomy
 
 NAME = "asdm_feature_cache"
 UNET = "unet"

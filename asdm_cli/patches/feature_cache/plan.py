@@ -11,7 +11,7 @@ from itertools import combinations, product
 
 from asdm_cli.errors import ModelError
 from asdm_cli.recipe.patches import Rules
-from asdm_cli.unet.anatomy import NORMS, Anatomy
+from asdm_cli.unet.addresses import NORMS, Anatomy
 from asdm_cli.unet.dataflow import CONV_IN, CONV_OUT, OUTSIDE, TIME, Dataflow
 
 STORE, REUSE, SKIP = 1, 2, 3

@@ -9,20 +9,22 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass
+from difflib import get_close_matches
+from fnmatch import fnmatchcase
 from functools import cached_property
 
 from asdm_cli.errors import ModelError
-from asdm_cli.unet import patterns
 from asdm_cli.unet.blocks import Block, Config, read_blocks
-from asdm_cli.unet.masks import NAMED, named_set
+from asdm_cli.unet.layer_sets import NAMED, named_set
 
 SAMPLERS = {"down": "downsamplers", "up": "upsamplers"}
 SUB_UNITS = {"self": "attn1", "cross": "attn2", "ff": "ff"}
 """Address word -> module inside a BasicTransformerBlock."""
 NORMS = {"norm1": "self", "norm2": "cross", "norm3": "ff"}
 """The layer norm in front of a sub-unit belongs to it."""
+INSIDE = {**NORMS, **{module: word for word, module in SUB_UNITS.items()}}
 KEY = re.compile(r"(?:(down|up)_blocks\.(\d+)|mid_block)\.(resnets|attentions|downsamplers|upsamplers)\.(\d+)\.(.+)")
-INSIDE = re.compile(r"transformer_blocks\.\d+\.(\w+)\.")
+UNITS = {"resnet", "attn", "self", "cross", "ff", "sampler"}
 
 
 @dataclass(frozen=True)
@@ -42,6 +44,9 @@ class Anatomy:
     def __init__(self, blocks: Iterable[Block]):
         self.blocks = tuple(blocks)
         self._nodes = {node.address: node for block in self.blocks for node in _block_nodes(block)}
+        self._children: dict[str | None, list[str]] = {}
+        for node in self._nodes.values():
+            self._children.setdefault(node.parent, []).append(node.address)
         self._inside: dict[str, frozenset[str]] = {}
 
     @classmethod
@@ -63,7 +68,11 @@ class Anatomy:
     def node(self, address: str) -> Node:
         if address in self._nodes:
             return self._nodes[address]
-        raise ModelError(patterns.unknown(address, self.addresses))
+        raise ModelError(self._unknown(address))
+
+    def block(self, address: str) -> Block:
+        """The block that an address is, or lies in."""
+        return next(b for b in self.blocks if address == b.address or address.startswith(f"{b.address}."))
 
     def module(self, address: str) -> str | tuple[str, ...]:
         """diffusers' module name; several names for a layer (resnet, transformer) and for sub-units of deep ones."""
@@ -71,8 +80,7 @@ class Anatomy:
         return names[0] if len(names) == 1 else names
 
     def children(self, address: str) -> tuple[str, ...]:
-        self.node(address)
-        return self._children.get(address, ())
+        return tuple(self._children.get(self.node(address).address, ()))
 
     def inside(self, address: str) -> frozenset[str]:
         """The address and everything below it."""
@@ -82,7 +90,11 @@ class Anatomy:
         return self._inside[address]
 
     def match(self, wanted: str | Iterable[str]) -> frozenset[str]:
-        """Addresses that patterns, `level.N` and named sets stand for; ModelError for one that matches nothing."""
+        """Addresses that patterns, `level.N` and named sets stand for; ModelError for one that matches nothing.
+
+        Words are matched one by one with shell wildcards: `up.*.1`, `down.[01].0.attn`. Where the last word is a
+        unit, a leading `*` stands for everything in front: `*.self`, `*.1.attn`.
+        """
         wanted = [wanted] if isinstance(wanted, str) else list(wanted)
         return frozenset().union(*(self._match_one(pattern) for pattern in wanted))
 
@@ -96,47 +108,46 @@ class Anatomy:
             return None
         side, index, group, number, rest = found.groups()
         block = f"{side}.{index}" if side else "mid"
+        words = rest.split(".")
         if group in SAMPLERS.values():
-            return self._known(f"{block}.sampler", key)
-        if group == "resnets":
-            return self._known(f"{block}.{number}.resnet", key)
-        part = INSIDE.match(rest)
-        word = part and (NORMS.get(part[1]) or next((w for w, module in SUB_UNITS.items() if module == part[1]), None))
-        return self._known(f"{block}.{number}.{word or 'attn'}", key)
-
-    @cached_property
-    def _children(self) -> dict[str, tuple[str, ...]]:
-        below: dict[str, list[str]] = {}
-        for node in self.nodes:
-            if node.parent is not None:
-                below.setdefault(node.parent, []).append(node.address)
-        return {parent: tuple(children) for parent, children in below.items()}
+            address = f"{block}.sampler"
+        elif group == "resnets":
+            address = f"{block}.{number}.resnet"
+        else:
+            inner = INSIDE.get(words[2], "attn") if words[0] == "transformer_blocks" and len(words) > 3 else "attn"
+            address = f"{block}.{number}.{inner}"
+        if address in self._nodes:
+            return address
+        where = f"the UNet's config has no place for this tensor ({address})"
+        raise ModelError(f"{key}: {where}; config and weights differ")
 
     def _match_one(self, pattern: str) -> frozenset[str]:
         if pattern in NAMED:
             return named_set(self.blocks, pattern)
-        level = re.fullmatch(r"level\.(\d+)", pattern)
-        if level:
-            return self._level(int(level[1]))
-        found = patterns.match(pattern, self.addresses)
-        if not found:
-            raise ModelError(patterns.unknown(pattern, (*self.addresses, *NAMED)))
-        return found
-
-    def _level(self, level: int) -> frozenset[str]:
-        """Down and up block of one resolution; the mid block has an address of its own."""
-        found = [block.address for block in self.blocks if block.level == level and block.kind != "mid"]
-        if not found:
+        if level := re.fullmatch(r"level\.(\d+)", pattern):  # the mid block has an address of its own
+            found = [b.address for b in self.blocks if b.level == int(level[1]) and b.kind != "mid"]
             deepest = max(block.level for block in self.blocks)
-            raise ModelError(f"level.{level}: this UNet has the levels 0 to {deepest}")
-        return frozenset(found)
+            if not found:
+                raise ModelError(f"{pattern}: this UNet has the levels 0 to {deepest}")
+            return frozenset(found)
+        wanted = pattern.split(".")
+        anywhere = len(wanted) > 1 and wanted[0] == "*" and wanted[-1] in UNITS
+        wanted = wanted[anywhere:]
+        matched = set()
+        for address in self.addresses:
+            words = address.split(".")
+            words = words[-len(wanted) :] if anywhere else words
+            if len(words) == len(wanted) and all(fnmatchcase(*pair) for pair in zip(words, wanted, strict=True)):
+                matched.add(address)
+        if not matched:
+            raise ModelError(self._unknown(pattern, NAMED))
+        return frozenset(matched)
 
-    def _known(self, address: str, key: str) -> str:
-        if address in self._nodes:
-            return address
-        raise ModelError(
-            f"{key}: the UNet's config has no place for this tensor ({address}); config and weights differ"
-        )
+    def _unknown(self, word: str, names: Iterable[str] = ()) -> str:
+        close = get_close_matches(word, [*self.addresses, *names], n=1)
+        blocks = ", ".join(sorted(block.address for block in self.blocks))
+        hint = f"did you mean {close[0]!r}?" if close else f"its blocks are {blocks}"
+        return f"{word}: this UNet has no such address ({hint})"
 
 
 def _block_nodes(block: Block) -> Iterable[Node]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache, partial
 from typing import Any
@@ -15,10 +15,10 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from asdm_cli.errors import ModelError
-from asdm_cli.unet.anatomy import Anatomy
+from asdm_cli.experts.unet import build
+from asdm_cli.unet.addresses import Anatomy
 from asdm_cli.unet.blocks import Config, per_level
-from asdm_cli.unet.expert_unet import build
-from asdm_cli.unet.settings import time_width
+from asdm_cli.unet.stock import time_width
 
 ATTENTION = {
     torch.ops.aten._scaled_dot_product_flash_attention,
@@ -49,9 +49,6 @@ GLIGEN = {
 GLIGEN_OBJECTS = 30
 """As many as GLIGEN's pipelines always give, empty ones among them."""
 
-Noise = Callable[..., Tensor]
-"""Makes a tensor of a shape."""
-
 
 @dataclass(frozen=True)
 class Macs:
@@ -79,31 +76,56 @@ def shapes(config: Config) -> dict[str, tuple[int, ...]]:
     return dict(_shapes(_text(config)))
 
 
-@lru_cache(REMEMBERED)
-def _shapes(text: str) -> dict[str, tuple[int, ...]]:
-    return {name: tuple(tensor.shape) for name, tensor in meta_unet(json.loads(text)).state_dict().items()}
-
-
 def parameters(config: Config) -> dict[str, int]:
     """Parameters of every block address in forward order, and of what stands outside the blocks."""
     return dict(_parameters(_text(config)))
-
-
-@lru_cache(REMEMBERED)
-def _parameters(text: str) -> dict[str, int]:
-    config = json.loads(text)
-    unet = meta_unet(config)
-    anatomy = Anatomy.of(config)
-    counts = {block.address: 0 for block in anatomy.blocks} | {OUTSIDE: 0}
-    for name, tensor in unet.named_parameters():
-        counts[_block_of(anatomy, name)] += tensor.numel()
-    return counts
 
 
 def macs(config: Config, batch: int = 1, size: int | tuple[int, int] | None = None, tokens: int = 77) -> Macs:
     """Cost of one forward pass: `size` is height and width of the latent (default: the config's own). As when
     pipelines draw, all rows have one timestep. ModelError where nobody knows what such a UNet is called with."""
     return _macs_of_call(_text(config), batch, (size, size) if isinstance(size, int) else size, tokens)
+
+
+def macs_of(unet: torch.nn.Module, arguments: dict[str, Any]) -> Macs:
+    """Cost of one call of a live UNet, on whatever device it is."""
+    anatomy = Anatomy.of(dict(unet.config))
+    counter = FlopCounterMode(display=False, custom_mapping=MIXING)
+    # fused kernels are not counted on every device; spelled out, attention costs the same everywhere
+    with torch.no_grad(), sdpa_kernel(SDPBackend.MATH), counter:
+        unet(**arguments)
+    counted, name = counter.get_flop_counts(), type(unet).__name__
+    parts = {block.address: counted.get(f"{name}.{anatomy.module(block.address)}", {}) for block in anatomy.blocks}
+    totals, by_block = [], []
+    for without in (set(), ATTENTION):
+        # the counter counts a multiplication and an addition as two
+        whole, *each = (
+            sum(count for operator, count in flops.items() if operator not in without) // 2
+            for flops in (counted["Global"], *parts.values())
+        )
+        totals.append(whole)
+        by_block.append({**dict(zip(parts, each, strict=True)), OUTSIDE: whole - sum(each)})
+    return Macs(*totals, *by_block)
+
+
+def _text(config: Config) -> str:
+    """By which a config is known: without diffusers' notes of where it was read from, which change no cost."""
+    return json.dumps({key: value for key, value in config.items() if not key.startswith("_")}, sort_keys=True)
+
+
+@lru_cache(REMEMBERED)
+def _shapes(text: str) -> dict[str, tuple[int, ...]]:
+    return {name: tuple(tensor.shape) for name, tensor in meta_unet(json.loads(text)).state_dict().items()}
+
+
+@lru_cache(REMEMBERED)
+def _parameters(text: str) -> dict[str, int]:
+    anatomy = Anatomy.of(json.loads(text))
+    counts = {block.address: 0 for block in anatomy.blocks} | {OUTSIDE: 0}
+    for name, tensor in meta_unet(json.loads(text)).named_parameters():
+        address = anatomy.address_of_key(name)
+        counts[anatomy.block(address).address if address else OUTSIDE] += tensor.numel()
+    return counts
 
 
 @lru_cache(REMEMBERED)
@@ -115,27 +137,6 @@ def _macs_of_call(text: str, batch: int, size: tuple[int, int] | None, tokens: i
     except Exception as error:  # settings may contradict each other in any way
         reason = (str(error) or type(error).__name__).splitlines()[0]
         raise ModelError(f"UNet config: a UNet of it cannot be called ({reason}); fetch the config again") from None
-
-
-def counted(*configs: Config, batch: int = 1, tokens: int = 77) -> tuple[Macs, ...] | None:
-    """What a call of each costs, or None where that cannot be counted: a figure stops no surgery."""
-    try:
-        return tuple(macs(config, batch=batch, tokens=tokens) for config in configs)
-    except ModelError:
-        return None
-
-
-def change(costs: tuple[Macs, ...] | None, what: str = "a call") -> str:
-    """Two of them in words."""
-    if costs is None:
-        return f"what {what} costs is not known"
-    before, after = (each.total for each in costs)
-    return f"{before / 1e9:.2f} → {after / 1e9:.2f} GMACs {what} ({after / before - 1:+.1%})"
-
-
-def _text(config: Config) -> str:
-    """By which a config is known: without diffusers' notes of where it was read from, which change no cost."""
-    return json.dumps({key: value for key, value in config.items() if not key.startswith("_")}, sort_keys=True)
 
 
 def latent_size(config: Config) -> tuple[int, int]:
@@ -162,21 +163,26 @@ def inputs(
     storage."""
     height, width = (size, size) if isinstance(size, int) else size or latent_size(config)
     noise = partial(torch.randn, device=device, dtype=dtype)
-    context, encoded = per_level(config, "cross_attention_dim")[0], _encoded(config)
+    context = per_level(config, "cross_attention_dim")[0]
+    encoded = config.get("encoder_hid_dim") or context  # before the UNet projects it
     hint = HINT_CHANNELS if config.get("addition_embed_type") == "image_hint" else 0
-    adapted = config.get("encoder_hid_dim_type") == "ip_image_proj"
+    told = context if config.get("encoder_hid_dim_type") == "ip_image_proj" else encoded
     arguments: dict[str, Any] = {
         "sample": noise(batch, config.get("in_channels", 4) - hint, height, width),
         "timestep": torch.full((batch,), 500, device=device),
-        "encoder_hidden_states": noise(batch, tokens, context if adapted else encoded),
+        "encoder_hidden_states": noise(batch, tokens, told),
     }
-    added = _text_embeds(config, batch, noise) | _image_embeds(config, batch, noise)
+    added = _added(config, batch, context, encoded, noise)
     if hint:
         added["hint"] = noise(batch, 3, HINT_FACTOR * height, HINT_FACTOR * width)
     if added:
         arguments["added_cond_kwargs"] = added
-    if (labels := _class_labels(config, batch, noise)) is not None:
-        arguments["class_labels"] = labels
+    if (kind := config.get("class_embed_type")) in ("projection", "simple_projection"):
+        arguments["class_labels"] = noise(batch, config["projection_class_embeddings_input_dim"])
+    elif kind == "identity":
+        arguments["class_labels"] = noise(batch, time_width(config))
+    elif kind == "timestep" or config.get("num_class_embeds") is not None:
+        arguments["class_labels"] = noise(batch).to(torch.int64).zero_()
     if config.get("time_cond_proj_dim") is not None:
         arguments["timestep_cond"] = noise(batch, config["time_cond_proj_dim"])
     if (grounded := config.get("attention_type")) in GLIGEN:
@@ -186,73 +192,21 @@ def inputs(
     return arguments
 
 
-def _encoded(config: Config) -> int:
-    """How wide an encoder's answer is, before the UNet projects it."""
-    return config.get("encoder_hid_dim") or per_level(config, "cross_attention_dim")[0]
-
-
-def _text_embeds(config: Config, batch: int, noise: Noise) -> dict[str, Any]:
-    kind = config.get("addition_embed_type")
+def _added(config: Config, batch: int, context: int, encoded: int, noise: Callable[..., Tensor]) -> dict[str, Any]:
+    """Conditions besides the text, `context` wide inside the UNet and `encoded` before it projects them."""
+    kind, hidden_kind = config.get("addition_embed_type"), config.get("encoder_hid_dim_type")
+    added: dict[str, Any] = {}
     if kind == "text_image":
-        return {"text_embeds": noise(batch, per_level(config, "cross_attention_dim")[0])}
-    if kind != "text_time":
-        return {}
-    # micro-conditioning of SDXL: numbers, each embedded; the rest of the projection's input is pooled text
-    each, whole = config["addition_time_embed_dim"], config["projection_class_embeddings_input_dim"]
-    numbers = min(TIME_IDS, whole // each)
-    return {"text_embeds": noise(batch, whole - numbers * each), "time_ids": noise(batch, numbers).zero_()}
-
-
-def _image_embeds(config: Config, batch: int, noise: Noise) -> dict[str, Any]:
-    kinds = {config.get("addition_embed_type"), config.get("encoder_hid_dim_type")}
-    if kinds & {"text_image", "text_image_proj"}:
-        return {"image_embeds": noise(batch, per_level(config, "cross_attention_dim")[0])}
-    if kinds & {"image", "image_hint", "image_proj"}:
-        return {"image_embeds": noise(batch, _encoded(config))}
-    return {"image_embeds": [noise(batch, 1, _encoded(config))]} if "ip_image_proj" in kinds else {}
-
-
-def _class_labels(config: Config, batch: int, noise: Noise) -> Tensor | None:
-    kind = config.get("class_embed_type")
-    if kind in ("projection", "simple_projection"):
-        return noise(batch, config["projection_class_embeddings_input_dim"])
-    if kind == "identity":
-        return noise(batch, time_width(config))
-    if kind == "timestep" or config.get("num_class_embeds") is not None:
-        return noise(batch).to(torch.int64).zero_()
-    return None
-
-
-def macs_of(unet: torch.nn.Module, arguments: dict[str, Any]) -> Macs:
-    """Cost of one call of a live UNet, on whatever device it is."""
-    anatomy = Anatomy.of(dict(unet.config))
-    modules = {str(anatomy.module(block.address)): block.address for block in anatomy.blocks}
-    counter = FlopCounterMode(display=False, custom_mapping=MIXING)
-    # fused kernels are not counted on every device; spelled out, attention costs the same everywhere
-    with torch.no_grad(), sdpa_kernel(SDPBackend.MATH), counter:
-        unet(**arguments)
-    counted = counter.get_flop_counts()
-    blocks = {address: counted.get(f"{type(unet).__name__}.{module}", {}) for module, address in modules.items()}
-    whole = counted["Global"]
-    full, plain = _macs(whole), _macs(whole, without=ATTENTION)
-    full_blocks = {address: _macs(flops) for address, flops in blocks.items()}
-    plain_blocks = {address: _macs(flops, without=ATTENTION) for address, flops in blocks.items()}
-    return Macs(
-        full,
-        plain,
-        full_blocks | {OUTSIDE: full - sum(full_blocks.values())},
-        plain_blocks | {OUTSIDE: plain - sum(plain_blocks.values())},
-    )
-
-
-def _macs(flops: dict[Any, int], without: Iterable[Any] = ()) -> int:
-    """The counter counts a multiplication and an addition as two."""
-    return sum(count for operator, count in flops.items() if operator not in without) // 2
-
-
-def _block_of(anatomy: Anatomy, name: str) -> str:
-    address = anatomy.address_of_key(name)
-    if address is None:
-        return OUTSIDE
-    words = address.split(".")
-    return words[0] if words[0] == "mid" else ".".join(words[:2])
+        added["text_embeds"] = noise(batch, context)
+    if kind == "text_time":
+        # micro-conditioning of SDXL: numbers, each embedded; the rest of the projection's input is pooled text
+        each, whole = config["addition_time_embed_dim"], config["projection_class_embeddings_input_dim"]
+        numbers = min(TIME_IDS, whole // each)
+        added |= {"text_embeds": noise(batch, whole - numbers * each), "time_ids": noise(batch, numbers).zero_()}
+    if {kind, hidden_kind} & {"text_image", "text_image_proj"}:
+        added["image_embeds"] = noise(batch, context)
+    elif {kind, hidden_kind} & {"image", "image_hint", "image_proj"}:
+        added["image_embeds"] = noise(batch, encoded)
+    elif hidden_kind == "ip_image_proj":
+        added["image_embeds"] = [noise(batch, 1, encoded)]
+    return added

@@ -1,11 +1,10 @@
-"""UNets of which some convolutions are banks of experts: how a config says so, and the class that it is about.
+"""UNets of which some convolutions are banks of experts.
 
 Everything that builds a UNet of a config does it here; a config without experts gives diffusers' own class.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -17,22 +16,22 @@ from torch import Tensor
 
 from asdm_cli.errors import ModelError
 from asdm_cli.experts.layer import ExpertConv2d
-from asdm_cli.experts.router import LOOKS, ROUTINGS, Clock
-from asdm_cli.experts.spec import Spec
+from asdm_cli.experts.router import LOOKS, ROUTINGS, TimestepContext
+from asdm_cli.experts.spec import specs
 from asdm_cli.unet.blocks import Config
-from asdm_cli.unet.expert_config import EXPERTS, specs
-from asdm_cli.unet.weight_files import read_mapping, weight_files
+from asdm_cli.unet.stock import EXPERTS
+from asdm_cli.unet.weights import read_mapping, weight_files
 
 
 class ExpertUNet(UNet2DConditionModel):  # type: ignore[misc]
-    """A UNet2DConditionModel with expert convolutions; `clock` tells their routers the time."""
+    """A UNet2DConditionModel with expert convolutions; `context` tells their routers the time."""
 
-    clock: Clock
+    context: TimestepContext
     __module__ = "asdm_cli"  # where diffusers, writing a pipeline, says that the class is to be found
 
     def forward(self, sample: Tensor, timestep: Tensor | float | int, *args: Any, **kwargs: Any) -> Any:
         """As that of the stock class."""
-        self.clock.announce(timestep, alone=self.config.time_cond_proj_dim is None)
+        self.context.announce(timestep)
         return super().forward(sample, timestep, *args, **kwargs)
 
     @classmethod
@@ -65,33 +64,25 @@ def build(config: Config) -> UNet2DConditionModel:
     """A UNet of this config with random weights, on the device of the context. Raises what diffusers raises, and
     ModelError for experts that do not fit."""
     wanted = specs(config)
-    stock = {key: value for key, value in config.items() if key not in (EXPERTS, "_class_name")}
-    unet = UNet2DConditionModel.from_config(stock)
-    return _with_experts(unet, wanted) if wanted else unet
-
-
-def _with_experts(unet: UNet2DConditionModel, wanted: Mapping[str, Spec]) -> ExpertUNet:
+    unet = UNet2DConditionModel.from_config(
+        {key: value for key, value in config.items() if key not in (EXPERTS, "_class_name")}
+    )
+    if not wanted:
+        return unet
     unet.__class__ = ExpertUNet
-    assert isinstance(unet, ExpertUNet), "it was just made one"
-    unet.clock = Clock()
-    unet.time_embedding.register_forward_hook(unet.clock.hear)
-    width = unet.time_embedding.linear_2.out_features
+    unet.context = TimestepContext()
+    unet.time_embedding.register_forward_hook(unet.context.hear)
+    width, modules = unet.time_embedding.linear_2.out_features, dict(unet.named_modules())
     for name, spec in wanted.items():
+        if not isinstance(modules.get(name), torch.nn.Conv2d):
+            raise ModelError(f"config.json: {EXPERTS}: {name} is no convolution of this UNet; write the model again")
+        for key, words in {"router": LOOKS, "weights": tuple(ROUTINGS)}.items():
+            if getattr(spec, key) not in words:
+                raise ModelError(f"config.json: {EXPERTS}: {name}: {key} must be one of {', '.join(words)}")
         parent, _, last = name.rpartition(".")
-        _check(unet, name, spec)
-        setattr(unet.get_submodule(parent), last, ExpertConv2d(unet.get_submodule(name), spec, width, unet.clock))
+        setattr(modules[parent], last, ExpertConv2d(modules[name], spec, width, unet.context))
     unet.register_to_config(**{EXPERTS: {name: asdict(spec) for name, spec in wanted.items()}})
     return unet
-
-
-def _check(unet: UNet2DConditionModel, name: str, spec: Spec) -> None:
-    modules = dict(unet.named_modules())
-    if not isinstance(modules.get(name), torch.nn.Conv2d):
-        raise ModelError(f"config.json: {EXPERTS}: {name} is no convolution of this UNet; write the model again")
-    known = {"router": LOOKS, "weights": tuple(ROUTINGS)}
-    for key, words in known.items():
-        if getattr(spec, key) not in words:
-            raise ModelError(f"config.json: {EXPERTS}: {name}: {key} must be one of {', '.join(words)}")
 
 
 def expert_layers(unet: torch.nn.Module) -> dict[str, ExpertConv2d]:

@@ -13,8 +13,8 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from asdm_cli.errors import ModelError
-from asdm_cli.unet import checkpoint
-from asdm_cli.unet.checkpoint import WEIGHTS, copy_tensors, open_checkpoint, require
+from asdm_cli.unet import weights
+from asdm_cli.unet.weights import WEIGHTS, copy_tensors, open_checkpoint, require
 
 TENSORS = {
     "b.weight": torch.arange(6, dtype=torch.float16).reshape(2, 3),
@@ -63,7 +63,7 @@ def test_copies_bytes_under_new_names(
         save_file(TENSORS, tmp_path / WEIGHTS)
     if not in_kernel:
         monkeypatch.delattr("os.copy_file_range", raising=False)
-        monkeypatch.setattr(checkpoint, "CHUNK", 5)
+        monkeypatch.setattr(weights, "CHUNK", 5)
     have = open_checkpoint(tmp_path).tensors
     copy_tensors({f"new.{name}": entry for name, entry in have.items()}, tmp_path / "out.safetensors")
     copied = load_file(tmp_path / "out.safetensors")
@@ -89,7 +89,7 @@ def test_memory_does_not_grow_with_the_file(tmp_path: Path, monkeypatch: pytest.
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert (tmp_path / "out.safetensors").stat().st_size > 15 * 4 << 20
-    assert peak < 3 * checkpoint.CHUNK
+    assert peak < 3 * weights.CHUNK
 
 
 def test_a_source_that_ends_early_leaves_no_target(folder: Path) -> None:

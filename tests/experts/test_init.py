@@ -8,15 +8,14 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from asdm_cli.experts import start
-from asdm_cli.experts.mixing import mix
-from asdm_cli.experts.router import LOOKS, ROUTINGS, SUM_TO_ONE, Clock, Router
+from asdm_cli.experts import init
+from asdm_cli.experts.init import Init
+from asdm_cli.experts.layer import mix
+from asdm_cli.experts.router import LOOKS, ROUTINGS, SUM_TO_ONE, Router, TimestepContext
 from asdm_cli.experts.spec import Spec
-from asdm_cli.experts.start import Start
-from asdm_cli.methods.condconv import SHARE
 
 CHANNELS, WIDTH = 3, 6
-STARTS = {"copies": Start("copies"), "noise": Start("noise", noise=0.5), "inherited": Start("inherited", share=SHARE)}
+INITS = {"copies": Init("copies"), "noise": Init("noise", noise=0.5), "inherited": Init("inherited")}
 
 REFUSED = ("copies", "sigmoid")
 """By recipes: copies of random weights would not sum to the kernel, and copies of equal weights stay equal."""
@@ -31,33 +30,33 @@ def kernels(count: int, dtype: torch.dtype = torch.float32) -> list[Tensor]:
     return [(0.2 * torch.randn(5, CHANNELS, 3, 3, generator=drawn)).to(dtype) for _ in range(count)]
 
 
-def begun(spec: Spec, how: Start, inherited: int = 2) -> tuple[Tensor, Router]:
+def begun(spec: Spec, how: Init, inherited: int = 2) -> tuple[Tensor, Router]:
     """Bank [K O, ...] and router of one layer."""
     held = kernels(1 + inherited if how.kind == "inherited" else 1)
-    bank = start.bank(held, spec, how, generator())
+    bank = init.bank(held, spec, how, generator())
     made = Router(
         CHANNELS if spec.router != "time" else 0, WIDTH if spec.router != "features" else 0, spec.experts, spec.weights
     )
-    tensors = start.router(spec, how, CHANNELS, WIDTH, generator())
+    tensors = init.router(spec, how, CHANNELS, WIDTH, generator())
     made.load_state_dict(tensors)
     return bank, made
 
 
 def asked(router: Router, rows: int = 6) -> Tensor:
     """Weights [rows, K] for whatever comes."""
-    clock = Clock()
-    clock.announce(torch.arange(rows))
-    clock.hear(nn.Identity(), (), torch.randn(rows, WIDTH, generator=generator(3)))
+    context = TimestepContext()
+    context.announce(torch.arange(rows))
+    context.hear(nn.Identity(), (), torch.randn(rows, WIDTH, generator=generator(3)))
     with torch.no_grad():
-        return router(3 * torch.randn(rows, CHANNELS, 4, 4, generator=generator(4)), clock)
+        return router(3 * torch.randn(rows, CHANNELS, 4, 4, generator=generator(4)), context)
 
 
-@pytest.mark.parametrize(("kind", "weights"), [pair for pair in product(STARTS, ROUTINGS) if pair != REFUSED])
+@pytest.mark.parametrize(("kind", "weights"), [pair for pair in product(INITS, ROUTINGS) if pair != REFUSED])
 @pytest.mark.parametrize("look", LOOKS)
 def test_what_is_mixed_at_first_is_the_kernel(kind: str, weights: str, look: str) -> None:
     """Whatever the router is shown."""
     for experts in (1, 2, 4, 8):
-        bank, router = begun(Spec(experts, look, weights), STARTS[kind])
+        bank, router = begun(Spec(experts, look, weights), INITS[kind])
         with torch.no_grad():
             mixed = mix(asked(router), bank.reshape(experts, -1), weights in SUM_TO_ONE)
         wanted = kernels(1)[0].flatten().expand_as(mixed)
@@ -67,7 +66,7 @@ def test_what_is_mixed_at_first_is_the_kernel(kind: str, weights: str, look: str
 @pytest.mark.parametrize("weights", SUM_TO_ONE)
 @pytest.mark.parametrize("look", LOOKS)
 def test_copies_are_told_apart_from_the_first_step(weights: str, look: str) -> None:
-    bank, router = begun(Spec(4, look, weights), STARTS["copies"])
+    bank, router = begun(Spec(4, look, weights), INITS["copies"])
     assert all(torch.equal(part, kernels(1)[0]) for part in bank.chunk(4))
     weighed = asked(router)
     assert len({round(float(weight), 4) for weight in weighed.flatten()}) >= 8, "random weights"
@@ -77,7 +76,7 @@ def test_copies_are_told_apart_from_the_first_step(weights: str, look: str) -> N
 @pytest.mark.parametrize("weights", ROUTINGS)
 def test_noise_is_a_share_of_the_kernels_own(weights: str) -> None:
     """It sums to nothing, and weighing even hides it."""
-    bank, router = begun(Spec(4, "both", weights), STARTS["noise"])
+    bank, router = begun(Spec(4, "both", weights), INITS["noise"])
     assert not any(parameter.any() for parameter in router.parameters())
     scale = 1 if weights in SUM_TO_ONE else 2
     each = scale * torch.stack(bank.chunk(4))
@@ -90,7 +89,7 @@ def test_noise_is_a_share_of_the_kernels_own(weights: str) -> None:
 
 def test_noise_of_a_kernel_of_one_element_or_of_zeros() -> None:
     for kernel in (torch.zeros(5), torch.ones(1)):
-        bank = start.bank([kernel], Spec(3, "time", "softmax"), STARTS["noise"], generator())
+        bank = init.bank([kernel], Spec(3, "time", "softmax"), INITS["noise"], generator())
         assert torch.equal(bank, kernel.repeat(3)), "it has no spread of its own"
 
 
@@ -99,7 +98,7 @@ def test_noise_of_a_kernel_of_one_element_or_of_zeros() -> None:
 def test_inherited_kernels_weigh_their_share(weights: str, share: float) -> None:
     """Together, while the router is shown nothing: whoever begins beside them weighs the rest."""
     spec = Spec(4, "both", weights)
-    tensors = start.router(spec, Start("inherited", share=share), CHANNELS, WIDTH, generator())
+    tensors = init.router(spec, Init("inherited", share=share), CHANNELS, WIDTH, generator())
     first, *others = ROUTINGS[weights](tensors["bias"][None])[0].tolist()
     if weights == "sigmoid":
         assert first == 0.5
@@ -122,21 +121,21 @@ def test_inherited_kernels_stand_in_order_and_copies_fill_up(weights: str) -> No
         3: [0, 1, 2],
         5: [0, 1, 2, 0, 0],
     }.items():
-        bank = start.bank(held, Spec(experts, "time", weights), STARTS["inherited"], generator())
+        bank = init.bank(held, Spec(experts, "time", weights), INITS["inherited"], generator())
         parts = bank.chunk(experts)
         assert torch.equal(parts[0], first * held[0])
         assert all(torch.equal(part, held[number]) for part, number in zip(parts[1:], wanted[1:], strict=True))
 
 
-@pytest.mark.parametrize("kind", STARTS)
+@pytest.mark.parametrize("kind", INITS)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 def test_banks_have_the_kernels_dtype(kind: str, dtype: torch.dtype) -> None:
     """Routers are float32 in any case."""
     spec = Spec(3, "both", "softmax")
-    bank = start.bank(kernels(1, dtype), spec, STARTS[kind], generator())
+    bank = init.bank(kernels(1, dtype), spec, INITS[kind], generator())
     assert bank.dtype == dtype
     assert bank.shape == (15, CHANNELS, 3, 3)
-    tensors = start.router(spec, STARTS[kind], CHANNELS, WIDTH, generator())
+    tensors = init.router(spec, INITS[kind], CHANNELS, WIDTH, generator())
     assert {name: tuple(each.shape) for name, each in tensors.items()} == {
         "features.weight": (3, CHANNELS),
         "time.weight": (3, WIDTH),
@@ -145,20 +144,13 @@ def test_banks_have_the_kernels_dtype(kind: str, dtype: torch.dtype) -> None:
     assert {each.dtype for each in tensors.values()} == {torch.float32}
 
 
-@pytest.mark.parametrize("look", LOOKS)
-def test_routers_have_the_tensors_of_what_they_look_at(look: str) -> None:
-    tensors = start.router(Spec(3, look, "softmax"), STARTS["copies"], CHANNELS, WIDTH, generator())
-    made = Router(CHANNELS if look != "time" else 0, WIDTH if look != "features" else 0, 3, "softmax")
-    assert set(tensors) == set(made.state_dict())
-
-
 def test_the_generator_decides() -> None:
     spec = Spec(3, "both", "softmax")
-    for kind in STARTS:
-        one, two, other = (start.router(spec, STARTS[kind], CHANNELS, WIDTH, generator(seed)) for seed in (0, 0, 1))
+    for kind in INITS:
+        one, two, other = (init.router(spec, INITS[kind], CHANNELS, WIDTH, generator(seed)) for seed in (0, 0, 1))
         assert all(torch.equal(one[name], two[name]) for name in one)
         differ = [name for name in one if not torch.equal(one[name], other[name])]
         assert differ == ([] if kind == "noise" else ["features.weight", "time.weight"])
-    banks = [start.bank(kernels(1), spec, STARTS["noise"], generator(seed)) for seed in (0, 0, 1)]
+    banks = [init.bank(kernels(1), spec, INITS["noise"], generator(seed)) for seed in (0, 0, 1)]
     assert torch.equal(banks[0], banks[1])
     assert not torch.equal(banks[0], banks[2])

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from asdm_cli.errors import ModelError
-from asdm_cli.unet.anatomy import Anatomy
+from asdm_cli.unet.addresses import Anatomy
 from asdm_cli.unet.presets import PRESETS, preset
 from asdm_cli.unet.surgery import remove
 from tests import tiny

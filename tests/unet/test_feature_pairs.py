@@ -11,12 +11,12 @@ from hypothesis import strategies as st
 
 from asdm_cli.errors import ModelError
 from asdm_cli.training.features import Features
-from asdm_cli.unet.anatomy import Anatomy
+from asdm_cli.unet.addresses import Anatomy
 from asdm_cli.unet.blocks import per_level
-from asdm_cli.unet.cost import inputs
+from asdm_cli.unet.feature_pairs import FeaturePair, feature_pairs
+from asdm_cli.unet.flops import inputs
 from asdm_cli.unet.presets import preset
 from asdm_cli.unet.surgery import remove
-from asdm_cli.unet.taps import Tap, taps
 from tests import tiny
 
 BLOCKS = ["down.?", "up.?"]
@@ -27,7 +27,7 @@ def student(shape: str, removed: Any) -> Anatomy:
     return Anatomy.of(remove(preset(shape), removed).config)
 
 
-def pairs(found: list[Tap]) -> list[tuple[str, str]]:
+def pairs(found: list[FeaturePair]) -> list[tuple[str, str]]:
     """Modules of student and teacher, one by one."""
     return [pair for tap in found for pair in zip(tap.student_modules, tap.teacher_modules, strict=True)]
 
@@ -35,13 +35,13 @@ def pairs(found: list[Tap]) -> list[tuple[str, str]]:
 @pytest.mark.parametrize("shape", ["sd15", "sd21"])
 @pytest.mark.parametrize("removed", ["base", "small"])
 def test_base_and_small_have_the_eight_pairs_of_bk_sdm(shape: str, removed: str) -> None:
-    found = taps(student(shape, removed), Anatomy.of(preset(shape)), BLOCKS)
+    found = feature_pairs(student(shape, removed), Anatomy.of(preset(shape)), BLOCKS)
     assert pairs(found) == [(name, name) for name in EIGHT]
 
 
 @pytest.mark.parametrize("shape", ["sd15", "sd21"])
 def test_tiny_has_the_six_pairs_of_bk_sdm(shape: str) -> None:
-    found = taps(student(shape, "tiny"), Anatomy.of(preset(shape)), BLOCKS)
+    found = feature_pairs(student(shape, "tiny"), Anatomy.of(preset(shape)), BLOCKS)
     assert pairs(found) == [
         ("down_blocks.0", "down_blocks.0"),
         ("down_blocks.1", "down_blocks.1"),
@@ -54,12 +54,12 @@ def test_tiny_has_the_six_pairs_of_bk_sdm(shape: str) -> None:
 
 
 def test_sdxl_has_six_pairs() -> None:
-    found = taps(student("sdxl", "base"), Anatomy.of(preset("sdxl")), BLOCKS)
+    found = feature_pairs(student("sdxl", "base"), Anatomy.of(preset("sdxl")), BLOCKS)
     assert pairs(found) == [(f"{side}_blocks.{i}",) * 2 for side in ("down", "up") for i in range(3)]
 
 
 def test_layers_are_paired_from_the_end() -> None:
-    found = taps(student("sd15", "base"), Anatomy.of(preset("sd15")), ["down.1.?", "up.2.?"])
+    found = feature_pairs(student("sd15", "base"), Anatomy.of(preset("sd15")), ["down.1.?", "up.2.?"])
     assert pairs(found) == [
         ("down_blocks.1.attentions.0", "down_blocks.1.attentions.1"),
         ("up_blocks.2.attentions.0", "up_blocks.2.attentions.1"),
@@ -69,14 +69,16 @@ def test_layers_are_paired_from_the_end() -> None:
 
 def test_parts_of_transformers_are_paired_one_by_one() -> None:
     teacher = Anatomy.of(preset("sdxl"))
-    found = taps(student("sdxl", "base"), teacher, "down.2.*.self")
+    found = feature_pairs(student("sdxl", "base"), teacher, "down.2.*.self")
     assert [(tap.student, tap.teacher) for tap in found] == [("down.2.0.self", "down.2.1.self")]
     inner = "down_blocks.2.attentions.{}.transformer_blocks.{}.attn1"
     assert pairs(found) == [(inner.format(0, k), inner.format(1, k)) for k in range(10)]
 
 
 def test_a_resampler_and_a_resnet_answer_to_their_like() -> None:
-    found = taps(student("sd15", "base"), Anatomy.of(preset("sd15")), ["down.0.sampler", "down.3.0.resnet", "mid"])
+    found = feature_pairs(
+        student("sd15", "base"), Anatomy.of(preset("sd15")), ["down.0.sampler", "down.3.0.resnet", "mid"]
+    )
     assert pairs(found) == [
         ("down_blocks.0.downsamplers.0", "down_blocks.0.downsamplers.0"),
         ("down_blocks.3.resnets.0", "down_blocks.3.resnets.1"),
@@ -87,7 +89,7 @@ def test_a_resampler_and_a_resnet_answer_to_their_like() -> None:
 @pytest.mark.parametrize("layers", [[1, 1, 2, 2], [2, 1, 1, 2], [1, 2, 1, 1]])
 def test_assembled_unets_need_no_history(layers: list[int]) -> None:
     config = {**preset("sd15"), "layers_per_block": layers}
-    found = taps(Anatomy.of(config), Anatomy.of(preset("sd15")), [*BLOCKS, "down.?.0"])
+    found = feature_pairs(Anatomy.of(config), Anatomy.of(preset("sd15")), [*BLOCKS, "down.?.0"])
     assert [pair for pair in pairs(found) if pair[0] in EIGHT] == [(name, name) for name in EIGHT]
     assert {tap.student: tap.teacher for tap in found if tap.student.count(".") == 2} == {
         f"down.{level}.0": f"down.{level}.{2 - count}" for level, count in enumerate(layers)
@@ -116,13 +118,13 @@ def config(**changes: Any) -> dict[str, Any]:
 )  # fmt: skip
 def test_what_has_no_answer_is_refused_by_its_address(other: dict[str, Any], patterns: list[str], fault: str) -> None:
     with pytest.raises(ModelError, match=fault):
-        taps(Anatomy.of(preset("sd15")), Anatomy.of(other), patterns)
+        feature_pairs(Anatomy.of(preset("sd15")), Anatomy.of(other), patterns)
 
 
 def test_a_deeper_student_is_refused() -> None:
     shallow = student("sd15", "tiny")
     with pytest.raises(ModelError, match=r"down\.3: the teacher has no down block of level 3"):
-        taps(Anatomy.of(preset("sd15")), shallow, BLOCKS)
+        feature_pairs(Anatomy.of(preset("sd15")), shallow, BLOCKS)
 
 
 def test_a_block_that_ends_with_a_transformer_on_one_side_only_is_refused() -> None:
@@ -133,7 +135,7 @@ def test_a_block_that_ends_with_a_transformer_on_one_side_only_is_refused() -> N
         up_block_types=[kind.replace("Down", "Up") for kind in reversed(kinds)],
     )
     with pytest.raises(ModelError, match=r"down\.2: ends with a transformer on one side only; name its layers"):
-        taps(Anatomy.of(ours), Anatomy.of(preset("sd15")), BLOCKS)
+        feature_pairs(Anatomy.of(ours), Anatomy.of(preset("sd15")), BLOCKS)
 
 
 KINDS = st.sampled_from(["CrossAttnDownBlock2D", "DownBlock2D"])
@@ -172,7 +174,7 @@ def test_every_pair_has_equal_shapes_or_is_refused(data: st.DataObject) -> None:
     try:
         gone = data.draw(REMOVED)
         other = remove(other, gone).config if gone else other
-        found = taps(Anatomy.of(other), Anatomy.of(teacher), data.draw(WANTED))
+        found = feature_pairs(Anatomy.of(other), Anatomy.of(teacher), data.draw(WANTED))
     except ModelError:
         return
     assert found

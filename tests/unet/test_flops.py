@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from asdm_cli.errors import ModelError
-from asdm_cli.unet import cost
-from asdm_cli.unet.cost import OUTSIDE, inputs, latent_size, macs, macs_of, meta_unet, parameters, shapes
+from asdm_cli.unet import flops
+from asdm_cli.unet.flops import OUTSIDE, inputs, latent_size, macs, macs_of, meta_unet, parameters, shapes
 from asdm_cli.unet.presets import preset
 from asdm_cli.unet.surgery import remove
 from tests import tiny
@@ -109,12 +109,10 @@ def test_a_call_has_the_image_of_a_loaded_adapter() -> None:
         assert unet(**inputs(asked, batch=2, device="cpu")).sample.shape == (2, 4, 8, 8)
 
 
-def test_what_cannot_be_called_is_told_and_what_cannot_be_counted_is_left_out() -> None:
+def test_what_cannot_be_called_is_told() -> None:
     config = tiny.shape("sd15", class_embeddings_concat=True)  # of classes that there are none of
     with pytest.raises(ModelError, match=r"a UNet of it cannot be called \(.*dim.*fetch the config again"):
         macs(config)
-    assert cost.counted(tiny.shape("sd15"), config) is None
-    assert cost.counted(tiny.shape("sd15"), batch=2) == (macs(tiny.shape("sd15"), batch=2),)
 
 
 def test_cost_grows_with_batch_and_size() -> None:
@@ -130,7 +128,7 @@ def test_a_shape_is_counted_once_wherever_it_was_read_from(monkeypatch: pytest.M
     counted = macs(config), dict(parameters(config)), dict(shapes(config))
     for each in (parameters(config), shapes(config)):
         each.clear()  # what one caller does with it is nothing to the others
-    monkeypatch.setattr(cost, "meta_unet", lambda _: pytest.fail("counted again"))
+    monkeypatch.setattr(flops, "meta_unet", lambda _: pytest.fail("counted again"))
     elsewhere = {**config, "_name_or_path": "elsewhere"}
     assert (macs(elsewhere), parameters(elsewhere), shapes(elsewhere)) == counted
     for of in (macs, parameters, shapes):

@@ -1,0 +1,322 @@
+"""Weights and small files on disk: which there are, what safetensors headers say, and copying tensors as bytes.
+
+No torch. Files are found by name and kept inside their folder; weights are safetensors or nothing.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from hashlib import sha256
+from math import prod
+from pathlib import Path
+from stat import S_ISREG
+from typing import IO, TYPE_CHECKING, Any
+
+from safetensors import SafetensorError, safe_open
+
+from asdm_cli.errors import ModelError, RunError
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+DIFFUSERS_STEM, TRANSFORMERS_STEM = STEMS = ("diffusion_pytorch_model", "model")
+"""What each library calls its weights; neither reads the other's."""
+WEIGHTS = f"{DIFFUSERS_STEM}.safetensors"
+INDEX_FILE = f"{WEIGHTS}.index.json"
+UNSAFE = {".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle"}
+CHUNK = 4 << 20
+LARGEST_TEXT = 1 << 26
+"""Bytes of a file that is read as a whole; the largest vocabularies have half of that."""
+SNAPSHOTS, BLOBS = "snapshots", "blobs"
+"""Folders of the hub's cache: a model's files are links from the first into the second."""
+CONVERT = (
+    "convert it once, where you trust it: load it with diffusers or transformers and call "
+    "save_pretrained(FOLDER, safe_serialization=True)"
+)
+_LORA = ("a LoRA", "pipe.fuse_lora() and pipe.unload_lora_weights() (or only the second, to be rid of it)")
+_IMAGES = ("an image-prompt adapter", "pipe.unload_ip_adapter()")
+ADAPTERS = {
+    ".to_k_ip.": _IMAGES,
+    "encoder_hid_proj.image_projection_layers.": _IMAGES,
+    ".lora_A.": _LORA,
+    ".base_layer.": _LORA,
+    "_lora.down.": _LORA,
+    "_lora.up.": _LORA,
+}
+"""A part of the names of tensors that lie on top of a model's own -> what they are, and how they come off."""
+
+
+def read_json(file: Path) -> Any:
+    """The file's JSON value; ModelError where it cannot be read or parsed."""
+    try:
+        return json.loads(check_text(file).read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise ModelError(f"{file}: no such file; is this a diffusers model directory?") from None
+    except (OSError, ValueError, RecursionError) as error:
+        raise ModelError(f"{file}: cannot be read as JSON ({error}); fetch or write the file again") from None
+
+
+def check_text(file: Path) -> Path:
+    """The file, if it may be read as a whole: to open a pipe waits for ever, and a device never ends. ModelError for
+    others; raises OSError where there is none."""
+    about = file.stat()
+    if not S_ISREG(about.st_mode):
+        raise ModelError(f"{file}: is no regular file; fetch or write it again")
+    if about.st_size > LARGEST_TEXT:
+        size = f"{about.st_size:,} bytes, more than {LARGEST_TEXT >> 20} MiB"
+        raise ModelError(f"{file}: has {size}, so it is no configuration or vocabulary; fetch or write it again")
+    return file
+
+
+def read_mapping(file: Path) -> dict[str, Any]:
+    """Like `read_json`, for files that must hold an object."""
+    value = read_json(file)
+    if not isinstance(value, dict):
+        raise ModelError(f"{file}: holds a {type(value).__name__} where an object is expected; fetch the file again")
+    return value
+
+
+def inside(root: Path, path: Path) -> Path:
+    """`path`, if its links stay inside `root`, or lead to the `blobs` of the hub's cache that `root` is a snapshot in;
+    ModelError otherwise."""
+    try:
+        real, home = path.resolve(), root.resolve()
+    except (OSError, RuntimeError):  # which of the two it is depends on Python's version
+        raise ModelError(f"{path}: is a link that leads round in a circle; fetch the file again") from None
+    cached = home.parent.name == SNAPSHOTS and real.is_relative_to(home.parent.parent / BLOBS)
+    if cached or real.is_relative_to(home):
+        return path
+    raise ModelError(
+        f"{path}: is a link that leaves {root}; copy the model with its links resolved (cp -rL SOURCE TARGET) "
+        "and use the copy"
+    )
+
+
+def plain_name(name: object, file: Path) -> str:
+    """`name`, if it names something directly inside a folder: no separator, no `..`, not absolute."""
+    if isinstance(name, str) and name not in ("", ".", "..") and not set(name) & set("/\\\0"):
+        return name
+    raise ModelError(f"{file}: {name!r} is not the plain name of a file beside it; correct the entry")
+
+
+def weight_files(folder: Path, root: Path | None = None, stem: str = DIFFUSERS_STEM) -> list[Path]:
+    """The safetensors files of one component, in order: one file, or the shards that its index names.
+
+    Nothing outside `root` (default: `folder`) is accepted, whatever links or index entries say.
+    """
+    root = root or folder
+    single, index = folder / f"{stem}.safetensors", folder / f"{stem}.safetensors.index.json"
+    alone = single.is_symlink() or single.is_file()
+    if alone and index.is_file():
+        raise ModelError(f"{folder}: holds both {single.name} and {index.name}; take away the one that does not count")
+    if alone:
+        return [_regular(root, single)]
+    if index.is_file():
+        return _shards(root, inside(root, index))
+    raise ModelError(_why_no_weights(folder, root, stem))
+
+
+def _shards(root: Path, index: Path) -> list[Path]:
+    weight_map = read_mapping(index).get("weight_map")
+    if not isinstance(weight_map, dict) or not weight_map:
+        raise ModelError(f"{index}: has no `weight_map`; fetch the file again")
+    names = sorted({plain_name(name, index) for name in weight_map.values()})
+    unsafe = [name for name in names if not name.endswith(".safetensors")]
+    if unsafe:
+        raise ModelError(f"{index}: names {unsafe[0]!r}, which is not a safetensors file; {CONVERT}")
+    return [_regular(root, index.parent / name) for name in names]
+
+
+def _regular(root: Path, file: Path) -> Path:
+    if inside(root, file).is_file():
+        return file
+    raise ModelError(f"{file}: this weights file is missing; fetch it again")
+
+
+def _why_no_weights(folder: Path, root: Path, stem: str) -> str:
+    files = sorted(folder.iterdir()) if folder.is_dir() else []
+    unsafe = [file for file in files if file.suffix in UNSAFE]
+    if unsafe:
+        return f"{unsafe[0]}: pickled weights are not read, because loading them can run code; {CONVERT}"
+    safe = [file for file in files if file.suffix == ".safetensors"]
+    plain = [file for file in safe if file.stem in STEMS]
+    if plain:
+        return f"{plain[0]}: the library that loads this component looks for {stem}.safetensors; rename it"
+    number = r"(?:-\d+-of-\d+)?"
+    named = (re.fullmatch(rf"{stem}{number}\.(\w+){number}\.safetensors", file.name) for file in safe)
+    variants = [found[1] for found in named if found]
+    if variants:
+        kind = "UNet2DConditionModel" if folder == root else "DiffusionPipeline"
+        return (
+            f"{folder}: only the variant {variants[0]!r} is there; write the whole model once without it, in Python: "
+            f"diffusers.{kind}.from_pretrained({str(root)!r}, variant={variants[0]!r}, use_safetensors=True, "
+            "dtype=torch.float16).save_pretrained(FOLDER)"
+        )
+    return f"{folder}: no weights (looked for {stem}.safetensors and its shards); fetch them"
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One tensor in a file: `start` counts from the beginning of the file, both in bytes."""
+
+    file: Path
+    dtype: str
+    shape: tuple[int, ...]
+    start: int
+    size: int
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """All tensors of a component, whether in one file or in shards; `digest` is the SHA-256 of the headers."""
+
+    tensors: dict[str, Entry]
+    digest: str
+
+    @property
+    def size(self) -> int:
+        """Bytes of all tensors."""
+        return sum(entry.size for entry in self.tensors.values())
+
+
+def open_checkpoint(folder: Path, root: Path | None = None) -> Checkpoint:
+    """Read the headers of a component's weights. ModelError for files that are missing, unsafe or broken."""
+    return read_headers(weight_files(folder, root))
+
+
+def read_headers(files: Iterable[Path]) -> Checkpoint:
+    tensors: dict[str, Entry] = {}
+    digest = sha256()
+    for file in files:
+        try:
+            with safe_open(file, framework="np"):  # checks lengths, ranges and dtypes
+                pass
+            with file.open("rb") as stream:
+                length = int.from_bytes(stream.read(8), "little")
+                header = stream.read(length)
+        except SafetensorError as error:
+            raise ModelError(f"{file}: is not a whole safetensors file ({error}); fetch it again") from None
+        except OSError as error:
+            raise ModelError(f"{file}: cannot be read ({error.strerror or error}); check the file") from None
+        digest.update(header)
+        seen = set()
+        for name, entry in json.JSONDecoder(object_pairs_hook=list).decode(header.decode()):
+            if name in seen:  # readers do not agree upon which of the two counts
+                raise ModelError(f"{file}: is not a whole safetensors file (it names {name} twice); fetch it again")
+            if name in tensors:
+                raise ModelError(f"{file}: holds {name}, which {tensors[name].file.name} holds too; fetch both again")
+            seen.add(name)
+            if name != "__metadata__":
+                told = dict(entry)
+                start, end = told["data_offsets"]
+                tensors[name] = Entry(file, told["dtype"], tuple(told["shape"]), 8 + length + start, end - start)
+    return Checkpoint(tensors, digest.hexdigest())
+
+
+def require(checkpoint: Checkpoint, promised: Mapping[str, tuple[int, ...]], folder: Path) -> None:
+    """ModelError unless the checkpoint holds just the tensors, of the shapes, that its config promises."""
+    have = checkpoint.tensors
+    for mark, (what, way) in ADAPTERS.items():
+        if found := next((name for name in have if mark in name and name not in promised), None):
+            raise ModelError(
+                f"{have[found].file}: holds {what} ({found}) that was in force when the pipeline was saved; load it "
+                f"where it came from, call {way}, and save it again"
+            )
+    again = "fetch config and weights again, from one place"
+    for name in promised:
+        if name not in have:
+            raise ModelError(f"{folder}: the weights lack {name}, which config.json asks for; {again}")
+        if have[name].shape != promised[name]:
+            raise ModelError(
+                f"{have[name].file}: {name} has the shape {list(have[name].shape)} "
+                f"where config.json asks for {list(promised[name])}; {again}"
+            )
+    surplus = sorted(have.keys() - promised.keys())
+    if surplus:
+        raise ModelError(f"{have[surplus[0]].file}: {surplus[0]} has no place in the model of config.json; {again}")
+
+
+def copy_tensors(tensors: Mapping[str, Entry], target: Path) -> None:
+    """Write these tensors under these names to a new safetensors file, byte for byte, and wait for the disk.
+
+    Memory use does not depend on their size. Wide elements come first, as readers expect aligned tensors; inside
+    one width the order of the sources is kept, so that neighbours are copied in one go.
+    """
+    widths = {name: entry.size / (prod(entry.shape) or 1) for name, entry in tensors.items()}
+    order = sorted(tensors.items(), key=lambda item: (-widths[item[0]], item[1].file, item[1].start))
+    header: dict[str, object] = {"__metadata__": {"format": "pt"}}
+    ranges: list[tuple[Path, int, int]] = []  # file, start and end, neighbours joined
+    end = 0
+    for name, entry in order:
+        header[name] = {"dtype": entry.dtype, "shape": entry.shape, "data_offsets": (end, end + entry.size)}
+        end += entry.size
+        start = entry.start
+        if ranges and (ranges[-1][0], ranges[-1][2]) == (entry.file, start):
+            start = ranges.pop()[1]
+        ranges.append((entry.file, start, entry.start + entry.size))
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)
+    try:
+        with target.open("xb") as into:
+            into.write(len(text).to_bytes(8, "little") + text)
+            into.flush()
+            for file, start, stop in ranges:
+                with file.open("rb") as source:
+                    copy_range(source, into, start, stop - start)
+            os.fsync(into.fileno())
+    except ModelError:
+        target.unlink(missing_ok=True)
+        raise
+    except OSError as error:
+        target.unlink(missing_ok=True)
+        if error.filename and Path(error.filename) != target:
+            raise ModelError(f"{error.filename}: cannot be read any more ({error.strerror}); put it back") from None
+        raise RunError(f"{target}: cannot be written ({error.strerror or error}); is the disk full?") from None
+
+
+def write_shards(kept: Mapping[str, Entry], new: Mapping[str, Tensor], folder: Path) -> None:
+    """A component's weights in two files and their index: tensors copied byte for byte from where they lie, and new
+    ones."""
+    from safetensors.torch import save_file  # takes torch
+
+    names = [f"{DIFFUSERS_STEM}-{number:05}-of-00002.safetensors" for number in (1, 2)]
+    copy_tensors(kept, folder / names[0])
+    save_file({name: tensor.contiguous() for name, tensor in new.items()}, folder / names[1], {"format": "pt"})
+    places = dict.fromkeys(kept, names[0]) | dict.fromkeys(new, names[1])
+    size = sum(entry.size for entry in kept.values()) + sum(tensor.nbytes for tensor in new.values())
+    index = {"metadata": {"total_size": size}, "weight_map": dict(sorted(places.items()))}
+    (folder / INDEX_FILE).write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
+
+
+def bytes_digest(entry: Entry) -> str:
+    """SHA-256 of a tensor's type, shape and bytes."""
+    found = sha256(f"{entry.dtype} {entry.shape}".encode())
+    with entry.file.open("rb") as stream:
+        stream.seek(entry.start)
+        for start in range(0, entry.size, CHUNK):
+            found.update(stream.read(min(CHUNK, entry.size - start)))
+    return found.hexdigest()
+
+
+def copy_range(source: IO[bytes], into: IO[bytes], start: int, size: int) -> None:
+    """Copy bytes to the end of `into`: inside the kernel where it can, through a small buffer where it cannot.
+    ModelError if the source has become too short."""
+    done = 0
+    copy = getattr(os, "copy_file_range", None)
+    while copy and done < size:
+        try:
+            count = copy(source.fileno(), into.fileno(), min(size - done, 1 << 30), start + done)
+        except OSError:
+            break  # other file systems, old kernels: the buffer below goes on where this stopped
+        if count == 0:
+            break
+        done += count
+    while done < size:
+        block = os.pread(source.fileno(), min(CHUNK, size - done), start + done)
+        if not block:
+            raise ModelError(f"{source.name}: ended early, so it was changed while it was read; fetch it again")
+        done += os.write(into.fileno(), block)

@@ -1,0 +1,245 @@
+"""`asdm condconv-expand`: convolutions become banks of experts, or plain ones again, each router frozen."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from asdm_cli.errors import ModelError
+from asdm_cli.experts.convert import Expansion, expand, first_experts
+from asdm_cli.experts.init import Init
+from asdm_cli.experts.router import ROUTINGS
+from asdm_cli.experts.spec import Spec, specs
+from asdm_cli.experts.unet import expert_layers
+from asdm_cli.measure.cards import versions
+from asdm_cli.measure.metrics import PSNR_CEILING
+from asdm_cli.measure.paired import compare, comparison
+from asdm_cli.measure.pictures import PictureSet
+from asdm_cli.measure.prompts import PromptList, read_prompts
+from asdm_cli.measure.routing import Routing, observe
+from asdm_cli.measure.routing_report import routing_parts
+from asdm_cli.models.checked import check_unet
+from asdm_cli.models.load import PIPELINES, device_and_dtype, load_pipeline, load_unet
+from asdm_cli.models.parts import check_parts
+from asdm_cli.models.provenance import record
+from asdm_cli.models.schedulers import planned_scheduler, set_sampler
+from asdm_cli.models.source import ModelDirectory, find
+from asdm_cli.models.switched import one_unet
+from asdm_cli.models.write import assemble_directory, write_config
+from asdm_cli.recipe.verbs import CondConvRecipe, Expand, Fold
+from asdm_cli.report.document import Column, Grid, Report, Table
+from asdm_cli.report.run_directory import Run
+from asdm_cli.unet.addresses import Anatomy
+from asdm_cli.unet.blocks import Config
+from asdm_cli.unet.flops import parameters, shapes
+from asdm_cli.unet.stock import with_experts
+from asdm_cli.unet.weights import Checkpoint, Entry, open_checkpoint, require, write_shards
+from asdm_cli.verbs.change import Row, change
+
+RESUMABLE = False
+VERB = "condconv-expand"
+ROWS = 2
+"""Of a UNet call with guidance."""
+BEFORE, AFTER = "with experts", "folded"
+
+
+@dataclass(frozen=True)
+class ExpandPlan:
+    """An expansion that will fit: configs and weights of model and donor have been read."""
+
+    wanted: Expand
+    source: ModelDirectory
+    donor: ModelDirectory | None
+    expansion: Expansion
+    checkpoint: Checkpoint
+    donated: Mapping[str, Entry]
+
+    @property
+    def init(self) -> Init:
+        given = {"noise": self.wanted.noise, "share": self.wanted.share}
+        return Init(self.wanted.start, **{key: value for key, value in given.items() if value})
+
+    def report(self) -> Report:
+        spec, own, config = self.expansion.spec, self.checkpoint.tensors, self.source.config("unet")
+        anatomy, made = Anatomy.of(config), {}
+        for name in self.expansion.siblings:
+            address = f"{anatomy.address_of_key(f'{name}.weight')} {name.rpartition('.')[2]}"
+            others = self.expansion.inherited(name, own, self.donated, self.init)
+            kernel = " × ".join(map(str, own[f"{name}.weight"].shape))
+            made[address] = f"{spec.experts} of {kernel}: its own, then {', '.join(others) or 'copies of it'}"
+        said = (
+            f"UNet of {self.source.name}: {len(made)} convolutions of {spec.experts} experts "
+            f"(router: {spec.router}, {spec.weights}; start: {self.wanted.start})"
+        )
+        written = _grown(self.checkpoint, config, self.expansion.config)
+        title, configs = f"Experts for {self.source.name}", (config, self.expansion.config)
+        return change(VERB, title, said, self.source, configs, written, made, batch=ROWS)
+
+    def run(self, run: Run) -> Report:
+        changed = first_experts(self.expansion, self.checkpoint.tensors, self.donated, self.init, self.wanted.seed)
+        asked = self.wanted.model_dump(mode="json", exclude_none=True, exclude={"donor"})
+        asked |= {"donor": self.donor.name if self.donor else None, "convolutions": len(self.expansion.siblings)}
+        _write(self.source, run, self.expansion.config, self.checkpoint.tensors, changed, asked)
+        return self.report()
+
+
+@dataclass(frozen=True)
+class FoldPlan:
+    """`prompts` is None where routing is constant, and nothing needs to be drawn."""
+
+    recipe: CondConvRecipe
+    wanted: Fold
+    source: ModelDirectory
+    checkpoint: Checkpoint
+    prompts: PromptList | None
+
+    @cached_property
+    def config(self) -> Config:
+        """The plain UNet's."""
+        return with_experts(self.source.config("unet"), {})
+
+    def report(self) -> Report:
+        before = self.source.config("unet")
+        how = {"constant": "Their routing is constant: nothing changes", "mean": "Each router is frozen at its mean"}
+        said = f"{len(specs(before))} convolutions become plain. {how[self.wanted.routing]}"
+        made = {f"{name}": "one plain convolution" for name in specs(before)}
+        written, title = _grown(self.checkpoint, before, self.config), f"Folding {self.source.name}"
+        return change(VERB, title, said, self.source, (before, self.config), written, made, batch=ROWS)
+
+    def run(self, run: Run) -> Report:
+        """Write the plain model, and where the routing was not constant find out what that costs."""
+        if self.prompts is None:
+            self._fold(constant_routing(self.source), run)
+            return self.report()
+        routing, before = self._observe(self.source)
+        self._fold({name: routing.mean(name) for name in routing.weights}, run)
+        _, after = self._observe(find(str(run.path / "model")))
+        sets = {name: PictureSet(run.path / "pictures" / name, len(before)) for name in (BEFORE, AFTER)}
+        for name, pictures in {BEFORE: before, AFTER: after}.items():
+            for index, picture in enumerate(pictures):
+                sets[name].save(index, picture)
+        return self._measured(routing, sets)
+
+    def _observe(self, model: ModelDirectory) -> tuple[Routing, list[Any]]:
+        assert self.prompts, "there is something to draw"
+        pipe = load_pipeline(model, *device_and_dtype(self.recipe.device, self.recipe.dtype), with_plan=False)
+        set_sampler(pipe, self.wanted.sampler)
+        style = (self.wanted.steps, self.wanted.guidance, None, self.wanted.seed)
+        return observe(pipe, self.prompts.prompts, *style)
+
+    def _fold(self, routings: Mapping[str, Tensor], run: Run) -> None:
+        own, changed = self.checkpoint.tensors, {}
+        formats = {"F16": torch.float16, "BF16": torch.bfloat16}
+        unet = load_unet(self.source, torch.device("cpu"), torch.float32)
+        for name, layer in expert_layers(unet).items():
+            with torch.no_grad():
+                kernel, bias = layer.kernel(routings[name])
+            for key, tensor in {f"{name}.weight": kernel, f"{name}.bias": bias}.items():
+                if tensor is not None:
+                    changed[key] = tensor.to(formats.get(own[key].dtype, torch.float32))
+        gone = tuple(f"{name}.router." for name in routings)
+        kept = {key: entry for key, entry in own.items() if not key.startswith(gone)}
+        asked = {"fold": self.wanted.routing, "convolutions": len(routings)}
+        _write(self.source, run, self.config, kept, changed, asked)
+
+    def _measured(self, routing: Routing, sets: Mapping[str, PictureSet]) -> Report:
+        cpu, report = torch.device("cpu"), self.report()
+        each = compare(comparison("psnr", cpu), sets[AFTER], sets[BEFORE], cpu)
+        figures = {"mean": each.mean(), "worst picture": each.min(), "best picture": each.max()}
+        heads = [Column("figure", ""), Column("psnr_db", "PSNR to the pictures with experts, dB", "higher", 1)]
+        note = f"{len(each)} pictures; equal ones count as {PSNR_CEILING:g} dB."
+        rows: list[Row] = [{"figure": name, "psnr_db": float(value)} for name, value in figures.items()]
+        told = list(routing.prompts[:8])
+        cells: list[list[Path | None]] = [[each.path(index) for each in sets.values()] for index in range(len(told))]
+        report.parts[:] = [
+            Table("What folding costs", heads, rows, note, "pictures"),
+            *routing_parts(routing, self.source.name, "pictures"),
+            Grid("The same prompts and seeds", list(sets), told, cells),
+            *report.parts,
+        ]
+        assert self.prompts, "there are pictures"
+        asked = self.wanted.model_dump(include={"sampler", "steps", "guidance", "seed"})
+        report.cards["pictures"] = {
+            "model": self.source.name,
+            "prompts": self.prompts.title,
+            "pictures": len(self.prompts.prompts),
+            **asked,
+            "versions": versions(),
+        }
+        said = f"{report.summary} PSNR to the pictures with experts: {float(each.mean()):.1f} dB."
+        return Report(VERB, f"Folded: {self.source.name}", said, report.parts, report.cards)
+
+
+def plan(recipe: CondConvRecipe) -> ExpandPlan | FoldPlan:
+    """What would be made of what, from configs and the headers of the weights. Raises ModelError."""
+    source = one_unet(find(recipe.model))
+    config, checkpoint = source.config("unet"), check_unet(source)
+    if wanted := recipe.expand:
+        donor = one_unet(find(wanted.donor)) if wanted.donor else None
+        spec = Spec(wanted.experts, wanted.router, wanted.weights)
+        expansion = expand(config, spec, wanted.at, donor.config("unet") if donor else None)
+        return ExpandPlan(wanted, source, donor, expansion, checkpoint, check_unet(donor).tensors if donor else {})
+    fold = recipe.fold
+    assert fold, "the recipe holds one of the two"
+    if not specs(config):
+        raise ModelError(f"model: {source.path}: has no expert convolutions; there is nothing to fold")
+    if fold.routing == "constant":
+        constant_routing(source)
+        return FoldPlan(recipe, fold, source, checkpoint, None)
+    if not source.is_pipeline or source.index["_class_name"] not in PIPELINES:
+        kinds = " or ".join(PIPELINES)
+        raise ModelError(f"model: {source.path}: mean routing is seen while drawing, which takes a whole {kinds}")
+    check_parts(source)
+    planned_scheduler(source, fold.sampler, fold.steps)  # which must know as many
+    return FoldPlan(recipe, fold, source, checkpoint, read_prompts(fold.prompts, fold.limit))
+
+
+def run(plan: ExpandPlan | FoldPlan, run: Run) -> Report:
+    """Write the model to `run.path / "model"`."""
+    return plan.run(run)
+
+
+def constant_routing(source: ModelDirectory) -> dict[str, Tensor]:
+    """Convolution -> weights [experts], of routers that look at nothing: theirs are all zero. ModelError names those
+    that are not."""
+    layers = expert_layers(load_unet(source, torch.device("cpu"), torch.float32))
+    looks = {name: (layer.router.features, layer.router.time) for name, layer in layers.items()}
+    looking = [name for name, parts in looks.items() if any(part and bool(part.weight.any()) for part in parts)]
+    if looking:
+        raise ModelError(
+            f"fold.routing: {len(looking)} of {len(layers)} routers choose by what they see ({looking[0]}, ...); "
+            "freeze them with `routing: mean`"
+        )
+    return {name: ROUTINGS[each.spec.weights](each.router.bias.detach()[None])[0] for name, each in layers.items()}
+
+
+def _write(
+    source: ModelDirectory,
+    run: Run,
+    config: Config,
+    own: Mapping[str, Entry],
+    changed: Mapping[str, Tensor],
+    facts: Mapping[str, Any],
+) -> None:
+    """The model with these tensors in the place of its own; all others stay as they lie on disk."""
+    model = run.path / "model"
+    shutil.rmtree(model, ignore_errors=True)
+    assemble_directory(source, model, {"unet"}, run.link)
+    folder = model / "unet" if source.is_pipeline else model
+    write_config(config, folder)
+    write_shards({name: entry for name, entry in own.items() if name not in changed}, changed, folder)
+    require(open_checkpoint(folder), shapes(config), folder)
+    record(source, model, VERB, **facts)
+
+
+def _grown(checkpoint: Checkpoint, before: Config, after: Config) -> int:
+    """Bytes of weights after, were all of them of one number format."""
+    old, new = (sum(parameters(each).values()) for each in (before, after))
+    return checkpoint.size * new // old

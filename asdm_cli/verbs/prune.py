@@ -1,0 +1,64 @@
+"""`asdm prune`: a UNet without some of its addresses, its other tensors copied from file to file."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from asdm_cli.models.checked import check_unet
+from asdm_cli.models.provenance import record
+from asdm_cli.models.source import ModelDirectory, find
+from asdm_cli.models.switched import one_unet
+from asdm_cli.models.write import assemble_directory, write_unet
+from asdm_cli.recipe.verbs import PruneRecipe
+from asdm_cli.report.document import Report
+from asdm_cli.report.run_directory import Run
+from asdm_cli.unet.flops import shapes
+from asdm_cli.unet.surgery import Surgery, remove
+from asdm_cli.unet.weights import Checkpoint, require
+from asdm_cli.verbs.change import change
+
+RESUMABLE = False
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A pruning that will fit: config, weights and the result's shapes have been compared. `kept` are the result's
+    tensors by their names there, with the digest of the source's."""
+
+    source: ModelDirectory
+    surgery: Surgery
+    kept: Checkpoint
+
+    def report(self) -> Report:
+        surgery, configs = self.surgery, (self.source.config("unet"), self.surgery.config)
+        old, new = (
+            {str(tree.module(block.address)): block.address for block in tree.blocks}
+            for tree in (surgery.donor, surgery.result)
+        )
+        becomes = dict.fromkeys(old.values(), "")
+        for module, source in surgery.sources.items():
+            becomes[old[source.rsplit(".", 2)[0]]] = new[module.rsplit(".", 2)[0]]
+        made = {"removed": ", ".join(surgery.removed) or "nothing"}
+        title, said = f"Pruning {self.source.name}", f"UNet of {self.source.name}"
+        return change("prune", title, said, self.source, configs, self.kept.size, made, becomes)
+
+
+def plan(recipe: PruneRecipe) -> Plan:
+    """What pruning would do, from the config and the headers of the weights. Raises ModelError."""
+    source = one_unet(find(recipe.model))
+    checkpoint = check_unet(source)
+    surgery = remove(source.config("unet"), recipe.remove)
+    tensors = {new: checkpoint.tensors[old] for new, old in surgery.key_map(checkpoint.tensors).items()}
+    kept = Checkpoint(tensors, checkpoint.digest)
+    require(kept, shapes(surgery.config), source.component("unet"))
+    return Plan(source, surgery, kept)
+
+
+def run(plan: Plan, run: Run) -> Report:
+    """Write the pruned model to `run.path / "model"`."""
+    source, model = plan.source, run.path / "model"
+    assemble_directory(source, model, {"unet"}, run.link)
+    write_unet(plan.surgery.config, plan.kept.tensors, model / "unet" if source.is_pipeline else model)
+    removed = list(plan.surgery.removed)
+    record(source, model, "prune", removed=removed, source_unet_header_sha256=plan.kept.digest)
+    return plan.report()

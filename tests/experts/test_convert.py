@@ -1,0 +1,272 @@
+"""Which convolutions become experts, whose kernels they inherit, what that costs, and the files that come of it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from asdm_cli.errors import ModelError
+from asdm_cli.experts.convert import Expansion, expand, first_experts
+from asdm_cli.experts.init import Init
+from asdm_cli.experts.router import SUM_TO_ONE
+from asdm_cli.experts.spec import Spec, specs
+from asdm_cli.experts.unet import ExpertUNet, expert_layers
+from asdm_cli.models.load import load_unet, random_unet
+from asdm_cli.models.source import find
+from asdm_cli.models.write import write_config, write_unet
+from asdm_cli.unet.flops import macs, parameters, shapes
+from asdm_cli.unet.presets import preset
+from asdm_cli.unet.stock import with_experts
+from asdm_cli.unet.surgery import remove
+from asdm_cli.unet.weights import INDEX_FILE, WEIGHTS, open_checkpoint, write_shards
+from tests import expanding, tiny
+
+CPU = torch.device("cpu")
+SPEC = Spec(4, "features", "softmax")
+BANK = "mid_block.resnets.0.conv1"
+INITS = {"copies": Init("copies"), "noise": Init("noise", noise=0.5), "inherited": Init("inherited")}
+
+
+def base(shape: str = "sd15") -> dict[str, Any]:
+    return remove(tiny.shape(shape), "base").config
+
+
+@pytest.mark.parametrize("shape", tiny.SHAPES)
+def test_compressed_blocks_are_those_that_lost_layers(shape: str) -> None:
+    expansion = expand(base(shape), SPEC, "compressed", tiny.shape(shape))
+    assert expansion == expand(base(shape), SPEC, None, tiny.shape(shape))
+    levels = len(tiny.shape(shape)["block_out_channels"])
+    blocks = {".".join(name.split(".")[:2]) for name in expansion.siblings}
+    assert blocks == {f"{side}_blocks.{index}" for side in ("down", "up") for index in range(levels)}
+    assert len(expansion.siblings) == 2 * levels * (1 + 2)
+    assert specs(expansion.config) == dict.fromkeys(expansion.siblings, SPEC)
+    assert expansion.config["_class_name"] == "ExpertUNet"
+    assert with_experts(expansion.config, {}) == {**base(shape), "_class_name": "UNet2DConditionModel"}
+
+
+def test_siblings_are_what_pruning_removed_of_the_block() -> None:
+    siblings = expand(base(), SPEC, None, tiny.shape("sd15")).siblings
+    assert siblings["down_blocks.1.resnets.0.conv1"] == ("down_blocks.1.resnets.1.conv1",)
+    for number in (0, 1):
+        assert siblings[f"up_blocks.2.resnets.{number}.conv2"] == ("up_blocks.2.resnets.1.conv2",)
+    assert expand(base(), SPEC, ["mid"], tiny.shape("sd15")).siblings[BANK] == ()
+    assert all(others == () for others in expand(base(), SPEC, ["up.?"], None).siblings.values())
+    mixed = remove(tiny.shape("sd15"), ["down.0.1", "up.3.1"]).config
+    names = expand(mixed, SPEC, None, tiny.shape("sd15")).siblings
+    assert {".".join(name.split(".")[:2]) for name in names} == {"down_blocks.0", "up_blocks.3"}
+
+
+def test_siblings_stand_nearest_first() -> None:
+    """Of a deeper donor: what a block of four layers leaves to one of two."""
+    siblings = expand(tiny.shape("sd15"), SPEC, None, tiny.shape("sd15", layers_per_block=4)).siblings
+    for block, numbers in {"down_blocks.0": [[2, 3], [2, 3]], "up_blocks.1": [[2, 3], [2, 3], [3, 2]]}.items():
+        for layer, wanted in enumerate(numbers):
+            assert [int(each.split(".")[3]) for each in siblings[f"{block}.resnets.{layer}.conv1"]] == wanted
+
+
+@pytest.mark.parametrize(
+    ("at", "names"),
+    [
+        ("down.0.0.resnet", ["down_blocks.0.resnets.0"]),
+        (["mid"], ["mid_block.resnets.0", "mid_block.resnets.1"]),
+        (["up.3.1", "up.3.1.resnet"], ["up_blocks.3.resnets.1"]),
+        (["level.3"], ["down_blocks.3.resnets.0", "up_blocks.0.resnets.0", "up_blocks.0.resnets.1"]),
+    ],
+)
+def test_addresses_name_resnets(at: str | list[str], names: list[str]) -> None:
+    expansion = expand(base(), SPEC, at, None)
+    assert list(expansion.siblings) == [f"{name}.{conv}" for name in names for conv in ("conv1", "conv2")]
+
+
+REFUSED: dict[str, tuple[Any, ...]] = {
+    "nowhere": (base(), SPEC, ["nowhere"], None),
+    "has no resnet": (base(), SPEC, ["down.0.sampler"], None),
+    "no block has fewer layers": (tiny.shape("sd15"), SPEC, None, tiny.shape("sd15")),
+    "made of experts already": (expand(base(), SPEC, ["mid"], None).config, SPEC, ["mid"], None),
+}
+
+
+@pytest.mark.parametrize("words", REFUSED)
+def test_what_cannot_be_expanded(words: str) -> None:
+    with pytest.raises(ModelError, match=words):
+        expand(*REFUSED[words])
+
+
+ENTRY = {"experts": 2, "router": "time", "weights": "softmax"}
+
+
+@pytest.mark.parametrize(
+    ("entry", "words"),
+    [({"experts": 2}, "cannot be read"), ({**ENTRY, "more": 1}, "cannot be read"), (3, "cannot be read")]
+    + [({**ENTRY, "experts": count}, r"conv1 has .* experts") for count in (0, True, 2.5, "4", None)],
+)
+def test_entries_that_are_none(entry: Any, words: str) -> None:
+    with pytest.raises(ModelError, match=words):
+        specs({"experts": {BANK: entry}})
+
+
+@pytest.mark.parametrize("router", ["features", "time", "both"])
+def test_parameters_by_hand(router: str) -> None:
+    """Banks, and a router of one number per expert and thing that it looks at."""
+    config = expand(base(), Spec(4, router, "softmax"), ["down.1.0"], None).config
+    before, after = parameters(base()), parameters(config)
+    looked_at = {"features": (8 + 16), "time": 2 * 32, "both": (8 + 16) + 2 * 32}[router]
+    banks = 3 * ((8 * 16 * 9 + 16) + (16 * 16 * 9 + 16))
+    assert after["down.1"] - before["down.1"] == banks + 4 * looked_at + 2 * 4
+    assert sum(after.values()) - sum(before.values()) == after["down.1"] - before["down.1"]
+    assert shapes(config)["down_blocks.1.resnets.0.conv1.weight"] == (4 * 16, 8, 3, 3)
+
+
+@pytest.mark.parametrize("router", ["features", "time"])
+@pytest.mark.parametrize("weights", ["softmax", "sigmoid"])
+def test_macs_by_hand(router: str, weights: str) -> None:
+    """The convolutions stay; kernels and biases are mixed for every row, or once where only the time is looked at.
+
+    Interpolating goes over all but the first of the experts, a plain weighted sum over all.
+    """
+    config = expand(base(), Spec(4, router, weights), ["down.1.0"], None).config
+    before, after = macs(base(), batch=2), macs(config, batch=2)
+    elements = (8 * 16 * 9 + 16) + (16 * 16 * 9 + 16)
+    mixing = (1 if router == "time" else 2) * (3 if weights == "softmax" else 4) * elements
+    # every row is asked, whatever the kernels: the time embedding of all rows goes through the router
+    routers = 2 * 4 * (8 + 16) if router == "features" else 2 * 2 * 4 * 32
+    assert after.blocks["down.1"] - before.blocks["down.1"] == mixing + routers
+    assert after.total - before.total == after.plain - before.plain == mixing + routers
+
+
+def test_experts_of_real_size_hardly_cost() -> None:
+    """BK-SDM's Base with guidance, four experts in every 3x3 convolution of its blocks."""
+    donor = preset("sd15")
+    config = remove(donor, "base").config
+    plain = macs(config, batch=2).total
+    for router, limit in {"time": 0.002, "features": 0.004}.items():
+        more = macs(expand(config, Spec(4, router, "softmax"), None, donor).config, batch=2).total / plain - 1
+        assert 0 < more < limit
+
+
+@pytest.fixture(scope="module", params=["sd21", "sdxl"])
+def pair(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """A tiny UNet, and what base leaves of it."""
+    folder = tmp_path_factory.mktemp(request.param)
+    tiny.unet(tiny.shape(request.param)).save_pretrained(folder / "whole")
+    tensors = open_checkpoint(folder / "whole").tensors
+    surgery = remove(tiny.shape(request.param), "base")
+    kept = {new: tensors[old] for new, old in surgery.key_map(tensors).items()}
+    write_unet(surgery.config, kept, folder / "base")
+    return folder / "whole", folder / "base"
+
+
+def expansion(pair: tuple[Path, Path], spec: Spec) -> Expansion:
+    whole, base = (find(str(each)).config("unet") for each in pair)
+    return expand(base, spec, None, whole)
+
+
+def experts(pair: tuple[Path, Path], spec: Spec, init: Init, seed: int = 0) -> dict[str, Tensor]:
+    whole, base = (open_checkpoint(each).tensors for each in pair)
+    return first_experts(expansion(pair, spec), base, whole, init, seed)
+
+
+def write(made: Expansion, own: Path, changed: dict[str, Tensor], folder: Path) -> None:
+    write_config(made.config, folder)
+    kept = {name: entry for name, entry in open_checkpoint(own).tensors.items() if name not in changed}
+    write_shards(kept, changed, folder)
+
+
+KINDS = [kind for kind in product(INITS, (*SUM_TO_ONE, "sigmoid")) if kind != ("copies", "sigmoid")]
+WAYS = [(*kind, ("features", "time", "both")[number % 3]) for number, kind in enumerate(KINDS)]
+"""All starts with all kinds of weights, the routers in turn; tests/verbs has the same of SD 1.5, as typed."""
+
+
+@pytest.mark.parametrize(("init", "weights", "router"), WAYS)
+def test_begins_as_what_it_was(pair: tuple[Path, Path], tmp_path: Path, init: str, weights: str, router: str) -> None:
+    spec = Spec(4, router, weights)
+    changed = experts(pair, spec, INITS[init])
+    write(expansion(pair, spec), pair[1], changed, tmp_path / "unet")
+    unet, plain = (expanding.unet(each) for each in (tmp_path / "unet", pair[1]))
+    for rows in (1, 2):
+        got, wanted = expanding.answer(unet, rows), expanding.answer(plain, rows)
+        torch.testing.assert_close(got, wanted, atol=1e-5, rtol=1e-5)
+        assert torch.equal(got, wanted) or init != "copies" or (rows > 1 and router != "time")
+
+
+def test_seeds_make_noise_and_routers(pair: tuple[Path, Path]) -> None:
+    for init in INITS.values():
+        first, again, other = (experts(pair, Spec(2, "time", "softmax"), init, seed) for seed in (1, 1, 2))
+        assert all(torch.equal(first[name], again[name]) for name in first)
+        assert not all(torch.equal(first[name], other[name]) for name in first)
+
+
+def test_the_rest_is_copied_byte_for_byte(pair: tuple[Path, Path], tmp_path: Path) -> None:
+    spec, folder = Spec(2, "both", "softmax"), tmp_path / "unet"
+    write(expansion(pair, spec), pair[1], experts(pair, spec, INITS["noise"]), folder)
+    own, places = load_file(pair[1] / WEIGHTS), json.loads((folder / INDEX_FILE).read_text())["weight_map"]
+    shards = sorted(folder.glob("*.safetensors"))
+    first, second = (load_file(shard) for shard in shards)
+    assert places == {name: shard.name for shard, held in zip(shards, (first, second), strict=True) for name in held}
+    assert {name.partition(".router.")[0].rpartition(".")[2] for name in second} <= {"weight", "bias", "conv1", "conv2"}
+    assert all(torch.equal(first[name], own[name]) for name in first)
+    assert {*first, *second} >= own.keys()
+    assert json.loads((folder / "config.json").read_text())["_class_name"] == "ExpertUNet"
+
+
+@pytest.fixture
+def wide(tmp_path: Path, request: pytest.FixtureRequest) -> tuple[Path, dict[str, Tensor], dict[str, Tensor]]:
+    """A UNet folder with experts, its new tensors, and the stock UNet's; of the dtype that a test asks for."""
+    unet = tiny.unet(tiny.shape("sd15")).to(getattr(request, "param", torch.float32))
+    unet.save_pretrained(tmp_path / "whole")
+    made = expand(dict(unet.config), Spec(3, "time", "softmax"), ["mid"], None)
+    changed = first_experts(made, open_checkpoint(tmp_path / "whole").tensors, {}, INITS["noise"], 0)
+    write(made, tmp_path / "whole", changed, tmp_path / "unet")
+    return tmp_path / "unet", changed, unet.state_dict()
+
+
+@pytest.mark.parametrize("wide", [torch.float16, torch.bfloat16], indirect=True)
+def test_banks_have_the_kernels_number_format(wide: Any) -> None:
+    folder, changed, was = wide
+    dtype = was["conv_in.weight"].dtype
+    assert {each.dtype for key, each in changed.items() if ".router." not in key} == {dtype}
+    assert {each.dtype for key, each in changed.items() if ".router." in key} == {torch.float32}
+    read = load_unet(find(str(folder)), CPU, dtype)
+    assert len(expert_layers(read)) == 4
+    for name, tensor in read.state_dict().items():
+        assert torch.equal(tensor, changed[name].to(dtype) if name in changed else was[name]), name
+
+
+def test_random_weights_by_seed_alone() -> None:
+    config = expand(tiny.shape("sd15"), Spec(3, "time", "softmax"), ["mid"], None).config
+    first, again, other = (random_unet(config, CPU, torch.bfloat16, seed).state_dict() for seed in (0, 0, 1))
+    assert all(torch.equal(first[name], again[name]) for name in first)
+    assert not all(torch.equal(first[name], other[name]) for name in first)
+    assert isinstance(random_unet(config, CPU, torch.float32), ExpertUNet)
+
+
+def _second_shard(change: Callable[[dict[str, Tensor]], dict[str, Tensor]]) -> Callable[[Path], None]:
+    def spoil(folder: Path) -> None:
+        shard = sorted(folder.glob("*.safetensors"))[1]
+        save_file(change(load_file(shard)), shard, {"format": "pt"})
+
+    return spoil
+
+
+DAMAGE: dict[str, Callable[[Path], None]] = {
+    "no weights": lambda folder: (folder / INDEX_FILE).unlink(),
+    "is missing": lambda folder: sorted(folder.glob("*.safetensors"))[0].unlink(),
+    "where config.json asks for": _second_shard(lambda held: {k: torch.cat([v, v]) for k, v in held.items()}),
+    "lack": _second_shard(lambda held: {key: value for key, value in held.items() if key != f"{BANK}.bias"}),
+}
+
+
+@pytest.mark.parametrize("words", DAMAGE)
+def test_damage_is_told(wide: Any, words: str) -> None:
+    load_unet(find(str(wide[0])), CPU, torch.float32)
+    DAMAGE[words](wide[0])
+    with pytest.raises(ModelError, match=words):
+        load_unet(find(str(wide[0])), CPU, torch.float32)
