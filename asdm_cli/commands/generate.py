@@ -59,7 +59,7 @@ def generate(
     of its own, made of --seed and its place in the list, so two models draw
     the same prompts from the same noise.
     """
-    from asdm_cli.models.source import find
+    from asdm_cli.models.directory import find
     from asdm_cli.models.write import atomic_directory, refuse_existing, refuse_sources
     from asdm_cli.progress import hand_over
 

@@ -57,11 +57,11 @@ def pack(
 
     refuse_existing(out, overwrite)
     refuse_sources(out, [folder])
-    from asdm_cli.data import packing
+    from asdm_cli.data.pack import pack as pack_folder
     from asdm_cli.progress import hand_over, note
 
     with atomic_directory(out.resolve(), overwrite) as partial:
-        packed = packing.pack(folder, partial, shard_size, seed if shuffle else None, strict)
+        packed = pack_folder(folder, partial, shard_size, seed if shuffle else None, strict)
     if packed.faults.total():
         note(f"{packed.faults.listed()}\nleft out: {packed.faults.summary()}")
     note(f"{packed.samples} samples in {packed.shards} shards")

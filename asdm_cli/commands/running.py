@@ -9,7 +9,7 @@ from typing import Any
 from asdm_cli.commands.ranks import is_first, wait_for_everyone
 from asdm_cli.methods import Method, Plan, method
 from asdm_cli.methods.pipeline.process import end_with_starter
-from asdm_cli.models.origin import made_from, refuse_changes
+from asdm_cli.models.metadata import made_from, refuse_changes
 from asdm_cli.models.write import refuse_existing, refuse_sources
 from asdm_cli.progress import BRIEF, console, hand_over
 from asdm_cli.recipe.load import dump_public, load

@@ -18,7 +18,7 @@ from asdm_cli.errors import ModelError
 from asdm_cli.progress import Terminal, hand_over
 
 if TYPE_CHECKING:
-    from asdm_cli.models.source import ModelDirectory
+    from asdm_cli.models.directory import ModelDirectory
     from asdm_cli.unet.anatomy import Anatomy
 
 UNET = "unet"
@@ -83,7 +83,7 @@ def _show_run(run: Path, out: Terminal) -> None:
 
 
 def _show_model(source: str, out: Terminal) -> None:
-    from asdm_cli.models.source import find
+    from asdm_cli.models.directory import find
 
     model = find(source)
     out.print(_components(model))
@@ -108,7 +108,7 @@ def _switch(model: ModelDirectory) -> list[str]:
 
 def _plans(model: ModelDirectory) -> list[str]:
     """The rules that each UNet draws by, of one alone without its name."""
-    from asdm_cli.models.provenance import run_time_plan
+    from asdm_cli.models.metadata import run_time_plan
     from asdm_cli.models.switched import read_switch
     from asdm_cli.schedule import describe
 

@@ -29,7 +29,7 @@ from asdm_cli.measure.contestants import blame
 from asdm_cli.measure.drawing import Style
 from asdm_cli.measure.generate import prompt_seed
 from asdm_cli.measure.players import Player, on_stage
-from asdm_cli.models.origin import Origin
+from asdm_cli.models.metadata import Origin
 from asdm_cli.progress import track
 from asdm_cli.switching.pipelines import switched
 from asdm_cli.switching.search import FARTHEST, GAPS, GRID, Choices

@@ -17,9 +17,9 @@ from asdm_cli.measure.contestants import blame, image_call, networks
 from asdm_cli.measure.generate import ROWS, pictures
 from asdm_cli.measure.pictures import PictureSet, read, to_picture
 from asdm_cli.measure.trajectory import count
+from asdm_cli.models.directory import ModelDirectory
 from asdm_cli.models.load import load_pipeline
 from asdm_cli.models.schedulers import set_sampler
-from asdm_cli.models.source import ModelDirectory
 from asdm_cli.progress import track
 
 

@@ -10,11 +10,10 @@ from asdm_cli.measure.features import require
 from asdm_cli.measure.probe import Probe, read_probe
 from asdm_cli.measure.prompts import PromptList, read_prompts
 from asdm_cli.measure.scores import TARGETS
-from asdm_cli.models.checked import check_drawing
+from asdm_cli.models.check import check_clip, check_drawing, check_parts
+from asdm_cli.models.directory import ModelDirectory, find
 from asdm_cli.models.load import PIPELINES
-from asdm_cli.models.parts import check_clip, check_parts
 from asdm_cli.models.schedulers import planned_scheduler
-from asdm_cli.models.source import ModelDirectory, find
 from asdm_cli.models.switched import checked_switch, run_time_plans
 from asdm_cli.recipe.verbs import EvalContestant, EvalRecipe
 from asdm_cli.report.document import Cell, Column, Interval, Report, Table

@@ -18,7 +18,7 @@ from asdm_cli.measure.latency import Work, stopwatch, take_turns
 from asdm_cli.measure.pictures import PictureSet
 from asdm_cli.models.donors import Donor, Made
 from asdm_cli.models.load import load_unet
-from asdm_cli.models.origin import Origin
+from asdm_cli.models.metadata import Origin
 from asdm_cli.unet.cost import inputs, meta_unet
 
 Seconds = dict[str, list[float]]

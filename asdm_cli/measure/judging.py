@@ -13,7 +13,7 @@ from asdm_cli.measure.pictures import PictureSet
 from asdm_cli.measure.prompts import real_pictures
 from asdm_cli.measure.scores import Judge
 from asdm_cli.models.load import Clip, device_and_dtype, load_clip
-from asdm_cli.models.origin import claim, stamps_of
+from asdm_cli.models.metadata import claim, stamps_of
 
 
 def real_origin(plan: EvalPlan) -> Card:

@@ -24,9 +24,9 @@ from asdm_cli.measure.players import FEWER, Player
 from asdm_cli.measure.processes import place
 from asdm_cli.measure.scores import Figures, Judge, columns
 from asdm_cli.measure.ways_report import CONVERGED, Measured
-from asdm_cli.models.origin import Origin, claim
+from asdm_cli.models.directory import ModelDirectory
+from asdm_cli.models.metadata import Origin, claim
 from asdm_cli.models.schedulers import planned_scheduler
-from asdm_cli.models.source import ModelDirectory
 from asdm_cli.progress import track
 from asdm_cli.recipe.switching import Switching
 from asdm_cli.recipe.verbs import Comparing, Drawing, EvalContestant, EvalRecipe

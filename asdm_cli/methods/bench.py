@@ -15,11 +15,10 @@ from asdm_cli.measure.contestants import Entrant, Protocol, bodies
 from asdm_cli.measure.memory import HOW
 from asdm_cli.methods.carried import nodes, parameters
 from asdm_cli.methods.condconv import expansion_of
-from asdm_cli.models.checked import check_drawing
+from asdm_cli.models.check import check_drawing, check_parts
+from asdm_cli.models.directory import ModelDirectory, find
 from asdm_cli.models.load import PIPELINES, device_and_dtype
-from asdm_cli.models.parts import check_parts
 from asdm_cli.models.schedulers import SCHEDULER, unet_calls
-from asdm_cli.models.source import ModelDirectory, find
 from asdm_cli.models.switched import checked_switch
 from asdm_cli.recipe.public import without_place
 from asdm_cli.recipe.verbs import BenchRecipe, Contestant

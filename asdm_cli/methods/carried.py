@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from asdm_cli.errors import ModelError
 from asdm_cli.inheritance.course import Nodes
-from asdm_cli.models.source import ModelDirectory
+from asdm_cli.models.directory import ModelDirectory
 from asdm_cli.models.switched import component, nodes_of, run_time_plans
 from asdm_cli.recipe.switching import Switch
 from asdm_cli.recipe.verbs import Contestant

@@ -10,10 +10,10 @@ from math import prod
 from asdm_cli.experts.spec import Spec
 from asdm_cli.experts.start import Start
 from asdm_cli.methods import fold
-from asdm_cli.models.checked import check_unet
+from asdm_cli.models.check import check_unet
+from asdm_cli.models.directory import ModelDirectory, find
 from asdm_cli.models.experts import first_experts, write_changed
-from asdm_cli.models.provenance import record
-from asdm_cli.models.source import ModelDirectory, find
+from asdm_cli.models.metadata import record
 from asdm_cli.models.switched import one_unet
 from asdm_cli.models.write import assemble_directory, carried_size, takes
 from asdm_cli.recipe.verbs.condconv import COMPRESSED, CondConvRecipe, Expand

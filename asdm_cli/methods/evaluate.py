@@ -27,8 +27,7 @@ from asdm_cli.measure.routing import Routing, has_experts, observe
 from asdm_cli.measure.routing_report import routing_parts
 from asdm_cli.measure.scores import FRECHET_RESAMPLES, Judge
 from asdm_cli.models.load import load_pipeline
-from asdm_cli.models.origin import claim, stamps
-from asdm_cli.models.provenance import run_time_plan
+from asdm_cli.models.metadata import claim, run_time_plan, stamps
 from asdm_cli.models.switched import read_switch
 from asdm_cli.recipe.switching import described
 from asdm_cli.recipe.verbs import EvalRecipe

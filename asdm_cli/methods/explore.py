@@ -31,7 +31,7 @@ from asdm_cli.measure.scores import columns
 from asdm_cli.methods.combinations import Costs, distinct, first_donor, over, sort
 from asdm_cli.models.donors import Donor, write
 from asdm_cli.models.load import load_pipeline
-from asdm_cli.models.origin import Origin, claim, stamps
+from asdm_cli.models.metadata import Origin, claim, stamps
 from asdm_cli.models.schedulers import set_sampler
 from asdm_cli.models.write import takes
 from asdm_cli.progress import track

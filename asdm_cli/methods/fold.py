@@ -23,13 +23,12 @@ from asdm_cli.measure.pictures import PictureSet
 from asdm_cli.measure.prompts import PromptList, read_prompts
 from asdm_cli.measure.routing import Routing, observe
 from asdm_cli.measure.routing_report import routing_parts
-from asdm_cli.models.checked import check_unet
+from asdm_cli.models.check import check_parts, check_unet
+from asdm_cli.models.directory import ModelDirectory
 from asdm_cli.models.experts import write_changed
 from asdm_cli.models.load import PIPELINES, device_and_dtype, load_pipeline, load_unet
-from asdm_cli.models.parts import check_parts
-from asdm_cli.models.provenance import record
+from asdm_cli.models.metadata import record
 from asdm_cli.models.schedulers import planned_scheduler, set_sampler
-from asdm_cli.models.source import ModelDirectory
 from asdm_cli.models.write import assemble_directory, carried_size, takes
 from asdm_cli.recipe.verbs.condconv import CondConvRecipe, Fold
 from asdm_cli.report.document import Cell, Column, Grid, Interval, Part, Report, Table

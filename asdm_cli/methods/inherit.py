@@ -14,11 +14,10 @@ from asdm_cli.measure.inherit_report import inherit_report, picture, rules_table
 from asdm_cli.measure.players import ASDM, DEEPCACHE, PLAIN, Player, require_package
 from asdm_cli.measure.processes import processes
 from asdm_cli.measure.ways import Studio, card_of, evaluation, fewer, measure, solution, style_of, unplayable
+from asdm_cli.models.directory import ModelDirectory
 from asdm_cli.models.load import load_pipeline
-from asdm_cli.models.origin import stamps
-from asdm_cli.models.provenance import record, run_time_plan
+from asdm_cli.models.metadata import record, run_time_plan, stamps
 from asdm_cli.models.schedulers import unet_calls
-from asdm_cli.models.source import ModelDirectory
 from asdm_cli.models.switched import nodes_of, read_switch
 from asdm_cli.models.write import assemble_directory, carried_size, takes
 from asdm_cli.recipe.plans import Rule, Rules, read_plan

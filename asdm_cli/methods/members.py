@@ -8,9 +8,9 @@ from typing import Any
 
 from asdm_cli.errors import AsdmError, ModelError
 from asdm_cli.inheritance.course import Nodes
-from asdm_cli.models.checked import check_unet
+from asdm_cli.models.check import check_unet
+from asdm_cli.models.directory import ModelDirectory, find
 from asdm_cli.models.schedulers import SCHEDULER, own_scheduler, unlike_noise
-from asdm_cli.models.source import ModelDirectory, find
 from asdm_cli.models.switched import UNET, one_unet, run_time_plans
 from asdm_cli.recipe.plans import Rules
 from asdm_cli.recipe.verbs import SwitchRecipe

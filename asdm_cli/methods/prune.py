@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from functools import cached_property
 from math import prod
 
-from asdm_cli.models.checked import check_unet
-from asdm_cli.models.provenance import record
-from asdm_cli.models.source import ModelDirectory, find
+from asdm_cli.models.check import check_unet
+from asdm_cli.models.directory import ModelDirectory, find
+from asdm_cli.models.metadata import record
 from asdm_cli.models.switched import one_unet
 from asdm_cli.models.write import assemble_directory, carried_size, takes, write_unet
 from asdm_cli.recipe.verbs import PruneRecipe

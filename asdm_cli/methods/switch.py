@@ -18,7 +18,7 @@ from asdm_cli.measure.switch_search import PICTURES, SEARCHED, Chosen, Prompts, 
 from asdm_cli.measure.ways import Studio, card_of, evaluation, fewer, measure, solution, style_of, unplayable
 from asdm_cli.methods.members import Member, members, members_table
 from asdm_cli.models.load import load_pipeline, take_turns
-from asdm_cli.models.origin import stamps
+from asdm_cli.models.metadata import stamps
 from asdm_cli.models.schedulers import planned_scheduler
 from asdm_cli.models.switched import unet_files, write_switched
 from asdm_cli.models.write import carried_size, takes

@@ -18,13 +18,12 @@ from transformers import CLIPModel, CLIPTokenizer
 from asdm_cli.errors import ModelError
 from asdm_cli.inheritance.course import Nodes
 from asdm_cli.inheritance.pipelines import attach
-from asdm_cli.models.checked import check_drawing
-from asdm_cli.models.parts import check_clip, check_parts, read_with
+from asdm_cli.models.check import check_clip, check_drawing, check_parts, read_with
+from asdm_cli.models.directory import CONFIG, ModelDirectory, find
 from asdm_cli.models.schedulers import SCHEDULER, own_scheduler, unlike_noise
-from asdm_cli.models.source import CONFIGS, ModelDirectory, find
 from asdm_cli.models.switched import UNET, checked_switch, member, one_unet, run_time_plans
 from asdm_cli.recipe.plans import Rules
-from asdm_cli.recipe.switching import Idle, Switching
+from asdm_cli.recipe.switching import Idle, Switch, Switching
 from asdm_cli.switching import pipelines as switching
 from asdm_cli.switching.fit import check_rules
 from asdm_cli.unet.checkpoint import open_checkpoint, require
@@ -36,7 +35,7 @@ from asdm_cli.unet.weight_files import inside, read_mapping
 Module = TypeVar("Module", bound=torch.nn.Module)
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 UNUSED = {"feature_extractor": None}
-"""What is for safety checkers and picture prompts; old models name a class of it that transformers has no more."""
+"""What is for safety checkers and image prompts; old models name a class of it that transformers has no more."""
 PIPELINES: dict[str, tuple[type[DiffusionPipeline], dict[str, Any]]] = {
     "StableDiffusionPipeline": (
         StableDiffusionPipeline,
@@ -45,6 +44,7 @@ PIPELINES: dict[str, tuple[type[DiffusionPipeline], dict[str, Any]]] = {
     "StableDiffusionXLPipeline": (StableDiffusionXLPipeline, {**UNUSED, "add_watermarker": False}),
 }
 SAFELY = {"use_safetensors": True, "local_files_only": True, "trust_remote_code": False}
+CPU = torch.device("cpu")
 
 
 def device_and_dtype(device: str = "auto", dtype: str = "auto") -> tuple[torch.device, torch.dtype]:
@@ -54,8 +54,8 @@ def device_and_dtype(device: str = "auto", dtype: str = "auto") -> tuple[torch.d
         place = torch.device(name)
         torch.empty(1, device=place)
     except (RuntimeError, AssertionError, NotImplementedError) as error:
-        reason = str(error).splitlines()[0]
-        raise ModelError(f"device {device!r} cannot be used here ({reason}); use `cpu` or `auto`") from None
+        why = str(error).splitlines()[0]
+        raise ModelError(f"device {device!r} cannot be used here ({why}); use `cpu` or `auto`") from None
     if dtype == "auto":
         return place, torch.float16 if place.type == "cuda" else torch.float32
     if dtype not in DTYPES:
@@ -73,18 +73,18 @@ def load_pipeline(
     """
     check_drawing(directory)
     check_parts(directory)
-    held = checked_switch(directory) if with_unet else None
-    plans = run_time_plans(directory, held) if with_plan and with_unet else {}
-    pipeline, switches = PIPELINES[directory.index["_class_name"]]
-    switches = {**switches, **dict.fromkeys(directory.left_out)}
+    switch = checked_switch(directory) if with_unet else None
+    plans = run_time_plans(directory, switch) if with_plan and with_unet else {}
+    kind, settings = PIPELINES[directory.index["_class_name"]]
+    settings = {**settings, **dict.fromkeys(directory.left_out)}
     if not with_unet:
-        switches = {**switches, "unet": None}
-    elif directory.config("unet").get(EXPERTS):
-        switches = {**switches, "unet": load_unet(directory, torch.device("cpu"), dtype)}
+        settings["unet"] = None
+    elif directory.config(UNET).get(EXPERTS):
+        settings["unet"] = load_unet(directory, CPU, dtype)
     try:
         pipe = read_with(
             directory.path,
-            lambda: pipeline.from_pretrained(directory.path, dtype=dtype, **SAFELY, **switches).to(device),
+            lambda: kind.from_pretrained(directory.path, dtype=dtype, **SAFELY, **settings).to(device),
         )
     except ModelError as error:
         raise _located(directory, error) from error
@@ -92,12 +92,17 @@ def load_pipeline(
         if isinstance(part, torch.nn.Module):
             _require_finite(part if with_unet else in_own_memory(part), directory.component(name))
     pipe.set_progress_bar_config(disable=True)
-    if held is not None:
-        others = {name: member(directory, held, name) for name in held.unets[1:]}
-        take_turns(pipe, {held.unets[0]: pipe.unet, **others}, held.rules, plans, held.idle)
+    _put_in_force(directory, pipe, switch, plans)
+    return pipe
+
+
+def _put_in_force(directory: ModelDirectory, pipe: Any, switch: Switch | None, plans: Mapping[str, Nodes]) -> None:
+    """All that a model's asdm.json says of how it draws: here, and nowhere else."""
+    if switch is not None:
+        others = {name: member(directory, switch, name) for name in switch.unets[1:]}
+        take_turns(pipe, {switch.unets[0]: pipe.unet, **others}, switch.rules, plans, switch.idle)
     elif plans:
         attach(pipe, plans[UNET])
-    return pipe
 
 
 def take_turns(
@@ -111,27 +116,23 @@ def take_turns(
     on the CPU where idle ones live there. Raises ModelError with all that does not fit."""
     switching.check_free(pipe)
     check_rules(unets, rules)
-    device, dtype = torch.device("cpu") if idle == "cpu" else pipe.unet.device, pipe.unet.dtype
-    found = {name: find(source) if isinstance(source, str) else source for name, source in unets.items()}
-    whole = [name for name, each in found.items() if isinstance(each, ModelDirectory) and SCHEDULER in each.components]
-    unlike = unlike_noise({"the pipeline": pipe.scheduler, **{name: own_scheduler(found[name]) for name in whole}})
-    if unlike:
+    found: dict[str, Any] = {name: find(each) if isinstance(each, str) else each for name, each in unets.items()}
+    directories = {name: each for name, each in found.items() if isinstance(each, ModelDirectory)}
+    whole = {name: own_scheduler(each) for name, each in directories.items() if SCHEDULER in each.components}
+    if unlike := unlike_noise({"the pipeline": pipe.scheduler, **whole}):
         raise ModelError(f"unets: {unlike[0]}")
-
-    def read(name: str, source: Any) -> Any:
-        place = pipe.unet.device if name == next(iter(unets)) else device
-        return load_unet(one_unet(source), place, dtype) if isinstance(source, ModelDirectory) else source
-
-    return switching.attach(pipe, {name: read(name, source) for name, source in found.items()}, rules, plans, idle)
+    for name, directory in directories.items():
+        waits = idle == "cpu" and name != next(iter(unets))
+        found[name] = load_unet(one_unet(directory), CPU if waits else pipe.unet.device, pipe.unet.dtype)
+    return switching.attach(pipe, found, rules, plans, idle)
 
 
 def load_unet(directory: ModelDirectory, device: torch.device, dtype: torch.dtype) -> UNet2DConditionModel:
     """The UNet alone, in evaluation mode; every tensor that its config promises comes from the files."""
-    folder = directory.component("unet")
-    directory.weights("unet")
-    kind = UNet2DConditionModel
-    if directory.config("unet").get(EXPERTS):
-        require(open_checkpoint(folder, directory.path), shapes(directory.config("unet")), folder)
+    folder, config, kind = directory.component(UNET), directory.config(UNET), UNet2DConditionModel
+    directory.weights(UNET)
+    if config.get(EXPERTS):
+        require(open_checkpoint(folder, directory.path), shapes(config), folder)
         kind = ExpertUNet
     unet, found = read_with(
         folder,
@@ -165,7 +166,7 @@ def random_unet(
 
 @dataclass(frozen=True)
 class Clip:
-    """A CLIP and what its pictures must look like: `size` in pixels, per-channel `mean` and `std` of [0, 1] RGB."""
+    """A CLIP and what its images must look like: `size` in pixels, per-channel `mean` and `std` of [0, 1] RGB."""
 
     model: CLIPModel
     tokenizer: CLIPTokenizer
@@ -186,17 +187,12 @@ def load_clip(directory: ModelDirectory | Path, device: torch.device | str = "cp
     model = read_with(folder, lambda: CLIPModel.from_pretrained(folder, **SAFELY))
     _require_finite(model, folder)
     tokenizer = read_with(words, lambda: CLIPTokenizer.from_pretrained(words, **SAFELY))
-    return Clip(
-        model.to(device).eval(),
-        tokenizer,
-        model.config.vision_config.image_size,
-        tuple(settings["image_mean"]),
-        tuple(settings["image_std"]),
-    )
+    size = model.config.vision_config.image_size
+    return Clip(model.to(device).eval(), tokenizer, size, tuple(settings["image_mean"]), tuple(settings["image_std"]))
 
 
 def _require_finite(module: torch.nn.Module, folder: Path) -> None:
-    """ModelError for weights that are no numbers: what is drawn with them is black, and black pictures have scores."""
+    """ModelError for weights that are no numbers: what is drawn with them is black, and black images have scores."""
     for name, tensor in module.state_dict().items():
         if tensor.is_floating_point() and not torch.isfinite(tensor).all():
             dtype = str(tensor.dtype).removeprefix("torch.")
@@ -208,11 +204,12 @@ def _require_finite(module: torch.nn.Module, folder: Path) -> None:
 
 def _located(directory: ModelDirectory, error: ModelError) -> ModelError:
     """The same of the first component without weights that cannot be loaded by itself, if there is one: pipelines
-    rarely say which."""
+    rarely say which. (Of those with weights the headers were looked at before.)"""
+    libraries: dict[str, Any] = {"diffusers": diffusers, "transformers": transformers}
     for name, folder in directory.components.items():
-        library, kind = (directory.index.get(name) or ("", ""))[:2]
-        known: Any = getattr({"diffusers": diffusers, "transformers": transformers}.get(str(library)), str(kind), None)
-        if known is None or (folder / CONFIGS[0]).is_file():  # of weights the headers were looked at before
+        library, _, kind = directory.classes.get(name, "").partition(".")
+        known = getattr(libraries.get(library), kind, None) if kind else None
+        if known is None or (folder / CONFIG).is_file():
             continue
         try:
             read_with(folder, partial(known.from_pretrained, folder, **SAFELY))

@@ -10,11 +10,10 @@ from typing import Any
 
 from asdm_cli.errors import ModelError
 from asdm_cli.inheritance.course import Nodes
-from asdm_cli.models.checked import check_unet
-from asdm_cli.models.provenance import FILE, RUN_TIME, SWITCH, history, record, run_time_nodes, run_time_plan, told
-from asdm_cli.models.source import UNETS, ModelDirectory
+from asdm_cli.models.check import check_unet
+from asdm_cli.models.directory import UNETS, ModelDirectory
+from asdm_cli.models.metadata import FILE, history, read_metadata, record, run_time_nodes, run_time_plan
 from asdm_cli.models.write import KEPT, assemble_directory, carry
-from asdm_cli.recipe import switching
 from asdm_cli.recipe.plans import Rules
 from asdm_cli.recipe.switching import Switch
 from asdm_cli.unet.anatomy import Anatomy
@@ -23,6 +22,8 @@ from asdm_cli.unet.settings import unlike_inputs
 from asdm_cli.unet.weight_files import inside
 
 UNET = "unet"
+RUN_TIME, SWITCH = "inherit", "switch"
+"""Keys of asdm.json."""
 
 
 def read_switch(directory: ModelDirectory) -> Switch | None:
@@ -30,9 +31,9 @@ def read_switch(directory: ModelDirectory) -> Switch | None:
 
     Raises RecipeError or ModelError, with the file, for what is damaged or does not belong together.
     """
-    held, file = told(directory, SWITCH), directory.path / FILE
+    held, file = read_metadata(directory), directory.path / FILE
     found = {name.removeprefix(f"{UNETS}/") for name in directory.components if name.startswith(f"{UNETS}/")}
-    if held is None:
+    if (switch := held.switch) is None:
         if found:
             names = ", ".join(sorted(found))
             raise ModelError(
@@ -40,7 +41,6 @@ def read_switch(directory: ModelDirectory) -> Switch | None:
                 "again, or take the folder away"
             )
         return None
-    switch = switching.read_switch(held, f"{file}: {SWITCH}")
     named = set(switch.unets[1:])
     faults = [
         f"{file}: {SWITCH}: {name!r} has no folder {UNETS}/{name}; copy the model again"
@@ -50,7 +50,7 @@ def read_switch(directory: ModelDirectory) -> Switch | None:
         f"{directory.path / UNETS / name}: {SWITCH} in {FILE} names no such UNet; copy the model again"
         for name in sorted(found - named)
     ]
-    if switch.plans and told(directory, RUN_TIME) is not None:
+    if switch.plans and held.inherit is not None:
         faults.append(f"{file}: holds both `{RUN_TIME}`, for every UNet, and `{SWITCH}: plans`; keep one of them")
     if not faults:
         configs = {name: directory.config(component(switch, name)) for name in switch.unets}

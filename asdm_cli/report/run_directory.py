@@ -13,8 +13,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from asdm_cli.models.disk import explained
-from asdm_cli.models.lock import only_writer
-from asdm_cli.models.write import MARK, clear_the_way, make_partial, partial_path, publish
+from asdm_cli.models.write import MARK, clear_the_way, make_partial, only_writer, partial_path, publish
 from asdm_cli.progress import note
 from asdm_cli.recipe.public import without_secrets
 from asdm_cli.report import html

@@ -11,7 +11,7 @@ import pytest
 import asdm_cli
 from asdm_cli.measure import memory
 from asdm_cli.measure.trajectory import count
-from asdm_cli.models.source import find
+from asdm_cli.models.directory import find
 from asdm_cli.unet.cost import macs
 from tests import tiny
 from tests.expanding import done, expand, picture, run, unet

@@ -18,9 +18,9 @@ from PIL import Image
 
 from asdm_cli.measure import generate
 from asdm_cli.measure.generate import Layout, layout, pictures, prompt_seed
+from asdm_cli.models.directory import find
 from asdm_cli.models.load import load_pipeline
 from asdm_cli.models.schedulers import set_sampler
-from asdm_cli.models.source import find
 
 GOLDEN = [7896617691693857887, 2918264622725855778, 8460147692890830636]
 """Seeds of (seed, index) (0, 0), (0, 1), (7, 0): pictures of earlier runs stand or fall with them."""

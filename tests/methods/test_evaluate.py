@@ -17,8 +17,8 @@ from asdm_cli.measure import drawing
 from asdm_cli.measure.drawing import Share
 from asdm_cli.measure.pictures import PictureSet
 from asdm_cli.methods import evaluate
-from asdm_cli.models.provenance import record
-from asdm_cli.models.source import find
+from asdm_cli.models.directory import find
+from asdm_cli.models.metadata import record
 from asdm_cli.recipe.load import dump
 from asdm_cli.recipe.plans import read_plan
 from asdm_cli.recipe.verbs import EvalContestant, EvalRecipe

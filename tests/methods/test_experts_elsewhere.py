@@ -16,7 +16,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from asdm_cli.models.source import find
+from asdm_cli.models.directory import find
 from asdm_cli.training.distillation import Distillation
 from asdm_cli.unet.checkpoint import WEIGHTS
 from asdm_cli.unet.expert_config import specs

@@ -14,7 +14,7 @@ import yaml
 import asdm_cli
 from asdm_cli.measure import memory
 from asdm_cli.measure.generate import layout
-from asdm_cli.models.source import find
+from asdm_cli.models.directory import find
 from asdm_cli.models.switched import read_switch
 from asdm_cli.progress import console
 from asdm_cli.report.document import Report

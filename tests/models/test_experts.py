@@ -15,9 +15,9 @@ from asdm_cli.errors import ModelError
 from asdm_cli.experts.router import ROUTINGS, SUM_TO_ONE
 from asdm_cli.experts.spec import Spec
 from asdm_cli.experts.start import Start
+from asdm_cli.models.directory import find
 from asdm_cli.models.experts import INDEX_FILE, first_experts, write_changed
 from asdm_cli.models.load import load_unet, random_unet
-from asdm_cli.models.source import find
 from asdm_cli.models.write import write_unet
 from asdm_cli.unet.checkpoint import WEIGHTS, open_checkpoint
 from asdm_cli.unet.expansion import Expansion, expand

@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from asdm_cli import __version__
-from asdm_cli.data.sources import SHIPPED
-from asdm_cli.models.origin import Stamps, stamps_of
+from asdm_cli.data.shards import SHIPPED
+from asdm_cli.models.metadata import Stamps, stamps_of
 from asdm_cli.recipe.pipeline import Scope, references, stage
 from asdm_cli.recipe.reads import places, reads
 from asdm_cli.recipe.schema import Strict
