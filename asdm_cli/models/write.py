@@ -15,7 +15,7 @@ from itertools import count
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from filelock import FileLock, Timeout
+from filelock import BaseFileLock, FileLock, Timeout
 
 from asdm_cli.errors import ModelError, RunError
 from asdm_cli.models.directory import CONFIG, INDEX, OURS, TEXTS, ModelDirectory
@@ -213,26 +213,39 @@ def only_writer(target: Path) -> Iterator[None]:
     """
     folder = target.parent / f".{target.name}.lock"
     lock = FileLock(folder / LOCK, blocking=False)
+    try:
+        _acquire(lock, folder, target)
+        (folder / LOCK).write_text(str(os.getpid()))
+        yield
+    finally:
+        if lock.is_locked:
+            shutil.rmtree(folder, ignore_errors=True)
+            lock.release()
+        else:
+            with suppress(OSError):
+                folder.rmdir()
+
+
+def _acquire(lock: BaseFileLock, folder: Path, target: Path) -> None:
     for attempt in count():
         try:
             _refuse_foreign(folder)
             folder.mkdir(parents=True, exist_ok=True)
             lock.acquire()
-            break
+            return
         except FileNotFoundError:  # its holder took the folder away just now
             if attempt >= 9:
                 raise
         except FileExistsError:
             raise RunError(f"{folder.parent}: is a file; choose another place than {target}") from None
         except Timeout:
+            writer = ""
+            with suppress(OSError):
+                writer = (folder / LOCK).read_text()
             raise BusyError(
-                f"{target}: another process is writing it now; wait until it is done, or choose another place"
+                f"{target}: process {writer or '(starting)'} is writing it at this moment; "
+                "wait until it is done, or choose another place"
             ) from None
-    try:
-        yield
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
-        lock.release()
 
 
 def clear_the_way(target: Path, overwrite: bool) -> None:
@@ -310,8 +323,10 @@ def atomic_directory(target: Path, overwrite: bool = False) -> Iterator[Path]:
 def atomic_file(target: Path) -> Iterator[Path]:
     """The same for a single file, which replaces an older one: yields the path to write to."""
     with explained(target), only_writer(target):
-        folder = make_partial(target)
+        folder = partial_path(target)
+        _refuse_foreign(folder)
         try:
+            make_partial(target)
             yield folder / target.name
             sync(folder / target.name)
             os.replace(folder / target.name, target)

@@ -344,7 +344,7 @@ def test_files_are_never_half_there(build: Build, monkeypatch: pytest.MonkeyPatc
         target.write_bytes(b"half")
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("asdm_cli.data.whole_files.save_file", full)
+    monkeypatch.setattr("safetensors.torch.save_file", full)
     with pytest.raises(OSError, match="No space"):
         build.run()
     assert len(written) == 1

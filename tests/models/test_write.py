@@ -185,7 +185,7 @@ def test_a_lock_that_a_killed_run_left_stops_nobody_and_one_that_is_held_does(tm
             (tmp_path / ".one.lock" / name).touch()
         write_one(tmp_path / "one", "new", overwrite=True)
         assert names(tmp_path) == ["one"]
-    with only_writer(tmp_path / "one"), pytest.raises(BusyError, match="one: another process is writing it"):
+    with only_writer(tmp_path / "one"), pytest.raises(BusyError, match=f"one: process {os.getpid()} is writing it"):
         write_one(tmp_path / "one", "newer", overwrite=True)
     assert tree(tmp_path).keys() == {f"one/{MARK}", "one/new"}
 
@@ -218,6 +218,9 @@ def test_what_has_a_name_beside_the_target_and_is_not_ours_is_refused_in_words(
     before = tree(tmp_path)
     with pytest.raises(ModelError, match=rf"\.one\.{suffix}: is not from asdm, .*; rename it, or choose another place"):
         write_one(tmp_path / "one", "new", overwrite=True)
+    if suffix != "old":
+        with pytest.raises(ModelError, match="is not from asdm"), atomic_file(tmp_path / "one"):
+            pass
     assert tree(tmp_path) == before
 
 
