@@ -14,7 +14,7 @@ PACKAGE = Path(__file__).parents[1] / "asdm_cli"
 SOURCES = sorted(PACKAGE.rglob("*.py"))
 
 FLOORS = (
-    {"errors"},
+    {"errors", "records"},
     {"progress", "console"},
     {"recipe"},
     {"experts"},

@@ -29,7 +29,7 @@ from asdm_cli.measure.scores import FRECHET_RESAMPLES, Judge
 from asdm_cli.models.load import load_pipeline
 from asdm_cli.models.metadata import claim, run_time_plan, stamps
 from asdm_cli.models.switched import read_switch
-from asdm_cli.recipe.switching import described
+from asdm_cli.recipe.patches import described
 from asdm_cli.recipe.verbs import EvalRecipe
 from asdm_cli.report.document import Report
 from asdm_cli.report.run_directory import Run

@@ -30,7 +30,7 @@ from asdm_cli.models.load import PIPELINES, device_and_dtype, load_pipeline, loa
 from asdm_cli.models.metadata import record
 from asdm_cli.models.schedulers import planned_scheduler, set_sampler
 from asdm_cli.models.write import assemble_directory, carried_size, takes
-from asdm_cli.recipe.verbs.condconv import CondConvRecipe, Fold
+from asdm_cli.recipe.verbs import CondConvRecipe, Fold
 from asdm_cli.report.document import Cell, Column, Grid, Interval, Part, Report, Table
 from asdm_cli.report.run_directory import Run
 from asdm_cli.unet.checkpoint import Checkpoint, open_checkpoint, require

@@ -22,8 +22,7 @@ from asdm_cli.models.check import check_clip, check_drawing, check_parts, read_w
 from asdm_cli.models.directory import CONFIG, ModelDirectory, find
 from asdm_cli.models.schedulers import SCHEDULER, own_scheduler, unlike_noise
 from asdm_cli.models.switched import UNET, checked_switch, member, one_unet, run_time_plans
-from asdm_cli.recipe.plans import Rules
-from asdm_cli.recipe.switching import Idle, Switch, Switching
+from asdm_cli.recipe.patches import Idle, Rules, Switch, Switching
 from asdm_cli.switching import pipelines as switching
 from asdm_cli.switching.fit import check_rules
 from asdm_cli.unet.checkpoint import open_checkpoint, require

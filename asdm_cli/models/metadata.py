@@ -17,11 +17,10 @@ from asdm_cli.errors import ModelError, RecipeError, RunError
 from asdm_cli.inheritance.course import Nodes
 from asdm_cli.models.directory import POCKET, ModelDirectory, find
 from asdm_cli.models.write import write_json
-from asdm_cli.recipe.plans import InheritPlan, Rules
+from asdm_cli.recipe.patches import InheritPlan, Rules, Switch
 from asdm_cli.recipe.reads import places
 from asdm_cli.recipe.schema import Strict
 from asdm_cli.recipe.source import Mark, Source
-from asdm_cli.recipe.switching import Switch
 from asdm_cli.recipe.words import faults
 from asdm_cli.unet.anatomy import Anatomy
 from asdm_cli.unet.weight_files import inside, read_mapping

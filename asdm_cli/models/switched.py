@@ -14,8 +14,7 @@ from asdm_cli.models.check import check_unet
 from asdm_cli.models.directory import UNETS, ModelDirectory
 from asdm_cli.models.metadata import FILE, history, read_metadata, record, run_time_nodes, run_time_plan
 from asdm_cli.models.write import KEPT, assemble_directory, carry
-from asdm_cli.recipe.plans import Rules
-from asdm_cli.recipe.switching import Switch
+from asdm_cli.recipe.patches import Rules, Switch
 from asdm_cli.unet.anatomy import Anatomy
 from asdm_cli.unet.checkpoint import open_checkpoint
 from asdm_cli.unet.settings import unlike_inputs

@@ -15,7 +15,7 @@ from asdm_cli.models.donors import unlike_pipelines
 from asdm_cli.models.metadata import taken
 from asdm_cli.models.schedulers import planned_scheduler, training_scheduler
 from asdm_cli.models.switched import one_unet
-from asdm_cli.recipe.verbs.distill import DistillRecipe, FeatureLoss, Student
+from asdm_cli.recipe.verbs import DistillRecipe, FeatureLoss, Student
 from asdm_cli.training.distillation import Row
 from asdm_cli.training.freezing import frozen_keys
 from asdm_cli.training.gate import Faults

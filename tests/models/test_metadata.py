@@ -29,7 +29,7 @@ from asdm_cli.models.metadata import (
     run_time_plan,
     taken,
 )
-from asdm_cli.recipe.plans import read_plan
+from asdm_cli.recipe.patches import read_plan
 from tests.carrying import carrying, every
 from tests.typed import asdm
 

@@ -1,0 +1,80 @@
+"""What measuring finds out: one figure a row. Plain data, without torch; views of it (titles, tables, plots) are the
+report's affair."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+Card = dict[str, Any]
+"""A protocol card: how figures were made. Values are numbers, texts, or lists of texts."""
+
+
+@dataclass(frozen=True)
+class Record:
+    """One figure of a set-up.
+
+    `metric` is a key of the report's table of figures (`image_ms`, `kid`, ...), `low` and `high` are what `interval`
+    says ("quartiles", "95 % bootstrap"). `of` is a part of the whole, as `kind/name` (`block/down.0`, `batch/4`,
+    `split/held-out`, `component/vae`), '' for the whole; `at` is a place along an axis, where there is one: a training
+    step, a UNet call. `against` names the set-up that a ratio or a distance is to. `n` is how many things were
+    measured. `protocol` names a card.
+    """
+
+    setup: str
+    metric: str
+    value: float
+    low: float | None = None
+    high: float | None = None
+    interval: str = ""
+    of: str = ""
+    at: float | None = None
+    against: str = ""
+    n: int = 1
+    seed: int | None = None
+    unit: str = ""
+    protocol: str = ""
+
+
+@dataclass(frozen=True)
+class Images:
+    """Image i of a set-up is `folders[name]/00000i.png`, below the run directory; `prompts` are the first of all."""
+
+    prompts: list[str]
+    folders: dict[str, str]
+
+
+@dataclass(frozen=True)
+class Timeline:
+    """Something down the rows, the UNet calls of one generation across: `rows[name]` has one letter for each call."""
+
+    title: str
+    rows: dict[str, str]
+    letters: dict[str, str]
+    note: str = ""
+
+
+@dataclass(frozen=True)
+class Report:
+    """All that a run found out; what `report.json` holds.
+
+    `setups` has, for each that took part, the first of which the others are compared with, what it is: `model`,
+    `steps`, `series` (points of one series are joined by a line in plots), `reference` (true of real images and the
+    like, which compete with nobody). `facts` are no figures, by name (removed addresses, who serves what); `notes` are
+    sentences that a reader of the figures must know.
+    """
+
+    verb: str
+    setups: dict[str, dict[str, Any]] = field(default_factory=dict)
+    records: list[Record] = field(default_factory=list)
+    protocols: dict[str, Card] = field(default_factory=dict)
+    images: Images | None = None
+    timelines: list[Timeline] = field(default_factory=list)
+    facts: dict[str, Any] = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)
+
+
+def under(protocol: str, records: Iterable[Record]) -> list[Record]:
+    """The same records, made as this card says."""
+    return [replace(record, protocol=protocol) for record in records]
