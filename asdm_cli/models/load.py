@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -18,15 +17,13 @@ from transformers import CLIPModel, CLIPTokenizer
 from asdm_cli.errors import ModelError
 from asdm_cli.inheritance.course import Nodes
 from asdm_cli.inheritance.pipelines import attach
-from asdm_cli.models.check import check_clip, check_drawing, check_parts, read_with
+from asdm_cli.models.check import check_clip, check_drawing, check_parts, check_unet, read_with
 from asdm_cli.models.directory import CONFIG, ModelDirectory, find
 from asdm_cli.models.schedulers import SCHEDULER, own_scheduler, unlike_noise
 from asdm_cli.models.switched import UNET, checked_switch, member, one_unet, run_time_plans
 from asdm_cli.recipe.patches import Idle, Rules, Switch, Switching
 from asdm_cli.switching import pipelines as switching
 from asdm_cli.switching.fit import check_rules
-from asdm_cli.unet.checkpoint import open_checkpoint, require
-from asdm_cli.unet.cost import shapes
 from asdm_cli.unet.expert_config import EXPERTS
 from asdm_cli.unet.expert_unet import ExpertUNet, build
 from asdm_cli.unet.weight_files import inside, read_mapping
@@ -75,24 +72,26 @@ def load_pipeline(
     switch = checked_switch(directory) if with_unet else None
     plans = run_time_plans(directory, switch) if with_plan and with_unet else {}
     kind, settings = PIPELINES[directory.index["_class_name"]]
-    settings = {**settings, **dict.fromkeys(directory.left_out)}
-    if not with_unet:
-        settings["unet"] = None
-    elif directory.config(UNET).get(EXPERTS):
-        settings["unet"] = load_unet(directory, CPU, dtype)
-    try:
-        pipe = read_with(
-            directory.path,
-            lambda: kind.from_pretrained(directory.path, dtype=dtype, **SAFELY, **settings).to(device),
-        )
-    except ModelError as error:
-        raise _located(directory, error) from error
-    for name, part in pipe.components.items():
-        if isinstance(part, torch.nn.Module):
-            _require_finite(part if with_unet else in_own_memory(part), directory.component(name))
+    parts: dict[str, Any] = {**settings, **dict.fromkeys(directory.left_out), **({} if with_unet else {"unet": None})}
+    for name in directory.classes:
+        if name not in parts:
+            part = load_unet(directory, CPU, dtype) if name == UNET else _load_part(directory, name, dtype)
+            parts[name] = part if with_unet or not isinstance(part, torch.nn.Module) else in_own_memory(part)
+    pipe = read_with(directory.path, lambda: kind.from_pretrained(directory.path, **SAFELY, **parts).to(device))
     pipe.set_progress_bar_config(disable=True)
     _put_in_force(directory, pipe, switch, plans)
     return pipe
+
+
+def _load_part(directory: ModelDirectory, name: str, dtype: torch.dtype) -> Any:
+    """One component, so that trouble with it has its name."""
+    folder, (library, kind) = directory.component(name), directory.kind(name).split(".")
+    known: Any = getattr({"diffusers": diffusers, "transformers": transformers}[library], kind)
+    weights = {"dtype": dtype} if (folder / CONFIG).is_file() else {}
+    part = read_with(folder, lambda: known.from_pretrained(folder, **SAFELY, **weights))
+    if weights:
+        _require_finite(part, folder)
+    return part
 
 
 def _put_in_force(directory: ModelDirectory, pipe: Any, switch: Switch | None, plans: Mapping[str, Nodes]) -> None:
@@ -128,19 +127,12 @@ def take_turns(
 
 def load_unet(directory: ModelDirectory, device: torch.device, dtype: torch.dtype) -> UNet2DConditionModel:
     """The UNet alone, in evaluation mode; every tensor that its config promises comes from the files."""
-    folder, config, kind = directory.component(UNET), directory.config(UNET), UNet2DConditionModel
-    directory.weights(UNET)
-    if config.get(EXPERTS):
-        require(open_checkpoint(folder, directory.path), shapes(config), folder)
-        kind = ExpertUNet
-    unet, found = read_with(
-        folder,
-        lambda: kind.from_pretrained(
-            folder, dtype=dtype, use_safetensors=True, local_files_only=True, output_loading_info=True
-        ),
+    check_unet(directory)
+    folder = directory.component(UNET)
+    kind = ExpertUNet if directory.config(UNET).get(EXPERTS) else UNet2DConditionModel
+    unet = read_with(
+        folder, lambda: kind.from_pretrained(folder, dtype=dtype, use_safetensors=True, local_files_only=True)
     )
-    if found["missing_keys"]:
-        raise ModelError(f"{folder}: lacks the tensor {sorted(found['missing_keys'])[0]}; fetch the weights again")
     _require_finite(unet, folder)
     return unet.to(device).eval()
 
@@ -199,19 +191,3 @@ def _require_finite(module: torch.nn.Module, folder: Path) -> None:
                 f"{folder}: {name} holds values that are no finite numbers in {dtype}; fetch or train the model again, "
                 "or load it in another dtype"
             )
-
-
-def _located(directory: ModelDirectory, error: ModelError) -> ModelError:
-    """The same of the first component without weights that cannot be loaded by itself, if there is one: pipelines
-    rarely say which. (Of those with weights the headers were looked at before.)"""
-    libraries: dict[str, Any] = {"diffusers": diffusers, "transformers": transformers}
-    for name, folder in directory.components.items():
-        library, _, kind = directory.classes.get(name, "").partition(".")
-        known = getattr(libraries.get(library), kind, None) if kind else None
-        if known is None or (folder / CONFIG).is_file():
-            continue
-        try:
-            read_with(folder, partial(known.from_pretrained, folder, **SAFELY))
-        except ModelError as found:
-            return found
-    return error
