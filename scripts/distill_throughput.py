@@ -34,8 +34,8 @@ from diffusers.training_utils import EMAModel
 from asdm_cli.data.cache import Share
 from asdm_cli.data.samples import Condition, InMemory
 from asdm_cli.methods.distill import _dataset, _student, _task
+from asdm_cli.models.directory import find
 from asdm_cli.models.load import load_pipeline, random_unet
-from asdm_cli.models.source import find
 from asdm_cli.recipe.verbs import DistillRecipe
 from asdm_cli.sampling.processes import processes
 from asdm_cli.training.distill_plan import make_plan

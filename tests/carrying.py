@@ -5,8 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from asdm_cli.models.provenance import record
-from asdm_cli.models.source import find
+from asdm_cli.models.directory import find
+from asdm_cli.models.metadata import record
 from asdm_cli.models.write import assemble_directory
 from asdm_cli.recipe.patches import read_plan
 

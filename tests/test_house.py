@@ -58,9 +58,11 @@ NO_TORCH = (
     "asdm_cli.switching.assignment",
     "asdm_cli.switching.candidates",
     "asdm_cli.switching.search",
-    "asdm_cli.unet.weights",
-    "asdm_cli.models.source",
+    "asdm_cli.unet.checkpoint",
+    "asdm_cli.models.directory",
+    "asdm_cli.models.check",
     "asdm_cli.models.write",
+    "asdm_cli.models.metadata",
     "asdm_cli.models.donors",
 )
 

@@ -20,7 +20,11 @@ import pytest
 import asdm_cli
 from asdm_cli.data import sources
 from asdm_cli.models import source
-from asdm_cli.models.source import ModelDirectory
+from asdm_cli.models.directory import ModelDirectory
+from asdm_cli.data import shards
+from asdm_cli.measure import memory
+from asdm_cli.models import directory
+from asdm_cli.models.directory import ModelDirectory
 from asdm_cli.recipe.load import load
 from tests import drawings, pages, tiny
 from tests.pages import ROOT, Block
@@ -103,9 +107,9 @@ def workshop(tiny_pipeline: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     monkeypatch.setenv("PATH", f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}")
     shutil.copytree(tiny_pipeline, tmp_path / "few" / "model")
     tiny.probe(tmp_path / "few" / "model" / "probe", drawings.COLOURS)
-    monkeypatch.setattr(source, "_pocket", lambda: ModelDirectory(tmp_path / "few" / "model", "pocket"))
+    monkeypatch.setattr(directory, "_pocket", lambda: ModelDirectory(tmp_path / "few" / "model", "pocket"))
     shipped = str(drawings.shard(tmp_path / "few" / "shipped.tar", 6))
-    monkeypatch.setattr(sources, "SHIPPED", dict.fromkeys(sources.SHIPPED, shipped))
+    monkeypatch.setattr(shards, "SHIPPED", dict.fromkeys(shards.SHIPPED, shipped))
     monkeypatch.setattr("asdm_cli.methods.pipeline.run.run_stage", in_this_process)
     monkeypatch.setattr("asdm_cli.measure.bench.in_fresh_process", lambda _name, work, *given: work(*given))
     return tmp_path
@@ -283,4 +287,4 @@ def test_the_readme_stays_short() -> None:
 
 def test_tiny_models_stand_for_real_ones() -> None:
     """What is typed here is typed for Stable Diffusion's structure."""
-    assert tiny.SHAPES["sd15"]["down_block_types"] == source.find("pocket").config("unet")["down_block_types"]
+    assert tiny.SHAPES["sd15"]["down_block_types"] == directory.find("pocket").config("unet")["down_block_types"]

@@ -12,7 +12,7 @@ from PIL.PngImagePlugin import PngInfo
 
 from asdm_cli.console import hand_over, is_first, note
 from asdm_cli.errors import ModelError
-from asdm_cli.models.source import ModelDirectory, find
+from asdm_cli.models.directory import ModelDirectory, find
 from asdm_cli.models.write import atomic_directory, refuse_existing, refuse_sources
 
 SHEET = "sheet.png"

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from asdm_cli.console import hand_over, is_first, note
-from asdm_cli.data import packing
+from asdm_cli.data import pack as packing
 from asdm_cli.errors import ModelError
 from asdm_cli.models.write import atomic_directory, refuse_existing, refuse_sources
 

@@ -16,7 +16,7 @@ from asdm_cli.console import Terminal, hand_over
 from asdm_cli.errors import ModelError
 
 if TYPE_CHECKING:
-    from asdm_cli.models.source import ModelDirectory
+    from asdm_cli.models.directory import ModelDirectory
 
 UNET = "unet"
 OUTSIDE = "outside"
@@ -59,7 +59,7 @@ def _write_page(page: Path, runs: list[Path], overwrite: bool) -> None:
 
 
 def _show_model(source: str, out: Terminal) -> None:
-    from asdm_cli.models.source import find
+    from asdm_cli.models.directory import find
 
     model = find(source)
     weights = {name: _weights(model, name) for name in model.components}

@@ -12,9 +12,9 @@ from asdm_cli.data.cache import Build, OnFaults, Share
 from asdm_cli.data.cache_key import Wanted, cache_state
 from asdm_cli.data.cached import CachedSamples
 from asdm_cli.data.encoder import Encoder
-from asdm_cli.data.sources import Shard
+from asdm_cli.data.shards import Shard
 from asdm_cli.data.uncached import EncodedEachTime
-from asdm_cli.models.source import ModelDirectory
+from asdm_cli.models.directory import ModelDirectory
 
 Encoded = CachedSamples | EncodedEachTime
 

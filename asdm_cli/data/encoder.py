@@ -12,8 +12,8 @@ from torch import Tensor
 
 from asdm_cli.data.samples import Condition
 from asdm_cli.errors import ModelError, RunError
+from asdm_cli.models.directory import ModelDirectory
 from asdm_cli.models.load import load_pipeline
-from asdm_cli.models.source import ModelDirectory
 
 PARTS = ("vae", "text_encoder", "text_encoder_2", "tokenizer", "tokenizer_2")
 """Components whose files say what latents and text states are."""

@@ -1,11 +1,10 @@
-"""Pictures are read here and nowhere else: bytes -> RGB, and the squares of it that a VAE learns from. No torch."""
+"""Images are read here and nowhere else: bytes -> RGB, and the squares of it that a VAE learns from. No torch."""
 
 from __future__ import annotations
 
 import io
 import re
 from pathlib import Path
-from typing import Any
 
 import numpy
 from PIL import Image, ImageOps
@@ -16,13 +15,13 @@ FORMATS = ("PNG", "JPEG", "WEBP")
 """Nothing else is tried: some of Pillow's readers start other programs."""
 DEEP = ("I", "F")
 LARGEST_FILE = 1 << 28
-"""Bytes; more is no picture but a way to fill the memory."""
+"""Bytes; more is no image but a way to fill the memory."""
 LARGEST = 1 << 27
 """Pixels, told by the header before any of them is decoded."""
 
 
 class UnreadableError(ValueError):
-    """The bytes are no picture that can be read; the message says why."""
+    """The bytes are no image that can be read; the message says why."""
 
 
 def square(data: bytes, resolution: int) -> numpy.ndarray:
@@ -30,21 +29,25 @@ def square(data: bytes, resolution: int) -> numpy.ndarray:
     return numpy.asarray(cut(read_rgb(data), resolution))
 
 
-def cut(picture: Image.Image, resolution: int) -> Image.Image:
-    """Its middle square at this size; a picture that has it stays as it is."""
-    return ImageOps.fit(picture, (resolution, resolution), Image.Resampling.LANCZOS)
+def cut(image: Image.Image, resolution: int) -> Image.Image:
+    """Its middle square at this size; an image that has it stays as it is."""
+    return ImageOps.fit(image, (resolution, resolution), Image.Resampling.LANCZOS)
 
 
 def read_rgb(data: bytes) -> Image.Image:
-    """The whole picture, decoded, upright, transparent parts white."""
+    """The whole image, decoded, upright, transparent parts white."""
     try:
-        with Image.open(io.BytesIO(data), formats=FORMATS) as picture:
-            if picture.width * picture.height > LARGEST:
-                raise UnreadableError(f"{picture.width} x {picture.height} pixels; {LARGEST} in all are read at most")
-            if picture.mode.startswith(DEEP):
-                raise UnreadableError(f"{picture.mode} pixels have more than 8 bits a channel")
-            picture.load()
-            return _opaque(ImageOps.exif_transpose(picture))
+        with Image.open(io.BytesIO(data), formats=FORMATS) as image:
+            if image.width * image.height > LARGEST:
+                raise UnreadableError(f"{image.width} x {image.height} pixels; {LARGEST} in all are read at most")
+            if image.mode.startswith(DEEP):
+                raise UnreadableError(f"{image.mode} pixels have more than 8 bits a channel")
+            image.load()
+            upright = ImageOps.exif_transpose(image)
+            if not upright.has_transparency_data:
+                return upright.convert("RGB")
+            layer = upright.convert("RGBA")
+            return Image.alpha_composite(Image.new("RGBA", layer.size, "white"), layer).convert("RGB")
     except UnreadableError:
         raise
     except Exception as error:  # Pillow's readers fail in a dozen ways on damaged bytes
@@ -58,10 +61,10 @@ def read_file(file: Path) -> Image.Image:
 
 
 def file_bytes(file: Path) -> bytes:
-    """All of a picture's file. Raises UnreadableError for what is none, too."""
+    """All of an image's file. Raises UnreadableError for what is none, too."""
     try:
         if not file.is_file() or file.stat().st_size > LARGEST_FILE:
-            raise UnreadableError("no file, or none of a picture's size")
+            raise UnreadableError("no file, or none of an image's size")
         return file.read_bytes()
     except OSError as error:
         raise UnreadableError(error.strerror or str(error)) from None
@@ -70,16 +73,8 @@ def file_bytes(file: Path) -> bytes:
 def is_whole(file: Path) -> bool:
     """Whether this is a PNG of which every chunk's checksum is right, up to the last."""
     try:
-        with Image.open(file, formats=("PNG",)) as picture:
-            picture.verify()
+        with Image.open(file, formats=("PNG",)) as image:
+            image.verify()
     except (OSError, SyntaxError, ValueError):
         return False
     return True
-
-
-def _opaque(picture: Any) -> Image.Image:
-    if not picture.has_transparency_data:
-        return picture.convert("RGB")
-    layer = picture.convert("RGBA")
-    white = Image.new("RGBA", layer.size, "white")
-    return Image.alpha_composite(white, layer).convert("RGB")

@@ -1,60 +1,139 @@
-"""Shards read in order: tar members grouped into (picture, caption) samples, whatever is wrong counted.
+"""Shards of (image, caption): found by path, glob, braces or URL before anything slow, and read in order, whatever is
+wrong with them counted.
 
-Members are read from streams that we open ourselves: WebDataset(url) would take `pipe:` and others as its own
-language. Nothing is ever extracted to a file.
+Members are read from streams that we open ourselves: WebDataset(url) would take `pipe:` and others as its own language.
+Nothing is ever extracted to a file.
 """
 
 from __future__ import annotations
 
+import glob
 import json
 import lzma
 import os
 import re
 import tarfile
 import zlib
-from collections.abc import Callable, Iterator
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from gzip import BadGzipFile
 from hashlib import sha256
+from importlib import resources
 from itertools import islice
 from pathlib import Path, PurePosixPath
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 import numpy
 
-from asdm_cli.data.faults import Faults
-from asdm_cli.data.images import LARGEST_FILE, UnreadableError, square
-from asdm_cli.data.sources import Shard, reading_store
-from asdm_cli.data.texts import as_text
-from asdm_cli.errors import RunError
-from asdm_cli.recipe.redact import redact
+from asdm_cli.data.images import LARGEST_FILE, UnreadableError, as_text, square
+from asdm_cli.data.shards import Shard, reading_store
+from asdm_cli.errors import ModelError, RunError
+from asdm_cli.models.directory import POCKET
+from asdm_cli.recipe.redact import PIPE, is_withheld, public
 
 Decoded = TypeVar("Decoded")
 
 DATA_FORMAT = 1
 """Counts changes of what is read from the same bytes."""
-PICTURES = ("png", "jpg", "jpeg", "webp")
+WILD = "*?["
+COMPRESSED = (".gz", ".tgz", ".bz2", ".xz", ".zst")
+EVALUATION = f"{POCKET}-evaluation"
+SHIPPED = {POCKET: "train.tar.gz", f"{POCKET}-held-out": "held-out.tar.gz", EVALUATION: "evaluation.tar.gz"}
+"""Words for the shards that come with the package."""
+IMAGES = ("png", "jpg", "jpeg", "webp")
 CAPTION, ABOUT = "txt", "json"
+EXAMPLES = 20
+"""Faults that are told one by one."""
 LARGEST = LARGEST_FILE
 """Bytes of a member."""
 LARGEST_HEADER = 1 << 20
 """Bytes that may say of one member what its fixed header has no room for: tarfile reads them at once."""
-ENDED = 32
-"""Reads in a row that give nothing: whatever is skipped then is claimed, not there, and may be terabytes."""
 SUPPLEMENTS = (
     *(tarfile.GNUTYPE_LONGNAME, tarfile.GNUTYPE_LONGLINK),
     *(tarfile.XHDTYPE, tarfile.XGLTYPE, tarfile.SOLARIS_XHDTYPE),
 )
 """Types of such members."""
+ENDED = 32
+"""Reads in a row that give nothing: whatever is skipped then is claimed, not there, and may be terabytes."""
 DAMAGED = (tarfile.TarError, EOFError, BadGzipFile, zlib.error, lzma.LZMAError, UnicodeError)
+
+
+@dataclass
+class Faults:
+    """What is wrong with data: `counts` by kind; `examples` are the first twenty, each with its shard and sample."""
+
+    counts: Counter[str] = field(default_factory=Counter)
+    examples: list[str] = field(default_factory=list)
+
+    def add(self, kind: str, where: object, what: object = "") -> None:
+        self.counts[kind] += 1
+        if len(self.examples) < EXAMPLES:
+            told = f" ({what})" if str(what) else ""
+            self.examples.append(f"{where}: {kind}{told}")
+
+    def merge(self, other: Faults) -> None:
+        self.counts.update(other.counts)
+        self.examples = (self.examples + other.examples)[:EXAMPLES]
+
+    def total(self) -> int:
+        return self.counts.total()
+
+    def summary(self) -> str:
+        """Every kind with its number, most frequent first."""
+        return ", ".join(f"{kind}: {count}" for kind, count in self.counts.most_common())
+
+    def listed(self) -> str:
+        """The examples, one a line, and how many more there are."""
+        more = self.total() - len(self.examples)
+        return "\n".join([*self.examples, *([f"... and {more} more"] if more else [])])
+
+    def to_json(self) -> dict[str, Any]:
+        return {"faults": dict(self.counts), "examples": self.examples}
+
+    @classmethod
+    def from_json(cls, about: dict[str, Any]) -> Faults:
+        """Raises KeyError, TypeError or AttributeError for what `to_json` does not write."""
+        counts, examples = about["faults"], about["examples"]
+        if not all(type(count) is int for count in counts.values()) or not all(type(each) is str for each in examples):
+            raise TypeError("kinds with numbers, and examples in words, are expected")
+        return cls(Counter(counts), list(examples))
+
+
+@dataclass(frozen=True)
+class Shard:
+    """A tar file of samples. `url` is a path, a URL for fsspec, or a command after `pipe:`.
+
+    `size` counts bytes (0: unknown); `identity` changes when the bytes do, as far as the place can tell.
+    """
+
+    url: str
+    kind: Literal["local", "remote", "pipe"]
+    size: int
+    identity: str
+
+    @property
+    def name(self) -> str:
+        """For messages and records: the path, or a digest in its place where it may hold a password."""
+        return public(self.url)
+
+    @property
+    def file(self) -> str:
+        """For records that leave this machine: whose folder it was says nothing elsewhere."""
+        return Path(self.url).name if self.kind == "local" else self.name
+
+    @property
+    def seekable(self) -> bool:
+        """Whether a sample can be read by its place in the file."""
+        return self.kind != "pipe" and not self.url.split("?")[0].endswith(COMPRESSED)
 
 
 @dataclass(frozen=True)
 class Sample:
-    """`about` is the .json, empty where there is none; `offset` the picture's place in an uncompressed shard;
+    """`about` is the .json, empty where there is none; `offset` the image's place in an uncompressed shard;
     `position`: bytes of the file read so far."""
 
     key: str
@@ -65,10 +144,242 @@ class Sample:
     position: int
 
 
-@dataclass(frozen=True)
-class _Part:
-    data: bytes
-    offset: int
+def as_text(data: bytes) -> str:
+    """UTF-8 without a byte order mark: the one way in which captions and prompts become text. Raises
+    UnicodeDecodeError."""
+    return data.decode("utf-8-sig")
+
+
+def lines(text: str) -> list[str]:
+    """Split at \\n and \\r\\n and at nothing else: U+2028 or a form feed may stand inside a caption."""
+    return [line.removesuffix("\r") for line in text.split("\n")]
+
+
+# --- finding them ---
+
+
+def find_shards(sources: Sequence[str], allow_pipes: bool = False) -> list[Shard]:
+    """The shards that `sources` name, in their order: paths, globs, `{000..009}`, fsspec URLs, `pocket`.
+
+    Reads names, sizes and times only. Raises one ModelError with everything that is wrong.
+    `pipe:COMMAND` runs a shell, so it needs `allow_pipes`.
+    """
+    shards: list[Shard] = []
+    faults: list[str] = []
+    with ThreadPoolExecutor(16) as pool:  # a remote look-up waits for its answer
+        looked_up = []
+        for source in sources:
+            try:
+                looked_up += [pool.submit(_find, url, allow_pipes) for url in _expanded(source)]
+            except ModelError as error:
+                faults.append(str(error))
+    for each in looked_up:
+        try:
+            shards += each.result()
+        except ModelError as error:
+            faults.append(str(error))
+    counts = Counter(shard.identity for shard in shards)
+    twice = {shard.identity: shard.name for shard in shards if counts[shard.identity] > 1}
+    faults += [f"{name}: is named twice; its samples would count double, name it once" for name in twice.values()]
+    if not faults and not shards:
+        faults.append("no shard is named; give webdataset tar files, or `pocket`")
+    if faults:
+        more = [f"... and {len(faults) - EXAMPLES} more"] if len(faults) > EXAMPLES else []
+        raise ModelError("\n".join(faults[:EXAMPLES] + more))
+    return shards
+
+
+def _expanded(source: str) -> list[str]:
+    """Braces first, as shells do; a file that has braces in its name is that file."""
+    is_file = "://" not in source and not source.startswith(PIPE) and Path(source).is_file()
+    if is_withheld(source) and not is_file:
+        raise ModelError(f"{source}: stands in a record for what is not written down; give the path or address itself")
+    if source in SHIPPED:
+        return [str(resources.files("asdm_cli") / "pocket" / "data" / SHIPPED[source])]
+    if "{" not in source or is_file:
+        return [source]
+    import braceexpand
+
+    try:
+        return list(braceexpand.braceexpand(source, escape=False))
+    except ValueError as error:
+        reason = f"its braces cannot be read ({error}); write {{000..009}} or {{a,b}}"
+        raise ModelError(f"{public(source)}: {reason}") from None
+
+
+def _find(url: str, allow_pipes: bool) -> list[Shard]:
+    if not url.startswith(PIPE):
+        return _remote(url) if "://" in url else _local(url)
+    if allow_pipes:
+        return [Shard(url, "pipe", 0, public(url))]
+    raise ModelError(
+        f"{public(url)}: runs a command in a shell, which a recipe may not do by itself; name the file or its URL, "
+        "or allow commands where you start the run"
+    )
+
+
+def _local(url: str) -> list[Shard]:
+    path = Path(url).expanduser()
+    if path.is_dir():
+        raise ModelError(f"{url}: is a directory; name its shards, as in {url.rstrip('/')}/*.tar")
+    if path.exists():
+        files = [path]
+    elif not set(WILD) & set(url):
+        raise ModelError(f"{url}: no such file; give a webdataset shard (.tar, .tar.gz)")
+    else:
+        names = sorted(glob.glob(str(path), recursive=True))  # noqa: PTH207 - absolute ones too
+        files = [Path(name) for name in names if Path(name).is_file()]
+    if not files:
+        raise ModelError(f"{url}: no file has such a name; look at the pattern")
+    found = []
+    for file in files:
+        about = file.stat()
+        if about.st_size == 0:
+            raise ModelError(f"{file}: is empty; fetch or write the shard again")
+        identity = f"{file.resolve()} {about.st_size} bytes {about.st_mtime_ns} ns"
+        found.append(Shard(str(file), "local", about.st_size, identity))
+    return found
+
+
+def _remote(url: str) -> list[Shard]:
+    from fsspec.core import url_to_fs
+
+    try:
+        system, path = url_to_fs(url)
+        if "local" in ((system.protocol,) if isinstance(system.protocol, str) else system.protocol):
+            return _local(path)
+        names = sorted(system.glob(path)) if "*" in path else [path]
+        found = []
+        for name in names:
+            address = system.unstrip_protocol(name) if "*" in path else url
+            about = system.info(name)
+            if about.get("type") == "directory":
+                raise ModelError(f"{public(address)}: is a directory; name its shards, as in DIRECTORY/*.tar")
+            identity = f"{public(address)} {system.ukey(name)}"
+            found.append(Shard(address, "remote", about.get("size") or 0, identity))
+    except ModelError:
+        raise
+    except ImportError as error:
+        raise ModelError(f"{public(url)}: needs a package that is not installed ({error})") from None
+    except FileNotFoundError:
+        raise ModelError(f"{public(url)}: no such object") from None
+    except Exception as error:  # each store has its own ways to fail
+        reason = f"{type(error).__name__}: {public(str(error))}"
+        way = "give a path, or a URL such as s3://, gs:// or https://"
+        raise ModelError(f"{public(url)}: cannot be reached ({reason}); {way}") from None
+    if not found:
+        raise ModelError(f"{public(url)}: no object has such a name; look at the pattern")
+    return found
+
+
+# --- reading them ---
+
+
+def squares(shard: Shard, resolution: int, faults: Faults, batch: int) -> Iterator[list[tuple[Sample, numpy.ndarray]]]:
+    """The usable samples of a shard with their pixels, up to `batch` at a time, in the shard's order."""
+    return decoded(shard, faults, batch, partial(square, resolution=resolution))
+
+
+def decoded(
+    shard: Shard, faults: Faults, batch: int, decode: Callable[[bytes], Decoded]
+) -> Iterator[list[tuple[Sample, Decoded]]]:
+    """The same with whatever `decode` makes of an image's bytes."""
+
+    def tried(sample: Sample) -> Decoded | UnreadableError:
+        try:
+            return decode(sample.picture)
+        except UnreadableError as error:
+            return error
+
+    with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
+        samples = read_samples(shard, faults)
+        while chunk := list(islice(samples, batch)):
+            good = []
+            for sample, made in zip(chunk, pool.map(tried, chunk), strict=True):
+                if isinstance(made, UnreadableError):
+                    faults.add("corrupt image", f"{shard.name}: {sample.key}", made)
+                else:
+                    good.append((sample, made))
+            yield good
+
+
+def read_samples(shard: Shard, faults: Faults) -> Iterator[Sample]:
+    """Every sample that has an image and a caption, undecoded. RunError where the shard cannot be read at all."""
+    from webdataset.tariterators import group_by_keys
+
+    def twice(error: Exception) -> bool:
+        faults.add("duplicate name", shard.name, error.args[0])
+        return True
+
+    with _opened(shard) as stream:
+        for parts in group_by_keys(_members(shard, stream, faults), handler=twice):
+            if sample := _sample(parts, f"{shard.name}: {parts['__key__']}", stream, faults):
+                yield sample
+
+
+def digest(shard: Shard) -> str:
+    """SHA-256 of the file."""
+    found = sha256()
+    with _opened(shard) as stream:
+        while data := stream.read(1 << 20):
+            found.update(data)
+    return found.hexdigest()
+
+
+class _Stream:
+    """A shard's bytes: how many were read, and whether they broke off in the middle of what they promised."""
+
+    def __init__(self, inner: Any):
+        self.inner, self.position, self.nothing, self.cut = inner, 0, 0, False
+
+    def read(self, size: int = -1) -> bytes:
+        """Raises EOFError where more is asked for again and again: a member may claim a thousand times what there is,
+        and tarfile would ask for every block of it."""
+        with reading_store():
+            data: bytes = self.inner.read(size)
+        self.position += len(data)
+        self.nothing = 0 if data else self.nothing + 1
+        if self.nothing > ENDED:
+            raise EOFError("ends before what it says that it holds")
+        return data
+
+
+@contextmanager
+def reading_store() -> Iterator[None]:
+    """Each store breaks off in errors of its own; all leave here as OSError."""
+    try:
+        yield
+    except OSError:
+        raise
+    except Exception as error:
+        raise OSError(f"{type(error).__name__}: {error}") from error
+
+
+@contextmanager
+def _opened(shard: Shard) -> Iterator[_Stream]:
+    try:
+        with _open(shard) as opened:
+            stream = _Stream(opened)
+            yield stream
+            if shard.kind == "pipe":
+                stream.read()  # to its end, where the command's exit code is looked at
+    except OSError as error:
+        code = re.search(r"exit -?\d+", str(error))  # around it stands the whole command, with all that is in it
+        reason = (code[0] if code else "it failed") if shard.kind == "pipe" else public(str(error))
+        raise RunError(f"{shard.name}: cannot be read ({reason}); run again, what was finished is kept") from None
+
+
+def _open(shard: Shard) -> Any:
+    if shard.kind == "local":
+        return Path(shard.url).open("rb")
+    if shard.kind == "remote":
+        import fsspec
+
+        with reading_store():
+            return fsspec.open(shard.url, "rb").open()
+    from webdataset.gopen import gopen
+
+    return gopen(shard.url)
 
 
 class _Header(tarfile.TarInfo):
@@ -91,141 +402,36 @@ class _Header(tarfile.TarInfo):
             raise tarfile.ReadError(f"ends without tar's end mark, {error}") from None
 
 
-class _Counted:
-    def __init__(self, stream: Any):
-        self.stream, self.position, self.nothing = stream, 0, 0
-
-    def read(self, size: int = -1) -> bytes:
-        """Raises EOFError where more is asked for again and again: a member may claim a thousand times what there is,
-        and tarfile would ask for every block of it."""
-        with reading_store():
-            data: bytes = self.stream.read(size)
-        self.position += len(data)
-        self.nothing = 0 if data else self.nothing + 1
-        if self.nothing > ENDED:
-            raise EOFError("ends before what it says that it holds")
-        return data
+@dataclass(frozen=True)
+class _Part:
+    data: bytes
+    offset: int
 
 
-def squares(shard: Shard, resolution: int, faults: Faults, batch: int) -> Iterator[list[tuple[Sample, numpy.ndarray]]]:
-    """The usable samples of a shard with their pixels, up to `batch` at a time, in the shard's order."""
-    return decoded(shard, faults, batch, partial(square, resolution=resolution))
-
-
-def decoded(
-    shard: Shard, faults: Faults, batch: int, decode: Callable[[bytes], Decoded]
-) -> Iterator[list[tuple[Sample, Decoded]]]:
-    """The same with whatever `decode` makes of a picture's bytes."""
-
-    def tried(sample: Sample) -> Decoded | UnreadableError:
-        try:
-            return decode(sample.picture)
-        except UnreadableError as error:
-            return error
-
-    with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
-        samples = read_samples(shard, faults)
-        while chunk := list(islice(samples, batch)):
-            good = []
-            for sample, made in zip(chunk, pool.map(tried, chunk), strict=True):
-                if isinstance(made, UnreadableError):
-                    faults.add("corrupt image", f"{shard.name}: {sample.key}", str(made))
-                else:
-                    good.append((sample, made))
-            yield good
-
-
-def digest(shard: Shard) -> str:
-    """SHA-256 of the file."""
-    found = sha256()
-    with _opened(shard) as stream:
-        while data := stream.read(1 << 20):
-            found.update(data)
-    return found.hexdigest()
-
-
-def read_samples(shard: Shard, faults: Faults) -> Iterator[Sample]:
-    """Every sample that has a picture and a caption, undecoded. RunError where the shard cannot be read at all."""
-    from webdataset.tariterators import group_by_keys
-
-    def twice(error: Exception) -> bool:
-        faults.add("duplicate name", shard.name, str(error.args[0]))
-        return True
-
-    with _opened(shard) as stream:
-        members = _Members(shard, stream, faults)
-        for parts in group_by_keys(members, handler=twice):
-            sample = _sample(shard, parts, members, faults)
-            if sample:
-                yield sample
-
-
-@contextmanager
-def _opened(shard: Shard) -> Iterator[_Counted]:
+def _members(shard: Shard, stream: _Stream, faults: Faults) -> Iterator[dict[str, Any]]:
+    """The members that samples are made of, as `group_by_keys` takes them; `stream.cut` once the shard broke off."""
+    # Compressed streams are told by their first bytes, but not where places in the file are wanted.
+    mode: Any = "r|" if shard.seekable else "r|*"
+    unsafe = ""
     try:
-        with _open(shard) as stream:
-            yield _Counted(stream)
-            if shard.kind == "pipe":
-                stream.read()  # to its end, where the command's exit code is looked at
-    except OSError as error:
-        code = re.search(r"exit -?\d+", str(error))  # around it stands the whole command, with all that is in it
-        reason = (code[0] if code else "it failed") if shard.kind == "pipe" else redact(str(error))
-        raise RunError(f"{shard.name}: cannot be read ({reason}); run again, what was finished is kept") from None
-
-
-def _open(shard: Shard) -> Any:
-    if shard.kind == "local":
-        return Path(shard.url).open("rb")
-    if shard.kind == "remote":
-        import fsspec
-
-        with reading_store():
-            return fsspec.open(shard.url, "rb").open()
-    from webdataset.gopen import gopen
-
-    return gopen(shard.url)
-
-
-class _Members:
-    """The members that samples are made of, as `group_by_keys` takes them; `cut` once the shard broke off."""
-
-    def __init__(self, shard: Shard, stream: _Counted, faults: Faults):
-        self.shard, self.stream, self.faults, self.cut = shard, stream, faults, False
-        self.unsafe = ""
-
-    def __iter__(self) -> Iterator[dict[str, Any]]:
-        try:
-            # Compressed streams are told by their first bytes, but not where places in the file are wanted.
-            mode: Any = "r|" if self.shard.seekable else "r|*"
-            with tarfile.open(fileobj=self.stream, mode=mode, tarinfo=_Header) as archive:  # type: ignore[call-overload]
-                for member in archive:
-                    if self._is_wanted(member):
-                        part = _Part(archive.extractfile(member).read(), member.offset_data)
-                        yield {"fname": member.name, "data": part, "__url__": self.shard.name}
-                    archive.members = []  # or it would keep every header
-        except DAMAGED as error:
-            self.cut = True
-            self.faults.add("truncated shard", self.shard.name, str(error))
-
-    def _is_wanted(self, member: Any) -> bool:
-        path = PurePosixPath(member.name)
-        if path.is_absolute() or ".." in path.parts:
-            self._refuse(member.name)
-            return False
-        suffix = path.name.rpartition(".")[2].lower()
-        if any(map(_is_meta, path.parts)) or suffix not in (*PICTURES, CAPTION, ABOUT):
-            return False
-        if member.size > LARGEST:
-            self.faults.add("oversized member", f"{self.shard.name}: {member.name}", f"{member.size} bytes")
-            return False
-        return member.isreg() and not member.issparse()
-
-    def _refuse(self, name: str) -> None:
-        """A sample's picture and caption are one fault."""
-        key = name.rpartition(".")[0]
-        if key != self.unsafe:
-            self.unsafe = key
-            self.faults.add("unsafe name", f"{self.shard.name}: {name}")
+        with tarfile.open(fileobj=stream, mode=mode, tarinfo=_Header) as archive:  # type: ignore[call-overload]
+            for member in archive:
+                archive.members = []  # or it would keep every header
+                path, (key, _, suffix) = PurePosixPath(member.name), member.name.rpartition(".")
+                if path.is_absolute() or ".." in path.parts:
+                    if key != unsafe:  # a sample's image and caption are one fault
+                        faults.add("unsafe name", f"{shard.name}: {member.name}")
+                    unsafe = key
+                elif any(map(_is_meta, path.parts)) or suffix.lower() not in (*IMAGES, CAPTION, ABOUT):
+                    continue
+                elif member.size > LARGEST:
+                    faults.add("oversized member", f"{shard.name}: {member.name}", f"{member.size} bytes")
+                elif member.isreg() and not member.issparse():
+                    part = _Part(archive.extractfile(member).read(), member.offset_data)
+                    yield {"fname": member.name, "data": part, "__url__": shard.name}
+    except DAMAGED as error:
+        stream.cut = True
+        faults.add("truncated shard", shard.name, error)
 
 
 def _is_meta(name: str) -> bool:
@@ -233,33 +439,26 @@ def _is_meta(name: str) -> bool:
     return name.startswith((".", "__MACOSX")) or (name.startswith("__") and name.endswith("__"))
 
 
-def _sample(shard: Shard, parts: dict[str, Any], members: _Members, faults: Faults) -> Sample | None:
-    where = f"{shard.name}: {parts['__key__']}"
-    picture = next((parts[name] for name in PICTURES if name in parts), None)
-    if members.cut and (picture is None or CAPTION not in parts):
+def _sample(parts: dict[str, Any], where: str, stream: _Stream, faults: Faults) -> Sample | None:
+    """The caption is the .txt, else `caption` of the .json."""
+    picture = next((parts[name] for name in IMAGES if name in parts), None)
+    if stream.cut and (picture is None or CAPTION not in parts):
         return None  # the sample in which the shard broke off: counted with it
     if picture is None:
         faults.add("no image", where)
         return None
-    try:
-        caption = _caption(parts)
-    except (ValueError, RecursionError) as error:
-        faults.add("unreadable caption", where, str(error))
-        return None
-    if not caption:
-        faults.add("no caption" if caption is None else "empty caption", where)
-        return None
     about = parts[ABOUT].data if ABOUT in parts else b""
-    return Sample(parts["__key__"], picture.data, caption, about, picture.offset, members.stream.position)
-
-
-def _caption(parts: dict[str, Any]) -> str | None:
-    """The .txt, else `caption` of the .json; None where there is neither."""
-    if CAPTION in parts:
-        return as_text(parts[CAPTION].data).strip()
-    about = json.loads(parts[ABOUT].data) if ABOUT in parts else None
-    caption = about.get("caption") if isinstance(about, dict) else None
-    if not isinstance(caption, str):
+    try:
+        if CAPTION in parts:
+            caption: Any = as_text(parts[CAPTION].data)
+        else:
+            held = json.loads(about) if about else None
+            caption = held.get("caption") if isinstance(held, dict) else None
+        if not isinstance(caption, str) or not caption.strip():
+            faults.add("empty caption" if isinstance(caption, str) else "no caption", where)
+            return None
+        caption.encode()  # JSON can spell half a character, which is no text
+    except (ValueError, RecursionError) as error:
+        faults.add("unreadable caption", where, error)
         return None
-    caption.encode()  # JSON can spell half a character, which is no text
-    return caption.strip()
+    return Sample(parts["__key__"], picture.data, caption.strip(), about, picture.offset, stream.position)

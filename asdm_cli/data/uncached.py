@@ -15,7 +15,7 @@ from asdm_cli.data.cached import locate
 from asdm_cli.data.encoder import Encoder
 from asdm_cli.data.images import UnreadableError, square
 from asdm_cli.data.samples import Batch
-from asdm_cli.data.sources import Shard, reading_store
+from asdm_cli.data.shards import Shard, reading_store
 from asdm_cli.errors import ModelError, RunError
 from asdm_cli.recipe.redact import redact
 

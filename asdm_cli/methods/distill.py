@@ -28,8 +28,7 @@ from asdm_cli.measure.processes import processes
 from asdm_cli.measure.routing import observe
 from asdm_cli.measure.routing_report import routing_parts
 from asdm_cli.models.load import in_own_memory, load_pipeline, load_unet
-from asdm_cli.models.origin import Origin, claim_or_refuse, made_from
-from asdm_cli.models.provenance import record
+from asdm_cli.models.metadata import Origin, claim, made_from, record
 from asdm_cli.models.schedulers import training_scheduler
 from asdm_cli.models.write import assemble_directory, write_config
 from asdm_cli.recipe.schema import referenced_paths
@@ -67,7 +66,7 @@ def run(plan: Plan, run: Run) -> Report:
     """Train, or go on training; then the first process writes models, cards and reports."""
     state, distill = processes(), plan.distill
     if state.is_main_process:
-        claim_or_refuse(run.path / TRAINING, _origin(distill))
+        claim(run.path / TRAINING, _origin(distill), dear=True)
     state.wait_for_everyone()
     samples = _dataset(distill).open(state.device, _share(state))
     task = _task(distill, samples, state, run.path)

@@ -28,10 +28,10 @@ from asdm_cli.metrics.features import (
 )
 from asdm_cli.metrics.paired import compare
 from asdm_cli.metrics.probe import TOP, Probe, read_probe
+from asdm_cli.models.check import check_clip
+from asdm_cli.models.directory import POCKET, ModelDirectory, find
 from asdm_cli.models.load import Clip, load_clip
-from asdm_cli.models.origin import claim, stamps_of
-from asdm_cli.models.parts import check_clip
-from asdm_cli.models.source import POCKET, ModelDirectory, find
+from asdm_cli.models.metadata import claim, stamps_of
 from asdm_cli.records import Card, Interval, Record
 from asdm_cli.sampling.image_set import ImageSet
 from asdm_cli.sampling.prompts import PromptList

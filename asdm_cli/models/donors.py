@@ -1,4 +1,4 @@
-"""Model directories that parts are taken from: opened together, and what is made of them written. No torch."""
+"""Model directories that parts are taken from: opened together, and what is made of them written."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ from pathlib import Path
 from typing import Any
 
 from asdm_cli.errors import ModelError
-from asdm_cli.models.checked import check_unet
-from asdm_cli.models.provenance import history, record
-from asdm_cli.models.source import ModelDirectory, find
-from asdm_cli.models.switched import one_unet
+from asdm_cli.models.check import check_unet
+from asdm_cli.models.directory import ModelDirectory, find
+from asdm_cli.models.metadata import history, record
+from asdm_cli.models.patched import one_unet
 from asdm_cli.models.write import assemble_directory, carried_size, write_unet
 from asdm_cli.unet.assembly import Assembly, Choice, assemble
 from asdm_cli.unet.blocks import Config
@@ -35,6 +35,13 @@ class Donor:
     directory: ModelDirectory
     config: Config
     checkpoint: Checkpoint
+
+    @property
+    def origin(self) -> dict[str, Any]:
+        """For the history of what is made of it."""
+        origin = {"source": self.directory.name, "unet_header_sha256": self.checkpoint.digest}
+        before = history(self.directory)
+        return {**origin, "history": before} if before else origin
 
 
 @dataclass(frozen=True)
@@ -78,13 +85,11 @@ def open_donors(sources: Mapping[str, str]) -> dict[str, Donor]:
     for name, source in sources.items():
         try:
             directory = one_unet(find(source))
-            checkpoint = check_unet(directory)
-            found[name] = Donor(name, directory, directory.config("unet"), checkpoint)
+            found[name] = Donor(name, directory, directory.config("unet"), check_unet(directory))
         except ModelError as error:
             faults.append(f"donors.{name}: {error}")
-    models = {name: donor.directory for name, donor in found.items()}
-    faults += [f"donors: {unlike}" for unlike in unlike_pipelines(models)]
-    if faults:
+    unlike = unlike_pipelines({name: donor.directory for name, donor in found.items()})
+    if faults := faults + [f"donors: {each}" for each in unlike]:
         raise ModelError("\n".join(faults))
     return found
 
@@ -103,13 +108,7 @@ def write(made: Made, target: Path, link: bool = False) -> None:
     assemble_directory(first, target, {"unet"}, link)
     write_unet(made.assembly.config, made.tensors, target / "unet" if first.is_pipeline else target)
     taken = made.taken
-    record(first, target, "assemble", taken=taken, donors={name: _origin(made.donors[name]) for name in taken})
-
-
-def _origin(donor: Donor) -> dict[str, Any]:
-    origin = {"source": donor.directory.name, "unet_header_sha256": donor.checkpoint.digest}
-    before = history(donor.directory)
-    return {**origin, "history": before} if before else origin
+    record(first, target, "assemble", taken=taken, donors={name: made.donors[name].origin for name in taken})
 
 
 def unlike_pipelines(models: Mapping[str, ModelDirectory]) -> list[str]:
@@ -120,11 +119,8 @@ def unlike_pipelines(models: Mapping[str, ModelDirectory]) -> list[str]:
     whole = {name: each for name, each in models.items() if "scheduler" in each.components}
     faults = unlike_noise({name: own_scheduler(each) for name, each in whole.items()})
     for component, key, default in AROUND:
-        values = {
-            name: model.config(component).get(key, default)
-            for name, model in models.items()
-            if component in model.components
-        }
+        having = {name: model for name, model in models.items() if component in model.components}
+        values = {name: model.config(component).get(key, default) for name, model in having.items()}
         if len(set(values.values())) > 1:
             each = ", ".join(f"{name} has {value!r}" for name, value in values.items())
             faults.append(f"{key} of the {component} must be the same everywhere: {each}")

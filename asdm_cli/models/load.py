@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -18,24 +17,19 @@ from transformers import CLIPModel, CLIPTokenizer
 from asdm_cli.errors import ModelError
 from asdm_cli.experts.spec import EXPERTS
 from asdm_cli.experts.unet import ExpertUNet, build
-from asdm_cli.models.checked import check_drawing
-from asdm_cli.models.parts import check_clip, check_parts, read_with
-from asdm_cli.models.patched import checked_patches, member, one_unet, schedule_of, unet_components
+from asdm_cli.models.check import check_clip, check_drawing, check_parts, check_unet, read_with
+from asdm_cli.models.directory import CONFIG, ModelDirectory, find
+from asdm_cli.models.patched import UNET, checked_patches, member, one_unet, schedule_of, unet_components
 from asdm_cli.models.schedulers import SCHEDULER, own_scheduler, unlike_noise
-from asdm_cli.models.source import CONFIGS, ModelDirectory, find
-from asdm_cli.models.switched import member, one_unet
 from asdm_cli.patches.base import Load, patch_of, put_on
-from asdm_cli.patches.unet_schedule import ScheduleHandle, check_free, check_rules, switch
+from asdm_cli.patches.unet_schedule import ScheduleHandle, check_free, check_rules
 from asdm_cli.recipe.patches import Idle, PatchSpec, Rules, Switching
-from asdm_cli.switching.fit import check_rules
-from asdm_cli.unet.flops import shapes
-from asdm_cli.unet.stock import EXPERTS
-from asdm_cli.unet.weights import inside, open_checkpoint, read_mapping, require
+from asdm_cli.unet.weights import inside, read_mapping
 
 Module = TypeVar("Module", bound=torch.nn.Module)
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 UNUSED = {"feature_extractor": None}
-"""What is for safety checkers and picture prompts; old models name a class of it that transformers has no more."""
+"""What is for safety checkers and image prompts; old models name a class of it that transformers has no more."""
 PIPELINES: dict[str, tuple[type[DiffusionPipeline], dict[str, Any]]] = {
     "StableDiffusionPipeline": (
         StableDiffusionPipeline,
@@ -44,6 +38,7 @@ PIPELINES: dict[str, tuple[type[DiffusionPipeline], dict[str, Any]]] = {
     "StableDiffusionXLPipeline": (StableDiffusionXLPipeline, {**UNUSED, "add_watermarker": False}),
 }
 SAFELY = {"use_safetensors": True, "local_files_only": True, "trust_remote_code": False}
+CPU = torch.device("cpu")
 
 
 def device_and_dtype(device: str = "auto", dtype: str = "auto") -> tuple[torch.device, torch.dtype]:
@@ -53,8 +48,8 @@ def device_and_dtype(device: str = "auto", dtype: str = "auto") -> tuple[torch.d
         place = torch.device(name)
         torch.empty(1, device=place)
     except (RuntimeError, AssertionError, NotImplementedError) as error:
-        reason = str(error).splitlines()[0]
-        raise ModelError(f"device {device!r} cannot be used here ({reason}); use `cpu` or `auto`") from None
+        why = str(error).splitlines()[0]
+        raise ModelError(f"device {device!r} cannot be used here ({why}); use `cpu` or `auto`") from None
     if dtype == "auto":
         return place, torch.float16 if place.type == "cuda" else torch.float32
     if dtype not in DTYPES:
@@ -77,26 +72,28 @@ def load_pipeline(
     check_drawing(directory)
     check_parts(directory)
     specs = checked_patches(directory) if with_unet else ()
-    pipeline, switches = PIPELINES[directory.index["_class_name"]]
-    switches = {**switches, **dict.fromkeys(directory.left_out)}
-    if not with_unet:
-        switches = {**switches, "unet": None}
-    elif directory.config("unet").get(EXPERTS):
-        switches = {**switches, "unet": load_unet(directory, torch.device("cpu"), dtype)}
-    try:
-        pipe = read_with(
-            directory.path,
-            lambda: pipeline.from_pretrained(directory.path, dtype=dtype, **SAFELY, **switches).to(device),
-        )
-    except ModelError as error:
-        raise _located(directory, error) from error
-    for name, part in pipe.components.items():
-        if isinstance(part, torch.nn.Module):
-            _require_finite(part if with_unet else in_own_memory(part), directory.component(name))
+    kind, settings = PIPELINES[directory.index["_class_name"]]
+    parts: dict[str, Any] = {**settings, **dict.fromkeys(directory.left_out), **({} if with_unet else {"unet": None})}
+    for name in directory.classes:
+        if name not in parts:
+            part = load_unet(directory, CPU, dtype) if name == UNET else _load_part(directory, name, dtype)
+            parts[name] = part if with_unet or not isinstance(part, torch.nn.Module) else in_own_memory(part)
+    pipe = read_with(directory.path, lambda: kind.from_pretrained(directory.path, **SAFELY, **parts).to(device))
     pipe.set_progress_bar_config(disable=True)
     if with_patches:
         put_on(pipe, [patch_of(spec) for spec in specs], unet_loader(directory, specs, pipe))
     return pipe
+
+
+def _load_part(directory: ModelDirectory, name: str, dtype: torch.dtype) -> Any:
+    """One component, so that trouble with it has its name."""
+    folder, (library, kind) = directory.component(name), directory.kind(name).split(".")
+    known: Any = getattr({"diffusers": diffusers, "transformers": transformers}[library], kind)
+    weights = {"dtype": dtype} if (folder / CONFIG).is_file() else {}
+    part = read_with(folder, lambda: known.from_pretrained(folder, **SAFELY, **weights))
+    if weights:
+        _require_finite(part, folder)
+    return part
 
 
 def unet_loader(directory: ModelDirectory, specs: Sequence[PatchSpec], pipe: Any) -> Load:
@@ -118,36 +115,25 @@ def take_turns(
     on the CPU where idle ones live there. Raises ModelError with all that does not fit."""
     check_free(pipe)
     check_rules(unets, rules)
-    device, dtype = torch.device("cpu") if idle == "cpu" else pipe.unet.device, pipe.unet.dtype
-    found = {name: find(source) if isinstance(source, str) else source for name, source in unets.items()}
-    whole = [name for name, each in found.items() if isinstance(each, ModelDirectory) and SCHEDULER in each.components]
-    unlike = unlike_noise({"the pipeline": pipe.scheduler, **{name: own_scheduler(found[name]) for name in whole}})
-    if unlike:
+    found: dict[str, Any] = {name: find(each) if isinstance(each, str) else each for name, each in unets.items()}
+    directories = {name: each for name, each in found.items() if isinstance(each, ModelDirectory)}
+    whole = {name: own_scheduler(each) for name, each in directories.items() if SCHEDULER in each.components}
+    if unlike := unlike_noise({"the pipeline": pipe.scheduler, **whole}):
         raise ModelError(f"unets: {unlike[0]}")
-
-    def read(name: str, source: Any) -> Any:
-        place = pipe.unet.device if name == next(iter(unets)) else device
-        return load_unet(one_unet(source), place, dtype) if isinstance(source, ModelDirectory) else source
-
-    return switch(pipe, {name: read(name, source) for name, source in found.items()}, rules, plans, idle)
+    for name, directory in directories.items():
+        waits = idle == "cpu" and name != next(iter(unets))
+        found[name] = load_unet(one_unet(directory), CPU if waits else pipe.unet.device, pipe.unet.dtype)
+    return switching.attach(pipe, found, rules, plans, idle)
 
 
 def load_unet(directory: ModelDirectory, device: torch.device, dtype: torch.dtype) -> UNet2DConditionModel:
     """The UNet alone, in evaluation mode; every tensor that its config promises comes from the files."""
-    folder = directory.component("unet")
-    directory.weights("unet")
-    kind = UNet2DConditionModel
-    if directory.config("unet").get(EXPERTS):
-        require(open_checkpoint(folder, directory.path), shapes(directory.config("unet")), folder)
-        kind = ExpertUNet
-    unet, found = read_with(
-        folder,
-        lambda: kind.from_pretrained(
-            folder, dtype=dtype, use_safetensors=True, local_files_only=True, output_loading_info=True
-        ),
+    check_unet(directory)
+    folder = directory.component(UNET)
+    kind = ExpertUNet if directory.config(UNET).get(EXPERTS) else UNet2DConditionModel
+    unet = read_with(
+        folder, lambda: kind.from_pretrained(folder, dtype=dtype, use_safetensors=True, local_files_only=True)
     )
-    if found["missing_keys"]:
-        raise ModelError(f"{folder}: lacks the tensor {sorted(found['missing_keys'])[0]}; fetch the weights again")
     _require_finite(unet, folder)
     return unet.to(device).eval()
 
@@ -172,7 +158,7 @@ def random_unet(
 
 @dataclass(frozen=True)
 class Clip:
-    """A CLIP and what its pictures must look like: `size` in pixels, per-channel `mean` and `std` of [0, 1] RGB."""
+    """A CLIP and what its images must look like: `size` in pixels, per-channel `mean` and `std` of [0, 1] RGB."""
 
     model: CLIPModel
     tokenizer: CLIPTokenizer
@@ -193,17 +179,12 @@ def load_clip(directory: ModelDirectory | Path, device: torch.device | str = "cp
     model = read_with(folder, lambda: CLIPModel.from_pretrained(folder, **SAFELY))
     _require_finite(model, folder)
     tokenizer = read_with(words, lambda: CLIPTokenizer.from_pretrained(words, **SAFELY))
-    return Clip(
-        model.to(device).eval(),
-        tokenizer,
-        model.config.vision_config.image_size,
-        tuple(settings["image_mean"]),
-        tuple(settings["image_std"]),
-    )
+    size = model.config.vision_config.image_size
+    return Clip(model.to(device).eval(), tokenizer, size, tuple(settings["image_mean"]), tuple(settings["image_std"]))
 
 
 def _require_finite(module: torch.nn.Module, folder: Path) -> None:
-    """ModelError for weights that are no numbers: what is drawn with them is black, and black pictures have scores."""
+    """ModelError for weights that are no numbers: what is drawn with them is black, and black images have scores."""
     for name, tensor in module.state_dict().items():
         if tensor.is_floating_point() and not torch.isfinite(tensor).all():
             dtype = str(tensor.dtype).removeprefix("torch.")
@@ -211,18 +192,3 @@ def _require_finite(module: torch.nn.Module, folder: Path) -> None:
                 f"{folder}: {name} holds values that are no finite numbers in {dtype}; fetch or train the model again, "
                 "or load it in another dtype"
             )
-
-
-def _located(directory: ModelDirectory, error: ModelError) -> ModelError:
-    """The same of the first component without weights that cannot be loaded by itself, if there is one: pipelines
-    rarely say which."""
-    for name, folder in directory.components.items():
-        library, kind = (directory.index.get(name) or ("", ""))[:2]
-        known: Any = getattr({"diffusers": diffusers, "transformers": transformers}.get(str(library)), str(kind), None)
-        if known is None or (folder / CONFIGS[0]).is_file():  # of weights the headers were looked at before
-            continue
-        try:
-            read_with(folder, partial(known.from_pretrained, folder, **SAFELY))
-        except ModelError as found:
-            return found
-    return error

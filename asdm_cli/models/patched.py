@@ -12,29 +12,22 @@ from pathlib import Path
 from typing import Any
 
 from asdm_cli.errors import ModelError
-from asdm_cli.models.checked import check_unet
-from asdm_cli.models.provenance import FILE, history, read_metadata, record
-from asdm_cli.models.source import UNETS, ModelDirectory
+from asdm_cli.models.check import check_unet
+from asdm_cli.models.directory import UNETS, ModelDirectory
+from asdm_cli.models.metadata import FILE, history, read_metadata, record
 from asdm_cli.models.write import KEPT, assemble_directory, carry
 from asdm_cli.patches.base import check_patches, patch_of
-from asdm_cli.recipe.patches import PatchSpec, UNetScheduleSpec, read_patches
+from asdm_cli.recipe.patches import PatchSpec, UNetScheduleSpec
 from asdm_cli.unet.weights import inside, open_checkpoint
 
 UNET = "unet"
-PATCHES = "patches"
-OLD = {"inherit": "asdm inherit", "switch": "asdm switch"}
-"""Keys of 0.1, and what writes such a model anew."""
 
 
 def patches_of(directory: ModelDirectory) -> tuple[PatchSpec, ...]:
     """What a model carries, from small files alone. Raises RecipeError or ModelError, with the file, for what is
     damaged, does not fit, or does not belong together."""
     file = directory.path / FILE
-    told = read_metadata(directory)
-    if old := [key for key in OLD if key in told]:
-        ways = " and ".join(f"`{OLD[key]}`" for key in old)
-        raise ModelError(f"{file}: is of asdm 0.1 ({', '.join(old)}); write the model again with {ways}")
-    specs = tuple(read_patches(told.get(PATCHES, []), str(file)))
+    specs = tuple(read_metadata(directory).patches)
     found = {name.removeprefix(f"{UNETS}/") for name in directory.components if name.startswith(f"{UNETS}/")}
     schedule = schedule_of(specs)
     named = set(schedule.unets[1:]) if schedule else set()
@@ -47,7 +40,7 @@ def patches_of(directory: ModelDirectory) -> tuple[PatchSpec, ...]:
     if faults:
         raise ModelError("\n".join(f"{fault}; copy the model again" for fault in faults))
     if wrong := check_patches([patch_of(spec) for spec in specs], configs_of(directory, specs)):
-        raise ModelError("\n".join(f"{file}: {PATCHES}: {each}" for each in wrong))
+        raise ModelError("\n".join(f"{file}: patches: {each}" for each in wrong))
     return specs
 
 
@@ -122,7 +115,7 @@ def write_patched(
     if named:
         whole = {next(iter(unet_components(specs))): first, **{name: others[name] for name in named}}
         facts["unets"] = {name: _origin(directory) for name, directory in whole.items()}
-    record(first, target, verb, patches=[spec.written() for spec in specs], **facts)
+    record(first, target, verb, patches=specs, **facts)
 
 
 def unet_files(source: ModelDirectory) -> list[Path]:

@@ -22,7 +22,9 @@ from diffusers import (
 from diffusers.pipelines.pipeline_utils import DiffusionPipeline
 
 from asdm_cli.errors import ModelError
-from asdm_cli.models.source import SETTINGS, ModelDirectory
+from asdm_cli.inheritance.noise import alphas_cumprod
+from asdm_cli.models.check import reason
+from asdm_cli.models.directory import ModelDirectory
 from asdm_cli.patches.noise import alphas_cumprod
 
 SAMPLERS: dict[str, tuple[Any, dict[str, Any]]] = {
@@ -45,25 +47,21 @@ def set_sampler(pipe: DiffusionPipeline, name: str) -> None:
 
 
 def unet_calls(directory: ModelDirectory, sampler: str, steps: int) -> int:
-    """UNet calls of one picture, from the scheduler's config alone: some samplers make more than `steps`."""
+    """UNet calls of one image, from the scheduler's config alone: some samplers make more than `steps`."""
     return len(planned_scheduler(directory, sampler, steps).timesteps)
 
 
 def planned_scheduler(directory: ModelDirectory, sampler: str, steps: int) -> Any:
-    """The scheduler that would draw, from its config alone, with its timesteps set: the UNet calls of one picture.
+    """The scheduler that would draw, from its config alone, with its timesteps set: the UNet calls of one image.
 
     Raises ModelError for more steps than it knows timesteps.
     """
-    scheduler = _sampler(own_scheduler(directory), sampler)
+    scheduler, file = _sampler(own_scheduler(directory), sampler), directory.config_file(SCHEDULER)
     trained, alphas = scheduler.config.num_train_timesteps, alphas_cumprod(scheduler)
     if alphas is not None and len(alphas) != trained:
-        raise ModelError(
-            f"{_file(directory)}: has {len(alphas)} betas for {trained} timesteps; fetch or write the file again"
-        )
+        raise ModelError(f"{file}: has {len(alphas)} betas for {trained} timesteps; fetch or write the file again")
     if steps > trained:
-        raise ModelError(
-            f"steps: {steps} are more than the {trained} that {_file(directory)} knows; ask for {trained} or fewer"
-        )
+        raise ModelError(f"steps: {steps} are more than the {trained} that {file} knows; ask for {trained} or fewer")
     _built(directory, lambda: scheduler.set_timesteps(steps))
     return scheduler
 
@@ -78,18 +76,17 @@ def training_scheduler(directory: ModelDirectory) -> DDIMScheduler:
     """Adds noise as the model's own sampler takes it away. ModelError for a model of another kind of noise."""
     own = own_scheduler(directory)
     if alphas_cumprod(own) is None:
-        raise ModelError(
-            f"{_file(directory)}: {_told(own)}: only models whose noise is given by betas can be trained; use another"
-        )
-    return _of(own, DDIMScheduler, {}, "training")
+        only = "only models whose noise is given by betas can be trained; use another"
+        raise ModelError(f"{directory.config_file(SCHEDULER)}: {_noise(own)}: {only}")
+    return _made_of(own, DDIMScheduler, {}, "training")
 
 
 def unlike_noise(schedulers: Mapping[str, Any]) -> list[str]:
     """A sentence, unless all of these say that models were trained with the same noise."""
     first = next(iter(schedulers.values()), None)
-    if all(_same(first, other) for other in schedulers.values()):
+    if all(_same_noise(first, other) for other in schedulers.values()):
         return []
-    each = "; ".join(f"{name} has {_told(scheduler)}" for name, scheduler in schedulers.items())
+    each = "; ".join(f"{name} has {_noise(scheduler)}" for name, scheduler in schedulers.items())
     return [f"the noise that models were trained with must be the same everywhere: {each}"]
 
 
@@ -98,31 +95,30 @@ def _sampler(own: Any, name: str) -> Any:
         return own
     if name not in SAMPLERS:
         raise ModelError(f"sampler {name!r} is unknown; use one of own, {', '.join(SAMPLERS)}")
-    return _of(own, *SAMPLERS[name], f"sampler {name!r}")
+    return _made_of(own, *SAMPLERS[name], f"sampler {name!r}")
 
 
-def _of(own: Any, kind: Any, settings: Mapping[str, Any], what: str) -> Any:
+def _made_of(own: Any, kind: Any, settings: Mapping[str, Any], what: str) -> Any:
     """A scheduler with the settings of another, held against it."""
-    # what the other left to its defaults would become this one's
-    trained = {key: own.config[key] for key in TRAINED if key in own.config}
+    trained = {key: own.config[key] for key in TRAINED if key in own.config}  # what it left to its own defaults, too
     made = kind.from_config(own.config, **trained, **settings)
-    if _same(own, made):
+    if _same_noise(own, made):
         return made
     raise ModelError(
-        f"{what}: would draw with another noise than the model was trained with (its own sampler is {_told(own)}; "
-        f"of that, {kind.__name__} makes {_told(made)}); use `own`"
+        f"{what}: would draw with another noise than the model was trained with (its own sampler is {_noise(own)}; "
+        f"of that, {kind.__name__} makes {_noise(made)}); use `own`"
     )
 
 
-def _same(one: Any, other: Any) -> bool:
+def _same_noise(one: Any, other: Any) -> bool:
     mine, theirs = alphas_cumprod(one), alphas_cumprod(other)
     if mine is None or theirs is None:
-        alike = one.config.get("sigma_data") == other.config.get("sigma_data")
-        return mine is theirs and alike
+        return mine is theirs and one.config.get("sigma_data") == other.config.get("sigma_data")
     return mine.shape == theirs.shape and torch.allclose(mine, theirs, rtol=1e-3, atol=1e-5)
 
 
-def _told(scheduler: Any) -> str:
+def _noise(scheduler: Any) -> str:
+    """In words."""
     kind, config = type(scheduler).__name__, scheduler.config
     if alphas_cumprod(scheduler) is None:
         return f"{kind}, without betas"
@@ -133,14 +129,9 @@ def _told(scheduler: Any) -> str:
     return f"{kind}, {betas} in {config.get('num_train_timesteps')} steps{rescaled}"
 
 
-def _file(directory: ModelDirectory) -> str:
-    return str(directory.component(SCHEDULER) / SETTINGS[SCHEDULER])
-
-
 def _built(directory: ModelDirectory, build: Callable[[], Any]) -> Any:
     try:
         return build()
     except Exception as error:  # diffusers has many ways to say that settings do not fit
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0][:300]
-        kind = directory.index[SCHEDULER][1]
-        raise ModelError(f"{_file(directory)}: no {kind} can be made of it ({reason}); fetch the file again") from None
+        file, kind = directory.config_file(SCHEDULER), directory.index[SCHEDULER][1]
+        raise ModelError(f"{file}: no {kind} can be made of it ({reason(error)}); fetch the file again") from None

@@ -1,39 +1,49 @@
-"""How directories are written: whole or not at all, apart from their sources and anybody's files. No torch."""
+"""How directories are written: whole or not at all, apart from their sources and anybody's files. No torch.
+
+`NAME` grows as `.NAME.partial` beside its place, where an older one waits as `.NAME.old` while the new one takes its
+name; who holds `.NAME.lock` alone may write. What has one of these names and is not ours is refused, never touched.
+"""
 
 from __future__ import annotations
 
-import errno
-import fcntl
 import json
 import os
 import shutil
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
+from itertools import count
 from pathlib import Path
-from tempfile import TemporaryDirectory
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+from filelock import BaseFileLock, FileLock, Timeout
 
 from asdm_cli.errors import ModelError, RunError
+from asdm_cli.models.directory import CONFIG, INDEX, OURS, TEXTS, ModelDirectory
 from asdm_cli.models.disk import explained
-from asdm_cli.models.lock import only_writer
-from asdm_cli.models.source import INDEX, OURS, ModelDirectory
 from asdm_cli.unet.blocks import Config
 from asdm_cli.unet.stock import EXPERT_CLASS, EXPERTS, STOCK
 from asdm_cli.unet.weights import WEIGHTS, Entry, copy_range, copy_tensors, inside, read_mapping
 
-KEPT = {".json", ".txt", ".model", ".safetensors"}
+if TYPE_CHECKING:
+    from torch import Tensor
+
+WEIGHT_FILE = ".safetensors"
+KEPT = TEXTS | {WEIGHT_FILE}
 """File types that make up a component; code, pickles and read-me files are left behind."""
 PLACE = "_name_or_path"
 """What diffusers and transformers call the directory that a model was read from."""
-WEIGHT_FILE = ".safetensors"
-FICLONE = 0x40049409
-"""Linux's request that two files share their blocks until one of them is written to."""
-NO_LINK = {errno.EXDEV, errno.EPERM, errno.EACCES, errno.EMLINK, errno.ENOTSUP, errno.ENOSYS}
-"""Ways in which a file system says that this hard link is not to be had."""
 MARK = ".asdm"
 """In every directory that is written here, from its first moment: it proves that the directory is ours, and names all
 that was written into it."""
-OURS_ALONE = "--overwrite replaces only what asdm wrote; move that away, or choose another place"
+LOCK = "asdm.lock"
+"""The only file in the folder `.NAME.lock`."""
+
+
+class BusyError(RunError):
+    """Another process is writing there, which may end."""
+
+
+# --- what a model directory is made of ---
 
 
 def assemble_directory(source: ModelDirectory, target: Path, replaced: set[str], link: bool = False) -> None:
@@ -42,7 +52,7 @@ def assemble_directory(source: ModelDirectory, target: Path, replaced: set[str],
     target.mkdir(parents=True, exist_ok=True)
     for name in source.components.keys() - replaced:
         (target / name).mkdir(parents=True, exist_ok=True)
-        if (source.component(name) / "config.json").is_file():
+        if (source.component(name) / CONFIG).is_file():
             source.weights(name)  # they were there when it was looked at, which may be days ago
     for file, name in _carried(source, replaced):
         carry(file, target / name, link)
@@ -57,11 +67,8 @@ def carried_size(source: ModelDirectory, replaced: set[str]) -> int:
 
 def takes(new: int, same: int) -> str:
     """In words, for a plan: so many bytes of models will be written, of which so many stay as they are."""
-    return f"Writes {_size(new + same)}, {_size(same)} of it as in the source."
-
-
-def _size(count: int) -> str:
-    return f"{count / 1e9:.2f} GB" if count >= 1e9 else f"{count / 1e6:.2f} MB"
+    whole, own = (f"{size / 1e9:.2f} GB" if size >= 1e9 else f"{size / 1e6:.2f} MB" for size in (new + same, same))
+    return f"Writes {whole}, {own} of it as in the source."
 
 
 def _carried(source: ModelDirectory, replaced: set[str]) -> Iterator[tuple[Path, str]]:
@@ -74,6 +81,21 @@ def _carried(source: ModelDirectory, replaced: set[str]) -> Iterator[tuple[Path,
                 yield entry, f"{name}/{entry.name}"
 
 
+def carry(source: Path, target: Path, link: bool = False) -> None:
+    """The same file anew, so that no change of one is one of the other; with `link`, weights are hard links where the
+    file system has them. A configuration that says where on some machine a model lay is written without that."""
+    if source.suffix == ".json" and f'"{PLACE}"' in (text := source.read_text(encoding="utf-8", errors="replace")):
+        placeless = json.loads(text, object_hook=_without_place)
+        target.write_text(json.dumps(placeless, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+        return
+    if link and source.suffix == WEIGHT_FILE:
+        with suppress(OSError):  # another disk, or a file system without links
+            os.link(source.resolve(), target)
+            return
+    with source.open("rb") as old, target.open("xb") as new:
+        copy_range(old, new, 0, os.fstat(old.fileno()).st_size)  # shares the blocks where the file system can
+
+
 def write_unet(config: Config, tensors: Mapping[str, Entry], folder: Path) -> None:
     """A UNet's config, and its weights byte for byte from where they lie."""
     write_config(config, folder)
@@ -82,8 +104,8 @@ def write_unet(config: Config, tensors: Mapping[str, Entry], folder: Path) -> No
 
 def write_config(config: Config, folder: Path) -> None:
     folder.mkdir(exist_ok=True)
-    kept = _without_place(config)
-    (folder / "config.json").write_text(json.dumps(kept, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+    text = json.dumps(_without_place(config), indent=2, sort_keys=True)
+    (folder / CONFIG).write_text(f"{text}\n", encoding="utf-8")
     if folder.name == "unet" and (folder.parent / INDEX).is_file():
         kind = [OURS, EXPERT_CLASS] if config.get(EXPERTS) else ["diffusers", STOCK]
         _change_index(folder.parent / INDEX, {"unet": kind})
@@ -96,34 +118,21 @@ def _change_index(file: Path, entries: Mapping[str, object]) -> None:
         file.write_text(json.dumps(changed, indent=2) + "\n", encoding="utf-8")
 
 
-def carry(source: Path, target: Path, link: bool = False) -> None:
-    """The same file anew, so that no change of one is one of the other; with `link`, weights are hard links where the
-    file system has them. A configuration that says where on some machine a model lay is written without that."""
-    if source.suffix == ".json" and f'"{PLACE}"' in (text := source.read_text(encoding="utf-8", errors="replace")):
-        placeless = json.loads(text, object_hook=_without_place)
-        target.write_text(json.dumps(placeless, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-        return
-    if link and source.suffix == WEIGHT_FILE and _linked(source.resolve(), target):
-        return
-    with source.open("rb") as old, target.open("xb") as new:
-        try:
-            fcntl.ioctl(new, FICLONE, old.fileno())
-        except OSError:  # most file systems cannot, none can from one disk to another
-            copy_range(old, new, 0, os.fstat(old.fileno()).st_size)
-
-
-def _linked(source: Path, target: Path) -> bool:
-    try:
-        os.link(source, target)
-    except OSError as error:
-        if error.errno not in NO_LINK:
-            raise
-        return False
-    return True
-
-
 def _without_place(held: dict[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in held.items() if key != PLACE}
+
+
+# --- what stands in the way ---
+
+
+def partial_path(target: Path) -> Path:
+    """Where `target` grows until it is whole: a hidden sibling, so that the rename stays on one file system."""
+    return target.parent / f".{target.name}.partial"
+
+
+def old_path(target: Path) -> Path:
+    """Where an older `target` waits while the new one takes its name."""
+    return target.parent / f".{target.name}.old"
 
 
 def refuse_existing(target: Path, overwrite: bool) -> None:
@@ -135,7 +144,10 @@ def refuse_existing(target: Path, overwrite: bool) -> None:
     if target.exists() and not overwrite:
         raise ModelError(f"{target}: exists already; choose another place, or say --overwrite to replace it")
     if strangers := _entries(target) - (_listed(target) or set()):
-        raise ModelError(f"{target}: holds {min(strangers)}, which is not from asdm, and {OURS_ALONE}")
+        raise ModelError(
+            f"{target}: holds {min(strangers)}, which is not from asdm, and --overwrite replaces only what asdm wrote; "
+            "move that away, or choose another place"
+        )
 
 
 def refuse_sources(target: Path, sources: Iterable[Path]) -> None:
@@ -143,9 +155,21 @@ def refuse_sources(target: Path, sources: Iterable[Path]) -> None:
     for source in sources:
         for place in (target, partial_path(target), old_path(target)):
             if source.resolve().is_relative_to(place.resolve()):
-                raise ModelError(
-                    f"{target}: {source}, which is read, lies in {place}; choose another place to write to"
-                )
+                where = f"{source}, which is read, lies in {place}"
+                raise ModelError(f"{target}: {where}; choose another place to write to")
+
+
+def _refuse_foreign(place: Path) -> None:
+    """ModelError for anything but a directory that has our mark, or holds nothing but perhaps a lock of ours."""
+    if place.is_symlink() or (place.exists() and not place.is_dir()):
+        ours = False
+    else:
+        unmarked = not place.exists() or all(each.name == LOCK and not each.is_symlink() for each in place.iterdir())
+        ours = unmarked or _listed(place) is not None
+    if not ours:
+        raise ModelError(
+            f"{place}: is not from asdm, which would need that name while it writes; rename it, or choose another place"
+        )
 
 
 def mark(folder: Path) -> None:
@@ -176,36 +200,60 @@ def _listed(folder: Path) -> set[str] | None:
     return {str(name) for name in files} if held.get("written_by") == "asdm" and isinstance(files, list) else None
 
 
-def partial_path(target: Path) -> Path:
-    """Where `target` grows until it is whole: a hidden sibling, so that the rename stays on one file system."""
-    return target.parent / f".{target.name}.partial"
+# --- whole or not at all ---
 
 
-def old_path(target: Path) -> Path:
-    """Where an older `target` waits while the new one takes its name."""
-    return target.parent / f".{target.name}.old"
+@contextmanager
+def only_writer(target: Path) -> Iterator[None]:
+    """Hold the lock in the folder `.NAME.lock` beside `target` while the body runs; BusyError if another process holds
+    it, ModelError for anything of that name that is not ours.
+
+    The kernel lets go of the lock when its holder dies, however it dies, so what a killed run left stops nobody.
+    """
+    folder = target.parent / f".{target.name}.lock"
+    lock = FileLock(folder / LOCK, blocking=False)
+    try:
+        _acquire(lock, folder, target)
+        (folder / LOCK).write_text(str(os.getpid()))
+        yield
+    finally:
+        if lock.is_locked:
+            shutil.rmtree(folder, ignore_errors=True)
+            lock.release()
+        else:
+            with suppress(OSError):
+                folder.rmdir()
+
+
+def _acquire(lock: BaseFileLock, folder: Path, target: Path) -> None:
+    for attempt in count():
+        try:
+            _refuse_foreign(folder)
+            folder.mkdir(parents=True, exist_ok=True)
+            lock.acquire()
+            return
+        except FileNotFoundError:  # its holder took the folder away just now
+            if attempt >= 9:
+                raise
+        except FileExistsError:
+            raise RunError(f"{folder.parent}: is a file; choose another place than {target}") from None
+        except Timeout:
+            writer = ""
+            with suppress(OSError):
+                writer = (folder / LOCK).read_text()
+            raise BusyError(
+                f"{target}: process {writer or '(starting)'} is writing it at this moment; "
+                "wait until it is done, or choose another place"
+            ) from None
 
 
 def clear_the_way(target: Path, overwrite: bool) -> None:
     """After a crash between the two renames of `publish`, the older directory gets its name again. Then ModelError if
-    anything stands in the way: at `target`, or under the two names beside it, where only what is ours is touched."""
-    put_back(target)
+    anything stands in the way: at `target`, or under the two names beside it."""
+    _put_back(target)
     refuse_existing(target, overwrite)
     for place in (partial_path(target), old_path(target)):
         _refuse_foreign(place)
-
-
-def put_back(target: Path) -> None:
-    if not target.exists() and _listed(old_path(target)) is not None:
-        os.rename(old_path(target), target)
-
-
-def _refuse_foreign(place: Path) -> None:
-    free = not place.is_symlink() and (not place.exists() or (place.is_dir() and not any(place.iterdir())))
-    if not free and _listed(place) is None:
-        raise ModelError(
-            f"{place}: is not from asdm, which would need that name while it writes; rename it, or choose another place"
-        )
 
 
 def make_partial(target: Path) -> Path:
@@ -217,6 +265,36 @@ def make_partial(target: Path) -> Path:
     sync(partial / MARK)
     sync(partial)
     return partial
+
+
+def publish(target: Path, overwrite: bool) -> None:
+    """Make what grew for `target` durable, then give it that name; an older `target` goes last."""
+    partial, old = partial_path(target), old_path(target)
+    mark(partial)
+    for folder, _, files in os.walk(partial):
+        for name in (*files, "."):
+            sync(Path(folder, name))
+    refuse_existing(target, overwrite)  # it may have come there meanwhile
+    _remove(old)
+    if target.exists():
+        os.rename(target, old)
+    try:
+        os.rename(partial, target)
+    except BaseException as error:
+        _put_back(target)
+        if not isinstance(error, OSError):
+            raise
+        raise RunError(f"{target}: cannot be put in place ({error.strerror})") from None
+    try:
+        with suppress(OSError):  # it is in its place, whole
+            sync(target.parent)
+    finally:
+        shutil.rmtree(old, ignore_errors=True)
+
+
+def _put_back(target: Path) -> None:
+    if not target.exists() and _listed(old_path(target)) is not None:
+        os.rename(old_path(target), target)
 
 
 def _remove(place: Path) -> None:
@@ -243,38 +321,45 @@ def atomic_directory(target: Path, overwrite: bool = False) -> Iterator[Path]:
 @contextmanager
 def atomic_file(target: Path) -> Iterator[Path]:
     """The same for a single file, which replaces an older one: yields the path to write to."""
-    with (
-        explained(target),
-        only_writer(target),
-        TemporaryDirectory(prefix=f".{target.name}.", dir=target.parent) as folder,
-    ):
-        partial = Path(folder, target.name)
+    with explained(target), only_writer(target):
+        folder = partial_path(target)
+        _refuse_foreign(folder)
+        try:
+            make_partial(target)
+            yield folder / target.name
+            sync(folder / target.name)
+            os.replace(folder / target.name, target)
+        finally:
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+@contextmanager
+def whole_file(target: Path) -> Iterator[Path]:
+    """The same inside a folder that is ours: yields the path to write to."""
+    partial = partial_path(target)
+    try:
         yield partial
         sync(partial)
         os.replace(partial, target)
+    except BaseException:
+        partial.unlink(missing_ok=True)
+        raise
+    sync(target.parent)
 
 
-def publish(target: Path, overwrite: bool) -> None:
-    """Make what grew for `target` durable, then give it that name; an older `target` goes last."""
-    partial, old = partial_path(target), old_path(target)
-    mark(partial)
-    _sync_tree(partial)
-    refuse_existing(target, overwrite)  # it may have come there meanwhile
-    _remove(old)
-    if target.exists():
-        os.rename(target, old)
-    try:
-        os.rename(partial, target)
-    except BaseException as error:
-        put_back(target)
-        if not isinstance(error, OSError):
-            raise
-        raise RunError(f"{target}: cannot be put in place ({error.strerror})") from None
-    try:
-        with suppress(OSError):  # it is in its place, whole
-            sync(target.parent)
-    finally:
-        shutil.rmtree(old, ignore_errors=True)
+def write_json(target: Path, value: Any) -> None:
+    with whole_file(target) as partial:
+        partial.write_text(json.dumps(value, indent=1) + "\n", encoding="utf-8")
+
+
+def write_tensors(target: Path, tensors: Mapping[str, Tensor]) -> None:
+    from safetensors.torch import save_file
+
+    with whole_file(target) as partial:
+        partial.touch()
+        mode = partial.stat().st_mode
+        save_file({name: each.contiguous() for name, each in tensors.items()}, partial)
+        partial.chmod(mode)  # safetensors makes files that nobody else may read
 
 
 def sync(path: Path) -> None:
@@ -284,10 +369,3 @@ def sync(path: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
-
-
-def _sync_tree(root: Path) -> None:
-    for folder, _, files in os.walk(root):
-        for name in files:
-            sync(Path(folder, name))
-        sync(Path(folder))

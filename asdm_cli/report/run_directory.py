@@ -14,8 +14,7 @@ from pathlib import Path
 
 from asdm_cli.console import note
 from asdm_cli.models.disk import explained
-from asdm_cli.models.lock import only_writer
-from asdm_cli.models.write import MARK, clear_the_way, make_partial, partial_path, publish
+from asdm_cli.models.write import MARK, clear_the_way, make_partial, only_writer, partial_path, publish
 from asdm_cli.recipe.redact import redact
 from asdm_cli.report import html
 from asdm_cli.report.document import Report

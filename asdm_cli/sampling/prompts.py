@@ -10,13 +10,22 @@ from pathlib import Path
 
 from PIL import Image
 
-from asdm_cli.data.faults import Faults
 from asdm_cli.data.images import read_rgb
-from asdm_cli.data.shards import Sample, decoded, digest
-from asdm_cli.data.sources import EVALUATION, SHIPPED, WILD, Shard, find_shards
-from asdm_cli.data.texts import as_text, lines
+from asdm_cli.data.shards import (
+    EVALUATION,
+    SHIPPED,
+    WILD,
+    Faults,
+    Sample,
+    Shard,
+    as_text,
+    decoded,
+    digest,
+    find_shards,
+    lines,
+)
 from asdm_cli.errors import ModelError
-from asdm_cli.models.source import POCKET
+from asdm_cli.models.directory import POCKET
 
 SHARD_ENDINGS = (".tar", ".tar.gz", ".tgz")
 TOGETHER = 32

@@ -7,15 +7,14 @@ from functools import cached_property
 from math import prod
 
 from asdm_cli.data.encoder import check_resolution
-from asdm_cli.data.sources import Shard, find_shards
+from asdm_cli.data.shards import Shard, find_shards
 from asdm_cli.errors import ModelError
-from asdm_cli.models.checked import check_drawing, check_unet
+from asdm_cli.models.check import check_drawing, check_parts, check_unet
+from asdm_cli.models.directory import ModelDirectory, find
 from asdm_cli.models.donors import unlike_pipelines
-from asdm_cli.models.parts import check_parts
-from asdm_cli.models.provenance import taken
+from asdm_cli.models.metadata import taken
+from asdm_cli.models.patched import one_unet
 from asdm_cli.models.schedulers import planned_scheduler, training_scheduler
-from asdm_cli.models.source import ModelDirectory, find
-from asdm_cli.models.switched import one_unet
 from asdm_cli.recipe.verbs import DistillRecipe, FeatureLoss, Student
 from asdm_cli.training.distillation import Row
 from asdm_cli.training.freezing import frozen_keys

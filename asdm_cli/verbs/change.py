@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 
 from asdm_cli.errors import ModelError
-from asdm_cli.models.source import ModelDirectory
+from asdm_cli.models.directory import ModelDirectory
 from asdm_cli.models.write import carried_size, takes
 from asdm_cli.report.document import Cell, Column, Interval, Part, Report, Table
 from asdm_cli.unet.blocks import Config, read_blocks

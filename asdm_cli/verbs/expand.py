@@ -25,13 +25,12 @@ from asdm_cli.measure.pictures import PictureSet
 from asdm_cli.measure.prompts import PromptList, read_prompts
 from asdm_cli.measure.routing import Routing, observe
 from asdm_cli.measure.routing_report import routing_parts
-from asdm_cli.models.checked import check_unet
+from asdm_cli.models.check import check_parts, check_unet
+from asdm_cli.models.directory import ModelDirectory, find
 from asdm_cli.models.load import PIPELINES, device_and_dtype, load_pipeline, load_unet
-from asdm_cli.models.parts import check_parts
-from asdm_cli.models.provenance import record
+from asdm_cli.models.metadata import record
+from asdm_cli.models.patched import one_unet
 from asdm_cli.models.schedulers import planned_scheduler, set_sampler
-from asdm_cli.models.source import ModelDirectory, find
-from asdm_cli.models.switched import one_unet
 from asdm_cli.models.write import assemble_directory, write_config
 from asdm_cli.recipe.verbs import CondConvRecipe, Expand, Fold
 from asdm_cli.report.document import Column, Grid, Report, Table

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from asdm_cli.models.checked import check_unet
-from asdm_cli.models.provenance import record
-from asdm_cli.models.source import ModelDirectory, find
-from asdm_cli.models.switched import one_unet
+from asdm_cli.models.check import check_unet
+from asdm_cli.models.directory import ModelDirectory, find
+from asdm_cli.models.metadata import record
+from asdm_cli.models.patched import one_unet
 from asdm_cli.models.write import assemble_directory, write_unet
 from asdm_cli.recipe.verbs import PruneRecipe
 from asdm_cli.report.document import Report

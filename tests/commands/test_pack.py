@@ -18,10 +18,8 @@ from asdm_cli.data.cache import Build
 from asdm_cli.data.cache_key import Wanted
 from asdm_cli.data.cached import CachedSamples
 from asdm_cli.data.encoder import Encoder
-from asdm_cli.data.faults import Faults
-from asdm_cli.data.shards import read_samples
-from asdm_cli.data.sources import find_shards
-from asdm_cli.models.source import find
+from asdm_cli.data.shards import Faults, find_shards, read_samples
+from asdm_cli.models.directory import find
 from tests.data import tars
 
 

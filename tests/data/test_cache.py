@@ -25,11 +25,11 @@ from asdm_cli.data.cache import Build, Share
 from asdm_cli.data.cache_key import Wanted, cache_state
 from asdm_cli.data.cached import CachedSamples
 from asdm_cli.data.encoder import Encoder, check_resolution
-from asdm_cli.data.sources import find_shards
+from asdm_cli.data.shards import find_shards
 from asdm_cli.data.uncached import EncodedEachTime
 from asdm_cli.errors import ModelError, RunError
-from asdm_cli.models.lock import only_writer
-from asdm_cli.models.source import find
+from asdm_cli.models.directory import find
+from asdm_cli.models.write import only_writer
 from tests import tiny
 from tests.data import tars
 from tests.hardening import kinds
@@ -344,7 +344,7 @@ def test_files_are_never_half_there(build: Build, monkeypatch: pytest.MonkeyPatc
         target.write_bytes(b"half")
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("asdm_cli.data.whole_files.save_file", full)
+    monkeypatch.setattr("safetensors.torch.save_file", full)
     with pytest.raises(OSError, match="No space"):
         build.run()
     assert len(written) == 1

@@ -13,10 +13,8 @@ import numpy
 import pytest
 from PIL import Image
 
-from asdm_cli.data.faults import Faults
 from asdm_cli.data.images import UnreadableError, read_rgb, square
-from asdm_cli.data.shards import squares
-from asdm_cli.data.sources import find_shards
+from asdm_cli.data.shards import Faults, find_shards, squares
 from asdm_cli.errors import RunError
 from tests.data import tars
 

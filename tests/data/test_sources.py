@@ -10,9 +10,7 @@ from pathlib import Path
 import fsspec
 import pytest
 
-from asdm_cli.data.faults import Faults
-from asdm_cli.data.shards import read_samples
-from asdm_cli.data.sources import Shard, find_shards
+from asdm_cli.data.shards import Faults, Shard, find_shards, read_samples
 from asdm_cli.errors import ModelError, RunError
 from tests.data import tars
 

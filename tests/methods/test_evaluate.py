@@ -14,8 +14,8 @@ from PIL import Image
 
 from asdm_cli.errors import ModelError, RunError
 from asdm_cli.methods import evaluate
-from asdm_cli.models.provenance import record
-from asdm_cli.models.source import find
+from asdm_cli.models.directory import find
+from asdm_cli.models.metadata import record
 from asdm_cli.recipe.load import dump
 from asdm_cli.recipe.patches import read_plan
 from asdm_cli.recipe.verbs import EvalContestant, EvalRecipe

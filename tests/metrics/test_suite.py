@@ -18,7 +18,7 @@ from asdm_cli.metrics import distances, suite
 from asdm_cli.metrics.bootstrap import resamples, wilson
 from asdm_cli.metrics.features import FeatureNetwork, Features
 from asdm_cli.metrics.suite import METRICS, MetricSuite, check
-from asdm_cli.models.source import find
+from asdm_cli.models.directory import find
 from asdm_cli.recipe.verbs import Drawing
 from asdm_cli.records import Record
 from asdm_cli.sampling.image_set import ImageSet, real_set

@@ -14,10 +14,9 @@ from safetensors.torch import load_file, save_file
 
 import asdm_cli
 from asdm_cli.errors import AsdmError, ModelError
+from asdm_cli.models.directory import find
 from asdm_cli.models.load import load_pipeline
-from asdm_cli.models.origin import stamps
-from asdm_cli.models.provenance import record
-from asdm_cli.models.source import find
+from asdm_cli.models.metadata import record, stamps
 from asdm_cli.models.switched import checked_switch, member, one_unet, read_switch, run_time_plans, write_switched
 from asdm_cli.switching.pipelines import switched
 from asdm_cli.unet.weights import WEIGHTS
@@ -217,16 +216,16 @@ DAMAGED: dict[str, tuple[Callable[[Path], Any], str]] = {
     ),
     "unknown name": (
         in_switch(parts=[{"unet": "smal v1.5", "until": 4}, {"unet": "large"}]),
-        r"switch: parts\[0\]\.unet: no UNet is called 'smal v1\.5' \(did you mean 'small v1\.5'\?\)",
+        r"switch.parts\[0\]\.unet: no UNet is called 'smal v1\.5' \(did you mean 'small v1\.5'\?\)",
     ),
     "out of order": (
         in_switch(parts=[{"unet": "large", "until": 4}, {"unet": "large", "until": 9}, {"unet": "large"}]),
-        r"switch: parts\[1\]\.until: timesteps fall from part to part",
+        r"switch.parts\[1\]\.until: timesteps fall from part to part",
     ),
-    "no UNets": (in_switch(unets=[]), "switch: unets: needs 1 or more entries"),
-    "idle nowhere": (in_switch(idle="disk"), "switch: idle: must be one of 'stay', 'cpu'"),
-    "unknown key": (in_switch(untill=4), "switch: untill: unknown key"),
-    "a stranger's plan": (in_switch(plans={"tiny": EVERY_OTHER}), "switch: plans.tiny: no UNet is called 'tiny'"),
+    "no UNets": (in_switch(unets=[]), "switch.unets: needs 1 or more entries"),
+    "idle nowhere": (in_switch(idle="disk"), "switch.idle: must be one of 'stay', 'cpu'"),
+    "unknown key": (in_switch(untill=4), "switch.untill: unknown key"),
+    "a stranger's plan": (in_switch(plans={"tiny": EVERY_OTHER}), "switch.plans.tiny: no UNet is called 'tiny'"),
     "a plan that does not fit": (
         in_switch(plans={"small v1.5": {"rules": [{**EVERY_OTHER["rules"][0], "nodes": "mid"}]}}),
         r"switch: plans: UNet 'small v1\.5': rules\[0\]\.nodes: .*mid",

@@ -7,40 +7,59 @@ import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from unittest.mock import Mock
 
 import pytest
+from safetensors import SafetensorError
 
 from asdm_cli.errors import ModelError, RunError
-from asdm_cli.models import lock, write
-from asdm_cli.models.lock import only_writer
-from asdm_cli.models.source import find
+from asdm_cli.models.directory import find
+from asdm_cli.models.disk import TROUBLE, explained
 from asdm_cli.models.write import (
+    LOCK,
     MARK,
+    BusyError,
     assemble_directory,
     atomic_directory,
+    atomic_file,
     make_partial,
+    only_writer,
     partial_path,
     refuse_existing,
+    whole_file,
 )
 from tests.apart import shared
 
 
-def _files(folder: Path) -> dict[str, Path]:
-    return {str(file.relative_to(folder)): file for file in folder.rglob("*") if file.is_file()}
+def tree(folder: Path) -> dict[str, object]:
+    """Everything below, links and pipes as such."""
+    return {
+        str(path.relative_to(folder)): path.readlink() if path.is_symlink() else path.is_file() and path.read_bytes()
+        for path in folder.rglob("*")
+        if path.is_symlink() or not path.is_dir()
+    }
 
 
-def _names(folder: Path) -> list[str]:
-    return sorted(entry.name for entry in folder.iterdir())
+def assembled(source: Path, target: Path, replaced: set[str], link: bool = False) -> dict[str, object]:
+    assemble_directory(find(str(source)), target, replaced, link)
+    return tree(target)
 
 
-def test_unchanged_components_are_copies(tiny_pipeline: Path, tmp_path: Path) -> None:
-    assemble_directory(find(str(tiny_pipeline)), tmp_path / "new", replaced={"unet"})
-    new, old = _files(tmp_path / "new"), _files(tiny_pipeline)
-    assert new.keys() == {name for name in old if not name.startswith("unet/")}
+# --- the files of a model ---
+
+
+@pytest.mark.parametrize("links", [False, True])
+@pytest.mark.parametrize("link", [False, True])
+def test_what_is_not_replaced_is_the_same_and_shares_nothing_but_weights_on_request(
+    link: bool, links: bool, tiny_pipeline: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if not links:
+        monkeypatch.setattr(os, "link", Mock(side_effect=OSError(errno.EXDEV, "Invalid cross-device link")))
+    new = assembled(tiny_pipeline, tmp_path / "new", {"unet"}, link)
+    assert new == {name: data for name, data in tree(tiny_pipeline).items() if not name.startswith("unet/")}
     assert len(new) >= 12
-    assert all(file.read_bytes() == old[name].read_bytes() for name, file in new.items())
-    assert not shared(tmp_path / "new", tiny_pipeline)
+    weights = {name for name in new if name.endswith(".safetensors")}
+    assert shared(tmp_path / "new", tiny_pipeline) == (weights if link and links else set())
 
 
 def test_nothing_that_is_done_to_a_copy_reaches_a_source_that_is_a_snapshot(
@@ -49,129 +68,87 @@ def test_nothing_that_is_done_to_a_copy_reaches_a_source_that_is_a_snapshot(
     """As the hub's cache has them: read-only blobs, and links to them."""
     source, blobs = tmp_path / "hub/snapshots/1", tmp_path / "hub/blobs"
     blobs.mkdir(parents=True)
-    for number, (name, file) in enumerate(sorted(_files(tiny_pipeline).items())):
+    before = tree(tiny_pipeline)
+    for number, name in enumerate(before):
         (source / name).parent.mkdir(parents=True, exist_ok=True)
-        shutil.copyfile(file, blobs / str(number))
+        shutil.copyfile(tiny_pipeline / name, blobs / str(number))
         (blobs / str(number)).chmod(0o444)
         (source / name).symlink_to(blobs / str(number))
-    before = {name: file.read_bytes() for name, file in _files(source).items()}
-    assemble_directory(find(str(source)), tmp_path / "new", replaced=set())
-    for file in _files(tmp_path / "new").values():
+    for name in assembled(source, tmp_path / "new", set()):
+        file = tmp_path / "new" / name
         assert not file.is_symlink()
         file.write_bytes(b"changed")
         file.chmod(0o600)
-    assert {name: file.read_bytes() for name, file in _files(source).items()} == before
+    assert {name: (source / name).read_bytes() for name in before} == before
     assert {file.stat().st_mode & 0o777 for file in blobs.iterdir()} == {0o444}
 
 
-@pytest.mark.parametrize("clones", [True, False])
-def test_a_file_system_that_clones_files_is_asked_to(
-    clones: bool, tiny_pipeline: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    asked: list[int] = []
-
-    def ioctl(target: Any, request: int, source: int) -> int:
-        asked.append(request)
-        if not clones:
-            raise OSError(errno.EOPNOTSUPP, "Operation not supported")
-        target.write(os.pread(source, 1 << 30, 0))
-        return 0
-
-    monkeypatch.setattr(write.fcntl, "ioctl", ioctl)
-    monkeypatch.setattr(write, "copy_range", _never if clones else write.copy_range)
-    assemble_directory(find(str(tiny_pipeline)), tmp_path / "new", replaced={"unet"})
-    new, old = _files(tmp_path / "new"), _files(tiny_pipeline)
-    assert all(file.read_bytes() == old[name].read_bytes() for name, file in new.items())
-    assert asked == [0x40049409] * len(asked)
-    assert len(asked) >= 12
-
-
-def _never(*_: object) -> None:
-    raise AssertionError("it was cloned")
-
-
-@pytest.mark.parametrize("links", [True, False])
-def test_on_request_weights_and_no_other_files_are_links(
-    links: bool, tiny_pipeline: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    if not links:
-        monkeypatch.setattr(os, "link", _no_links)
-    assemble_directory(find(str(tiny_pipeline)), tmp_path / "new", {"unet"}, link=True)
-    found = shared(tmp_path / "new", tiny_pipeline)
-    assert found == ({name for name in _files(tmp_path / "new") if name.endswith(".safetensors")} if links else set())
-    assert _files(tmp_path / "new").keys() == {name for name in _files(tiny_pipeline) if not name.startswith("unet/")}
-
-
-def _no_links(*_: object) -> None:
-    raise OSError(errno.EXDEV, "Invalid cross-device link")
-
-
-def test_only_what_makes_a_model_goes_along(tiny_pipeline: Path, tmp_path: Path) -> None:
+def test_only_what_makes_a_model_goes_along_and_links_become_files(tiny_pipeline: Path, tmp_path: Path) -> None:
     source = Path(shutil.copytree(tiny_pipeline, tmp_path / "source"))
-    left_behind = ["README.md", "secret.txt", "vae/pytorch_model.bin", "vae/notes.md", "other/model.safetensors"]
-    for name in left_behind:
+    whole = tree(source)
+    for name in ("README.md", "secret.txt", "vae/pytorch_model.bin", "vae/notes.md", "other/model.safetensors"):
         (source / name).parent.mkdir(exist_ok=True)
         (source / name).write_text("x")
-    assemble_directory(find(str(source)), tmp_path / "new", replaced=set())
-    assert _files(source).keys() - _files(tmp_path / "new").keys() == set(left_behind)
-
-
-def test_links_inside_the_model_become_files(tiny_pipeline: Path, tmp_path: Path) -> None:
-    source = Path(shutil.copytree(tiny_pipeline, tmp_path / "source"))
-    config = source / "vae" / "config.json"
-    os.rename(config, source / "blob")
-    config.symlink_to("../blob")
-    assemble_directory(find(str(source)), tmp_path / "new", replaced=set())
-    assert not (tmp_path / "new/vae/config.json").is_symlink()
-    assert (tmp_path / "new/vae/config.json").read_bytes() == (source / "blob").read_bytes()
-
-
-def test_a_link_that_leaves_is_not_followed(tiny_pipeline: Path, tmp_path: Path) -> None:
-    source = Path(shutil.copytree(tiny_pipeline, tmp_path / "source"))
+    os.rename(source / "vae/config.json", source / "blob")
+    (source / "vae/config.json").symlink_to("../blob")
+    assert assembled(source, tmp_path / "new", set()) == whole
     (tmp_path / "private.json").write_text("{}")
     (source / "vae" / "extra.json").symlink_to(tmp_path / "private.json")
     with pytest.raises(ModelError, match=r"extra\.json: is a link that leaves"):
-        assemble_directory(find(str(source)), tmp_path / "new", replaced=set())
+        assembled(source, tmp_path / "newer", set())
 
 
-def test_a_directory_appears_when_it_is_whole(tmp_path: Path) -> None:
-    target = tmp_path / "runs" / "one"
-    with atomic_directory(target) as partial:
-        (partial / "file").write_text("whole")
-        assert not target.exists()
-        assert partial.parent == target.parent
-    assert (target / "file").read_text() == "whole"
-    assert _names(target.parent) == ["one"]
-
-
-@pytest.mark.parametrize("failure", [RuntimeError, KeyboardInterrupt])
-def test_nothing_is_left_of_a_failure(tmp_path: Path, failure: type[BaseException]) -> None:
-    def fail() -> None:
-        with atomic_directory(tmp_path / "one") as partial:
-            (partial / "file").write_text("half")
-            raise failure
-
-    with pytest.raises(failure):
-        fail()
-    assert _names(tmp_path) == []
+# --- whole or not at all ---
 
 
 def write_one(target: Path, name: str, overwrite: bool = False) -> None:
     with atomic_directory(target, overwrite) as partial:
+        assert partial.parent == target.parent
         (partial / name).write_text(name)
 
 
-def test_an_existing_directory_is_safe_until_it_is_replaced(tmp_path: Path) -> None:
-    target = tmp_path / "one"
+def names(folder: Path) -> list[str]:
+    return sorted(entry.name for entry in folder.iterdir())
+
+
+def fail(way: Callable[[], object], failure: type[BaseException]) -> None:
+    with way() as partial:  # type: ignore[attr-defined]
+        (partial / "file" if partial.is_dir() else partial).write_text("half")
+        raise failure
+
+
+@pytest.mark.parametrize("failure", [RuntimeError, KeyboardInterrupt])
+def test_a_directory_is_whole_or_not_there_and_safe_until_it_is_replaced(
+    failure: type[BaseException], tmp_path: Path
+) -> None:
+    target = tmp_path / "runs" / "one"
+    with pytest.raises(failure):
+        fail(lambda: atomic_directory(target), failure)
+    assert names(target.parent) == []
+    (make_partial(target) / "stale").write_text("")  # as a crashed run leaves it
     write_one(target, "old")
     with pytest.raises(ModelError, match="exists already"):
         write_one(target, "new")
-    with pytest.raises(RuntimeError), atomic_directory(target, overwrite=True):
-        raise RuntimeError
-    assert _names(target) == [MARK, "old"]
+    with pytest.raises(failure):
+        fail(lambda: atomic_directory(target, overwrite=True), failure)
+    assert names(target) == [MARK, "old"]
     write_one(target, "new", overwrite=True)
-    assert _names(target) == [MARK, "new"]
-    assert _names(tmp_path) == ["one"]
+    assert (names(target), names(target.parent)) == ([MARK, "new"], ["one"])
+
+
+def test_whole_files(tmp_path: Path) -> None:
+    """In anybody's folder, and in one of ours."""
+    for way in (atomic_file, whole_file):
+        file = tmp_path / f"{way.__name__}.json"
+        for text in ("old", "new"):
+            with way(file) as partial:
+                partial.write_text(text)
+                assert not file.exists() or file.read_text() == "old"
+            assert file.read_text() == text
+        with pytest.raises(RuntimeError):
+            fail(lambda way=way, file=file: way(file), RuntimeError)  # type: ignore[misc]
+        assert file.read_text() == "new"
+    assert names(tmp_path) == ["atomic_file.json", "whole_file.json"]
 
 
 def test_the_old_directory_comes_back_when_the_swap_fails(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -186,27 +163,34 @@ def test_the_old_directory_comes_back_when_the_swap_fails(tmp_path: Path, monkey
     monkeypatch.setattr(os, "rename", fail_once)
     with pytest.raises(RunError, match="cannot be put in place"):
         write_one(target, "new", overwrite=True)
-    assert _names(target) == [MARK, "old"]
+    assert names(target) == [MARK, "old"]
 
 
-def test_what_a_crashed_run_left_is_cleared(tmp_path: Path) -> None:
-    (make_partial(tmp_path / "one") / "stale").write_text("")
-    write_one(tmp_path / "one", "new")
-    assert _names(tmp_path / "one") == [MARK, "new"]
-
-
-def test_what_came_to_the_place_while_it_was_written_is_kept(tmp_path: Path) -> None:
-    def write_while_somebody_comes(overwrite: bool) -> None:
+@pytest.mark.parametrize("overwrite", [False, True])
+def test_what_came_to_the_place_while_it_was_written_is_kept(overwrite: bool, tmp_path: Path) -> None:
+    def write_while_somebody_comes() -> None:
         with atomic_directory(tmp_path / "one", overwrite):
             (tmp_path / "one").mkdir()
             (tmp_path / "one" / "mine").write_text("mine")
 
-    for overwrite in (False, True):
-        with pytest.raises(ModelError, match="one: "):
-            write_while_somebody_comes(overwrite)
-        assert _tree(tmp_path) == {"one/mine": b"mine"}
-        shutil.rmtree(tmp_path / "one")
+    with pytest.raises(ModelError, match="one: "):
+        write_while_somebody_comes()
+    assert tree(tmp_path) == {"one/mine": b"mine"}
 
+
+def test_a_lock_that_a_killed_run_left_stops_nobody_and_one_that_is_held_does(tmp_path: Path) -> None:
+    for left in ([], [LOCK]):
+        (tmp_path / ".one.lock").mkdir()
+        for name in left:
+            (tmp_path / ".one.lock" / name).touch()
+        write_one(tmp_path / "one", "new", overwrite=True)
+        assert names(tmp_path) == ["one"]
+    with only_writer(tmp_path / "one"), pytest.raises(BusyError, match=f"one: process {os.getpid()} is writing it"):
+        write_one(tmp_path / "one", "newer", overwrite=True)
+    assert tree(tmp_path).keys() == {f"one/{MARK}", "one/new"}
+
+
+# --- what stands in the way ---
 
 STRANGERS: dict[str, Callable[[Path], object]] = {
     "a file": lambda place: place.write_text("mine"),
@@ -217,6 +201,7 @@ STRANGERS: dict[str, Callable[[Path], object]] = {
     "a pipe": os.mkfifo,
     "a folder with a damaged mark": lambda place: (place.mkdir(), (place / MARK).write_text('{"written_by": "asdm"}')),
     "a folder with our mark as a link": lambda place: (place.mkdir(), (place / MARK).symlink_to(Path("../ours", MARK))),
+    "a folder with our lock as a link": lambda place: (place.mkdir(), (place / LOCK).symlink_to("../precious")),
 }
 
 
@@ -230,35 +215,13 @@ def test_what_has_a_name_beside_the_target_and_is_not_ours_is_refused_in_words(
     (tmp_path / "home/thesis").write_text("years of work")
     write_one(tmp_path / "ours", "file")
     STRANGERS[kind](tmp_path / f".one.{suffix}")
-    before = _tree(tmp_path)
+    before = tree(tmp_path)
     with pytest.raises(ModelError, match=rf"\.one\.{suffix}: is not from asdm, .*; rename it, or choose another place"):
         write_one(tmp_path / "one", "new", overwrite=True)
-    assert _tree(tmp_path) == before
-
-
-def test_an_empty_lock_is_used_and_left(tmp_path: Path) -> None:
-    """A crash of the machine leaves such ones; so may a user."""
-    (tmp_path / ".one.lock").touch()
-    with pytest.raises(RunError, match="is writing it"), only_writer(tmp_path / "one"), only_writer(tmp_path / "one"):
-        pass
-    write_one(tmp_path / "one", "new")
-    assert _tree(tmp_path).keys() == {".one.lock", f"one/{MARK}", "one/new"}
-    assert (tmp_path / ".one.lock").read_bytes() == b""
-
-
-def test_a_lock_that_a_killed_run_left_stops_nobody(tmp_path: Path) -> None:
-    (tmp_path / ".one.lock").write_bytes(lock.MARK + b"123")
-    write_one(tmp_path / "one", "new")
-    assert _names(tmp_path) == ["one"]
-
-
-def _tree(folder: Path) -> dict[str, object]:
-    """Everything below, links and pipes as such."""
-    return {
-        str(path.relative_to(folder)): path.readlink() if path.is_symlink() else path.is_file() and path.read_bytes()
-        for path in folder.rglob("*")
-        if path.is_symlink() or not path.is_dir()
-    }
+    if suffix != "old":
+        with pytest.raises(ModelError, match="is not from asdm"), atomic_file(tmp_path / "one"):
+            pass
+    assert tree(tmp_path) == before
 
 
 @pytest.mark.parametrize("added", ["mine.txt", "deep/er/mine.txt", "a link"])
@@ -281,3 +244,32 @@ def test_files_and_links_are_never_replaced(tmp_path: Path) -> None:
     for name, fault in {"file": "is a file", "link": "is a link"}.items():
         with pytest.raises(ModelError, match=fault):
             refuse_existing(tmp_path / name, overwrite=True)
+
+
+# --- trouble with a disk ---
+
+IN_WORDS = SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)")
+
+
+@pytest.mark.parametrize("number", TROUBLE)
+def test_every_trouble_names_a_place_and_a_way_out(number: int) -> None:
+    errors = {"runs/x": OSError(number, "what the system says"), "runs/x/part": OSError(number, "so", "runs/x/part")}
+    for place, error in errors.items():
+        with pytest.raises(RunError, match=rf"^{place}: .*[;,] .*") as caught, explained(Path("runs/x")):
+            raise error
+        assert TROUBLE[number] in str(caught.value)
+
+
+def test_trouble_that_a_library_tells_in_words_only() -> None:
+    """As safetensors does, which is written in Rust."""
+    with pytest.raises(RunError, match="runs/x: the disk is full; make room"), explained(Path("runs/x")):
+        raise IN_WORDS
+
+
+@pytest.mark.parametrize(
+    "error", [ModelError("m: no"), ValueError("(os error 0)"), OSError(errno.EBADF, "x"), KeyError()]
+)
+def test_other_errors_pass(error: Exception) -> None:
+    with pytest.raises(type(error)) as caught, explained(Path("x")):
+        raise error
+    assert caught.value is error

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from asdm_cli.models.source import find
+from asdm_cli.models.directory import find
 from tests.expanding import done
 from tests.forking import plain
 

@@ -20,7 +20,7 @@ from torch import nn
 
 from asdm_cli.models.load import load_pipeline
 from asdm_cli.models.schedulers import set_sampler
-from asdm_cli.models.source import find
+from asdm_cli.models.directory import find
 from asdm_cli.sampling import generate
 from asdm_cli.sampling.generate import Layout, SamplingSettings, Share, draw, layout, prompt_seed
 from tests import tiny

@@ -9,9 +9,7 @@ import numpy
 import pytest
 from PIL import Image
 
-from asdm_cli.data.faults import Faults
-from asdm_cli.data.shards import squares
-from asdm_cli.data.sources import find_shards
+from asdm_cli.data.shards import Faults, find_shards, squares
 from asdm_cli.errors import ModelError
 from asdm_cli.sampling.image_set import real_set
 from asdm_cli.sampling.prompts import read_prompts, real_images

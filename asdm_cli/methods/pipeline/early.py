@@ -6,7 +6,7 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any
 
-from asdm_cli.data.sources import find_shards
+from asdm_cli.data.shards import find_shards
 from asdm_cli.measure.features import require
 from asdm_cli.measure.prompts import locate
 from asdm_cli.methods import method

@@ -17,7 +17,7 @@ from asdm_cli.methods.pipeline.early import check_all
 from asdm_cli.methods.pipeline.process import checked, command, run_stage
 from asdm_cli.methods.pipeline.report import stages_table, whole_report
 from asdm_cli.methods.pipeline.stages import Stage, stages
-from asdm_cli.models.origin import made_from, refuse_changes
+from asdm_cli.models.metadata import made_from, refuse_changes
 from asdm_cli.models.write import refuse_sources
 from asdm_cli.recipe.load import dump, dump_public
 from asdm_cli.recipe.schema import places, referenced_paths
