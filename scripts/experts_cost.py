@@ -17,16 +17,14 @@ from itertools import count
 from typing import Any
 
 import torch
+from asdm_cli.unet.expansion import expand
 from diffusers import UNet2DConditionModel
 
 from asdm_cli.experts.convert import expand
 from asdm_cli.experts.spec import Spec
 from asdm_cli.models.directory import find
 from asdm_cli.models.load import random_unet
-from asdm_cli.models.directory import find
 from asdm_cli.unet.flops import inputs
-from asdm_cli.unet.cost import inputs
-from asdm_cli.unet.expansion import expand
 from asdm_cli.unet.presets import preset
 from asdm_cli.unet.surgery import remove
 

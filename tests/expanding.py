@@ -13,9 +13,7 @@ from torch import Tensor
 import asdm_cli
 from asdm_cli.models.directory import find
 from asdm_cli.models.load import load_unet
-from asdm_cli.models.directory import find
 from asdm_cli.unet.flops import inputs
-from asdm_cli.unet.cost import inputs
 from tests.typed import Said, asdm
 
 CPU = torch.device("cpu")

@@ -58,7 +58,7 @@ NO_TORCH = (
     "asdm_cli.switching.assignment",
     "asdm_cli.switching.candidates",
     "asdm_cli.switching.search",
-    "asdm_cli.unet.checkpoint",
+    "asdm_cli.unet.weights",
     "asdm_cli.models.directory",
     "asdm_cli.models.check",
     "asdm_cli.models.write",

@@ -18,11 +18,7 @@ from typing import Any
 import pytest
 
 import asdm_cli
-from asdm_cli.data import sources
-from asdm_cli.models import source
-from asdm_cli.models.directory import ModelDirectory
 from asdm_cli.data import shards
-from asdm_cli.measure import memory
 from asdm_cli.models import directory
 from asdm_cli.models.directory import ModelDirectory
 from asdm_cli.recipe.load import load

@@ -15,8 +15,6 @@ from torch.utils.flop_counter import FlopCounterMode
 from asdm_cli.recipe.load import load
 from asdm_cli.recipe.reader import Override
 from asdm_cli.unet.flops import macs, shapes
-from asdm_cli.recipe.override import parse_override
-from asdm_cli.unet.flops import macs, shapes
 from asdm_cli.unet.presets import preset
 from asdm_cli.unet.surgery import remove
 from scripts import gpu_hours

@@ -6,10 +6,10 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from asdm_cli.models.directory import find
+from asdm_cli.models.switched import write_switched
+
 from asdm_cli.methods import prune
 from asdm_cli.models.directory import find
-from asdm_cli.models.switched import write_switched
 from asdm_cli.recipe.patches import Switch, read_switch
 from asdm_cli.recipe.verbs import PruneRecipe
 from asdm_cli.report.run_directory import Run

@@ -12,10 +12,10 @@ METHODS = {
     "distill": "asdm_cli.methods.distill",
     "assemble": "asdm_cli.verbs.assemble",
     "condconv-expand": "asdm_cli.verbs.expand",
-    "inherit": "asdm_cli.methods.inherit",
-    "switch": "asdm_cli.methods.switch",
-    "bench": "asdm_cli.methods.bench",
-    "eval": "asdm_cli.methods.evaluate",
+    "inherit": "asdm_cli.verbs.inherit",
+    "switch": "asdm_cli.verbs.switch",
+    "bench": "asdm_cli.verbs.compare",
+    "eval": "asdm_cli.verbs.compare",
     "run": "asdm_cli.methods.pipeline.run",
 }
 

@@ -13,8 +13,17 @@ from typing import Any, TypeVar
 from asdm_cli.errors import AsdmError, ModelError
 from asdm_cli.models.directory import CLASSES, CONFIG, ModelDirectory, check_folder
 from asdm_cli.unet.blocks import Config
-from asdm_cli.unet.checkpoint import Checkpoint, Entry, open_checkpoint, read_headers, require
-from asdm_cli.unet.weight_files import TRANSFORMERS_STEM, inside, read_mapping, weight_files
+from asdm_cli.unet.weights import (
+    TRANSFORMERS_STEM,
+    Checkpoint,
+    Entry,
+    inside,
+    open_checkpoint,
+    read_headers,
+    read_mapping,
+    require,
+    weight_files,
+)
 
 Loaded = TypeVar("Loaded")
 Shapes = dict[str, tuple[int, ...]]
@@ -73,7 +82,7 @@ def check_drawing(directory: ModelDirectory, training: bool = False) -> None:
 
 
 def _inputs(directory: ModelDirectory) -> dict[str, Any]:
-    from asdm_cli.unet.cost import inputs
+    from asdm_cli.unet.flops import inputs
 
     try:
         return inputs(directory.config("unet"))
@@ -111,7 +120,7 @@ def _unlike_text(directory: ModelDirectory, inputs: dict[str, Any]) -> list[str]
 
 def check_unet(directory: ModelDirectory, component: str = "unet") -> Checkpoint:
     """The headers of a UNet's weights. Raises ModelError, with the file, unless they hold what its config promises."""
-    from asdm_cli.unet.cost import shapes
+    from asdm_cli.unet.flops import shapes
 
     folder = directory.component(component)
     try:

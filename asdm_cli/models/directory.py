@@ -14,15 +14,17 @@ from typing import Any
 
 from asdm_cli.console import note
 from asdm_cli.errors import ModelError
+from asdm_cli.experts.spec import specs
 from asdm_cli.unet.blocks import read_blocks
-from asdm_cli.unet.checkpoint import read_headers
-from asdm_cli.unet.expert_config import CLASS, EXPERTS, STOCK, specs
-from asdm_cli.unet.weight_files import (
+from asdm_cli.unet.stock import EXPERT_CLASS as CLASS
+from asdm_cli.unet.stock import EXPERTS, STOCK
+from asdm_cli.unet.weights import (
     DIFFUSERS_STEM,
     TRANSFORMERS_STEM,
     UNSAFE,
     check_text,
     inside,
+    read_headers,
     read_mapping,
     weight_files,
 )

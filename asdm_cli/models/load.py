@@ -22,7 +22,7 @@ from asdm_cli.models.directory import CONFIG, ModelDirectory, find
 from asdm_cli.models.patched import UNET, checked_patches, member, one_unet, schedule_of, unet_components
 from asdm_cli.models.schedulers import SCHEDULER, own_scheduler, unlike_noise
 from asdm_cli.patches.base import Load, patch_of, put_on
-from asdm_cli.patches.unet_schedule import ScheduleHandle, check_free, check_rules
+from asdm_cli.patches.unet_schedule import ScheduleHandle, check_free, check_rules, switch
 from asdm_cli.recipe.patches import Idle, PatchSpec, Rules, Switching
 from asdm_cli.unet.weights import inside, read_mapping
 
@@ -123,7 +123,7 @@ def take_turns(
     for name, directory in directories.items():
         waits = idle == "cpu" and name != next(iter(unets))
         found[name] = load_unet(one_unet(directory), CPU if waits else pipe.unet.device, pipe.unet.dtype)
-    return switching.attach(pipe, found, rules, plans, idle)
+    return switch(pipe, found, rules, plans, idle)
 
 
 def load_unet(directory: ModelDirectory, device: torch.device, dtype: torch.dtype) -> UNet2DConditionModel:

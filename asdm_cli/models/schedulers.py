@@ -22,7 +22,6 @@ from diffusers import (
 from diffusers.pipelines.pipeline_utils import DiffusionPipeline
 
 from asdm_cli.errors import ModelError
-from asdm_cli.inheritance.noise import alphas_cumprod
 from asdm_cli.models.check import reason
 from asdm_cli.models.directory import ModelDirectory
 from asdm_cli.patches.noise import alphas_cumprod

@@ -16,7 +16,6 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
 
 from asdm_cli.errors import blame
-from asdm_cli.measure.contestants import blame
 from asdm_cli.unet.flops import ATTENTION, MIXING
 
 DECODER = "vae"

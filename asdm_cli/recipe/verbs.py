@@ -16,6 +16,7 @@ from asdm_cli.recipe import MOST
 from asdm_cli.recipe.messages import did_you_mean
 from asdm_cli.recipe.patches import (
     NULLS,
+    AnyPatch,
     By,
     Carry,
     Coordinate,
@@ -808,7 +809,7 @@ out: runs/switched
 
 
 class Contestant(Strict):
-    """One model of a comparison. Exactly one of `model` and `random`."""
+    """One set-up of a comparison: a model, what is in force on it, and how it draws. One of `model` and `random`."""
 
     name: Called
     model: Annotated[Text | None, READ] = None
@@ -821,8 +822,24 @@ class Contestant(Strict):
     """With `random`: make convolutions banks of experts, as `asdm condconv-expand` does; `donor` is a shape here."""
     plan: InheritPlan | None = None
     """A plan to draw by; left out, the one that the model carries, if it does."""
+    unets: Annotated[dict[Name, Text], READ] = {}
+    """With `parts`: models whose UNets take turns with the model's own, which goes by the contestant's `name`."""
+    by: By = "timestep"
+    """With `parts`: what their `until` is, as in `asdm switch`."""
+    parts: Annotated[list[Part], Field(min_length=1)] | None = None
+    """Who serves what, as in `asdm switch`."""
+    idle: Idle = "stay"
+    """With `parts`: UNets that serve no call `stay` on the device, or live on the `cpu` until it is their turn."""
+    patches: list[AnyPatch] = []
+    """What else changes how it draws, by `kind`."""
+    sampler: Sampler | None = None
+    """Its sampler, where it differs from the others'."""
     steps: Positive | None = None
-    """UNet steps of this contestant's images, where it differs from the others'."""
+    """UNet steps of this contestant's images, where they differ from the others'."""
+    guidance: Guidance | None = None
+    """Its guidance scale, where it differs from the others'."""
+    series: Text | None = None
+    """Contestants of one series are joined by a line in the plots."""
 
     def misfits(self) -> Iterator[Misfit]:
         if self.model is None and self.random is None:
@@ -834,6 +851,13 @@ class Contestant(Strict):
         for key in first:
             if self.model is not None and getattr(self, key) is not None:
                 yield (key,), f"goes with 'random' only; {first[key]}"
+        if self.unets and self.parts is None:
+            yield ("parts",), "must be given with 'unets': who serves what?"
+        if self.parts is not None:
+            yield from misordered(self.by, self.parts)
+            yield from unknown_unets(self.parts, [self.name, *self.unets])
+            if self.model is None:
+                yield ("parts",), "goes with 'model' only"
 
 
 class BenchRecipe(Sampling, OnDevice, Recipe):
@@ -869,23 +893,18 @@ out: runs/cost
 # eval -----------------------------------------------------------------------------------------------------------------
 
 
-class EvalContestant(Strict):
-    """One model of an evaluation."""
-
-    name: Called
-    model: Model
-    steps: Positive | None = None
-    """UNet steps of this contestant, where it differs from the others'."""
-    guidance: Guidance | None = None
-    """Guidance scale of this contestant, where it differs from the others'."""
-
-
 class EvalRecipe(Drawing):
     """What models' pictures are worth."""
 
     verb: Annotated[Literal["eval"], VERB]
-    models: Annotated[list[EvalContestant], Field(min_length=1), DistinctlyNamed]
+    models: Annotated[list[Contestant], Field(min_length=1), DistinctlyNamed]
     """Who takes part; order is the order of the tables."""
+    fewer_steps: Annotated[list[Positive], Distinct] = []
+    """Steps at which the first one draws too: what a user would do instead."""
+    repeats: Whole = 0
+    """Timed rounds, each of one image with everybody, in turn; 0 times nothing."""
+    warmups: Positive = 1
+    """Rounds before the timed ones, not counted."""
     clip: Annotated[Text, READ] = "own"
     """The CLIP behind clip_score: `own` (the first model's), or a directory."""
     probe: Annotated[Text, READ] = "own"
@@ -910,6 +929,9 @@ out: runs/worth
         names = [model.name for model in self.models]
         if self.reference is not None and self.reference not in names:
             yield ("reference",), f"no contestant is called '{self.reference}'; there are {', '.join(names)}"
+        for index, model in enumerate(self.models):
+            if model.random is not None:
+                yield ("models", index, "random"), "what random weights draw is worth nothing; asdm bench takes them"
 
 
 # run ------------------------------------------------------------------------------------------------------------------

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from hashlib import sha256
 from pathlib import Path
 
@@ -52,6 +52,13 @@ class PromptList:
     def title(self) -> str:
         times = len(self.prompts) // self.distinct
         return f"{self.name} (sha256 {self.digest[:12]})" + (f", {times} pictures each" if times > 1 else "")
+
+    def last(self, count: int) -> PromptList:
+        """The last so many; their title says which."""
+        begin = max(0, len(self.prompts) - count)
+        name = f"{self.name}, {begin} to {len(self.prompts) - 1}"
+        few = {"prompts": self.prompts[begin:], "about": self.about[begin:], "distinct": len(self.prompts) - begin}
+        return replace(self, name=name, **few)
 
 
 def read_prompts(source: str, limit: int | None = None, per_prompt: int = 1) -> PromptList:

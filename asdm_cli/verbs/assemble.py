@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from asdm_cli.methods import explore
 from asdm_cli.models.donors import Made, make, open_donors, write
 from asdm_cli.recipe.verbs import NONE, AssembleRecipe
-from asdm_cli.report.document import Report
+from asdm_cli.records import Report
 from asdm_cli.report.run_directory import Run
 from asdm_cli.unet.assembly import Choice, Part
 from asdm_cli.unet.flops import shapes
 from asdm_cli.unet.weights import Checkpoint, require
+from asdm_cli.verbs import explore
 from asdm_cli.verbs.change import change
 
 RESUMABLE = True
@@ -25,16 +25,15 @@ class Plan:
 
     def report(self) -> Report:
         """Beside the first donor."""
-        made, names = self.made, list(self.made.taken)
-        said = f"UNet of {', '.join(names)} beside {made.first.name}"
-        if len(made.formats) > 1:
-            said = f"Its weights are of several number formats ({', '.join(made.formats)}), as the donors' are. {said}"
+        made = self.made
         taken = {
             name: f"of {made.donors[name].directory.name}: {', '.join(addresses)}"
             for name, addresses in made.taken.items()
         }
-        title, configs = f"Assembling {' and '.join(names)}", (made.first.config, made.assembly.config)
-        return change("assemble", title, said, made.first.directory, configs, made.size, taken)
+        if len(made.formats) > 1:
+            taken["number formats"] = f"several, as the donors' are: {', '.join(made.formats)}"
+        configs = made.first.config, made.assembly.config
+        return change("assemble", made.first.directory, configs, made.size, taken)
 
 
 def plan(recipe: AssembleRecipe) -> Plan | explore.Plan:

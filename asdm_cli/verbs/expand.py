@@ -4,27 +4,21 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from asdm_cli.compare.run import QUALITY, SAMPLES
 from asdm_cli.errors import ModelError
 from asdm_cli.experts.convert import Expansion, expand, first_experts
 from asdm_cli.experts.init import Init
 from asdm_cli.experts.router import ROUTINGS
 from asdm_cli.experts.spec import Spec, specs
 from asdm_cli.experts.unet import expert_layers
-from asdm_cli.measure.cards import versions
-from asdm_cli.measure.metrics import PSNR_CEILING
-from asdm_cli.measure.paired import compare, comparison
-from asdm_cli.measure.pictures import PictureSet
-from asdm_cli.measure.prompts import PromptList, read_prompts
-from asdm_cli.measure.routing import Routing, observe
-from asdm_cli.measure.routing_report import routing_parts
+from asdm_cli.metrics.paired import compare
 from asdm_cli.models.check import check_parts, check_unet
 from asdm_cli.models.directory import ModelDirectory, find
 from asdm_cli.models.load import PIPELINES, device_and_dtype, load_pipeline, load_unet
@@ -32,15 +26,20 @@ from asdm_cli.models.metadata import record
 from asdm_cli.models.patched import one_unet
 from asdm_cli.models.schedulers import planned_scheduler, set_sampler
 from asdm_cli.models.write import assemble_directory, write_config
+from asdm_cli.profiling.machine import versions
 from asdm_cli.recipe.verbs import CondConvRecipe, Expand, Fold
-from asdm_cli.report.document import Column, Grid, Report, Table
+from asdm_cli.records import Images, Record, Report, under
 from asdm_cli.report.run_directory import Run
+from asdm_cli.sampling.generate import SamplingSettings
+from asdm_cli.sampling.image_set import ImageSet
+from asdm_cli.sampling.prompts import PromptList, read_prompts
+from asdm_cli.sampling.routing import Routing, observe
 from asdm_cli.unet.addresses import Anatomy
 from asdm_cli.unet.blocks import Config
 from asdm_cli.unet.flops import parameters, shapes
 from asdm_cli.unet.stock import with_experts
 from asdm_cli.unet.weights import Checkpoint, Entry, open_checkpoint, require, write_shards
-from asdm_cli.verbs.change import Row, change
+from asdm_cli.verbs.change import change
 
 RESUMABLE = False
 VERB = "condconv-expand"
@@ -73,13 +72,10 @@ class ExpandPlan:
             others = self.expansion.inherited(name, own, self.donated, self.init)
             kernel = " × ".join(map(str, own[f"{name}.weight"].shape))
             made[address] = f"{spec.experts} of {kernel}: its own, then {', '.join(others) or 'copies of it'}"
-        said = (
-            f"UNet of {self.source.name}: {len(made)} convolutions of {spec.experts} experts "
-            f"(router: {spec.router}, {spec.weights}; start: {self.wanted.start})"
-        )
         written = _grown(self.checkpoint, config, self.expansion.config)
-        title, configs = f"Experts for {self.source.name}", (config, self.expansion.config)
-        return change(VERB, title, said, self.source, configs, written, made, batch=ROWS)
+        wanted = f"{spec.experts} experts each (router: {spec.router}, {spec.weights}; start: {self.wanted.start})"
+        made = {"convolutions": f"{len(made)}, of {wanted}", **made}
+        return change(VERB, self.source, (config, self.expansion.config), written, made, batch=ROWS)
 
     def run(self, run: Run) -> Report:
         changed = first_experts(self.expansion, self.checkpoint.tensors, self.donated, self.init, self.wanted.seed)
@@ -106,11 +102,10 @@ class FoldPlan:
 
     def report(self) -> Report:
         before = self.source.config("unet")
-        how = {"constant": "Their routing is constant: nothing changes", "mean": "Each router is frozen at its mean"}
-        said = f"{len(specs(before))} convolutions become plain. {how[self.wanted.routing]}"
-        made = {f"{name}": "one plain convolution" for name in specs(before)}
-        written, title = _grown(self.checkpoint, before, self.config), f"Folding {self.source.name}"
-        return change(VERB, title, said, self.source, (before, self.config), written, made, batch=ROWS)
+        how = {"constant": "their routing is constant: nothing changes", "mean": "each router is frozen at its mean"}
+        made = {"convolutions": f"{len(specs(before))} become plain; {how[self.wanted.routing]}"}
+        written = _grown(self.checkpoint, before, self.config)
+        return change(VERB, self.source, (before, self.config), written, made, batch=ROWS)
 
     def run(self, run: Run) -> Report:
         """Write the plain model, and where the routing was not constant find out what that costs."""
@@ -120,18 +115,18 @@ class FoldPlan:
         routing, before = self._observe(self.source)
         self._fold({name: routing.mean(name) for name in routing.weights}, run)
         _, after = self._observe(find(str(run.path / "model")))
-        sets = {name: PictureSet(run.path / "pictures" / name, len(before)) for name in (BEFORE, AFTER)}
-        for name, pictures in {BEFORE: before, AFTER: after}.items():
-            for index, picture in enumerate(pictures):
-                sets[name].save(index, picture)
+        sets = {name: ImageSet(run.path / SAMPLES / name, len(before)) for name in (BEFORE, AFTER)}
+        for name, images in {BEFORE: before, AFTER: after}.items():
+            for index, image in enumerate(images):
+                sets[name].save(index, image)
         return self._measured(routing, sets)
 
     def _observe(self, model: ModelDirectory) -> tuple[Routing, list[Any]]:
         assert self.prompts, "there is something to draw"
-        pipe = load_pipeline(model, *device_and_dtype(self.recipe.device, self.recipe.dtype), with_plan=False)
-        set_sampler(pipe, self.wanted.sampler)
-        style = (self.wanted.steps, self.wanted.guidance, None, self.wanted.seed)
-        return observe(pipe, self.prompts.prompts, *style)
+        wanted = self.wanted
+        pipe = load_pipeline(model, *device_and_dtype(self.recipe.device, self.recipe.dtype), with_patches=False)
+        set_sampler(pipe, wanted.sampler)
+        return observe(pipe, self.prompts.prompts, SamplingSettings(wanted.steps, wanted.guidance, None, wanted.seed))
 
     def _fold(self, routings: Mapping[str, Tensor], run: Run) -> None:
         own, changed = self.checkpoint.tensors, {}
@@ -148,32 +143,20 @@ class FoldPlan:
         asked = {"fold": self.wanted.routing, "convolutions": len(routings)}
         _write(self.source, run, self.config, kept, changed, asked)
 
-    def _measured(self, routing: Routing, sets: Mapping[str, PictureSet]) -> Report:
-        cpu, report = torch.device("cpu"), self.report()
-        each = compare(comparison("psnr", cpu), sets[AFTER], sets[BEFORE], cpu)
-        figures = {"mean": each.mean(), "worst picture": each.min(), "best picture": each.max()}
-        heads = [Column("figure", ""), Column("psnr_db", "PSNR to the pictures with experts, dB", "higher", 1)]
-        note = f"{len(each)} pictures; equal ones count as {PSNR_CEILING:g} dB."
-        rows: list[Row] = [{"figure": name, "psnr_db": float(value)} for name, value in figures.items()]
-        told = list(routing.prompts[:8])
-        cells: list[list[Path | None]] = [[each.path(index) for each in sets.values()] for index in range(len(told))]
-        report.parts[:] = [
-            Table("What folding costs", heads, rows, note, "pictures"),
-            *routing_parts(routing, self.source.name, "pictures"),
-            Grid("The same prompts and seeds", list(sets), told, cells),
-            *report.parts,
-        ]
-        assert self.prompts, "there are pictures"
+    def _measured(self, routing: Routing, sets: Mapping[str, ImageSet]) -> Report:
+        """What folding costs, image by image, and how the experts were used."""
+        assert self.prompts, "there are images"
+        each, report = compare("psnr", sets[AFTER], sets[BEFORE], torch.device("cpu")), self.report()
+        low, middle, high = float(each.min()), float(each.mean()), float(each.max())
+        spread = {"low": low, "high": high, "interval": "all images", "n": len(each)}
+        psnr = Record(AFTER, "psnr_db", middle, against=BEFORE, **spread)  # type: ignore[arg-type]
+        report.setups.update({name: {"model": self.source.name} for name in sets})
+        report.records.extend(under(QUALITY, [psnr, *routing.records(BEFORE)]))
         asked = self.wanted.model_dump(include={"sampler", "steps", "guidance", "seed"})
-        report.cards["pictures"] = {
-            "model": self.source.name,
-            "prompts": self.prompts.title,
-            "pictures": len(self.prompts.prompts),
-            **asked,
-            "versions": versions(),
-        }
-        said = f"{report.summary} PSNR to the pictures with experts: {float(each.mean()):.1f} dB."
-        return Report(VERB, f"Folded: {self.source.name}", said, report.parts, report.cards)
+        drawn = {"prompts": self.prompts.title, "pictures": len(each), **asked, "versions": versions()}
+        report.protocols[QUALITY] = {"model": self.source.name, **drawn}
+        folders = {name: f"{SAMPLES}/{name}" for name in sets}
+        return replace(report, images=Images(list(routing.prompts[:8]), folders))
 
 
 def plan(recipe: CondConvRecipe) -> ExpandPlan | FoldPlan:

@@ -10,7 +10,7 @@ from asdm_cli.models.metadata import record
 from asdm_cli.models.patched import one_unet
 from asdm_cli.models.write import assemble_directory, write_unet
 from asdm_cli.recipe.verbs import PruneRecipe
-from asdm_cli.report.document import Report
+from asdm_cli.records import Report
 from asdm_cli.report.run_directory import Run
 from asdm_cli.unet.flops import shapes
 from asdm_cli.unet.surgery import Surgery, remove
@@ -39,8 +39,7 @@ class Plan:
         for module, source in surgery.sources.items():
             becomes[old[source.rsplit(".", 2)[0]]] = new[module.rsplit(".", 2)[0]]
         made = {"removed": ", ".join(surgery.removed) or "nothing"}
-        title, said = f"Pruning {self.source.name}", f"UNet of {self.source.name}"
-        return change("prune", title, said, self.source, configs, self.kept.size, made, becomes)
+        return change("prune", self.source, configs, self.kept.size, made, becomes)
 
 
 def plan(recipe: PruneRecipe) -> Plan:

@@ -19,8 +19,8 @@ from asdm_cli.experts.init import Init
 from asdm_cli.experts.router import SUM_TO_ONE
 from asdm_cli.experts.spec import Spec, specs
 from asdm_cli.experts.unet import ExpertUNet, expert_layers
-from asdm_cli.models.load import load_unet, random_unet
 from asdm_cli.models.directory import find
+from asdm_cli.models.load import load_unet, random_unet
 from asdm_cli.models.write import write_config, write_unet
 from asdm_cli.unet.flops import macs, parameters, shapes
 from asdm_cli.unet.presets import preset

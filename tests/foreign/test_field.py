@@ -11,12 +11,12 @@ import diffusers
 import pytest
 import torch
 import yaml
+from asdm_cli.measure import bench
 from diffusers.pipelines.stable_diffusion.stable_unclip_image_normalizer import StableUnCLIPImageNormalizer
 from transformers import CLIPVisionConfig, CLIPVisionModelWithProjection
 
 import asdm_cli
 from asdm_cli.errors import ModelError
-from asdm_cli.measure import bench
 from asdm_cli.profiling.memory import Memory
 from tests import tiny
 from tests.data import tars

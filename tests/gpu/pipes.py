@@ -6,11 +6,11 @@ import copy
 from typing import Any
 
 import torch
+from asdm_cli.switching.unet import SwitchedUNet
+from tests.inheritance import pipes
 from torch import nn
 
-from asdm_cli.switching.unet import SwitchedUNet
 from asdm_cli.unet.flops import inputs
-from tests.inheritance import pipes
 
 draw = pipes.draw
 CALLS = 6

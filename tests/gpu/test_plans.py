@@ -11,18 +11,18 @@ from typing import Any
 import accelerate
 import pytest
 import torch
+from asdm_cli.inheritance.engine import Engine
+from tests.inheritance.shapes import SHAPES
+from tests.switching.parts import small
 
 from asdm_cli import inherit, switch
 from asdm_cli.experts.convert import expand
 from asdm_cli.experts.layer import WAYS
 from asdm_cli.experts.spec import Spec
-from asdm_cli.inheritance.engine import Engine
 from asdm_cli.models.load import random_unet
 from asdm_cli.recipe.patches import read_plan
 from tests.experts.test_layer import tensors
 from tests.gpu.pipes import CALLS, arguments, draw, pipe
-from tests.inheritance.shapes import SHAPES
-from tests.switching.parts import small
 
 HALF = pytest.param(torch.float16, marks=pytest.mark.gpu)
 FORMATS = [torch.float32, torch.bfloat16, HALF]

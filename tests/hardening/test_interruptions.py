@@ -18,7 +18,6 @@ import pytest
 import yaml
 
 from asdm_cli.commands import generate
-from asdm_cli.models.write import only_writer
 from asdm_cli.methods import prune
 from asdm_cli.models.write import only_writer
 from asdm_cli.recipe.load import load

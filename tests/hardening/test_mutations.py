@@ -11,8 +11,6 @@ from typing import Any
 import pytest
 
 from asdm_cli.recipe import load as loading
-from tests.hardening.mutations import BYTES, KEYS, KINDS, LANGUAGE, ORIGINALS, TYPES, VALUES, mutated
-from asdm_cli.commands import check
 from tests.hardening.mutations import BYTES, KINDS, ORIGINALS, TEXTS, VALUES, mutated
 from tests.typed import asdm
 

@@ -6,12 +6,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-
 from asdm_cli.measure.contestants import Entrant, Protocol
+
 from asdm_cli.models.directory import find
 from asdm_cli.unet import flops
-from asdm_cli.models.directory import find
-from asdm_cli.unet import cost
 from tests import tiny
 
 

@@ -7,11 +7,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-
-from asdm_cli.errors import RunError
 from asdm_cli.measure import bench, bench_report
 from asdm_cli.measure.bench import Measurement
 from asdm_cli.measure.contestants import Contestant
+
+from asdm_cli.errors import RunError
 from asdm_cli.profiling.memory import Memory
 from asdm_cli.report.document import Bars, Interval, Report, Table
 from tests.measure.entrants import bare, drawing, protocol

@@ -11,21 +11,21 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from torch import Tensor
-
-from asdm_cli.errors import RunError
 from asdm_cli.measure import calibration
 from asdm_cli.measure.calibration import Calibration, Panel, calibrate, calibrated
 from asdm_cli.measure.players import PLAIN, Player
-from asdm_cli.models.schedulers import SAMPLERS
-from asdm_cli.recipe.patches import read_plan
-from asdm_cli.sampling.generate import SamplingSettings, prompt_seed
 from asdm_cli.switching.pipelines import alone, attach, switched
 from asdm_cli.switching.search import FARTHEST, GAPS, GRID
-from tests.carrying import every
 from tests.inheritance import pipes
 from tests.inheritance.pipes import draw
 from tests.switching.parts import small, twin
+from torch import Tensor
+
+from asdm_cli.errors import RunError
+from asdm_cli.models.schedulers import SAMPLERS
+from asdm_cli.recipe.patches import read_plan
+from asdm_cli.sampling.generate import SamplingSettings, prompt_seed
+from tests.carrying import every
 
 STEPS, GUIDANCE = 6, 3.0
 FIRST = Player("large", PLAIN, STEPS, "own", rules=alone("large"))

@@ -12,10 +12,6 @@ import asdm_cli
 from asdm_cli.models.directory import find
 from asdm_cli.profiling.macs import count
 from asdm_cli.unet.flops import macs
-from asdm_cli.measure import memory
-from asdm_cli.measure.trajectory import count
-from asdm_cli.models.directory import find
-from asdm_cli.unet.cost import macs
 from tests import tiny
 from tests.expanding import done, expand, picture, run, unet
 

@@ -5,11 +5,10 @@ from __future__ import annotations
 from itertools import pairwise
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
-
 from asdm_cli.measure.front import Shot, front, psnr_at, time_at
 from asdm_cli.measure.front_tables import LEVELS_DB, NOTE, equal_fidelity, equal_speed
+from hypothesis import given
+from hypothesis import strategies as st
 
 PLAIN = Shot(1.0, 100.0)
 OURS = (Shot(0.4, 20.0), Shot(0.5, 30.0), PLAIN)

@@ -7,22 +7,20 @@ from typing import Any
 
 import pytest
 import torch
-
-from asdm_cli.errors import RunError
 from asdm_cli.inheritance.course import Nodes
 from asdm_cli.measure import inherit_run
 from asdm_cli.measure.inherit_run import cost, draw_share, take_turns
 from asdm_cli.measure.players import ASDM, FEWER, PLAIN, Player
+from tests.inheritance import pipes
+
+from asdm_cli.errors import RunError
 from asdm_cli.recipe.patches import read_plan
 from asdm_cli.sampling.generate import ROWS, SamplingSettings, Share
 from asdm_cli.sampling.image_set import ImageSet
 from asdm_cli.unet.addresses import Anatomy
 from asdm_cli.unet.flops import macs
-from asdm_cli.unet.addresses import Anatomy
-from asdm_cli.unet.flops import macs
 from tests import tiny
 from tests.carrying import every
-from tests.inheritance import pipes
 
 STEPS = 4
 CPU = torch.device("cpu")

@@ -10,17 +10,15 @@ from typing import Any
 
 import pytest
 import torch
-
 from asdm_cli.inheritance.course import Nodes
 from asdm_cli.measure import bench, bench_report
 from asdm_cli.measure.bench import Measurement
 from asdm_cli.measure.contestants import Contestant, Entrant, build, build_all
 from asdm_cli.measure.plan_times import FULL, pattern_macs, patterns
+
 from asdm_cli.models.directory import find
 from asdm_cli.profiling.macs import count as macs_of_image
 from asdm_cli.profiling.memory import Memory
-from asdm_cli.measure.trajectory import count_image
-from asdm_cli.models.directory import find
 from asdm_cli.recipe.patches import read_plan
 from asdm_cli.report.document import Interval, Report, Table
 from asdm_cli.unet.addresses import Anatomy

@@ -8,16 +8,16 @@ from typing import Any
 
 import pytest
 import torch
-
-from asdm_cli import inherit
-from asdm_cli.errors import ModelError
 from asdm_cli.inheritance.course import Nodes
 from asdm_cli.measure import players
 from asdm_cli.measure.players import ASDM, DEEPCACHE, PLAIN, Player, on_stage, require_package
+from tests.inheritance import pipes
+
+from asdm_cli import inherit
+from asdm_cli.errors import ModelError
 from asdm_cli.recipe.patches import read_plan
 from asdm_cli.unet.addresses import Anatomy
 from tests.carrying import every
-from tests.inheritance import pipes
 
 STEPS = 5
 needs_package = pytest.mark.skipif(find_spec("DeepCache") is None, reason="the extra `peers` is not installed")

@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-
 from asdm_cli.measure.calibration import Calibration
 from asdm_cli.measure.inherit_run import Cost, Times
 from asdm_cli.measure.players import FEWER, PLAIN, Player
@@ -14,11 +13,12 @@ from asdm_cli.measure.search_report import front_told, halves
 from asdm_cli.measure.switch_report import FIRST, HAND, LAST, ONE, ORDERS, switch_report, who_serves
 from asdm_cli.measure.switch_search import SEARCHED, Chosen, Drawn, Prompts, Searched
 from asdm_cli.measure.ways_report import KID, PSNR, Measured, plot
+from asdm_cli.switching.search import FARTHEST, GAPS
+
 from asdm_cli.profiling.macs import Count, Counts
 from asdm_cli.recipe.patches import read_switching
 from asdm_cli.report.document import Column, Interval
 from asdm_cli.sampling.image_set import ImageSet
-from asdm_cli.switching.search import FARTHEST, GAPS
 
 COLUMNS = (Column(KID, "KID", "lower", 4), Column(PSNR, "PSNR, dB", "higher"))
 SPEEDS = {"large": 1.0, "small": 0.5, "reuse": 0.0}

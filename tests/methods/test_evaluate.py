@@ -24,7 +24,6 @@ from asdm_cli.report.run_directory import Run
 from asdm_cli.sampling.generate import Share
 from asdm_cli.sampling.image_set import ImageSet
 from asdm_cli.unet.flops import macs
-from asdm_cli.unet.flops import macs
 from tests import tiny
 from tests.carrying import carrying, every
 from tests.drawings import drawing as example

@@ -19,7 +19,6 @@ from torch import Tensor
 from asdm_cli.experts.spec import specs
 from asdm_cli.experts.unet import expert_layers
 from asdm_cli.models.directory import find
-from asdm_cli.models.directory import find
 from asdm_cli.training.distillation import Distillation
 from asdm_cli.unet.weights import WEIGHTS
 from tests import expanding

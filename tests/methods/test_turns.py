@@ -10,20 +10,18 @@ from typing import Any
 import pytest
 import torch
 import yaml
+from asdm_cli.measure.generate import layout
+from asdm_cli.models.switched import read_switch
+from asdm_cli.switching.pipelines import alone, scheduled, switched
+from tests.inheritance.pipes import draw
 
 import asdm_cli
-from asdm_cli.models.directory import find
-from asdm_cli.measure import memory
-from asdm_cli.measure.generate import layout
-from asdm_cli.models.directory import find
-from asdm_cli.models.switched import read_switch
 from asdm_cli.console import console
+from asdm_cli.models.directory import find
 from asdm_cli.report.document import Report
 from asdm_cli.report.render_json import from_json
 from asdm_cli.sampling.generate import layout
-from asdm_cli.switching.pipelines import alone, scheduled, switched
 from tests.data import tars
-from tests.inheritance.pipes import draw
 from tests.turns import EVERY_OTHER, SWITCH, pruned, switch, switching
 from tests.typed import Said, asdm
 

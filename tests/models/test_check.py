@@ -19,18 +19,11 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from asdm_cli.data.encoder import Encoder
-from asdm_cli.errors import ModelError, RunError
-from asdm_cli.models.check import check_unet
-from asdm_cli.models.load import load_clip, load_pipeline, load_unet
-from asdm_cli.models.check import check_clip, check_parts
-from asdm_cli.models.directory import find
-from asdm_cli.sampling.generate import SamplingSettings, draw
-from asdm_cli.unet.weights import WEIGHTS
 from asdm_cli.errors import ModelError
 from asdm_cli.models.check import FEEDS, check_clip, check_drawing, check_parts, check_unet
 from asdm_cli.models.directory import find
 from asdm_cli.models.load import PIPELINES, load_clip, load_pipeline, load_unet
-from asdm_cli.unet.checkpoint import WEIGHTS
+from asdm_cli.unet.weights import WEIGHTS
 from tests import tiny
 from tests.foreign import models
 from tests.hardening.test_broken_models import RECIPES

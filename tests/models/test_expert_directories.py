@@ -16,10 +16,8 @@ from safetensors.torch import load_file, save_file
 import asdm_cli
 from asdm_cli.errors import ModelError
 from asdm_cli.experts.unet import ExpertUNet, expert_layers
+from asdm_cli.models.directory import find
 from asdm_cli.models.load import DTYPES
-from asdm_cli.models.directory import find
-from asdm_cli.models.directory import find
-from asdm_cli.unet.expert_unet import ExpertUNet, expert_layers
 from tests.expanding import answer, on_its_own, picture, unet
 from tests.forking import plain
 from tests.typed import asdm

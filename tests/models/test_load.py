@@ -14,9 +14,7 @@ from asdm_cli.errors import ModelError
 from asdm_cli.models.directory import find
 from asdm_cli.models.load import device_and_dtype, load_clip, load_pipeline, load_unet, random_unet
 from asdm_cli.models.schedulers import SAMPLERS, set_sampler
-from asdm_cli.models.directory import find
 from asdm_cli.unet.weights import WEIGHTS
-from asdm_cli.unet.checkpoint import WEIGHTS
 from tests import tiny
 
 CPU = torch.device("cpu")

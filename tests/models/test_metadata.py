@@ -12,10 +12,10 @@ from typing import Any
 import pytest
 import torch
 import yaml
+from asdm_cli.inheritance.pipelines import engine_of
 
 import asdm_cli
 from asdm_cli.errors import AsdmError, ModelError, RunError
-from asdm_cli.inheritance.pipelines import engine_of
 from asdm_cli.models.directory import find
 from asdm_cli.models.load import load_pipeline
 from asdm_cli.models.metadata import (

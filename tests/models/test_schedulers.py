@@ -15,10 +15,10 @@ import yaml
 
 import asdm_cli
 from asdm_cli.errors import ModelError
-from asdm_cli.inheritance.noise import alphas_cumprod
 from asdm_cli.models.directory import find
 from asdm_cli.models.load import load_pipeline
 from asdm_cli.models.schedulers import SAMPLERS, own_scheduler, planned_scheduler, training_scheduler, unlike_noise
+from asdm_cli.patches.noise import alphas_cumprod
 from tests.typed import asdm
 
 Make = Callable[..., Path]

@@ -10,20 +10,20 @@ from typing import Any
 
 import pytest
 import torch
+from asdm_cli.models.switched import checked_switch, member, one_unet, read_switch, run_time_plans, write_switched
+from asdm_cli.switching.pipelines import switched
 from safetensors.torch import load_file, save_file
+from tests.inheritance.pipes import draw
 
 import asdm_cli
 from asdm_cli.errors import AsdmError, ModelError
 from asdm_cli.models.directory import find
 from asdm_cli.models.load import load_pipeline
 from asdm_cli.models.metadata import record, stamps
-from asdm_cli.models.switched import checked_switch, member, one_unet, read_switch, run_time_plans, write_switched
-from asdm_cli.switching.pipelines import switched
 from asdm_cli.unet.weights import WEIGHTS
 from tests import tiny
 from tests.apart import shared
 from tests.forking import plain
-from tests.inheritance.pipes import draw
 from tests.turns import EVERY_OTHER, SWITCH, copied, pruned, switch, switching
 
 CPU = torch.device("cpu")

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
+from tests.inheritance.shapes import SHAPES, unet
 from torch import Tensor
 
 from asdm_cli.errors import ModelError
@@ -19,9 +20,6 @@ from asdm_cli.profiling.macs import mac_counter, tally
 from asdm_cli.recipe.patches import read_plan
 from asdm_cli.unet.addresses import Anatomy
 from tests.patches.shapes import SHAPES, unet
-from asdm_cli.schedule import key_steps
-from asdm_cli.unet.addresses import Anatomy
-from tests.inheritance.shapes import SHAPES, unet
 
 FEW = settings(max_examples=25, deadline=None)
 Plan = dict[str, Any]

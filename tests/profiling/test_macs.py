@@ -12,9 +12,9 @@ from torch import nn
 from torch.nn.functional import scaled_dot_product_attention
 
 from asdm_cli.errors import RunError
+from asdm_cli.models.directory import find
 from asdm_cli.models.load import load_pipeline
 from asdm_cli.models.schedulers import set_sampler
-from asdm_cli.models.directory import find
 from asdm_cli.profiling.macs import Count, Counts, count, mac_counter, tally
 from asdm_cli.unet import cost
 from tests import tiny

@@ -18,9 +18,9 @@ from diffusers import UNet2DConditionModel
 from PIL import Image
 from torch import nn
 
+from asdm_cli.models.directory import find
 from asdm_cli.models.load import load_pipeline
 from asdm_cli.models.schedulers import set_sampler
-from asdm_cli.models.directory import find
 from asdm_cli.sampling import generate
 from asdm_cli.sampling.generate import Layout, SamplingSettings, Share, draw, layout, prompt_seed
 from tests import tiny

@@ -13,9 +13,9 @@ import torch
 import yaml
 from safetensors.torch import load_file, save_file
 
-from asdm_cli.models.metadata import taken
-from asdm_cli.models.directory import find
 from asdm_cli.console import console
+from asdm_cli.models.directory import find
+from asdm_cli.models.metadata import taken
 from asdm_cli.recipe.verbs import PruneRecipe
 from asdm_cli.report.run_directory import Run
 from asdm_cli.unet.surgery import apply

@@ -10,6 +10,7 @@ from typing import Any
 import numpy
 import pytest
 import torch
+from asdm_cli.measure.routing import observe
 from diffusers import UNet2DConditionModel
 from PIL import Image
 from safetensors.torch import load_file, save_file
@@ -17,7 +18,6 @@ from torch import Tensor
 
 import asdm_cli
 from asdm_cli.experts.unet import expert_layers
-from asdm_cli.measure.routing import observe
 from asdm_cli.unet.flops import macs
 from tests import expanding
 from tests.apart import shared

@@ -14,7 +14,6 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from asdm_cli.errors import AsdmError, ModelError
-from asdm_cli.models.directory import find
 from asdm_cli.methods import prune
 from asdm_cli.models.directory import find
 from asdm_cli.recipe.verbs import PruneRecipe

@@ -12,8 +12,6 @@ from typing import Any
 from asdm_cli import __version__
 from asdm_cli.data.shards import SHIPPED
 from asdm_cli.models.metadata import Stamps, stamps_of
-from asdm_cli.recipe.pipeline import Scope, references, stage
-from asdm_cli.recipe.reads import places
 from asdm_cli.recipe.schema import places, referenced_paths
 from asdm_cli.recipe.stages import Scope, references, stage
 from asdm_cli.recipe.verbs import Recipe, RunRecipe

@@ -1,0 +1,281 @@
+"""What UNet calls of set-ups cost: on paper, in time side by side, block by block, in memory; and those of plans,
+pattern by pattern, beside the bound that their multiply-accumulates set."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from statistics import median
+from typing import Any
+
+import torch
+
+from asdm_cli.compare.session import Session, image_call, networks, twin
+from asdm_cli.compare.setup import Setup
+from asdm_cli.console import note, track
+from asdm_cli.errors import blame
+from asdm_cli.patches.base import Trajectory
+from asdm_cli.patches.feature_cache.hooks import FeatureCache, resolve
+from asdm_cli.patches.feature_cache.plan import ResolvedPlan, Reused
+from asdm_cli.profiling.latency import (
+    block_seconds,
+    latency_cut,
+    quartiles,
+    round_robin,
+    speedup,
+    stopwatch,
+    throughput_gain,
+    time_interleaved,
+)
+from asdm_cli.profiling.memory import FEW_STEPS, in_fresh_process, measure_memory
+from asdm_cli.records import Record
+from asdm_cli.unet.flops import Macs, inputs, macs, macs_of, meta_unet, rows
+
+FULL: Reused = frozenset()
+Seconds = Mapping[str, list[float]]
+
+
+@dataclass(frozen=True)
+class Rounds:
+    """How often things are timed, and with how many images at once; `size` in pixels."""
+
+    repeats: int
+    warmups: int
+    batches: tuple[int, ...] = (1,)
+    size: int | None = None
+
+
+def on_paper(setup: Setup, size: int | None) -> list[Record]:
+    """Parameters, and multiply-accumulates of one call on one latent; by block, or by UNet where several take turns
+    (whose calls are not alike)."""
+    parameters, kind = setup.parameters, "block" if setup.one_unet else "unet"
+    found = [Record(setup.name, "params_m", sum(parameters.values()) / 1e6)]
+    found += [Record(setup.name, "params_m", count / 1e6, of=f"{kind}/{name}") for name, count in parameters.items()]
+    for name, config in setup.configs.items():
+        counted = macs(config, size=setup.latent(size), tokens=setup.surroundings[1])
+        of = "" if setup.one_unet else f"unet/{name}"
+        found.append(Record(setup.name, "macs_g", counted.total / 1e9, of=of))
+        found.append(Record(setup.name, "plain_macs_g", counted.plain / 1e9, of=of))
+        if setup.one_unet:
+            found += [Record(setup.name, "macs_g", each / 1e9, of=f"block/{at}") for at, each in counted.blocks.items()]
+    return found
+
+
+def ratios(metric: str, seconds: Seconds, of: str = "") -> list[Record]:
+    """Speed-ups over the first, from times of the same rounds."""
+    first = next(iter(seconds))
+    return [
+        Record(name, metric, *speedup(seconds[first], taken), of=of, against=first, n=len(taken))
+        for name, taken in seconds.items()
+        if name != first
+    ]
+
+
+def times(metric: str, seconds: Seconds, of: str = "") -> list[Record]:
+    """Milliseconds."""
+    return [Record(name, metric, *quartiles(taken, 1e3), of=of, n=len(taken)) for name, taken in seconds.items()]
+
+
+def three_ways(speedups: Sequence[Record]) -> list[Record]:
+    """The ways in which the ratios are published besides."""
+    gains = {"latency_cut_pct": latency_cut, "throughput_gain_pct": throughput_gain}
+    return [
+        Record(each.setup, metric, gain(each.value), of=each.metric.replace("_speedup", "/"), against=each.against)
+        for each in speedups
+        for metric, gain in gains.items()
+    ]
+
+
+def unet_calls(session: Session, setups: Sequence[Setup], rounds: Rounds) -> list[Record]:
+    """Of set-ups of one UNet without their patches; those of one body are timed once."""
+    bodies: dict[Any, Setup] = {}
+    for setup in setups:
+        bodies.setdefault(setup.body, setup)
+    found: list[Record] = []
+    for batch in sorted({1, *rounds.batches}):
+        with ExitStack() as stack:
+            works = {one.name: _call(stack, session, one, rounds.size, batch) for one in bodies.values()}
+            doing = f"timing UNet calls, batch {batch}"
+            taken = time_interleaved(
+                works, warmups=rounds.warmups, rounds=rounds.repeats, seconds=stopwatch(session.device), doing=doing
+            )
+        whole = {setup.name: taken[bodies[setup.body].name] for setup in setups}
+        of = "" if batch == 1 else f"batch/{batch}"
+        speeds = ratios("unet_speedup", whole, of)
+        found += [*times("unet_ms", whole, of), *speeds, *([] if of else three_ways(speeds))]
+        for name, seconds in whole.items():
+            found.append(Record(name, "steps_per_s", batch / median(seconds), of=f"batch/{batch}"))
+    return found
+
+
+def by_block(session: Session, setups: Sequence[Setup], size: int | None) -> list[Record]:
+    """Where a UNet call's time goes."""
+    found = []
+    for setup in {each.body: each for each in reversed(setups)}.values():
+        note(f"{setup.name}: profiling its blocks")
+        with ExitStack() as stack, blame(setup.name, "profiling its blocks"):
+            call = _call(stack, session, setup, size, 1)
+            taken = block_seconds(session.bare(setup), setup.config, call, session.device)
+        found += [Record(setup.name, "unet_ms", 1e3 * each, of=f"block/{at}") for at, each in taken.items()]
+    return found
+
+
+def memory(session: Session, setup: Setup, size: int | None) -> list[Record]:
+    """Of one whole image of few steps where the set-up draws, else of one UNet call of one image. On the CPU in a
+    process of its own."""
+    note(f"{setup.name}: measuring memory")
+    if session.device.type == "cpu":
+        found = in_fresh_process(setup.name, _measured, setup, session.device, session.dtype, size)
+    else:
+        found = _measured(setup, session.device, session.dtype, size, session)
+    weights, peak = found
+    return [Record(setup.name, "weights_mb", weights / 1e6), Record(setup.name, "peak_memory_mb", peak / 1e6)]
+
+
+def _measured(
+    setup: Setup, device: torch.device, dtype: torch.dtype, size: int | None, session: Session | None = None
+) -> tuple[int, int]:
+    session = session or Session(device, dtype)
+    with ExitStack() as stack:
+        if setup.draws:
+            pipe, _ = stack.enter_context(session.stage(setup))
+            work = image_call(pipe, setup, size, steps=min(setup.steps, FEW_STEPS))
+            components = list(networks(pipe).values())
+        else:
+            work = _call(stack, session, setup, size, 1)
+            components = [session.bare(setup)]
+        with blame(setup.name, "running once to measure its memory"):
+            found = measure_memory(components, work, device)
+    return found.weights, found.peak
+
+
+def _call(stack: ExitStack, session: Session, setup: Setup, size: int | None, images: int) -> Callable[[], None]:
+    """A UNet call of so many images, on latents of noise."""
+    unet = session.bare(setup)
+    if session.crowded:
+        stack.callback(unet.to, "cpu")
+        unet.to(session.device)
+    count = images * rows(setup.config, setup.guidance)
+    shape = setup.latent(size), setup.surroundings[1], session.device, session.dtype
+    arguments = inputs(setup.config, count, *shape)
+
+    @torch.inference_mode()
+    def call() -> None:
+        unet(**arguments, return_dict=False)
+
+    return call
+
+
+def patterns(resolved: ResolvedPlan, calls: int) -> Counter[Reused]:
+    """How many calls of a generation have which pattern; empty where that is decided while it runs."""
+    steps = resolved.steps(calls)
+    known = None not in steps.keys
+    return Counter(steps.reused(call) for call in range(calls)) if known else Counter()
+
+
+def pattern_macs(config: dict[str, Any], resolved: ResolvedPlan, calls: int, **shape: Any) -> dict[Reused, Macs]:
+    """Cost of a call of each pattern that a generation of `calls` may have; `shape` as `flops.inputs` has it.
+
+    A full call is one that has a past: what is computed once a generation is left out.
+    """
+    unet = meta_unet(config).eval()
+    cache, steps = FeatureCache(unet, resolved), resolved.steps(calls).digest()
+    arguments = {**inputs(config, **shape), "timestep": 500}
+    with torch.no_grad(), cache.generation(_evenly(steps)):
+        return {steps.reused(call): macs_of(unet, arguments) for call in range(steps.calls)}
+
+
+def plan_calls(session: Session, setups: Sequence[Setup], rounds: Rounds) -> list[Record]:
+    """UNet calls of set-ups with a plan, of each pattern, beside plain ones of the first set-up of one UNet, in turn;
+    and over a generation what is saved of the bound. Nothing where none has a plan."""
+    planned = [setup for setup in setups if setup.cache is not None]
+    if not planned:
+        return []
+    first = next(setup for setup in setups if setup.one_unet)
+    caches = {setup.name: _planned(session, setup) for setup in planned}
+    taken: dict[str, dict[Reused, list[float]]] = {name: {} for name in (PLAIN_CALL, *caches)}
+    order = round_robin(list(taken), rounds.warmups + rounds.repeats)
+    for number, name in enumerate(
+        track(order, "timing UNet calls of plans", len(taken) * (rounds.warmups + rounds.repeats))
+    ):
+        setup = first if name == PLAIN_CALL else next(each for each in planned if each.name == name)
+        with blame(setup.name, "timing UNet calls of its plan"):
+            seconds = _one_round(session, setup, caches.get(name), rounds)
+        for pattern, each in seconds.items() if number >= rounds.warmups * len(taken) else ():
+            taken[name].setdefault(pattern, []).append(each)
+    plain = taken[PLAIN_CALL][FULL]
+    whole = macs(first.config, size=first.latent(rounds.size), tokens=first.surroundings[1])
+    return [
+        record
+        for setup in planned
+        for record in _of_plan(setup, caches[setup.name], taken[setup.name], plain, whole, first.name, rounds)
+    ]
+
+
+PLAIN_CALL = " plain call"
+"""No set-up has this name."""
+
+
+def _planned(session: Session, setup: Setup) -> FeatureCache:
+    assert setup.cache is not None, "asked for only where there is a plan"
+    return FeatureCache(twin(session.bare(setup)), resolve(setup.cache, setup.config))
+
+
+def _one_round(session: Session, setup: Setup, cache: FeatureCache | None, rounds: Rounds) -> dict[Reused, float]:
+    count = rows(setup.config, setup.guidance)
+    shape = setup.latent(rounds.size), setup.surroundings[1], session.device, session.dtype
+    arguments = inputs(setup.config, count, *shape)
+    unet, seconds = (cache.unet if cache else session.bare(setup)), stopwatch(session.device)
+
+    @torch.no_grad()  # as pipelines call: their tensors are no inference tensors
+    def call() -> None:
+        unet(**arguments, return_dict=False)
+
+    if cache is None:
+        return {FULL: seconds(call)}
+    steps = cache.resolved.steps(setup.calls).digest()
+    with cache.generation(_evenly(steps)):
+        return {steps.reused(number): seconds(call) for number in range(steps.calls)}
+
+
+def _evenly(steps: Any) -> Trajectory:
+    """Time axes where there is no scheduler: what an extrapolation multiplies with changes no cost."""
+    return Trajectory(steps.calls, lambda *_: range(steps.calls), plan=steps)
+
+
+def _of_plan(
+    setup: Setup,
+    cache: FeatureCache,
+    taken: Mapping[Reused, list[float]],
+    plain: list[float],
+    whole: Macs,
+    against: str,
+    rounds: Rounds,
+) -> Iterator[Record]:
+    shape = {"size": setup.latent(rounds.size), "tokens": setup.surroundings[1]}
+    macs_by = pattern_macs(setup.config, cache.resolved, setup.calls, **shape)
+    counts = patterns(cache.resolved, setup.calls)
+    shares = {
+        pattern: median(mine / theirs for mine, theirs in zip(each, plain, strict=True))
+        for pattern, each in taken.items()
+    }
+    for pattern, seconds in taken.items():
+        name = ", ".join(f"rules[{rule}]" for rule in sorted(pattern)) or "nothing"
+        of = f"inherited/{name}"
+        yield Record(setup.name, "unet_ms", *quartiles(seconds, 1e3), of=of, n=len(seconds))
+        yield Record(setup.name, "macs_share", macs_by[pattern].total / whole.total, of=of, against=against)
+        yield Record(setup.name, "time_share", shares[pattern], of=of, against=against)
+        if counts:
+            yield Record(setup.name, "calls", counts[pattern], of=of)
+    if counts:
+        calls = setup.calls
+        share = sum(count * macs_by[pattern].total for pattern, count in counts.items()) / (calls * whole.total)
+        time = sum(count * shares[pattern] for pattern, count in counts.items()) / calls
+        whole_image = {"macs_share": share, "time_share": time, "denoising_speedup": 1 / time}
+        if share < 1:
+            whole_image["bound_share"] = (1 - time) / (1 - share)
+        for metric, value in whole_image.items():
+            yield Record(setup.name, metric, value, of="generation/UNet calls", against=against)
+    yield Record(setup.name, "cache_mb", (cache.stats().cache_bytes or 0) / 1e6, of="generation/UNet calls")

@@ -1,0 +1,390 @@
+"""The one comparison: images of all set-ups, by all processes; then the first one counts, times and judges."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import PartialState
+
+from asdm_cli.compare.costs import Rounds, by_block, memory, on_paper, plan_calls, ratios, three_ways, times, unet_calls
+from asdm_cli.compare.session import Session, image_call, networks
+from asdm_cli.compare.setup import CONVERGED, Setup
+from asdm_cli.console import track
+from asdm_cli.errors import RunError, blame
+from asdm_cli.metrics.bootstrap import interval, resamples
+from asdm_cli.metrics.distances import mean
+from asdm_cli.metrics.paired import compare as paired
+from asdm_cli.metrics.suite import MetricSettings, MetricSuite, against_real
+from asdm_cli.models.metadata import stamps
+from asdm_cli.models.write import write_json
+from asdm_cli.patches.base import Stats
+from asdm_cli.patches.feature_cache.plan import LETTERS, ResolvedPlan, Reused
+from asdm_cli.patches.unet_schedule import who_serves
+from asdm_cli.profiling.latency import ORDER_RULE, clocked, round_robin, stopwatch
+from asdm_cli.profiling.machine import machine, versions
+from asdm_cli.profiling.macs import Counts, count
+from asdm_cli.profiling.memory import HOW
+from asdm_cli.records import Card, Images, Record, Report, Timeline, under
+from asdm_cli.sampling.generate import SamplingSettings, Share, draw
+from asdm_cli.sampling.image_set import ImageSet, real_origin, real_set, reconstruct
+from asdm_cli.sampling.prompts import PromptList
+
+COST, QUALITY = "cost", "quality"
+REAL, VAE = "real pictures", "real, VAE reconstruction"
+SAMPLES = "samples"
+FEW_FOR_FRECHET = 2000
+Times = dict[str, dict[str, list[float]]]
+
+
+@dataclass(frozen=True)
+class Measures:
+    """What is found out. `metrics` None: nothing is drawn to be judged; `rounds` None: nothing is timed.
+
+    `unet`: also UNet calls, block by block, plans call by call, and memory. `baselines`: real images, and what the VAE
+    makes of them, stand beside.
+    """
+
+    metrics: MetricSettings | None = None
+    rounds: Rounds | None = None
+    unet: bool = False
+    reference: str = ""
+    converged: Setup | None = None
+    grid: int = 8
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where, and with what numbers, all set-ups draw."""
+
+    device: torch.device
+    dtype: torch.dtype
+    size: int | None
+    seed: int = 0
+    batch: int = 16
+
+
+def compare(
+    setups: Sequence[Setup],
+    prompts: PromptList | None,
+    measures: Measures,
+    place: Place,
+    out: Path,
+    state: PartialState,
+    session: Session | None = None,
+) -> Report | None:
+    """The records of all that was measured, the first set-up being what others are compared with. None for processes
+    but the first. Interrupted, it goes on: images, and the times of finished series, are kept in `out`."""
+    near = [measures.converged] if measures.converged else []
+    session = session or Session(place.device, place.dtype, [*setups, *near])
+    sets: dict[str, ImageSet] = {}
+    if prompts is not None and measures.metrics is not None:
+        sets = draw_all(session, [*setups, *near], prompts, place, out / SAMPLES, state)
+    if not state.is_main_process:
+        return None
+    records, timelines = costs_of(session, setups, measures, place, out)
+    report = Report("", {setup.name: setup.facts for setup in setups}, under(COST, records), timelines=timelines)
+    report.protocols[COST] = _cost_card(setups, measures.rounds, place)
+    if prompts is None or measures.metrics is None:
+        return report
+    _judge(report, session, setups, prompts, measures, place, out, sets)
+    return report
+
+
+def draw_all(
+    session: Session, setups: Sequence[Setup], prompts: PromptList, place: Place, folder: Path, state: PartialState
+) -> dict[str, ImageSet]:
+    """Draw what is missing, every process its share; all images are there when this returns. Those of another origin
+    go away."""
+    sets = {setup.name: ImageSet(folder / setup.name, len(prompts.prompts)) for setup in setups}
+    if state.is_main_process:
+        for setup in setups:
+            sets[setup.name].claim(_origin(setup, prompts, place))
+    state.wait_for_everyone()
+    share = Share(state.process_index, state.num_processes)
+    for setup in setups:
+        target = sets[setup.name]
+        wanted = target.missing(share.of(range(target.count), place.batch))
+        if not wanted:
+            continue
+        settings = sampling(setup, place)
+        with blame(setup.name, "drawing"), session.stage(setup) as (pipe, _):
+            what, alone = f"drawing with {setup.name}", not session.reentrant.get(setup.name, True)
+            for index, image in draw(pipe, prompts.prompts, wanted, settings, reentrant=not alone, what=what):
+                target.save(index, image)
+    state.wait_for_everyone()
+    for name, images in sets.items():
+        if missing := len(images.missing()):
+            raise RunError(f"{name!r}: {missing} of {images.count} pictures are missing; run the same command again")
+    return sets
+
+
+def sampling(setup: Setup, place: Place) -> SamplingSettings:
+    size, seed = place.size, place.seed
+    drawn_with = setup.sampler, place.batch, place.device, place.dtype
+    return SamplingSettings(setup.steps, setup.guidance, size, seed, *drawn_with)
+
+
+def _origin(setup: Setup, prompts: PromptList, place: Place) -> dict[str, Any]:
+    """All that its images depend on. Their last bits depend on the batch, but on CUDA only."""
+    drawn = {"prompts": prompts.title, "size": place.size, "seed": place.seed, "versions": versions()}
+    batch = {"batch": place.batch} if place.device.type == "cuda" else {}
+    return {**drawn, "device": place.device.type, "dtype": str(place.dtype), **batch, **setup.origin()}
+
+
+# Costs ----------------------------------------------------------------------------------------------------------------
+
+
+def costs_of(
+    session: Session, setups: Sequence[Setup], measures: Measures, place: Place, out: Path
+) -> tuple[list[Record], list[Timeline]]:
+    records = [record for setup in setups for record in on_paper(setup, place.size)]
+    rounds, drawing = measures.rounds, [setup for setup in setups if setup.draws]
+    if measures.unet and rounds:
+        single = [setup for setup in setups if setup.one_unet]
+        for setup in setups:
+            records += memory(session, setup, place.size)
+        records += unet_calls(session, single, rounds) if single else []
+        records += by_block(session, single, place.size) if single else []
+        records += plan_calls(session, setups, rounds)
+    counted = {setup.name: _count(session, setup, place) for setup in track(drawing, "counting", len(drawing))}
+    for name, (counts, stats) in counted.items():
+        records += _counted(name, counts, stats, counted[drawing[0].name][0], drawing[0].name)
+    if rounds and drawing:
+        records += _image_times(session, drawing, rounds, place, out)
+    return records, _timelines(drawing, {name: stats for name, (_, stats) in counted.items()})
+
+
+def _count(session: Session, setup: Setup, place: Place) -> tuple[Counts, Stats]:
+    """While one image is really drawn: nothing is assumed of the sampler, the guidance, or what a patch leaves out."""
+    with session.stage(setup) as (pipe, stats):
+        counts = count(setup.name, networks(pipe), image_call(pipe, setup, place.size))
+        return counts, stats()
+
+
+def _counted(name: str, counts: Counts, stats: Stats, first: Counts, against: str) -> list[Record]:
+    unet = counts.components["unet"].total
+    found = [
+        Record(name, "calls", counts.calls),
+        Record(name, "latents", counts.rows),
+        Record(name, "image_macs_g", unet / 1e9),
+        Record(name, "macs_share", unet / first.components["unet"].total, against=against),
+    ]
+    found += [
+        Record(name, "image_macs_g", each.total / 1e9, of=f"component/{component}")
+        for component, each in counts.components.items()
+    ]
+    if stats.full_calls is not None:
+        found.append(Record(name, "full_calls", stats.full_calls))
+    if stats.cache_bytes is not None:
+        found.append(Record(name, "cache_mb", stats.cache_bytes / 1e6))
+    return [*found, *(Record(name, metric, value) for metric, value in stats.figures.items())]
+
+
+def _image_times(session: Session, setups: Sequence[Setup], rounds: Rounds, place: Place, out: Path) -> list[Record]:
+    found: list[Record] = []
+    for batch in sorted({1, *rounds.batches}):
+        origin = {**_rounds(rounds), "batch": batch, "setups": {one.name: one.origin() for one in setups}}
+        make = lambda batch=batch: _timed(session, setups, rounds, place, batch)  # noqa: E731
+        taken = kept(out / SAMPLES / f"times-{batch}.json", {**origin, "machine": _cpu(place)}, make)
+        of = "" if batch == 1 else f"batch/{batch}"
+        whole, unet = ({name: each[part] for name, each in taken.items()} for part in ("image", "unet"))
+        speeds = ratios("image_speedup", whole, of)
+        found += [*times("image_ms", whole, of), *speeds, *([] if of else three_ways(speeds))]
+        found += [*times("denoising_ms", unet, of), *ratios("denoising_speedup", unet, of)]
+        for name, seconds in whole.items():
+            middle = sorted(seconds)[len(seconds) // 2]
+            found.append(Record(name, "images_per_s", batch / middle, of=f"batch/{batch}"))
+    return found
+
+
+def _timed(session: Session, setups: Sequence[Setup], rounds: Rounds, place: Place, batch: int) -> Times:
+    """An image a round with everybody in turn; putting a set-up in force is not timed."""
+    by_name, seconds = {setup.name: setup for setup in setups}, stopwatch(place.device)
+    taken: Times = {name: {"image": [], "unet": []} for name in by_name}
+    doing, total = f"timing images, batch {batch}", len(by_name) * (rounds.warmups + rounds.repeats)
+    for name in track(round_robin(list(by_name), rounds.warmups + rounds.repeats), doing, total):
+        setup = by_name[name]
+        with session.stage(setup) as (pipe, _), blame(name, doing), clocked({"unet": pipe.unet}, place.device) as unet:
+            taken[name]["image"].append(seconds(image_call(pipe, setup, place.size, batch)))
+            taken[name]["unet"].append(sum(unet()["unet"]))
+    return {name: {part: each[part][rounds.warmups :] for part in each} for name, each in taken.items()}
+
+
+def kept(file: Path, origin: Mapping[str, Any], make: Callable[[], Any]) -> Any:
+    """What an earlier run left in `file`, if it is of this origin; else made now, and left there."""
+    wanted = json.loads(json.dumps(origin))
+    if file.is_file():
+        held = json.loads(file.read_text(encoding="utf-8"))
+        if held["origin"] == wanted:
+            return held["found"]
+    found = make()
+    file.parent.mkdir(parents=True, exist_ok=True)
+    write_json(file, {"origin": wanted, "found": found})
+    return json.loads(json.dumps(found))
+
+
+def _timelines(setups: Sequence[Setup], stats: Mapping[str, Stats]) -> list[Timeline]:
+    """Who serves which call of those in which UNets take turns; and what each call computes by the first plan."""
+    found = []
+    served = {name: each.served for name, each in stats.items() if each.served and len(set(each.served)) > 1}
+    if served:
+        calls = len(next(iter(served.values())))
+        alike = {name: each for name, each in served.items() if len(each) == calls}
+        found.append(who_serves(alike, [unet for each in alike.values() for unet in each if unet not in NULL]))
+    for setup in setups:
+        reused = stats[setup.name].reused.get("unet", [])
+        if setup.cache is not None and reused and setup.series not in (CONVERGED,):
+            from asdm_cli.patches.feature_cache.hooks import resolve
+
+            found.append(picture(resolve(setup.cache, setup.config), reused, setup.name))
+            break
+    return found
+
+
+NULL = ("reuse", "extrapolate")
+
+
+def picture(resolved: ResolvedPlan, steps: Sequence[Reused], name: str) -> Timeline:
+    """Nodes by calls, neighbours that fare alike in one row; of sub-units, those that the plan names."""
+    states = [resolved.states(reused) for reused in steps]
+    inside = [address for address in resolved.anatomy.addresses if address in states[0]]
+    outside = [address for address in states[0] if address not in resolved.anatomy]
+    rows: dict[str, str] = {}
+    group: list[str] = []
+    ordered = [*outside[:-1], *inside, *outside[-1:]]
+    fares = {address: "".join(each[address] for each in states) for address in ordered}
+    for place, address in enumerate(ordered):
+        group.append(address)
+        if place + 1 == len(ordered) or fares[ordered[place + 1]] != fares[address]:
+            rows[group[0] if len(group) == 1 else f"{group[0]} … {group[-1]}"] = fares[address]
+            group = []
+    full = sum(not reused for reused in steps)
+    note = f"{full} of {len(steps)} calls are computed in full."
+    return Timeline(f"What each UNet call computes: {name}", rows, dict(LETTERS), note)
+
+
+def _rounds(rounds: Rounds) -> dict[str, Any]:
+    return {"rounds": rounds.repeats, "warmup_rounds": rounds.warmups, "batches": list(rounds.batches)}
+
+
+def _cpu(place: Place) -> dict[str, Any]:
+    """Of a machine, what times depend on."""
+    told = machine(place.device)
+    return {**{key: value for key, value in told.items() if key != "date"}, "dtype": str(place.dtype)}
+
+
+def _cost_card(setups: Sequence[Setup], rounds: Rounds | None, place: Place) -> Card:
+    timed: Card = {} if rounds is None else {**_rounds(rounds), "order": ORDER_RULE}
+    return {
+        **machine(place.device),
+        "dtype": str(place.dtype).removeprefix("torch."),
+        "size_px": place.size or "each model's own",
+        **timed,
+        "latency": "wall time between idle device and idle device; median between quartiles",
+        "speed_up": "median over rounds of (time of the first / time of this), both of one round",
+        "macs": "FLOPs of torch's FlopCounterMode / 2, counted while an image is drawn; of a call, on one latent",
+        "peak_memory": HOW.get(place.device.type, ""),
+        "contestants": [f"{setup.name}: {setup.source}, {setup.steps} steps" for setup in setups],
+    }
+
+
+# Quality --------------------------------------------------------------------------------------------------------------
+
+
+def _judge(
+    report: Report,
+    session: Session,
+    setups: Sequence[Setup],
+    prompts: PromptList,
+    measures: Measures,
+    place: Place,
+    out: Path,
+    sets: Mapping[str, ImageSet],
+) -> None:
+    """Adds what the images are worth, real ones beside them, and which images to show."""
+    assert measures.metrics is not None, "asked for only where there is something to judge"
+    assert place.size is not None, "images to be judged have one size"
+    settings, reference = measures.metrics, measures.reference or setups[0].name
+    real = real_set(prompts, place.size, out / "real") if prompts.real and against_real(settings.metrics) else None
+    device = place.device
+    suite = MetricSuite(settings, prompts, reference, sets[reference], real, out, device)
+    records: list[Record] = []
+    for setup in track(setups, "comparing pictures", len(setups)):
+        records += suite.measure(setup.name, sets[setup.name])
+    if measures.converged is not None:
+        records += _to_converged(setups, sets, settings, device)
+    shown = {setup.name: sets[setup.name] for setup in setups}
+    if real is not None:
+        through = ImageSet(out / "real-vae", prompts.distinct)
+        model = setups[0].model
+        assert model is not None, "only set-ups with a pipeline draw"
+        through.claim({**real_origin(prompts, place.size), "files": stamps(model)})
+        reconstruct(session.pipeline(model).vae, real, through)
+        records += [*suite.measure(VAE, through, paired=False), *suite.measure_real(REAL)]
+        report.setups.update({name: {"reference": True} for name in (VAE, REAL)})
+        shown |= {VAE: through, REAL: real.first(prompts.distinct)}
+    report.records.extend(under(QUALITY, records))
+    report.protocols[QUALITY] = _quality_card(setups, prompts, place, suite)
+    first = list(prompts.prompts[: measures.grid])
+    folders = {name: images.folder.relative_to(out).as_posix() for name, images in shown.items()}
+    object.__setattr__(report, "images", Images(first, folders))
+    report.notes.extend(_notes(settings, reference, len(prompts.prompts), real is not None))
+
+
+def _to_converged(
+    setups: Sequence[Setup], sets: Mapping[str, ImageSet], settings: MetricSettings, device: torch.device
+) -> list[Record]:
+    """How far everybody is from the images near the solution."""
+    found = []
+    for setup in setups:
+        each = paired("psnr", sets[setup.name], sets[CONVERGED], device)
+        spread = mean(each, resamples(len(each), settings.bootstrap, settings.seed))
+        middle = interval(spread, settings.confidence)
+        found.append(Record(setup.name, "psnr_converged_db", *middle, n=len(each), against=CONVERGED))
+    return found
+
+
+def _quality_card(setups: Sequence[Setup], prompts: PromptList, place: Place, suite: MetricSuite) -> Card:
+    first = setups[0]
+    own = first.model.index["scheduler"][1] if first.model else ""
+    named = {setup.sampler for setup in setups}
+    drawn: Card = {
+        "prompts": prompts.title,
+        "pictures": len(prompts.prompts),
+        "resolution": f"{place.size} x {place.size}",
+        "sampler": ", ".join(f"own: {own}" if name == "own" else f"{name}, set up as {own}" for name in sorted(named)),
+        "seed_rule": f"numpy SeedSequence([{place.seed}, index of the prompt]), a CPU generator per picture",
+        "device": place.device.type,
+        "dtype": str(place.dtype).removeprefix("torch."),
+        "versions": versions(),
+    }
+    batch: Card = {"batch": place.batch} if place.device.type == "cuda" else {}
+    return {**drawn, **batch, **suite.protocol()}
+
+
+def _notes(settings: MetricSettings, reference: str, count: int, real: bool) -> list[str]:
+    notes = []
+    if real:
+        notes.append(
+            "Real pictures after the VAE are the best that its latents allow. The KID of the real pictures is that of "
+            "one half of them from the other."
+        )
+    if "fd" in settings.metrics and count < FEW_FOR_FRECHET:
+        notes.append(f"FD is far too high below {FEW_FOR_FRECHET} pictures (here {count}): trust KID.")
+    if "reference" in settings.needs:
+        notes.append(f"PSNR, SSIM and perceptual distance are to the pictures of {reference}.")
+    if "psnr" in settings.metrics:
+        notes.append("Equal pictures count as 100 dB.")
+    return notes
+
+
+def finished(report: Report | None, verb: str, **facts: Any) -> Report:
+    """The report of a verb; of processes but the first an empty one, which nobody writes."""
+    if report is None:
+        return Report(verb)
+    return replace(report, verb=verb, facts={**report.facts, **facts})

@@ -1,0 +1,253 @@
+"""`asdm bench` and `asdm eval`: set-ups side by side, what they cost and what their images are worth."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+
+from asdm_cli.compare.costs import Rounds, on_paper
+from asdm_cli.compare.run import Measures, Place, compare, finished
+from asdm_cli.compare.setup import (
+    MAKER_STEP,
+    Setup,
+    cache_spec,
+    check_memory,
+    common_size,
+    drawing,
+    fewer_steps,
+    misfits,
+)
+from asdm_cli.errors import AsdmError, ModelError
+from asdm_cli.experts.convert import expand
+from asdm_cli.experts.spec import Spec
+from asdm_cli.metrics.suite import MetricSettings, check
+from asdm_cli.models.check import check_unet
+from asdm_cli.models.directory import ModelDirectory, find
+from asdm_cli.models.load import PIPELINES, device_and_dtype
+from asdm_cli.models.patched import UNET, patches_of
+from asdm_cli.models.schedulers import SCHEDULER, own_scheduler, unlike_noise
+from asdm_cli.profiling.memory import HOW
+from asdm_cli.recipe.patches import PatchSpec, UNetScheduleSpec
+from asdm_cli.recipe.redact import without_place
+from asdm_cli.recipe.verbs import BenchRecipe, Contestant, EvalRecipe
+from asdm_cli.records import Report
+from asdm_cli.report.run_directory import Run
+from asdm_cli.sampling.processes import place, processes
+from asdm_cli.sampling.prompts import PromptList, read_prompts
+from asdm_cli.unet.presets import PRESETS, preset
+from asdm_cli.unet.stock import unlike_inputs
+from asdm_cli.unet.surgery import remove
+from asdm_cli.unet.weights import read_mapping
+
+RESUMABLE = True
+
+
+@dataclass(frozen=True)
+class Plan:
+    recipe: BenchRecipe | EvalRecipe
+    setups: tuple[Setup, ...]
+    prompts: PromptList | None
+    metrics: MetricSettings | None
+    rounds: Rounds | None
+    size: int | None
+    notes: tuple[str, ...] = ()
+
+    def report(self) -> Report:
+        """What would be drawn, and what it costs on paper."""
+        facts = {} if self.prompts is None else _facts(self)
+        records = [record for setup in self.setups for record in on_paper(setup, self.size)]
+        return Report(
+            self.recipe.verb,
+            {setup.name: setup.facts for setup in self.setups},
+            [record for record in records if not record.of],
+            facts=facts,
+            notes=list(self.notes),
+        )
+
+
+def _facts(plan: Plan) -> dict[str, object]:
+    assert plan.prompts is not None, "there are prompts where images are judged"
+    real = f"; {plan.prompts.real} real pictures" if plan.prompts.real else ""
+    drawn = f"{len(plan.prompts.prompts)} each, at {plan.size} x {plan.size} pixels"
+    asked = plan.metrics.metrics if plan.metrics else ()
+    return {"prompts": f"{plan.prompts.title}{real}", "pictures": drawn, "metrics": ", ".join(asked)}
+
+
+def plan(recipe: BenchRecipe | EvalRecipe) -> Plan:
+    """Every set-up checked against configs and headers. Raises ModelError with all that does not fit."""
+    return _plan_eval(recipe) if isinstance(recipe, EvalRecipe) else _plan_bench(recipe)
+
+
+def run(plan: Plan, run: Run) -> Report:
+    """Draw what is missing, all processes their shares; the first one then measures. Processes but the first return an
+    empty report."""
+    recipe, state = plan.recipe, processes()
+    device, dtype = place(recipe.device, recipe.dtype, state)
+    judged = isinstance(recipe, EvalRecipe)
+    seed, batch = (recipe.seed, recipe.batch) if isinstance(recipe, EvalRecipe) else (0, 16)
+    measures = Measures(plan.metrics, plan.rounds, unet=not judged)
+    if isinstance(recipe, EvalRecipe):
+        measures = replace(measures, reference=recipe.reference or "", grid=recipe.grid)
+    where = Place(device, dtype, plan.size, seed, batch)
+    report = compare(plan.setups, plan.prompts, measures, where, run.path, state)
+    if report is not None:
+        report.notes.extend(plan.notes)
+    return finished(report, recipe.verb)
+
+
+def _plan_eval(recipe: EvalRecipe) -> Plan:
+    setups = _setups(recipe.models, recipe, images=True)
+    if recipe.fewer_steps:
+        setups += fewer_steps(setups[0], recipe.fewer_steps)
+    _refuse(misfits(setups))
+    prompts = read_prompts(recipe.prompts, recipe.limit, recipe.per_prompt)
+    first = setups[0].model
+    assert first is not None, "every set-up of an evaluation is a model"
+    metrics, size = check(recipe, prompts, first), common_size(recipe.size, setups)
+    rounds = Rounds(recipe.repeats, recipe.warmups, (1,), size) if recipe.repeats else None
+    return Plan(recipe, tuple(setups), prompts, metrics, rounds, size)
+
+
+def _plan_bench(recipe: BenchRecipe) -> Plan:
+    """Builds every UNet without storage."""
+    device, dtype = device_and_dtype(recipe.device, recipe.dtype)
+    if device.type not in HOW:
+        raise ModelError(f"device {recipe.device!r}: costs are measured on {' and '.join(HOW)} only; name one of them")
+    setups = _setups(recipe.models, recipe, recipe.images)
+    _refuse(misfits(setups))
+    for setup in setups:
+        setup.latent(recipe.size)
+        if not setup.draws and not setup.one_unet:
+            what = "of several UNets that take turns only images are timed; leave out `images: false`"
+            raise ModelError(f"contestant {setup.name!r}: {what}, or name the models of its UNets")
+    _check_images_alike([setup for setup in setups if setup.draws], recipe.size)
+    check_memory(setups, device, dtype)
+    rounds = Rounds(recipe.repeats, recipe.warmups, tuple(recipe.batches), recipe.size)
+    return Plan(
+        recipe, tuple(setups), None, None, rounds, recipe.size, tuple(_notes(setups, recipe.size, device, dtype))
+    )
+
+
+def _refuse(faults: Sequence[str]) -> None:
+    if faults:
+        raise ModelError("\n".join(faults))
+
+
+def _setups(models: Sequence[Contestant], recipe: BenchRecipe | EvalRecipe, images: bool) -> list[Setup]:
+    """All faults of all of them at once."""
+    found: list[Setup] = []
+    faults: list[str] = []
+    for asked in models:
+        settings = {
+            "sampler": asked.sampler or recipe.sampler,
+            "steps": asked.steps or recipe.steps,
+            "guidance": asked.guidance or recipe.guidance,
+            "series": asked.series or asked.name,
+        }
+        try:
+            found.append(_of_shape(asked, settings) if asked.model is None else _of_model(asked, images, settings))
+        except AsdmError as error:
+            told = str(error).splitlines()
+            faults += [each if repr(asked.name) in each else f"contestant {asked.name!r}: {each}" for each in told]
+    _refuse(faults)
+    return found
+
+
+def _of_shape(asked: Contestant, settings: dict[str, object]) -> Setup:
+    """Random weights: a shape, less what is removed, with experts."""
+    config = random_config(asked.random or "", asked.remove)
+    told = [f"random {without_place(asked.random or '')}"]
+    if asked.remove:
+        told.append("without " + (asked.remove if isinstance(asked.remove, str) else ", ".join(asked.remove)))
+    if asked.expand:
+        donor = random_config(asked.expand.donor, None) if asked.expand.donor else None
+        wanted = asked.expand
+        spec = Spec(wanted.experts, wanted.router, wanted.weights)
+        config = expand(config, spec, wanted.at, donor).config
+        told.append(f"with {asked.expand.experts} experts by {asked.expand.router}")
+    source, patches = " ".join(told), _patches(asked, ())
+    return Setup(asked.name, None, config, patches, source=source, draws=False, **settings)  # type: ignore[arg-type]
+
+
+def _of_model(asked: Contestant, images: bool, settings: dict[str, object]) -> Setup:
+    directory = find(asked.model or "")
+    draws = images and directory.is_pipeline
+    if draws and (kind := directory.index["_class_name"]) not in PIPELINES:
+        way = "use one of those, or measure UNet calls only (images: false)"
+        raise ModelError(f"is a {kind}; images are timed with {' or '.join(PIPELINES)}; {way}")
+    if draws:
+        setup = drawing(asked.name, directory, **settings)
+    else:
+        check_unet(directory)
+        own, source = patches_of(directory), without_place(asked.model or "")
+        config = directory.config(UNET)
+        setup = Setup(asked.name, directory, config, own, source=source, draws=False, **settings)  # type: ignore[arg-type]
+    setup = replace(setup, patches=_patches(asked, setup.patches))
+    if asked.unets:
+        setup = replace(setup, unets=_unets(directory, asked))
+    return setup
+
+
+def _patches(asked: Contestant, own: Sequence[PatchSpec]) -> tuple[PatchSpec, ...]:
+    """What the recipe says takes the place of what the model carries, kind by kind."""
+    wanted: list[PatchSpec] = list(asked.patches)
+    if asked.plan is not None:
+        wanted.append(cache_spec(asked.plan.resolved()))
+    if asked.parts is not None:
+        names = [asked.name, *asked.unets]
+        wanted.append(UNetScheduleSpec(unets=names, by=asked.by, parts=asked.parts, idle=asked.idle))
+    kinds = {spec.kind for spec in wanted}
+    return (*(spec for spec in own if spec.kind not in kinds), *wanted)
+
+
+def _unets(leading: ModelDirectory, asked: Contestant) -> dict[str, ModelDirectory]:
+    """The UNets that take turns beside the model's own. Raises ModelError for what cannot stand in its place."""
+    found = {name: find(source) for name, source in asked.unets.items()}
+    for directory in found.values():
+        check_unet(directory)
+    configs = {asked.name: leading.config(UNET), **{name: each.config(UNET) for name, each in found.items()}}
+    whole = {name: each for name, each in {asked.name: leading, **found}.items() if SCHEDULER in each.components}
+    noise = unlike_noise({name: own_scheduler(each) for name, each in whole.items()})
+    _refuse([f"unets: {each}" for each in (*unlike_inputs(configs), *noise)])
+    return found
+
+
+def random_config(shape: str, removed: str | Sequence[str] | None) -> dict[str, object]:
+    """A preset's or a file's config, less what is removed from it."""
+    if shape not in PRESETS and not Path(shape).is_file():
+        raise ModelError(f"random {shape!r}: neither a preset ({', '.join(PRESETS)}) nor a UNet config file; name one")
+    config = preset(shape) if shape in PRESETS else read_mapping(Path(shape))
+    return remove(config, removed).config if removed else config
+
+
+def _check_images_alike(drawing: Sequence[Setup], size: int | None) -> None:
+    """Times of whole images are compared, so they must be images of one size."""
+    if size is not None and drawing and size % MAKER_STEP:
+        what = f"draws multiples of {MAKER_STEP} pixels only; round size {size}"
+        raise ModelError(f"contestant {drawing[0].name!r}: {what}")
+    for other in drawing[1:]:
+        first = drawing[0]
+        if other.latent(size) != first.latent(size):
+            latents = (" × ".join(map(str, each.latent(size))) for each in (first, other))
+            raise ModelError(
+                f"{first.name!r} draws latents of {next(latents)} and {other.name!r} of {next(latents)}: times of "
+                "unlike images say nothing; give one `size` for all, or measure UNet calls only (images: false)"
+            )
+
+
+def _notes(setups: Sequence[Setup], size: int | None, device: torch.device, dtype: torch.dtype) -> list[str]:
+    notes = []
+    if device.type == "cpu" and dtype == torch.bfloat16 and not torch.cpu._is_avx512_bf16_supported():
+        notes.append(
+            "This CPU computes no bfloat16 of its own (no AVX512-BF16): calls can be a hundred times slower than in "
+            "float32, and their times tell nothing about other machines."
+        )
+    if len({setup.latent(size) for setup in setups}) > 1:
+        notes.append("Contestants differ in latent shape: their UNet calls do unlike work.")
+    bare = [setup.name for setup in setups if not setup.draws and setup.model is not None]
+    if bare and any(setup.draws for setup in setups):
+        notes.append(f"UNet calls only, because there is no pipeline around the UNet: {', '.join(bare)}.")
+    return notes

@@ -1,0 +1,140 @@
+"""`asdm inherit`: a plan on a model, and what it gains: cost, time and fidelity beside fewer steps and other plans."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from itertools import product
+
+from asdm_cli.compare.costs import Rounds
+from asdm_cli.compare.run import Measures, Place, compare, finished, picture
+from asdm_cli.compare.setup import (
+    DEEPCACHE,
+    PLAIN,
+    Setup,
+    common_size,
+    converged,
+    drawing,
+    fewer_steps,
+    misfits,
+)
+from asdm_cli.errors import ModelError
+from asdm_cli.metrics.suite import MetricSettings, check
+from asdm_cli.models.directory import find
+from asdm_cli.models.patched import write_patched
+from asdm_cli.models.write import carried_size, takes
+from asdm_cli.patches.feature_cache.hooks import resolve
+from asdm_cli.recipe.patches import DeepCacheSpec, FeatureCacheSpec, PatchSpec, Rules, read_plan
+from asdm_cli.recipe.verbs import InheritRecipe
+from asdm_cli.records import Report
+from asdm_cli.report.run_directory import Run
+from asdm_cli.sampling.processes import place, processes
+from asdm_cli.sampling.prompts import PromptList, read_prompts
+
+RESUMABLE = True
+PLAN, OURS = "the plan", "asdm"
+
+
+@dataclass(frozen=True)
+class Plan:
+    recipe: InheritRecipe
+    setups: tuple[Setup, ...]
+    """The plain model first."""
+    near: Setup | None
+    prompts: PromptList
+    metrics: MetricSettings
+    size: int
+
+    @property
+    def written(self) -> tuple[PatchSpec, ...] | None:
+        """What the written model will carry; None where none is written."""
+        return next((setup.patches for setup in self.setups if setup.name == PLAN), None)
+
+    def report(self) -> Report:
+        recipe, first = self.recipe, self.setups[0]
+        facts: dict[str, object] = {
+            "prompts": f"{len(self.prompts.prompts)}, {self.prompts.title}",
+            "ways": ", ".join(setup.name for setup in self.setups),
+            "timed": f"{recipe.repeats} rounds of images in turn, {recipe.steps} steps",
+            "model": "none is written: the recipe has no `plan`",
+        }
+        timelines = []
+        if self.written is not None:
+            assert first.model is not None, "the plain model is a pipeline"
+            facts["model"] = takes(0, carried_size(first.model, set()))
+            facts |= {"plan": [line for spec in self.written for line in spec.told()]}
+            planned = next(setup for setup in self.setups if setup.name == PLAN)
+            cache = next(spec for spec in self.written if isinstance(spec, FeatureCacheSpec))
+            resolved = resolve(cache, first.config)
+            steps = resolved.steps(planned.calls)
+            if planned.one_unet and None not in steps.keys:
+                timelines = [picture(resolved, [steps.reused(call) for call in range(steps.calls)], PLAN)]
+        return Report("inherit", {setup.name: setup.facts for setup in self.setups}, timelines=timelines, facts=facts)
+
+
+def plan(recipe: InheritRecipe) -> Plan:
+    """Every plan held against the UNet's config. Raises ModelError with all that do not fit."""
+    settings = {"sampler": recipe.sampler, "steps": recipe.steps, "guidance": recipe.guidance}
+    plain = drawing(PLAIN, find(recipe.model), carried=False, series=PLAIN, **settings)
+    wanted = list(_wanted(recipe, plain))
+    setups = [
+        plain,
+        *fewer_steps(plain, recipe.fewer_steps),
+        *(setup for _, setup in wanted),
+        *_deepcache(recipe, plain),
+    ]
+    near, keys = converged(plain, recipe.converged), {setup.name: key for key, setup in wanted}
+    faults = []
+    for each in misfits([*setups, *([near] if near else [])]):
+        name, _, what = each.partition(": ")
+        faults.append(f"{keys[name]}.{what}" if name in keys else each)
+    if faults:
+        raise ModelError("\n".join(dict.fromkeys(faults)))
+    prompts = read_prompts(recipe.prompts, recipe.limit, recipe.per_prompt)
+    assert plain.model is not None, "the plain model is a pipeline"
+    metrics = check(recipe, prompts, plain.model)
+    return Plan(recipe, tuple(setups), near, prompts, metrics, common_size(recipe.size, [plain]))
+
+
+def run(plan: Plan, run: Run) -> Report:
+    """Draw what is missing, all processes their shares; the first one then times, counts and writes the model."""
+    recipe, state = plan.recipe, processes()
+    where = Place(*place(recipe.device, recipe.dtype, state), plan.size, recipe.seed, recipe.batch)
+    rounds = Rounds(recipe.repeats, recipe.warmups, (1,), plan.size)
+    measures = Measures(plan.metrics, rounds, converged=plan.near, grid=recipe.grid)
+    report = compare(plan.setups, plan.prompts, measures, where, run.path, state)
+    if report is not None and plan.written is not None:
+        first = plan.setups[0]
+        assert first.model is not None, "the plain model is a pipeline"
+        measured = {"sampler": recipe.sampler, "steps": recipe.steps, "guidance": recipe.guidance}
+        write_patched(first.model, {}, plan.written, run.path / "model", "inherit", run.link, measured_with=measured)
+    return finished(report, "inherit")
+
+
+def _wanted(recipe: InheritRecipe, plain: Setup) -> Iterator[tuple[str, Setup]]:
+    """Where each plan stands in the recipe, and who draws by it."""
+    if recipe.plan:
+        yield "plan", plain.with_cache(PLAN, recipe.plan.resolved(), series=OURS)
+    for index, each in enumerate(recipe.sweep):
+        steps = each.steps or recipe.steps
+        yield f"sweep[{index}].plan", plain.with_cache(each.name, each.plan.resolved(), series=each.series, steps=steps)
+    for level, mode, interval in _product(recipe):
+        asked = recipe.product
+        assert asked is not None, "there is a product"
+        rule = {"nodes": asked.levels[level].nodes, "carry": asked.levels[level].carry, "order": asked.order}
+        rule |= {"schedule": {"mode": mode, "interval": interval}, "coordinate": asked.coordinate}
+        rules: Rules = read_plan({"rules": [rule]})
+        yield f"product.levels.{level}", plain.with_cache(f"{level}, {mode} {interval}", rules, series=OURS)
+
+
+def _product(recipe: InheritRecipe) -> Iterator[tuple[str, str, int]]:
+    asked = recipe.product
+    return iter(()) if asked is None else product(asked.levels, asked.modes, asked.intervals)
+
+
+def _deepcache(recipe: InheritRecipe, plain: Setup) -> Iterator[Setup]:
+    asked = recipe.deepcache
+    for branch, interval in product(asked.branches, asked.intervals) if asked else ():
+        spec = DeepCacheSpec(interval=interval, branch=branch, steps=plain.steps)
+        name = f"DeepCache {branch}, every {interval}"
+        yield replace(plain, name=name, patches=(*plain.patches, spec), series=DEEPCACHE)

@@ -1,0 +1,264 @@
+"""`asdm switch`: several UNets in one generation, and what that gains: schedules by hand, by ratios, and searched."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from asdm_cli.compare.costs import Rounds, on_paper
+from asdm_cli.compare.run import Measures, Place, compare, finished
+from asdm_cli.compare.session import Session
+from asdm_cli.compare.setup import PLAIN, Setup, cache_spec, common_size, converged, drawing, fewer_steps, misfits
+from asdm_cli.errors import AsdmError, ModelError
+from asdm_cli.metrics.suite import MetricSettings, check
+from asdm_cli.models.check import check_unet
+from asdm_cli.models.directory import ModelDirectory, find
+from asdm_cli.models.patched import UNET, one_unet, patches_of, schedule_of, unet_files, write_patched
+from asdm_cli.models.schedulers import SCHEDULER, own_scheduler, planned_scheduler, unlike_noise
+from asdm_cli.models.write import carried_size, takes
+from asdm_cli.patches.unet_schedule import alone, served_by, who_serves
+from asdm_cli.recipe.load import dump_given
+from asdm_cli.recipe.patches import NULLS, FeatureCacheSpec, Part, Switching, UNetScheduleSpec, described
+from asdm_cli.recipe.verbs import SwitchRecipe
+from asdm_cli.records import Report, under
+from asdm_cli.report.run_directory import Run
+from asdm_cli.sampling.processes import place, processes
+from asdm_cli.sampling.prompts import PromptList, read_prompts
+from asdm_cli.search.schedules import FOLDER, SEARCHED, Chosen, name_of, records, search
+from asdm_cli.unet.stock import unlike_inputs
+
+RESUMABLE = True
+SCHEDULE, ONE, HAND = "the schedule", "one UNet", "by hand"
+FIRST, LAST = "first", "last"
+ORDERS = {FIRST: "compressed first", LAST: "original first"}
+"""Where the other UNet of a fixed schedule in two parts serves -> the series that it is of."""
+RECIPES = "recipes"
+SHARED = {
+    "scheduler": ("prediction_type",),
+    "vae": ("latent_channels", "block_out_channels", "scaling_factor"),
+}
+"""Settings of other components that a UNet was trained for, besides the noise: with others, it answers another
+question."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    recipe: SwitchRecipe
+    models: dict[str, ModelDirectory]
+    setups: tuple[Setup, ...]
+    """All that are known before a search; the first UNet alone is the first."""
+    near: Setup | None
+    prompts: PromptList
+    searched: PromptList | None
+    """What a search draws."""
+    metrics: MetricSettings
+    size: int
+
+    def report(self) -> Report:
+        recipe, scheduler = self.recipe, _scheduler(self.setups[0])
+        served = {setup.name: served_by(_rules(setup), scheduler) for setup in self.setups}
+        several = {name: each for name, each in served.items() if len(set(each)) > 1}
+        ways = [setup.name for setup in self.setups] + [name_of(each) for each in _budgets(recipe)]
+        facts: dict[str, object] = {
+            "prompts": f"{len(self.prompts.prompts)}, {self.prompts.title}",
+            "ways": ", ".join(ways),
+            "timed": f"{recipe.repeats} rounds of images in turn, {recipe.steps} steps",
+            "model": _written(recipe, None),
+        }
+        if recipe.rules or recipe.search:
+            facts["size"] = takes(0, self._bytes())
+        unets = [Setup(name, model, model.config(UNET), source=model.name) for name, model in self.models.items()]
+        paper = [record for setup in unets for record in on_paper(setup, self.size) if not record.of]
+        timelines = [who_serves(several, list(self.models))] if several else []
+        return Report("switch", {setup.name: setup.facts for setup in unets}, paper, timelines=timelines, facts=facts)
+
+    def _bytes(self) -> int:
+        """Of the written model; after a search it may hold fewer of the UNets."""
+        first, *others = self.models
+        serving = {part.unet for part in self.recipe.rules.parts} if self.recipe.rules else {*others}
+        beside = [unet_files(self.models[name]) for name in others if name in serving]
+        return carried_size(self.models[first], set()) + sum(file.stat().st_size for files in beside for file in files)
+
+
+def plan(recipe: SwitchRecipe) -> Plan:
+    """UNets held against each other, and schedules against the sampler. Raises ModelError with all that do not fit."""
+    models, first = _models(recipe)
+    setups, near = list(_setups(recipe, first)), converged(first, recipe.converged)
+    searched = [first.scheduled(name_of(each), alone(first.name), series=SEARCHED) for each in _budgets(recipe)]
+    faults = misfits([*setups, *searched, *([near] if near else [])])
+    if not faults:
+        for setup in setups:
+            try:
+                served_by(_rules(setup), _scheduler(first))
+            except AsdmError as error:
+                faults.append(f"{setup.name}: {error}")
+    if faults:
+        raise ModelError("\n".join(faults))
+    prompts = read_prompts(recipe.prompts, recipe.limit, recipe.per_prompt)
+    metrics, size = check(recipe, prompts, models[first.name]), common_size(recipe.size, [first])
+    return Plan(recipe, models, tuple(setups), near, prompts, _search_prompts(recipe), metrics, size)
+
+
+def run(plan: Plan, run: Run) -> Report:
+    """Search, draw what is missing, all processes their shares; the first one then times, counts and writes.
+
+    Processes but the first return an empty report. Raises RunError, ModelError.
+    """
+    recipe, state, first = plan.recipe, processes(), plan.setups[0]
+    where = Place(*place(recipe.device, recipe.dtype, state), plan.size, recipe.seed, recipe.batch)
+    session = Session(where.device, where.dtype, plan.setups)
+    chosen: tuple[Chosen, ...] = ()
+    found = []
+    if recipe.search and plan.searched:
+        fixed = {setup.name: _rules(setup) for setup in plan.setups if setup.steps == recipe.steps}
+        calibration, chosen = search(session, recipe.search, first, fixed, plan.searched, where, run.path, state)
+        found = list(records(calibration, chosen))
+    setups = [*plan.setups, *(first.scheduled(each.name, each.rules, series=SEARCHED) for each in chosen)]
+    rounds = Rounds(recipe.repeats, recipe.warmups, (1,), plan.size)
+    measures = Measures(plan.metrics, rounds, converged=plan.near, grid=recipe.grid)
+    report = compare(setups, plan.prompts, measures, where, run.path, state, session)
+    if report is None:
+        return Report("switch")
+    rules = recipe.rules or (chosen[0].rules if chosen else None)
+    if rules is not None:
+        _write_model(plan, rules, run)
+    _write_recipes(recipe, chosen, run.path / RECIPES)
+    shutil.rmtree(run.path / FOLDER, ignore_errors=True)
+    if found:
+        assert plan.searched is not None, "there was a search"
+        report.records.extend(under("search", found))
+        report.protocols["search"] = {"prompts": plan.searched.title, "pictures": len(plan.searched.prompts)}
+        report.notes.append("Searched schedules were chosen on prompts and seeds of their own; `recipes/` has each.")
+    return finished(report, "switch", model=_written(recipe, rules))
+
+
+def _models(recipe: SwitchRecipe) -> tuple[dict[str, ModelDirectory], Setup]:
+    """By name, in the recipe's order, and the first UNet alone, in a schedule of all of them. From configs and headers
+    only. Raises ModelError with all that does not fit."""
+    models: dict[str, ModelDirectory] = {}
+    caches: list[FeatureCacheSpec] = []
+    faults: list[str] = []
+    for name, asked in recipe.unets.items():
+        try:
+            models[name] = one_unet(find(asked.model))
+            check_unet(models[name])
+            own = [spec for spec in patches_of(models[name]) if isinstance(spec, FeatureCacheSpec)]
+            plans = [cache_spec(asked.plan.resolved())] if asked.plan is not None else own
+            caches += [cache_spec(plan, name) for plan in plans]
+        except AsdmError as error:
+            faults.append(f"unets.{name}: {error}")
+    if not faults:
+        configs = {name: each.config(UNET) for name, each in models.items()}
+        faults = [*(f"unets: {each}" for each in unlike_inputs(configs)), *_unlike_surroundings(models)]
+    if faults:
+        raise ModelError("\n".join(faults))
+    name, *_ = models
+    settings = {"sampler": recipe.sampler, "steps": recipe.steps, "guidance": recipe.guidance}
+    plain = drawing(name, models[name], carried=False, series=PLAIN, **settings)
+    spec = UNetScheduleSpec(unets=list(models), by="step", parts=alone(name).parts, idle=recipe.idle)
+    others = {other: each for other, each in models.items() if other != name}
+    return models, Setup(**{**vars(plain), "patches": (spec, *caches), "unets": others})
+
+
+def _unlike_surroundings(models: dict[str, ModelDirectory]) -> list[str]:
+    """Of those that are whole pipelines."""
+    (first, leading), *others = models.items()
+    whole = {name: each for name, each in models.items() if SCHEDULER in each.components}
+    faults = [f"unets: {each}" for each in unlike_noise({name: own_scheduler(each) for name, each in whole.items()})]
+    for component, keys in SHARED.items():
+        own = leading.config(component) if component in leading.components else {}
+        for name, model in others:
+            theirs = model.config(component) if own and component in model.components else own
+            faults += [
+                f"unets.{name}: its {component} has {key} {theirs.get(key)!r}, and {first}'s has {own.get(key)!r}; "
+                "UNets that take turns must have been trained for the same"
+                for key in keys
+                if theirs.get(key) != own.get(key)
+            ]
+    return faults
+
+
+def _setups(recipe: SwitchRecipe, first: Setup) -> Iterator[Setup]:
+    """Everybody but the searched ones."""
+    yield first
+    yield from fewer_steps(first, recipe.fewer_steps)
+    yield from (first.scheduled(name, alone(name), series=ONE) for name in list(recipe.unets)[1:])
+    if recipe.rules:
+        yield first.scheduled(SCHEDULE, recipe.rules, series=HAND)
+    for each in recipe.sweep:
+        yield first.scheduled(each.name, Switching(by=each.by, parts=each.parts), series=each.series)
+    leading, *others = recipe.ratios.unets if recipe.ratios else ("",)
+    # a share of nothing, or of all, is one UNet alone, which draws anyway
+    shares = [share for share in recipe.ratios.shares if 0 < share < 1] if recipe.ratios else []
+    for other in others:
+        for share in shares:
+            parts = {
+                FIRST: [Part(unet=other, until=share), Part(unet=leading)],
+                LAST: [Part(unet=leading, until=round(1 - share, 9)), Part(unet=other)],
+            }
+            for order, each in parts.items():
+                rules = Switching(by="fraction", parts=each)
+                yield first.scheduled(f"{other} {order} {100 * share:g}%", rules, series=ORDERS[order])
+
+
+def _rules(setup: Setup) -> Switching:
+    schedule = schedule_of(setup.patches)
+    assert schedule is not None, "every set-up of this verb says who serves"
+    return schedule.rules
+
+
+def _scheduler(first: Setup) -> object:
+    assert first.model is not None, "the first UNet is a pipeline's"
+    return planned_scheduler(first.model, first.sampler, first.steps)
+
+
+def _budgets(recipe: SwitchRecipe) -> list[float]:
+    return recipe.search.budgets if recipe.search else []
+
+
+def _search_prompts(recipe: SwitchRecipe) -> PromptList | None:
+    """Those behind the ones that are measured, if there are as many; else the last ones that there are."""
+    if recipe.search is None:
+        return None
+    held = read_prompts(recipe.prompts, recipe.limit + recipe.search.prompts)
+    return held.last(recipe.search.prompts)
+
+
+def _write_model(plan: Plan, rules: Switching, run: Run) -> None:
+    """The first UNet, which stock diffusers draws with, and those others that serve something."""
+    first, recipe = plan.setups[0], plan.recipe
+    serving = {first.name, *(part.unet for part in rules.parts)} - {*NULLS}
+    names = [name for name in plan.models if name in serving]
+    schedule = UNetScheduleSpec(unets=names, by=rules.by, parts=rules.parts, idle=recipe.idle)
+    caches = [spec for spec in first.patches if isinstance(spec, FeatureCacheSpec) and spec.unet in serving]
+    measured = {"sampler": recipe.sampler, "steps": recipe.steps, "guidance": recipe.guidance}
+    target = run.path / "model"
+    leading = plan.models[first.name]
+    write_patched(leading, plan.models, [schedule, *caches], target, "switch", run.link, measured_with=measured)
+
+
+def _write_recipes(recipe: SwitchRecipe, chosen: tuple[Chosen, ...], folder: Path) -> None:
+    """Each searched schedule as a recipe of its own, to run or to change."""
+    shutil.rmtree(folder, ignore_errors=True)
+    for each in chosen:
+        folder.mkdir(exist_ok=True)
+        name = f"switch-budget-{each.budget:g}"
+        rules = each.rules.model_dump(mode="json", exclude_none=True)
+        given = recipe.model_dump(
+            mode="json", exclude_none=True, exclude_unset=True, exclude={"search", "ratios", "sweep"}
+        )
+        ready = SwitchRecipe.model_validate({**given, **rules, "out": f"{recipe.out}-budget-{each.budget:g}"})
+        head = f"# asdm switch {recipe.out}/{RECIPES}/{name}.yaml\n"
+        (folder / f"{name}.yaml").write_text(head + dump_given(ready), encoding="utf-8")
+
+
+def _written(recipe: SwitchRecipe, rules: Switching | None) -> str:
+    """What is told of the written model; `rules` are known after a search only, if they come from one."""
+    rules = rules or recipe.rules
+    if rules is not None:
+        return f"in the written model serve: {described(rules)}"
+    if recipe.search:
+        return f"will have the schedule that is found for {_budgets(recipe)[0]:g} of the time"
+    return "none is written: the recipe has neither `parts` nor `search`"
