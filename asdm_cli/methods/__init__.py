@@ -9,7 +9,7 @@ from asdm_cli.report.document import Report
 
 METHODS = {
     "prune": "asdm_cli.methods.prune",
-    "distill": "asdm_cli.methods.distill",
+    "distill": "asdm_cli.verbs.distill",
     "assemble": "asdm_cli.methods.assemble",
     "condconv-expand": "asdm_cli.methods.condconv",
     "inherit": "asdm_cli.methods.inherit",

@@ -11,15 +11,15 @@ from diffusers import DDIMScheduler
 from torch import nn
 
 from asdm_cli.data.samples import Condition, InMemory
-from asdm_cli.training.distillation import Distillation, Row
+from asdm_cli.training.distillation import Distillation, LossTerm
 from asdm_cli.training.loop import Training, train
-from asdm_cli.training.plan import Plan
+from asdm_cli.training.student import TrainingConfig
 from asdm_cli.unet.anatomy import Anatomy
 from asdm_cli.unet.surgery import apply
 from asdm_cli.unet.taps import taps
 from tests import tiny
 
-PLAIN = Plan(
+PLAIN = TrainingConfig(
     steps=4,
     batch=4,
     lr=1e-3,
@@ -54,12 +54,14 @@ def pruned(teacher: Any, remove: Any) -> Any:
     return student
 
 
-def rows(student: Any, teacher: Any, name: str = "s", normalise: bool = False, weights: Any = (1, 1, 1)) -> list[Row]:
+def rows(
+    student: Any, teacher: Any, name: str = "s", normalise: bool = False, weights: Any = (1, 1, 1)
+) -> list[LossTerm]:
     """The three rows of BK-SDM."""
     pairs = taps(Anatomy.of(dict(student.config)), Anatomy.of(dict(teacher.config)), ["down.?", "up.?"])
     kinds = ("task", "output", "features")
     return [
-        Row(kind, weight, taps={name: pairs} if kind == "features" else {}, normalise=normalise)
+        LossTerm(kind, weight, feature_pairs={name: pairs} if kind == "features" else {}, normalise=normalise)
         for kind, weight in zip(kinds, weights, strict=True)
     ]
 
@@ -91,7 +93,11 @@ def distillation(
     weights = settings.pop("weights", (1, 1, 1))
     each = [rows(student, teacher, name, weights=weights) for name, student in students.items()]
     joined = [
-        Row(row.kind, row.weight, taps={name: tap for of in each for name, tap in of[index].taps.items()})
+        LossTerm(
+            row.kind,
+            row.weight,
+            feature_pairs={name: tap for of in each for name, tap in of[index].feature_pairs.items()},
+        )
         for index, row in enumerate(each[0])
     ]
     task = Distillation(samples or memory(), scheduler(), joined, **settings)
@@ -101,7 +107,7 @@ def distillation(
     return task
 
 
-def trained(folder: Path, task: Distillation, students: dict[str, nn.Module], plan: Plan = PLAIN) -> Training:
+def trained(folder: Path, task: Distillation, students: dict[str, nn.Module], plan: TrainingConfig = PLAIN) -> Training:
     for student in students.values():
         student.train()
     return train(task, students, plan, folder)

@@ -11,12 +11,10 @@ import torch
 from torch import Tensor, nn
 
 from asdm_cli.data.samples import Batch, Samples
-from asdm_cli.training import trainee
-from asdm_cli.training.distillation import Distillation, Row
-from asdm_cli.training.features import Features
-from asdm_cli.training.log import read
-from asdm_cli.training.loop import LOG
-from asdm_cli.training.order import Noise, Part
+from asdm_cli.training import student as trainee
+from asdm_cli.training.distillation import Distillation, FeatureRecorder, LossTerm
+from asdm_cli.training.loop import LOG, read_log
+from asdm_cli.training.sampling_order import Noise, Part
 from tests import tiny
 from tests.training.students import PLAIN, distillation, fresh, memory, pair, pruned, scheduler, trained
 
@@ -44,7 +42,7 @@ def test_a_model_learns_nothing_from_itself(tmp_path: Path) -> None:
     before = state(student)
     task = distillation({"s": student}, teacher, weights=(0, 1, 1))
     trained(tmp_path, task, {"s": student}, replace(PLAIN, steps=5, batch=5, options={"weight_decay": 0.0}))
-    lines = read(tmp_path / LOG)
+    lines = read_log(tmp_path / LOG)
     assert [(line["output"], line["features"]) for line in lines] == [(0.0, 0.0)]
     assert lines[0]["task"] > 0
     assert not changed(before, state(student))
@@ -59,7 +57,7 @@ def test_what_is_frozen_keeps_every_bit(tmp_path: Path) -> None:
     plan = replace(PLAIN, options={"weight_decay": 0.1}, ema_decay=0.9)
     training = trained(tmp_path, distillation({"s": student}, teacher), {"s": student}, plan)
     assert changed(before, state(student)) == before.keys() - frozen
-    with training.crew[0].as_written() as module:
+    with training.students[0].ema_weights() as module:
         assert changed(before, state(module)) == before.keys() - frozen
 
 
@@ -78,14 +76,14 @@ def test_the_running_mean_is_its_recurrence(tmp_path: Path) -> None:
     seen: list[list[Tensor]] = []
     task = distillation({"s": student}, teacher)
     plan = replace(PLAIN, steps=6, ema_decay=0.3, ema_after=2)
-    original = trainee.Trainee.remember
+    original = trainee.StudentTrainer.ema_step
 
-    def remember(self: trainee.Trainee) -> None:
+    def remember(self: trainee.StudentTrainer) -> None:
         seen.append([weight.detach().clone() for weight in self.module.parameters()])
         original(self)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(trainee.Trainee, "remember", remember)
+        patch.setattr(trainee.StudentTrainer, "ema_step", remember)
         training = trained(tmp_path, task, {"s": student}, plan)
     assert len(seen) == 6
     for step, weights in enumerate(seen, 1):
@@ -93,7 +91,7 @@ def test_the_running_mean_is_its_recurrence(tmp_path: Path) -> None:
         decay = min(0.3, (1 + age) / (10 + age)) if age else 0.0
         mean = [decay * old + (1 - decay) * new for old, new in zip(mean, weights, strict=True)]
     now = state(student)
-    with training.crew[0].as_written() as module:
+    with training.students[0].ema_weights() as module:
         assert not module.training
         for wanted, found in zip(mean, module.parameters(), strict=True):
             assert torch.allclose(wanted, found, rtol=1e-5, atol=1e-7)
@@ -104,7 +102,7 @@ def test_the_running_mean_is_its_recurrence(tmp_path: Path) -> None:
 @pytest.mark.parametrize("added", [None, 8])
 def test_text_dropout_replaces_the_drawn_rows(added: int | None) -> None:
     samples = memory(12, added=added)
-    task = Distillation(samples, scheduler(), [Row("task")], text_dropout=0.4)
+    task = Distillation(samples, scheduler(), [LossTerm("task")], text_dropout=0.4)
     wanted = torch.arange(12)
     batch = task.read(wanted, Noise(3, 5, Part(12)))
     draws = torch.Generator().manual_seed(3 * 1_000_003 + 5)
@@ -114,20 +112,20 @@ def test_text_dropout_replaces_the_drawn_rows(added: int | None) -> None:
     for row in range(12):
         source = samples.empty if dropped[row] else samples.condition
         at = 0 if dropped[row] else row
-        assert torch.equal(batch.condition.text[row], source.text[at])
+        assert torch.equal(batch.text[row], source.text[at])
         if added:
-            assert torch.equal(batch.condition.added["text_embeds"][row], source.added["text_embeds"][at])
+            assert torch.equal(batch.added["text_embeds"][row], source.added["text_embeds"][at])
     if added:
-        assert torch.equal(batch.condition.added["time_ids"], samples.condition.added["time_ids"])
+        assert torch.equal(batch.added["time_ids"], samples.condition.added["time_ids"])
     none = replace_dropout(task, 0.0).read(wanted, Noise(3, 5, Part(12)))
-    assert torch.equal(none.condition.text, samples.condition.text)
+    assert torch.equal(none.text, samples.condition.text)
     assert torch.equal(none.noisy, batch.noisy), "noise and timesteps do not depend on the share"
     everything = replace_dropout(task, 1.0).read(wanted, Noise(3, 5, Part(12)))
-    assert torch.equal(everything.condition.text, samples.empty.text.expand(12, -1, -1))
+    assert torch.equal(everything.text, samples.empty.text.expand(12, -1, -1))
 
 
 def replace_dropout(task: Distillation, share: float) -> Distillation:
-    return Distillation(task.samples, task.scheduler, task.rows, share)
+    return Distillation(task.samples, task.scheduler, task.terms, share)
 
 
 def test_half_of_the_pictures_are_mirrored() -> None:
@@ -142,7 +140,7 @@ def test_half_of_the_pictures_are_mirrored() -> None:
             return self.samples.read(rows, flipped)
 
     samples = memory(200)
-    task = Distillation(Asked(samples), scheduler(), [Row("task")], flip=True)
+    task = Distillation(Asked(samples), scheduler(), [LossTerm("task")], flip=True)
     batch = task.read(torch.arange(200), Noise(0, 0, Part(200)))
     flipped = asked[0]
     assert flipped is not None
@@ -151,7 +149,7 @@ def test_half_of_the_pictures_are_mirrored() -> None:
     latents = torch.where(flipped[:, None, None, None], samples.mirrored, samples.latents)
     alpha = batch.alpha.view(-1, 1, 1, 1)
     assert torch.allclose(batch.noisy, alpha.sqrt() * latents + (1 - alpha).sqrt() * batch.target, atol=1e-6)
-    Distillation(Asked(samples), scheduler(), [Row("task")]).read(torch.arange(2), Noise(0, 0, Part(2)))
+    Distillation(Asked(samples), scheduler(), [LossTerm("task")]).read(torch.arange(2), Noise(0, 0, Part(2)))
     assert asked[1] is None
 
 
@@ -172,8 +170,8 @@ def test_gradient_checkpointing_changes_no_loss_and_no_gradient(shape: str, adde
         counts.clear()
         batch = task.prepare(task.read(torch.arange(4), Noise(0, 0, Part(4))))
         terms = task.losses("s", student, batch, 0)
-        torch.stack([term.value for term in terms.values()]).sum().backward()
-        found.append(({k: v.value.item() for k, v in terms.items()}, [p.grad.clone() for p in student.parameters()]))
+        torch.stack([term[1] for term in terms.values()]).sum().backward()
+        found.append(({k: v[1].item() for k, v in terms.items()}, [p.grad.clone() for p in student.parameters()]))
         assert max(counts.values()) == 1 + on, "layers were computed again"
     assert found[0][0] == found[1][0]
     for plain, checkpointed in zip(found[0][1], found[1][1], strict=True):
@@ -182,14 +180,13 @@ def test_gradient_checkpointing_changes_no_loss_and_no_gradient(shape: str, adde
 
 def test_features_are_recorded_only_while_asked_for() -> None:
     model = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2))
-    features = Features(model, ["1", "0"])
+    features = FeatureRecorder(model, ["1", "0"])
     x = torch.randn(3, 2)
     model(x)
     with features.recorded() as outputs:
         y = model(x)
-        assert outputs == []
-    assert torch.equal(outputs[0], y)
-    assert torch.equal(outputs[1], model[0](x))
+    assert torch.equal(outputs["1"], y)
+    assert torch.equal(outputs["0"], model[0](x))
     model(x)
     assert len(outputs) == 2
 
@@ -206,8 +203,8 @@ def test_students_of_one_run_are_those_trained_alone(tmp_path: Path) -> None:
         trained(tmp_path / kind, distillation(alone, teacher, text_dropout=0.3), alone, plan)
         assert len(changed(before, state(alone[kind]))) > 100
         assert not changed(state(together[kind]), state(alone[kind]))
-        lines = [line for line in read(tmp_path / "all" / LOG) if line["student"] == kind]
-        assert lines == read(tmp_path / kind / LOG)
+        lines = [line for line in read_log(tmp_path / "all" / LOG) if line["student"] == kind]
+        assert lines == read_log(tmp_path / kind / LOG)
 
 
 def test_the_teacher_answers_once_for_all_students(tmp_path: Path) -> None:
@@ -222,7 +219,7 @@ def test_the_teacher_answers_once_for_all_students(tmp_path: Path) -> None:
 def curve(folder: Path) -> list[dict[str, float]]:
     """Losses of every step."""
     keys = ("loss", "task", "output", "features", "gradient_norm")
-    return [{key: line[key] for key in keys} for line in read(folder / LOG)]
+    return [{key: line[key] for key in keys} for line in read_log(folder / LOG)]
 
 
 def test_accumulated_parts_are_the_whole_batch(tmp_path: Path) -> None:
@@ -266,11 +263,11 @@ def test_held_out_losses_are_of_the_written_weights_and_the_same_noise(tmp_path:
     task = distillation({"s": student}, teacher)
     task.held_out = memory(40)
     training = trained(tmp_path, task, {"s": student}, replace(PLAIN, ema_decay=0.5, validate_every=2))
-    lines = [line for line in read(tmp_path / LOG) if "validation" in line]
+    lines = [line for line in read_log(tmp_path / LOG) if "validation" in line]
     assert [line["step"] for line in lines] == [2, 4]
     assert lines[0]["validation"].keys() == {"task", "output"}
     assert lines[1]["validation"]["output"] < lines[0]["validation"]["output"]
-    with training.crew[0].as_written() as module, torch.no_grad():
+    with training.students[0].ema_weights() as module, torch.no_grad():
         again = task.validate("s", module, 0)
         assert again == lines[1]["validation"]
         noise = Noise(0, 0, Part(40))
@@ -298,9 +295,9 @@ def test_features_live_through_dynamo() -> None:
         batch = task.prepare(task.read(torch.arange(4), Noise(0, 0, Part(4))))
         module = torch.compile(student, backend="aot_eager") if compile_ else student
         terms = task.losses("s", module, batch, 0)
-        sum(term.value for term in terms.values()).backward()
+        sum(term[1] for term in terms.values()).backward()
         grads = [weight.grad for weight in student.parameters()]
-        found.append(({name: term.value.item() for name, term in terms.items()}, grads))
+        found.append(({name: term[1].item() for name, term in terms.items()}, grads))
     assert found[1][0] == pytest.approx(found[0][0], rel=1e-5)
     assert len(found[0][1]) > 100
     for plain, compiled in zip(found[0][1], found[1][1], strict=True):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from asdm_cli.errors import ModelError
-from asdm_cli.training.freezing import frozen_keys
+from asdm_cli.training.plan import frozen_keys
 from asdm_cli.unet.anatomy import Anatomy
 from asdm_cli.unet.cost import shapes
 from asdm_cli.unet.presets import preset

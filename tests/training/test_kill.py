@@ -15,13 +15,14 @@ from typing_extensions import override
 
 from asdm_cli.errors import RunError
 from asdm_cli.training import checkpoints
-from asdm_cli.training.log import read
-from asdm_cli.training.loop import LOG, train
-from asdm_cli.training.order import Noise
-from asdm_cli.training.plan import Plan, Task, Term
+from asdm_cli.training.loop import LOG, Task, read_log, train
+from asdm_cli.training.sampling_order import Noise
+from asdm_cli.training.student import TrainingConfig
 from tests.forking import ours
 
-PLAN = Plan(steps=20, batch=5, lr=0.05, warmup=3, save_every=4, validate_every=100, device="cpu", precision="float32")
+PLAN = TrainingConfig(
+    steps=20, batch=5, lr=0.05, warmup=3, save_every=4, validate_every=100, device="cpu", precision="float32"
+)
 KILLS, INSIDE = 10, 4
 ROOT = Path(__file__).parents[2]
 
@@ -42,13 +43,15 @@ class Line(Task):
         return rows[:, None].float() / 10, 0.1 * noise.normal(1)
 
     @override
-    def losses(self, name: str, module: nn.Module, batch: tuple[Tensor, Tensor], step: int) -> dict[str, Term]:
+    def losses(
+        self, name: str, module: nn.Module, batch: tuple[Tensor, Tensor], step: int
+    ) -> dict[str, tuple[float, Tensor]]:
         x, noise = batch
         value = (module(x) - (2 * x + 1 + noise)).square().mean()
-        return {"task": Term(value * float("nan") if step == self.at.get("nan") else value)}
+        return {"task": (1.0, value * float("nan") if step == self.at.get("nan") else value)}
 
 
-def go(folder: Path, task: Line, plan: Plan = PLAN) -> list[Tensor]:
+def go(folder: Path, task: Line, plan: TrainingConfig = PLAN) -> list[Tensor]:
     torch.manual_seed(0)
     module = nn.Linear(1, 1)
     train(task, {"line": module}, plan, folder)
@@ -70,7 +73,7 @@ def test_killed_at_ten_moments_and_while_saving_it_ends_bit_equal(tmp_path: Path
     assert whole.keys() == broken.keys()
     assert len(whole) > 100
     assert all(torch.equal(value, broken[name]) for name, value in whole.items())
-    lines = [read(tmp_path / name / LOG) for name in ("whole", "broken")]
+    lines = [read_log(tmp_path / name / LOG) for name in ("whole", "broken")]
     assert lines[0] == lines[1]
     assert [line["step"] for line in lines[0] if "validation" in line] == [4, 8, 12, 14]
 
@@ -85,13 +88,13 @@ def test_told_to_stop_it_saves_and_goes_on_bit_equal(
     with pytest.raises(RunError if number == signal.SIGTERM else KeyboardInterrupt) as caught:
         go(tmp_path / "broken", task)
     assert signal.getsignal(number) is before
-    checkpoint = tmp_path / "broken" / "step-00000007"
+    checkpoint = tmp_path / "broken" / "step-00000007.pt"
     assert f"stopped after step 7, saved as {checkpoint}" in capsys.readouterr().err.replace("\n", "")
-    assert checkpoint.is_dir()
+    assert checkpoint.is_file()
     if number == signal.SIGTERM:
         assert str(caught.value) == "stopped by signal SIGTERM after step 7; the same command goes on there"
     assert same(go(tmp_path / "broken", Line()), whole)
-    lines = [read(tmp_path / name / LOG) for name in ("whole", "broken")]
+    lines = [read_log(tmp_path / name / LOG) for name in ("whole", "broken")]
     assert [line for line in lines[1] if line["step"] not in (7, 8)] == [line for line in lines[0] if line["step"] != 8]
 
 
@@ -119,22 +122,22 @@ def test_a_full_disk_keeps_the_previous_checkpoint(
     whole = go(tmp_path / "whole", Line())
     save, calls = torch.save, []
 
-    def full(state: object, handle: object) -> None:
+    def full(state: object, file: Path) -> None:
         calls.append(1)
         if len(calls) == 3:
-            handle.write(b"a part")  # type: ignore[attr-defined]
+            file.write_bytes(b"a part")
             raise error
-        save(state, handle)
+        save(state, file)
 
     with monkeypatch.context() as patch:
         patch.setattr(torch, "save", full)
         with pytest.raises(RunError) as caught:
             go(tmp_path / "broken", Line())
     text = str(caught.value)
-    assert "step-00000012: cannot be written (" in text
-    assert f"make room, then go on from {tmp_path / 'broken' / 'step-00000008'}" in text
+    assert "step-00000012.pt: cannot be written (" in text
+    assert f"make room, then go on from {tmp_path / 'broken' / 'step-00000008.pt'}" in text
     assert "\n" not in text
-    assert {each.name for each in (tmp_path / "broken").iterdir()} == {"step-00000004", "step-00000008", LOG}
+    assert {each.name for each in (tmp_path / "broken").iterdir()} == {"step-00000004.pt", "step-00000008.pt", LOG}
     assert same(go(tmp_path / "broken", Line()), whole)
 
 
@@ -143,10 +146,10 @@ def test_a_loss_that_is_not_finite_names_the_last_good_checkpoint(tmp_path: Path
         go(tmp_path, Line(nan=9))
     assert str(caught.value) == (
         "line: task, loss, gradient_norm is not finite between the steps 8 and 10; a lower learning rate may help; "
-        f"the last good state is {tmp_path / 'step-00000008'}"
+        f"the last good state is {tmp_path / 'step-00000008.pt'}"
     )
     assert checkpoints.latest(tmp_path)["step"] == 8
-    assert all(line["step"] <= 8 for line in read(tmp_path / LOG))
+    assert all(line["step"] <= 8 for line in read_log(tmp_path / LOG))
 
 
 def test_a_state_that_is_not_finite_is_never_saved(tmp_path: Path) -> None:
@@ -161,5 +164,5 @@ def test_checkpoints_hold_no_code(tmp_path: Path) -> None:
     """They are read with weights_only, so what comes from elsewhere cannot run."""
     go(tmp_path, Line())
     newest = sorted(tmp_path.glob("step-*"))[-1]
-    state = torch.load(newest / "state.pt", weights_only=True)
-    assert state.keys() == {"step", "crew"}
+    state = torch.load(newest, weights_only=True)
+    assert state.keys() == {"step", "students"}

@@ -11,10 +11,9 @@ from diffusers.training_utils import compute_snr
 from torch import Tensor, nn
 from torch.nn import functional
 
-from asdm_cli.training.distillation import Distillation, Row
+from asdm_cli.training.distillation import Distillation, LossTerm
 from asdm_cli.training.losses import feature_loss, min_snr_weight, prediction_loss, weight_at
-from asdm_cli.training.order import Noise, Part
-from asdm_cli.training.plan import Term
+from asdm_cli.training.sampling_order import Noise, Part
 from tests import tiny
 from tests.training.students import memory, pair, rows, scheduler
 
@@ -60,7 +59,6 @@ def test_weights_follow_their_points() -> None:
     assert {step: weight_at(points, step) for step in steps} == pytest.approx(steps)
     assert weight_at(2, 7) == 2.0
     assert weight_at([[5, 0.5]], 3) == weight_at([[5, 0.5]], 9) == 0.5
-    assert Term.at(15, torch.tensor(1.0), points).weight == 2.0
 
 
 def by_hand(unet: nn.Module, names: list[str], inputs: tuple[Tensor, ...]) -> tuple[Tensor, list[Tensor]]:
@@ -104,7 +102,7 @@ def test_the_loss_is_that_of_bk_sdm(kind: str, prediction: str) -> None:
     wanted = torch.tensor([3, 1, 4, 5])
     batch = task.prepare(task.read(wanted, Noise(0, 7, Part(4))))
     terms = task.losses("s", student, batch, 0)
-    total = torch.stack([term.weight * term.value for term in terms.values()]).sum()
+    total = torch.stack([term[0] * term[1] for term in terms.values()]).sum()
     total.backward()
     ours = {name: weight.grad.clone() for name, weight in student.named_parameters()}
     student.zero_grad()
@@ -128,7 +126,7 @@ def test_the_loss_is_that_of_bk_sdm(kind: str, prediction: str) -> None:
         "output": mse(predicted, answer),
         "features": sum(mse(a, b) for a, b in zip(features, wanted_features, strict=True)),
     }
-    assert {name: term.value.item() for name, term in terms.items()} == pytest.approx(
+    assert {name: term[1].item() for name, term in terms.items()} == pytest.approx(
         {name: value.item() for name, value in expected.items()}, rel=1e-6
     )
     loss = sum(expected.values())
@@ -141,9 +139,9 @@ def test_the_loss_is_that_of_bk_sdm(kind: str, prediction: str) -> None:
 def test_rows_are_weighed_by_step_and_told_apart() -> None:
     teacher, student = pair("base")
     losses = [
-        Row("task"),
-        Row("task", 2.0, snr_gamma=5.0),
-        Row("output", [[0, 1.0], [10, 0.0]]),
+        LossTerm("task"),
+        LossTerm("task", 2.0, snr_gamma=5.0),
+        LossTerm("output", [[0, 1.0], [10, 0.0]]),
         *rows(student, teacher, normalise=True)[2:],
     ]
     task = Distillation(memory(4), scheduler(), losses)
@@ -151,22 +149,22 @@ def test_rows_are_weighed_by_step_and_told_apart() -> None:
     task.attach_student("s", student)
     batch = task.prepare(task.read(torch.arange(4), Noise(0, 0, Part(4))))
     terms = task.losses("s", student, batch, 5)
-    assert {name: term.weight for name, term in terms.items()} == {
+    assert {name: term[0] for name, term in terms.items()} == {
         "task": 1.0,
         "task 2": 2.0,
         "output": 0.5,
         "features": 1.0,
     }
     with torch.no_grad():
-        predicted = student(batch.noisy, batch.timesteps, batch.condition.text).sample
+        predicted = student(batch.noisy, batch.timesteps, batch.text).sample
     snr = compute_snr(scheduler(), batch.timesteps)
     error = (predicted - batch.target).square().mean((1, 2, 3))
-    assert terms["task 2"].value.item() == pytest.approx((error * (snr.clamp(max=5) / snr)).mean().item(), rel=1e-4)
+    assert terms["task 2"][1].item() == pytest.approx((error * (snr.clamp(max=5) / snr)).mean().item(), rel=1e-4)
     scaled = feature_loss(
-        *(by_hand(unet, BASE, (batch.noisy, batch.timesteps, batch.condition.text))[1] for unet in (student, teacher)),
+        *(by_hand(unet, BASE, (batch.noisy, batch.timesteps, batch.text))[1] for unet in (student, teacher)),
         normalise=True,
     )
-    assert terms["features"].value.item() == pytest.approx(scaled.item(), rel=1e-5)
+    assert terms["features"][1].item() == pytest.approx(scaled.item(), rel=1e-5)
 
 
 def test_a_zero_snr_schedule_trains() -> None:
@@ -176,7 +174,7 @@ def test_a_zero_snr_schedule_trains() -> None:
     )
     assert float(ddim.alphas_cumprod[-1]) < 1e-6
     unet = tiny.unet(tiny.shape("sd15"))
-    task = Distillation(memory(2), ddim, [Row("task", snr_gamma=5.0)])
+    task = Distillation(memory(2), ddim, [LossTerm("task", snr_gamma=5.0)])
     task.attach_student("s", unet)
     noise = SimpleNamespace(
         integers=lambda _high: torch.tensor([999, 998]),
@@ -184,4 +182,4 @@ def test_a_zero_snr_schedule_trains() -> None:
         normal=lambda *shape: torch.randn(2, *shape),
     )
     batch = task.read(torch.arange(2), noise)
-    assert torch.isfinite(task.losses("s", unet, task.prepare(batch), 0)["task"].value)
+    assert torch.isfinite(task.losses("s", unet, task.prepare(batch), 0)["task"][1])

@@ -8,12 +8,11 @@ import pytest
 
 from asdm_cli.errors import ModelError
 from asdm_cli.recipe.verbs import DistillRecipe
-from asdm_cli.training.gate import Faults
-from asdm_cli.training.plan import Plan
-from asdm_cli.training.settings import SHARDED, training_plan
+from asdm_cli.training.plan import SHARDED, ErrorCollector, training_config
+from asdm_cli.training.student import TrainingConfig
 
 
-def planned(**optimizer: Any) -> Plan:
+def planned(**optimizer: Any) -> TrainingConfig | None:
     settings = {
         "verb": "distill",
         "teacher": "pocket",
@@ -21,8 +20,8 @@ def planned(**optimizer: Any) -> Plan:
         "steps": 3,
         "out": "o",
     }
-    faults = Faults()
-    plan = training_plan(DistillRecipe.model_validate({**settings, "optimizer": optimizer}), faults)
+    faults = ErrorCollector()
+    plan = training_config(DistillRecipe.model_validate({**settings, "optimizer": optimizer}), faults)
     faults.raise_all()
     assert plan
     return plan
@@ -43,7 +42,7 @@ def test_shared_out_weights_are_refused(name: str, monkeypatch: pytest.MonkeyPat
 
 def test_compiling_for_a_cpu_is_refused() -> None:
     settings = {"verb": "distill", "teacher": "p", "students": [{"name": "s", "model": "m"}], "steps": 3, "out": "o"}
-    faults = Faults()
-    training_plan(DistillRecipe.model_validate({**settings, "compile": True, "device": "cpu"}), faults)
+    faults = ErrorCollector()
+    training_config(DistillRecipe.model_validate({**settings, "compile": True, "device": "cpu"}), faults)
     assert [fault for fault in faults.told if fault.startswith("compile: ")] == faults.told
     assert len(faults.told) == 1

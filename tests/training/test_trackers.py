@@ -12,8 +12,7 @@ from accelerate import tracking
 from accelerate.tracking import GeneralTracker
 from torch import nn
 
-from asdm_cli.training.log import read
-from asdm_cli.training.loop import LOG, TRACKERS
+from asdm_cli.training.loop import LOG, TRACKERS, read_log
 from tests import tiny
 from tests.training.students import PLAIN, distillation, fresh, memory, pruned, trained
 
@@ -67,7 +66,7 @@ def test_trackers_hear_every_line_of_the_log(tmp_path: Path, told: list[tuple[st
     assert [kind for kind, _ in told].count("begin") == 1, "one for all students"
     assert told[-1] == ("end", None)
     wanted = []
-    for line in read(tmp_path / LOG):
+    for line in read_log(tmp_path / LOG):
         place = line.pop("student")
         step = line.pop("step")
         if held := line.get("validation"):

@@ -1,0 +1,1 @@
+"""One verb, one file: from a recipe to a run directory."""
