@@ -25,7 +25,7 @@ from asdm_cli.models.provenance import taken
 from asdm_cli.models.schedulers import planned_scheduler, training_scheduler
 from asdm_cli.models.source import ModelDirectory, find
 from asdm_cli.models.switched import one_unet
-from asdm_cli.recipe.verbs.distill import DistillRecipe, Ema
+from asdm_cli.recipe.verbs import DistillRecipe, Ema
 from asdm_cli.training.distillation import LossTerm
 from asdm_cli.training.student import TrainingConfig, mixed_precision
 from asdm_cli.unet.anatomy import Anatomy
