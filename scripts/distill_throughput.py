@@ -44,7 +44,7 @@ from asdm_cli.unet.anatomy import Anatomy
 from asdm_cli.unet.presets import preset
 from asdm_cli.unet.surgery import remove
 from asdm_cli.unet.taps import taps
-from asdm_cli.verbs.distill import latent_cache, load_student, make_task
+from asdm_cli.verbs.distill import make_task
 from pocket.contrastive import tokenize
 from pocket.drawings import read, to_unit
 
@@ -69,11 +69,7 @@ def training(folder: Path, students: list[dict[str, Any]], **changes: object) ->
     }
     plan = make_plan(DistillRecipe.model_validate(settings))
     state = processes()
-    samples = latent_cache(plan).open(state.device, state)
-    task = make_task(plan, samples, state, folder / "pictures")
-    modules = {student.name: load_student(plan, student) for student in plan.students}
-    for name, module in modules.items():
-        task.attach_student(name, module)
+    task, modules = make_task(plan, plan.cache().open(state.device, state), state, folder / "pictures")
     return Training(task, modules, plan.config, folder)
 
 
@@ -197,7 +193,8 @@ def real_size(count: int) -> None:
         plan = TrainingConfig(steps=count + 1, batch=1, lr=1e-5, precision="bfloat16", device="cpu")
         run = Training(task, {"base": student}, plan, Path(folder))
         run.step(0)
-        run.watch.seconds, run.watch.steps = {}, 0  # the first step allocates
+        run.watch.seconds.clear()  # the first step allocates
+        run.watch.steps = 0
         for step in range(count):
             run.step(step + 1)
         run.report(count + 1)

@@ -12,9 +12,9 @@ import hashlib
 import json
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple, TypeVar
 
@@ -47,7 +47,7 @@ CACHE_FORMAT = 2
 """Counts changes of the files below."""
 DONE, EMPTY, LOCK = "cache.json", "empty.safetensors", ".lock"
 DTYPES = {"F16": numpy.float16, "F32": numpy.float32}
-BATCH = 32
+BATCH, THREADS = 32, 8
 
 
 class Placed(NamedTuple):
@@ -94,17 +94,24 @@ class LatentCache:
     latents: bool = True
     faults: Literal["skip", "stop"] = "skip"
 
-    @cached_property
+    @functools.cached_property
     def ingredients(self) -> dict[str, Any]:
         """Hashes whole weight files: seconds for gigabytes. Two fine-tuned VAEs differ in nothing else."""
         made: dict[str, Any] = {"cache_format": CACHE_FORMAT, "data_format": DATA_FORMAT}
-        if self.latents:
-            made |= {"resolution": self.resolution, "crop": CROP, "flip": self.flip, "stored": "float16"}
-            made |= {"empty_prompt_is_zero": bool(self.model.index.get("force_zeros_for_empty_prompt"))}
-            made |= {"parts": _contents(self.model)}
-        return {**made, "shards": [shard.identity for shard in self.shards]}
+        made["shards"] = [shard.identity for shard in self.shards]
+        if not self.latents:
+            return made
+        contents: dict[str, str] = {}
+        for part in [each for each in PARTS if each in self.model.components]:
+            files = [file for file in sorted(self.model.component(part).iterdir()) if file.suffix in TEXTS]
+            for file in files + ([] if part.startswith("tokenizer") else self.model.weights(part)):
+                with file.open("rb") as opened:
+                    contents[f"{part}/{file.name}"] = hashlib.file_digest(opened, "sha256").hexdigest()
+        zero = bool(self.model.index.get("force_zeros_for_empty_prompt"))
+        made |= {"crop": CROP, "resolution": self.resolution, "flip": self.flip, "stored": "float16"}
+        return made | {"empty_prompt_is_zero": zero, "parts": contents}
 
-    @cached_property
+    @functools.cached_property
     def key(self) -> str:
         return hashlib.sha256(json.dumps(self.ingredients, sort_keys=True).encode()).hexdigest()
 
@@ -113,59 +120,63 @@ class LatentCache:
         return self.root / self.key[:16]
 
     @property
+    def complete(self) -> bool:
+        return (self.folder / DONE).is_file()
+
     def missing(self) -> list[int]:
-        """Numbers of the shards that are still to be read; nothing once the cache is complete."""
-        if (self.folder / DONE).is_file():
-            return []
-        return [number for number in range(len(self.shards)) if not _note_file(self.folder, number).is_file()]
+        """Numbers of the shards that are still to be read."""
+        return [number for number in range(len(self.shards)) if not self._note(number).is_file()]
+
+    def _note(self, number: int) -> Path:
+        return self.folder / f"{number:05}.json"
 
     def __str__(self) -> str:
         what = "encoded samples" if self.latents else "index of samples (encoded at every step)"
-        if (self.folder / DONE).is_file():
+        if self.complete:
             return f"{what} in {self.folder}: complete, {sum(_read(Done, self.folder / DONE).samples)} samples"
-        done = len(self.shards) - len(self.missing)
+        done = len(self.shards) - len(self.missing())
         state = f"{done} of {len(self.shards)} shards are there" if done else "to be made"
         return f"{what} in {self.folder}: {state}"
 
     def open(self, device: torch.device, processes: PartialState) -> CachedSamples | UncachedSamples:
         """All processes come here together; what is missing is made first."""
-        load = functools.cache(lambda: Encoder.load(self.model, self.resolution, device))
-        self.build(processes, load)
-        return CachedSamples(self.folder) if self.latents else UncachedSamples(self.folder, self.shards, load())
+        encoder = functools.cache(lambda: Encoder.load(self.model, self.resolution, device))
+        self.build(processes, encoder)
+        return CachedSamples(self.folder) if self.latents else UncachedSamples(self.folder, self.shards, encoder())
 
     def build(self, processes: PartialState, encoder: Callable[[], Encoder]) -> None:
         """Go on where an earlier build was killed; `encoder` is called only if something is left to encode."""
-        first, folder = processes.is_main_process, self.folder
+        first = processes.is_main_process
         if first:
-            folder.mkdir(parents=True, exist_ok=True)
-        with _only_builder(folder) if first and not (folder / DONE).is_file() else nullcontext():
+            self.folder.mkdir(parents=True, exist_ok=True)
+        with _only_builder(self.folder) if first and not self.complete else nullcontext():
             processes.wait_for_everyone()
-            if not folder.is_dir():
+            if not self.folder.is_dir():
                 raise RunError(
-                    f"{folder}: the first process made this folder, and this process does not see it; all must see one "
-                    "and the same `cache_folder`: choose a place that the machines share"
+                    f"{self.folder}: the first process made this folder, and this process does not see it; all must "
+                    "see one and the same `cache_folder`: choose a place that the machines share"
                 )
-            complete = (folder / DONE).is_file()  # perhaps by another run, for which this one waited
-            mine = range(processes.process_index, len(self.shards), processes.num_processes)
-            self._encode_shards([number for number in self.missing if number in mine], encoder)
+            complete = self.complete  # perhaps by another run, for which this one waited
+            if not complete:
+                mine = range(processes.process_index, len(self.shards), processes.num_processes)
+                self._encode_shards([number for number in self.missing() if number in mine], encoder)
             processes.wait_for_everyone()
             if first and not complete:
                 self._finish(encoder)
             processes.wait_for_everyone()
-        faults = _read(Done, folder / DONE).faults
-        if self.faults == "stop":
-            _stop(faults)
-        elif faults.total():
+        faults = _read(Done, self.folder / DONE).faults
+        self._stop(faults)
+        if faults.total():
             note(f"data: faults were skipped, {faults.summary()}; for example {faults.examples[0]}")
 
     def _encode_shards(self, numbers: Sequence[int], encoder: Callable[[], Encoder]) -> None:
-        sizes = [max(1, self.shards[number].size) for number in numbers]
-        before, what = 0, "encoding" if self.latents else "indexing"
-        with figures_bar(f"{what}, KB of shards", sum(sizes) // 1000) as show:
-            for number, size in zip(numbers, sizes, strict=True):
+        done, total = 0, sum(self.shards[number].size for number in numbers)
+        with figures_bar(f"{'encoding' if self.latents else 'indexing'}, KB of shards", total // 1000) as show:
+            for number in numbers:
+                shard = self.shards[number]
                 for position in self._encode_shard(number, encoder):
-                    show((before + min(position, size)) // 1000, self.shards[number].name)
-                before += size
+                    show((done + min(position, shard.size)) // 1000, shard.name)
+                done += shard.size
 
     def _encode_shard(self, number: int, encoder: Callable[[], Encoder]) -> Iterator[int]:
         """Write one shard's files; yields how many of its bytes were read."""
@@ -174,48 +185,52 @@ class LatentCache:
         samples: list[Placed] = []
         for chunk in squares(shard, self.resolution, faults, BATCH):
             usable += len(chunk)
-            if chunk and not (faults.total() and self.faults == "stop"):
-                samples += [Placed(each.key, each.caption, each.offset, len(each.picture)) for each, _ in chunk]
-                if self.latents:
-                    for name, rows in self._encoded(encoder(), chunk).items():
-                        made[name].append(rows)
-                yield chunk[-1][0].position
+            if not chunk or (faults.total() and self.faults == "stop"):
+                continue
+            samples += [Placed(each.key, each.caption, each.offset, len(each.picture)) for each, _ in chunk]
+            if self.latents:
+                pictures = [pixels for _, pixels in chunk]
+                rows = {"latents": encoder().latents(pictures).half()}
+                if self.flip:
+                    rows["flipped"] = encoder().latents(pictures, flipped=True).half()
+                rows |= _stored(encoder().condition([sample.caption for sample, _ in chunk]))
+                for name, value in rows.items():
+                    if not torch.isfinite(value).all():
+                        raise RunError(f"{name} do not fit into float16, in which they are kept; train without a cache")
+                    made[name].append(value)
+            yield chunk[-1][0].position
         if not usable:
             faults.add("no usable sample", shard.name)
-        if self.faults == "stop":
-            _stop(faults)
+        self._stop(faults)
         if made:
-            _write_tensors(
-                self.folder / f"{number:05}.safetensors", {name: torch.cat(rows) for name, rows in made.items()}
+            _write(
+                self._note(number).with_suffix(".safetensors"), {name: torch.cat(each) for name, each in made.items()}
             )
-        _write(_note_file(self.folder, number), Note(shard=shard.name, samples=samples, faults=faults))
-
-    def _encoded(self, encoder: Encoder, chunk: Sequence[tuple[Any, numpy.ndarray]]) -> dict[str, Tensor]:
-        pictures = [pixels for _, pixels in chunk]
-        made = {"latents": encoder.latents(pictures).half()}
-        if self.flip:
-            made["flipped"] = encoder.latents(pictures, flipped=True).half()
-        made |= _stored(encoder.condition([sample.caption for sample, _ in chunk]))
-        for name, value in made.items():
-            if not torch.isfinite(value).all():
-                raise RunError(f"{name} do not fit into float16, in which they are kept; train without a cache")
-        return made
+        _write(self._note(number), Note(shard=shard.name, samples=samples, faults=faults))
 
     def _finish(self, encoder: Callable[[], Encoder]) -> None:
         """Count what all processes made; `cache.json` says that the folder is complete."""
-        if self.missing:
+        if self.missing():
             raise RunError(
                 f"{self.folder}: lacks shards that other processes made; all must see one and the same folder"
             )
-        notes = [_read(Note, _note_file(self.folder, number)) for number in range(len(self.shards))]
-        faults, counts = Faults(), [len(each.samples) for each in notes]
-        for each in notes:
-            faults.merge(each.faults)
+        faults, counts = Faults(), list[int]()
+        for number in range(len(self.shards)):
+            about = _read(Note, self._note(number))
+            counts.append(len(about.samples))
+            faults.merge(about.faults)
         if not sum(counts):
             raise ModelError(f"no shard has a usable sample:\n{faults.listed()}")
         if self.latents:
-            _write_tensors(self.folder / EMPTY, _stored(encoder().empty()))
+            _write(self.folder / EMPTY, _stored(encoder().empty()))
         _write(self.folder / DONE, Done(key=self.key, samples=counts, faults=faults, ingredients=self.ingredients))
+
+    def _stop(self, faults: Faults) -> None:
+        if self.faults == "stop" and faults.total():
+            raise ModelError(
+                f"{faults.listed()}\nthe data has faults ({faults.summary()}); mend it, or leave such samples out "
+                "with `faults: skip`"
+            )
 
 
 class CachedSamples:
@@ -224,32 +239,25 @@ class CachedSamples:
 
     def __init__(self, folder: Path):
         done = _read(Done, folder / DONE)
-        self.faults = done.faults
-        self.starts = numpy.cumsum([0, *done.samples])
+        self.faults, self.starts = done.faults, numpy.cumsum([0, *done.samples])
         self.size = int(self.starts[-1])
-        self.shards = {
-            number: _entries(folder / f"{number:05}.safetensors", count)
-            for number, count in enumerate(done.samples)
-            if count
-        }
-        empty = {name: _rows(entry, [0]) for name, entry in _entries(folder / EMPTY, 1).items()}
-        self.empty = _condition({name: torch.from_numpy(rows).float() for name, rows in empty.items()})
+        files = [folder / f"{number:05}.safetensors" for number in range(len(done.samples))]
+        counted = zip(files, done.samples, strict=True)
+        self.shards = [_tensors(file, count) if count else {} for file, count in counted]
+        empty = _tensors(folder / EMPTY, 1)
+        self.empty = _condition({name: _rows([entry], [0]) for name, entry in empty.items()})
 
     def read(self, rows: Tensor, flipped: Tensor | None = None) -> Batch:
         numbers = rows.numpy()
-        tensors = {name: self._take(name, numbers) for name in next(iter(self.shards.values())) if name != "flipped"}
+        if not (numbers.min() >= 0 and numbers.max() < self.size):
+            raise IndexError(f"rows {numbers.min()}..{numbers.max()} of {self.size} samples")
+        shards = numpy.searchsorted(self.starts, numbers, side="right") - 1
+        within, held = numbers - self.starts[shards], [self.shards[shard] for shard in shards]
+        tensors = {name: _rows([each[name] for each in held], within) for name in held[0] if name != "flipped"}
         latents = tensors.pop("latents")
-        if flipped is not None and flipped.any():
-            latents[flipped] = self._take("flipped", numbers[flipped.numpy()])
+        for seat in flipped.nonzero().flatten() if flipped is not None else ():
+            latents[seat] = _rows([held[seat]["flipped"]], within[seat : seat + 1])[0]
         return Batch(latents, _condition(tensors))
-
-    def _take(self, name: str, numbers: numpy.ndarray) -> Tensor:
-        """float32 [n, ...]."""
-        first = next(iter(self.shards.values()))[name]
-        taken = numpy.empty((len(numbers), *first.shape[1:]), DTYPES[first.dtype])
-        for shard, seats, within in _by_shard(self.starts, numbers):
-            taken[seats] = _rows(self.shards[shard][name], within)
-        return torch.from_numpy(taken).float()
 
 
 class UncachedSamples:
@@ -261,50 +269,35 @@ class UncachedSamples:
                 f"{', '.join(streams[:3])}{' ...' if len(streams) > 3 else ''}: can only be read from its start; train "
                 "from a cache, or unpack it to a plain .tar"
             )
-        done = _read(Done, folder / DONE)
-        self.shards, self.encoder, self.faults = shards, encoder, done.faults
-        self.starts = numpy.cumsum([0, *done.samples])
-        self.size, self.empty = int(self.starts[-1]), encoder.empty()
-        self.placed = [
-            each for number in range(len(shards)) for each in _read(Note, _note_file(folder, number)).samples
-        ]
+        self.encoder, self.empty, self.faults = encoder, encoder.empty(), _read(Done, folder / DONE).faults
+        notes = [_read(Note, folder / f"{number:05}.json") for number in range(len(shards))]
+        self.placed = [(shard, each) for shard, note in zip(shards, notes, strict=True) for each in note.samples]
+        self.size = len(self.placed)
 
     def read(self, rows: Tensor, flipped: Tensor | None = None) -> Batch:
-        numbers = rows.numpy()
-        pictures: list[Any] = [None] * len(numbers)
-        for shard, seats, _ in _by_shard(self.starts, numbers):
-            for seat, picture in zip(seats, self._pictures(self.shards[shard], numbers[seats]), strict=True):
-                pictures[seat] = picture[:, ::-1] if flipped is not None and flipped[seat] else picture
-        condition = self.encoder.condition([self.placed[number].caption for number in numbers])
+        wanted = [self.placed[row] for row in rows.tolist()]
+        with ThreadPoolExecutor(THREADS) as pool:  # a store answers slowly, and decoding leaves Python
+            pictures = list(pool.map(self._picture, wanted))
+        for seat in flipped.nonzero().flatten() if flipped is not None else ():
+            pictures[seat] = pictures[seat][:, ::-1]
+        condition = self.encoder.condition([each.caption for _, each in wanted])
         return Batch(self.encoder.latents(pictures), condition)
 
-    def _pictures(self, shard: Shard, numbers: numpy.ndarray) -> list[numpy.ndarray]:
-        starts = [self.placed[number].offset for number in numbers]
-        ends = [start + self.placed[number].size for start, number in zip(starts, numbers, strict=True)]
+    def _picture(self, wanted: tuple[Shard, Placed]) -> numpy.ndarray:
+        shard, placed = wanted
         try:
             with reading_store():
-                local = shard.kind == "local"
-                system, path = (filesystem("file"), shard.url) if local else url_to_fs(shard.url)
-                found = system.cat_ranges([path] * len(starts), starts, ends, on_error="raise")
-            return [square(data, self.encoder.resolution) for data in found]
+                store, path = (filesystem("file"), shard.url) if shard.kind == "local" else url_to_fs(shard.url)
+                data = store.cat_file(path, placed.offset, placed.offset + placed.size)
+            return square(data, self.encoder.resolution)
         except (OSError, UnreadableError) as error:
             raise RunError(
                 f"{shard.name}: cannot be read as it was indexed ({public(str(error))}); did it change?"
             ) from None
 
 
-def _by_shard(starts: numpy.ndarray, rows: numpy.ndarray) -> Iterator[tuple[int, numpy.ndarray, numpy.ndarray]]:
-    """(shard, seats in the batch, rows within the shard); `starts` are the shards' first rows and, last, the end."""
-    if len(rows) and not (rows.min() >= 0 and rows.max() < starts[-1]):
-        raise IndexError(f"rows {rows.min()}..{rows.max()} of {starts[-1]} samples")
-    shards = numpy.searchsorted(starts, rows, side="right") - 1
-    for shard in numpy.unique(shards):
-        seats = numpy.flatnonzero(shards == shard)
-        yield int(shard), seats, rows[seats] - starts[shard]
-
-
-def _entries(file: Path, count: int) -> dict[str, Entry]:
-    """The tensors of a safetensors file, unread: safetensors' own readers copy whole tensors, or map the file."""
+def _tensors(file: Path, count: int) -> dict[str, Entry]:
+    """Of a safetensors file, unread: safetensors' own readers copy whole tensors, or map the file."""
     try:
         found = read_headers([file]).tensors
     except ModelError as error:
@@ -314,18 +307,19 @@ def _entries(file: Path, count: int) -> dict[str, Entry]:
     return found
 
 
-def _rows(entry: Entry, rows: Sequence[int] | numpy.ndarray) -> numpy.ndarray:
-    taken = numpy.empty((len(rows), *entry.shape[1:]), DTYPES[entry.dtype])
-    size = entry.size // entry.shape[0]
-    try:
-        with entry.file.open("rb", buffering=0) as opened:
-            for seat, row in zip(taken, rows, strict=True):
+def _rows(entries: Sequence[Entry], rows: Sequence[int] | numpy.ndarray) -> Tensor:
+    """A row of each, float32 [n, ...]."""
+    taken = numpy.empty((len(rows), *entries[0].shape[1:]), DTYPES[entries[0].dtype])
+    for seat, entry, row in zip(taken, entries, rows, strict=True):
+        size = entry.size // entry.shape[0]
+        try:
+            with entry.file.open("rb", buffering=0) as opened:
                 opened.seek(entry.start + int(row) * size)
                 if opened.readinto(seat) != size:
                     raise OSError("it has become shorter")
-    except OSError as error:
-        raise _damaged(entry.file, error) from None
-    return taken
+        except OSError as error:
+            raise _damaged(entry.file, error) from None
+    return torch.from_numpy(taken).float()
 
 
 def _condition(tensors: dict[str, Tensor]) -> Condition:
@@ -351,18 +345,6 @@ def _only_builder(folder: Path) -> Iterator[None]:
         yield
 
 
-def _stop(faults: Faults) -> None:
-    if faults.total():
-        raise ModelError(
-            f"{faults.listed()}\nthe data has faults ({faults.summary()}); mend it, or leave such samples out "
-            "with `faults: skip`"
-        )
-
-
-def _note_file(folder: Path, number: int) -> Path:
-    return folder / f"{number:05}.json"
-
-
 def _read(kind: type[File], file: Path) -> File:
     try:
         return kind.model_validate_json(check_text(file).read_bytes())
@@ -370,29 +352,13 @@ def _read(kind: type[File], file: Path) -> File:
         raise _damaged(file, str(error).splitlines()[0]) from None
 
 
-def _write(file: Path, value: BaseModel) -> None:
+def _write(file: Path, value: BaseModel | dict[str, Tensor]) -> None:
     with whole_file(file) as partial:
-        partial.write_text(value.model_dump_json(indent=1) + "\n", encoding="utf-8")
-
-
-def _write_tensors(file: Path, tensors: dict[str, Tensor]) -> None:
-    with whole_file(file) as partial:
-        save_file({name: each.contiguous() for name, each in tensors.items()}, partial)
+        if isinstance(value, BaseModel):
+            partial.write_text(value.model_dump_json(indent=1) + "\n", encoding="utf-8")
+        else:
+            save_file({name: each.contiguous() for name, each in value.items()}, partial)
 
 
 def _damaged(file: Path, why: object) -> ModelError:
     return ModelError(f"{file}: is damaged ({why}); remove {file.parent} and let it be made again")
-
-
-def _contents(model: ModelDirectory) -> dict[str, str]:
-    """SHA-256 of every file that says what VAE and text encoders compute."""
-    found: dict[str, str] = {}
-    for part in PARTS:
-        if part not in model.components:
-            continue
-        files = [file for file in sorted(model.component(part).iterdir()) if file.suffix in TEXTS]
-        files += [] if part.startswith("tokenizer") else model.weights(part)
-        for file in files:
-            with file.open("rb") as opened:
-                found[f"{part}/{file.name}"] = hashlib.file_digest(opened, "sha256").hexdigest()
-    return found

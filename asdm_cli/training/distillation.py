@@ -33,6 +33,15 @@ class LossTerm:
     normalise: bool = False
     feature_pairs: dict[str, list[Tap]] = field(default_factory=dict)
 
+    def __str__(self) -> str:
+        points = [] if isinstance(self.weight, int | float) else self.weight
+        told = [f"{self.kind}, weight {', '.join(f'{w:g} at step {s:,.0f}' for s, w in points) or self.weight}"]
+        told += [f"min-SNR gamma {self.snr_gamma:g}"] if self.snr_gamma else []
+        told += ["normalised by the teacher"] if self.normalise else []
+        for name, pairs in self.feature_pairs.items():
+            told.append(f"{name} {' '.join(f'{pair.student}={pair.teacher}' for pair in pairs)}")
+        return ", ".join(told)
+
 
 class NoisyBatch(NamedTuple):
     """A part of a step: `noisy` latents at `timesteps`, what they are of, and what the teacher makes of them."""

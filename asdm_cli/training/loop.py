@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import json
 import signal
+import threading
 import time
 from abc import ABC, abstractmethod
+from collections import defaultdict
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
+from math import isfinite
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -59,23 +62,31 @@ def train(task: Task, modules: dict[str, nn.Module], config: TrainingConfig, fol
     finished and saved. Raises RunError for a loss that is not finite, with the last good checkpoint.
     """
     training = Training(task, modules, config, folder)
-    with _stop_signals() as told, training.tracked(), figures_bar("training", config.steps, training.start) as bar:
-        for done in range(training.start + 1, config.steps + 1):
-            training.step(done - 1)
-            last = done == config.steps
-            if done % EVERY == 0 or last:
-                bar(done, training.report(done))
-            if done % config.validate_every == 0 or last:
-                training.validate(done)  # before it is saved: what a checkpoint leaves behind is never looked at again
-            stop = training.agreed(told, done)
-            if done % config.save_every == 0 or last or stop:
-                training.save(done)
-            if stop:
-                note(f"stopped after step {done}, saved as {checkpoints.last_good(folder)}")
-                if stop == signal.SIGINT:
-                    raise KeyboardInterrupt
-                name = signal.Signals(stop).name
-                raise RunError(f"stopped by signal {name} after step {done}; the same command goes on there")
+    if config.trackers:
+        training.lead.init_trackers("asdm")
+    try:
+        with _stop_signals() as told, figures_bar("training", config.steps, training.start) as bar:
+            for done in range(training.start + 1, config.steps + 1):
+                training.step(done - 1)
+                last = done == config.steps
+                if done % EVERY == 0 or last:
+                    bar(done, training.report(done))
+                if done % config.validate_every == 0 or last:
+                    training.validate(
+                        done
+                    )  # before it is saved: what a checkpoint leaves behind is not looked at again
+                stop = training.agreed(told, done)
+                if done % config.save_every == 0 or last or stop:
+                    training.save(done)
+                if stop:
+                    note(f"stopped after step {done}, saved as {checkpoints.last_good(folder)}")
+                    if stop == signal.SIGINT:
+                        raise KeyboardInterrupt
+                    name = signal.Signals(stop).name
+                    raise RunError(f"stopped by signal {name} after step {done}; the same command goes on there")
+    finally:
+        for tracker in training.lead.trackers:  # not end_training(): that would part the processes
+            tracker.finish()
     return training
 
 
@@ -90,12 +101,6 @@ class Training:
             StudentTrainer(name, modules[name], config, place) for name, place in zip(modules, places, strict=True)
         ]
         self.lead = lead = self.students[0].accelerator
-        self.parts = lead.num_processes * config.accumulate
-        if config.batch % self.parts:
-            raise RunError(
-                f"a batch of {config.batch} cannot be divided into {self.parts} parts of {lead.num_processes} "
-                f"process(es); choose a multiple"
-            )
         state = checkpoints.latest(folder)
         self.start = int(state["step"]) if state else 0
         if len(set(seen := gather_object([self.start]))) > 1:
@@ -116,7 +121,8 @@ class Training:
     def step(self, step: int) -> None:
         config, task, phase = self.config, self.task, self.watch.phase
         for index in range(config.accumulate):
-            part = Part(config.batch, index * self.lead.num_processes + self.lead.process_index, self.parts)
+            own, count = index * self.lead.num_processes + self.lead.process_index, self.lead.num_processes
+            part = Part(config.batch, own, count * config.accumulate)
             with phase("data"):
                 rows = sampling_order(task.size, config.seed, step, part)
                 batch = task.read(rows, Noise(config.seed, step, part))
@@ -144,7 +150,14 @@ class Training:
         with self.watch.phase("log"):
             for student in self.students:
                 means = student.means()
-                self._check_finite(student.name, means, step)
+                scaled = self.lead.scaler is not None  # float16 tries scales that are too large, and steps back
+                broken = [key for key, each in means.items() if not isfinite(each) and not (scaled and key == NORM)]
+                if broken:
+                    raise RunError(
+                        f"{student.name}: {', '.join(broken)} is not finite between the steps {self.reported} and "
+                        f"{step}; a lower learning rate may help; the last good state is "
+                        f"{checkpoints.last_good(self.folder)}"
+                    )
                 self._log(step, student.name, {"lr": student.lr, **means})
                 shown = {"loss"} if len(self.students) > 1 else means.keys() - {NORM}
                 words += [f"{student.name} {name} {value:.4g}" for name, value in means.items() if name in shown]
@@ -171,17 +184,6 @@ class Training:
             if figures and self.lead.is_main_process:
                 note(f"step {step}: {student.name} " + ", ".join(f"{k} {v:.5g}" for k, v in figures.items()))
 
-    @contextmanager
-    def tracked(self) -> Iterator[None]:
-        """Until the block is left, the config's trackers hear what is logged."""
-        if self.config.trackers:
-            self.lead.init_trackers("asdm")
-        try:
-            yield
-        finally:
-            for tracker in self.lead.trackers:  # not end_training(): that would part the processes
-                tracker.finish()
-
     def agreed(self, told: list[int], step: int) -> int:
         """The signal that this or any other process was told to stop by, or 0; others are asked every few steps."""
         if self.lead.num_processes == 1:
@@ -202,43 +204,32 @@ class Training:
         place = f"{name}/held_out" if held_out else name
         self.lead.log({f"{place}/{key}": value for key, value in figures.items()}, step=step)
 
-    def _check_finite(self, name: str, figures: dict[str, float], step: int) -> None:
-        scaled = self.lead.scaler is not None  # float16 tries scales that are too large, and steps back
-        broken = [key for key, value in figures.items() if value - value != 0 and not (scaled and key == NORM)]
-        if broken:
-            raise RunError(
-                f"{name}: {', '.join(broken)} is not finite between the steps {self.reported} and {step}; a lower "
-                f"learning rate may help; the last good state is {checkpoints.last_good(self.folder)}"
-            )
-
 
 class Stopwatch:
     """Seconds by phase. On a GPU, work is only queued when a phase ends: there it waits at every border, for as long
-    as `exact` says."""
+    as `exact` says, which is `enough` steps; then nothing more is counted."""
 
-    def __init__(self, device: torch.device):
-        self.device, self.exact = device, True
-        self.seconds: dict[str, float] = {}
+    def __init__(self, device: torch.device, enough: int = 50):
+        self.gpu, self.enough, self.exact = device.type == "cuda", enough, True
+        self.seconds: dict[str, float] = defaultdict(float)
         self.steps = 0
 
     @contextmanager
     def phase(self, name: str) -> Iterator[None]:
         before = self._now()
         yield
-        self.seconds[name] = self.seconds.get(name, 0.0) + self._now() - before
+        self.seconds[name] += self._now() - before
 
-    def step_done(self, enough: int = 50) -> None:
-        """After `enough` steps, a GPU is left to run ahead again and nothing more is counted."""
+    def step_done(self) -> None:
         self.steps += self.exact
-        if self.device.type == "cuda" and self.steps >= enough:
-            self.exact = False
+        self.exact = self.exact and not (self.gpu and self.steps >= self.enough)
 
     def per_step(self) -> dict[str, float]:
         return {name: total / max(1, self.steps) for name, total in self.seconds.items()}
 
     def _now(self) -> float:
-        if self.exact and self.device.type == "cuda":
-            torch.cuda.synchronize(self.device)
+        if self.exact and self.gpu:
+            torch.cuda.synchronize()
         return time.perf_counter() if self.exact else 0.0
 
 
@@ -257,17 +248,13 @@ def read_log(file: Path) -> list[Line]:
 def _stop_signals() -> Iterator[list[int]]:
     """A list that holds SIGTERM or SIGINT once it came; the second one acts at once, as always."""
     told: list[int] = []
-    before: dict[int, Any] = {}
 
     def tell(number: int, _frame: FrameType | None) -> None:
         told.append(number)
         signal.signal(number, before[number])
 
-    for number in map(int, (signal.SIGTERM, signal.SIGINT)):
-        try:
-            before[number] = signal.signal(number, tell)
-        except ValueError:  # not in the main thread: somebody else's business
-            continue
+    ours = (signal.SIGTERM, signal.SIGINT) if threading.current_thread() is threading.main_thread() else ()
+    before = {int(number): signal.signal(number, tell) for number in ours}
     try:
         yield told
     finally:

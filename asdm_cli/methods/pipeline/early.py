@@ -11,7 +11,7 @@ from asdm_cli.methods import method
 from asdm_cli.methods.pipeline.stages import Stage
 from asdm_cli.recipe.schema import Strict
 from asdm_cli.recipe.verbs import DistillRecipe, Drawing
-from asdm_cli.training.plan import ErrorCollector, find_data, training_config
+from asdm_cli.training.plan import ErrorCollector, check_settings
 
 BY_NETWORK = {"kid", "fd", "is"}
 
@@ -42,8 +42,7 @@ def _check(recipe: Strict, allow_pipes: bool) -> None:
 
 
 def _look_at_training(recipe: DistillRecipe, faults: ErrorCollector, allow_pipes: bool) -> None:
-    find_data(recipe, allow_pipes, faults)
-    training_config(recipe, faults)
+    check_settings(recipe, faults, allow_pipes)
 
 
 def _look_at_drawing(recipe: Drawing, faults: ErrorCollector, _allow_pipes: bool) -> None:
