@@ -13,9 +13,8 @@ from torch.nn import functional
 
 from asdm_cli.training.distillation import Distillation, LossTerm
 from asdm_cli.training.losses import feature_loss, min_snr_weight, prediction_loss, weight_at
-from asdm_cli.training.sampling_order import Noise, Part
 from tests import tiny
-from tests.training.students import memory, pair, rows, scheduler
+from tests.training.students import distillation, first_batch, memory, pair, scheduler
 
 
 def test_prediction_loss_is_the_mean_square() -> None:
@@ -95,14 +94,10 @@ NODES = {
 def test_the_loss_is_that_of_bk_sdm(kind: str, prediction: str) -> None:
     """task + output + features by formulas and hooks that share nothing with ours."""
     teacher, student = pair(kind)
-    samples, noise = memory(12), scheduler(prediction_type=prediction)
-    task = Distillation(samples, noise, rows(student, teacher))
-    task.attach_teacher(teacher)
-    task.attach_student("s", student)
-    wanted = torch.tensor([3, 1, 4, 5])
-    batch = task.prepare(task.read(wanted, Noise(0, 7, Part(4))))
-    terms = task.losses("s", student, batch, 0)
-    total = torch.stack([term[0] * term[1] for term in terms.values()]).sum()
+    samples, noise, wanted = memory(12), scheduler(prediction_type=prediction), torch.tensor([3, 1, 4, 5])
+    task = distillation({"s": student}, teacher, samples, noise=noise)
+    terms = task.losses("s", student, first_batch(task, wanted, step=7), 0)
+    total = torch.stack([weight * value for weight, value in terms.values()]).sum()
     total.backward()
     ours = {name: weight.grad.clone() for name, weight in student.named_parameters()}
     student.zero_grad()
@@ -126,7 +121,7 @@ def test_the_loss_is_that_of_bk_sdm(kind: str, prediction: str) -> None:
         "output": mse(predicted, answer),
         "features": sum(mse(a, b) for a, b in zip(features, wanted_features, strict=True)),
     }
-    assert {name: term[1].item() for name, term in terms.items()} == pytest.approx(
+    assert {name: value.item() for name, (_, value) in terms.items()} == pytest.approx(
         {name: value.item() for name, value in expected.items()}, rel=1e-6
     )
     loss = sum(expected.values())
@@ -136,42 +131,26 @@ def test_the_loss_is_that_of_bk_sdm(kind: str, prediction: str) -> None:
         assert torch.allclose(weight.grad, ours[name], rtol=1e-3, atol=1e-6), name
 
 
-def test_rows_are_weighed_by_step_and_told_apart() -> None:
+def test_terms_are_weighed_by_step_and_told_apart() -> None:
     teacher, student = pair("base")
-    losses = [
-        LossTerm("task"),
-        LossTerm("task", 2.0, snr_gamma=5.0),
-        LossTerm("output", [[0, 1.0], [10, 0.0]]),
-        *rows(student, teacher, normalise=True)[2:],
-    ]
-    task = Distillation(memory(4), scheduler(), losses)
-    task.attach_teacher(teacher)
-    task.attach_student("s", student)
-    batch = task.prepare(task.read(torch.arange(4), Noise(0, 0, Part(4))))
-    terms = task.losses("s", student, batch, 5)
-    assert {name: term[0] for name, term in terms.items()} == {
-        "task": 1.0,
-        "task 2": 2.0,
-        "output": 0.5,
-        "features": 1.0,
-    }
+    plain = [LossTerm("task"), LossTerm("task", 2.0, snr_gamma=5.0), LossTerm("output", [[0, 1.0], [10, 0.0]])]
+    task = distillation({"s": student}, teacher, memory(4), terms=plain, normalise=True)
+    batch = first_batch(task)
+    weights, values = zip(*(terms := task.losses("s", student, batch, 5)).values(), strict=True)
+    assert dict(zip(terms, weights, strict=True)) == {"task": 1.0, "task 2": 2.0, "output": 0.5, "features": 1.0}
+    inputs = (batch.noisy, batch.timesteps, batch.text)
     with torch.no_grad():
-        predicted = student(batch.noisy, batch.timesteps, batch.text).sample
+        (predicted, ours), (_, theirs) = by_hand(student, BASE, inputs), by_hand(teacher, BASE, inputs)
     snr = compute_snr(scheduler(), batch.timesteps)
     error = (predicted - batch.target).square().mean((1, 2, 3))
-    assert terms["task 2"][1].item() == pytest.approx((error * (snr.clamp(max=5) / snr)).mean().item(), rel=1e-4)
-    scaled = feature_loss(
-        *(by_hand(unet, BASE, (batch.noisy, batch.timesteps, batch.text))[1] for unet in (student, teacher)),
-        normalise=True,
-    )
-    assert terms["features"][1].item() == pytest.approx(scaled.item(), rel=1e-5)
+    assert values[1].item() == pytest.approx((error * (snr.clamp(max=5) / snr)).mean().item(), rel=1e-4)
+    assert values[3].item() == pytest.approx(feature_loss(ours, theirs, normalise=True).item(), rel=1e-5)
 
 
 def test_a_zero_snr_schedule_trains() -> None:
     """SD 2.1 and its like end without signal; nothing of the loss is infinite there."""
-    ddim = DDIMScheduler.from_config(
-        dict(scheduler(prediction_type="v_prediction").config), rescale_betas_zero_snr=True
-    )
+    config = dict(scheduler(prediction_type="v_prediction").config)
+    ddim = DDIMScheduler.from_config(config, rescale_betas_zero_snr=True)
     assert float(ddim.alphas_cumprod[-1]) < 1e-6
     unet = tiny.unet(tiny.shape("sd15"))
     task = Distillation(memory(2), ddim, [LossTerm("task", snr_gamma=5.0)])
