@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from asdm_cli.errors import RunError
-from asdm_cli.training.plan import native_bf16
+from asdm_cli.training.student import native_bf16
 
 LOG_EVERY = 10
 SAVE_SECONDS = 60.0

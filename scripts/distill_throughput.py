@@ -28,24 +28,25 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
+from asdm_cli.measure.processes import processes
+from asdm_cli.training.distill_plan import make_plan
 from diffusers import DDPMScheduler
 from diffusers.training_utils import EMAModel
 
-from asdm_cli.data.cache import Share
 from asdm_cli.data.samples import Condition, InMemory
-from asdm_cli.methods.distill import _dataset, _student, _task
 from asdm_cli.models.directory import find
 from asdm_cli.models.load import load_pipeline, random_unet
 from asdm_cli.recipe.verbs import DistillRecipe
 from asdm_cli.sampling.processes import processes
-from asdm_cli.training.distill_plan import make_plan
-from asdm_cli.training.distillation import Distillation, Row
+from asdm_cli.training.distillation import Distillation, LossTerm
 from asdm_cli.training.loop import Training
-from asdm_cli.training.plan import Plan
+from asdm_cli.training.plan import make_plan
+from asdm_cli.training.student import TrainingConfig
 from asdm_cli.unet.addresses import Anatomy
 from asdm_cli.unet.feature_pairs import feature_pairs
 from asdm_cli.unet.presets import preset
 from asdm_cli.unet.surgery import remove
+from asdm_cli.verbs.distill import make_task
 from pocket.contrastive import tokenize
 from pocket.drawings import read, to_unit
 
@@ -70,12 +71,8 @@ def training(folder: Path, students: list[dict[str, Any]], **changes: object) ->
     }
     plan = make_plan(DistillRecipe.model_validate(settings))
     state = processes()
-    samples = _dataset(plan).open(state.device, Share())
-    task = _task(plan, samples, state, folder / "pictures")
-    modules = {learner.name: _student(plan, learner) for learner in plan.learners}
-    for name, module in modules.items():
-        task.attach_student(name, module)
-    return Training(task, modules, plan.training, folder)
+    task, modules = make_task(plan, plan.cache().open(state.device, state), state, folder / "pictures")
+    return Training(task, modules, plan.config, folder)
 
 
 def steps(run: Training) -> Callable[[], None]:
@@ -91,7 +88,7 @@ def steps(run: Training) -> Callable[[], None]:
 
 def floor(run: Training) -> Callable[[], None]:
     """The same modules' bare work; no hooks are recorded, no noise is drawn."""
-    task, trainee = run.task, run.crew[0]
+    task, student = run.task, run.students[0]
     latents = torch.randn(BATCH, 8, 16, 16).to(memory_format=torch.channels_last)
     text = task.samples.read(torch.arange(BATCH)).condition.text
     times = torch.randint(0, 1000, (BATCH,))
@@ -100,17 +97,17 @@ def floor(run: Training) -> Callable[[], None]:
         for _ in range(STRETCH):
             with torch.no_grad():
                 wanted = task.teacher(latents, times, text, return_dict=False)[0]
-            got = trainee.module(latents, times, text, return_dict=False)[0]
+            got = student.module(latents, times, text, return_dict=False)[0]
             (got - wanted).square().mean().backward()
-            trainee.optimizer.step()
-            trainee.optimizer.zero_grad()
+            student.optimizer.step()
+            student.optimizer.zero_grad()
 
     return stretch
 
 
 def plain(run: Training) -> Callable[[], None]:
     """Written out by hand, with nothing of the product's but the UNets: pictures are decoded already."""
-    unet, teacher = run.crew[0].module, run.task.teacher
+    unet, teacher = run.students[0].module, run.task.teacher
     unet.enable_gradient_checkpointing()
     for each in (unet, teacher):
         each.to(memory_format=torch.contiguous_format)
@@ -188,16 +185,18 @@ def real_size(count: int) -> None:
     pairs = {"base": feature_pairs(Anatomy.of(small), Anatomy.of(config), ["down.?", "up.?"])}
     condition = Condition(torch.randn(8, 77, 768))
     samples = InMemory(torch.randn(8, 4, 64, 64), condition, Condition(condition.text[:1]))
-    rows = [Row("task"), Row("output"), Row("features", taps=pairs)]
-    task = Distillation(samples, DDPMScheduler(beta_schedule="scaled_linear"), rows)
-    task.attach_teacher(random_unet(config, cpu, torch.float32), partial(torch.autocast, "cpu", torch.bfloat16))
+    rows = [LossTerm("task"), LossTerm("output"), LossTerm("features", feature_pairs=pairs)]
+    precise = partial(torch.autocast, "cpu", torch.bfloat16)
+    task = Distillation(samples, DDPMScheduler(beta_schedule="scaled_linear"), rows, precise=precise)
+    task.attach_teacher(random_unet(config, cpu, torch.float32))
     student = random_unet(small, cpu, torch.float32).train()
     task.attach_student("base", student)
     with tempfile.TemporaryDirectory() as folder:
-        plan = Plan(steps=count + 1, batch=1, lr=1e-5, precision="bfloat16", device="cpu")
+        plan = TrainingConfig(steps=count + 1, batch=1, lr=1e-5, precision="bfloat16", device="cpu")
         run = Training(task, {"base": student}, plan, Path(folder))
         run.step(0)
-        run.watch.seconds, run.watch.steps = {}, 0  # the first step allocates
+        run.watch.seconds.clear()  # the first step allocates
+        run.watch.steps = 0
         for step in range(count):
             run.step(step + 1)
         run.report(count + 1)

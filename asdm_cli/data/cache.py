@@ -1,212 +1,362 @@
-"""Latents and text states made once: a file per source shard, each whole or absent, the whole under the key of
-what made it."""
+"""Latents and text states made once, and read by number.
+
+A cache is a folder named after the SHA-256 of all that it is made of. It holds two files per shard, each whole or
+absent: `00000.safetensors`, then `00000.json`, which says that the first is whole; `cache.json` comes last, and says
+that nothing is missing. Without latents it is an index of where pictures stand in their shards.
+"""
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager, nullcontext
-from dataclasses import dataclass, field
-from itertools import count
+import functools
+import hashlib
+import json
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal, NamedTuple, TypeVar
 
+import numpy
 import torch
+from accelerate import PartialState
+from filelock import FileLock, Timeout
+from fsspec import filesystem
+from fsspec.core import url_to_fs
+from pydantic import BaseModel, Field
+from safetensors.torch import save_file
 from torch import Tensor
 
-from asdm_cli.console import note, track
-from asdm_cli.data.cache_key import COLUMNS, DONE, Wanted, note_file, read_done, read_note, tensor_file
-from asdm_cli.data.encoder import Encoder
-from asdm_cli.data.samples import Condition
-from asdm_cli.data.shards import Faults, squares
+from asdm_cli.console import figures_bar, note
+from asdm_cli.data.cache_key import DONE
+from asdm_cli.data.encoder import PARTS, Encoder
+from asdm_cli.data.images import CROP, UnreadableError, square
+from asdm_cli.data.samples import Batch, Condition
+from asdm_cli.data.shards import DATA_FORMAT, Faults, Shard, reading_store, squares
 from asdm_cli.errors import ModelError, RunError
-from asdm_cli.models.write import BusyError, only_writer, write_json, write_tensors
+from asdm_cli.models.directory import TEXTS, ModelDirectory
+from asdm_cli.models.write import whole_file
+from asdm_cli.recipe.redact import public
+from asdm_cli.recipe.schema import Whole
+from asdm_cli.unet.weights import Entry, check_text, read_headers
 
-EMPTY = "empty.safetensors"
-TICKS = 1000
-POLL = 1.0
-"""Seconds between two looks at whether another run has finished the cache."""
-OnFaults = Literal["skip", "stop"]
+CACHE_FORMAT = 2
+"""Counts changes of the files below."""
+DONE, EMPTY, LOCK = "cache.json", "empty.safetensors", ".lock"
+DTYPES = {"F16": numpy.float16, "F32": numpy.float32}
+BATCH, THREADS = 32, 8
+
+
+class Placed(NamedTuple):
+    """A sample, and where its picture stands in an uncompressed shard."""
+
+    key: str
+    caption: str
+    offset: Annotated[int, Field(ge=0, lt=2**63)]
+    size: Whole
+
+
+class Note(BaseModel, strict=True, extra="forbid"):
+    """`00000.json`: the samples of one shard, and what was left out."""
+
+    shard: str
+    samples: list[Placed]
+    faults: Faults
+
+
+class Done(BaseModel, strict=True, extra="forbid"):
+    """`cache.json`: the number of samples of each shard, and all that was left out."""
+
+    key: str
+    samples: list[Whole]
+    faults: Faults
+    ingredients: dict[str, Any]
+
+
+File = TypeVar("File", Note, Done)
 
 
 @dataclass(frozen=True)
-class Share:
-    """Which part of the work is this process's: shards `rank::world`. `wait` returns when all have come to it."""
+class LatentCache:
+    """`shards` as `model` encodes them, below `root`; with `latents=False` an index of them.
 
-    rank: int = 0
-    world: int = 1
-    wait: Callable[[], object] = lambda: None
-
-
-@dataclass
-class _Made:
-    """One shard's samples as they are encoded."""
-
-    notes: list[dict[str, Any]] = field(default_factory=list)
-    tensors: dict[str, list[Tensor]] = field(default_factory=dict)
-    faults: Faults = field(default_factory=Faults)
-
-    def add(self, tensors: dict[str, Tensor]) -> None:
-        for name, value in tensors.items():
-            self.tensors.setdefault(name, []).append(value)
-
-
-@dataclass
-class Build:
-    """Makes what `wanted` is about under `root`, going on where an earlier build was killed.
-
-    `load` is called only if something is left to encode. `on_faults`: `stop` raises ModelError with the faults
-    of the first shard that has some, `skip` leaves such samples out and counts them.
+    `faults`: `stop` raises ModelError with those of the first shard that has some, `skip` leaves such samples out.
     """
 
-    wanted: Wanted
+    shards: Sequence[Shard]
+    model: ModelDirectory
+    resolution: int
     root: Path
-    load: Callable[[], Encoder] | None
-    on_faults: OnFaults = "stop"
-    batch: int = 32
-    share: Share = field(default_factory=Share)
-    _encoder: Encoder | None = None
+    flip: bool = False
+    latents: bool = True
+    faults: Literal["skip", "stop"] = "skip"
+
+    @functools.cached_property
+    def ingredients(self) -> dict[str, Any]:
+        """Hashes whole weight files: seconds for gigabytes. Two fine-tuned VAEs differ in nothing else."""
+        made: dict[str, Any] = {"cache_format": CACHE_FORMAT, "data_format": DATA_FORMAT}
+        made["shards"] = [shard.identity for shard in self.shards]
+        if not self.latents:
+            return made
+        contents: dict[str, str] = {}
+        for part in [each for each in PARTS if each in self.model.components]:
+            files = [file for file in sorted(self.model.component(part).iterdir()) if file.suffix in TEXTS]
+            for file in files + ([] if part.startswith("tokenizer") else self.model.weights(part)):
+                with file.open("rb") as opened:
+                    contents[f"{part}/{file.name}"] = hashlib.file_digest(opened, "sha256").hexdigest()
+        zero = bool(self.model.index.get("force_zeros_for_empty_prompt"))
+        made |= {"crop": CROP, "resolution": self.resolution, "flip": self.flip, "stored": "float16"}
+        return made | {"empty_prompt_is_zero": zero, "parts": contents}
+
+    @functools.cached_property
+    def key(self) -> str:
+        return hashlib.sha256(json.dumps(self.ingredients, sort_keys=True).encode()).hexdigest()
 
     @property
     def folder(self) -> Path:
-        return self.wanted.folder(self.root)
-
-    def run(self) -> Path:
-        """The folder, complete. Every process of the run calls this and comes to `share.wait` three times."""
-        first = self.share.rank == 0
-        with _in_turn(self.folder) if first and not self._complete() else nullcontext():
-            if first:
-                self.folder.mkdir(parents=True, exist_ok=True)
-            self.share.wait()
-            self._check_shared()
-            complete = self._complete()  # perhaps by another run, for which this one waited
-            numbers = [] if complete else self._missing()
-            for _ in track(self._ticks(numbers), "encoding" if self.load else "indexing", TICKS):
-                pass
-            self.share.wait()
-            if first and not complete:
-                self._finish()
-            self.share.wait()
-        self._encoder = None
-        self._tell(read_done(self.folder)[1])
-        return self.folder
-
-    def _complete(self) -> bool:
-        return (self.folder / DONE).is_file()
-
-    def _check_shared(self) -> None:
-        if not self.folder.is_dir():
-            raise RunError(
-                f"{self.folder}: the first process made this folder, and this process does not see it; all must see "
-                "one and the same `cache_folder`: choose a place that the machines share"
-            )
-
-    def _missing(self) -> list[int]:
-        mine = range(self.share.rank, len(self.wanted.shards), self.share.world)
-        return [number for number in mine if not note_file(self.folder, number).is_file()]
-
-    def _ticks(self, numbers: list[int]) -> Iterator[None]:
-        """Yields TICKS times in all while the work goes on, in step with the bytes read."""
-        sizes = [max(1, self.wanted.shards[number].size) for number in numbers]
-        done = before = 0
-        for number, size in zip(numbers, sizes, strict=True):
-            for position in self._shard(number):
-                now = (before + min(position, size)) * TICKS // sum(sizes)
-                yield from [None] * (now - done)
-                done = now
-            before += size
-        yield from [None] * (TICKS - done)
-
-    def _shard(self, number: int) -> Iterator[int]:
-        """Write one shard's files; yields how many of its bytes were read."""
-        shard, made, usable = self.wanted.shards[number], _Made(), 0
-        for chunk in squares(shard, self.wanted.resolution, made.faults, self.batch):
-            usable += len(chunk)
-            if chunk and not (made.faults.total() and self.on_faults == "stop"):
-                samples = [sample for sample, _ in chunk]
-                made.notes += [_about(sample) for sample in samples]
-                if self.load:
-                    made.add(self._encode([pixels for _, pixels in chunk], [sample.caption for sample in samples]))
-                yield samples[-1].position
-        if not usable:
-            made.faults.add("no usable sample", shard.name)
-        if self.on_faults == "stop":
-            _stop(made.faults)
-        if made.tensors:
-            tensors = {name: torch.cat(values) for name, values in made.tensors.items()}
-            write_tensors(tensor_file(self.folder, number), tensors)
-        columns = {name: [each[name] for each in made.notes] for name in COLUMNS}
-        write_json(note_file(self.folder, number), {"shard": shard.name, **columns, **made.faults.to_json()})
+        return self.root / self.key[:16]
 
     @property
-    def encoder(self) -> Encoder:
-        assert self.load, "an index encodes nothing"
-        self._encoder = self._encoder or self.load()
-        return self._encoder
+    def complete(self) -> bool:
+        return (self.folder / DONE).is_file()
 
-    def _encode(self, pictures: list[Any], captions: list[str]) -> dict[str, Tensor]:
-        made = {"latents": self.encoder.latents(pictures).half()}
-        if self.wanted.flip:
-            made["flipped"] = self.encoder.latents(pictures, flipped=True).half()
-        made |= stored(self.encoder.condition(captions))
-        for name, value in made.items():
-            if not torch.isfinite(value).all():
-                raise RunError(f"{name} do not fit into float16, in which they are kept; train without a cache")
-        return made
+    def missing(self) -> list[int]:
+        """Numbers of the shards that are still to be read."""
+        return [number for number in range(len(self.shards)) if not self._note(number).is_file()]
 
-    def _finish(self) -> None:
-        """Count what all processes made; `cache.json` says that the folder is complete."""
-        shards = range(len(self.wanted.shards))
-        if not all(note_file(self.folder, number).is_file() for number in shards):
-            raise RunError(
-                f"{self.folder}: lacks shards that other processes made; all must see one and the same folder"
-            )
-        notes = [read_note(self.folder, number) for number in shards]
-        faults, counts = Faults(), [len(columns["key"]) for columns, _ in notes]
-        for _, each in notes:
-            faults.merge(each)
-        if not sum(counts):
-            raise ModelError(f"no shard has a usable sample:\n{faults.listed()}")
-        if self.load and not (self.folder / EMPTY).is_file():
-            write_tensors(self.folder / EMPTY, stored(self.encoder.empty()))
-        about = {"key": self.wanted.key, "samples": counts, **faults.to_json()}
-        write_json(self.folder / DONE, {**about, "ingredients": self.wanted.ingredients})
+    def _note(self, number: int) -> Path:
+        return self.folder / f"{number:05}.json"
 
-    def _tell(self, faults: Faults) -> None:
-        if self.on_faults == "stop":
-            _stop(faults)
+    def __str__(self) -> str:
+        what = "encoded samples" if self.latents else "index of samples (encoded at every step)"
+        if self.complete:
+            return f"{what} in {self.folder}: complete, {sum(_read(Done, self.folder / DONE).samples)} samples"
+        done = len(self.shards) - len(self.missing())
+        state = f"{done} of {len(self.shards)} shards are there" if done else "to be made"
+        return f"{what} in {self.folder}: {state}"
+
+    def open(self, device: torch.device, processes: PartialState) -> CachedSamples | UncachedSamples:
+        """All processes come here together; what is missing is made first."""
+        encoder = functools.cache(lambda: Encoder.load(self.model, self.resolution, device))
+        self.build(processes, encoder)
+        return CachedSamples(self.folder) if self.latents else UncachedSamples(self.folder, self.shards, encoder())
+
+    def build(self, processes: PartialState, encoder: Callable[[], Encoder]) -> None:
+        """Go on where an earlier build was killed; `encoder` is called only if something is left to encode."""
+        first = processes.is_main_process
+        if first:
+            self.folder.mkdir(parents=True, exist_ok=True)
+        with _only_builder(self.folder) if first and not self.complete else nullcontext():
+            processes.wait_for_everyone()
+            if not self.folder.is_dir():
+                raise RunError(
+                    f"{self.folder}: the first process made this folder, and this process does not see it; all must "
+                    "see one and the same `cache_folder`: choose a place that the machines share"
+                )
+            complete = self.complete  # perhaps by another run, for which this one waited
+            if not complete:
+                mine = range(processes.process_index, len(self.shards), processes.num_processes)
+                self._encode_shards([number for number in self.missing() if number in mine], encoder)
+            processes.wait_for_everyone()
+            if first and not complete:
+                self._finish(encoder)
+            processes.wait_for_everyone()
+        faults = _read(Done, self.folder / DONE).faults
+        self._stop(faults)
         if faults.total():
             note(f"data: faults were skipped, {faults.summary()}; for example {faults.examples[0]}")
 
+    def _encode_shards(self, numbers: Sequence[int], encoder: Callable[[], Encoder]) -> None:
+        done, total = 0, sum(self.shards[number].size for number in numbers)
+        with figures_bar(f"{'encoding' if self.latents else 'indexing'}, KB of shards", total // 1000) as show:
+            for number in numbers:
+                shard = self.shards[number]
+                for position in self._encode_shard(number, encoder):
+                    show((done + min(position, shard.size)) // 1000, shard.name)
+                done += shard.size
 
-@contextmanager
-def _in_turn(folder: Path) -> Iterator[None]:
-    """Where another run is making the same, wait until it has."""
-    with ExitStack() as held:
-        for waits in count():
-            try:
-                held.enter_context(only_writer(folder))
-                break
-            except BusyError:
-                if not waits:
-                    note(f"{folder}: another run is making this cache; waiting until it is done")
-                time.sleep(POLL)
-        yield
+    def _encode_shard(self, number: int, encoder: Callable[[], Encoder]) -> Iterator[int]:
+        """Write one shard's files; yields how many of its bytes were read."""
+        shard, faults, usable = self.shards[number], Faults(), 0
+        made: dict[str, list[Tensor]] = defaultdict(list)
+        samples: list[Placed] = []
+        for chunk in squares(shard, self.resolution, faults, BATCH):
+            usable += len(chunk)
+            if not chunk or (faults.total() and self.faults == "stop"):
+                continue
+            samples += [Placed(each.key, each.caption, each.offset, len(each.picture)) for each, _ in chunk]
+            if self.latents:
+                pictures = [pixels for _, pixels in chunk]
+                rows = {"latents": encoder().latents(pictures).half()}
+                if self.flip:
+                    rows["flipped"] = encoder().latents(pictures, flipped=True).half()
+                rows |= _stored(encoder().condition([sample.caption for sample, _ in chunk]))
+                for name, value in rows.items():
+                    if not torch.isfinite(value).all():
+                        raise RunError(f"{name} do not fit into float16, in which they are kept; train without a cache")
+                    made[name].append(value)
+            yield chunk[-1][0].position
+        if not usable:
+            faults.add("no usable sample", shard.name)
+        self._stop(faults)
+        if made:
+            _write(
+                self._note(number).with_suffix(".safetensors"), {name: torch.cat(each) for name, each in made.items()}
+            )
+        _write(self._note(number), Note(shard=shard.name, samples=samples, faults=faults))
+
+    def _finish(self, encoder: Callable[[], Encoder]) -> None:
+        """Count what all processes made; `cache.json` says that the folder is complete."""
+        if self.missing():
+            raise RunError(
+                f"{self.folder}: lacks shards that other processes made; all must see one and the same folder"
+            )
+        faults, counts = Faults(), list[int]()
+        for number in range(len(self.shards)):
+            about = _read(Note, self._note(number))
+            counts.append(len(about.samples))
+            faults.merge(about.faults)
+        if not sum(counts):
+            raise ModelError(f"no shard has a usable sample:\n{faults.listed()}")
+        if self.latents:
+            _write(self.folder / EMPTY, _stored(encoder().empty()))
+        _write(self.folder / DONE, Done(key=self.key, samples=counts, faults=faults, ingredients=self.ingredients))
+
+    def _stop(self, faults: Faults) -> None:
+        if self.faults == "stop" and faults.total():
+            raise ModelError(
+                f"{faults.listed()}\nthe data has faults ({faults.summary()}); mend it, or leave such samples out "
+                "with `faults: skip`"
+            )
 
 
-def _about(sample: Any) -> dict[str, Any]:
-    return {"key": sample.key, "caption": sample.caption, "offset": sample.offset, "size": len(sample.picture)}
+class CachedSamples:
+    """A complete cache. Nothing is loaded or mapped: the operating system keeps what is read often in memory, and a
+    file that is cut short meanwhile is told, where a mapping would end the process."""
+
+    def __init__(self, folder: Path):
+        done = _read(Done, folder / DONE)
+        self.faults, self.starts = done.faults, numpy.cumsum([0, *done.samples])
+        self.size = int(self.starts[-1])
+        files = [folder / f"{number:05}.safetensors" for number in range(len(done.samples))]
+        counted = zip(files, done.samples, strict=True)
+        self.shards = [_tensors(file, count) if count else {} for file, count in counted]
+        empty = _tensors(folder / EMPTY, 1)
+        self.empty = _condition({name: _rows([entry], [0]) for name, entry in empty.items()})
+
+    def read(self, rows: Tensor, flipped: Tensor | None = None) -> Batch:
+        numbers = rows.numpy()
+        if not (numbers.min() >= 0 and numbers.max() < self.size):
+            raise IndexError(f"rows {numbers.min()}..{numbers.max()} of {self.size} samples")
+        shards = numpy.searchsorted(self.starts, numbers, side="right") - 1
+        within, held = numbers - self.starts[shards], [self.shards[shard] for shard in shards]
+        tensors = {name: _rows([each[name] for each in held], within) for name in held[0] if name != "flipped"}
+        latents = tensors.pop("latents")
+        for seat in flipped.nonzero().flatten() if flipped is not None else ():
+            latents[seat] = _rows([held[seat]["flipped"]], within[seat : seat + 1])[0]
+        return Batch(latents, _condition(tensors))
 
 
-def _stop(faults: Faults) -> None:
-    if faults.total():
-        raise ModelError(
-            f"{faults.listed()}\nthe data has faults ({faults.summary()}); mend it, or leave such samples out "
-            "with `faults: skip`"
-        )
+class UncachedSamples:
+    """Samples encoded at every read, for comparison and where disks are small. `folder` is a complete index."""
+
+    def __init__(self, folder: Path, shards: Sequence[Shard], encoder: Encoder):
+        if streams := [shard.name for shard in shards if not shard.seekable]:
+            raise ModelError(
+                f"{', '.join(streams[:3])}{' ...' if len(streams) > 3 else ''}: can only be read from its start; train "
+                "from a cache, or unpack it to a plain .tar"
+            )
+        self.encoder, self.empty, self.faults = encoder, encoder.empty(), _read(Done, folder / DONE).faults
+        notes = [_read(Note, folder / f"{number:05}.json") for number in range(len(shards))]
+        self.placed = [(shard, each) for shard, note in zip(shards, notes, strict=True) for each in note.samples]
+        self.size = len(self.placed)
+
+    def read(self, rows: Tensor, flipped: Tensor | None = None) -> Batch:
+        wanted = [self.placed[row] for row in rows.tolist()]
+        with ThreadPoolExecutor(THREADS) as pool:  # a store answers slowly, and decoding leaves Python
+            pictures = list(pool.map(self._picture, wanted))
+        for seat in flipped.nonzero().flatten() if flipped is not None else ():
+            pictures[seat] = pictures[seat][:, ::-1]
+        condition = self.encoder.condition([each.caption for _, each in wanted])
+        return Batch(self.encoder.latents(pictures), condition)
+
+    def _picture(self, wanted: tuple[Shard, Placed]) -> numpy.ndarray:
+        shard, placed = wanted
+        try:
+            with reading_store():
+                store, path = (filesystem("file"), shard.url) if shard.kind == "local" else url_to_fs(shard.url)
+                data = store.cat_file(path, placed.offset, placed.offset + placed.size)
+            return square(data, self.encoder.resolution)
+        except (OSError, UnreadableError) as error:
+            raise RunError(
+                f"{shard.name}: cannot be read as it was indexed ({public(str(error))}); did it change?"
+            ) from None
 
 
-def stored(condition: Condition) -> dict[str, Tensor]:
+def _tensors(file: Path, count: int) -> dict[str, Entry]:
+    """Of a safetensors file, unread: safetensors' own readers copy whole tensors, or map the file."""
+    try:
+        found = read_headers([file]).tensors
+    except ModelError as error:
+        raise _damaged(file, error) from None
+    if any(entry.shape[:1] != (count,) or entry.dtype not in DTYPES for entry in found.values()):
+        raise _damaged(file, "it holds other samples than it should")
+    return found
+
+
+def _rows(entries: Sequence[Entry], rows: Sequence[int] | numpy.ndarray) -> Tensor:
+    """A row of each, float32 [n, ...]."""
+    taken = numpy.empty((len(rows), *entries[0].shape[1:]), DTYPES[entries[0].dtype])
+    for seat, entry, row in zip(taken, entries, rows, strict=True):
+        size = entry.size // entry.shape[0]
+        try:
+            with entry.file.open("rb", buffering=0) as opened:
+                opened.seek(entry.start + int(row) * size)
+                if opened.readinto(seat) != size:
+                    raise OSError("it has become shorter")
+        except OSError as error:
+            raise _damaged(entry.file, error) from None
+    return torch.from_numpy(taken).float()
+
+
+def _condition(tensors: dict[str, Tensor]) -> Condition:
+    return Condition(tensors["text"], {name: value for name, value in tensors.items() if name != "text"})
+
+
+def _stored(condition: Condition) -> dict[str, Tensor]:
     """As kept on disk: sizes in pixels need more than float16."""
     added = {name: value if name == "time_ids" else value.half() for name, value in condition.added.items()}
     return {"text": condition.text.half(), **added}
+
+
+@contextmanager
+def _only_builder(folder: Path) -> Iterator[None]:
+    """Where another run is making the same, wait until it has. The kernel lets go of a killed one's lock."""
+    lock = FileLock(folder / LOCK)
+    try:
+        held = lock.acquire(blocking=False)
+    except Timeout:
+        note(f"{folder}: another run is making this cache; waiting until it is done")
+        held = lock.acquire()
+    with held:
+        yield
+
+
+def _read(kind: type[File], file: Path) -> File:
+    try:
+        return kind.model_validate_json(check_text(file).read_bytes())
+    except (OSError, ValueError) as error:
+        raise _damaged(file, str(error).splitlines()[0]) from None
+
+
+def _write(file: Path, value: BaseModel | dict[str, Tensor]) -> None:
+    with whole_file(file) as partial:
+        if isinstance(value, BaseModel):
+            partial.write_text(value.model_dump_json(indent=1) + "\n", encoding="utf-8")
+        else:
+            save_file({name: each.contiguous() for name, each in value.items()}, partial)
+
+
+def _damaged(file: Path, why: object) -> ModelError:
+    return ModelError(f"{file}: is damaged ({why}); remove {file.parent} and let it be made again")

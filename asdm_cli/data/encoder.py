@@ -28,62 +28,55 @@ def check_resolution(model: ModelDirectory, resolution: int) -> None:
 
 
 class Encoder:
-    """VAE and text encoders of one pipeline, for square pictures of `resolution` pixels."""
+    """VAE and text encoders of one pipeline, for square pictures of `resolution` pixels. Not in inference mode: what
+    comes out takes part in training."""
 
     def __init__(self, pipe: Any, resolution: int):
-        self.pipe, self.resolution = pipe, resolution
-        self.device, self.vae = pipe.device, pipe.vae
+        self.pipe, self.resolution, self.vae = pipe, resolution, pipe.vae
         if pipe.vae.dtype == torch.float16 and pipe.vae.config.force_upcast:
             self.vae.to(dtype=torch.float32)
 
     @classmethod
-    def load(cls, model: ModelDirectory, resolution: int, device: torch.device, dtype: torch.dtype) -> Encoder:
+    def load(cls, model: ModelDirectory, resolution: int, device: torch.device) -> Encoder:
         check_resolution(model, resolution)
-        return cls(load_pipeline(model, device, dtype, with_unet=False), resolution)
+        return cls(load_pipeline(model, device, torch.float32, with_unet=False), resolution)
 
-    @torch.no_grad()  # not inference_mode: what comes out takes part in training
+    @torch.no_grad()
     def latents(self, pictures: Sequence[numpy.ndarray], flipped: bool = False) -> Tensor:
         """uint8 [h, w, 3] each -> the posterior's means [n, c, h, w], scaled as the UNet learned them; float32, CPU."""
-        pixels = to_unit(pictures)
+        pixels = torch.from_numpy(numpy.stack(pictures)).permute(0, 3, 1, 2).float() / 127.5 - 1
         pixels = pixels.flip(-1) if flipped else pixels
-        mean = retrieve_latents(self.vae.encode(pixels.to(self.device, self.vae.dtype)), sample_mode="argmax")
-        return _finite(self._scaled(mean.float()).cpu(), "the VAE")
+        encoded = self.vae.encode(pixels.to(self.pipe.device, self.vae.dtype))
+        return _finite(self.scaled(retrieve_latents(encoded, sample_mode="argmax").float()).cpu(), "the VAE")
 
-    def _scaled(self, latents: Tensor) -> Tensor:
+    def scaled(self, latents: Tensor) -> Tensor:
         config = self.vae.config
         mean, std = config.get("latents_mean"), config.get("latents_std")
-        if mean is not None and std is not None:
-            mean, std = (latents.new_tensor(each).view(1, -1, 1, 1) for each in (mean, std))
-            return (latents - mean) * config.scaling_factor / std
-        return (latents - (config.get("shift_factor") or 0.0)) * config.scaling_factor
+        if mean is None or std is None:
+            return (latents - (config.get("shift_factor") or 0.0)) * config.scaling_factor
+        mean, std = (latents.new_tensor(each).view(1, -1, 1, 1) for each in (mean, std))
+        return (latents - mean) * config.scaling_factor / std
 
-    @torch.no_grad()  # not inference_mode: what comes out takes part in training
+    @torch.no_grad()
     def condition(self, captions: Sequence[str]) -> Condition:
         """As the pipeline itself encodes its prompts."""
-        encoded = self.pipe.encode_prompt(
-            prompt=list(captions), device=self.device, num_images_per_prompt=1, do_classifier_free_guidance=False
+        text, _, *pooled = self.pipe.encode_prompt(
+            prompt=list(captions), device=self.pipe.device, num_images_per_prompt=1, do_classifier_free_guidance=False
         )
-        text = _finite(encoded[0].float().cpu(), "the text encoder")
-        if len(encoded) == 2:
+        text = _finite(text.float().cpu(), "the text encoder")
+        if not pooled:
             return Condition(text)
         side = float(self.resolution)
         sizes = torch.tensor([[side, side, 0.0, 0.0, side, side]]).repeat(len(captions), 1)
-        pooled = _finite(encoded[2].float().cpu(), "the text encoder")
-        return Condition(text, {"text_embeds": pooled, "time_ids": sizes})
+        return Condition(text, {"text_embeds": _finite(pooled[0].float().cpu(), "the text encoder"), "time_ids": sizes})
 
     def empty(self) -> Condition:
         """What the pipeline puts in a missing prompt's place: "" encoded, or zeros where SDXL says so."""
         condition = self.condition([""])
         if not self.pipe.config.get("force_zeros_for_empty_prompt"):
             return condition
-        added = dict(condition.added)
-        added["text_embeds"] = torch.zeros_like(added["text_embeds"])
-        return Condition(torch.zeros_like(condition.text), added)
-
-
-def to_unit(pictures: Sequence[numpy.ndarray]) -> Tensor:
-    """uint8 [h, w, 3] each -> float32 [n, 3, h, w] in -1..1."""
-    return torch.from_numpy(numpy.stack(pictures)).permute(0, 3, 1, 2).float() / 127.5 - 1
+        zeros = torch.zeros_like(condition.added["text_embeds"])
+        return Condition(torch.zeros_like(condition.text), {**condition.added, "text_embeds": zeros})
 
 
 def _finite(values: Tensor, what: str) -> Tensor:

@@ -9,7 +9,7 @@ from asdm_cli.report.document import Report
 
 METHODS = {
     "prune": "asdm_cli.verbs.prune",
-    "distill": "asdm_cli.methods.distill",
+    "distill": "asdm_cli.verbs.distill",
     "assemble": "asdm_cli.verbs.assemble",
     "condconv-expand": "asdm_cli.verbs.expand",
     "inherit": "asdm_cli.verbs.inherit",

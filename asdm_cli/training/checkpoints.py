@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import shutil
 from pathlib import Path
 from typing import Any
 
@@ -11,65 +9,48 @@ import torch
 
 from asdm_cli.console import note
 from asdm_cli.errors import RunError
-from asdm_cli.models.write import sync
-
-_PREFIX = "step-"
-STATE = "state.pt"
+from asdm_cli.models.write import whole_file
 
 
-def save(folder: Path, step: int, state: dict[str, Any], keep: int = 2) -> Path:
-    """Write `state` as `folder/step-N/state.pt`; a kill at any moment leaves the previous one usable.
+def save(folder: Path, step: int, state: dict[str, Any], keep: int = 2) -> None:
+    """Write `folder/step-N.pt`; a kill at any moment leaves the previous one usable.
 
     Raises RunError, with the last good checkpoint, where the disk is full.
     """
-    target = folder / f"{_PREFIX}{step:08d}"
-    partial = folder / f".partial-{target.name}"
-    shutil.rmtree(partial, ignore_errors=True)
+    folder.mkdir(parents=True, exist_ok=True)
+    target = folder / f"step-{step:08d}.pt"
     try:
-        partial.mkdir(parents=True)
-        with (partial / STATE).open("wb") as handle:
-            torch.save(state, handle)
-            handle.flush()
-            os.fsync(handle.fileno())
-        sync(partial)
+        with whole_file(target) as partial:
+            torch.save(state, partial)
     except (OSError, RuntimeError) as error:  # torch's own writer turns a full disk into a RuntimeError
-        shutil.rmtree(partial, ignore_errors=True)
         reason = getattr(error, "strerror", None) or str(error).splitlines()[0]
         raise RunError(
             f"{target}: cannot be written ({reason}); make room, then go on from {last_good(folder)}"
         ) from None
-    shutil.rmtree(target, ignore_errors=True)
-    partial.rename(target)
-    sync(folder)
     for old in _all(folder)[:-keep]:
-        shutil.rmtree(old)
-    return target
+        old.unlink()
 
 
 def latest(folder: Path) -> dict[str, Any] | None:
     """The newest state that can be read, loaded on the CPU without running any code from the file; None if there is no
     checkpoint. Raises RunError where there are some and all are damaged."""
     found = _all(folder)
-    for place in reversed(found):
+    for file in reversed(found):
         try:
-            return _read(place / STATE)
+            if not file.is_file():  # a pipe would be waited for
+                raise ValueError("no regular file")
+            state: Any = torch.load(file, map_location="cpu", weights_only=True)
+            if not isinstance(state, dict) or type(state.get("step")) is not int:
+                raise ValueError("holds no state of a training")
+            return state
         except MemoryError:
             raise
         except Exception as error:  # torch has many ways to say that a file is damaged
             reason = (str(error) or type(error).__name__).splitlines()[0][:200]
-            note(f"{place / STATE}: cannot be read ({reason}); going on from the checkpoint before it")
+            note(f"{file}: cannot be read ({reason}); going on from the checkpoint before it")
     if found:
         raise RunError(f"{folder}: none of its {len(found)} checkpoints can be read; take it away, and start anew")
     return None
-
-
-def _read(file: Path) -> dict[str, Any]:
-    if not file.is_file():  # a pipe would be waited for
-        raise ValueError("no regular file")
-    state: Any = torch.load(file, map_location="cpu", weights_only=True)
-    if not isinstance(state, dict) or type(state.get("step")) is not int:
-        raise ValueError("holds no state of a training")
-    return state
 
 
 def last_good(folder: Path) -> str:
@@ -79,4 +60,4 @@ def last_good(folder: Path) -> str:
 
 
 def _all(folder: Path) -> list[Path]:
-    return sorted(folder.glob(f"{_PREFIX}*"))
+    return sorted(folder.glob("step-*.pt"))

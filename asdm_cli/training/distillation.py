@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
-from typing import Any
+from functools import partial
+from typing import Any, NamedTuple
 
 import torch
+from accelerate.utils import send_to_device, slice_tensors
 from torch import Tensor, nn
 
-from asdm_cli.data.samples import Condition, Samples
-from asdm_cli.training.features import Features
-from asdm_cli.training.losses import Points, feature_loss, min_snr_weight, prediction_loss
+from asdm_cli.data.samples import Batch, Samples
+from asdm_cli.training.loop import Task
+from asdm_cli.training.losses import Points, feature_loss, min_snr_weight, prediction_loss, weight_at
 from asdm_cli.training.order import Noise, Part
-from asdm_cli.training.plan import Task, Term
+from asdm_cli.training.plan import Task
+from asdm_cli.training.sampling_order import Noise, Part
 from asdm_cli.unet.feature_pairs import FeaturePair
 
 HELD_OUT = 256
@@ -22,162 +26,162 @@ HELD_OUT = 256
 
 
 @dataclass(frozen=True)
-class Row:
-    """A row of the loss. `taps[student]` are the nodes of a `features` row."""
+class LossTerm:
+    """A row of the weighted sum. `feature_pairs[student]` are the nodes that a `features` term compares."""
 
     kind: str
     weight: Points = 1.0
     snr_gamma: float | None = None
     normalise: bool = False
-    taps: dict[str, list[FeaturePair]] = field(default_factory=dict)
+    feature_pairs: dict[str, list[FeaturePair]] = field(default_factory=dict)
+
+    def __str__(self) -> str:
+        points = [] if isinstance(self.weight, int | float) else self.weight
+        told = [f"{self.kind}, weight {', '.join(f'{w:g} at step {s:,.0f}' for s, w in points) or self.weight}"]
+        told += [f"min-SNR gamma {self.snr_gamma:g}"] if self.snr_gamma else []
+        told += ["normalised by the teacher"] if self.normalise else []
+        for name, pairs in self.feature_pairs.items():
+            told.append(f"{name} {' '.join(f'{pair.student}={pair.teacher}' for pair in pairs)}")
+        return ", ".join(told)
 
 
-@dataclass
-class Noisy:
+class NoisyBatch(NamedTuple):
     """A part of a step: `noisy` latents at `timesteps`, what they are of, and what the teacher makes of them."""
 
     noisy: Tensor
     timesteps: Tensor
-    condition: Condition
+    text: Tensor
+    added: dict[str, Tensor]
     target: Tensor
     alpha: Tensor
     teacher_output: Tensor | None = None
-    teacher_features: dict[str, Tensor] = field(default_factory=dict)
+    teacher_features: dict[str, Tensor] = {}  # noqa: RUF012 - never changed in place
 
-    def to(self, device: torch.device) -> Noisy:
-        added = {name: value.to(device) for name, value in self.condition.added.items()}
-        return Noisy(
-            self.noisy.to(device),
-            self.timesteps.to(device),
-            Condition(self.condition.text.to(device), added),
-            self.target.to(device),
-            self.alpha.to(device),
-        )
+
+class FeatureRecorder:
+    """Keeps what modules of a plain (unwrapped) model return, by name, while `recorded` is open.
+
+    Gradient checkpointing runs layers a second time in the backward pass: that pass is not recorded.
+    """
+
+    def __init__(self, model: nn.Module, names: Iterable[str]):
+        self._kept: dict[str, Tensor] | None = None
+        for name in dict.fromkeys(names):
+            model.get_submodule(name).register_forward_hook(partial(self._keep, name))
+
+    @contextmanager
+    def recorded(self) -> Iterator[dict[str, Tensor]]:
+        self._kept = kept = dict[str, Tensor]()
+        try:
+            yield kept
+        finally:
+            self._kept = None
+
+    def _keep(self, name: str, _module: nn.Module, _inputs: Any, output: Any) -> None:
+        if self._kept is not None:
+            self._kept[name] = output if isinstance(output, Tensor) else output[0]
 
 
 class Distillation(Task):
-    """`scheduler` adds the noise (any diffusers scheduler with betas and an epsilon or v prediction)."""
+    """`scheduler` adds the noise (any diffusers scheduler with betas and an epsilon or v prediction); `precise` opens
+    the number format that the teacher, and what is held out, are computed in."""
 
-    def __init__(
-        self, samples: Samples, scheduler: Any, rows: list[Row], text_dropout: float = 0.0, flip: bool = False
+    def __init__(  # noqa: PLR0913 - what a step depends on, each by its name
+        self,
+        samples: Samples,
+        scheduler: Any,
+        terms: Sequence[LossTerm],
+        text_dropout: float = 0.0,
+        flip: bool = False,
+        device: torch.device = torch.device("cpu"),  # noqa: B008 - a constant
+        precise: Callable[[], AbstractContextManager[Any]] = nullcontext,
     ):
-        self.samples, self.size = samples, samples.size
-        self.scheduler, self.rows = scheduler, rows
-        self.text_dropout, self.flip = text_dropout, flip
+        self.samples, self.size, self.scheduler, self.terms = samples, samples.size, scheduler, terms
+        self.text_dropout, self.flip, self.device, self.precise = text_dropout, flip, device, precise
         self.kind: str = scheduler.config.prediction_type
-        self.device = torch.device("cpu")
         self.teacher: nn.Module | None = None
-        self.precise: Callable[[], AbstractContextManager[Any]] = nullcontext
-        self.features: dict[str, Features] = {}
+        self.recorders: dict[str, FeatureRecorder] = {}
         self.held_out: Samples | None = None
-        self.on_validation: Callable[[str, nn.Module, int], None] | None = None
+        self.on_validation: Callable[[str, nn.Module, int], None] = lambda *_: None
 
-    def attach_teacher(
-        self, teacher: nn.Module, precise: Callable[[], AbstractContextManager[Any]] = nullcontext
-    ) -> None:
-        """`precise` opens the number format that the teacher runs in."""
-        self.teacher, self.precise = teacher.eval().requires_grad_(False), precise
-        taps = [tap for row in self.rows for of in row.taps.values() for tap in of]
-        self._teacher_taps = Features(
-            teacher, list(dict.fromkeys(name for tap in taps for name in tap.teacher_modules))
-        )
+    def attach_teacher(self, teacher: nn.Module) -> None:
+        self.teacher = teacher.eval().requires_grad_(False)
+        pairs = [pair for term in self.terms for each in term.feature_pairs.values() for pair in each]
+        self.teacher_recorder = FeatureRecorder(teacher, (name for pair in pairs for name in pair.teacher_modules))
 
     def attach_student(self, name: str, module: nn.Module) -> None:
-        taps = [tap for row in self.rows for tap in row.taps.get(name, [])]
-        self.features[name] = Features(module, list(dict.fromkeys(n for tap in taps for n in tap.student_modules)))
+        pairs = [pair for term in self.terms for pair in term.feature_pairs.get(name, ())]
+        self.recorders[name] = FeatureRecorder(module, (each for pair in pairs for each in pair.student_modules))
 
-    def read(self, rows: Tensor, noise: Noise) -> Noisy:
+    def read(self, rows: Tensor, noise: Noise) -> NoisyBatch:
         timesteps = noise.integers(self.scheduler.config.num_train_timesteps)
         dropped = noise.uniform() < self.text_dropout
         flipped = noise.uniform() < 0.5 if self.flip else None
-        batch = self.samples.read(rows, flipped)
-        eps = noise.normal(*batch.latents.shape[1:])
-        return self._noisy(batch.latents, _dropped(batch.condition, self.samples.empty, dropped), timesteps, eps)
+        samples = self.samples.read(rows, flipped)
+        batch = self._noisy(samples, timesteps, noise.normal(*samples.latents.shape[1:]))
+        text = torch.where(dropped[:, None, None], self.samples.empty.text, batch.text)
+        added = dict(batch.added)
+        if "text_embeds" in added:  # sizes and crops stay
+            empty = self.samples.empty.added["text_embeds"]
+            added["text_embeds"] = torch.where(dropped[:, None], empty, added["text_embeds"])
+        return batch._replace(text=text, added=added)
 
-    def _noisy(self, latents: Tensor, condition: Condition, timesteps: Tensor, eps: Tensor) -> Noisy:
-        noisy = self.scheduler.add_noise(latents, eps, timesteps)
+    def _noisy(self, samples: Batch, timesteps: Tensor, eps: Tensor) -> NoisyBatch:
+        noisy = self.scheduler.add_noise(samples.latents, eps, timesteps)
         velocity = self.kind == "v_prediction"
-        target = self.scheduler.get_velocity(latents, eps, timesteps) if velocity else eps
-        return Noisy(noisy, timesteps, condition, target, self.scheduler.alphas_cumprod[timesteps])
+        target = self.scheduler.get_velocity(samples.latents, eps, timesteps) if velocity else eps
+        condition, alpha = samples.condition, self.scheduler.alphas_cumprod[timesteps]
+        return NoisyBatch(noisy, timesteps, condition.text, condition.added, target, alpha)
 
     @torch.no_grad()
-    def prepare(self, batch: Noisy) -> Noisy:
-        batch = batch.to(self.device)
+    def prepare(self, batch: NoisyBatch) -> NoisyBatch:
+        batch = send_to_device(batch, self.device)
         if self.teacher is None:
             return batch
-        with self.precise(), self._teacher_taps.recorded() as features:
-            batch.teacher_output = _predict(self.teacher, batch)
-        batch.teacher_features = dict(zip(self._teacher_taps.names, features, strict=True))
-        return batch
+        with self.precise(), self.teacher_recorder.recorded() as features:
+            return batch._replace(teacher_output=_predict(self.teacher, batch), teacher_features=features)
 
-    def losses(self, name: str, module: nn.Module, batch: Noisy, step: int) -> dict[str, Term]:
-        with self.features[name].recorded() as outputs:
+    def losses(self, name: str, module: nn.Module, batch: NoisyBatch, step: int) -> dict[str, tuple[float, Tensor]]:
+        with self.recorders[name].recorded() as features:
             predicted = _predict(module, batch)
-        features = dict(zip(self.features[name].names, outputs, strict=True))
-        terms: dict[str, Term] = {}
-        for row in self.rows:
-            label = row.kind if row.kind not in terms else f"{row.kind} {len(terms) + 1}"
-            terms[label] = Term.at(step, self._value(row, name, predicted, features, batch), row.weight)
-        return terms
-
-    def _value(self, row: Row, name: str, predicted: Tensor, features: dict[str, Tensor], batch: Noisy) -> Tensor:
-        if row.kind == "features":
-            ours = [features[module] for tap in row.taps[name] for module in tap.student_modules]
-            theirs = [batch.teacher_features[module] for tap in row.taps[name] for module in tap.teacher_modules]
-            return feature_loss(ours, theirs, row.normalise)
-        weights = None if row.snr_gamma is None else min_snr_weight(batch.alpha, row.snr_gamma, self.kind)
-        wanted = batch.target if row.kind == "task" else batch.teacher_output
-        assert wanted is not None, "the recipe let a row pass that needs a teacher"
-        return prediction_loss(predicted, wanted, weights)
+        found: dict[str, tuple[float, Tensor]] = {}
+        for term in self.terms:
+            if term.kind == "features":
+                pairs = term.feature_pairs[name]
+                ours = [features[each] for pair in pairs for each in pair.student_modules]
+                theirs = [batch.teacher_features[each] for pair in pairs for each in pair.teacher_modules]
+                value = feature_loss(ours, theirs, term.normalise)
+            else:
+                weights = min_snr_weight(batch.alpha, term.snr_gamma, self.kind) if term.snr_gamma else None
+                wanted = batch.target if term.kind == "task" else batch.teacher_output
+                assert wanted is not None, "the recipe let a term pass that needs a teacher"
+                value = prediction_loss(predicted, wanted, weights)
+            label = term.kind if term.kind not in found else f"{term.kind} {len(found) + 1}"
+            found[label] = weight_at(term.weight, step), value
+        return found
 
     def validate(self, name: str, module: nn.Module, step: int) -> dict[str, float]:
         """Task and output losses on held-out samples, unweighted, always with the same noise."""
-        if self.on_validation is not None:
-            self.on_validation(name, module, step)
+        self.on_validation(name, module, step)
         if self.held_out is None:
             return {}
-        rows = torch.arange(min(HELD_OUT, self.held_out.size))
-        batch = self.held_out.read(rows)
-        noise = Noise(0, 0, Part(len(rows)))
-        timesteps, eps = (
-            noise.integers(self.scheduler.config.num_train_timesteps),
-            noise.normal(*batch.latents.shape[1:]),
-        )
-        whole = self._noisy(batch.latents, batch.condition, timesteps, eps)
-        sums: dict[str, float] = {}
-        for part in _parts(whole):
-            part = self.prepare(part)
+        count = min(HELD_OUT, self.held_out.size)
+        samples, noise = self.held_out.read(torch.arange(count)), Noise(0, 0, Part(count))
+        timesteps = noise.integers(self.scheduler.config.num_train_timesteps)
+        whole = self._noisy(samples, timesteps, noise.normal(*samples.latents.shape[1:]))
+        sums: dict[str, float] = defaultdict(float)
+        for start in range(0, count, 32):
+            batch = self.prepare(slice_tensors(whole, slice(start, start + 32)))
             with self.precise():
-                predicted = _predict(module, part)
-            for kind, wanted in (("task", part.target), ("output", part.teacher_output)):
+                predicted = _predict(module, batch)
+            for kind, wanted in (("task", batch.target), ("output", batch.teacher_output)):
                 if wanted is not None:
-                    sums[kind] = sums.get(kind, 0.0) + float(prediction_loss(predicted, wanted)) * len(predicted)
-        return {kind: total / len(rows) for kind, total in sums.items()}
+                    sums[kind] += float(prediction_loss(predicted, wanted)) * len(predicted)
+        return {kind: total / count for kind, total in sums.items()}
 
 
-def _predict(unet: nn.Module, batch: Noisy) -> Tensor:
+def _predict(unet: nn.Module, batch: NoisyBatch) -> Tensor:
     noisy = batch.noisy.to(memory_format=torch.channels_last)
-    added = batch.condition.added or None
-    predicted: Tensor = unet(noisy, batch.timesteps, batch.condition.text, added_cond_kwargs=added, return_dict=False)[
-        0
-    ]
+    added = batch.added or None
+    predicted: Tensor = unet(noisy, batch.timesteps, batch.text, added_cond_kwargs=added, return_dict=False)[0]
     return predicted
-
-
-def _dropped(condition: Condition, empty: Condition, dropped: Tensor) -> Condition:
-    """The empty prompt's condition in the places that are dropped; sizes and crops stay."""
-    text = torch.where(dropped[:, None, None], empty.text, condition.text)
-    added = dict(condition.added)
-    if "text_embeds" in added:
-        added["text_embeds"] = torch.where(dropped[:, None], empty.added["text_embeds"], added["text_embeds"])
-    return Condition(text, added)
-
-
-def _parts(batch: Noisy, size: int = 32) -> list[Noisy]:
-    chunks = []
-    for start in range(0, len(batch.noisy), size):
-        part = slice(start, start + size)
-        added = {name: value[part] for name, value in batch.condition.added.items()}
-        condition = Condition(batch.condition.text[part], added)
-        chunks.append(Noisy(batch.noisy[part], batch.timesteps[part], condition, batch.target[part], batch.alpha[part]))
-    return chunks

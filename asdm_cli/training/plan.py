@@ -1,92 +1,300 @@
-"""How a training goes, and what is trained: the two things that the loop is told."""
+"""What `asdm distill` would do, found out from the recipe, configs and file headers; all that does not fit, at once."""
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
-from dataclasses import dataclass, field
+import os
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
+from importlib import import_module
+from inspect import signature
+from math import prod
+from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from accelerate.tracking import get_available_trackers
 
+from asdm_cli.data.cache import LatentCache
+from asdm_cli.data.encoder import check_resolution
+from asdm_cli.data.shards import Shard, find_shards
 from asdm_cli.errors import ModelError
-from asdm_cli.training.losses import Points, weight_at
-from asdm_cli.training.order import Noise
+from asdm_cli.models.check import check_drawing, check_parts, check_unet
+from asdm_cli.models.directory import ModelDirectory, find
+from asdm_cli.models.donors import unlike_pipelines
+from asdm_cli.models.metadata import taken
+from asdm_cli.models.schedulers import planned_scheduler, training_scheduler
+from asdm_cli.models.switched import one_unet
+from asdm_cli.models.write import carried_size, takes
+from asdm_cli.recipe.verbs import DistillRecipe, Ema, FeatureLoss
+from asdm_cli.report.document import Report
+from asdm_cli.training.distillation import LossTerm
+from asdm_cli.training.student import TrainingConfig, mixed_precision
+from asdm_cli.unet.addresses import Anatomy
+from asdm_cli.unet.feature_pairs import Tap, taps
+from asdm_cli.unet.flops import latent_size
+from asdm_cli.unet.stock import unlike_inputs
+from asdm_cli.unet.weights import Checkpoint
 
-PRECISIONS = {"float32": "no", "bfloat16": "bf16", "float16": "fp16"}
-"""What accelerate calls them."""
+FROM = "from "
+SHARDED = ("FSDP", "DEEPSPEED", "MEGATRON_LM")
+"""What accelerate can share out weights by, as it calls them in the environment."""
+
+
+class ErrorCollector:
+    """What is wrong, each fault with its key, so that all of it is told at once."""
+
+    def __init__(self) -> None:
+        self.told: list[str] = []
+
+    @contextmanager
+    def at(self, key: str) -> Iterator[None]:
+        """A ModelError ends the block, not more."""
+        try:
+            yield
+        except ModelError as error:
+            self.told.append(f"{key}: {error}")
+
+    def raise_all(self) -> None:
+        if self.told:
+            raise ModelError("\n".join(dict.fromkeys(self.told)))
 
 
 @dataclass(frozen=True)
-class Plan:
-    """How long, how fast, how often to look. `batch` is over all processes and accumulated parts."""
+class StudentModel:
+    """A student before it is loaded. `frozen` are names of its tensors."""
 
-    steps: int
-    batch: int
-    lr: float
-    schedule: str = "cosine"
-    warmup: int = 50
-    optimizer: type[torch.optim.Optimizer] = torch.optim.AdamW
-    options: dict[str, Any] = field(default_factory=lambda: {"weight_decay": 0.01, "betas": (0.9, 0.99)})
-    accumulate: int = 1
-    clip: float | None = 1.0
-    ema_decay: float | None = 0.999
-    ema_after: int = 0
-    seed: int = 0
-    save_every: int = 100
-    keep: int = 2
-    validate_every: int = 200
-    precision: str = "auto"
-    device: str = "auto"
-    compile: bool = False
-    trackers: tuple[str, ...] = ()
+    name: str
+    directory: ModelDirectory
+    checkpoint: Checkpoint
+    frozen: frozenset[str]
+
+    @property
+    def parameters(self) -> int:
+        return sum(prod(entry.shape) for entry in self.checkpoint.tensors.values())
+
+    def __str__(self) -> str:
+        learn = self.parameters - sum(prod(self.checkpoint.tensors[key].shape) for key in self.frozen)
+        places = ", ".join(sorted({key.split(".")[0] for key in self.frozen}))
+        frozen = f" ({len(self.frozen)} tensors of {places} are frozen)" if places else ""
+        all_of_it = f"{self.parameters / 1e6:.2f} M parameters"
+        return f"{self.name}: from {self.directory.name}, {all_of_it}, {learn / 1e6:.2f} M learn{frozen}"
 
 
 @dataclass(frozen=True)
-class Term:
-    """One row of the loss: its value, and what it weighs at this step."""
+class DistillPlan:
+    """`host` is the pipeline whose VAE, text encoder and scheduler everybody works with."""
 
-    value: Tensor
-    weight: float = 1.0
+    recipe: DistillRecipe
+    teacher: ModelDirectory | None
+    host: ModelDirectory
+    students: Sequence[StudentModel]
+    terms: Sequence[LossTerm]
+    resolution: int
+    train: Sequence[Shard]
+    held_out: Sequence[Shard]
+    config: TrainingConfig
 
-    @classmethod
-    def at(cls, step: int, value: Tensor, weight: Points) -> Term:
-        return cls(value, weight_at(weight, step))
+    def cache(self, held_out: bool = False) -> LatentCache:
+        """Where samples are encoded once; those held out always, since they are few and read again and again."""
+        data, shards = self.recipe.data, self.held_out if held_out else self.train
+        flip, latents = data.flip and not held_out, data.cache == "latents" or held_out
+        return LatentCache(shards, self.host, self.resolution, Path(data.cache_folder), flip, latents, data.faults)
 
-
-class Task(ABC):
-    """What is learnt. `size` samples make an epoch; what `read` and `prepare` return is shared by all who learn."""
-
-    size: int
-
-    @abstractmethod
-    def read(self, rows: Tensor, noise: Noise) -> Any:
-        """Samples of these numbers, and all that is random about this step."""
-
-    def prepare(self, batch: Any) -> Any:
-        """What costs once for all students: on the device, with the teacher's answers."""
-        return batch
-
-    @abstractmethod
-    def losses(self, name: str, module: nn.Module, batch: Any, step: int) -> dict[str, Term]:
-        """The terms of the student `name`, whose weighted sum is minimised."""
-
-    def validate(self, name: str, module: nn.Module, step: int) -> dict[str, float]:  # noqa: ARG002 - for those who do
-        """Figures of a student after so many steps, with the weights that it would be written with."""
-        return {}
+    def report(self) -> Report:
+        """The dry run: who learns what, and what would be made."""
+        names, teacher = ", ".join(each.name for each in self.students), self.teacher.name if self.teacher else "nobody"
+        steps = f"{self.recipe.steps:,} steps of {self.recipe.batch} samples at {self.resolution} pixels"
+        carried = sum(carried_size(student.directory, {"unet"}) for student in self.students)
+        size = takes(sum(student.checkpoint.size for student in self.students), carried)
+        summary = f"{names} learn from {teacher}: {steps}. Data: {self.cache()}. {size}"
+        return Report("distill", "Plan", "\n".join([summary, *map(str, (*self.students, *self.terms))]), [])
 
 
-def native_bf16() -> bool:
-    """Whether bfloat16 is fast here; on a CPU without its instructions it is a hundred times slower."""
-    if torch.cuda.is_available():
-        return torch.cuda.is_bf16_supported(including_emulation=False)
-    return bool(torch.cpu._is_avx512_bf16_supported())
+def make_plan(recipe: DistillRecipe, allow_pipes: bool = False) -> DistillPlan:
+    """Raises ModelError with all that does not fit, each fault with its key."""
+    errors, teacher = ErrorCollector(), None
+    with errors.at("teacher"):
+        if recipe.teacher != "none":
+            teacher = one_unet(find(recipe.teacher))
+            check_unet(teacher)
+    students = _students(recipe, errors)
+    models = ({"teacher": teacher} if teacher else {}) | {f"student {each.name}": each.directory for each in students}
+    host = next((model for model in models.values() if model.is_pipeline), None)
+    if host is None and not errors.told:
+        errors.told.append("teacher: neither it nor a student is a whole pipeline; one must bring VAE and text encoder")
+    if lead := teacher or host:
+        for index, each in enumerate(students):
+            with errors.at(f"students[{index}].model"):
+                inputs = {lead.name: lead.config("unet"), f"student {each.name}": each.directory.config("unet")}
+                errors.told += [f"students[{index}].model: {unlike}" for unlike in unlike_inputs(inputs)]
+    with errors.at("students"):
+        errors.told += [f"students: {unlike}" for unlike in unlike_pipelines(models)]
+    terms = _loss_terms(recipe, teacher, students, errors)
+    resolution = recipe.data.resolution or 0
+    if host:
+        for check in (partial(check_drawing, training=True), check_parts, training_scheduler, _check_prediction):
+            with errors.at("teacher"):
+                check(host)
+        with errors.at("validation"):
+            if recipe.validation.prompts:
+                planned_scheduler(host, "own", recipe.validation.steps)
+        with errors.at("data.resolution"):
+            levels = len(host.config("vae").get("block_out_channels", (0,) * 4))
+            resolution = resolution or latent_size(host.config("unet"))[0] * 2 ** (levels - 1)
+            check_resolution(host, resolution)
+    settings = check_settings(recipe, errors, allow_pipes)
+    errors.raise_all()
+    assert host, "no fault, so there is a host"
+    return DistillPlan(recipe, teacher, host, students, terms, resolution, *settings)
 
 
-def mixed_precision(precision: str, device: str = "auto") -> str:
-    """accelerate's word for `auto`, float32, bfloat16 or float16. ModelError for float16 without a GPU."""
-    if precision == "auto":
-        return "bf16" if native_bf16() else "no"
-    if precision == "float16" and (device == "cpu" or not torch.cuda.is_available()):
-        raise ModelError("float16 trains on a GPU only; use bfloat16 or float32 here")
-    return PRECISIONS[precision]
+def _students(recipe: DistillRecipe, errors: ErrorCollector) -> list[StudentModel]:
+    found = []
+    for index, student in enumerate(recipe.students):
+        with errors.at(f"students[{index}].model"):
+            directory = one_unet(find(student.model))
+            checkpoint, frozen = check_unet(directory), frozenset[str]()
+            with errors.at(f"students[{index}].freeze"):
+                if student.freeze is not None:
+                    anatomy = Anatomy.of(directory.config("unet"))
+                    frozen = frozen_keys(anatomy, checkpoint.tensors, student.freeze, taken(directory))
+                if len(frozen) == len(checkpoint.tensors):
+                    raise ModelError("all of it is frozen; leave something to learn")
+            found.append(StudentModel(student.name, directory, checkpoint, frozen))
+    return found
+
+
+def _loss_terms(
+    recipe: DistillRecipe, teacher: ModelDirectory | None, students: Sequence[StudentModel], errors: ErrorCollector
+) -> list[LossTerm]:
+    terms = []
+    for index, loss in enumerate(recipe.losses):
+        pairs: dict[str, list[Tap]] = {}
+        if not isinstance(loss, FeatureLoss):
+            terms.append(LossTerm(loss.kind, loss.weight, loss.snr_gamma))
+            continue
+        for student in students:
+            with errors.at(f"losses[{index}].at: student {student.name!r}"):
+                if teacher:
+                    ours, theirs = Anatomy.of(student.directory.config("unet")), Anatomy.of(teacher.config("unet"))
+                    pairs[student.name] = taps(ours, theirs, loss.at)
+        terms.append(LossTerm("features", loss.weight, None, loss.normalise == "teacher", pairs))
+    return terms
+
+
+def _check_prediction(host: ModelDirectory) -> None:
+    kind = host.config("scheduler").get("prediction_type", "epsilon")
+    if kind not in ("epsilon", "v_prediction"):
+        raise ModelError(f"{host.name}: predicts {kind!r}; only noise (epsilon) and v_prediction are trained")
+
+
+def frozen_keys(
+    anatomy: Anatomy, keys: Iterable[str], patterns: str | Sequence[str], donors: Mapping[str, Sequence[str]]
+) -> frozenset[str]:
+    """The tensors that patterns name: addresses, modules outside the blocks, or `from DONOR`.
+
+    `donors` says what an assembled model has of each donor, in the same words. Raises ModelError for a pattern
+    that names nothing.
+    """
+    words: list[str] = []
+    for pattern in [patterns] if isinstance(patterns, str) else patterns:
+        donor = pattern.removeprefix(FROM).strip()
+        if donor != pattern and donor not in donors:
+            known = f"its donors are {', '.join(donors)}" if donors else "it was not made by asdm assemble"
+            raise ModelError(f"{pattern!r}: the student has nothing from {donor!r}; {known}")
+        words += [pattern] if donor == pattern else donors[donor]
+    places = {key: anatomy.address_of_key(key) for key in keys}
+    outside = {key.split(".")[0] for key, place in places.items() if place is None}
+    try:
+        named = anatomy.match([word for word in words if word not in outside])
+    except ModelError as error:
+        raise ModelError(f"{error}; outside the blocks are {', '.join(sorted(outside))}") from None
+    inside = frozenset().union(*(anatomy.inside(address) for address in named))
+    return frozenset(key for key, place in places.items() if place in inside or key.split(".")[0] in words)
+
+
+def check_settings(
+    recipe: DistillRecipe, errors: ErrorCollector, allow_pipes: bool = False
+) -> tuple[Sequence[Shard], Sequence[Shard], TrainingConfig]:
+    """What can be known before there is any model: the shards to learn from, those held out, and how the loop goes.
+    Incomplete where there are errors."""
+    shards: dict[str, Sequence[Shard]] = {"train": (), "held_out": ()}
+    for key in shards:
+        with errors.at(f"data.{key}"):
+            if sources := getattr(recipe.data, key):
+                shards[key] = find_shards([sources] if isinstance(sources, str) else sources, allow_pipes)
+    optimizer, chosen = recipe.optimizer, (torch.optim.Optimizer, dict[str, Any]())
+    with errors.at("optimizer"):
+        chosen = _optimizer(optimizer.name, optimizer.lr, optimizer.options)
+    with errors.at("precision"):
+        mixed_precision(recipe.precision, recipe.device)
+    processes, gpu = int(os.environ.get("WORLD_SIZE", "1")), torch.cuda.is_available()
+    parts = f"{processes} process(es) with {recipe.accumulate} part(s) each"
+    shared_out = [name for name in SHARDED if os.environ.get(f"ACCELERATE_USE_{name}", "").lower() in ("1", "true")]
+    missing = " ".join(sorted({*recipe.trackers} - {str(tracker) for tracker in get_available_trackers()}))
+    wrong: dict[str, object] = {
+        f"device: {recipe.device!r}: training runs on auto, cpu or cuda; which GPUs is the launcher's affair": (
+            recipe.device not in ("auto", "cpu", "cuda")
+        ),
+        "device: there is no GPU here; use auto or cpu": recipe.device == "cuda" and not gpu,
+        f"device: the launcher switched {' '.join(shared_out)} on, which shares out weights; use plain processes": (
+            shared_out
+        ),
+        f"batch: {recipe.batch} samples cannot be divided over {parts}; choose a multiple": (
+            recipe.batch % (recipe.accumulate * processes)
+        ),
+        "losses: features alone give the last weights no gradient, and several processes wait for each; add a task or "
+        "output row, or use one process": processes > 1 and all(loss.kind == "features" for loss in recipe.losses),
+        # Measured on small UNets, with and without our hooks: a quarter of the gradient is missing, without a word.
+        "compile: compiled for a CPU, UNets get wrong gradients (torch 2.13, inductor); leave it out here": (
+            recipe.compile and (recipe.device == "cpu" or not gpu)
+        ),
+        f"trackers: not installed; pip install {missing}": missing,
+    }
+    errors.told += [words for words, is_so in wrong.items() if is_so]
+    ema = recipe.ema if isinstance(recipe.ema, Ema) else None
+    config = TrainingConfig(
+        steps=recipe.steps,
+        batch=recipe.batch,
+        lr=optimizer.lr,
+        schedule=optimizer.schedule,
+        warmup=optimizer.warmup,
+        optimizer=chosen[0],
+        options=chosen[1],
+        accumulate=recipe.accumulate,
+        clip=recipe.clip if isinstance(recipe.clip, float) else None,
+        ema_decay=ema.decay if ema else None,
+        ema_after=ema.after if ema else 0,
+        seed=recipe.seed,
+        save_every=recipe.checkpoint,
+        keep=recipe.keep,
+        validate_every=recipe.validation.every,
+        precision=recipe.precision,
+        device=recipe.device,
+        compile=recipe.compile,
+        trackers=tuple(recipe.trackers),
+    )
+    return shards["train"], shards["held_out"], config
+
+
+def _optimizer(name: str, lr: float, options: Mapping[str, Any]) -> tuple[type[torch.optim.Optimizer], dict[str, Any]]:
+    """A class of torch.optim, or of an installed package (`package.module:Class`), and its arguments; tried."""
+    module, _, attribute = name.rpartition(":")
+    try:
+        kind = getattr(import_module(module) if module else torch.optim, attribute)
+    except (ImportError, AttributeError, TypeError) as error:  # TypeError: a relative name
+        told = f"{name!r} is not there ({error}); name a class of torch.optim, or package.module:Class"
+        raise ModelError(told) from None
+    if not (isinstance(kind, type) and issubclass(kind, torch.optim.Optimizer)):
+        raise ModelError(f"{name!r} is no torch optimizer; name a class that is one")
+    # torch's own choice on a CPU is a loop over tensors, several times slower than one fused pass
+    given = ({"fused": True} if "fused" in signature(kind).parameters else {}) | dict(options)
+    weight = torch.nn.Parameter(torch.zeros(2, 2))
+    weight.grad = torch.ones(2, 2)
+    try:  # some take these arguments and then want a closure or sparse gradients
+        kind([weight], lr=lr, **given).step()
+    except (TypeError, ValueError, RuntimeError, NotImplementedError) as error:
+        raise ModelError(f"{kind.__name__} does not take the options ({error})") from None
+    return kind, given

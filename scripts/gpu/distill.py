@@ -25,9 +25,9 @@ from transformers import CLIPTextConfig, CLIPTextModel
 
 from asdm_cli.data.samples import Condition, InMemory
 from asdm_cli.models.load import random_unet
-from asdm_cli.training.distillation import Distillation, Row
+from asdm_cli.training.distillation import Distillation, LossTerm
 from asdm_cli.training.loop import Training
-from asdm_cli.training.plan import Plan
+from asdm_cli.training.student import TrainingConfig
 from asdm_cli.unet.addresses import Anatomy
 from asdm_cli.unet.feature_pairs import feature_pairs
 from asdm_cli.unet.presets import preset
@@ -81,15 +81,14 @@ def training(size: Size, sets: tuple[str, ...], batch: int, folder: Path) -> Tra
         name: feature_pairs(Anatomy.of(config), Anatomy.of(size.unet), ["down.?", "up.?"])
         for name, config in configs.items()
     }
-    rows = [Row("task"), Row("output"), Row("features", taps=pairs)]
-    task = Distillation(samples, DDPMScheduler(**NOISE), rows)
-    task.device = DEVICE
+    rows = [LossTerm("task"), LossTerm("output"), LossTerm("features", feature_pairs=pairs)]
+    task = Distillation(samples, DDPMScheduler(**NOISE), rows, device=DEVICE, precise=AUTOCAST)
     teacher = random_unet(size.unet, DEVICE, torch.bfloat16 if CUDA else torch.float32)
-    task.attach_teacher(teacher.to(memory_format=torch.channels_last), AUTOCAST)
+    task.attach_teacher(teacher.to(memory_format=torch.channels_last))
     students = {name: random_unet(config, DEVICE, torch.float32).train() for name, config in configs.items()}
     for name, student in students.items():
         task.attach_student(name, student)
-    return Training(task, students, Plan(steps=10**6, batch=batch, lr=1e-5, precision="bfloat16"), folder)
+    return Training(task, students, TrainingConfig(steps=10**6, batch=batch, lr=1e-5, precision="bfloat16"), folder)
 
 
 def steps(run: Training) -> Callable[[int], None]:
@@ -106,7 +105,7 @@ def steps(run: Training) -> Callable[[int], None]:
 
 def floor(run: Training) -> Callable[[int], None]:
     """Teacher forward, student forward, backward and optimizer step on one batch at hand."""
-    task, trainee, batch = run.task, run.crew[0], run.plan.batch
+    task, student, batch = run.task, run.students[0], run.config.batch
     read = task.samples.read(torch.arange(batch) % task.samples.size)
     latents = read.latents.to(DEVICE, memory_format=torch.channels_last)
     text, times = read.condition.text.to(DEVICE), torch.randint(0, 1000, (batch,), device=DEVICE)
@@ -116,18 +115,18 @@ def floor(run: Training) -> Callable[[int], None]:
             with AUTOCAST():
                 with torch.no_grad():
                     wanted = task.teacher(latents, times, text, return_dict=False)[0]
-                got = trainee.module(latents, times, text, return_dict=False)[0]
+                got = student.module(latents, times, text, return_dict=False)[0]
                 loss = (got - wanted).float().square().mean()
             loss.backward()
-            trainee.optimizer.optimizer.step()
-            trainee.optimizer.optimizer.zero_grad()
+            student.optimizer.optimizer.step()
+            student.optimizer.optimizer.zero_grad()
 
     return stretch
 
 
 def plain(run: Training, size: Size) -> Callable[[int], None]:
     """What BK-SDM's script does at every step: VAE and text encoder, gradient checkpointing, losses, running mean."""
-    unet, teacher, batch = run.crew[0].module, run.task.teacher, run.plan.batch
+    unet, teacher, batch = run.students[0].module, run.task.teacher, run.config.batch
     unet.enable_gradient_checkpointing()
     for each in (unet, teacher):
         each.to(memory_format=torch.contiguous_format)

@@ -12,12 +12,10 @@ from pathlib import Path
 import pytest
 import torch
 import webdataset
+from accelerate import PartialState
 
 from asdm_cli.cli import main
-from asdm_cli.data.cache import Build
-from asdm_cli.data.cache_key import Wanted
-from asdm_cli.data.cached import CachedSamples
-from asdm_cli.data.encoder import Encoder
+from asdm_cli.data.cache import LatentCache
 from asdm_cli.data.shards import Faults, find_shards, read_samples
 from asdm_cli.models.directory import find
 from tests.data import tars
@@ -110,10 +108,8 @@ def test_shard_sizes(size: int, shards: int, photos: Path, tmp_path: Path) -> No
 def test_packed_pictures_are_cached(photos: Path, tiny_pipeline: Path, tmp_path: Path) -> None:
     assert pack(photos, tmp_path / "out", "--shard-size", "4") == 0
     model = find(str(tiny_pipeline))
-    encoder = Encoder.load(model, 32, torch.device("cpu"), torch.float32)
-    wanted = Wanted(find_shards([f"{tmp_path}/out/*.tar"]), model, 32)
-    samples = CachedSamples(Build(wanted, tmp_path / "cache", lambda: encoder).run())
-    assert samples.captions == CAPTIONS
+    cache = LatentCache(find_shards([f"{tmp_path}/out/*.tar"]), model, 32, tmp_path / "cache", faults="stop")
+    samples = cache.open(torch.device("cpu"), PartialState(cpu=True))
     assert samples.read(torch.arange(6)).latents.shape == (6, 4, 8, 8)
 
 

@@ -7,29 +7,28 @@ import json
 import os
 import shutil
 import threading
+import time
 from collections.abc import Callable, Sequence
-from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy
 import pytest
 import torch
-from diffusers import StableDiffusionXLPipeline
+from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionXLPipeline
+from filelock import FileLock
 from PIL import Image
 from safetensors.torch import load_file, save_file
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
 
-from asdm_cli.data.cache import Build, Share
-from asdm_cli.data.cache_key import Wanted, cache_state
-from asdm_cli.data.cached import CachedSamples
+from asdm_cli.data import cache as caching
+from asdm_cli.data.cache import CachedSamples, LatentCache, UncachedSamples
 from asdm_cli.data.encoder import Encoder, check_resolution
 from asdm_cli.data.shards import find_shards
-from asdm_cli.data.uncached import EncodedEachTime
 from asdm_cli.errors import ModelError, RunError
 from asdm_cli.models.directory import find
-from asdm_cli.models.write import only_writer
 from tests import tiny
 from tests.data import tars
 from tests.hardening import kinds
@@ -37,6 +36,13 @@ from tests.hardening import kinds
 SIDE = 32
 CPU = torch.device("cpu")
 RUBBISH = (*kinds.OTHERS, *kinds.HUGE)
+
+
+def processes(rank: int = 0, world: int = 1, wait: Callable[[], object] = lambda: None) -> Any:
+    return SimpleNamespace(process_index=rank, num_processes=world, is_main_process=rank == 0, wait_for_everyone=wait)
+
+
+ALONE = processes()
 
 
 class Counting(Encoder):
@@ -54,7 +60,7 @@ class Counting(Encoder):
 
 @pytest.fixture(scope="module")
 def encoder(tiny_pipeline: Path) -> Encoder:
-    return Encoder.load(find(str(tiny_pipeline)), SIDE, CPU, torch.float32)
+    return Encoder.load(find(str(tiny_pipeline)), SIDE, CPU)
 
 
 @pytest.fixture
@@ -71,9 +77,22 @@ def shards(tmp_path: Path) -> str:
 
 
 @pytest.fixture
-def build(tiny_pipeline: Path, shards: str, tmp_path: Path, encoder: Encoder) -> Build:
-    wanted = Wanted(find_shards([shards]), find(str(tiny_pipeline)), SIDE, flip=True)
-    return Build(wanted, tmp_path / "cache", lambda: encoder, batch=2)
+def cache(tiny_pipeline: Path, shards: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> LatentCache:
+    monkeypatch.setattr(caching, "BATCH", 2)
+    found, model = find_shards([shards]), find(str(tiny_pipeline))
+    return LatentCache(found, model, SIDE, tmp_path / "cache", flip=True, faults="stop")
+
+
+def built(cache: LatentCache, encoder: Encoder, of: Any = ALONE) -> CachedSamples:
+    cache.build(of, lambda: encoder)
+    return CachedSamples(cache.folder)
+
+
+def uncached(cache: LatentCache, encoder: Encoder) -> UncachedSamples:
+    index = replace(cache, latents=False)
+    index.build(ALONE, lambda: pytest.fail("an index encodes nothing"))
+    assert not list(index.folder.rglob("*.safetensors"))
+    return UncachedSamples(index.folder, index.shards, encoder)
 
 
 def pixels(*numbers: int) -> list[numpy.ndarray]:
@@ -84,97 +103,68 @@ def tree(folder: Path) -> dict[str, bytes]:
     return {str(path.relative_to(folder)): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
 
 
-def test_rows_are_what_the_parts_compute(build: Build, encoder: Encoder) -> None:
-    samples = CachedSamples(build.run())
-    assert (samples.size, samples.faults.total()) == (10, 0)
-    assert samples.captions == [f"picture {number}" for number in range(10)]
-    rows = [9, 0, 5, 5, 6, 4]
-    turned = torch.tensor([True, False, True, False, False, True])
-    batch = samples.read(torch.tensor(rows), turned)
+def captions(cache: LatentCache) -> list[str]:
+    notes = [json.loads((cache.folder / f"{number:05}.json").read_text()) for number in range(len(cache.shards))]
+    return [caption for note in notes for _, caption, _, _ in note["samples"]]
+
+
+def test_rows_are_what_the_parts_compute_cached_or_not(cache: LatentCache, encoder: Encoder) -> None:
+    samples, each_time = built(cache, encoder), uncached(cache, encoder)
+    assert captions(cache) == [f"picture {number}" for number in range(10)]
+    rows, turned = [9, 0, 5, 5, 6, 4], torch.tensor([True, False, True, False, False, True])
+    pictures = torch.from_numpy(numpy.stack(pixels(*rows))).permute(0, 3, 1, 2).float() / 127.5 - 1
+    pictures[turned] = pictures[turned].flip(-1)
+    vae, words = encoder.pipe.vae, [f"picture {row}" for row in rows]
+    ids = encoder.pipe.tokenizer(words, padding="max_length", max_length=tiny.TOKENS, return_tensors="pt").input_ids
     with torch.no_grad():
-        pictures = torch.from_numpy(numpy.stack(pixels(*rows))).permute(0, 3, 1, 2).float() / 127.5 - 1
-        pictures[turned] = pictures[turned].flip(-1)
-        vae = encoder.pipe.vae
         latents = vae.encode(pictures).latent_dist.mean * vae.config.scaling_factor
-        words = encoder.pipe.tokenizer(
-            [f"picture {row}" for row in rows], padding="max_length", max_length=tiny.TOKENS, return_tensors="pt"
-        )
-        text = encoder.pipe.text_encoder(words.input_ids).last_hidden_state
-    assert batch.latents.dtype == batch.condition.text.dtype == torch.float32
-    torch.testing.assert_close(batch.latents, latents, atol=1e-3, rtol=1e-3)
-    torch.testing.assert_close(batch.condition.text, text, atol=2e-3, rtol=1e-3)
-    assert not torch.allclose(batch.latents[2], batch.latents[3], atol=1e-2), "a mirrored picture is another"
-    assert batch.condition.added == {}
-    assert samples.empty.text.shape == (1, tiny.TOKENS, tiny.WIDTH)
-    torch.testing.assert_close(samples.empty.text, encoder.condition([""]).text, atol=2e-3, rtol=1e-3)
-
-
-def test_reading_is_the_same_to_the_bit(build: Build) -> None:
-    folder, rows = build.run(), torch.tensor([7, 1, 5])
-    first, second = (CachedSamples(folder).read(rows, torch.tensor([True, False, True])) for _ in range(2))
-    single = [CachedSamples(folder).read(rows[i : i + 1]) for i in range(3)]
-    assert torch.equal(first.latents, second.latents)
-    assert torch.equal(first.latents[1], single[1].latents[0])
-    assert torch.equal(first.condition.text, torch.cat([each.condition.text for each in single]))
-
-
-def test_rows_that_are_not_there(build: Build) -> None:
-    samples = CachedSamples(build.run())
+        text = encoder.pipe.text_encoder(ids).last_hidden_state
+    for found in (samples, each_time):
+        batch = found.read(torch.tensor(rows), turned)
+        assert (found.size, found.faults.total(), batch.condition.added) == (10, 0, {})
+        assert batch.latents.dtype == batch.condition.text.dtype == torch.float32
+        torch.testing.assert_close(batch.latents, latents, atol=1e-3, rtol=1e-3)
+        torch.testing.assert_close(batch.condition.text, text, atol=2e-3, rtol=1e-3)
+        assert not torch.allclose(batch.latents[2], batch.latents[3], atol=1e-2), "a mirrored picture is another"
+        torch.testing.assert_close(found.empty.text, encoder.condition([""]).text, atol=2e-3, rtol=1e-3)
+        weight = torch.ones(1, requires_grad=True)
+        for value in (batch.latents, found.empty.text):
+            (weight * value).square().sum().backward()
+        assert weight.grad > 0, "what is read takes part in training"
     for row in (-1, 10):
         with pytest.raises(IndexError, match="10 samples"):
             samples.read(torch.tensor([row]))
 
 
-def test_what_is_read_takes_part_in_training(build: Build, encoder: Encoder, tmp_path: Path) -> None:
-    wanted = replace(build.wanted, model=None)
-    index = Build(wanted, tmp_path / "index", None).run()
-    for samples in (CachedSamples(build.run()), EncodedEachTime(index, wanted.shards, encoder)):
-        weight = torch.ones(1, requires_grad=True)
-        for value in (samples.read(torch.tensor([0])).latents, samples.empty.text):
-            (weight * value).square().sum().backward()
-        assert weight.grad > 0
+def test_reading_is_the_same_to_the_bit(cache: LatentCache, encoder: Encoder) -> None:
+    rows, samples = torch.tensor([7, 1, 5]), built(cache, encoder)
+    first, second = (each.read(rows, torch.tensor([True, False, True])) for each in (samples, built(cache, encoder)))
+    single = [samples.read(rows[i : i + 1]) for i in range(3)]
+    assert torch.equal(first.latents, second.latents)
+    assert torch.equal(first.latents[1], single[1].latents[0])
+    assert torch.equal(first.condition.text, torch.cat([each.condition.text for each in single]))
 
 
-def test_uncached_equals_cached(build: Build, encoder: Encoder, tmp_path: Path) -> None:
-    wanted = replace(build.wanted, model=None)
-    index = Build(wanted, tmp_path / "index", None, batch=2)
-    each_time = EncodedEachTime(index.run(), wanted.shards, encoder)
-    cached = CachedSamples(build.run())
-    rows, turned = torch.tensor([8, 0, 5, 2]), torch.tensor([False, True, True, False])
-    left, right = cached.read(rows, turned), each_time.read(rows, turned)
-    assert each_time.size == cached.size == 10
-    assert each_time.captions == cached.captions
-    torch.testing.assert_close(left.latents, right.latents, atol=1e-3, rtol=1e-3)
-    torch.testing.assert_close(left.condition.text, right.condition.text, atol=2e-3, rtol=1e-3)
-    assert not list((tmp_path / "index").rglob("*.safetensors"))
-
-
-def test_uncached_from_a_store(encoder: Encoder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_uncached_from_a_store(cache: LatentCache, encoder: Encoder, monkeypatch: pytest.MonkeyPatch) -> None:
     import fsspec
 
     store = fsspec.filesystem("memory")
     store.pipe("/shelf/a.tar", tars.tar_bytes(tars.samples(0, 1, 2)))
     try:
-        shards = find_shards(["memory://shelf/a.tar"])
-        index = Build(Wanted(shards, None, SIDE), tmp_path / "index", None).run()
-        batch = EncodedEachTime(index, shards, encoder).read(torch.tensor([2, 0]))
-        torch.testing.assert_close(batch.latents, encoder.latents(pixels(2, 0)))
+        samples = uncached(replace(cache, shards=find_shards(["memory://shelf/a.tar"])), encoder)
+        torch.testing.assert_close(samples.read(torch.tensor([2, 0])).latents, encoder.latents(pixels(2, 0)))
         tars.break_off(monkeypatch)
         with pytest.raises(RunError, match=r"a.tar by memory .*: cannot be read .*PayloadError: 25600 of 51200"):
-            EncodedEachTime(index, shards, encoder).read(torch.tensor([2, 0]))
+            samples.read(torch.tensor([2, 0]))
     finally:
         store.rm("/shelf", recursive=True)
 
 
-def test_uncached_needs_plain_tars(encoder: Encoder, tmp_path: Path) -> None:
+def test_uncached_needs_plain_tars_that_stay(cache: LatentCache, encoder: Encoder, tmp_path: Path) -> None:
     with pytest.raises(ModelError, match="train from a cache, or unpack"):
-        EncodedEachTime(tmp_path, find_shards(["pocket"]), encoder)
-
-
-def test_uncached_tells_that_a_shard_changed(build: Build, encoder: Encoder, tmp_path: Path) -> None:
-    wanted = replace(build.wanted, model=None)
-    samples = EncodedEachTime(Build(wanted, tmp_path / "index", None).run(), wanted.shards, encoder)
-    Path(wanted.shards[0].url).write_bytes(bytes(2000))
+        UncachedSamples(tmp_path, find_shards(["pocket"]), encoder)
+    samples = uncached(cache, encoder)
+    Path(cache.shards[0].url).write_bytes(bytes(2000))
     with pytest.raises(RunError, match="did it change"):
         samples.read(torch.tensor([0]))
 
@@ -185,8 +175,6 @@ def sdxl(folder: Path) -> Path:
     torch.manual_seed(1)
     words = tiny.tokenizer(folder / "tokenizer")
     config = CLIPTextConfig(**{**tiny._text(words), "hidden_size": 8, "projection_dim": 8})
-    from diffusers import AutoencoderKL, DDIMScheduler
-
     pipe = StableDiffusionXLPipeline(
         vae=AutoencoderKL.from_pretrained(folder / "vae"),
         text_encoder=CLIPTextModel(config),
@@ -202,19 +190,16 @@ def sdxl(folder: Path) -> Path:
     return folder
 
 
-def test_sdxl(shards: str, tmp_path: Path) -> None:
+def test_sdxl(cache: LatentCache, tmp_path: Path) -> None:
     model = find(str(sdxl(tmp_path / "sdxl")))
-    encoder = Encoder.load(model, SIDE, CPU, torch.float32)
-    samples = CachedSamples(
-        Build(Wanted(find_shards([shards]), model, SIDE), tmp_path / "cache", lambda: encoder).run()
-    )
-    batch = samples.read(torch.tensor([3, 8]))
+    encoder = Encoder.load(model, SIDE, CPU)
+    samples = built(replace(cache, model=model), encoder)
+    condition = samples.read(torch.tensor([3, 8])).condition
     wanted = encoder.pipe.encode_prompt(["picture 3", "picture 8"], do_classifier_free_guidance=False)
-    torch.testing.assert_close(batch.condition.text, wanted[0], atol=5e-3, rtol=1e-3)
-    torch.testing.assert_close(batch.condition.added["text_embeds"], wanted[2], atol=5e-3, rtol=1e-3)
-    assert batch.condition.text.shape == (2, tiny.TOKENS, tiny.WIDTH)
-    assert batch.condition.added["time_ids"].tolist() == [[32.0, 32.0, 0.0, 0.0, 32.0, 32.0]] * 2
-    assert batch.condition.added["time_ids"].dtype == torch.float32
+    torch.testing.assert_close(condition.text, wanted[0], atol=5e-3, rtol=1e-3)
+    torch.testing.assert_close(condition.added["text_embeds"], wanted[2], atol=5e-3, rtol=1e-3)
+    assert condition.text.shape == (2, tiny.TOKENS, tiny.WIDTH)
+    assert condition.added["time_ids"].tolist() == [[32.0, 32.0, 0.0, 0.0, 32.0, 32.0]] * 2
     assert not samples.empty.text.any(), "SDXL's missing prompt is zeros"
     assert not samples.empty.added["text_embeds"].any()
 
@@ -241,185 +226,188 @@ def test_resolution_fits_the_vae(tiny_pipeline: Path) -> None:
             check_resolution(model, wrong)
 
 
-def changed_weights(folder: Path) -> None:
-    """Other values under the same header."""
-    (file,) = folder.glob("*.safetensors")
-    tensors = load_file(file)
+def changed(file: Path) -> None:
+    """Another text, or other weights under the same header."""
+    if file.suffix == ".json":
+        file.write_text(file.read_text() + "\n")
+        return
+    tensors, header = load_file(file), file.read_bytes()[:200]
     name = sorted(tensors)[0]
-    header = file.read_bytes()[:200]
     save_file({**tensors, name: tensors[name] + 1}, file, metadata={"format": "pt"})
     assert file.read_bytes()[:200] == header
 
 
-def changed_text(file: Path) -> Callable[[Path], None]:
-    def change(model: Path) -> None:
-        text = (model / file).read_text()
-        (model / file).write_text(f"{text}\n")
-
-    return change
-
-
-CHANGES: dict[str, Callable[[Path], None]] = {
-    "vae weights": lambda model: changed_weights(model / "vae"),
-    "text encoder weights": lambda model: changed_weights(model / "text_encoder"),
-    "vae config": changed_text(Path("vae/config.json")),
-    "text encoder config": changed_text(Path("text_encoder/config.json")),
-    "vocabulary": changed_text(Path("tokenizer/tokenizer_config.json")),
-}
+INGREDIENTS = (
+    "vae/diffusion_pytorch_model.safetensors",
+    "text_encoder/model.safetensors",
+    "vae/config.json",
+    "text_encoder/config.json",
+    "tokenizer/tokenizer_config.json",
+)
 
 
-@pytest.mark.parametrize("change", CHANGES)
-def test_another_model_is_another_key(change: str, tiny_pipeline: Path, shards: str, tmp_path: Path) -> None:
-    copy = tmp_path / "model"
-    shutil.copytree(tiny_pipeline, copy)
-
-    def key() -> str:
-        return Wanted(find_shards([shards]), find(str(copy)), SIDE).key
-
-    before = key()
-    assert key() == before == Wanted(find_shards([shards]), find(str(tiny_pipeline)), SIDE).key
-    changed_weights(copy / "unet")
-    assert key() == before, "the UNet has no part in it"
-    CHANGES[change](copy)
-    assert key() != before
+@pytest.mark.parametrize("file", INGREDIENTS)
+def test_another_model_is_another_key(file: str, cache: LatentCache, tiny_pipeline: Path, tmp_path: Path) -> None:
+    copy = Path(shutil.copytree(tiny_pipeline, tmp_path / "model"))
+    changed(copy / "unet/diffusion_pytorch_model.safetensors")
+    assert replace(cache, model=find(str(copy))).key == cache.key, "the UNet and the place have no part in it"
+    changed(copy / file)
+    assert replace(cache, model=find(str(copy))).key != cache.key
 
 
-def test_other_settings_are_another_key(build: Build, shards: str, tmp_path: Path, monkeypatch: Any) -> None:
-    wanted = build.wanted
+def test_other_settings_are_another_key(
+    cache: LatentCache, shards: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     others = [
-        replace(wanted, resolution=64),
-        replace(wanted, flip=False),
-        replace(wanted, dtype=torch.bfloat16),
-        replace(wanted, model=None),
-        replace(wanted, shards=wanted.shards[:2]),
-        replace(wanted, shards=wanted.shards[::-1]),
+        replace(cache, resolution=64),
+        replace(cache, flip=False),
+        replace(cache, latents=False),
+        replace(cache, shards=cache.shards[:2]),
+        replace(cache, shards=cache.shards[::-1]),
     ]
     os.utime(tmp_path / "data" / "1.tar", ns=(5, 5))
-    others.append(replace(wanted, shards=find_shards([shards])))
-    keys = {each.key for each in others} | {wanted.key}
+    others.append(replace(cache, shards=find_shards([shards])))
+    keys = {each.key for each in others} | {cache.key}
     for constant in ("CACHE_FORMAT", "DATA_FORMAT", "CROP"):
         with monkeypatch.context() as patch:
-            patch.setattr(f"asdm_cli.data.cache_key.{constant}", "other")
-            keys.add(replace(wanted).key)
-    assert len(keys) == 11
+            patch.setattr(caching, constant, "other")
+            keys.add(replace(cache).key)
+    assert len(keys) == 10
 
 
-def test_state_and_use_of_a_complete_cache(build: Build, counting: Counting) -> None:
-    assert str(cache_state(build.wanted, build.root)).endswith("to be made")
-    replace(build, load=lambda: counting).run()
-    state = cache_state(build.wanted, build.root)
-    assert (state.complete, state.samples, state.faults, state.shards_done) == (True, 10, 0, 3)
+def test_a_complete_cache_is_only_read(cache: LatentCache, counting: Counting) -> None:
+    assert str(cache).endswith("to be made")
+    built(cache, counting)
+    assert str(cache).endswith("complete, 10 samples")
     assert counting.seen == 20, "every picture and its mirror image"
-    before = tree(build.root)
-    replace(build, load=lambda: pytest.fail("nothing is left to encode")).run()
-    assert tree(build.root) == before
+    before = tree(cache.root)
+    with FileLock(cache.folder / caching.LOCK):
+        cache.build(ALONE, lambda: pytest.fail("nothing is left to encode"))
+    assert tree(cache.root) == before
+    about = json.loads((cache.folder / "cache.json").read_text())
+    assert about["key"].startswith(cache.folder.name)
+    assert about["samples"] == [5, 1, 4]
+    assert {name.split("/")[0] for name in about["ingredients"]["parts"]} == {"vae", "text_encoder", "tokenizer"}
 
 
 @pytest.mark.parametrize("dies_at", [2, 10, 14, 18])
 def test_a_killed_build_goes_on(
-    dies_at: int, build: Build, counting: Counting, encoder: Encoder, tmp_path: Path
+    dies_at: int, cache: LatentCache, counting: Counting, encoder: Encoder, tmp_path: Path
 ) -> None:
     """Shards cost 10, 2 and 8 encodings."""
     counting.dies_at = dies_at
     with pytest.raises(KeyboardInterrupt):
-        replace(build, load=lambda: counting).run()
+        built(cache, counting)
     done = sum(dies_at >= cost for cost in (10, 12))
-    state = cache_state(build.wanted, build.root)
-    assert (state.complete, state.shards_done) == (False, done)
-    assert not list(build.root.rglob(".*"))
+    assert str(cache).endswith(f"{done} of 3 shards are there" if done else "to be made")
+    assert not list(cache.root.rglob(".*.partial"))
     again = Counting(encoder.pipe, SIDE)
-    replace(build, load=lambda: again).run()
+    built(cache, again)
     assert again.seen == 20 - [0, 10, 12][done]
-    whole = replace(build, root=tmp_path / "undisturbed")
-    whole.run()
-    assert tree(whole.root) == tree(build.root)
+    whole = replace(cache, root=tmp_path / "undisturbed")
+    built(whole, encoder)
+    assert tree(whole.root) == tree(cache.root)
 
 
-def test_files_are_never_half_there(build: Build, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_files_are_never_half_there(cache: LatentCache, encoder: Encoder, monkeypatch: pytest.MonkeyPatch) -> None:
     """A disk that fills up while a file is written."""
     written = []
 
-    def full(_tensors: dict, target: Path) -> None:
+    def full(_tensors: dict[str, torch.Tensor], target: Path) -> None:
         written.append(target)
         target.write_bytes(b"half")
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr("safetensors.torch.save_file", full)
     with pytest.raises(OSError, match="No space"):
-        build.run()
+        built(cache, encoder)
     assert len(written) == 1
-    assert not [path for path in build.root.rglob("*") if path.is_file()]
+    assert not [path for path in cache.root.rglob("*") if path.is_file() and path.name != caching.LOCK]
 
 
-def test_two_processes_make_the_same_cache(build: Build, encoder: Encoder, tmp_path: Path) -> None:
-    alone = replace(build, root=tmp_path / "alone")
-    alone.run()
+def test_two_processes_make_the_same_cache(cache: LatentCache, encoder: Encoder, tmp_path: Path) -> None:
+    alone = replace(cache, root=tmp_path / "alone")
+    built(alone, encoder)
     barrier = threading.Barrier(2, timeout=60)
     counters = [Counting(encoder.pipe, SIDE) for _ in range(2)]
-    folders: list[Path] = []
+    done: list[int] = []
 
     def work(rank: int) -> None:
-        share = Share(rank, 2, barrier.wait)
-        folders.append(replace(build, load=lambda: counters[rank], share=share).run())
+        done.append(built(cache, counters[rank], processes(rank, 2, barrier.wait)).size)
 
     threads = [threading.Thread(target=work, args=(rank,)) for rank in range(2)]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join(60)
-    assert len(folders) == 2
-    assert tree(build.root) == tree(alone.root)
+    assert done == [10, 10]
+    assert tree(cache.root) == tree(alone.root)
     assert [counter.seen for counter in counters] == [18, 2]
 
 
-def test_processes_that_see_different_folders_are_told(build: Build) -> None:
+def test_processes_that_see_different_folders_are_told(cache: LatentCache, encoder: Encoder) -> None:
     with pytest.raises(RunError, match="one and the same folder"):
-        replace(build, share=Share(0, 2)).run()
+        built(cache, encoder, processes(0, 2))
     with pytest.raises(RunError, match="this process does not see it"):
-        replace(build, root=build.root / "elsewhere", share=Share(1, 2)).run()
+        built(replace(cache, root=cache.root / "elsewhere"), encoder, processes(1, 2))
 
 
-def test_another_run_at_the_same_cache_waits(build: Build, counting: Counting, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_another_run_at_the_same_cache_waits(
+    cache: LatentCache, encoder: Encoder, counting: Counting, tmp_path: Path
+) -> None:
     """And finds what the first one has made by then."""
-    looks = []
-
-    def look(_seconds: float) -> None:
-        looks.append(counting.seen)
-        if len(looks) == 2:
-            first.close()
-            build.run()
-
-    monkeypatch.setattr("asdm_cli.data.cache.time.sleep", look)
-    with ExitStack() as first:
-        first.enter_context(only_writer(build.folder))
-        assert replace(build, load=lambda: counting).run() == build.folder
-    assert looks == [0, 0]
+    whole = replace(cache, root=tmp_path / "first")
+    built(whole, encoder)
+    cache.folder.mkdir(parents=True)
+    second = threading.Thread(target=built, args=(cache, counting))
+    with FileLock(cache.folder / caching.LOCK):
+        second.start()
+        time.sleep(0.3)
+        assert second.is_alive()
+        for file in whole.folder.glob("[!.]*"):
+            shutil.copyfile(file, cache.folder / file.name)
+    second.join(60)
+    assert not second.is_alive()
     assert counting.seen == 0
-    with only_writer(build.folder):
-        assert CachedSamples(build.run()).size == 10, "a complete cache is only read"
 
 
 @pytest.mark.parametrize("file", ["cache.json", "00000.json", "empty.safetensors", "00000.safetensors"])
-def test_rubbish_in_a_complete_cache_is_told_by_its_file(file: str, build: Build) -> None:
-    place = build.run() / file
-    whole = place.read_bytes()
-    wrong = [b"", b"\0" * 100, b"[]", b"{}", b"5", whole[: len(whole) // 2]]
-    if place.suffix == ".json":
-        held = json.loads(whole)
-        wrong += [json.dumps(kinds.replaced(held, way, by)).encode() for way, _ in kinds.leaves(held) for by in RUBBISH]
-    told = []
-    for raw in wrong:
-        place.write_bytes(raw)
-        try:
-            samples = CachedSamples(build.folder)
-            assert samples.captions is not None
-            cache_state(build.wanted, build.root)
-        except ModelError as error:
-            told.append(str(error))
-    assert len(told) >= 5
-    assert all(str(place) in each for each in told)
-    place.write_bytes(whole)
-    assert CachedSamples(build.folder).size == 10
+def test_rubbish_in_a_complete_cache_is_told_by_its_file(file: str, cache: LatentCache, encoder: Encoder) -> None:
+    built(cache, encoder)
+    index = replace(cache, latents=False)
+    uncached(cache, encoder)
+    for folder in {index.folder, cache.folder} if file.endswith(".json") else {cache.folder}:
+        place = folder / file
+        whole, told = place.read_bytes(), []
+        wrong = [b"", b"\0" * 100, b"[]", b"{}", b"5", whole[:-1], whole[: len(whole) // 2]]
+        if place.suffix == ".json":
+            held = json.loads(whole)
+            leaves = [way for way, _ in kinds.leaves(held)]
+            wrong += [json.dumps(kinds.replaced(held, way, by)).encode() for way in leaves for by in RUBBISH]
+        for raw in wrong:
+            place.write_bytes(raw)
+            try:
+                CachedSamples(cache.folder)
+                UncachedSamples(index.folder, index.shards, encoder)
+                str(cache)
+            except ModelError as error:
+                told.append(str(error))
+        assert all(str(place) in each and "let it be made again" in each for each in told)
+        assert len(told) >= 5 or (file, folder) == ("00000.json", cache.folder)
+        place.write_bytes(whole)
+    assert CachedSamples(cache.folder).size == 10
+
+
+@pytest.mark.parametrize("damage", [lambda file: os.truncate(file, 200), Path.unlink])
+def test_a_cache_that_is_damaged_while_it_is_used_is_told(
+    damage: Callable[[Path], None], cache: LatentCache, encoder: Encoder
+) -> None:
+    """Read through a mapping, a file that is cut short would end the process without a word."""
+    samples = built(cache, encoder)
+    samples.read(torch.arange(10))
+    damage(cache.folder / "00000.safetensors")
+    with pytest.raises(ModelError, match=r"00000\.safetensors: is damaged .*; remove .* and let it be made again"):
+        samples.read(torch.arange(10))
 
 
 def faulty(tmp_path: Path) -> str:
@@ -447,88 +435,51 @@ EXPECTED = {
 }
 
 
-def test_skip_counts_every_fault(build: Build, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    shards = find_shards([faulty(tmp_path)])
-    outside = {path for path in tmp_path.rglob("*") if not path.is_relative_to(build.root)}
-    skipping = replace(build, wanted=replace(build.wanted, shards=shards), on_faults="skip")
-    samples = CachedSamples(skipping.run())
-    assert samples.captions == [f"picture {number}" for number in (0, 1, 2, 5)]
+def test_skip_counts_every_fault(
+    cache: LatentCache, encoder: Encoder, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    skipping = replace(cache, shards=find_shards([faulty(tmp_path)]), faults="skip")
+    outside = {path for path in tmp_path.rglob("*") if not path.is_relative_to(cache.root)}
+    samples = built(skipping, encoder)
+    assert captions(skipping) == [f"picture {number}" for number in (0, 1, 2, 5)]
     assert dict(samples.faults.counts) == EXPECTED
     assert len(samples.faults.examples) == sum(EXPECTED.values())
     assert "unsafe name: 2" in capsys.readouterr().err
     assert samples.read(torch.arange(4)).latents.shape == (4, 4, 8, 8)
-    assert {path for path in tmp_path.rglob("*") if not path.is_relative_to(build.root)} == outside
-    assert cache_state(skipping.wanted, build.root).faults == sum(EXPECTED.values())
+    assert {path for path in tmp_path.rglob("*") if not path.is_relative_to(cache.root)} == outside
     with pytest.raises(ModelError, match="unsafe name: 2"):
-        replace(skipping, on_faults="stop").run()  # made by one recipe, read by a stricter one
+        built(replace(skipping, faults="stop"), encoder)  # made by one recipe, read by a stricter one
 
 
-def test_stop_tells_the_faults_of_the_first_shard(build: Build, tmp_path: Path, counting: Counting) -> None:
-    shards = find_shards([faulty(tmp_path)])
-    stopping = replace(build, wanted=replace(build.wanted, shards=shards), load=lambda: counting)
+def test_stop_tells_the_faults_of_the_first_shard(cache: LatentCache, tmp_path: Path, counting: Counting) -> None:
+    stopping = replace(cache, shards=find_shards([faulty(tmp_path)]))
     with pytest.raises(ModelError) as caught:
-        stopping.run()
+        built(stopping, counting)
     message = str(caught.value)
     for key, kind in (("a", "corrupt image"), ("b", "empty caption"), ("c", "no caption"), ("d", "no image")):
-        assert f"{shards[0].url}: {key}: {kind}" in message
-    assert message.count("unsafe name (") == 0
+        assert f"{stopping.shards[0].url}: {key}: {kind}" in message
     assert message.count(": unsafe name\n") == 2
     assert "`faults: skip`" in message
-    assert cache_state(stopping.wanted, build.root).shards_done == 0
+    assert str(stopping).endswith("to be made")
     assert counting.seen <= 4, "what comes after a fault is looked at, not encoded"
 
 
-def test_no_usable_sample_at_all(build: Build, tmp_path: Path) -> None:
-    path = tars.write(tmp_path / "bad.tar", [("a.png", b"x"), ("a.txt", b"a")])
-    for on_faults in ("skip", "stop"):
-        wanted = replace(build.wanted, shards=find_shards([str(path)]))
-        with pytest.raises(ModelError, match="corrupt image"):
-            replace(build, wanted=wanted, on_faults=on_faults).run()
-
-
-def test_many_faults_keep_twenty_examples(build: Build, tmp_path: Path) -> None:
+def test_no_usable_sample_and_too_many_faults(cache: LatentCache, encoder: Encoder, tmp_path: Path) -> None:
     bad = [member for n in range(30) for member in ((f"x{n}.png", b"x"), (f"x{n}.txt", b"x"))]
-    path = tars.write(tmp_path / "bad.tar", [*bad, *tars.samples(0)])
-    wanted = replace(build.wanted, shards=find_shards([str(path)]))
+    useless, some = (tars.write(tmp_path / f"{n}.tar", [*bad, *tars.samples(*range(n))]) for n in (0, 1))
+    for faults in ("skip", "stop"):
+        with pytest.raises(ModelError, match="corrupt image"):
+            built(replace(cache, shards=find_shards([str(useless)]), faults=faults), encoder)
     with pytest.raises(ModelError, match=r"\.\.\. and 10 more"):
-        replace(build, wanted=wanted).run()
-    samples = CachedSamples(replace(build, wanted=wanted, on_faults="skip").run())
+        built(replace(cache, shards=find_shards([str(some)])), encoder)
+    samples = built(replace(cache, shards=find_shards([str(some)]), faults="skip"), encoder)
     assert (samples.size, samples.faults.total(), len(samples.faults.examples)) == (1, 30, 20)
 
 
-def test_values_that_are_not_finite_are_told(build: Build, encoder: Encoder, monkeypatch: pytest.MonkeyPatch) -> None:
-    with monkeypatch.context() as patch:
-        patch.setattr(encoder, "_scaled", lambda latents: latents * float("nan"))
-        with pytest.raises(RunError, match="not finite"):
-            build.run()
-    monkeypatch.setattr(encoder, "_scaled", lambda latents: latents * 1e9)
-    with pytest.raises(RunError, match="float16"):
-        build.run()
-
-
-def test_a_damaged_cache_is_told(build: Build) -> None:
-    folder = build.run()
-    file = folder / "00000.safetensors"
-    whole = file.read_bytes()
-    for damage in (whole[:-1], whole[:5], b"\xff" * 100, b""):
-        file.write_bytes(damage)
-        with pytest.raises(ModelError, match="is damaged"):
-            CachedSamples(folder)
-
-
-@pytest.mark.parametrize("damage", [lambda file: os.truncate(file, 200), Path.unlink])
-def test_a_cache_that_is_damaged_while_it_is_used_is_told(damage: Callable[[Path], None], build: Build) -> None:
-    """Read through a mapping, a file that is cut short would end the process without a word."""
-    samples = CachedSamples(build.run())
-    samples.read(torch.arange(10))
-    damage(build.folder / "00000.safetensors")
-    with pytest.raises(ModelError, match=r"00000\.safetensors: is damaged .*; remove .* and let it be made again"):
-        samples.read(torch.arange(10))
-
-
-def test_the_record_says_what_it_is_made_of(build: Build) -> None:
-    about = json.loads((build.run() / "cache.json").read_text())
-    assert about["key"].startswith(build.folder.name)
-    assert about["samples"] == [5, 1, 4]
-    assert len(about["ingredients"]["shards"]) == 3
-    assert {name.split("/")[0] for name in about["ingredients"]["parts"]} == {"vae", "text_encoder", "tokenizer"}
+@pytest.mark.parametrize(("factor", "words"), [(float("nan"), "not finite"), (1e9, "float16")])
+def test_values_that_cannot_be_kept_are_told(
+    factor: float, words: str, cache: LatentCache, encoder: Encoder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(encoder, "scaled", lambda latents: latents * factor)
+    with pytest.raises(RunError, match=words):
+        built(cache, encoder)

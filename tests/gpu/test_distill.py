@@ -17,17 +17,17 @@ from tests.inheritance import shapes
 from asdm_cli.errors import RunError
 from asdm_cli.training.distillation import Distillation
 from asdm_cli.training.loop import Training
-from asdm_cli.training.plan import Plan
+from asdm_cli.training.student import TrainingConfig
 from tests.training import students
 
-PLAN = Plan(
+PLAN = TrainingConfig(
     steps=8, batch=4, lr=1e-3, warmup=2, ema_decay=0.9, save_every=3, validate_every=4, accumulate=2, device="auto"
 )
 PRECISIONS = ["bfloat16", pytest.param("float16", marks=pytest.mark.gpu)]
 AUTOCAST = {"bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
-def attempt(folder: Path, device: torch.device, plan: Plan, stop: int | None = None) -> Training:
+def attempt(folder: Path, device: torch.device, plan: TrainingConfig, stop: int | None = None) -> Training:
     """As `asdm distill` sets it up; `stop` is the sample read during which a signal comes."""
     teacher = copy.deepcopy(shapes.unet("two levels"))
     student = students.fresh(dict(teacher.config), seed=1)
@@ -49,13 +49,13 @@ def attempt(folder: Path, device: torch.device, plan: Plan, stop: int | None = N
 @pytest.mark.parametrize("precision", PRECISIONS)
 def test_stopped_and_gone_on_with_it_ends_bit_equal(precision: str, tmp_path: Path, device: torch.device) -> None:
     plan = replace(PLAN, precision=precision)
-    whole = attempt(tmp_path / "whole", device, plan).crew[0].state()
+    whole = attempt(tmp_path / "whole", device, plan).students[0].state()
     with pytest.raises(RunError, match="after step 5"):
         attempt(tmp_path / "broken", device, plan, stop=8)
     again = attempt(tmp_path / "broken", device, plan)
     assert again.start == 5
-    assert same(again.crew[0].state(), whole)
-    assert next(again.crew[0].module.parameters()).device.type == device.type
+    assert same(again.students[0].state(), whole)
+    assert next(again.students[0].module.parameters()).device.type == device.type
 
 
 @pytest.mark.parametrize("precision", PRECISIONS)
@@ -63,11 +63,11 @@ def test_parts_and_the_running_mean(precision: str, tmp_path: Path, device: torc
     """A batch in two parts is the batch in one, up to rounding (float16 skips its first steps, not the same ones in
     both); the mean lies between the start and the end."""
     plan = replace(PLAN, precision=precision)
-    one, two = (attempt(tmp_path / str(parts), device, replace(plan, accumulate=parts)).crew[0] for parts in (1, 2))
+    one, two = (attempt(tmp_path / str(parts), device, replace(plan, accumulate=parts)).students[0] for parts in (1, 2))
     start = students.fresh(dict(one.module.config), seed=1).to(device)
     moved = distance(one.module, start)
     assert distance(one.module, two.module) < (0.2 if precision == "bfloat16" else 1) * moved
-    with one.as_written() as mean:
+    with one.ema_weights() as mean:
         assert 0 < distance(mean, start) < moved
 
 

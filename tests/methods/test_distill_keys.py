@@ -6,6 +6,7 @@ import hashlib
 from collections import Counter
 from collections.abc import Iterator
 from copy import deepcopy
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, get_args
 
@@ -16,14 +17,14 @@ from diffusers.models.resnet import ResnetBlock2D
 from pydantic import BaseModel
 
 from asdm_cli.errors import AsdmError
-from asdm_cli.methods import distill
 from asdm_cli.recipe.verbs import DistillRecipe
 from asdm_cli.report.render_json import to_json
 from asdm_cli.report.run_directory import Run
 from asdm_cli.training import checkpoints
 from asdm_cli.training.distillation import Distillation
-from asdm_cli.training.log import read
+from asdm_cli.training.loop import read_log
 from asdm_cli.unet.weights import WEIGHTS
+from asdm_cli.verbs import distill
 from tests import tiny
 from tests.data import tars
 
@@ -162,7 +163,7 @@ def usual_plan(base: dict[str, Any]) -> Any:
 def test_the_plan_tells(
     key: str, base: dict[str, Any], home: Path, usual_plan: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("asdm_cli.training.settings.get_available_trackers", lambda: [])
+    monkeypatch.setattr("asdm_cli.training.plan.get_available_trackers", lambda: [])
     assert isinstance(usual_plan, dict), usual_plan
     assert planned(with_key(base, home, key, PLAN[key])) != usual_plan
 
@@ -171,9 +172,9 @@ def outcome(recipe: dict[str, Any], folder: Path) -> dict[str, Any]:
     """What a run leaves, and what it was seen to do."""
     seen: Counter[str] = Counter()
     saved: list[tuple[int, int]] = []
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("asdm_cli.training.settings._check_compile", lambda _recipe: None)  # refused on a CPU
-        plan = distill.plan(DistillRecipe.model_validate(recipe))
+    compiled = recipe.pop("compile", False)  # refused on a CPU
+    plan = distill.plan(DistillRecipe.model_validate(recipe))
+    plan = distill.Plan(replace(plan.distill, config=replace(plan.distill.config, compile=compiled)))
     save, look, reads = checkpoints.save, ResnetBlock2D.forward, Distillation.read
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(checkpoints, "save", lambda *them: (saved.append((them[1], them[3])), save(*them))[1])
@@ -190,7 +191,7 @@ def outcome(recipe: dict[str, Any], folder: Path) -> dict[str, Any]:
             distill.run(plan, Run(folder))
         except AsdmError as error:
             return {"error": str(error)}
-    lines = read(folder / "log.jsonl")
+    lines = read_log(folder / "log.jsonl")
     pictures = sorted(folder.rglob("*.png"))
     return {
         "error": None,

@@ -22,7 +22,6 @@ from typing import Any
 import torch
 
 from asdm_cli.console import quiet
-from asdm_cli.training import checkpoints
 from tests import tiny
 from tests.training.students import PLAIN, distillation, fresh, memory, pruned, trained
 
@@ -36,7 +35,7 @@ def attempt(folder: Path, pair: Pair) -> None:
     task = distillation({"s": student}, teacher, text_dropout=0.3)
     task.held_out = memory(2)
     training = trained(folder, task, {"s": student}, PLAN)
-    with training.crew[0].as_written() as module:
+    with training.students[0].ema_weights() as module:
         torch.save(module.state_dict(), folder.with_suffix(".pt"))
 
 
@@ -65,7 +64,7 @@ def _die_in_fsync(at: int) -> None:
             os.kill(os.getpid(), signal.SIGKILL)
         sync(handle)
 
-    checkpoints.os.fsync = fsync  # type: ignore[attr-defined]
+    os.fsync = fsync
 
 
 def main() -> None:
@@ -88,7 +87,7 @@ def main() -> None:
         else:
             end = killed(broken, pair, start + chance.uniform(0, 5) * step, None)
         if end:
-            print(ways.pop(), max((int(each.name.split("-")[1]) for each in broken.glob("step-*")), default=0))
+            print(ways.pop(), max((int(each.stem.split("-")[1]) for each in broken.glob("step-*")), default=0))
         else:  # it came through: from the beginning, then
             shutil.rmtree(broken)
     attempt(broken, pair)

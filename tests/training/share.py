@@ -7,39 +7,26 @@ import os
 import sys
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import torch
-from torch import Tensor
 
-from asdm_cli.training.distillation import Distillation
-from asdm_cli.training.order import Noise
-from asdm_cli.training.plan import Plan
-from tests.training.students import PLAIN, distillation, memory, pair, trained
+from asdm_cli.training.student import TrainingConfig
+from tests.training.students import PLAIN, Seen, distillation, memory, pair, trained
 
 PLAN = replace(PLAIN, steps=6, batch=8, save_every=3, ema_decay=0.9)
 SIZE = 24
 """Three steps make an epoch."""
 
 
-class Seen(Distillation):
-    """Remembers which rows were read."""
-
-    def read(self, rows: Tensor, noise: Noise) -> Any:
-        self.__dict__.setdefault("seen", []).append(rows.tolist())
-        return super().read(rows, noise)
-
-
-def run(folder: Path, plan: Plan = PLAN) -> list[list[int]]:
+def run(folder: Path, plan: TrainingConfig = PLAN) -> list[list[int]]:
     """Train, leave the written weights, and return the rows part by part. The mid block is frozen."""
     teacher, student = pair("base")
     student.mid_block.requires_grad_(False)
-    task = distillation({"s": student}, teacher, memory(SIZE), text_dropout=0.3)
-    task.__class__ = Seen
+    task = distillation({"s": student}, teacher, memory(SIZE), Seen, text_dropout=0.3)
     task.held_out = memory(4)
     training = trained(folder, task, {"s": student}, plan)
-    if training.is_main:
-        with training.crew[0].as_written() as module:
+    if training.lead.is_main_process:
+        with training.students[0].ema_weights() as module:
             torch.save(module.state_dict(), folder / "written.pt")
     return task.seen  # type: ignore[attr-defined,no-any-return]
 

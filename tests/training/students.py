@@ -2,24 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from diffusers import DDIMScheduler
-from torch import nn
+from torch import Tensor, nn
 
 from asdm_cli.data.samples import Condition, InMemory
-from asdm_cli.training.distillation import Distillation, Row
+from asdm_cli.training.distillation import Distillation, LossTerm
 from asdm_cli.training.loop import Training, train
-from asdm_cli.training.plan import Plan
+from asdm_cli.training.sampling_order import Noise, Part
+from asdm_cli.training.student import TrainingConfig
 from asdm_cli.unet.addresses import Anatomy
-from asdm_cli.unet.feature_pairs import feature_pairs
 from asdm_cli.unet.surgery import apply
 from tests import tiny
 
-PLAIN = Plan(
+PLAIN = TrainingConfig(
     steps=4,
     batch=4,
     lr=1e-3,
@@ -32,6 +32,14 @@ PLAIN = Plan(
     precision="float32",
 )
 """As little as possible beside the losses."""
+
+
+class Seen(Distillation):
+    """Remembers which rows were read."""
+
+    def read(self, rows: Tensor, noise: Noise) -> Any:
+        self.__dict__.setdefault("seen", []).append(rows.tolist())
+        return super().read(rows, noise)
 
 
 def pair(kind: str, shape: str = "sd15", seed: int = 0) -> tuple[Any, Any]:
@@ -52,16 +60,6 @@ def pruned(teacher: Any, remove: Any) -> Any:
     student = fresh(config)
     student.load_state_dict({name: tensor.clone() for name, tensor in tensors.items()})
     return student
-
-
-def rows(student: Any, teacher: Any, name: str = "s", normalise: bool = False, weights: Any = (1, 1, 1)) -> list[Row]:
-    """The three rows of BK-SDM."""
-    pairs = feature_pairs(Anatomy.of(dict(student.config)), Anatomy.of(dict(teacher.config)), ["down.?", "up.?"])
-    kinds = ("task", "output", "features")
-    return [
-        Row(kind, weight, taps={name: pairs} if kind == "features" else {}, normalise=normalise)
-        for kind, weight in zip(kinds, weights, strict=True)
-    ]
 
 
 def memory(count: int = 12, size: int = 8, added: int | None = None) -> InMemory:
@@ -85,23 +83,36 @@ def scheduler(**settings: Any) -> DDIMScheduler:
 
 
 def distillation(
-    students: Mapping[str, nn.Module], teacher: nn.Module, samples: InMemory | None = None, **settings: Any
-) -> Distillation:
-    """The task for several students of one teacher, with BK-SDM's losses."""
-    weights = settings.pop("weights", (1, 1, 1))
-    each = [rows(student, teacher, name, weights=weights) for name, student in students.items()]
-    joined = [
-        Row(row.kind, row.weight, taps={name: tap for of in each for name, tap in of[index].taps.items()})
-        for index, row in enumerate(each[0])
-    ]
-    task = Distillation(samples or memory(), scheduler(), joined, **settings)
+    students: Mapping[str, nn.Module],
+    teacher: nn.Module,
+    samples: InMemory | None = None,
+    kind: type[Distillation] = Distillation,
+    weights: tuple[float, ...] = (1, 1, 1),
+    terms: Sequence[LossTerm] | None = None,
+    normalise: bool = False,
+    noise: Any = None,
+    **settings: Any,
+) -> Any:
+    """The task for several students of one teacher: BK-SDM's three losses, or `terms` in the place of the first two."""
+    trees = {name: Anatomy.of(dict(unet.config)) for name, unet in {**students, "": teacher}.items()}
+    pairs = {name: taps(trees[name], trees[""], ["down.?", "up.?"]) for name in students}
+    terms = terms or [LossTerm("task", weights[0]), LossTerm("output", weights[1])]
+    features = LossTerm("features", weights[2], normalise=normalise, feature_pairs=pairs)
+    task = kind(samples or memory(), noise or scheduler(), [*terms, features], **settings)
     task.attach_teacher(teacher.to(memory_format=torch.channels_last))  # as the verb does
     for name, student in students.items():
         task.attach_student(name, student)
     return task
 
 
-def trained(folder: Path, task: Distillation, students: dict[str, nn.Module], plan: Plan = PLAIN) -> Training:
+def first_batch(task: Distillation, rows: Tensor | None = None, step: int = 0) -> Any:
+    rows = torch.arange(4) if rows is None else rows
+    return task.prepare(task.read(rows, Noise(0, step, Part(len(rows)))))
+
+
+def trained(
+    folder: Path, task: Distillation, students: dict[str, nn.Module], config: TrainingConfig = PLAIN
+) -> Training:
     for student in students.values():
         student.train()
-    return train(task, students, plan, folder)
+    return train(task, students, config, folder)

@@ -1,161 +1,222 @@
-"""The loop on a task of a few numbers: resuming is exact, checkpoints are whole, every sample is seen."""
+"""The loop on a task of a few numbers: resuming is exact, checkpoints are whole, every sample is seen; and what becomes
+of trainings that end before their time: killed, told to stop, out of disk, out of numbers."""
 
 from __future__ import annotations
 
+import errno
+import os
+import signal
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 from typing_extensions import override
 
 from asdm_cli.errors import RunError
 from asdm_cli.training import checkpoints, loop
-from asdm_cli.training.log import read
-from asdm_cli.training.loop import train
-from asdm_cli.training.order import Noise, Part, rows
-from asdm_cli.training.plan import Plan, Task, Term
+from asdm_cli.training.loop import LOG, Task, read_log, train
+from asdm_cli.training.sampling_order import Noise, Part, sampling_order
+from asdm_cli.training.student import StudentTrainer, TrainingConfig
 from tests.forking import ours
 from tests.hardening.kinds import NO_FILES
 
+CONFIG = TrainingConfig(
+    steps=20, batch=5, lr=0.05, warmup=3, save_every=4, validate_every=10, device="cpu", precision="float32"
+)
+KILLS, INSIDE = 10, 4
+ROOT = Path(__file__).parents[2]
+
 
 class Line(Task):
-    """y = 2x + 1, with the loop's noise so that order and noise both matter."""
+    """y = 2x + 1, with the loop's noise. `at[step]` happens while that step is read; at `nan` the loss is none."""
 
     size = 23
 
-    def __init__(self, break_at: int | None = None):
-        self.calls, self.break_at, self.seen = 0, break_at, []
+    def __init__(self, at: dict[int, Callable[[], object]] | None = None, nan: int = -1):
+        self.at, self.nan, self.step = at or {}, nan, -1
 
-    def read(self, rows, noise):
-        self.calls += 1
-        self.seen += rows.tolist()
-        if self.calls == self.break_at:
-            raise KeyboardInterrupt
+    @override
+    def read(self, rows: Tensor, noise: Noise) -> tuple[Tensor, Tensor]:
+        self.step += 1
+        self.at.get(self.step, lambda: None)()
         return rows[:, None].float() / 10, 0.1 * noise.normal(1)
 
     @override
-    def losses(self, name, module, batch, step):
+    def losses(self, name: str, module: nn.Module, batch: tuple[Tensor, Tensor], step: int) -> dict[str, Any]:
         x, noise = batch
-        return {"task": Term((module(x) - (2 * x + 1 + noise)).square().mean())}
+        value = (module(x) - (2 * x + 1 + noise)).square().mean()
+        return {"task": (1.0, value * float("nan") if step == self.nan else value)}
 
     @override
-    def validate(self, name, module, step):
+    def validate(self, name: str, module: nn.Module, step: int) -> dict[str, float]:
         return {"slope": float(module.weight)}
 
 
-PLAN = Plan(steps=30, batch=5, lr=0.05, warmup=3, save_every=7, validate_every=10, device="cpu", precision="float32")
-
-
-def trained(folder: Path, task: Line, plan: Plan = PLAN):
+def go(folder: Path, task: Task | None = None, config: TrainingConfig = CONFIG) -> list[Tensor]:
+    """What was learnt: weights, and their running mean."""
     torch.manual_seed(0)
-    module = nn.Linear(1, 1)
-    trainee = train(task, {"line": module}, plan, folder).crew[0]
-    return module, trainee.ema
+    student: StudentTrainer = train(task or Line(), {"line": nn.Linear(1, 1)}, config, folder).students[0]
+    return [each.detach().clone() for each in (*student.module.parameters(), *student.ema.shadow_params)]
 
 
-def test_an_interrupted_run_ends_bit_equal(tmp_path):
-    whole, whole_ema = trained(tmp_path / "whole", Line())
-    for moment in (3, 9, 12):
+def same(ours: list[Tensor], theirs: list[Tensor]) -> bool:
+    return all(torch.equal(a, b) for a, b in zip(ours, theirs, strict=True))
+
+
+def stop(number: int = signal.SIGINT, times: int = 1) -> Callable[[], None]:
+    return lambda: [os.kill(os.getpid(), number) for _ in range(times)] and None
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[Tensor]]:
+    folder = tmp_path_factory.mktemp("whole")
+    return folder, go(folder)
+
+
+def test_an_interrupted_run_ends_bit_equal_with_the_same_log(tmp_path: Path, whole: tuple[Path, list[Tensor]]) -> None:
+    for moment in (2, 9, 6):
         with pytest.raises(KeyboardInterrupt):
-            trained(tmp_path / "broken", Line(break_at=moment))
-    resumed, resumed_ema = trained(tmp_path / "broken", Line())
-    for a, b in zip(whole.parameters(), resumed.parameters(), strict=True):
-        assert torch.equal(a, b)
-    for a, b in zip(whole_ema.shadow_params, resumed_ema.shadow_params, strict=True):
-        assert torch.equal(a, b)
+            go(tmp_path, Line({moment: stop(times=2)}))  # the second signal acts at once
+    assert checkpoints.latest(tmp_path)["step"] == 12
+    assert same(go(tmp_path), whole[1])
+    assert read_log(tmp_path / LOG) == (lines := read_log(whole[0] / LOG))
+    assert [line["step"] for line in lines if "task" in line] == [4, 8, 10, 12, 16, 20]
+    assert sum("validation" in line for line in lines) == 2
 
 
-def test_a_resumed_log_is_the_undisturbed_one(tmp_path):
-    trained(tmp_path / "whole", Line())
-    with pytest.raises(KeyboardInterrupt):
-        trained(tmp_path / "broken", Line(break_at=18))
-    trained(tmp_path / "broken", Line())
-    whole, broken = (read(tmp_path / name / "log.jsonl") for name in ("whole", "broken"))
-    assert broken == whole
-    assert [row["step"] for row in whole if "task" in row] == [7, 10, 14, 20, 21, 28, 30]
-    assert sum("validation" in row for row in whole) == 3
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_told_to_stop_it_saves_and_goes_on_bit_equal(
+    tmp_path: Path, number: int, whole: tuple[Path, list[Tensor]], capsys: pytest.CaptureFixture[str]
+) -> None:
+    before = signal.getsignal(number)
+    with pytest.raises(RunError if number == signal.SIGTERM else KeyboardInterrupt) as caught:
+        go(tmp_path, Line({6: stop(number)}))
+    assert signal.getsignal(number) is before
+    checkpoint = tmp_path / "step-00000007.pt"
+    assert f"stopped after step 7, saved as {checkpoint}" in capsys.readouterr().err.replace("\n", "")
+    assert checkpoint.is_file()
+    if number == signal.SIGTERM:
+        assert str(caught.value) == "stopped by signal SIGTERM after step 7; the same command goes on there"
+    assert same(go(tmp_path), whole[1])
 
 
-def test_every_sample_is_seen_once_per_epoch():
-    drawn = torch.cat([rows(23, 0, step, Part(5)) for step in range(23)])
-    epochs = drawn.reshape(5, 23)
-    assert all(sorted(epoch.tolist()) == list(range(23)) for epoch in epochs)
-    assert not torch.equal(epochs[0], epochs[1])
+def test_killed_at_ten_moments_and_while_saving_it_ends_bit_equal(tmp_path: Path) -> None:
+    """A distillation with held-out losses, a running mean and a schedule; see kill.py."""
+    (told,) = ours("from tests.training.kill import main; main()", tmp_path, KILLS, INSIDE, cwd=ROOT)
+    assert told.code == 0, told.err[-2000:]
+    ways = [line.split() for line in told.out.splitlines()]
+    assert sorted(way for way, _ in ways) == ["inside"] * INSIDE + ["moment"] * KILLS
+    assert len({step for _, step in ways}) > 1, "they went on in between"
+    undisturbed, broken = (torch.load(tmp_path / f"{name}.pt") for name in ("whole", "broken"))
+    assert len(undisturbed) > 100
+    assert undisturbed.keys() == broken.keys()
+    assert all(torch.equal(value, broken[name]) for name, value in undisturbed.items())
+    lines = [read_log(tmp_path / name / LOG) for name in ("whole", "broken")]
+    assert lines[0] == lines[1]
+    assert [line["step"] for line in lines[0] if "validation" in line] == [4, 8, 12, 14]
 
 
-@pytest.mark.parametrize("count", [2, 4])
-def test_parts_of_a_step_are_its_samples_and_its_noise(count):
-    for step in range(9):  # across the borders of epochs
-        parts = [Part(8, index, count) for index in range(count)]
-        assert torch.equal(torch.cat([rows(23, 3, step, part) for part in parts]), rows(23, 3, step, Part(8)))
-        whole, pieces = Noise(3, step, Part(8)), [Noise(3, step, part) for part in parts]
-        for draw in (lambda n: n.normal(2, 3), lambda n: n.uniform(), lambda n: n.integers(1000)):
-            assert torch.equal(torch.cat([draw(piece) for piece in pieces]), draw(whole))
+FULL = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+TORN = RuntimeError("[enforce fail at inline_container.cc:664] . unexpected pos 64 vs 0\nmore")
 
 
-def test_processes_that_see_different_checkpoints_are_told(tmp_path, monkeypatch):
+@pytest.mark.parametrize("error", [FULL, TORN])
+def test_a_full_disk_keeps_the_previous_checkpoint(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: Exception, whole: tuple[Path, list[Tensor]]
+) -> None:
+    save, calls = torch.save, []
+
+    def full(state: object, file: Path) -> None:
+        calls.append(1)
+        if len(calls) == 3:
+            file.write_bytes(b"a part")
+            raise error
+        save(state, file)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(torch, "save", full)
+        with pytest.raises(RunError) as caught:
+            go(tmp_path)
+    text = str(caught.value)
+    assert "step-00000012.pt: cannot be written (" in text
+    assert f"make room, then go on from {tmp_path / 'step-00000008.pt'}" in text
+    assert "\n" not in text
+    assert {each.name for each in tmp_path.iterdir()} == {"step-00000004.pt", "step-00000008.pt", LOG}
+    assert same(go(tmp_path), whole[1])
+
+
+@pytest.mark.parametrize(
+    ("nan", "steps", "between", "last"),
+    [(9, 20, "8 and 10", 8), (6, 7, "4 and 7", 4), (7, 20, "4 and 8", 4), (0, 20, "0 and 4", None)],
+)
+def test_what_is_not_finite_is_never_saved(tmp_path: Path, nan: int, steps: int, between: str, last: int) -> None:
+    """The step of a checkpoint itself is looked at, also between two lines of the log."""
+    with pytest.raises(RunError) as caught:
+        go(tmp_path, Line(nan=nan), replace(CONFIG, steps=steps))
+    good = tmp_path / f"step-{last:08}.pt" if last else "the start: there is no checkpoint yet"
+    assert str(caught.value) == (
+        f"line: task, loss, gradient_norm is not finite between the steps {between}; a lower learning rate may help; "
+        f"the last good state is {good}"
+    )
+    assert all(line["step"] <= (last or 0) for line in read_log(tmp_path / LOG))
+
+
+def test_processes_that_see_different_checkpoints_are_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """As on machines that do not share the run's folder: weights of different steps would be averaged."""
     monkeypatch.setattr(loop, "gather_object", lambda own: [*own, 20])
     with pytest.raises(RunError, match=r"checkpoints of different steps there \(0, 20\).* the machines share"):
-        trained(tmp_path, Line())
+        go(tmp_path)
 
 
-def test_a_loss_that_is_not_finite_stops_the_run(tmp_path):
-    class Broken(Line):
-        @override
-        def losses(self, name, module, batch, step):
-            return {"task": Term(super().losses(name, module, batch, step)["task"].value * float("nan"))}
-
-    with pytest.raises(RunError, match=r"line: task, loss, gradient_norm is not finite .* the start"):
-        trained(tmp_path, Broken())
-    assert checkpoints.latest(tmp_path) is None
-
-
-def test_a_damaged_checkpoint_is_passed_over(tmp_path, capsys):
-    """By whatever damage; where no older one is whole, that is said."""
-    for step in (1, 2):
-        checkpoints.save(tmp_path, step, {"step": step})
-    newest, oldest = (tmp_path / f"step-{step:08d}/state.pt" for step in (2, 1))
+def test_a_damaged_checkpoint_is_passed_over(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """By whatever damage; where no older one is whole, that is said. The newest few are kept."""
+    for step in range(1, 6):
+        checkpoints.save(tmp_path, step, {"step": step}, keep=2)
+    oldest, newest = sorted(tmp_path.iterdir())
+    assert [file.name for file in (oldest, newest)] == ["step-00000004.pt", "step-00000005.pt"]
+    assert checkpoints.latest(tmp_path) == {"step": 5}
     whole = newest.read_bytes()
     for raw in (b"", b"rubbish", whole[:-100], whole[: len(whole) // 2], bytes(len(whole))):
         newest.write_bytes(raw)
-        assert checkpoints.latest(tmp_path) == {"step": 1}
+        assert checkpoints.latest(tmp_path) == {"step": 4}
         assert f"{newest}: cannot be read" in " ".join(capsys.readouterr().err.split())
     for make in NO_FILES.values():
         newest.rmdir() if newest.is_dir() else newest.unlink()
         make(newest)
-        assert checkpoints.latest(tmp_path) == {"step": 1}
+        assert checkpoints.latest(tmp_path) == {"step": 4}
     oldest.write_bytes(whole[:-100])
     with pytest.raises(RunError, match="none of its 2 checkpoints can be read"):
         checkpoints.latest(tmp_path)
 
 
-def test_only_the_newest_checkpoints_are_kept(tmp_path):
-    for step in range(1, 6):
-        checkpoints.save(tmp_path, step, {"step": step}, keep=2)
-    assert [p.name for p in sorted(tmp_path.iterdir())] == ["step-00000004", "step-00000005"]
-    assert checkpoints.latest(tmp_path) == {"step": 5}
+def test_checkpoints_hold_no_code(whole: tuple[Path, list[Tensor]]) -> None:
+    """They are read with weights_only, so what comes from elsewhere cannot run."""
+    newest = sorted(whole[0].glob("step-*"))[-1]
+    assert torch.load(newest, weights_only=True).keys() == {"step", "students"}
 
 
-def test_a_kill_while_saving_leaves_the_previous_checkpoint(tmp_path):
-    checkpoints.save(tmp_path, 1, {"step": 1})
-    script = (
-        "import os, signal, torch\n"
-        "from pathlib import Path\n"
-        "from asdm_cli.training import checkpoints\n"
-        "checkpoints.os.fsync = lambda handle: os.kill(os.getpid(), signal.SIGKILL)\n"
-        f"checkpoints.save(Path({str(tmp_path)!r}), 2, {{'step': 2}})\n"
-    )
-    (told,) = ours(script, cwd=tmp_path)
-    assert told.code == -9
-    assert checkpoints.latest(tmp_path) == {"step": 1}
-    checkpoints.save(tmp_path, 3, {"step": 3})
-    assert checkpoints.latest(tmp_path) == {"step": 3}
+def test_every_sample_is_seen_once_per_epoch() -> None:
+    epochs = torch.cat([sampling_order(23, 0, step, Part(5)) for step in range(23)]).reshape(5, 23)
+    assert all(sorted(epoch.tolist()) == list(range(23)) for epoch in epochs)
+    assert not torch.equal(epochs[0], epochs[1])
 
 
-def test_any_seed_of_63_bits_gives_numbers_of_its_own():
+@pytest.mark.parametrize("count", [2, 4])
+def test_parts_of_a_step_are_its_samples_and_its_noise(count: int) -> None:
+    for step in range(9):  # across the borders of epochs
+        parts = [Part(8, index, count) for index in range(count)]
+        order = torch.cat([sampling_order(23, 3, step, part) for part in parts])
+        assert torch.equal(order, sampling_order(23, 3, step, Part(8)))
+        whole, pieces = Noise(3, step, Part(8)), [Noise(3, step, part) for part in parts]
+        for draw in (lambda n: n.normal(2, 3), lambda n: n.uniform(), lambda n: n.integers(1000)):
+            assert torch.equal(torch.cat([draw(piece) for piece in pieces]), draw(whole))
+
+
+def test_any_seed_of_63_bits_gives_numbers_of_its_own() -> None:
     seeds = (0, 1, 2**62, 2**63 - 1)
-    orders = {tuple(rows(100, seed, 0, Part(100)).tolist()) for seed in seeds}
-    noises = {float(Noise(seed, 5, Part(1)).normal(1)) for seed in seeds}
-    assert len(orders) == len(noises) == len(seeds)
+    orders = {tuple(sampling_order(100, seed, 0, Part(100)).tolist()) for seed in seeds}
+    assert len(orders) == len({float(Noise(seed, 5, Part(1)).normal(1)) for seed in seeds}) == len(seeds)

@@ -11,12 +11,10 @@ from diffusers.training_utils import compute_snr
 from torch import Tensor, nn
 from torch.nn import functional
 
-from asdm_cli.training.distillation import Distillation, Row
+from asdm_cli.training.distillation import Distillation, LossTerm
 from asdm_cli.training.losses import feature_loss, min_snr_weight, prediction_loss, weight_at
-from asdm_cli.training.order import Noise, Part
-from asdm_cli.training.plan import Term
 from tests import tiny
-from tests.training.students import memory, pair, rows, scheduler
+from tests.training.students import distillation, first_batch, memory, pair, scheduler
 
 
 def test_prediction_loss_is_the_mean_square() -> None:
@@ -60,7 +58,6 @@ def test_weights_follow_their_points() -> None:
     assert {step: weight_at(points, step) for step in steps} == pytest.approx(steps)
     assert weight_at(2, 7) == 2.0
     assert weight_at([[5, 0.5]], 3) == weight_at([[5, 0.5]], 9) == 0.5
-    assert Term.at(15, torch.tensor(1.0), points).weight == 2.0
 
 
 def by_hand(unet: nn.Module, names: list[str], inputs: tuple[Tensor, ...]) -> tuple[Tensor, list[Tensor]]:
@@ -97,14 +94,10 @@ NODES = {
 def test_the_loss_is_that_of_bk_sdm(kind: str, prediction: str) -> None:
     """task + output + features by formulas and hooks that share nothing with ours."""
     teacher, student = pair(kind)
-    samples, noise = memory(12), scheduler(prediction_type=prediction)
-    task = Distillation(samples, noise, rows(student, teacher))
-    task.attach_teacher(teacher)
-    task.attach_student("s", student)
-    wanted = torch.tensor([3, 1, 4, 5])
-    batch = task.prepare(task.read(wanted, Noise(0, 7, Part(4))))
-    terms = task.losses("s", student, batch, 0)
-    total = torch.stack([term.weight * term.value for term in terms.values()]).sum()
+    samples, noise, wanted = memory(12), scheduler(prediction_type=prediction), torch.tensor([3, 1, 4, 5])
+    task = distillation({"s": student}, teacher, samples, noise=noise)
+    terms = task.losses("s", student, first_batch(task, wanted, step=7), 0)
+    total = torch.stack([weight * value for weight, value in terms.values()]).sum()
     total.backward()
     ours = {name: weight.grad.clone() for name, weight in student.named_parameters()}
     student.zero_grad()
@@ -128,7 +121,7 @@ def test_the_loss_is_that_of_bk_sdm(kind: str, prediction: str) -> None:
         "output": mse(predicted, answer),
         "features": sum(mse(a, b) for a, b in zip(features, wanted_features, strict=True)),
     }
-    assert {name: term.value.item() for name, term in terms.items()} == pytest.approx(
+    assert {name: value.item() for name, (_, value) in terms.items()} == pytest.approx(
         {name: value.item() for name, value in expected.items()}, rel=1e-6
     )
     loss = sum(expected.values())
@@ -138,45 +131,29 @@ def test_the_loss_is_that_of_bk_sdm(kind: str, prediction: str) -> None:
         assert torch.allclose(weight.grad, ours[name], rtol=1e-3, atol=1e-6), name
 
 
-def test_rows_are_weighed_by_step_and_told_apart() -> None:
+def test_terms_are_weighed_by_step_and_told_apart() -> None:
     teacher, student = pair("base")
-    losses = [
-        Row("task"),
-        Row("task", 2.0, snr_gamma=5.0),
-        Row("output", [[0, 1.0], [10, 0.0]]),
-        *rows(student, teacher, normalise=True)[2:],
-    ]
-    task = Distillation(memory(4), scheduler(), losses)
-    task.attach_teacher(teacher)
-    task.attach_student("s", student)
-    batch = task.prepare(task.read(torch.arange(4), Noise(0, 0, Part(4))))
-    terms = task.losses("s", student, batch, 5)
-    assert {name: term.weight for name, term in terms.items()} == {
-        "task": 1.0,
-        "task 2": 2.0,
-        "output": 0.5,
-        "features": 1.0,
-    }
+    plain = [LossTerm("task"), LossTerm("task", 2.0, snr_gamma=5.0), LossTerm("output", [[0, 1.0], [10, 0.0]])]
+    task = distillation({"s": student}, teacher, memory(4), terms=plain, normalise=True)
+    batch = first_batch(task)
+    weights, values = zip(*(terms := task.losses("s", student, batch, 5)).values(), strict=True)
+    assert dict(zip(terms, weights, strict=True)) == {"task": 1.0, "task 2": 2.0, "output": 0.5, "features": 1.0}
+    inputs = (batch.noisy, batch.timesteps, batch.text)
     with torch.no_grad():
-        predicted = student(batch.noisy, batch.timesteps, batch.condition.text).sample
+        (predicted, ours), (_, theirs) = by_hand(student, BASE, inputs), by_hand(teacher, BASE, inputs)
     snr = compute_snr(scheduler(), batch.timesteps)
     error = (predicted - batch.target).square().mean((1, 2, 3))
-    assert terms["task 2"].value.item() == pytest.approx((error * (snr.clamp(max=5) / snr)).mean().item(), rel=1e-4)
-    scaled = feature_loss(
-        *(by_hand(unet, BASE, (batch.noisy, batch.timesteps, batch.condition.text))[1] for unet in (student, teacher)),
-        normalise=True,
-    )
-    assert terms["features"].value.item() == pytest.approx(scaled.item(), rel=1e-5)
+    assert values[1].item() == pytest.approx((error * (snr.clamp(max=5) / snr)).mean().item(), rel=1e-4)
+    assert values[3].item() == pytest.approx(feature_loss(ours, theirs, normalise=True).item(), rel=1e-5)
 
 
 def test_a_zero_snr_schedule_trains() -> None:
     """SD 2.1 and its like end without signal; nothing of the loss is infinite there."""
-    ddim = DDIMScheduler.from_config(
-        dict(scheduler(prediction_type="v_prediction").config), rescale_betas_zero_snr=True
-    )
+    config = dict(scheduler(prediction_type="v_prediction").config)
+    ddim = DDIMScheduler.from_config(config, rescale_betas_zero_snr=True)
     assert float(ddim.alphas_cumprod[-1]) < 1e-6
     unet = tiny.unet(tiny.shape("sd15"))
-    task = Distillation(memory(2), ddim, [Row("task", snr_gamma=5.0)])
+    task = Distillation(memory(2), ddim, [LossTerm("task", snr_gamma=5.0)])
     task.attach_student("s", unet)
     noise = SimpleNamespace(
         integers=lambda _high: torch.tensor([999, 998]),
@@ -184,4 +161,4 @@ def test_a_zero_snr_schedule_trains() -> None:
         normal=lambda *shape: torch.randn(2, *shape),
     )
     batch = task.read(torch.arange(2), noise)
-    assert torch.isfinite(task.losses("s", unet, task.prepare(batch), 0)["task"].value)
+    assert torch.isfinite(task.losses("s", unet, task.prepare(batch), 0)["task"][1])

@@ -9,8 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from asdm_cli.training.log import read
-from asdm_cli.training.loop import LOG
+from asdm_cli.training.loop import LOG, read_log
 from tests.forking import ours, together
 from tests.training.share import PLAN, SIZE, run
 
@@ -34,7 +33,7 @@ def alone(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[list[int
 
 def assert_alike(ours: Path, theirs: Path) -> None:
     """Losses, gradients and written weights but for the order of sums."""
-    for a, b in zip(read(ours / LOG), read(theirs / LOG), strict=True):
+    for a, b in zip(read_log(ours / LOG), read_log(theirs / LOG), strict=True):
         assert a.keys() == b.keys()
         flat = [line.get("validation") or {key: line[key] for key in line if key != "student"} for line in (a, b)]
         assert flat[0] == pytest.approx(flat[1], rel=1e-3)
@@ -53,7 +52,7 @@ def test_two_processes_learn_as_one(two: Path, alone: tuple[Path, list[list[int]
     for epoch in (rows[:SIZE], rows[SIZE:]):
         assert sorted(epoch) == list(range(SIZE)), "every sample once"
     assert_alike(two / f"two-{accumulate}", home)
-    assert len(read(home / LOG)) == 3, "two reports and a look"
+    assert len(read_log(home / LOG)) == 3, "two reports and a look"
 
 
 def test_parts_one_after_the_other_learn_as_one(alone: tuple[Path, list[list[int]]], tmp_path: Path) -> None:
@@ -67,7 +66,7 @@ def test_one_process_goes_on_with_what_two_began(
     two: Path, alone: tuple[Path, list[list[int]]], tmp_path: Path
 ) -> None:
     """Order and noise depend on the step alone, so the number of processes may change in between."""
-    for name in (LOG, "step-00000003"):
+    for name in (LOG, "step-00000003.pt"):
         (tmp_path / name).symlink_to(two / "two-1" / name)
     assert run(tmp_path) == alone[1][3:]
     assert_alike(tmp_path, alone[0])

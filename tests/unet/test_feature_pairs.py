@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from asdm_cli.errors import ModelError
-from asdm_cli.training.features import Features
+from asdm_cli.training.distillation import FeatureRecorder
 from asdm_cli.unet.addresses import Anatomy
 from asdm_cli.unet.blocks import per_level
 from asdm_cli.unet.feature_pairs import FeaturePair, feature_pairs
@@ -186,8 +186,7 @@ def outputs(config: dict[str, Any], modules: list[str]) -> list[torch.Size]:
     assert per_level(config, "block_out_channels")
     with torch.device("meta"):
         unet = tiny.UNet2DConditionModel.from_config(config)
-        features = Features(unet, list(dict.fromkeys(modules)))
+        features = FeatureRecorder(unet, modules)
         with features.recorded() as kept:
             unet(**inputs(config, batch=1, size=16, tokens=3))
-    shapes = {name: output.shape for name, output in zip(features.names, kept, strict=True)}
-    return [shapes[name] for name in modules]
+    return [kept[name].shape for name in modules]

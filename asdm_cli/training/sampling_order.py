@@ -26,30 +26,24 @@ class Part:
         return slice(self.index * size, (self.index + 1) * size)
 
 
-def rows(size: int, seed: int, step: int, part: Part) -> Tensor:
+def sampling_order(size: int, seed: int, step: int, part: Part) -> Tensor:
     """Numbers of this part's samples, int64: every epoch of `size` samples is in an order of its own, and whole."""
-    first = step * part.batch
-    wanted = torch.arange(first, first + part.batch)
+    wanted = torch.arange(step * part.batch, (step + 1) * part.batch)
     epochs = wanted // size
-    orders = torch.stack([_permutation(size, seed, int(epoch)) for epoch in epochs.unique()])
-    return orders[epochs - epochs[0], wanted % size][part.rows]
+    orders = [torch.randperm(size, generator=_generator(seed, 10_007, int(epoch))) for epoch in epochs.unique()]
+    return torch.stack(orders)[epochs - epochs[0], wanted % size][part.rows]
 
 
-def _permutation(size: int, seed: int, epoch: int) -> Tensor:
-    return torch.randperm(size, generator=torch.Generator().manual_seed(_mixed(seed, 10_007, epoch)))
-
-
-def _mixed(seed: int, factor: int, index: int) -> int:
-    """A seed for torch, which takes 64 bits and on a CPU looks at 32 of them."""
-    return ((seed ^ seed >> 32) * factor + index) % 2**63
+def _generator(seed: int, factor: int, index: int) -> torch.Generator:
+    """torch takes seeds of 64 bits, and on a CPU looks at 32 of them."""
+    return torch.Generator().manual_seed(((seed ^ seed >> 32) * factor + index) % 2**63)
 
 
 class Noise:
     """Random numbers of one part of one step, on the CPU; the calls must be the same in every part."""
 
     def __init__(self, seed: int, step: int, part: Part):
-        self.part = part
-        self.source = torch.Generator().manual_seed(_mixed(seed, 1_000_003, step))
+        self.part, self.source = part, _generator(seed, 1_000_003, step)
 
     def normal(self, *shape: int) -> Tensor:
         """[n, *shape] of the unit normal."""

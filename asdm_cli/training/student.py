@@ -1,0 +1,158 @@
+"""One module that learns: how (`TrainingConfig`), its optimizer, its running mean, and its state on disk."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from diffusers.optimization import get_scheduler
+from diffusers.training_utils import EMAModel
+from torch import Tensor, nn
+
+from asdm_cli.errors import ModelError
+
+PRECISIONS = {"float32": "no", "bfloat16": "bf16", "float16": "fp16"}
+"""What accelerate calls them."""
+
+
+@dataclass(frozen=True)
+class TrainingConfig:
+    """How long, how fast, how often to look. `batch` is over all processes and accumulated parts."""
+
+    steps: int
+    batch: int
+    lr: float
+    schedule: str = "cosine"
+    warmup: int = 50
+    optimizer: type[torch.optim.Optimizer] = torch.optim.AdamW
+    options: dict[str, Any] = field(default_factory=lambda: {"weight_decay": 0.01, "betas": (0.9, 0.99)})
+    accumulate: int = 1
+    clip: float | None = 1.0
+    ema_decay: float | None = 0.999
+    ema_after: int = 0
+    seed: int = 0
+    save_every: int = 100
+    keep: int = 2
+    validate_every: int = 200
+    precision: str = "auto"
+    device: str = "auto"
+    compile: bool = False
+    trackers: tuple[str, ...] = ()
+
+
+def native_bf16() -> bool:
+    """Whether bfloat16 is fast here; on a CPU without its instructions it is a hundred times slower."""
+    if torch.cuda.is_available():
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    return bool(torch.cpu._is_avx512_bf16_supported())
+
+
+def mixed_precision(precision: str, device: str = "auto") -> str:
+    """accelerate's word for `auto`, float32, bfloat16 or float16. ModelError for float16 without a GPU."""
+    if precision == "auto":
+        return "bf16" if native_bf16() else "no"
+    if precision == "float16" and (device == "cpu" or not torch.cuda.is_available()):
+        raise ModelError("float16 trains on a GPU only; use bfloat16 or float32 here")
+    return PRECISIONS[precision]
+
+
+class StudentTrainer:
+    """`module` is the plain one (hooks and state dicts belong there), `wrapped` what accelerate made of it.
+
+    Every student has an Accelerator of its own, because the loss scale of float16 follows one optimizer. What does
+    not require a gradient when this is made stays as it is. `tracked` is where the config's trackers write, if they do.
+    """
+
+    def __init__(self, name: str, module: nn.Module, config: TrainingConfig, tracked: Path | None = None):
+        self.name, self.module, self.clip = name, module, config.clip
+        self.accelerator = Accelerator(
+            cpu=config.device == "cpu"
+            or not torch.cuda.is_available(),  # or it would not group processes without a GPU
+            mixed_precision=mixed_precision(config.precision, config.device),
+            dynamo_backend="inductor" if config.compile else None,
+            log_with=list(config.trackers) if tracked and config.trackers else None,
+            project_dir=tracked,
+        )
+        self.learning = [weight for weight in module.parameters() if weight.requires_grad]
+        if not self.learning:
+            raise ModelError(f"{name}: all of it is frozen; leave something to learn")
+        module.to(self.accelerator.device, memory_format=torch.channels_last)
+        for norm in module.modules() if self.accelerator.device.type == "cpu" else ():
+            if isinstance(norm, nn.GroupNorm):
+                norm.register_forward_pre_hook(_spare)
+        optimizer = config.optimizer(self.learning, lr=config.lr, **config.options)
+        kind = "constant_with_warmup" if config.schedule == "constant" else config.schedule
+        self.schedule = get_scheduler(kind, optimizer, num_warmup_steps=config.warmup, num_training_steps=config.steps)
+        self.ema: EMAModel | None = None
+        if config.ema_decay is not None:
+            self.ema = EMAModel(module.parameters(), config.ema_decay, update_after_step=config.ema_after, foreach=True)
+        self.wrapped, self.optimizer = self.accelerator.prepare(module, optimizer)
+        self._figures: dict[str, list[Tensor]] = defaultdict(list)
+
+    @property
+    def lr(self) -> float:
+        return float(self.schedule.get_last_lr()[0])
+
+    def optimizer_step(self) -> Tensor:
+        """With the gradients at hand; their norm before clipping."""
+        norm = self.accelerator.clip_grad_norm_(self.learning, torch.inf if self.clip is None else self.clip)
+        self.optimizer.step()
+        self.schedule.step()
+        self.optimizer.zero_grad()
+        return norm
+
+    def ema_step(self) -> None:
+        if self.ema is not None:
+            self.ema.step(self.module.parameters())
+
+    @contextmanager
+    def ema_weights(self) -> Iterator[nn.Module]:
+        """The module as it is written: in evaluation mode, with the running mean, if there is one, for its weights."""
+        training = self.module.training
+        if self.ema is not None:
+            self.ema.store(self.module.parameters())
+            self.ema.copy_to(self.module.parameters())
+        try:
+            yield self.module.eval()
+        finally:
+            self.module.train(training)
+            if self.ema is not None:
+                self.ema.restore(self.module.parameters())
+
+    def note(self, figures: dict[str, Tensor]) -> None:
+        """Kept where they are computed until they are asked for; some are known per part of a step, some per step."""
+        for name, value in figures.items():
+            self._figures[name].append(value.detach().float())
+
+    def means(self) -> dict[str, float]:
+        """Of what was noted since the last call, over all processes."""
+        means = {name: torch.stack(values).mean() for name, values in self._figures.items()}
+        self._figures.clear()
+        return {name: float(self.accelerator.reduce(mean, "mean")) for name, mean in means.items()}
+
+    def state(self) -> dict[str, Any]:
+        return {name: part.state_dict() for name, part in self._parts().items()}
+
+    def load(self, state: dict[str, Any]) -> None:
+        for name, part in self._parts().items():
+            part.load_state_dict(state[name])
+        if self.ema is not None:
+            self.ema.to(self.accelerator.device)
+
+    def _parts(self) -> dict[str, Any]:
+        parts = {"module": self.module, "optimizer": self.optimizer, "schedule": self.schedule}
+        parts |= {"ema": self.ema, "scaler": self.accelerator.scaler}
+        return {name: part for name, part in parts.items() if part is not None}
+
+
+def _spare(norm: nn.Module, inputs: tuple[Tensor]) -> tuple[Tensor] | None:
+    """Behind frozen layers: torch (2.13) dies in GroupNorm's backward pass on a CPU where a channels-last input needs
+    no gradient and the weights do."""
+    dies = torch.is_grad_enabled() and norm.weight.requires_grad and not inputs[0].requires_grad
+    return (inputs[0].contiguous(),) if dies else None
