@@ -28,8 +28,7 @@ from pydantic import BaseModel, Field
 from safetensors.torch import save_file
 from torch import Tensor
 
-from asdm_cli.console import figures_bar, note
-from asdm_cli.data.cache_key import DONE
+from asdm_cli.console import bar, note
 from asdm_cli.data.encoder import PARTS, Encoder
 from asdm_cli.data.images import CROP, UnreadableError, square
 from asdm_cli.data.samples import Batch, Condition
@@ -37,7 +36,7 @@ from asdm_cli.data.shards import DATA_FORMAT, Faults, Shard, reading_store, squa
 from asdm_cli.errors import ModelError, RunError
 from asdm_cli.models.directory import TEXTS, ModelDirectory
 from asdm_cli.models.write import whole_file
-from asdm_cli.recipe.redact import public
+from asdm_cli.recipe.redact import redact
 from asdm_cli.recipe.schema import Whole
 from asdm_cli.unet.weights import Entry, check_text, read_headers
 
@@ -169,7 +168,7 @@ class LatentCache:
 
     def _encode_shards(self, numbers: Sequence[int], encoder: Callable[[], Encoder]) -> None:
         done, total = 0, sum(self.shards[number].size for number in numbers)
-        with figures_bar(f"{'encoding' if self.latents else 'indexing'}, KB of shards", total // 1000) as show:
+        with bar(f"{'encoding' if self.latents else 'indexing'}, KB of shards", total // 1000) as show:
             for number in numbers:
                 shard = self.shards[number]
                 for position in self._encode_shard(number, encoder):
@@ -290,7 +289,7 @@ class UncachedSamples:
             return square(data, self.encoder.resolution)
         except (OSError, UnreadableError) as error:
             raise RunError(
-                f"{shard.name}: cannot be read as it was indexed ({public(str(error))}); did it change?"
+                f"{shard.name}: cannot be read as it was indexed ({redact(str(error))}); did it change?"
             ) from None
 
 

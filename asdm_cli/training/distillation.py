@@ -16,8 +16,6 @@ from torch import Tensor, nn
 from asdm_cli.data.samples import Batch, Samples
 from asdm_cli.training.loop import Task
 from asdm_cli.training.losses import Points, feature_loss, min_snr_weight, prediction_loss, weight_at
-from asdm_cli.training.order import Noise, Part
-from asdm_cli.training.plan import Task
 from asdm_cli.training.sampling_order import Noise, Part
 from asdm_cli.unet.feature_pairs import FeaturePair
 

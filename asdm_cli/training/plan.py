@@ -32,7 +32,7 @@ from asdm_cli.report.document import Report
 from asdm_cli.training.distillation import LossTerm
 from asdm_cli.training.student import TrainingConfig, mixed_precision
 from asdm_cli.unet.addresses import Anatomy
-from asdm_cli.unet.feature_pairs import Tap, taps
+from asdm_cli.unet.feature_pairs import Tap
 from asdm_cli.unet.flops import latent_size
 from asdm_cli.unet.stock import unlike_inputs
 from asdm_cli.unet.weights import Checkpoint
@@ -171,7 +171,7 @@ def _loss_terms(
 ) -> list[LossTerm]:
     terms = []
     for index, loss in enumerate(recipe.losses):
-        pairs: dict[str, list[Tap]] = {}
+        pairs: dict[str, list[FeaturePair]] = {}
         if not isinstance(loss, FeatureLoss):
             terms.append(LossTerm(loss.kind, loss.weight, loss.snr_gamma))
             continue
@@ -179,7 +179,7 @@ def _loss_terms(
             with errors.at(f"losses[{index}].at: student {student.name!r}"):
                 if teacher:
                     ours, theirs = Anatomy.of(student.directory.config("unet")), Anatomy.of(teacher.config("unet"))
-                    pairs[student.name] = taps(ours, theirs, loss.at)
+                    pairs[student.name] = feature_pairs(ours, theirs, loss.at)
         terms.append(LossTerm("features", loss.weight, None, loss.normalise == "teacher", pairs))
     return terms
 
