@@ -59,15 +59,15 @@ def run_verb(
         wait_for_everyone()
         refuse_changes(before, made_from(reads(recipe)))
         report = run.write(report)
-    _show(report)
+    _show(report, target / "report.html")
     hand_over(target)
 
 
-def _show(report: Report) -> None:
+def _show(report: Report, page: Path | None = None) -> None:
     from asdm_cli.report.terminal import show
 
     if BRIEF not in os.environ:
-        show(report, console)
+        show(report, console, page)
 
 
 def _follow(how: Method, plan: Plan, target: Path) -> None:

@@ -6,7 +6,7 @@ from collections import Counter
 from dataclasses import replace
 from math import prod
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 from rich.table import Table
@@ -19,6 +19,7 @@ from asdm_cli.progress import Terminal, hand_over
 
 if TYPE_CHECKING:
     from asdm_cli.models.source import ModelDirectory
+    from asdm_cli.records import Report
     from asdm_cli.unet.anatomy import Anatomy
 
 UNET = "unet"
@@ -31,6 +32,12 @@ Sources = Annotated[
         metavar="MODEL|RUN...",
         help="A run directory shows its report; a model directory or [bold]pocket[/] its components and UNet.",
         show_default=False,
+    ),
+]
+Shape = Annotated[
+    Literal["csv", "markdown", "latex"] | None,
+    typer.Option(
+        "--format", help="Print every record (csv), or the main table, for other programs.", show_default=False
     ),
 ]
 Page = Annotated[
@@ -50,22 +57,38 @@ def register(app: typer.Typer) -> None:
             "asdm show runs/bench-pocket",
             "# the model that a run wrote",
             "asdm show runs/prune-pocket-base/model",
-            "# what models cost and what their pictures are worth, on one page",
+            "# all of them for other programs, the main table for a paper",
+            "asdm show runs/bench-pocket --format csv",
+            "# what models cost and what their images are worth, on one page",
             "asdm show runs/bench-pocket runs/eval-pocket --out runs/page.html",
         )
     )(show)
 
 
-def show(sources: Sources, page: Page = None, overwrite: Overwrite = False, verbose: Verbose = False) -> None:
+def show(
+    sources: Sources, shape: Shape = None, page: Page = None, overwrite: Overwrite = False, verbose: Verbose = False
+) -> None:
     """Show what a model is made of, or what a run found out.
 
-    A UNet is shown as the tree of its addresses, each with its parameters. Runs of bench and eval that name
-    the same contestants are joined on a page by a plot of speed against quality.
+    A UNet is shown as the tree of its addresses, each with its parameters. Several runs are put together on a page, or
+    in a format for other programs: set-ups of one model that draw in one way are one row.
     """
     set_verbosity(verbose)
-    if page is not None:
-        _write_page(page, [Path(source) for source in sources], overwrite)
-        hand_over(page)
+    if page is not None or shape is not None:
+        if page is not None and all(_is_old(Path(source)) for source in sources):
+            _write_old_page(page, [Path(source) for source in sources], overwrite)
+            hand_over(page)
+            return
+        from asdm_cli.report.join import join, read_all
+
+        report = join(read_all([Path(source) for source in sources]))
+        if shape is not None:
+            from asdm_cli.report.export import FORMATS
+
+            hand_over(FORMATS[shape](report))
+        if page is not None:
+            _write_page(page, report, overwrite)
+            hand_over(page)
         return
     out = Terminal()
     for source in sources:
@@ -75,11 +98,35 @@ def show(sources: Sources, page: Page = None, overwrite: Overwrite = False, verb
             _show_model(source, out)
 
 
-def _show_run(run: Path, out: Terminal) -> None:
-    from asdm_cli.report.merge import read
-    from asdm_cli.report.terminal import show as show_report
+def _is_old(run: Path) -> bool:
+    from asdm_cli.report import render_json
+    from asdm_cli.unet.weight_files import inside, read_mapping
 
-    show_report(read(run), out)
+    return read_mapping(inside(run, run / "report.json")).get("schema") == render_json.SCHEMA
+
+
+def _write_old_page(file: Path, runs: list[Path], overwrite: bool) -> None:
+    from asdm_cli.models.write import atomic_file
+    from asdm_cli.report import html, merge
+
+    _refuse(file, overwrite)
+    reports = [merge.read(run) for run in runs]
+    joined = merge.combine(" and ".join(report.title for report in reports), reports)
+    by_verb = {report.verb: report for report in reports}
+    if {"bench", "eval"} <= by_verb.keys():
+        plot = merge.speed_quality(by_verb["bench"], by_verb["eval"])
+        joined = replace(joined, parts=[plot, *joined.parts])
+    with atomic_file(file) as partial:
+        partial.write_text(html.render(joined, Path()), encoding="utf-8")
+
+
+def _show_run(run: Path, out: Terminal) -> None:
+    from asdm_cli.report import merge, run_directory, terminal
+
+    if _is_old(run):
+        terminal.show(merge.read(run), out)
+    else:
+        terminal.show(run_directory.read(run), out, run / "report.html")
 
 
 def _show_model(source: str, out: Terminal) -> None:
@@ -121,24 +168,25 @@ def _plans(model: ModelDirectory) -> list[str]:
     ]
 
 
-def _write_page(page: Path, runs: list[Path], overwrite: bool) -> None:
+def _write_page(file: Path, report: Report, overwrite: bool) -> None:
     from asdm_cli.models.write import atomic_file
-    from asdm_cli.report import html, merge
+    from asdm_cli.report import page
 
-    if page.is_dir():
-        raise ModelError(f"{page}: is a directory; give the name of a page, as in {page / 'page.html'}")
-    if page.exists() and not overwrite:
-        raise ModelError(f"{page}: exists already; choose another name, or say --overwrite to replace it")
-    if page.is_symlink() or (page.exists() and not html.is_ours(page)):
-        raise ModelError(f"{page}: is no page from asdm, and --overwrite replaces nothing else; choose another name")
-    reports = [merge.read(run) for run in runs]
-    joined = merge.combine(" and ".join(report.title for report in reports), reports)
-    by_verb = {report.verb: report for report in reports}
-    if {"bench", "eval"} <= by_verb.keys():
-        plot = merge.speed_quality(by_verb["bench"], by_verb["eval"])
-        joined = replace(joined, parts=[plot, *joined.parts])
-    with atomic_file(page) as partial:
-        partial.write_text(html.render(joined, Path()), encoding="utf-8")
+    _refuse(file, overwrite)
+    with atomic_file(file) as partial:
+        partial.write_text(page.render(report, Path()), encoding="utf-8")
+
+
+def _refuse(file: Path, overwrite: bool) -> None:
+    """Anything at this place that is no page of ours, and a page of ours unless it may be replaced."""
+    from asdm_cli.report import page
+
+    if file.is_dir():
+        raise ModelError(f"{file}: is a directory; give the name of a page, as in {file / 'page.html'}")
+    if file.exists() and not overwrite:
+        raise ModelError(f"{file}: exists already; choose another name, or say --overwrite to replace it")
+    if file.is_symlink() or (file.exists() and not page.is_ours(file)):
+        raise ModelError(f"{file}: is no page from asdm, and --overwrite replaces nothing else; choose another name")
 
 
 def _components(model: ModelDirectory) -> Table:

@@ -1,141 +1,147 @@
-"""A report in the terminal: what fits there, and where to find the rest."""
+"""A report in the terminal: the result in words, the main table, and where the rest is."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from textwrap import wrap
+from collections.abc import Iterator
+from itertools import cycle, groupby
+from pathlib import Path
 from typing import Literal
 
 from rich.cells import cell_len
 from rich.console import Console, Group, RenderableType
 from rich.padding import Padding
-from rich.rule import Rule
-from rich.table import Table as RichTable
+from rich.table import Table as Grid
 from rich.text import Text
 
-from asdm_cli.report.document import Bars, Column, Curves, Grid, Part, Report, Scatter, Section, Table, Timeline
-from asdm_cli.report.figures import best_rows, interval_kinds, is_numeric, spreads, text
-from asdm_cli.report.tabulate import tabulate
-from asdm_cli.report.timeline_text import draw
+from asdm_cli.records import Report, Timeline
+from asdm_cli.report import document, old_terminal, tables
+from asdm_cli.report.metrics import NOTHING
+from asdm_cli.report.tables import Cell, Column, Table
 
 GAP = 2
-TITLE_WIDTHS = (16, 11, 7)
-"""How wide a title may stand above a narrower column: the first at which the table fits."""
-LONGEST_UNBROKEN = 24
+HEADS, LONGEST = (14, 9, 6), 24
+"""How wide heads may stand above narrower columns: the first at which a table fits; and the longest unbroken word."""
+ROWS, NAMES = 40, 0.4
+"""Of a timeline: most rows, and the share of the width that their names get."""
+RULER = 10
+COLOURS = ("cyan", "yellow", "green", "magenta", "blue", "red")
 
 
-def show(report: Report, console: Console) -> None:
-    """Title, summary, tables, timelines and the ends of curves. A line says what else is on the page. Of a folded
-    section only its head is shown."""
-    console.print(Text(report.title, style="bold"))
-    if report.summary:
-        console.print(Text(report.summary))
-    folded = False
-    for part in report.parts:
-        folded = part.folded if isinstance(part, Section) else folded
-        if folded and not isinstance(part, Section):
-            continue
+def show(report: Report | document.Report, console: Console, page: Path | None = None) -> None:
+    """What `page` has too is left to it; without one, as of a dry run, everything is shown but plots."""
+    if isinstance(report, document.Report):
+        old_terminal.show(report, console)
+        return
+    title, summary = tables.headline(report)
+    lead, parts = tables.main(report), [table for table, _ in tables.parts(report)]
+    shown = [lead] if lead else parts[:1]
+    if page is None:
+        shown += [*(parts if lead else parts[1:]), *tables.facts(report)]
+    console.print(Text(title, style="bold"))
+    if summary:
+        console.print(Text(summary))
+    for table in shown:
         console.print()
-        for line in _part(part, console):
-            console.print(line)
+        console.print(_fitting(table, console.width))
+        if table.note:
+            console.print(Text(table.note, style="dim"))
+    for timeline in report.timelines if page is None else ():
+        console.print()
+        console.print(*_timeline(timeline, console.width), sep="\n")
+    for note in report.notes:
+        console.print(Text(f"\n{note}", style="dim"))
+    if page is not None:
+        console.print(Text(f"\n{_rest(report)}: {page}", style="dim"))
     console.print()
 
 
-def _part(part: Part, console: Console) -> list[RenderableType]:
-    title = Text(part.title, style="bold cyan")
-    note = [Text(part.note, style="dim")] if part.note else []
-    if isinstance(part, Section):
-        more = ("  see report.html", "dim") if part.folded else ""
-        return [
-            Rule(style="dim"),
-            Text.assemble((part.title, "bold"), more),
-            *([Text(part.note)] if part.note else []),
-        ]
-    if isinstance(part, Table):
-        return [title, _fitting(part, console), *note]
-    if isinstance(part, Bars):
-        return [title, _fitting(tabulate(part), console), *note]
-    if isinstance(part, Timeline):
-        return [title, *draw(part, console.width), *note]
-    if isinstance(part, Curves):
-        return [_announced(part), _fitting(tabulate(part), console), *note]
-    return [_announced(part)]
+def _rest(report: Report) -> str:
+    plots = len(tables.scatters(report)) + len(tables.curves(report))
+    images = report.images and len(report.images.prompts) * len(report.images.folders)
+    counted = [
+        f"{count} {what}{'' if count == 1 else 's'}" for count, what in ((plots, "plot"), (images, "image")) if count
+    ]
+    return " and ".join([*counted, "all figures"])
 
 
-def _announced(part: Scatter | Grid | Curves) -> Text:
-    return Text.assemble((part.title, "bold cyan"), (f"  {_what(part)}; see report.html", "dim"))
+def _fitting(table: Table, width: int) -> RenderableType:
+    """With spreads if there is room, else without; or a block of lines per row where the terminal is narrower still."""
+    title = Text(table.title, style="bold cyan")
+    for spreads in (True, False):
+        for head_width in HEADS:
+            grid, needed = _grid(table, head_width, spreads)
+            if needed <= width:
+                return Group(title, grid)
+    return Group(title, *_tall(table))
 
 
-def _what(part: Scatter | Grid | Curves) -> str:
-    if isinstance(part, Scatter):
-        return f"plot of {len(part.points)} points"
-    if isinstance(part, Curves):
-        return f"plot of {len(part.lines)} {'line' if len(part.lines) == 1 else 'lines'}"
-    return f"{sum(path is not None for row in part.pictures for path in row)} pictures"
-
-
-def _fitting(table: Table, console: Console) -> RenderableType:
-    """A grid of cells, or a block of lines per row where the terminal is too narrow for that."""
-    cells = _cells(table)
-    for title_width in TITLE_WIDTHS:
-        heads = _heads(table, cells, title_width)
-        needs = [_needed(head, [row[place] for row in cells]) for place, head in enumerate(heads)]
-        if sum(needs) + GAP * (len(needs) - 1) <= console.width:
-            return _wide(table, cells, heads, needs)
-    return _tall(table, cells)
-
-
-def _wide(table: Table, cells: list[list[Text]], heads: list[Text], needs: list[int]) -> RichTable:
-    grid = RichTable(box=None, pad_edge=False, padding=(0, GAP, 0, 0), header_style="dim")
-    for column, head, need in zip(table.columns, heads, needs, strict=True):
-        justify: Literal["left", "right"] = "right" if is_numeric(table, column) else "left"
+def _grid(table: Table, head_width: int, spreads: bool) -> tuple[Grid, int]:
+    grid = Grid(
+        box=None,
+        pad_edge=False,
+        padding=(0, GAP, 0, 0),
+        header_style="dim",
+        show_header=any(head.title for head in table.columns),
+    )
+    cells, needed = [[_text(cell, spreads) for cell in row] for row in table.rows], -GAP
+    for place, column in enumerate(table.columns):
+        below = [row[place] for row in cells]
+        head = _head(column, max([head_width, *(text.cell_len for text in below)]), spreads)
+        lines = [line for text in (head, *below) for line in text.plain.split("\n")]
+        need = max((min(cell_len(line), LONGEST) for line in lines), default=0)
+        justify: Literal["left", "right"] = "right" if column.number else "left"
         grid.add_column(head, justify=justify, min_width=need, vertical="bottom")
+        needed += need + GAP
     for row in cells:
         grid.add_row(*row)
-    return grid
+    return grid, needed
 
 
-def _heads(table: Table, cells: list[list[Text]], title_width: int) -> list[Text]:
-    """Titles in lines hardly wider than what stands below them, with what the small figures are."""
-    kinds = interval_kinds(table, table.columns)
-    heads = []
-    for place, column in enumerate(table.columns):
-        width = max([title_width, *(row[place].cell_len for row in cells)])
-        lines = [line for part in column.title.split("\n") for line in wrap(part, width, break_long_words=False)]
-        head = Text("\n".join(lines))
-        heads.append(head.append(f"\n{kinds[column.key]}", style="italic") if column.key in kinds else head)
-    return heads
+def _head(column: Column, width: int, spreads: bool) -> Text:
+    words = f"{column.title} {column.unit}".split()
+    lines = [""]
+    for word in words:
+        fits = len(f"{lines[-1]} {word}") <= width
+        lines[-1:] = [f"{lines[-1]} {word}".strip()] if fits or not lines[-1] else [lines[-1], word]
+    head = Text("\n".join(lines))
+    return head.append(f"\n{column.interval}", style="italic") if column.interval and spreads else head
 
 
-def _needed(head: Text, cells: Iterable[Text]) -> int:
-    """Columns of the screen without which a line of the head or a cell would be broken; long texts may be."""
-    lines = [*head.plain.split("\n"), *(cell.plain for cell in cells)]
-    return max(min(cell_len(line), LONGEST_UNBROKEN) for line in lines)
+def _tall(table: Table) -> Iterator[RenderableType]:
+    for first, *others in table.rows:
+        yield Text(first.text, style="bold")
+        for column, cell in zip(table.columns[1:], others, strict=True):
+            if cell.text == NOTHING:
+                continue
+            yield Padding(
+                Text.assemble((f"{column.title} {column.unit}".strip() + ": ", "dim"), _text(cell, True)), (0, 0, 0, 2)
+            )
 
 
-def _tall(table: Table, cells: list[list[Text]]) -> Group:
-    """The first column as a heading, the others as `title: cell` below it."""
-    blocks: list[RenderableType] = []
-    for row in cells:
-        blocks.append(Text.assemble(row[0], style="bold"))
-        for column, cell in zip(table.columns[1:], row[1:], strict=True):
-            line = Text.assemble((f"{' '.join(column.title.split())}: ", "dim"), cell)
-            blocks.append(Padding(line, (0, 0, 0, 2)))
-    return Group(*blocks)
+def _text(cell: Cell, spreads: bool) -> Text:
+    between = (f"  {cell.spread}", "dim") if cell.spread and spreads else ""
+    text = cell.text.replace("\n", ", ")
+    return Text.assemble((text, "bold green" if cell.best else ""), between)
 
 
-def _cells(table: Table) -> list[list[Text]]:
-    """Formatted cells by row: best ones green, spreads dim."""
-    columns = [_column(table, column) for column in table.columns]
-    return [list(row) for row in zip(*columns, strict=True)]
-
-
-def _column(table: Table, column: Column) -> list[Text]:
-    best = best_rows(table, column)
-    return [
-        Text.assemble(
-            (text(row.get(column.key), column.digits), "bold green" if index in best else ""),
-            (f"  {between}" if between else "", "dim"),
-        )
-        for index, (row, between) in enumerate(zip(table.rows, spreads(table, column), strict=True))
-    ]
+def _timeline(timeline: Timeline, width: int) -> list[Text]:
+    """A row of letters for each row, one for each call."""
+    names = min(max(map(cell_len, timeline.rows), default=0), int(NAMES * width))
+    most = max(map(len, timeline.rows.values()), default=0)
+    calls = max(1, min(most, width - names - GAP))
+    colours = dict(zip(timeline.letters, cycle(COLOURS), strict=False))
+    ruler = "".join(str(call).ljust(RULER) for call in range(0, calls, RULER) if call + len(str(call)) <= calls)
+    lines = [Text(timeline.title, style="bold cyan"), Text(" " * (names + GAP) + ruler[:calls], style="dim")]
+    for name, row in list(timeline.rows.items())[:ROWS]:
+        label = Text(name)
+        label.truncate(max(1, names), overflow="ellipsis", pad=True)
+        runs = [(letter * len(list(group)), colours[letter]) for letter, group in groupby(row[:calls])]
+        lines.append(Text.assemble(label, " " * GAP, *runs))
+    left = {"rows": len(timeline.rows) - ROWS, "calls": most - calls}
+    if more := " and ".join(f"{count} more {what}" for what, count in left.items() if count > 0):
+        lines.append(Text(more, style="dim"))
+    used = [letter for letter in timeline.letters if any(letter in row for row in timeline.rows.values())]
+    legend = Text("  ").join(
+        Text.assemble((letter, colours[letter]), f" {timeline.letters[letter]}") for letter in used
+    )
+    return [*lines, legend, *([Text(timeline.note, style="dim")] if timeline.note else [])]

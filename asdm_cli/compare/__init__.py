@@ -1,0 +1,1 @@
+"""Several set-ups draw the same prompts, are timed in turn and judged."""
