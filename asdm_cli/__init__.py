@@ -27,12 +27,12 @@ def load(model: str, device: str = "auto", dtype: str = "auto") -> DiffusionPipe
 
 
 def inherit(pipe: DiffusionPipeline, plan: Any) -> InForce:
-    """Put a plan (as in a recipe: a mapping, or one of asdm_cli.recipe.plans) in force on a pipeline.
+    """Put a plan (as in a recipe: a mapping, or one of asdm_cli.recipe.patches) in force on a pipeline.
 
     Until `remove()` on what this returns, or to the end of a `with` block, every call of the pipeline inherits.
     Where several UNets take turns, it is a plan for each of them. Raises RecipeError, ModelError.
     """
-    from asdm_cli.recipe.plans import read_plan
+    from asdm_cli.recipe.patches import read_plan
     from asdm_cli.switching.inheriting import inherit
 
     return inherit(pipe, read_plan(plan))
@@ -62,8 +62,7 @@ def switch(
     `idle="cpu"` UNets live there while they serve nothing. Raises RecipeError, ModelError.
     """
     from asdm_cli.models.load import take_turns
-    from asdm_cli.recipe.plans import read_plan
-    from asdm_cli.recipe.switching import read_switching
+    from asdm_cli.recipe.patches import read_plan, read_switching
 
     rules = read_switching({"by": by, "parts": list(parts)}, "switch")
     read = {name: read_plan(plan, f"plans.{name}") for name, plan in (plans or {}).items()}

@@ -10,7 +10,7 @@ import random
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
-from asdm_cli.recipe.schedules import (
+from asdm_cli.recipe.patches import (
     Center,
     Early,
     Explicit,

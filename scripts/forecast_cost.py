@@ -19,7 +19,7 @@ from asdm_cli.inheritance.engine import Engine
 from asdm_cli.inheritance.generation import Generation, Memory
 from asdm_cli.methods.bench import random_config
 from asdm_cli.models.load import DTYPES
-from asdm_cli.recipe.plans import read_plan
+from asdm_cli.recipe.patches import read_plan
 from asdm_cli.unet.cost import inputs, meta_unet
 
 PLANS: dict[str, dict[str, Any]] = {

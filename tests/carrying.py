@@ -8,7 +8,7 @@ from typing import Any
 from asdm_cli.models.provenance import record
 from asdm_cli.models.source import find
 from asdm_cli.models.write import assemble_directory
-from asdm_cli.recipe.plans import read_plan
+from asdm_cli.recipe.patches import read_plan
 
 
 def every(interval: int, nodes: Any = "up.3", **more: Any) -> dict[str, Any]:

@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import TypeAdapter
 
-from asdm_cli.recipe.schedules import MODES, Center, Explicit, Random, Schedule, Threshold
+from asdm_cli.recipe.patches import MODES, Center, Explicit, Random, Schedule, Threshold
 from asdm_cli.schedule import describe, key_steps, next_distance
 
 ADAPTER: TypeAdapter[Schedule] = TypeAdapter(Schedule)

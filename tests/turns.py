@@ -9,7 +9,7 @@ from typing import Any
 from asdm_cli.methods import prune
 from asdm_cli.models.source import find
 from asdm_cli.models.switched import write_switched
-from asdm_cli.recipe.switching import Switch, read_switch
+from asdm_cli.recipe.patches import Switch, read_switch
 from asdm_cli.recipe.verbs import PruneRecipe
 from asdm_cli.report.run_directory import Run
 

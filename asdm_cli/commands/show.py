@@ -143,7 +143,7 @@ def _show_model(source: str, out: Terminal) -> None:
 def _switch(model: ModelDirectory) -> list[str]:
     """Who serves what, where several UNets take turns."""
     from asdm_cli.models.switched import component, read_switch
-    from asdm_cli.recipe.switching import described
+    from asdm_cli.recipe.patches import described
 
     switch = read_switch(model)
     if switch is None:

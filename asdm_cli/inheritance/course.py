@@ -8,7 +8,7 @@ from functools import cached_property
 from itertools import combinations, product
 
 from asdm_cli.inheritance.nodes import Node, Outlet, outlets, own
-from asdm_cli.recipe.plans import Rules
+from asdm_cli.recipe.patches import Rules
 from asdm_cli.schedule import key_steps
 from asdm_cli.unet.anatomy import Anatomy
 from asdm_cli.unet.dataflow import CONV_IN, CONV_OUT, OUTSIDE, TIME, Dataflow

@@ -23,7 +23,7 @@ from asdm_cli.inheritance.course import INHERIT, KEEP, Course, Nodes
 from asdm_cli.inheritance.dead import DEAD
 from asdm_cli.inheritance.generation import Announced, Call, Generation
 from asdm_cli.inheritance.nodes import Outlet
-from asdm_cli.recipe.plans import Rules
+from asdm_cli.recipe.patches import Rules
 from asdm_cli.unet.anatomy import Anatomy
 
 NAME = "asdm_inherit"

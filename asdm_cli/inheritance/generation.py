@@ -12,8 +12,7 @@ from torch import Tensor
 from asdm_cli.errors import ModelError
 from asdm_cli.inheritance import forecast
 from asdm_cli.inheritance.course import KEEP, Course, Pattern, Resting
-from asdm_cli.recipe.plans import Rule
-from asdm_cli.recipe.schedules import Threshold
+from asdm_cli.recipe.patches import Rule, Threshold
 from asdm_cli.schedule import next_distance
 
 ONE_CALL = (

@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from asdm_cli.errors import ModelError
-from asdm_cli.recipe.plans import Rules
+from asdm_cli.recipe.patches import Rules
 from asdm_cli.unet.anatomy import NORMS, Anatomy
 from asdm_cli.unet.dataflow import Dataflow
 

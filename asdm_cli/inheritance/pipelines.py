@@ -18,7 +18,7 @@ from asdm_cli.errors import ModelError
 from asdm_cli.inheritance.course import Nodes
 from asdm_cli.inheritance.engine import COPIED, Engine, engine_on
 from asdm_cli.inheritance.noise import coordinates
-from asdm_cli.recipe.plans import Rules
+from asdm_cli.recipe.patches import Rules
 
 MARK = "_asdm_engine"
 AGAIN = "put it on again: asdm_cli.remove(pipe), then asdm_cli.inherit(pipe, plan)"

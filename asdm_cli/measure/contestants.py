@@ -20,7 +20,7 @@ from asdm_cli.inheritance.pipelines import attach
 from asdm_cli.models.load import load_pipeline, load_unet, random_unet
 from asdm_cli.models.schedulers import set_sampler
 from asdm_cli.models.source import ModelDirectory
-from asdm_cli.recipe.switching import Switch
+from asdm_cli.recipe.patches import Switch
 from asdm_cli.switching.inheriting import inherit
 from asdm_cli.unet import cost
 

@@ -13,7 +13,7 @@ from diffusers.pipelines.pipeline_utils import DiffusionPipeline
 from asdm_cli.errors import ModelError
 from asdm_cli.inheritance.course import Nodes
 from asdm_cli.models.schedulers import set_sampler
-from asdm_cli.recipe.switching import Switching
+from asdm_cli.recipe.patches import Switching
 from asdm_cli.switching.inheriting import inherit
 from asdm_cli.switching.pipelines import scheduled
 

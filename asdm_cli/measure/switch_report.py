@@ -25,7 +25,7 @@ from asdm_cli.measure.ways_report import (
     told,
     ways_table,
 )
-from asdm_cli.recipe.switching import NULLS
+from asdm_cli.recipe.patches import NULLS
 from asdm_cli.report.document import Cell, Column, Part, Report, Table, Timeline
 
 ONE, HAND = "one UNet", "by hand"

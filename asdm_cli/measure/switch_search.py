@@ -14,8 +14,8 @@ from asdm_cli.measure.cards import versions
 from asdm_cli.measure.paired import compare, comparison
 from asdm_cli.measure.players import Player, on_stage
 from asdm_cli.measure.ways import Studio
-from asdm_cli.recipe.switching import Switching
-from asdm_cli.recipe.verbs.switch import Search
+from asdm_cli.recipe.patches import Switching
+from asdm_cli.recipe.verbs import Search
 from asdm_cli.switching.assignment import rules_of
 from asdm_cli.switching.candidates import candidates, least_cost
 from asdm_cli.switching.run import served_by

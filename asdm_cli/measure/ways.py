@@ -28,7 +28,7 @@ from asdm_cli.models.origin import Origin, claim
 from asdm_cli.models.schedulers import planned_scheduler
 from asdm_cli.models.source import ModelDirectory
 from asdm_cli.progress import track
-from asdm_cli.recipe.switching import Switching
+from asdm_cli.recipe.patches import Switching
 from asdm_cli.recipe.verbs import Comparing, Drawing, EvalContestant, EvalRecipe
 from asdm_cli.report.document import Column
 

@@ -9,8 +9,7 @@ from functools import cached_property
 from asdm_cli.methods import explore
 from asdm_cli.models.donors import Donor, Made, make, open_donors, write
 from asdm_cli.models.write import takes
-from asdm_cli.recipe.verbs import AssembleRecipe
-from asdm_cli.recipe.verbs.assemble import NONE
+from asdm_cli.recipe.verbs import NONE, AssembleRecipe
 from asdm_cli.report.document import Cell, Column, Interval, Report, Table
 from asdm_cli.report.run_directory import Run
 from asdm_cli.unet.assembly import Choice, Part, Place

@@ -6,7 +6,7 @@ from asdm_cli.errors import ModelError
 from asdm_cli.inheritance.course import Nodes
 from asdm_cli.models.source import ModelDirectory
 from asdm_cli.models.switched import component, nodes_of, run_time_plans
-from asdm_cli.recipe.switching import Switch
+from asdm_cli.recipe.patches import Switch
 from asdm_cli.recipe.verbs import Contestant
 from asdm_cli.unet import cost
 from asdm_cli.unet.anatomy import Anatomy

@@ -16,7 +16,7 @@ from asdm_cli.models.provenance import record
 from asdm_cli.models.source import ModelDirectory, find
 from asdm_cli.models.switched import one_unet
 from asdm_cli.models.write import assemble_directory, carried_size, takes
-from asdm_cli.recipe.verbs.condconv import COMPRESSED, CondConvRecipe, Expand
+from asdm_cli.recipe.verbs import COMPRESSED, CondConvRecipe, Expand
 from asdm_cli.report.document import Cell, Column, Interval, Report, Table
 from asdm_cli.report.run_directory import Run
 from asdm_cli.unet.anatomy import Anatomy

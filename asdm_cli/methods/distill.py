@@ -32,7 +32,7 @@ from asdm_cli.models.provenance import record
 from asdm_cli.models.schedulers import training_scheduler
 from asdm_cli.models.write import assemble_directory, write_config
 from asdm_cli.recipe.reads import reads
-from asdm_cli.recipe.verbs.distill import DistillRecipe
+from asdm_cli.recipe.verbs import DistillRecipe
 from asdm_cli.report.document import Part, Report
 from asdm_cli.report.run_directory import TRAINING, Run
 from asdm_cli.training.card import model_card

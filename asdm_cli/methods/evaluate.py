@@ -30,7 +30,7 @@ from asdm_cli.models.load import load_pipeline
 from asdm_cli.models.origin import claim, stamps
 from asdm_cli.models.provenance import run_time_plan
 from asdm_cli.models.switched import read_switch
-from asdm_cli.recipe.switching import described
+from asdm_cli.recipe.patches import described
 from asdm_cli.recipe.verbs import EvalRecipe
 from asdm_cli.report.document import Report
 from asdm_cli.report.run_directory import Run

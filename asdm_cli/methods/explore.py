@@ -35,9 +35,7 @@ from asdm_cli.models.origin import Origin, claim, stamps
 from asdm_cli.models.schedulers import set_sampler
 from asdm_cli.models.write import takes
 from asdm_cli.progress import track
-from asdm_cli.recipe.verbs import AssembleRecipe, EvalContestant, EvalRecipe
-from asdm_cli.recipe.verbs.assemble import Explore
-from asdm_cli.recipe.verbs.drawing import Pictures
+from asdm_cli.recipe.verbs import AssembleRecipe, EvalContestant, EvalRecipe, Explore, Pictures
 from asdm_cli.report.document import Cell, Column, Interval, Report, Table
 from asdm_cli.report.run_directory import Run
 from asdm_cli.unet.cost import rows

@@ -31,7 +31,7 @@ from asdm_cli.models.provenance import record
 from asdm_cli.models.schedulers import planned_scheduler, set_sampler
 from asdm_cli.models.source import ModelDirectory
 from asdm_cli.models.write import assemble_directory, carried_size, takes
-from asdm_cli.recipe.verbs.condconv import CondConvRecipe, Fold
+from asdm_cli.recipe.verbs import CondConvRecipe, Fold
 from asdm_cli.report.document import Cell, Column, Grid, Interval, Part, Report, Table
 from asdm_cli.report.run_directory import Run
 from asdm_cli.unet.checkpoint import Checkpoint, open_checkpoint, require

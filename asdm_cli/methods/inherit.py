@@ -21,8 +21,7 @@ from asdm_cli.models.schedulers import unet_calls
 from asdm_cli.models.source import ModelDirectory
 from asdm_cli.models.switched import nodes_of, read_switch
 from asdm_cli.models.write import assemble_directory, carried_size, takes
-from asdm_cli.recipe.plans import Rule, Rules, read_plan
-from asdm_cli.recipe.switching import Switch
+from asdm_cli.recipe.patches import Rule, Rules, Switch, read_plan
 from asdm_cli.recipe.verbs import InheritRecipe
 from asdm_cli.report.document import Cell, Interval, Part, Report
 from asdm_cli.report.run_directory import Run

@@ -12,9 +12,8 @@ from asdm_cli.models.checked import check_unet
 from asdm_cli.models.schedulers import SCHEDULER, own_scheduler, unlike_noise
 from asdm_cli.models.source import ModelDirectory, find
 from asdm_cli.models.switched import UNET, one_unet, run_time_plans
-from asdm_cli.recipe.plans import Rules
-from asdm_cli.recipe.verbs import SwitchRecipe
-from asdm_cli.recipe.verbs.switch import OneUNet
+from asdm_cli.recipe.patches import Rules
+from asdm_cli.recipe.verbs import OneUNet, SwitchRecipe
 from asdm_cli.report.document import Cell, Column, Interval, Table
 from asdm_cli.schedule import describe
 from asdm_cli.unet import cost

@@ -23,8 +23,8 @@ from asdm_cli.models.schedulers import planned_scheduler
 from asdm_cli.models.switched import unet_files, write_switched
 from asdm_cli.models.write import carried_size, takes
 from asdm_cli.recipe.load import dump_given
-from asdm_cli.recipe.switching import Part as Stretch
-from asdm_cli.recipe.switching import Switch, Switching, described
+from asdm_cli.recipe.patches import Part as Stretch
+from asdm_cli.recipe.patches import Switch, Switching, described
 from asdm_cli.recipe.verbs import SwitchRecipe
 from asdm_cli.report.document import Part, Report
 from asdm_cli.report.run_directory import Run

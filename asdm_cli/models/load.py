@@ -23,8 +23,7 @@ from asdm_cli.models.parts import check_clip, check_parts, read_with
 from asdm_cli.models.schedulers import SCHEDULER, own_scheduler, unlike_noise
 from asdm_cli.models.source import CONFIGS, ModelDirectory, find
 from asdm_cli.models.switched import UNET, checked_switch, member, one_unet, run_time_plans
-from asdm_cli.recipe.plans import Rules
-from asdm_cli.recipe.switching import Idle, Switching
+from asdm_cli.recipe.patches import Idle, Rules, Switching
 from asdm_cli.switching import pipelines as switching
 from asdm_cli.switching.fit import check_rules
 from asdm_cli.unet.checkpoint import open_checkpoint, require

@@ -10,8 +10,7 @@ from asdm_cli import __version__
 from asdm_cli.errors import ModelError
 from asdm_cli.inheritance.course import Nodes
 from asdm_cli.models.source import ModelDirectory
-from asdm_cli.recipe.plans import Rules, read_plan
-from asdm_cli.recipe.switching import Switch
+from asdm_cli.recipe.patches import Rules, Switch, read_plan
 from asdm_cli.unet.anatomy import Anatomy
 from asdm_cli.unet.weight_files import inside, read_mapping
 

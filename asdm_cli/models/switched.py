@@ -14,9 +14,8 @@ from asdm_cli.models.checked import check_unet
 from asdm_cli.models.provenance import FILE, RUN_TIME, SWITCH, history, record, run_time_nodes, run_time_plan, told
 from asdm_cli.models.source import UNETS, ModelDirectory
 from asdm_cli.models.write import KEPT, assemble_directory, carry
-from asdm_cli.recipe import switching
-from asdm_cli.recipe.plans import Rules
-from asdm_cli.recipe.switching import Switch
+from asdm_cli.recipe import patches
+from asdm_cli.recipe.patches import Rules, Switch
 from asdm_cli.unet.anatomy import Anatomy
 from asdm_cli.unet.checkpoint import open_checkpoint
 from asdm_cli.unet.settings import unlike_inputs
@@ -40,7 +39,7 @@ def read_switch(directory: ModelDirectory) -> Switch | None:
                 "again, or take the folder away"
             )
         return None
-    switch = switching.read_switch(held, f"{file}: {SWITCH}")
+    switch = patches.read_switch(held, f"{file}: {SWITCH}")
     named = set(switch.unets[1:])
     faults = [
         f"{file}: {SWITCH}: {name!r} has no folder {UNETS}/{name}; copy the model again"

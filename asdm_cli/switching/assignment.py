@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from fractions import Fraction
 from itertools import pairwise
 
-from asdm_cli.recipe.switching import FALLING, NULLS, By, Part, Switching
+from asdm_cli.recipe.patches import FALLING, NULLS, By, Part, Switching
 
 Place = float | Fraction
 COUNTED: dict[str, Callable[[int], Sequence[Place]]] = {

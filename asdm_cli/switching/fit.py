@@ -8,8 +8,7 @@ from typing import Any
 from asdm_cli.errors import ModelError
 from asdm_cli.inheritance.course import Nodes
 from asdm_cli.inheritance.pipelines import check_class
-from asdm_cli.recipe.plans import Rules
-from asdm_cli.recipe.switching import NULLS, Switching, reserved, unknown_unets
+from asdm_cli.recipe.patches import NULLS, Rules, Switching, reserved, unknown_unets
 from asdm_cli.recipe.words import did_you_mean
 from asdm_cli.unet.anatomy import Anatomy
 from asdm_cli.unet.settings import unlike_inputs

@@ -9,7 +9,7 @@ from diffusers.pipelines.pipeline_utils import DiffusionPipeline
 from asdm_cli.inheritance import pipelines
 from asdm_cli.inheritance.course import Nodes, Resting
 from asdm_cli.inheritance.engine import Engine
-from asdm_cli.recipe.plans import Rules
+from asdm_cli.recipe.patches import Rules
 from asdm_cli.switching.pipelines import switched
 from asdm_cli.switching.unet import SwitchedUNet
 

@@ -13,8 +13,7 @@ from diffusers.pipelines.pipeline_utils import DiffusionPipeline
 from asdm_cli.errors import ModelError
 from asdm_cli.inheritance.course import Nodes
 from asdm_cli.inheritance.pipelines import InForce, check_unet, engine_of, subclass, unet_calls
-from asdm_cli.recipe.plans import Rules
-from asdm_cli.recipe.switching import Idle, Part, Switching
+from asdm_cli.recipe.patches import Idle, Part, Rules, Switching
 from asdm_cli.switching.unet import SwitchedUNet
 
 MARK = "_asdm_switched"

@@ -17,7 +17,7 @@ from asdm_cli.inheritance.course import Resting
 from asdm_cli.inheritance.engine import Engine
 from asdm_cli.inheritance.generation import Announced, Memory
 from asdm_cli.inheritance.noise import coordinates
-from asdm_cli.recipe.switching import NULLS, Switching
+from asdm_cli.recipe.patches import NULLS, Switching
 from asdm_cli.switching.assignment import COUNTED, Place, assign
 
 LINE = 1

@@ -17,8 +17,7 @@ from torch import Tensor, nn
 from asdm_cli.errors import ModelError
 from asdm_cli.inheritance.course import Nodes, Resting
 from asdm_cli.inheritance.engine import COPIED, Engine
-from asdm_cli.recipe.plans import Rules
-from asdm_cli.recipe.switching import NULLS, Idle, Switching
+from asdm_cli.recipe.patches import NULLS, Idle, Rules, Switching
 from asdm_cli.switching.fit import check, check_rules, fitted
 from asdm_cli.switching.run import Pending, Run
 

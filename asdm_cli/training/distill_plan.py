@@ -16,7 +16,7 @@ from asdm_cli.models.provenance import taken
 from asdm_cli.models.schedulers import planned_scheduler, training_scheduler
 from asdm_cli.models.source import ModelDirectory, find
 from asdm_cli.models.switched import one_unet
-from asdm_cli.recipe.verbs.distill import DistillRecipe, FeatureLoss, Student
+from asdm_cli.recipe.verbs import DistillRecipe, FeatureLoss, Student
 from asdm_cli.training.distillation import Row
 from asdm_cli.training.freezing import frozen_keys
 from asdm_cli.training.gate import Faults

@@ -11,7 +11,7 @@ import torch
 from accelerate.tracking import get_available_trackers
 
 from asdm_cli.errors import ModelError
-from asdm_cli.recipe.verbs.distill import DistillRecipe, Ema, FeatureLoss
+from asdm_cli.recipe.verbs import DistillRecipe, Ema, FeatureLoss
 from asdm_cli.training.gate import Faults
 from asdm_cli.training.plan import Plan, mixed_precision
 

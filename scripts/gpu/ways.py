@@ -9,7 +9,7 @@ from typing import Any
 from asdm_cli.experts.spec import Spec
 from asdm_cli.inheritance.course import Nodes, Resting
 from asdm_cli.measure.plan_times import FULL, pattern_macs, patterns
-from asdm_cli.recipe.plans import read_plan
+from asdm_cli.recipe.patches import read_plan
 from asdm_cli.unet.anatomy import Anatomy
 from asdm_cli.unet.cost import macs
 from asdm_cli.unet.expansion import expand

@@ -17,7 +17,7 @@ from asdm_cli.experts.mixing import STRATEGIES
 from asdm_cli.experts.spec import Spec
 from asdm_cli.inheritance.engine import Engine
 from asdm_cli.models.load import random_unet
-from asdm_cli.recipe.plans import read_plan
+from asdm_cli.recipe.patches import read_plan
 from asdm_cli.unet.expansion import expand
 from tests.experts.test_precision import tensors
 from tests.gpu.pipes import CALLS, arguments, draw, pipe

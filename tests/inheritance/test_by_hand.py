@@ -17,7 +17,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from asdm_cli.inheritance.engine import Engine
 from asdm_cli.measure.trajectory import mac_counter
-from asdm_cli.recipe.plans import read_plan
+from asdm_cli.recipe.patches import read_plan
 from tests import tiny
 
 TRANSFORMER = r"((down|up)_blocks\.\d|mid_block)\.attentions\.\d"

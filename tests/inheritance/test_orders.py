@@ -342,7 +342,7 @@ def test_a_lora_whose_scale_changes_in_the_middle(text_once: bool) -> None:
 
 
 def test_text_is_not_kept_unless_it_is_asked_for() -> None:
-    from asdm_cli.recipe.plans import read_plan
+    from asdm_cli.recipe.patches import read_plan
 
     assert read_plan({"rules": []}).text_once is False
     assert read_plan({"preset": "deepcache"}).text_once is False

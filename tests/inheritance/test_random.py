@@ -17,7 +17,7 @@ from asdm_cli.inheritance.course import Nodes
 from asdm_cli.inheritance.engine import Engine
 from asdm_cli.inheritance.nodes import ENCODER
 from asdm_cli.measure.trajectory import mac_counter, tally
-from asdm_cli.recipe.plans import read_plan
+from asdm_cli.recipe.patches import read_plan
 from asdm_cli.schedule import key_steps
 from asdm_cli.unet.anatomy import Anatomy
 from tests.inheritance.shapes import SHAPES, unet

@@ -21,7 +21,7 @@ from asdm_cli.errors import ModelError
 from asdm_cli.inheritance.generation import Memory
 from asdm_cli.inheritance.pipelines import engine_of
 from asdm_cli.models.schedulers import set_sampler
-from asdm_cli.recipe.plans import read_plan
+from asdm_cli.recipe.patches import read_plan
 from tests.inheritance import pipes
 from tests.inheritance.conftest import Get
 from tests.inheritance.pipes import draw

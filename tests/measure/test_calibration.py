@@ -20,7 +20,7 @@ from asdm_cli.measure.drawing import Style
 from asdm_cli.measure.generate import prompt_seed
 from asdm_cli.measure.players import PLAIN, Player
 from asdm_cli.models.schedulers import SAMPLERS
-from asdm_cli.recipe.plans import read_plan
+from asdm_cli.recipe.patches import read_plan
 from asdm_cli.switching.pipelines import alone, attach, switched
 from asdm_cli.switching.search import FARTHEST, GAPS, GRID
 from tests.carrying import every

@@ -16,7 +16,7 @@ from asdm_cli.measure.generate import ROWS
 from asdm_cli.measure.inherit_run import cost, draw_share, take_turns
 from asdm_cli.measure.pictures import PictureSet
 from asdm_cli.measure.players import ASDM, FEWER, PLAIN, Player
-from asdm_cli.recipe.plans import read_plan
+from asdm_cli.recipe.patches import read_plan
 from asdm_cli.unet.anatomy import Anatomy
 from asdm_cli.unet.cost import macs
 from tests import tiny

@@ -19,7 +19,7 @@ from asdm_cli.measure.memory import Memory
 from asdm_cli.measure.plan_times import FULL, pattern_macs, patterns
 from asdm_cli.measure.trajectory import count_image
 from asdm_cli.models.source import find
-from asdm_cli.recipe.plans import read_plan
+from asdm_cli.recipe.patches import read_plan
 from asdm_cli.report.document import Interval, Report, Table
 from asdm_cli.unet.anatomy import Anatomy
 from asdm_cli.unet.cost import Macs

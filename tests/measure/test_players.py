@@ -16,7 +16,7 @@ from asdm_cli.errors import ModelError
 from asdm_cli.inheritance.course import Nodes
 from asdm_cli.measure import generate, players
 from asdm_cli.measure.players import ASDM, DEEPCACHE, PLAIN, Player, on_stage, require_package
-from asdm_cli.recipe.plans import read_plan
+from asdm_cli.recipe.patches import read_plan
 from asdm_cli.unet.anatomy import Anatomy
 from tests.carrying import every
 from tests.inheritance import pipes

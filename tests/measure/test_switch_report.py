@@ -16,7 +16,7 @@ from asdm_cli.measure.switch_report import FIRST, HAND, LAST, ONE, ORDERS, switc
 from asdm_cli.measure.switch_search import SEARCHED, Chosen, Drawn, Prompts, Searched
 from asdm_cli.measure.trajectory import Count, Trajectory
 from asdm_cli.measure.ways_report import KID, PSNR, Measured, plot
-from asdm_cli.recipe.switching import read_switching
+from asdm_cli.recipe.patches import read_switching
 from asdm_cli.report.document import Column, Interval
 from asdm_cli.switching.search import FARTHEST, GAPS
 

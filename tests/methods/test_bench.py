@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save_file
 
 from asdm_cli.errors import ModelError
 from asdm_cli.methods import bench
-from asdm_cli.recipe.plans import read_plan
+from asdm_cli.recipe.patches import read_plan
 from asdm_cli.recipe.verbs import BenchRecipe, Contestant
 from asdm_cli.report.document import Table
 from tests import tiny

@@ -17,7 +17,7 @@ from pydantic import BaseModel
 
 from asdm_cli.errors import AsdmError
 from asdm_cli.methods import distill
-from asdm_cli.recipe.verbs.distill import DistillRecipe
+from asdm_cli.recipe.verbs import DistillRecipe
 from asdm_cli.report.render_json import to_json
 from asdm_cli.report.run_directory import Run
 from asdm_cli.training import checkpoints

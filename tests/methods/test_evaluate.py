@@ -20,7 +20,7 @@ from asdm_cli.methods import evaluate
 from asdm_cli.models.provenance import record
 from asdm_cli.models.source import find
 from asdm_cli.recipe.load import dump
-from asdm_cli.recipe.plans import read_plan
+from asdm_cli.recipe.patches import read_plan
 from asdm_cli.recipe.verbs import EvalContestant, EvalRecipe
 from asdm_cli.report.document import Grid, Interval, Scatter, Table
 from asdm_cli.report.run_directory import Run

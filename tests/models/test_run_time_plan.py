@@ -18,7 +18,7 @@ from asdm_cli.models.load import load_pipeline
 from asdm_cli.models.provenance import history, record, run_time_nodes, run_time_plan
 from asdm_cli.models.source import find
 from asdm_cli.progress import console
-from asdm_cli.recipe.plans import read_plan
+from asdm_cli.recipe.patches import read_plan
 from tests.carrying import carrying, every
 
 CPU = torch.device("cpu")

@@ -8,8 +8,7 @@ import pytest
 from pydantic import ValidationError
 
 from asdm_cli.errors import RecipeError
-from asdm_cli.recipe.plans import InheritPlan, Preset, Rule, Rules, read_plan
-from asdm_cli.recipe.schedules import Explicit, Uniform
+from asdm_cli.recipe.patches import Explicit, InheritPlan, Preset, Rule, Rules, Uniform, read_plan
 from asdm_cli.recipe.schema import Strict
 from asdm_cli.recipe.source import parse
 from asdm_cli.recipe.words import faults

@@ -7,7 +7,7 @@ from typing import Any, get_args
 import pytest
 from pydantic import TypeAdapter, ValidationError
 
-from asdm_cli.recipe.schedules import MODES, Center, Explicit, Random, Schedule, Span, Threshold, Uniform
+from asdm_cli.recipe.patches import MODES, Center, Explicit, Random, Schedule, Span, Threshold, Uniform
 from asdm_cli.recipe.schema import Strict
 from asdm_cli.recipe.source import parse
 from asdm_cli.recipe.words import faults

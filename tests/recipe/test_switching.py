@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from asdm_cli.errors import RecipeError
-from asdm_cli.recipe.switching import described, read_switch, read_switching
+from asdm_cli.recipe.patches import described, read_switch, read_switching
 
 A, B = {"unet": "a", "until": 400}, {"unet": "b"}
 WRONG: dict[str, tuple[dict[str, Any], list[str]]] = {

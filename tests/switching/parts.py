@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from diffusers import UNet2DConditionModel
 
-from asdm_cli.recipe.switching import Part, Switching
+from asdm_cli.recipe.patches import Part, Switching
 from tests import tiny
 from tests.inheritance.pipes import _unet
 

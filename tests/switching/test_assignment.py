@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from asdm_cli.recipe.switching import NULLS, Part, Switching
+from asdm_cli.recipe.patches import NULLS, Part, Switching
 from asdm_cli.switching.assignment import COUNTED, assign, rules_of
 from tests.switching.parts import rules
 

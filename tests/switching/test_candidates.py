@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 
-from asdm_cli.recipe.switching import NULLS
+from asdm_cli.recipe.patches import NULLS
 from asdm_cli.switching.candidates import candidates, least_cost, two_parts, weighed, without_nulls
 from asdm_cli.switching.search import Choices, best
 from tests.switching.test_search import INF, by_hand, everything, tables

@@ -10,8 +10,7 @@ import torch
 from diffusers.models.unets.unet_2d_condition import UNet2DConditionOutput
 from torch import Tensor
 
-from asdm_cli.recipe.plans import read_plan
-from asdm_cli.recipe.switching import Switching
+from asdm_cli.recipe.patches import Switching, read_plan
 from asdm_cli.switching.pipelines import attach
 from asdm_cli.switching.unet import SwitchedUNet
 from tests.inheritance.conftest import Get

@@ -12,7 +12,7 @@ from diffusers import StableDiffusionImg2ImgPipeline, StableDiffusionPipeline
 import asdm_cli
 from asdm_cli.errors import AsdmError, ModelError, RecipeError
 from asdm_cli.inheritance.pipelines import engine_of
-from asdm_cli.recipe.plans import read_plan
+from asdm_cli.recipe.patches import read_plan
 from asdm_cli.switching.pipelines import alone, attach, scheduled, switched
 from asdm_cli.switching.unet import SwitchedUNet
 from tests import tiny

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from asdm_cli.recipe.switching import NULLS
+from asdm_cli.recipe.patches import NULLS
 from asdm_cli.switching.search import FARTHEST, GAPS, Choices, Schedule, best
 
 INF = float("inf")

@@ -15,7 +15,7 @@ from torch import Tensor
 import asdm_cli
 from asdm_cli.inheritance.engine import Engine
 from asdm_cli.inheritance.generation import Memory
-from asdm_cli.recipe.plans import read_plan
+from asdm_cli.recipe.patches import read_plan
 from asdm_cli.switching.pipelines import Handle, attach
 from asdm_cli.switching.unet import SwitchedUNet
 from tests.inheritance import pipes
