@@ -277,7 +277,7 @@ def _inline(source: str, name: str, label: str) -> Markup:
     """The drawing as a part of a page: no style attribute, which the page's policy would refuse, and no id but those
     that something refers to."""
     ElementTree.register_namespace("", SVG.strip("{}"))
-    root, salt = ElementTree.fromstring(source), f"{name}-{zlib.crc32(source.encode()):x}-"
+    root, salt = ElementTree.fromstring(source), f"{name}-{zlib.crc32((label + source).encode()):x}-"
     used = {
         found
         for each in root.iter()
