@@ -7,6 +7,7 @@ from itertools import pairwise
 from typing import NamedTuple
 
 FEWER_STEPS, DEEPCACHE = "fewer steps", "DeepCache"
+PEERS = (FEWER_STEPS, DEEPCACHE)
 """Series of what a user would do instead; the others are held against them."""
 
 

@@ -10,8 +10,7 @@ import warnings
 import zlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import groupby
-from typing import Any
+from itertools import groupby, product
 from xml.etree import ElementTree
 
 import numpy as np
@@ -22,11 +21,12 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import PathPatch
 from matplotlib.path import Path as Outline
+from matplotlib.text import Annotation
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
 
-from asdm_cli.records import Timeline
-from asdm_cli.report.metrics import shown, spread
-from asdm_cli.report.tables import Bars, Curves, Point, Scatter
+from asdm_cli.records import Record, Timeline
+from asdm_cli.report.metrics import metric, shown, spread
+from asdm_cli.report.plots import Bars, Curves, Point, Scatter
 
 WIDTHS = {"wide": 720, "narrow": 348}
 """Every plot is drawn twice, px wide; the style sheet shows the one that fits the screen."""
@@ -41,9 +41,12 @@ STYLE = {
     "text.parse_math": False,
     "font.size": 12,
     "text.color": INK,
+    "axes.titlesize": 12,
+    "axes.titlecolor": SOFT,
     "axes.labelcolor": SOFT,
     "axes.edgecolor": SOFT,
     "axes.facecolor": "none",
+    "figure.facecolor": "none",
     "axes.spines.top": False,
     "axes.spines.right": False,
     "axes.spines.left": False,
@@ -59,6 +62,15 @@ STYLE = {
 MOST_POINTS = 300
 """Of a line; a longer one is thinned to means, with the reach of what each stands for behind it."""
 MOST_BARS, LONGEST = 24, 26
+SIDES = (
+    ("left", "center"),
+    ("right", "center"),
+    ("center", "bottom"),
+    ("center", "top"),
+    *product(("left", "right"), ("bottom", "top")),
+)
+"""Where a name may stand beside its point: which side of the name is next to it; the first that is free."""
+AWAY = {"left": 8, "right": -8, "bottom": 9, "top": -9, "center": 0}
 SVG = "{http://www.w3.org/2000/svg}"
 LINK = "{http://www.w3.org/1999/xlink}href"
 TIP = "tip: "
@@ -69,156 +81,122 @@ TIP = "tip: "
 class Chart:
     """The same plot at both widths, and the names of its colours where there is more than one to tell apart."""
 
-    drawn: dict[str, Markup]
+    drawn: list[Markup]
     legend: list[tuple[str, str]]
 
 
 def scatter(view: Scatter, colours: Mapping[str, int]) -> Chart:
     label = f"{view.title}. Across: {view.x}, up: {view.y}. {len(view.points)} points."
-    legend = [
-        (series, f"c{colours[series]}") for series in dict.fromkeys(each.series for each in view.points if each.series)
-    ]
-    return _chart(label, legend, lambda axes: _scatter(axes, view, colours))
+    series = dict.fromkeys(point.series for point in view.points if point.series)
+    return _chart(label, series, colours, lambda axes: _scatter(axes, view, colours))
 
 
 def curves(view: Curves, colours: Mapping[str, int]) -> Chart:
-    label = (
-        f"{view.title}. Across: {view.x}, up: {view.y}{', logarithmic' if view.log else ''}. {len(view.lines)} lines."
-    )
-    return _chart(label, _legend(view.lines, colours), lambda axes: _curves(axes, view, colours))
+    figure = metric(view.metric)
+    label = f"{view.title}{', logarithmic' if figure.log else ''}, by {figure.axis}. {len(view.lines)} lines."
+    return _chart(label, view.lines, colours, lambda axes: _curves(axes, view, colours))
 
 
 def bars(view: Bars, colours: Mapping[str, int]) -> Chart:
-    rows = min(len(view.categories), MOST_BARS) * (len(view.values) * 14 + 10)
-    label = f"{view.title}, {view.unit}. {len(view.categories)} groups of bars."
-    return _chart(label, _legend(view.values, colours), lambda axes: _bars(axes, view, colours), rows + 50)
+    height = min(len(view.categories), MOST_BARS) * (len(view.values) * 14 + 10) + 50
+    label = f"{view.title}, {metric(view.metric).label}. {len(view.categories)} groups of bars."
+    return _chart(label, view.values, colours, lambda axes: _bars(axes, view, colours), height)
 
 
 def timeline(view: Timeline, colours: Mapping[str, int]) -> Chart:
     words = [word for letter, word in view.letters.items() if any(letter in row for row in view.rows.values())]
     label = f"{view.title}, {max(map(len, view.rows.values()), default=0)} UNet calls. {len(view.rows)} rows."
-    legend = [(word, f"c{colours[word]}") for word in words]
-    return _chart(label, legend, lambda axes: _timeline(axes, view, colours), 16 * len(view.rows) + 50)
+    return _chart(label, words, colours, lambda axes: _timeline(axes, view, colours), 16 * len(view.rows) + 50)
 
 
-def _legend(names: Iterable[str], colours: Mapping[str, int]) -> list[tuple[str, str]]:
-    found = [(name, f"c{colours[name]}") for name in names]
-    return found if len(found) > 1 else []
-
-
-def _chart(label: str, legend: list[tuple[str, str]], draw: Callable[[Axes], None], height: float = 0) -> Chart:
-    drawn = {}
+def _chart(
+    label: str, names: Iterable[str], colours: Mapping[str, int], draw: Callable[[Axes], None], height: float = 0
+) -> Chart:
+    drawn = []
     for name, width in WIDTHS.items():
         with rc_context(STYLE), warnings.catch_warnings():
             warnings.simplefilter("ignore")  # a letter that matplotlib's own font lacks is set in the page's
-            figure = Figure((width / 72, (height or min(max(0.6 * width, 270), 400)) / 72), layout="constrained")
+            size = width / 72, (height or min(max(0.6 * width, 270), 400)) / 72
+            figure, buffer = Figure(size, layout="constrained"), io.StringIO()
             draw(figure.subplots())
-            buffer = io.StringIO()
-            figure.savefig(
-                buffer, format="svg", metadata=dict.fromkeys(("Creator", "Date", "Format", "Type")), transparent=True
-            )
-        drawn[name] = _inline(buffer.getvalue(), name, label)
-    return Chart(drawn, legend)
+            figure.savefig(buffer, format="svg", metadata=dict.fromkeys(("Creator", "Date", "Format", "Type")))
+        drawn.append(_inline(buffer.getvalue(), name, label))
+    legend = [(name, f"c{colours[name]}") for name in names]
+    return Chart(drawn, legend if len(legend) > 1 else [])
 
 
 def _scatter(axes: Axes, view: Scatter, colours: Mapping[str, int]) -> None:
-    by_name = {point.name: point for point in view.points}
-    for series, names in view.lines.items():
-        line = [by_name[name] for name in names]
-        axes.plot(
-            [each.x.value for each in line],
-            [each.y.value for each in line],
-            color=SERIES[colours[series]],
-            linewidth=1.5,
-            zorder=2,
-        )
+    for series, line in view.lines.items():
+        places = [[point.x.value for point in line], [point.y.value for point in line]]
+        axes.plot(*places, color=SERIES[colours[series]], linewidth=1.5, zorder=2)
     for point in view.points:
         colour = SERIES[colours[point.series]] if point.series else INK if view.lines else SERIES[0]
+        place, alpha = (point.x.value, point.y.value), 1.0 if point.front else 0.4
         reach = {"xerr": _reach(point.x), "yerr": _reach(point.y)}
-        alpha = 1.0 if point.front else 0.4
-        place = (point.x.value, point.y.value)
         axes.errorbar(*place, **reach, fmt="none", ecolor=colour, elinewidth=1, capsize=2.5, alpha=0.6 * alpha)
         (mark,) = axes.plot(*place, "o", color=colour, markersize=7 if point.front else 5, alpha=alpha, zorder=3)
-        mark.set_gid(f"{TIP}{point.name}: {_said(point)}")
+        said = ", ".join(f"{shown(each)} ({spread(each)})".removesuffix(" ()") for each in (point.x, point.y))
+        mark.set_gid(f"{TIP}{point.name}: {said}")
     axes.margins(0.08)
     _axes(axes, view.x, view.y)
     _name_points(axes, [point for point in view.points if point.front])
 
 
-def _reach(record: Any) -> list[list[float]] | None:
-    if record.low is None or record.high is None or not all(map(math.isfinite, (record.low, record.high))):
+def _reach(record: Record) -> list[list[float]] | None:
+    if record.low is None or record.high is None or not math.isfinite(record.high - record.low):
         return None
     return [[max(0.0, record.value - record.low)], [max(0.0, record.high - record.value)]]
 
 
-def _said(point: Point) -> str:
-    return ", ".join(f"{shown(each)}{f' ({reach})' if (reach := spread(each)) else ''}" for each in (point.x, point.y))
-
-
 def _name_points(axes: Axes, points: Sequence[Point]) -> None:
     """Each name beside its point where there is room for it; the others are in the table, and in tips."""
-    figure = axes.figure
-    figure.draw_without_rendering()
-    renderer, room = figure._get_renderer(), axes.get_window_extent()
-    along = sorted(points, key=lambda point: point.x.value)
-    dots = [axes.transData.transform((point.x.value, point.y.value)) for point in along]
-    taken: list[Any] = []
-    for point in along:
-        place = (point.x.value, point.y.value)
-        for offset, sides in (
-            ((8, 0), ("left", "center")),
-            ((-8, 0), ("right", "center")),
-            ((0, 9), ("center", "bottom")),
-            ((0, -9), ("center", "top")),
-            ((8, 9), ("left", "bottom")),
-            ((-8, -9), ("right", "top")),
-            ((8, -9), ("left", "top")),
-            ((-8, 9), ("right", "bottom")),
-        ):
-            text = axes.annotate(point.name, place, offset, textcoords="offset points", ha=sides[0], va=sides[1])
-            box = text.get_window_extent(renderer)
-            inside = room.x0 <= box.x0 and box.x1 <= room.x1 and room.y0 <= box.y0 and box.y1 <= room.y1
-            if (
-                inside
-                and not any(box.overlaps(other) for other in taken)
-                and not any(box.contains(*dot) for dot in dots)
-            ):
-                taken.append(box)
-                break
+    axes.figure.draw_without_rendering()
+    room, taken = axes.get_window_extent(), list[Annotation]()
+    dots = [axes.transData.transform((point.x.value, point.y.value)) for point in points]
+    for point, sides in product(points, SIDES):
+        if any(text.get_text() == point.name for text in taken):
+            continue
+        place, (across, up) = (point.x.value, point.y.value), sides
+        text = axes.annotate(point.name, place, (AWAY[across], AWAY[up]), textcoords="offset points", ha=across, va=up)
+        box = text.get_window_extent()
+        inside = room.x0 <= box.x0 and box.x1 <= room.x1 and room.y0 <= box.y0 and box.y1 <= room.y1
+        free = not any(box.overlaps(other.get_window_extent()) for other in taken)
+        if inside and free and not any(box.contains(*dot) for dot in dots):
+            taken.append(text)
+        else:
             text.remove()
 
 
 def _curves(axes: Axes, view: Curves, colours: Mapping[str, int]) -> None:
+    figure = metric(view.metric)
     for name, line in view.lines.items():
-        points, colour = np.array(line, dtype=float), SERIES[colours[name]]
-        points = points[np.isfinite(points).all(1) & ((points[:, 1] > 0) | (not view.log))]
+        points, colour = np.array([(each.at, each.value) for each in line], dtype=float), SERIES[colours[name]]
+        points = points[np.isfinite(points).all(1) & ((points[:, 1] > 0) | (not figure.log))]
         if len(points) > MOST_POINTS:
             chunks = np.array_split(points, MOST_POINTS)
             low, high = ([getattr(chunk[:, 1], end)() for chunk in chunks] for end in ("min", "max"))
             points = np.array([chunk.mean(0) for chunk in chunks])
             axes.fill_between(points[:, 0], low, high, color=colour, alpha=0.2, linewidth=0)
-        (drawn,) = axes.plot(
-            points[:, 0], points[:, 1], color=colour, linewidth=1.5, marker="" if len(points) > 1 else "o"
-        )
-        drawn.set_gid(TIP + name)
-    if view.log:
-        axes.set_yscale("log")
+        marker = "" if len(points) > 1 else "o"
+        axes.plot(points[:, 0], points[:, 1], color=colour, linewidth=1.5, marker=marker, gid=TIP + name)
     axes.margins(x=0.01)
-    _axes(axes, view.x, view.y, view.log)
-
-
-def _axes(axes: Axes, x: str, y: str, log: bool = False) -> None:
-    """What is up stands above the plot, level, where it can be read."""
-    axes.set_xlabel(x, loc="right")
-    axes.set_title(y, loc="left", fontsize=12, color=SOFT)
-    axes.grid(axis="y")
-    axes.xaxis.set_major_locator(MaxNLocator("auto", steps=[1, 2, 2.5, 5, 10]))
-    axes.xaxis.set_major_formatter(FuncFormatter(_tick))
-    axes.yaxis.set_major_formatter(FuncFormatter(_tick))
-    if log:
+    _axes(axes, figure.axis, figure.label)
+    if figure.log:
+        axes.set_yscale("log")
         low, high = axes.get_ylim()
         axes.yaxis.set_major_locator(LogLocator(10, (1,) if high / low > 1000 else (1, 2, 5)))
+        axes.yaxis.set_major_formatter(FuncFormatter(_tick))
         axes.yaxis.set_minor_formatter(NullFormatter())
+
+
+def _axes(axes: Axes, x: str, y: str) -> None:
+    """What is up stands above the plot, level, where it can be read."""
+    axes.set_xlabel(x, loc="right")
+    axes.set_title(y, loc="left")
+    axes.grid(axis="y")
+    axes.xaxis.set_major_locator(MaxNLocator("auto", steps=[1, 2, 2.5, 5, 10]))
+    for axis in (axes.xaxis, axes.yaxis):
+        axis.set_major_formatter(FuncFormatter(_tick))
 
 
 def _tick(value: float, _place: int | None = None) -> str:
@@ -229,48 +207,45 @@ def _tick(value: float, _place: int | None = None) -> str:
 def _bars(axes: Axes, view: Bars, colours: Mapping[str, int]) -> None:
     names, count = view.categories[:MOST_BARS], len(view.values)
     for place, (series, row) in enumerate(view.values.items()):
-        heights = [max(0.0, each) if each is not None and math.isfinite(each) else 0.0 for each in row[: len(names)]]
+        lengths = [max(0.0, each.value) if each and math.isfinite(each.value) else 0.0 for each in row[: len(names)]]
         at = [index + (place - (count - 1) / 2) * 0.8 / count for index in range(len(names))]
-        drawn = axes.barh(at, heights, 0.8 / count - 0.04, color=SERIES[colours[series]])
-        axes.bar_label(drawn, view.texts[series][: len(names)], padding=4, fontsize=11, color=SOFT)
-    axes.set_yticks(range(len(names)), [_cut(name) for name in names], color=INK)
-    axes.set_ylim(len(names) - 0.5, -0.5)
+        drawn = axes.barh(at, lengths, 0.8 / count - 0.04, color=SERIES[colours[series]])
+        texts = [shown(each) if each else "" for each in row[: len(names)]]
+        axes.bar_label(drawn, texts, padding=4, fontsize=11, color=SOFT)
     axes.margins(x=0.15)
     axes.set_xticks([])
-    axes.spines["bottom"].set_visible(False)
     axes.spines["left"].set_visible(True)
-    axes.set_title(view.unit, loc="left", fontsize=12, color=SOFT)
+    axes.set_title(metric(view.metric).label, loc="left")
+    _rows(axes, names)
 
 
 def _timeline(axes: Axes, view: Timeline, colours: Mapping[str, int]) -> None:
     """One outline for each letter, around all the calls that have it."""
     calls = max(map(len, view.rows.values()), default=0)
-    for letter, word in view.letters.items():
-        boxes = [
-            Outline.unit_rectangle().vertices * (len(group) - 0.08, 0.8) + (group[0] + 0.04, row - 0.4)
-            for row, cells in enumerate(view.rows.values())
-            for found, group in (
-                (found, [place for place, _ in run]) for found, run in groupby(enumerate(cells), lambda cell: cell[1])
-            )
-            if found == letter
-        ]
-        if boxes:
-            outline = Outline.make_compound_path(*(Outline(box, Outline.unit_rectangle().codes) for box in boxes))
-            patch = PathPatch(outline, facecolor=SERIES[colours[word]], edgecolor="none")
-            patch.set_gid(TIP + word)
-            axes.add_patch(patch)
+    boxes: dict[str, list[Outline]] = {}
+    for row, cells in enumerate(view.rows.values()):
+        for letter, run in groupby(enumerate(cells), lambda cell: cell[1]):
+            at = [place for place, _ in run]
+            corners = Outline.unit_rectangle().vertices * (len(at) - 0.08, 0.8) + (at[0] + 0.04, row - 0.4)
+            boxes.setdefault(letter, []).append(Outline(corners, Outline.unit_rectangle().codes))
+    for letter, outlines in boxes.items():
+        word = view.letters[letter]
+        outline = Outline.make_compound_path(*outlines)
+        axes.add_patch(PathPatch(outline, facecolor=SERIES[colours[word]], edgecolor="none", gid=TIP + word))
     axes.set_xlim(0, max(calls, 1))
-    axes.set_ylim(max(len(view.rows), 1) - 0.5, -0.5)
-    axes.set_yticks(range(len(view.rows)), [_cut(name) for name in view.rows], color=INK)
     axes.set_xlabel("UNet call", loc="right")
-    every = max(1, calls // 10)
-    axes.set_xticks([call + 0.5 for call in range(0, calls, every)], [str(call) for call in range(0, calls, every)])
-    axes.spines["bottom"].set_visible(False)
+    shown_calls = range(0, calls, max(1, calls // 10))
+    axes.set_xticks([call + 0.5 for call in shown_calls], [str(call) for call in shown_calls])
     axes.tick_params(axis="x", length=0)
+    _rows(axes, view.rows)
 
 
-def _cut(name: str) -> str:
-    return name if len(name) <= LONGEST else name[: LONGEST - 1] + "…"
+def _rows(axes: Axes, names: Iterable[str]) -> None:
+    """One below the other, the first on top, their names cut where they are long."""
+    cut = [name if len(name) <= LONGEST else name[: LONGEST - 1] + "…" for name in names]
+    axes.set_yticks(range(len(cut)), cut, color=INK)
+    axes.set_ylim(max(len(cut), 1) - 0.5, -0.5)
+    axes.spines["bottom"].set_visible(False)
 
 
 def _inline(source: str, name: str, label: str) -> Markup:

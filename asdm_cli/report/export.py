@@ -9,7 +9,7 @@ from collections.abc import Callable
 from dataclasses import asdict, fields
 
 from asdm_cli.records import Record, Report
-from asdm_cli.report.tables import Cell, Column, Table, main, parts
+from asdm_cli.report.tables import Cell, Column, Table, main, of_parts, parts
 
 SPECIAL = {each: f"\\{each}" for each in "&%$#_{}"} | {
     "\\": r"\textbackslash{}",
@@ -70,7 +70,8 @@ FORMATS: dict[str, Callable[[Report], str]] = {"csv": to_csv, "markdown": to_mar
 
 
 def _table(report: Report) -> Table:
-    return main(report) or next((table for table, _ in parts(report)), Table("", [Column("set-up")], []))
+    found = (of_parts(title, records) for title, records in parts(report).items())
+    return main(report) or next(found, Table("", [Column("set-up")], []))
 
 
 def _words(column: Column) -> str:

@@ -10,7 +10,7 @@ import base64
 import hashlib
 import io
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
@@ -20,10 +20,11 @@ from markupsafe import Markup, escape
 from PIL import Image
 
 from asdm_cli.data.images import UnreadableError, read_file
-from asdm_cli.records import Report
-from asdm_cli.report import charts, tables
+from asdm_cli.records import Images, Report
+from asdm_cli.report import charts, plots, tables
 from asdm_cli.report.charts import Chart
 from asdm_cli.report.tables import Table
+from asdm_cli.report.words import headline
 
 GENERATOR = '<meta name="generator" content="asdm">'
 """Near a page's beginning: it is ours."""
@@ -33,12 +34,11 @@ LARGEST_PX, SMALL_PX, WEBP_QUALITY = 256, 128, 85
 
 @dataclass(frozen=True)
 class Entry:
-    """A heading with a plot, a table, or a plot with its figures behind it."""
+    """A table under its title, or a plot with the table of its figures behind it."""
 
     id: str
-    title: str
+    table: Table
     chart: Chart | None = None
-    table: Table | None = None
     note: str = ""
 
 
@@ -52,30 +52,22 @@ class Picture:
 
 def render(report: Report, folder: Path) -> str:
     """The page as text. Paths of images start at `folder`."""
-    environment = Environment(
-        loader=PackageLoader("asdm_cli.report"),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
+    environment = Environment(loader=PackageLoader("asdm_cli.report"), autoescape=True, undefined=StrictUndefined)
+    environment.trim_blocks = environment.lstrip_blocks = True
     environment.filters.update(prose=_prose, breakable=_breakable)
-    title, summary = tables.headline(report)
     entries = list(_entries(report))
-    opened = [
-        entry for entry in (_first(entries, "figures", "part"), _first(entries, "plot", "curve", "timeline")) if entry
-    ]
+    first = [_first(entries, "figures", "part"), _first(entries, "plot", "curve", "timeline")]
+    opened = [entry for entry in first if entry]
+    title, summary = headline(report)
     style, script = _source("report.css"), _source("report.js")
-    grid = tables.images(report, folder)
     return environment.get_template("report.html.j2").render(
         report=report,
         title=title,
         summary=summary,
-        prompts=grid.prompts if grid else [],
-        pictures={name: [file and _picture(file) for file in row] for name, row in grid.rows.items()} if grid else {},
+        images=_images(report, folder),
         opened=opened,
         folded=[entry for entry in entries if entry not in opened],
-        cards=tables.cards(report),
+        cards=[tables.pairs(name, card) for name, card in report.protocols.items()],
         generator=GENERATOR,
         style=style,
         script=script,
@@ -90,35 +82,47 @@ def is_ours(page: Path) -> bool:
         return GENERATOR.encode() in file.read(1024)
 
 
-def _entries(report: Report) -> Iterable[Entry]:
+def _entries(report: Report) -> Iterator[Entry]:
     """All that is on a page below its title, what matters most first; an id begins with what kind of thing it is."""
-    parts, plots, curves = tables.parts(report), tables.scatters(report), tables.curves(report)
-    names = [point.series for plot in plots for point in plot.points if point.series]
-    names += [name for plot in curves for name in plot.lines] + [
-        name for _, bars in parts if bars for name in bars.values
-    ]
+    scatters, curves = plots.scatters(report), plots.curves(report)
+    parts = {
+        title: (tables.of_parts(title, found), plots.bars(title, found))
+        for title, found in tables.parts(report).items()
+    }
+    names = [point.series for plot in scatters for point in plot.points if point.series]
+    names += [name for plot in curves for name in plot.lines]
+    names += [name for _, bars in parts.values() if bars for name in bars.values]
     names += [word for timeline in report.timelines for word in timeline.letters.values()]
     colours = {name: place % charts.COLOURS for place, name in enumerate(dict.fromkeys(names))}
-    if lead := tables.main(report):
-        yield Entry("figures", lead.title, table=lead, note=lead.note)
-    for place, plot in enumerate(plots):
-        yield Entry(f"plot-{place}", plot.title, charts.scatter(plot, colours), plot.table, plot.note)
-    for place, table in enumerate([*tables.everything(report), *tables.comparisons(report)]):
-        yield Entry(f"table-{place}", table.title, table=table, note=table.note)
-    for place, (table, bars) in enumerate(parts):
-        yield Entry(f"part-{place}", table.title, charts.bars(bars, colours) if bars else None, table)
+    lead, everything = tables.main(report), tables.main(report, tables.ALL)
+    if lead:
+        yield Entry("figures", lead)
+    for place, plot in enumerate(scatters):
+        yield Entry(f"plot-{place}", plot.table, charts.scatter(plot, colours), plot.note)
+    if lead and everything and len(lead.columns) < len(everything.columns):
+        yield Entry("all", everything)
+    for place, table in enumerate(plots.comparisons(report)):
+        yield Entry(f"table-{place}", table)
+    for place, (table, bars) in enumerate(parts.values()):
+        yield Entry(f"part-{place}", table, charts.bars(bars, colours) if bars else None)
     for place, curve in enumerate(curves):
-        yield Entry(f"curve-{place}", curve.title, charts.curves(curve, colours), curve.table)
+        yield Entry(f"curve-{place}", curve.table, charts.curves(curve, colours))
     for place, each in enumerate(report.timelines):
-        table = tables.timeline_table(each)
-        yield Entry(f"timeline-{place}", each.title, charts.timeline(each, colours), table, each.note)
+        yield Entry(f"timeline-{place}", tables.pairs(each.title, each.rows), charts.timeline(each, colours), each.note)
     for place, table in enumerate(tables.facts(report)):
-        yield Entry(f"fact-{place}", table.title, table=table)
+        yield Entry(f"fact-{place}", table)
 
 
 def _first(entries: Iterable[Entry], *kinds: str) -> Entry | None:
-    found = [entry for kind in kinds for entry in entries if entry.id.startswith(kind)]
-    return found[0] if found else None
+    return next((entry for kind in kinds for entry in entries if entry.id.startswith(kind)), None)
+
+
+def _images(report: Report, folder: Path) -> dict[str, list[Picture | None]]:
+    """By the name of the set-up, references last; None where there is no image, or none that can be read."""
+    held = report.images or Images([], {})
+    names = sorted(held.folders, key=lambda name: tables.is_reference(report, name)) if held.prompts else []
+    places = range(len(held.prompts))
+    return {name: [_picture(folder / held.folders[name] / f"{place:06d}.png") for place in places] for name in names}
 
 
 def _picture(file: Path) -> Picture | None:

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 
 from asdm_cli.records import Record, Report, under
-from asdm_cli.report import tables
+from asdm_cli.report import plots, tables, words
 from asdm_cli.report.tables import Table
 from tests.report import made
 
@@ -37,11 +36,11 @@ def best(table: Table | None) -> dict[str, set[str]]:
     ],
 )
 def test_the_title_states_the_result(report: Report, title: str) -> None:
-    assert tables.headline(report)[0] == title
+    assert words.headline(report)[0] == title
 
 
 def test_the_words_below_the_title_tell_of_our_own_set_ups_first() -> None:
-    lines = tables.headline(made.compared())[1].split("\n")
+    lines = words.headline(made.compared())[1].split("\n")
     assert [line.partition(":")[0] for line in lines] == ["small", "tiny", "plans 0", "plans 1"]
 
 
@@ -67,9 +66,9 @@ def test_the_main_table_has_what_matters_most_and_references_last() -> None:
     assert marked["image speed-up"] == {"plans 2"}
     assert {"pocket", "base"} <= marked["KID"], "their intervals overlap"
     assert "real" not in marked["KID"]
-    (whole,) = tables.everything(made.compared())
-    assert len(whole.columns) == 11
-    assert not tables.everything(made.pruned())
+    everything = tables.main(made.compared(), tables.ALL)
+    assert everything is not None
+    assert len(everything.columns) == 11
 
 
 def test_unlike_protocols_are_not_compared_and_that_is_said() -> None:
@@ -83,64 +82,56 @@ def test_unlike_protocols_are_not_compared_and_that_is_said() -> None:
         assert ("not compared: KID" in table.note) == (not marked)
 
 
-def test_several_seeds_are_one_row() -> None:
-    figures = [Record("a", "label_accuracy", value, seed=seed) for seed, value in enumerate((0.7, 0.8, 0.75))]
-    table = tables.main(Report("eval", {"a": {}}, figures))
-    assert table is not None
-    assert table.columns[1].interval == "seeds"
-    assert (table.rows[0][1].text, table.rows[0][1].spread) == ("0.75", "0.70–0.80")
-
-
 def test_parts_have_tables_of_their_own_and_bars() -> None:
-    (blocks, bars), (batches, _), (splits, split_bars) = tables.parts(made.compared())
-    assert [head.title for head in blocks.columns] == [
-        "block",
-        "set-up",
-        "parameters",
-        "UNet call",
-        "without attention matmuls",
-    ]
+    found = tables.parts(made.compared())
+    assert list(found) == ["UNet by block", "Images at once", "The parts of the data apart"]
+    blocks, batches, splits = (tables.of_parts(title, records) for title, records in found.items())
+    heads = [head.title for head in blocks.columns]
+    assert heads == ["part", "set-up", "parameters", "UNet call", "without attention matmuls"]
     assert len(blocks.rows) == 5 * 4, "below each other where they are many"
-    assert [head.title for head in batches.columns][:2] == ["batch", "pocket: images a second"], "or side by side"
+    assert [head.title for head in batches.columns][:2] == ["part", "pocket: images a second"], "or side by side"
     assert texts(splits)["held-out"] == ["0.80", "0.70"]
+    bars = plots.bars("", found["UNet by block"])
     assert bars is not None
-    assert (bars.unit, bars.categories, bars.values["base"][0]) == ("parameters, M", made.BLOCKS, 0.5)
-    assert split_bars is not None
+    assert (bars.metric, bars.categories) == ("params_m", made.BLOCKS)
+    assert bars.values["base"][0] == Record("base", "params_m", 0.5, of="block/down.0", protocol="cost")
+    assert plots.bars("", found["UNet by block"][:3]) is None, "nothing to compare in one part"
 
 
 def test_curves_are_lines_of_set_ups_or_of_the_parts_of_one() -> None:
-    task, output, rate = tables.curves(made.trained())
-    assert (task.title, list(task.lines), task.log, task.x) == ("Task loss", ["base", "small"], True, "step")
+    task, output, rate = plots.curves(made.trained())
+    assert (task.title, list(task.lines), task.metric) == ("Task loss", ["base", "small"], "loss")
     assert (output.title, rate.title, list(rate.lines)) == ("Output loss", "Learning rate", ["base"])
     assert texts(task.table)["base"][1] == "0.0542"
     weights = [
         Record("m", "routing_weight", 0.5, of=f"expert/{expert}", at=call) for expert in "12" for call in (2, 0, 1)
     ]
-    (curve,) = tables.curves(Report("eval", {"m": {}}, weights))
+    (curve,) = plots.curves(Report("eval", {"m": {}}, weights))
     assert list(curve.lines) == ["1", "2"]
-    assert curve.lines["1"] == [(0, 0.5), (1, 0.5), (2, 0.5)]
+    assert [each.at for each in curve.lines["1"]] == [0, 1, 2]
 
 
 def test_plots_join_the_fronts_of_series() -> None:
     report = made.compared()
-    kid, psnr, clip = tables.scatters(report)
+    kid, psnr, clip = plots.scatters(report)
     assert (kid.x, kid.y) == ("image speed-up over pocket", "KID")
-    assert kid.lines["plans"] == ["pocket", "plans 0", "plans 1", "plans 2"], "the first set-up belongs to every series"
-    assert psnr.lines["plans"] == ["plans 0", "plans 1", "plans 2"], "if it has the figure"
+    plans = ["plans 0", "plans 1", "plans 2"]
+    assert [each.name for each in kid.lines["plans"]] == ["pocket", *plans], "the first set-up belongs to every series"
+    assert [each.name for each in psnr.lines["plans"]] == plans, "if it has the figure"
     assert not clip.lines
     assert "real" not in {point.name for point in kid.points}
     beaten = Record("plans 3", "kid", 0.9), Record("plans 3", "image_speedup", 1.2, against="pocket")
     worse = replace(report, setups=report.setups | {"plans 3": {"series": "plans"}}, records=[*report.records, *beaten])
-    point = next(point for point in tables.scatters(worse)[0].points if point.name == "plans 3")
+    point = next(point for point in plots.scatters(worse)[0].points if point.name == "plans 3")
     assert not point.front
-    assert tables.scatters(made.pruned()) == []
+    assert plots.scatters(made.pruned()) == []
 
 
 def test_fronts_are_compared_at_equal_fidelity_and_at_equal_speed() -> None:
-    fidelity, speed = tables.comparisons(made.compared())
+    fidelity, speed = plots.comparisons(made.compared())
     assert texts(fidelity)["40"] == ["39.1", "–", "61.5", "1.57"]
     assert texts(speed)["45.5"] == ["33.8", "42.1", "8.3"]
-    assert tables.comparisons(made.trained()) == []
+    assert plots.comparisons(made.trained()) == []
 
 
 def test_facts_are_tables_of_what_they_are() -> None:
@@ -148,22 +139,13 @@ def test_facts_are_tables_of_what_they_are() -> None:
     assert texts(plain) == {"written model": ["plans 0"]}, "the title stands elsewhere"
     assert [head.title for head in rules.columns] == ["nodes", "key steps", "order"]
     assert texts(weights) == {"up_blocks.0.resnets.1": ["up_blocks.0.resnets.2"]}
-    assert texts(tables.cards(made.compared())[0])["versions"] == ["torch 2.13.0\ndiffusers 0.42.1"]
-    assert texts(tables.timeline_table(made.compared().timelines[0]))["mid"] == ["3", "0", "8"]
-
-
-def test_images_have_set_ups_before_references_and_gaps_where_one_is_missing(run: Path) -> None:
-    grid = tables.images(made.compared(), run)
-    assert grid is not None
-    assert list(grid.rows) == [*made.NAMES, "real"]
-    assert [file is None for file in grid.rows["small"]] == [False, False, True, False]
 
 
 def test_odd_reports_have_views() -> None:
     odd = made.odd()
-    for view in (tables.main, tables.everything, tables.parts, tables.curves, tables.scatters, tables.comparisons):
-        view(odd)
-    assert "nan" not in "".join(tables.headline(odd))
+    for view in (tables.main, tables.parts, tables.facts, plots.curves, plots.scatters, plots.comparisons):
+        assert view(odd) is not None
+    assert "nan" not in "".join(words.headline(odd))
     empty = Report("prune")
     assert tables.main(empty) is None
-    assert tables.headline(empty) == ("asdm prune", "")
+    assert words.headline(empty) == ("asdm prune", "")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import re
 from pathlib import Path
 
 import pytest
@@ -33,12 +34,13 @@ def test_80_columns_show_the_result_the_main_table_and_where_the_rest_is() -> No
     assert "1.78–1.82" in wide, "intervals, where there is room"
 
 
-@pytest.mark.parametrize("width", [24, 44, 80, 120])
-def test_no_figure_is_lost_and_no_line_too_long(width: int) -> None:
-    out = shown(made.compared(), width, None)
-    assert max(len(line.rstrip()) for line in out.splitlines()) <= width
-    assert "\\u" not in out, "blanks that set figures under one another are no escapes"
-    assert {"8.77", "0.220", "1,622", "1.80", "0.131"} <= set(out.split())
+@pytest.mark.parametrize(("width", "figures"), [(24, 1), (44, 3), (80, 7), (120, 7)])
+def test_a_narrow_terminal_shows_fewer_figures_and_no_line_is_too_long(width: int, figures: int) -> None:
+    lines = [line.rstrip() for line in shown(made.compared(), width).splitlines()]
+    assert max(map(len, lines)) <= width
+    assert "\\u" not in "".join(lines), "blanks that set figures under one another are no escapes"
+    row = next(line for line in lines if line.startswith("tiny  "))
+    assert len(re.sub(r"[\d.,]+–\S+", "", row).split()) == 1 + figures
 
 
 def test_a_plan_has_no_page_and_is_shown_whole() -> None:
@@ -52,18 +54,13 @@ def test_a_plan_has_no_page_and_is_shown_whole() -> None:
 def test_a_timeline_has_a_letter_per_call_and_a_legend() -> None:
     lines = [line.rstrip() for line in shown(made.compared(), 80, None).splitlines()]
     at = lines.index("What each UNet call computes")
-    assert (
-        lines[at + 1 : at + 7]
-        == [
-            "              0         10",
-            "down.0.0.res  ccccccccccc",
-            "up.2.1.attn   ciiicciiici",
-            "mid           cdddcddddcd",
-            "c computed  i reused  d skipped",
-            "Key steps: 0, 4, 9.",
-        ]
-        or lines[at + 1] == "              0"
-    )
+    assert lines[at + 1 : at + 6] == [
+        "down.0.0.res  ccccccccccc",
+        "up.2.1.attn   ciiicciiici",
+        "mid           cdddcddddcd",
+        "c computed  i reused  d skipped",
+        "Key steps: 0, 4, 9.",
+    ]
 
 
 def test_a_large_timeline_is_cut_and_says_so() -> None:
@@ -73,7 +70,7 @@ def test_a_large_timeline_is_cut_and_says_so() -> None:
     drawn = [line for line in lines if "iii" in line]
     assert len(drawn) == 40
     assert {len(line.rstrip()) for line in drawn} == {38}
-    assert "20 more rows and 79 more calls" in " ".join(" ".join(lines).split())
+    assert "20 more rows" in [line.strip() for line in lines]
 
 
 def test_texts_are_no_markup() -> None:
