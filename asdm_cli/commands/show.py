@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections import Counter
-from dataclasses import replace
 from math import prod
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
@@ -75,10 +74,6 @@ def show(
     """
     set_verbosity(verbose)
     if page is not None or shape is not None:
-        if page is not None and all(_is_old(Path(source)) for source in sources):
-            _write_old_page(page, [Path(source) for source in sources], overwrite)
-            hand_over(page)
-            return
         from asdm_cli.report.join import join, read_all
 
         report = join(read_all([Path(source) for source in sources]))
@@ -98,35 +93,11 @@ def show(
             _show_model(source, out)
 
 
-def _is_old(run: Path) -> bool:
-    from asdm_cli.report import render_json
-    from asdm_cli.unet.weight_files import inside, read_mapping
-
-    return read_mapping(inside(run, run / "report.json")).get("schema") == render_json.SCHEMA
-
-
-def _write_old_page(file: Path, runs: list[Path], overwrite: bool) -> None:
-    from asdm_cli.models.write import atomic_file
-    from asdm_cli.report import html, merge
-
-    _refuse(file, overwrite)
-    reports = [merge.read(run) for run in runs]
-    joined = merge.combine(" and ".join(report.title for report in reports), reports)
-    by_verb = {report.verb: report for report in reports}
-    if {"bench", "eval"} <= by_verb.keys():
-        plot = merge.speed_quality(by_verb["bench"], by_verb["eval"])
-        joined = replace(joined, parts=[plot, *joined.parts])
-    with atomic_file(file) as partial:
-        partial.write_text(html.render(joined, Path()), encoding="utf-8")
-
-
 def _show_run(run: Path, out: Terminal) -> None:
     from asdm_cli.report import merge, run_directory, terminal
 
-    if _is_old(run):
-        terminal.show(merge.read(run), out)
-    else:
-        terminal.show(run_directory.read(run), out, run / "report.html")
+    of_records = run_directory.is_of_records(run)
+    terminal.show(run_directory.read(run) if of_records else merge.read(run), out, run / "report.html")
 
 
 def _show_model(source: str, out: Terminal) -> None:
@@ -172,21 +143,14 @@ def _write_page(file: Path, report: Report, overwrite: bool) -> None:
     from asdm_cli.models.write import atomic_file
     from asdm_cli.report import page
 
-    _refuse(file, overwrite)
-    with atomic_file(file) as partial:
-        partial.write_text(page.render(report, Path()), encoding="utf-8")
-
-
-def _refuse(file: Path, overwrite: bool) -> None:
-    """Anything at this place that is no page of ours, and a page of ours unless it may be replaced."""
-    from asdm_cli.report import page
-
     if file.is_dir():
         raise ModelError(f"{file}: is a directory; give the name of a page, as in {file / 'page.html'}")
     if file.exists() and not overwrite:
         raise ModelError(f"{file}: exists already; choose another name, or say --overwrite to replace it")
     if file.is_symlink() or (file.exists() and not page.is_ours(file)):
         raise ModelError(f"{file}: is no page from asdm, and --overwrite replaces nothing else; choose another name")
+    with atomic_file(file) as partial:
+        partial.write_text(page.render(report, Path()), encoding="utf-8")
 
 
 def _components(model: ModelDirectory) -> Table:

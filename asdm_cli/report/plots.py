@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from asdm_cli.compare.pareto import DEEPCACHE, PEERS, Front, Shot, front, quality_at, time_at
 from asdm_cli.records import Record, Report
 from asdm_cli.report.metrics import QUALITY, SPEEDS, in_order, metric, number
-from asdm_cli.report.tables import Columns, Table, column, is_reference, named, of_columns, of_rows, whole
+from asdm_cli.report.tables import Cell, Columns, Table, column, is_reference, named, of_columns, of_rows, whole
 
 LEVELS_DB = (25, 30, 35, 40, 45, 50, 55, 60)
 
@@ -159,8 +159,8 @@ def _equal_speed(what: str, fronts: Mapping[str, Front]) -> list[Table]:
     return [of_rows(f"At DeepCache's speed: {what}", rows)]
 
 
-def _told(value: float | None, digits: int) -> str | None:
-    return None if value is None else number(value, digits)
+def _told(value: float | None, digits: int) -> Cell | None:
+    return None if value is None else Cell(number(value, digits), sort=value)
 
 
 def curves(report: Report) -> list[Curves]:

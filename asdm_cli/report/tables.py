@@ -197,6 +197,8 @@ def of_rows(title: str, rows: Sequence[Mapping[str, Any]], note: str = "") -> Ta
 
 def _plain(value: Any) -> Cell:
     """As it was given, without digits that say nothing; the entries of a list in lines."""
+    if isinstance(value, Cell):
+        return value
     if isinstance(value, bool) or value is None:
         return Cell({True: "yes", False: "no", None: metrics.NOTHING}[value])
     if isinstance(value, (list, tuple)):

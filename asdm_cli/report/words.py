@@ -28,7 +28,7 @@ def headline(report: Report) -> tuple[str, str]:
     else:
         told = {name: _alone(columns, name) + _learned(report, name) for name in named(report)}
     lines = [f"{name}: {', '.join(words)}" for name, words in told.items() if words][: LINES + 1]
-    title, *more = lines or [", ".join([f"asdm {report.verb}", *named(report)[:LINES]])]
+    title, *more = lines or [report.facts.get("title") or ", ".join([f"asdm {report.verb}", *named(report)[:LINES]])]
     return title, "\n".join(f"{line}." for line in more)
 
 
