@@ -15,12 +15,12 @@ from typing import Any
 
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 
+from asdm_cli.console import note
 from asdm_cli.errors import ModelError
 from asdm_cli.models.disk import explained
 from asdm_cli.models.lock import only_writer
 from asdm_cli.models.write import MARK, clear_the_way, make_partial, partial_path, publish
-from asdm_cli.progress import note
-from asdm_cli.recipe.public import without_secrets
+from asdm_cli.recipe.redact import redact
 from asdm_cli.records import Images, Report
 from asdm_cli.report import document
 from asdm_cli.unet.weight_files import inside, read_mapping
@@ -58,7 +58,7 @@ class Run:
         report = with_links(report, self.link)
         if isinstance(report, document.Report):
             return self._write_old(report)
-        data = without_secrets(to_json(report))
+        data = redact(to_json(report))
         (self.path / REPORT).write_text(json.dumps(data, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
         (self.path / PAGE).write_text(render(from_json(data), self.path), encoding="utf-8")
         return report
@@ -70,7 +70,7 @@ class Run:
             report,
             replace(report, parts=[render_json.part_inside(part, self.path) for part in report.parts]),
         )
-        data = json.dumps(without_secrets(render_json.to_json(report)), indent=2, ensure_ascii=False, allow_nan=False)
+        data = json.dumps(redact(render_json.to_json(report)), indent=2, ensure_ascii=False, allow_nan=False)
         page = html.render(render_json.from_json(json.loads(data)), self.path)
         (self.path / REPORT).write_text(data + "\n", encoding="utf-8")
         (self.path / PAGE).write_text(page, encoding="utf-8")

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from asdm_cli.progress import Terminal
+from asdm_cli.console import Terminal
 from asdm_cli.records import Report, Timeline
 from asdm_cli.report.terminal import show
 from tests.report import made

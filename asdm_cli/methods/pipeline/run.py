@@ -13,6 +13,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
+from asdm_cli.console import console, note
 from asdm_cli.data.sources import find_shards
 from asdm_cli.errors import ModelError
 from asdm_cli.measure.features import require
@@ -22,11 +23,9 @@ from asdm_cli.methods.pipeline.process import checked, command, run_stage
 from asdm_cli.methods.pipeline.stages import Stage, stages
 from asdm_cli.models.origin import made_from, refuse_changes
 from asdm_cli.models.write import carry, refuse_sources
-from asdm_cli.progress import console, note
 from asdm_cli.recipe.load import dump, dump_public
-from asdm_cli.recipe.reads import places, reads
-from asdm_cli.recipe.schema import Strict
-from asdm_cli.recipe.verbs import DistillRecipe, Drawing, RunRecipe
+from asdm_cli.recipe.schema import places, referenced_paths
+from asdm_cli.recipe.verbs import DistillRecipe, Drawing, Recipe, RunRecipe
 from asdm_cli.records import Images, Report
 from asdm_cli.report import old
 from asdm_cli.report.join import join, moved
@@ -60,15 +59,15 @@ class Plan:
         return Report("run", facts={**facts, "Stages": [_row(stage) for stage in self.stages]}, notes=notes)
 
 
-def plan(recipe: RunRecipe, launch: str = "", allow_pipes: bool = False) -> Plan:
+def plan(recipe: RunRecipe, launch: str | None = None, allow_pipes: bool = False) -> Plan:
     """Find every stage's directory, and check those that could run now whole, of the others what can be known before
     the models that they name exist. Raises one ModelError with all that is wrong, each with its stage."""
     if "WORLD_SIZE" in os.environ:
         raise ModelError('asdm run: starts processes itself; start it alone, with --launch "torchrun ..."')
     found = tuple(stages(recipe))
-    read = [place for stage in found for text in reads(stage.recipe) for place in places(text)]
+    read = [place for stage in found for text in referenced_paths(stage.recipe) for place in places(text)]
     refuse_sources(Path(recipe.out), [*read, *(stage.home for stage in found)])
-    words, faults, told = tuple(checked(launch)), Faults(), {}
+    words, faults, told = tuple(checked(launch or "")), Faults(), {}
     unfinished = {stage.name for stage in found if not stage.finished}
     for stage in (stage for stage in found if stage.name in unfinished):
         with faults.catching(f"stage '{stage.name}'"):
@@ -85,7 +84,7 @@ def _words(report: Any) -> str:
     return headline(report)[0] if isinstance(report, Report) else str(report.summary)
 
 
-def _check_early(recipe: Strict, allow_pipes: bool) -> None:
+def _check_early(recipe: Recipe, allow_pipes: bool) -> None:
     """Data, prompts, networks and settings."""
     faults = Faults()
     if isinstance(recipe, DistillRecipe):
@@ -124,14 +123,14 @@ def _run_stage(plan: Plan, stage: Stage, link: bool) -> None:
         with _recipe_file(stage) as file:
             run_stage(stage.name, command(stage.verb, file, plan.launch, plan.pipes, link))
         return
-    before = made_from(reads(stage.recipe))
+    before = made_from(referenced_paths(stage.recipe))
     try:
         made = how.plan(stage.recipe)
     except ModelError as error:
         raise ModelError(f"stage '{stage.name}': {error}") from None
     with run_directory(stage.home, False, how.RESUMABLE, dump_public(stage.recipe), link) as run:
         report = how.run(made, run)
-        refuse_changes(before, made_from(reads(stage.recipe)))
+        refuse_changes(before, made_from(referenced_paths(stage.recipe)))
         run.write(report)
 
 
