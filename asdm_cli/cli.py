@@ -12,7 +12,7 @@ import traceback
 import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import typer
 
@@ -409,6 +409,10 @@ def show(
             show_default=False,
         ),
     ],
+    shape: Annotated[
+        Literal["csv", "markdown", "latex"] | None,
+        option("--format", help="Print every record (csv), or the main table, for other programs."),
+    ] = None,
     page: Annotated[
         Path | None, option("--out", metavar="PAGE.html", help="Write the reports of these runs as one page instead.")
     ] = None,
@@ -418,8 +422,8 @@ def show(
     """Show what a model is made of, or what a run found out.
 
     A UNet is shown as the tree of its addresses, each with its parameters.
-    Runs of bench and eval that name the same contestants are joined on a page
-    by a plot of speed against quality.
+    Several runs are put together, on a page or for other programs: set-ups of
+    one model that draw in one way are one row.
 
     Examples
     # the components of a model, and the addresses that a recipe's remove: may name
@@ -428,13 +432,15 @@ def show(
     asdm show runs/bench-pocket
     # the model that a run wrote
     asdm show runs/prune-pocket-base/model
-    # what models cost and what their pictures are worth, on one page
+    # all of them for other programs, or the main table for a paper
+    asdm show runs/bench-pocket --format csv
+    # what models cost and what their images are worth, on one page
     asdm show runs/bench-pocket runs/eval-pocket --out runs/page.html
     """
     set_verbosity(verbose)
     from asdm_cli.commands.show import show
 
-    show(sources, page, overwrite)
+    show(sources, shape, page, overwrite)
 
 
 @command

@@ -58,7 +58,7 @@ def run_verb(
         wait_for_everyone()
         refuse_changes(before, made_from(referenced_paths(recipe)))
         report = run.write(report)
-    _show(report)
+    _show(report, target / "report.html")
     hand_over(target)
 
 
@@ -70,8 +70,8 @@ def wait_for_everyone() -> None:
         processes().wait_for_everyone()
 
 
-def _show(report: Report) -> None:
+def _show(report: Report, page: Path | None = None) -> None:
     from asdm_cli.report.terminal import show
 
     if BRIEF not in os.environ:
-        show(report, console)
+        show(report, console, page)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections import Counter
-from dataclasses import replace
 from math import prod
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -17,51 +16,55 @@ from asdm_cli.errors import ModelError
 
 if TYPE_CHECKING:
     from asdm_cli.models.directory import ModelDirectory
+    from asdm_cli.records import Report
 
 UNET = "unet"
 OUTSIDE = "outside"
 """What stands in no block of a UNet: conv_in, the time embedding, conv_out."""
 
 
-def show(sources: list[str], page: Path | None, overwrite: bool) -> None:
-    from asdm_cli.report import merge, terminal
-
-    if page is not None:
-        _write_page(page, [Path(source) for source in sources], overwrite)
-        hand_over(page)
+def show(sources: list[str], shape: str | None, page: Path | None, overwrite: bool) -> None:
+    if page is None and shape is None:
+        for source in sources:
+            _show_run(Path(source)) if (Path(source) / "report.json").is_file() else _show_model(source)
         return
-    out = Terminal()
-    for source in sources:
-        if (Path(source) / "report.json").is_file():
-            terminal.show(merge.read(Path(source)), out)
-        else:
-            _show_model(source, out)
+    from asdm_cli.report.join import join, read_all
+
+    report = join(read_all([Path(source) for source in sources]))
+    if shape is not None:
+        from asdm_cli.report.export import FORMATS
+
+        hand_over(FORMATS[shape](report))
+    if page is not None:
+        _write_page(page, report, overwrite)
+        hand_over(page)
 
 
-def _write_page(page: Path, runs: list[Path], overwrite: bool) -> None:
+def _show_run(run: Path) -> None:
+    from asdm_cli.report import merge, run_directory, terminal
+
+    report = run_directory.read(run) if run_directory.is_of_records(run) else merge.read(run)
+    terminal.show(report, Terminal(), run / "report.html")
+
+
+def _write_page(file: Path, report: Report, overwrite: bool) -> None:
     from asdm_cli.models.write import atomic_file
-    from asdm_cli.report import html, merge
+    from asdm_cli.report import page
 
-    if page.is_dir():
-        raise ModelError(f"{page}: is a directory; give the name of a page, as in {page / 'page.html'}")
-    if page.exists() and not overwrite:
-        raise ModelError(f"{page}: exists already; choose another name, or say --overwrite to replace it")
-    if page.is_symlink() or (page.exists() and not html.is_ours(page)):
-        raise ModelError(f"{page}: is no page from asdm, and --overwrite replaces nothing else; choose another name")
-    reports = [merge.read(run) for run in runs]
-    joined = merge.combine(" and ".join(report.title for report in reports), reports)
-    by_verb = {report.verb: report for report in reports}
-    if {"bench", "eval"} <= by_verb.keys():
-        plot = merge.speed_quality(by_verb["bench"], by_verb["eval"])
-        joined = replace(joined, parts=[plot, *joined.parts])
-    with atomic_file(page) as partial:
-        partial.write_text(html.render(joined, Path()), encoding="utf-8")
+    if file.is_dir():
+        raise ModelError(f"{file}: is a directory; give the name of a page, as in {file / 'page.html'}")
+    if file.exists() and not overwrite:
+        raise ModelError(f"{file}: exists already; choose another name, or say --overwrite to replace it")
+    if file.is_symlink() or (file.exists() and not page.is_ours(file)):
+        raise ModelError(f"{file}: is no page from asdm, and --overwrite replaces nothing else; choose another name")
+    with atomic_file(file) as partial:
+        partial.write_text(page.render(report, Path()), encoding="utf-8")
 
 
-def _show_model(source: str, out: Terminal) -> None:
+def _show_model(source: str) -> None:
     from asdm_cli.models.directory import find
 
-    model = find(source)
+    model, out = find(source), Terminal()
     weights = {name: _weights(model, name) for name in model.components}
     table = Table("component", "class", "parameters", "number format", title=str(model.path), title_justify="left")
     table.columns[2].justify = "right"

@@ -951,7 +951,7 @@ class RunRecipe(Recipe):
     """Name -> the recipe of a verb, without `out`. `$name` stands for an input, or for the directory that an earlier
     stage wrote, as in `model: $prune` or `model: $distill/students/base`. `$$` begins a text with a $."""
     lead: Annotated[list[Word], Distinct] = []
-    """Stages whose first table and first plot open the report."""
+    """Stages whose set-ups and images open the report."""
     beside: Annotated[list[Literal["bk-sdm", "deepcache"]], Distinct] = []
     """Published figures to set beside those that were measured."""
     kept: Text | None = None

@@ -7,18 +7,22 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from pathlib import Path
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+from pydantic import ConfigDict, TypeAdapter, ValidationError
 
 from asdm_cli.console import note
+from asdm_cli.errors import ModelError
 from asdm_cli.models.disk import explained
 from asdm_cli.models.write import MARK, clear_the_way, make_partial, only_writer, partial_path, publish
 from asdm_cli.recipe.redact import redact
-from asdm_cli.report import html
-from asdm_cli.report.document import Report
-from asdm_cli.report.render_json import from_json, part_inside, to_json
+from asdm_cli.records import Images, Report
+from asdm_cli.report import document
+from asdm_cli.unet.weights import inside, read_mapping
 
 RECIPE = "recipe.yaml"
 REPORT = "report.json"
@@ -26,10 +30,16 @@ PAGE = "report.html"
 TRAINING = "training"
 """What only an unfinished run goes on from. It goes when everything else is in its place: a kill before that must not
 cost days of work."""
+SCHEMA = 2
 LINKED = (
     "By --link, weights that stay as they are become hard links to the source's files: they take no room of their own, "
     "and whatever is written into one of them is written into the source."
 )
+
+
+AnyReport = Any
+"""Of either kind, until all verbs return records."""
+_REPORTS = TypeAdapter(list[Report], config=ConfigDict(ser_json_inf_nan="strings", extra="forbid"))
 
 
 @dataclass(frozen=True)
@@ -40,20 +50,70 @@ class Run:
     link: bool = False
     """Whether weights that stay as they are may be hard links to the source's."""
 
-    def write(self, report: Report) -> Report:
-        """Leave the report for programs and for people, without passwords. Its pictures lie in `path`."""
+    def write(self, report: AnyReport) -> AnyReport:
+        """Leave the report for programs and for people, without passwords. Its images lie in `path`."""
+        from asdm_cli.report.page import render
+
         report = with_links(report, self.link)
-        told, report = report, replace(report, parts=[part_inside(part, self.path) for part in report.parts])
-        data = json.dumps(redact(to_json(report)), indent=2, ensure_ascii=False, allow_nan=False)
-        page = html.render(from_json(json.loads(data)), self.path)
+        if isinstance(report, document.Report):
+            return self._write_old(report)
+        data = redact(to_json(report))
+        (self.path / REPORT).write_text(json.dumps(data, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+        (self.path / PAGE).write_text(render(from_json(data), self.path), encoding="utf-8")
+        return report
+
+    def _write_old(self, report: document.Report) -> document.Report:
+        from asdm_cli.report import html, render_json
+
+        told, report = (
+            report,
+            replace(report, parts=[render_json.part_inside(part, self.path) for part in report.parts]),
+        )
+        data = json.dumps(redact(render_json.to_json(report)), indent=2, ensure_ascii=False, allow_nan=False)
+        page = html.render(render_json.from_json(json.loads(data)), self.path)
         (self.path / REPORT).write_text(data + "\n", encoding="utf-8")
         (self.path / PAGE).write_text(page, encoding="utf-8")
         return told
 
 
-def with_links(report: Report, link: bool) -> Report:
+def with_links(report: AnyReport, link: bool) -> AnyReport:
     """Says of a plan or a run what its links mean."""
-    return replace(report, summary=f"{report.summary} {LINKED}".strip()) if link else report
+    if isinstance(report, document.Report):
+        return replace(report, summary=f"{report.summary} {LINKED}".strip()) if link else report
+    return replace(report, notes=[*report.notes, LINKED]) if link else report
+
+
+def to_json(report: Report) -> dict[str, Any]:
+    """Plain data, which JSON has words for: figures that it does not know are texts such as "NaN"."""
+    return {"schema": SCHEMA, **json.loads(_REPORTS.dump_json([report]))[0]}
+
+
+def from_json(data: Mapping[str, Any]) -> Report:
+    """What `to_json` was given. Raises ModelError if `data` is no report, or of another schema."""
+    if data.get("schema") != SCHEMA:
+        raise ModelError(
+            f"{REPORT}: has schema {data.get('schema')!r} where this version reads {SCHEMA}; "
+            "show it with the version that wrote it, or run the recipe again"
+        )
+    try:
+        report = _REPORTS.validate_python([{key: value for key, value in data.items() if key != "schema"}])[0]
+    except ValidationError as error:
+        first = error.errors()[0]
+        place = ".".join(map(str, first["loc"][1:]))
+        raise ModelError(f"{REPORT}: is not a report ({place}: {first['msg']}); run its recipe again") from None
+    for folder in (report.images or Images([], {})).folders.values():
+        if PurePosixPath(folder).is_absolute() or ".." in PurePosixPath(folder).parts:
+            raise ModelError(f"{REPORT}: is not a report (images in {folder!r} are outside of its folder)")
+    return report
+
+
+def read(folder: Path) -> Report:
+    """The report of a run directory. Raises ModelError, also if something in it leads outside."""
+    report = from_json(read_mapping(inside(folder, folder / REPORT)))
+    for images in (report.images or Images([], {})).folders.values():
+        for image in [folder / images, *(folder / images).glob("*.png")]:
+            inside(folder, image)
+    return report
 
 
 @contextmanager
@@ -80,6 +140,10 @@ def run_directory(
             _leave(partial, resumable)
             raise
         shutil.rmtree(target / TRAINING, ignore_errors=True)
+
+
+def is_of_records(folder: Path) -> bool:
+    return read_mapping(inside(folder, folder / REPORT)).get("schema") == SCHEMA
 
 
 def is_run(folder: Path) -> bool:

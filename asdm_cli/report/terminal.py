@@ -1,141 +1,106 @@
-"""A report in the terminal: what fits there, and where to find the rest."""
+"""A report in the terminal: the result in words, the main table, and where the rest is."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from itertools import cycle
+from pathlib import Path
 from textwrap import wrap
-from typing import Literal
+from typing import Any
 
-from rich.cells import cell_len
-from rich.console import Console, Group, RenderableType
-from rich.padding import Padding
-from rich.rule import Rule
-from rich.table import Table as RichTable
+from rich.console import Console, Group
+from rich.measure import Measurement
+from rich.table import Table as Grid
 from rich.text import Text
 
-from asdm_cli.report.document import Bars, Column, Curves, Grid, Part, Report, Scatter, Section, Table, Timeline
-from asdm_cli.report.figures import best_rows, interval_kinds, is_numeric, spreads, text
-from asdm_cli.report.tabulate import tabulate
-from asdm_cli.report.timeline_text import draw
+from asdm_cli.records import Report, Timeline
+from asdm_cli.report import document, old_terminal, plots, tables
+from asdm_cli.report.tables import MOST, Table
+from asdm_cli.report.words import headline
 
-GAP = 2
-TITLE_WIDTHS = (16, 11, 7)
-"""How wide a title may stand above a narrower column: the first at which the table fits."""
-LONGEST_UNBROKEN = 24
+NARROWEST, WIDEST = 8, 32
+"""Letters in a line of a head above narrower figures; of a name or a text."""
+ROWS = 40
+PLAIN: dict[str, Any] = {"box": None, "pad_edge": False, "padding": (0, 2, 0, 0), "header_style": "dim"}
+COLOURS = ("cyan", "yellow", "green", "magenta", "blue", "red")
 
 
-def show(report: Report, console: Console) -> None:
-    """Title, summary, tables, timelines and the ends of curves. A line says what else is on the page. Of a folded
-    section only its head is shown."""
-    console.print(Text(report.title, style="bold"))
-    if report.summary:
-        console.print(Text(report.summary))
-    folded = False
-    for part in report.parts:
-        folded = part.folded if isinstance(part, Section) else folded
-        if folded and not isinstance(part, Section):
-            continue
+def show(report: Report | document.Report, console: Console, page: Path | None = None) -> None:
+    """What `page` has too is left to it; without one, as of a dry run, everything is shown but plots."""
+    if isinstance(report, document.Report):
+        old_terminal.show(report, console)
+        return
+    title, summary = headline(report)
+    console.print(Text(title, style="bold"))
+    if summary:
+        console.print(Text(summary))
+    lead = _lead(report, console)
+    parts = [_grid(tables.of_parts(name, records)) for name, records in tables.parts(report).items()]
+    blocks = [lead] if lead else parts[:1]
+    if page is None:
+        blocks = [
+            *([lead] if lead else []),
+            *parts,
+            *map(_grid, tables.facts(report)),
+            *map(_timeline, report.timelines),
+        ]
+    for block in blocks:
         console.print()
-        for line in _part(part, console):
-            console.print(line)
+        console.print(block)
+    for note in report.notes:
+        console.print(Text(f"\n{note}", style="dim"))
+    if page is not None:
+        console.print(Text(f"\n{_rest(report)}: {page}", style="dim"))
     console.print()
 
 
-def _part(part: Part, console: Console) -> list[RenderableType]:
-    title = Text(part.title, style="bold cyan")
-    note = [Text(part.note, style="dim")] if part.note else []
-    if isinstance(part, Section):
-        more = ("  see report.html", "dim") if part.folded else ""
-        return [
-            Rule(style="dim"),
-            Text.assemble((part.title, "bold"), more),
-            *([Text(part.note)] if part.note else []),
-        ]
-    if isinstance(part, Table):
-        return [title, _fitting(part, console), *note]
-    if isinstance(part, Bars):
-        return [title, _fitting(tabulate(part), console), *note]
-    if isinstance(part, Timeline):
-        return [title, *draw(part, console.width), *note]
-    if isinstance(part, Curves):
-        return [_announced(part), _fitting(tabulate(part), console), *note]
-    return [_announced(part)]
+def _rest(report: Report) -> str:
+    drawn = len(plots.scatters(report)) + len(plots.curves(report))
+    images = report.images and len(report.images.prompts) * len(report.images.folders)
+    counted = [f"{count} {what}{'s' * (count != 1)}" for count, what in ((drawn, "plot"), (images, "image")) if count]
+    return " and ".join([*counted, "all figures"])
 
 
-def _announced(part: Scatter | Grid | Curves) -> Text:
-    return Text.assemble((part.title, "bold cyan"), (f"  {_what(part)}; see report.html", "dim"))
+def _lead(report: Report, console: Console) -> Group | None:
+    """The main table with its spreads, without them, or with as many columns as there is room for."""
+    options = console.options.update(max_width=1000)
+    for most, spreads in ((MOST, True), *((most, False) for most in range(MOST, 0, -1))):
+        table = tables.main(report, most)
+        grid = _grid(table, spreads) if table else None
+        if grid is None or most == 1 or Measurement.get(console, options, grid).maximum <= console.width:
+            return grid
+    return None
 
 
-def _what(part: Scatter | Grid | Curves) -> str:
-    if isinstance(part, Scatter):
-        return f"plot of {len(part.points)} points"
-    if isinstance(part, Curves):
-        return f"plot of {len(part.lines)} {'line' if len(part.lines) == 1 else 'lines'}"
-    return f"{sum(path is not None for row in part.pictures for path in row)} pictures"
-
-
-def _fitting(table: Table, console: Console) -> RenderableType:
-    """A grid of cells, or a block of lines per row where the terminal is too narrow for that."""
-    cells = _cells(table)
-    for title_width in TITLE_WIDTHS:
-        heads = _heads(table, cells, title_width)
-        needs = [_needed(head, [row[place] for row in cells]) for place, head in enumerate(heads)]
-        if sum(needs) + GAP * (len(needs) - 1) <= console.width:
-            return _wide(table, cells, heads, needs)
-    return _tall(table, cells)
-
-
-def _wide(table: Table, cells: list[list[Text]], heads: list[Text], needs: list[int]) -> RichTable:
-    grid = RichTable(box=None, pad_edge=False, padding=(0, GAP, 0, 0), header_style="dim")
-    for column, head, need in zip(table.columns, heads, needs, strict=True):
-        justify: Literal["left", "right"] = "right" if is_numeric(table, column) else "left"
-        grid.add_column(head, justify=justify, min_width=need, vertical="bottom")
-    for row in cells:
-        grid.add_row(*row)
-    return grid
-
-
-def _heads(table: Table, cells: list[list[Text]], title_width: int) -> list[Text]:
-    """Titles in lines hardly wider than what stands below them, with what the small figures are."""
-    kinds = interval_kinds(table, table.columns)
-    heads = []
+def _grid(table: Table, spreads: bool = True) -> Group:
+    grid = Grid(**PLAIN, show_header=any(column.title for column in table.columns))
     for place, column in enumerate(table.columns):
-        width = max([title_width, *(row[place].cell_len for row in cells)])
-        lines = [line for part in column.title.split("\n") for line in wrap(part, width, break_long_words=False)]
-        head = Text("\n".join(lines))
-        heads.append(head.append(f"\n{kinds[column.key]}", style="italic") if column.key in kinds else head)
-    return heads
+        cells = [row[place] for row in table.rows]
+        width = max([NARROWEST, *(len(cell.text) + (len(cell.spread) + 2) * spreads for cell in cells)])
+        head = Text("\n".join(wrap(f"{column.title} {column.unit}", min(width, WIDEST), break_long_words=False)))
+        if column.interval and spreads:
+            head.append(f"\n{column.interval}", "italic")
+        if column.number:
+            grid.add_column(head, justify="right", vertical="bottom", no_wrap=True)
+        else:
+            grid.add_column(head, vertical="bottom", max_width=WIDEST, overflow="fold")
+    for row in table.rows:
+        texts = [Text(cell.text.replace("\n", ", "), "bold green" if cell.best else "") for cell in row]
+        between = [f"  {cell.spread}" if cell.spread and spreads else "" for cell in row]
+        grid.add_row(*(text.append(spread, "dim") for text, spread in zip(texts, between, strict=True)))
+    note = [Text(table.note, "dim")] if table.note else []
+    return Group(Text(table.title, "bold cyan"), grid, *note)
 
 
-def _needed(head: Text, cells: Iterable[Text]) -> int:
-    """Columns of the screen without which a line of the head or a cell would be broken; long texts may be."""
-    lines = [*head.plain.split("\n"), *(cell.plain for cell in cells)]
-    return max(min(cell_len(line), LONGEST_UNBROKEN) for line in lines)
-
-
-def _tall(table: Table, cells: list[list[Text]]) -> Group:
-    """The first column as a heading, the others as `title: cell` below it."""
-    blocks: list[RenderableType] = []
-    for row in cells:
-        blocks.append(Text.assemble(row[0], style="bold"))
-        for column, cell in zip(table.columns[1:], row[1:], strict=True):
-            line = Text.assemble((f"{' '.join(column.title.split())}: ", "dim"), cell)
-            blocks.append(Padding(line, (0, 0, 0, 2)))
-    return Group(*blocks)
-
-
-def _cells(table: Table) -> list[list[Text]]:
-    """Formatted cells by row: best ones green, spreads dim."""
-    columns = [_column(table, column) for column in table.columns]
-    return [list(row) for row in zip(*columns, strict=True)]
-
-
-def _column(table: Table, column: Column) -> list[Text]:
-    best = best_rows(table, column)
-    return [
-        Text.assemble(
-            (text(row.get(column.key), column.digits), "bold green" if index in best else ""),
-            (f"  {between}" if between else "", "dim"),
-        )
-        for index, (row, between) in enumerate(zip(table.rows, spreads(table, column), strict=True))
-    ]
+def _timeline(timeline: Timeline) -> Group:
+    """A row of letters for each row, one for each call, and what the letters are."""
+    colours = dict(zip(timeline.letters, cycle(COLOURS), strict=False))
+    used = [letter for letter in timeline.letters if any(letter in row for row in timeline.rows.values())]
+    words = "  ".join(f"{letter} {timeline.letters[letter]}" for letter in used)
+    more = f"{len(timeline.rows) - ROWS} more rows" if len(timeline.rows) > ROWS else ""
+    caption = "\n".join(line for line in (more, words, timeline.note) if line)
+    grid = Grid(**PLAIN, show_header=False)
+    grid.add_column(no_wrap=True, overflow="ellipsis", max_width=WIDEST)
+    grid.add_column(no_wrap=True, overflow="ellipsis")
+    for name, row in list(timeline.rows.items())[:ROWS]:
+        grid.add_row(Text(name), Text.assemble(*((letter, colours[letter]) for letter in row)))
+    return Group(Text(timeline.title, "bold cyan"), grid, Text(caption, "dim"))

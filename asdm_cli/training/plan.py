@@ -32,7 +32,6 @@ from asdm_cli.report.document import Report
 from asdm_cli.training.distillation import LossTerm
 from asdm_cli.training.student import TrainingConfig, mixed_precision
 from asdm_cli.unet.addresses import Anatomy
-from asdm_cli.unet.feature_pairs import Tap
 from asdm_cli.unet.flops import latent_size
 from asdm_cli.unet.stock import unlike_inputs
 from asdm_cli.unet.weights import Checkpoint

@@ -10,8 +10,10 @@ import pytest
 from diffusers import UNet2DConditionModel
 
 from asdm_cli.cli import main
-from asdm_cli.report.document import Cell, Column, Interval, Report, Table
+from asdm_cli.records import Record, Report
+from asdm_cli.report.document import Report
 from asdm_cli.report.render_json import to_json
+from asdm_cli.report.run_directory import to_json
 from asdm_cli.unet.addresses import Anatomy
 
 
@@ -70,10 +72,10 @@ def test_a_report_of_something_else_is_told(content: str, tmp_path: Path, capsys
 
 
 def a_run(folder: Path, verb: str, key: str, figures: dict[str, float]) -> Path:
-    rows: list[dict[str, Cell | Interval]] = [{"name": name, key: figure} for name, figure in figures.items()]
-    table = Table(f"the {verb} table", [Column("name", "contestant"), Column(key, key)], rows)
+    records = [Record(name, key, figure) for name, figure in figures.items()]
     folder.mkdir()
-    (folder / "report.json").write_text(json.dumps(to_json(Report(verb, f"a {verb}", "", [table]))))
+    report = Report(verb, {name: {"model": name} for name in figures}, records)
+    (folder / "report.json").write_text(json.dumps(to_json(report)))
     return folder
 
 
@@ -84,13 +86,34 @@ def runs(tmp_path: Path) -> list[str]:
     return [str(bench), str(evaluation)]
 
 
+def test_a_run_is_shown_with_where_its_page_is(runs: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["show", runs[1]]) == 0
+    said = capsys.readouterr().out
+    assert "base: KID 0.1000 → 0.3000" in said
+    assert "report.html" in said
+
+
 def test_runs_on_one_page_with_speed_against_quality(runs: list[str], tmp_path: Path) -> None:
     page = tmp_path / "page.html"
     assert main(["show", *runs, "--out", str(page)]) == 0
     text = page.read_text()
-    assert text.count("<table") == 2 + 1, "and the figures of the plot"
-    for words in ("the bench table", "the eval table", "Speed and quality"):
-        assert words in text
+    assert text.count("<table") == 1 + 1, "and the figures of the plot"
+    assert "KID and speed" in text
+
+
+def test_runs_for_other_programs(runs: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    said = {}
+    for shape in ("csv", "markdown", "latex"):
+        assert main(["show", *runs, "--format", shape]) == 0
+        said[shape] = capsys.readouterr().out.splitlines()
+    assert said["csv"][1:] == [
+        f"{name},{key},{figure},,,,,,,1,,,"
+        for key, figures in {"image_ms": (40.0, 30.0), "kid": (0.1, 0.3)}.items()
+        for name, figure in zip(("whole", "base"), figures, strict=True)
+    ]
+    assert said["markdown"][2] == "| whole | 40 | **0.1000** |"
+    assert said["latex"][0] == r"\begin{tabular}{lrr}"
+    assert main(["show", *runs, "--format", "pdf"]) == 2
 
 
 def test_a_page_that_exists_is_kept(runs: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

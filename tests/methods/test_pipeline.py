@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import signal
 import subprocess
 import sys
@@ -16,11 +15,13 @@ import yaml
 
 from asdm_cli.errors import ModelError, RunError
 from asdm_cli.methods import METHODS
-from asdm_cli.methods.pipeline import process, report
+from asdm_cli.methods.pipeline import process
 from asdm_cli.methods.pipeline.process import checked, command, run_stage
+from asdm_cli.methods.pipeline.run import _brought
 from asdm_cli.methods.pipeline.stages import stages
 from asdm_cli.recipe.load import load
-from asdm_cli.report.run_directory import Run
+from asdm_cli.records import Images
+from asdm_cli.report.run_directory import read
 from tests import tiny
 from tests.apart import shared
 from tests.typed import Said, asdm
@@ -60,9 +61,7 @@ def kept(folder: Path) -> list[str]:
 
 
 def states(out: Path) -> dict[str, str]:
-    parts = json.loads((out / "report.json").read_text())["parts"]
-    table = next(part for part in parts if part.get("title") == "Stages")
-    return {row["stage"]: row["state"] for row in table["rows"]}
+    return {row["stage"]: row["state"] for row in read(out).facts["Stages"]}
 
 
 def test_a_stage_is_what_its_recipe_makes_alone(recipe: Recipe, tiny_pipeline: Path, tmp_path: Path) -> None:
@@ -88,8 +87,7 @@ def test_by_link_every_stage_shares_weights_with_its_source_and_that_is_said(
     weights = {"vae/diffusion_pytorch_model.safetensors", "text_encoder/model.safetensors", "clip/model.safetensors"}
     for name in recipe["stages"]:
         assert shared(stages / name / "model", tiny_pipeline) == weights
-        assert "hard links to the source's files" in json.loads((stages / name / "report.json").read_text())["summary"]
-    assert "hard links to the source's files" in json.loads((tmp_path / "whole/report.json").read_text())["summary"]
+    assert any("hard links to the source's files" in note for note in read(tmp_path / "whole").notes)
 
 
 def test_a_finished_stage_is_not_run_again(recipe: Recipe, tmp_path: Path) -> None:
@@ -151,28 +149,27 @@ def test_what_was_done_before_a_failure_is_kept(
     assert kept(tmp_path) == ["both", "mid", "pruned"]
 
 
-def test_the_report_joins_what_stages_measured(recipe: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_report_is_the_records_of_all_stages(
+    recipe: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr("asdm_cli.methods.pipeline.run.run_stage", lambda _, words: asdm(*words[3:]))  # in this process
     (tmp_path / "prompts.txt").write_text("a fox\na red apple\n")
     models = [{"name": "first", "model": "$model"}, {"name": "joined", "model": "$both", "steps": 3}]
     drawn = {"prompts": str(tmp_path / "prompts.txt"), "metrics": ["psnr"], "steps": 2, "device": "cpu"}
     stages = {**recipe["stages"], "worth": {"verb": "eval", "models": models, **drawn}}
-    said = run(tmp_path, {**recipe, "stages": stages, "lead": ["worth"], "beside": ["bk-sdm"]})
+    said = run(tmp_path, {**recipe, "title": "All", "stages": stages, "lead": ["worth"], "beside": ["bk-sdm"]})
     assert said.code == 0, said.err
-    parts = json.loads((tmp_path / "whole/report.json").read_text())["parts"]
-    path = parts[0]
-    assert path["title"] == "Cost and quality after each stage"
-    named = [(row["name"], row["origin"]) for row in path["rows"]]
-    assert named == [("first", recipe["inputs"]["model"]), ("joined", "$both, steps 3")]
-    assert path["rows"][1]["psnr_db"]["value"] > 0
-    titles = [str(part.get("title")) for part in parts]
-    assert titles.index("worth: What the pictures are worth") < titles.index("Stages")
-    assert any("Published: BK-SDM" in title for title in titles)
-    grid, own = (part for part in parts if part["kind"] == "grid")
-    assert grid == own, "once behind the path, once in its section"
-    pictures = [tmp_path / "whole" / picture for row in grid["pictures"] for picture in row]
-    assert len(pictures) == 4
-    assert all(picture.is_file() and not picture.is_symlink() for picture in pictures)
+    whole = read(tmp_path / "whole")
+    assert (whole.verb, whole.facts["title"]) == ("run", "All")
+    assert any(each.metric == "psnr_db" and each.setup == "joined" and each.value > 0 for each in whole.records)
+    assert [name for name in whole.facts if name.startswith("Published: BK-SDM")]
+    assert whole.images is not None
+    images = [
+        tmp_path / "whole" / folder / f"{place:06}.png" for folder in whole.images.folders.values() for place in (0, 1)
+    ]
+    assert len(images) == 4
+    assert all(image.is_file() and not image.is_symlink() for image in images)
+    assert not shared(tmp_path / "whole/images", tmp_path / "whole/stages/worth")
     assert (tmp_path / "whole/report.html").read_text().count("data:image") >= 4
 
 
@@ -260,15 +257,14 @@ def test_what_stops_us_stops_the_stage() -> None:
     assert (signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGINT)) == before
 
 
-def test_pictures_are_those_of_the_stage_as_it_is_now(tmp_path: Path) -> None:
+def test_images_are_those_of_the_stage_as_it_is_now(tmp_path: Path) -> None:
     """An interrupted run may have brought others, from a stage that was made anew since."""
-    (tmp_path / "stage/pictures").mkdir(parents=True)
-    picture = tmp_path / "stage/pictures/0.png"
+    (tmp_path / "stage").mkdir()
+    images = Images(["fox", "apple"], {"a": str(tmp_path / "stage")})
     for content in ("before", "now"):
-        picture.write_text(content)
-        brought = report._brought(picture, Run(tmp_path / "run"), "stage")
-    assert brought.read_text() == "now"
-    assert not shared(tmp_path / "run", tmp_path / "stage")
+        (tmp_path / "stage/000000.png").write_text(content)
+        brought = _brought(images, tmp_path / "run")
+    assert (tmp_path / "run" / brought.folders["a"] / "000000.png").read_text() == "now"
 
 
 def test_a_launcher_starts_only_what_shares_its_work() -> None:

@@ -1,4 +1,4 @@
-"""Made-up reports, and a run directory with the pictures that they show."""
+"""Run directories with the images that hand-made reports show."""
 
 from __future__ import annotations
 
@@ -8,10 +8,15 @@ import pytest
 from hypothesis import settings
 
 from asdm_cli.report.document import Report
-from tests.report import samples
+from tests.report import made, samples
 
 settings.register_profile("patient", deadline=None)  # two busy cores make any test slow now and then
 settings.load_profile("patient")
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Path:
+    return made.draw(tmp_path / "run")
 
 
 @pytest.fixture

@@ -4,22 +4,26 @@ from __future__ import annotations
 
 import errno
 import json
+import math
 import os
 import signal
 import subprocess
 import sys
 import textwrap
 from pathlib import Path
+from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from asdm_cli.errors import ModelError, RunError
 from asdm_cli.models.write import old_path, partial_path
-from asdm_cli.report.document import Report
-from asdm_cli.report.run_directory import run_directory
+from asdm_cli.records import Images, Record, Report, Timeline
+from asdm_cli.report.run_directory import from_json, read, run_directory, to_json
 
 RECIPE = "verb: bench\n"
-REPORT = Report("bench", "A run", "", [])
+REPORT = Report("bench", {"a": {}}, [Record("a", "kid", 0.5)])
 
 
 def finish(target: Path, content: str = "new", overwrite: bool = False) -> None:
@@ -34,6 +38,54 @@ def fail(target: Path, resumable: bool, failure: BaseException) -> None:
         raise failure
 
 
+texts, numbers = st.text(max_size=20), st.floats(allow_nan=False)
+values = st.one_of(
+    texts, st.integers(-(2**60), 2**60), st.floats(allow_nan=False, allow_infinity=False), st.none(), st.booleans()
+)
+tables = st.dictionaries(texts, values | st.lists(values, max_size=3), max_size=3)
+places = st.text("abcdefgh", min_size=1, max_size=5)
+reports = st.builds(
+    Report,
+    texts,
+    st.dictionaries(texts, tables, max_size=2),
+    st.lists(
+        st.builds(Record, texts, texts, numbers, st.none() | numbers, at=st.none() | numbers, n=st.integers(0, 9))
+    ),
+    st.dictionaries(texts, tables, max_size=2),
+    st.none() | st.builds(Images, st.lists(texts), st.dictionaries(texts, places)),
+    st.lists(st.builds(Timeline, texts, st.dictionaries(texts, texts), st.dictionaries(texts, texts)), max_size=2),
+    st.dictionaries(texts, tables | values),
+    st.lists(texts),
+)
+
+
+@given(reports)
+def test_every_report_comes_back_as_it_was(report: Report) -> None:
+    assert from_json(json.loads(json.dumps(to_json(report), allow_nan=False))) == report
+
+
+def test_what_is_no_number_comes_back_too() -> None:
+    report = Report("eval", records=[Record("a", "kid", math.nan), Record("a", "psnr_db", -math.inf)])
+    nan, infinite = from_json(to_json(report)).records
+    assert math.isnan(nan.value)
+    assert infinite.value == -math.inf
+
+
+@pytest.mark.parametrize(
+    ("damage", "what"),
+    [
+        ({"schema": 1}, "has schema 1 where this version reads 2"),
+        ({"records": [{"setup": "a"}]}, r"records\.0\.metric"),
+        ({"records": None}, "records"),
+        ({"titles": []}, "titles"),
+        ({"images": {"prompts": ["a"], "folders": {"a": "../b"}}}, "outside of its folder"),
+    ],
+)
+def test_what_is_no_report_is_refused(damage: dict[str, Any], what: str) -> None:
+    with pytest.raises(ModelError, match=what):
+        from_json(to_json(REPORT) | damage)
+
+
 def names(folder: Path) -> list[str]:
     return sorted(entry.name for entry in folder.iterdir())
 
@@ -43,7 +95,7 @@ def test_a_finished_run_has_recipe_report_and_page_and_leaves_nothing_beside(tmp
     assert names(tmp_path / "deep") == ["run"]
     assert names(tmp_path / "deep" / "run") == [".asdm", "figures.txt", "recipe.yaml", "report.html", "report.json"]
     assert (tmp_path / "deep" / "run" / "recipe.yaml").read_text() == RECIPE
-    assert json.loads((tmp_path / "deep" / "run" / "report.json").read_text())["title"] == "A run"
+    assert read(tmp_path / "deep" / "run") == REPORT
 
 
 def test_nothing_has_the_target_name_while_the_run_goes_on(tmp_path: Path) -> None:

@@ -3,115 +3,78 @@
 from __future__ import annotations
 
 import io
-import math
+import re
+from pathlib import Path
 
 import pytest
 
 from asdm_cli.console import Terminal
-from asdm_cli.report.document import Column, Curves, Report, Section, Table, Timeline
+from asdm_cli.records import Report, Timeline
 from asdm_cli.report.terminal import show
+from tests.report import made
+
+PAGE = Path("runs/x/report.html")
 
 
-def shown(report: Report, width: int) -> str:
+def shown(report: Report, width: int, page: Path | None = PAGE) -> str:
     console = Terminal(stderr=True)
     console.file, console.width = io.StringIO(), width
-    show(report, console)
+    show(report, console, page)
     assert isinstance(console.file, io.StringIO)
     return console.file.getvalue()
 
 
-def test_a_wide_terminal_shows_rows(bench: Report) -> None:
-    lines = [line.rstrip() for line in shown(bench, 120).splitlines()]
-    row = next(line for line in lines if line.startswith("pocket "))
-    assert row.split()[:3] == ["pocket", "8.80", "0.220"]
-    assert "30.3–33.1" in row
-    assert any(line.startswith("mid ") and line.split()[-1] == "0.00" for line in lines), "bars as a table"
+def test_80_columns_show_the_result_the_main_table_and_where_the_rest_is() -> None:
+    lines = [line.rstrip() for line in shown(made.compared(), 80).splitlines()]
+    assert lines[0] == "base: 1.39 times as fast (image), KID 0.031 → 0.033, CLIP score 28.4 → 27.1"
+    row = next(line for line in lines if line.startswith("tiny "))
+    assert row.split() == ["tiny", "3.20", "0.120", "900", "1.80", "0.131", "21.7", "–"]
+    assert "3 plots and 20 images and all figures: runs/x/report.html" in lines
+    wide = shown(made.compared(), 160)
+    assert "1.78–1.82" in wide, "intervals, where there is room"
 
 
-@pytest.mark.parametrize("width", [20, 44, 80, 120])
-def test_no_figure_is_lost_and_no_line_too_long(bench: Report, width: int) -> None:
-    out = shown(bench, width)
-    assert max(len(line.rstrip()) for line in out.splitlines()) <= width
-    assert "█" in out
-    assert "\\u" not in out, "blanks that set figures under one another are no escapes"
-    words = out.split()
-    for figure in ("8.80", "0.220", "31.2", "1,622", "320"):
-        assert figure in words
+@pytest.mark.parametrize(("width", "figures"), [(24, 1), (44, 3), (80, 7), (120, 7)])
+def test_a_narrow_terminal_shows_fewer_figures_and_no_line_is_too_long(width: int, figures: int) -> None:
+    lines = [line.rstrip() for line in shown(made.compared(), width).splitlines()]
+    assert max(map(len, lines)) <= width
+    assert "\\u" not in "".join(lines), "blanks that set figures under one another are no escapes"
+    row = next(line for line in lines if line.startswith("tiny  "))
+    assert len(re.sub(r"[\d.,]+–\S+", "", row).split()) == 1 + figures
 
 
-def test_a_section_is_a_line_a_title_and_a_note(bench: Report) -> None:
-    lines = [
-        line.rstrip()
-        for line in shown(Report("run", "All", "", [Section("Cost", "Low."), *bench.parts]), 60).splitlines()
-    ]
-    at = lines.index("Cost")
-    assert set(lines[at - 1]) == {"─"}
-    assert lines[at + 1 : at + 4] == ["Low.", "", "Cost"], "and then its first part"
+def test_a_plan_has_no_page_and_is_shown_whole() -> None:
+    out = shown(made.pruned(), 80, None)
+    assert {"down.0.1", "mid"} <= set(out.replace(",", "").split())
+    assert "UNet by block" in out
+    assert "report.html" not in out
+    assert "UNet by block" not in shown(made.pruned(), 80)
 
 
-def test_of_a_folded_section_only_the_head_is_shown(bench: Report) -> None:
-    parts = [*bench.parts, Section("Folded", "Its note.", folded=True), *bench.parts, Section("Open"), bench.parts[0]]
-    text = shown(Report("run", "All", "", parts), 120)
-    title = bench.parts[0].title
-    assert text.count(title) == 2, "before it, and behind it"
-    assert "Folded  see report.html" in text
-    assert "Its note." in text
-
-
-def test_plots_and_pictures_are_announced(evaluation: Report) -> None:
-    out = " ".join(shown(evaluation, 100).split())
-    assert "plot of 4 points; see report.html" in out
-    assert "15 pictures; see report.html" in out
-
-
-def test_a_timeline_has_a_character_per_call_and_a_legend(bench: Report) -> None:
-    lines = [line.rstrip() for line in shown(bench, 80).splitlines()]
-    at = lines.index("What each call computes")
-    assert lines[at + 1 : at + 7] == [
-        "              0",
-        "down.0.0.res  ███████████",
-        "up.2.1.attn   █▒▒▒██▒▒▒█▒",
-        "mid           █···█····█·",
-        "█ computed  ▒ inherited  · dead",
+def test_a_timeline_has_a_letter_per_call_and_a_legend() -> None:
+    lines = [line.rstrip() for line in shown(made.compared(), 80, None).splitlines()]
+    at = lines.index("What each UNet call computes")
+    assert lines[at + 1 : at + 6] == [
+        "down.0.0.res  ccccccccccc",
+        "up.2.1.attn   ciiicciiici",
+        "mid           cdddcddddcd",
+        "c computed  i reused  d skipped",
         "Key steps: 0, 4, 9.",
     ]
 
 
-def test_other_letters_stand_for_themselves() -> None:
-    letters = {"a": "original", "b": "base", "q": "tiny"}
-    lines = shown(Report("switch", "", "", [Timeline("", ["half"], ["aaabbb"], letters=letters)]), 80).splitlines()
-    assert [line.rstrip() for line in lines[-4:-1]] == ["      0", "half  aaabbb", "a original  b base"]
-
-
 def test_a_large_timeline_is_cut_and_says_so() -> None:
-    rows = [f"node {index} of a long name" for index in range(60)]
-    lines = shown(Report("generate", "", "", [Timeline("", rows, ["c" + "i" * 99] * 60)]), 38).splitlines()
-    drawn = [line for line in lines if "▒▒" in line]
+    rows = {f"node {index} of a long name": "c" + "i" * 99 for index in range(60)}
+    report = Report("generate", timelines=[Timeline("", rows, {"c": "computed", "i": "reused"})])
+    lines = shown(report, 38, None).splitlines()
+    drawn = [line for line in lines if "iii" in line]
     assert len(drawn) == 40
     assert {len(line.rstrip()) for line in drawn} == {38}
-    assert drawn[39] == "node 39 of a l…  █" + "▒" * 20
-    assert "                 0         10" in [line.rstrip() for line in lines], "no half of the number 20"
-    assert "20 more rows and 79 more calls; see report.html" in " ".join(" ".join(lines).split())
-
-
-@pytest.mark.parametrize("width", [24, 80])
-def test_curves_tell_where_they_begin_and_end(training: Report, width: int) -> None:
-    out = shown(training, width)
-    assert max(len(line.rstrip()) for line in out.splitlines()) <= width
-    assert "plot of 2 lines; see report.html" in " ".join(out.split())
-    assert "plot of 1 line; see report.html" in " ".join(out.split())
-    assert {"first", "last", "lowest", "base", "small", "0.000100"} <= set(out.replace(":", "").split())
-    assert "Less is better." in out
-
-
-def test_odd_curves_make_a_table() -> None:
-    lines = {"[b]": [(0.0, 2.5), (1.0, -math.inf), (2.0, math.nan)], "nothing": []}
-    rows = [line.split() for line in shown(Report("", "", "", [Curves("", "", "", lines)]), 80).splitlines()]
-    assert ["[b]", "2.50", "n/a", "2.50"] in rows
-    assert ["nothing", "–", "–", "–"] in rows
+    assert "20 more rows" in [line.strip() for line in lines]
 
 
 def test_texts_are_no_markup() -> None:
-    report = Report("eval", "[bold]x[/]", "[/]", [Table("[red]", [Column("name", "[b]")], [{"name": "[/i]"}], "[u]")])
-    out = shown(report, 80)
-    assert all(text in out for text in ("[bold]x[/]", "[/]", "[red]", "[b]", "[/i]", "[u]"))
+    report = Report("eval", {"[bold]x[/]": {}}, facts={"[red]": "[/i]"}, notes=["[u]"])
+    out = shown(report, 80, None)
+    assert all(text in out for text in ("[bold]x[/]", "[red]", "[/i]", "[u]"))
+    shown(made.odd(), 80, None)

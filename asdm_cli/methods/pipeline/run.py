@@ -3,31 +3,43 @@
 from __future__ import annotations
 
 import os
+import shutil
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import Any
 
 from asdm_cli.console import console, note
+from asdm_cli.data.shards import find_shards
 from asdm_cli.errors import ModelError
+from asdm_cli.measure.features import require
+from asdm_cli.measure.prompts import locate
 from asdm_cli.methods import method
-from asdm_cli.methods.pipeline.early import check_all
 from asdm_cli.methods.pipeline.process import checked, command, run_stage
-from asdm_cli.methods.pipeline.report import stages_table, whole_report
 from asdm_cli.methods.pipeline.stages import Stage, stages
 from asdm_cli.models.metadata import made_from, refuse_changes
-from asdm_cli.models.write import refuse_sources
+from asdm_cli.models.write import carry, refuse_sources
 from asdm_cli.recipe.load import dump, dump_public
 from asdm_cli.recipe.schema import places, referenced_paths
-from asdm_cli.recipe.verbs import RunRecipe
-from asdm_cli.report.document import Report
+from asdm_cli.recipe.verbs import DistillRecipe, Drawing, Recipe, RunRecipe
+from asdm_cli.records import Images, Report
+from asdm_cli.report import old
+from asdm_cli.report.join import join, moved
+from asdm_cli.report.literature import published
 from asdm_cli.report.run_directory import Run, run_directory
+from asdm_cli.report.words import headline
+from asdm_cli.training.gate import Faults
+from asdm_cli.training.settings import training_plan
 
 RESUMABLE = True
 HERE = {"prune", "assemble"}
-RECIPES, STAGES = "recipes", "stages"
+"""Verbs that copy weights from file to file: they need no process of their own."""
+BY_NETWORK = {"kid", "fd", "is"}
+RECIPES, STAGES, IMAGES = "recipes", "stages", "images"
 
 
 @dataclass(frozen=True)
@@ -36,39 +48,64 @@ class Plan:
     stages: tuple[Stage, ...]
     launch: tuple[str, ...]
     pipes: bool
-    summaries: Mapping[str, str]
+    told: Mapping[str, str]
     """What gate 3 says of a stage that could run now."""
-
-    @property
-    def title(self) -> str:
-        return self.recipe.title or f"Stages {', '.join(stage.name for stage in self.stages)}"
 
     def report(self) -> Report:
         done = sum(stage.finished for stage in self.stages)
-        summary = f"{len(self.stages)} stages, {done} of them finished before."
-        said = "\n".join(f"{name}: {about}" for name, about in self.summaries.items())
-        return Report("run", self.title, summary, [stages_table(self.stages, note=said)])
+        notes = [f"{len(self.stages)} stages, {done} of them finished before."]
+        notes += [f"{name}: {words}" for name, words in self.told.items()]
+        facts = {"title": self.recipe.title or f"Stages {', '.join(stage.name for stage in self.stages)}"}
+        return Report("run", facts={**facts, "Stages": [_row(stage) for stage in self.stages]}, notes=notes)
 
 
-def plan(recipe: RunRecipe, launch: str = "", allow_pipes: bool = False) -> Plan:
-    """Find every stage's directory, and check those that could run now. Raises ModelError, with the stage."""
+def plan(recipe: RunRecipe, launch: str | None = None, allow_pipes: bool = False) -> Plan:
+    """Find every stage's directory, and check those that could run now whole, of the others what can be known before
+    the models that they name exist. Raises one ModelError with all that is wrong, each with its stage."""
     if "WORLD_SIZE" in os.environ:
         raise ModelError('asdm run: starts processes itself; start it alone, with --launch "torchrun ..."')
     found = tuple(stages(recipe))
     read = [place for stage in found for text in referenced_paths(stage.recipe) for place in places(text)]
     refuse_sources(Path(recipe.out), [*read, *(stage.home for stage in found)])
-    words = tuple(checked(launch))
+    words, faults, told = tuple(checked(launch or "")), Faults(), {}
     unfinished = {stage.name for stage in found if not stage.finished}
-    ready = [stage for stage in found if stage.name in unfinished and not unfinished & {*stage.needs}]
-    waiting = [stage for stage in found if stage.name in unfinished and stage not in ready]
-    return Plan(recipe, found, words, allow_pipes, check_all(ready, waiting, allow_pipes))
+    for stage in (stage for stage in found if stage.name in unfinished):
+        with faults.catching(f"stage '{stage.name}'"):
+            if unfinished & {*stage.needs}:
+                _check_early(stage.recipe, allow_pipes)
+            else:
+                permissions = {"allow_pipes": allow_pipes} if stage.verb == "distill" else {}
+                told[stage.name] = _words(method(stage.verb).plan(stage.recipe, **permissions).report())
+    faults.raise_all()
+    return Plan(recipe, found, words, allow_pipes, told)
+
+
+def _words(report: Any) -> str:
+    return headline(report)[0] if isinstance(report, Report) else str(report.summary)
+
+
+def _check_early(recipe: Recipe, allow_pipes: bool) -> None:
+    """Data, prompts, networks and settings."""
+    faults = Faults()
+    if isinstance(recipe, DistillRecipe):
+        for key, sources in (("data.train", recipe.data.train), ("data.held_out", recipe.data.held_out)):
+            if sources:
+                faults.catch(key, partial(find_shards, [sources] if isinstance(sources, str) else sources, allow_pipes))
+        training_plan(recipe, faults)
+    if isinstance(recipe, Drawing):
+        faults.catch("prompts", partial(locate, recipe.prompts))
+        if BY_NETWORK & {*recipe.metrics}:
+            faults.catch("features", partial(require, recipe.features))
+    faults.raise_all()
 
 
 def run(plan: Plan, run: Run) -> Report:
     """Run what is not finished; a stage that ends badly ends the run, and what was done is kept."""
     seconds: dict[str, float] = {}
     for number, stage in enumerate(plan.stages, 1):
-        _write_recipe(stage, run)
+        recipe = run.path / RECIPES / f"{stage.name}.yaml"  # which runs alone too, without passwords
+        recipe.parent.mkdir(exist_ok=True)
+        recipe.write_text(dump_public(stage.recipe), encoding="utf-8")
         if stage.finished:
             note(f"stage {number} of {len(plan.stages)}, {stage.name}: kept from an earlier run ({stage.home})")
             continue
@@ -77,11 +114,10 @@ def run(plan: Plan, run: Run) -> Report:
         _run_stage(plan, stage, run.link)
         seconds[stage.name] = time.monotonic() - start
     _link(plan, run)
-    return whole_report(plan.title, plan.recipe, plan.stages, run, seconds)
+    return _report(plan, run, seconds)
 
 
 def _run_stage(plan: Plan, stage: Stage, link: bool) -> None:
-    """Copying weights from file to file needs no process of its own; all else gets one."""
     how = method(stage.verb)
     if stage.verb not in HERE or getattr(stage.recipe, "explore", None):
         with _recipe_file(stage) as file:
@@ -96,13 +132,6 @@ def _run_stage(plan: Plan, stage: Stage, link: bool) -> None:
         report = how.run(made, run)
         refuse_changes(before, made_from(referenced_paths(stage.recipe)))
         run.write(report)
-
-
-def _write_recipe(stage: Stage, run: Run) -> None:
-    """The stage's recipe as resolved, which runs alone too, without passwords."""
-    file = run.path / RECIPES / f"{stage.name}.yaml"
-    file.parent.mkdir(exist_ok=True)
-    file.write_text(dump_public(stage.recipe), encoding="utf-8")
 
 
 @contextmanager
@@ -122,3 +151,41 @@ def _link(plan: Plan, run: Run) -> None:
         link = folder / stage.name
         link.unlink(missing_ok=True)
         link.symlink_to(os.path.relpath(stage.home.resolve(), folder.resolve()))
+
+
+def _report(plan: Plan, run: Run, seconds: Mapping[str, float]) -> Report:
+    """The records of all stages put together, those that `lead` first, with published figures beside them."""
+    homes = {stage.name: stage.home for stage in plan.stages}
+    whole = join(
+        {name: moved(old.read(homes[name]), homes[name]) for name in dict.fromkeys([*plan.recipe.lead, *homes])}
+    )
+    rows, cards = published(plan.recipe.beside)
+    planned = plan.report().facts
+    facts = whole.facts | planned | {"Stages": [_row(stage, seconds) for stage in plan.stages]} | rows
+    images = _brought(whole.images, run.path) if whole.images else None
+    ran = f"Stages that ran: {len(seconds)} of {len(plan.stages)}; the others were finished before."
+    cards |= whole.protocols
+    return replace(whole, verb="run", images=images, protocols=cards, facts=facts, notes=[*whole.notes, ran])
+
+
+def _row(stage: Stage, seconds: Mapping[str, float] | None = None) -> dict[str, Any]:
+    """What a stage is made from and where it is kept; with `seconds`, which have those that ran, whether it did."""
+    took = (seconds or {}).get(stage.name)
+    state = "ran" if took is not None else "finished before" if stage.finished else "to run"
+    row = {"stage": stage.name, "verb": stage.verb, "made from": ", ".join(stage.needs), "state": state}
+    return row | ({"minutes": round(took / 60, 1)} if took is not None else {}) | {"kept in": stage.home.name}
+
+
+def _brought(images: Images, run: Path) -> Images:
+    """Copies in the run directory: this can then be moved, or sent, alone. What an interrupted run brought goes first,
+    it may be from a stage that was made anew since."""
+    shutil.rmtree(run / IMAGES, ignore_errors=True)
+    folders = {
+        name: f"{IMAGES}/{place:02}-{Path(folder).name}" for place, (name, folder) in enumerate(images.folders.items())
+    }
+    for name, folder in images.folders.items():
+        (run / folders[name]).mkdir(parents=True)
+        for file in (Path(folder) / f"{place:06}.png" for place in range(len(images.prompts))):
+            if file.is_file():
+                carry(file, run / folders[name] / file.name)
+    return Images(images.prompts, folders)

@@ -1,0 +1,298 @@
+"""Plots by matplotlib, as SVG that stands inside a page: text is the page's, colours are its variables, and nothing
+in it is a style or an id that could meet another plot's."""
+
+from __future__ import annotations
+
+import io
+import math
+import re
+import warnings
+import zlib
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import groupby, product
+from xml.etree import ElementTree
+
+import numpy as np
+from cycler import cycler
+from markupsafe import Markup
+from matplotlib import rc_context
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.patches import PathPatch
+from matplotlib.path import Path as Outline
+from matplotlib.text import Annotation
+from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
+
+from asdm_cli.records import Record, Timeline
+from asdm_cli.report.metrics import metric, shown, spread
+from asdm_cli.report.plots import Bars, Curves, Point, Scatter
+
+WIDTHS = {"wide": 720, "narrow": 348}
+"""Every plot is drawn twice, px wide; the style sheet shows the one that fits the screen."""
+COLOURS = 8
+INK, SOFT, RULE, PAPER = "#010101", "#020202", "#030303", "#040404"
+SERIES = [f"#0a00{index:02x}" for index in range(COLOURS)]
+VARIABLES = {INK: "ink", SOFT: "soft", RULE: "rule", PAPER: "paper"} | {c: f"c{i}" for i, c in enumerate(SERIES)}
+"""Colours that stand for the page's variables, which a light and a dark screen fill differently."""
+STYLE = {
+    "svg.fonttype": "none",
+    "svg.hashsalt": "asdm",
+    "text.parse_math": False,
+    "font.size": 12,
+    "text.color": INK,
+    "axes.titlesize": 12,
+    "axes.titlecolor": SOFT,
+    "axes.labelcolor": SOFT,
+    "axes.edgecolor": SOFT,
+    "axes.facecolor": "none",
+    "figure.facecolor": "none",
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.spines.left": False,
+    "axes.axisbelow": True,
+    "axes.prop_cycle": cycler(color=[INK]),
+    "grid.color": RULE,
+    "xtick.color": SOFT,
+    "ytick.color": SOFT,
+    "ytick.major.size": 0,
+    "ytick.minor.size": 0,
+    "path.simplify": False,
+}
+MOST_POINTS = 300
+"""Of a line; a longer one is thinned to means, with the reach of what each stands for behind it."""
+MOST_BARS, LONGEST = 24, 26
+SIDES = (
+    ("left", "center"),
+    ("right", "center"),
+    ("center", "bottom"),
+    ("center", "top"),
+    *product(("left", "right"), ("bottom", "top")),
+)
+"""Where a name may stand beside its point: which side of the name is next to it; the first that is free."""
+AWAY = {"left": 8, "right": -8, "bottom": 9, "top": -9, "center": 0}
+SVG = "{http://www.w3.org/2000/svg}"
+LINK = "{http://www.w3.org/1999/xlink}href"
+TIP = "tip: "
+"""What an id begins with that is to be shown when something is pointed at."""
+
+
+@dataclass(frozen=True)
+class Chart:
+    """The same plot at both widths, and the names of its colours where there is more than one to tell apart."""
+
+    drawn: list[Markup]
+    legend: list[tuple[str, str]]
+
+
+def scatter(view: Scatter, colours: Mapping[str, int]) -> Chart:
+    label = f"{view.title}. Across: {view.x}, up: {view.y}. {len(view.points)} points."
+    series = dict.fromkeys(point.series for point in view.points if point.series)
+    return _chart(label, series, colours, lambda axes: _scatter(axes, view, colours))
+
+
+def curves(view: Curves, colours: Mapping[str, int]) -> Chart:
+    figure = metric(view.metric)
+    label = f"{view.title}{', logarithmic' if figure.log else ''}, by {figure.axis}. {len(view.lines)} lines."
+    return _chart(label, view.lines, colours, lambda axes: _curves(axes, view, colours))
+
+
+def bars(view: Bars, colours: Mapping[str, int]) -> Chart:
+    height = min(len(view.categories), MOST_BARS) * (len(view.values) * 14 + 10) + 50
+    label = f"{view.title}, {metric(view.metric).label}. {len(view.categories)} groups of bars."
+    return _chart(label, view.values, colours, lambda axes: _bars(axes, view, colours), height)
+
+
+def timeline(view: Timeline, colours: Mapping[str, int]) -> Chart:
+    words = [word for letter, word in view.letters.items() if any(letter in row for row in view.rows.values())]
+    label = f"{view.title}, {max(map(len, view.rows.values()), default=0)} UNet calls. {len(view.rows)} rows."
+    return _chart(label, words, colours, lambda axes: _timeline(axes, view, colours), 16 * len(view.rows) + 50)
+
+
+def _chart(
+    label: str, names: Iterable[str], colours: Mapping[str, int], draw: Callable[[Axes], None], height: float = 0
+) -> Chart:
+    drawn = []
+    for name, width in WIDTHS.items():
+        with rc_context(STYLE), warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # a letter that matplotlib's own font lacks is set in the page's
+            size = width / 72, (height or min(max(0.6 * width, 270), 400)) / 72
+            figure, buffer = Figure(size, layout="constrained"), io.StringIO()
+            draw(figure.subplots())
+            figure.savefig(buffer, format="svg", metadata=dict.fromkeys(("Creator", "Date", "Format", "Type")))
+        drawn.append(_inline(buffer.getvalue(), name, label))
+    legend = [(name, f"c{colours[name]}") for name in names]
+    return Chart(drawn, legend if len(legend) > 1 else [])
+
+
+def _scatter(axes: Axes, view: Scatter, colours: Mapping[str, int]) -> None:
+    for series, line in view.lines.items():
+        places = [[point.x.value for point in line], [point.y.value for point in line]]
+        axes.plot(*places, color=SERIES[colours[series]], linewidth=1.5, zorder=2)
+    for point in view.points:
+        colour = SERIES[colours[point.series]] if point.series else INK if view.lines else SERIES[0]
+        place, alpha = (point.x.value, point.y.value), 1.0 if point.front else 0.4
+        reach = {"xerr": _reach(point.x), "yerr": _reach(point.y)}
+        axes.errorbar(*place, **reach, fmt="none", ecolor=colour, elinewidth=1, capsize=2.5, alpha=0.6 * alpha)
+        (mark,) = axes.plot(*place, "o", color=colour, markersize=7 if point.front else 5, alpha=alpha, zorder=3)
+        said = ", ".join(f"{shown(each)} ({spread(each)})".removesuffix(" ()") for each in (point.x, point.y))
+        mark.set_gid(f"{TIP}{point.name}: {said}")
+    axes.margins(0.08)
+    _axes(axes, view.x, view.y)
+    _name_points(axes, [point for point in view.points if point.front])
+
+
+def _reach(record: Record) -> list[list[float]] | None:
+    if record.low is None or record.high is None or not math.isfinite(record.high - record.low):
+        return None
+    return [[max(0.0, record.value - record.low)], [max(0.0, record.high - record.value)]]
+
+
+def _name_points(axes: Axes, points: Sequence[Point]) -> None:
+    """Each name beside its point where there is room for it; the others are in the table, and in tips."""
+    axes.figure.draw_without_rendering()
+    room, taken = axes.get_window_extent(), list[Annotation]()
+    dots = [axes.transData.transform((point.x.value, point.y.value)) for point in points]
+    for point, sides in product(points, SIDES):
+        if any(text.get_text() == point.name for text in taken):
+            continue
+        place, (across, up) = (point.x.value, point.y.value), sides
+        text = axes.annotate(point.name, place, (AWAY[across], AWAY[up]), textcoords="offset points", ha=across, va=up)
+        box = text.get_window_extent()
+        inside = room.x0 <= box.x0 and box.x1 <= room.x1 and room.y0 <= box.y0 and box.y1 <= room.y1
+        free = not any(box.overlaps(other.get_window_extent()) for other in taken)
+        if inside and free and not any(box.contains(*dot) for dot in dots):
+            taken.append(text)
+        else:
+            text.remove()
+
+
+def _curves(axes: Axes, view: Curves, colours: Mapping[str, int]) -> None:
+    figure = metric(view.metric)
+    for name, line in view.lines.items():
+        points, colour = np.array([(each.at, each.value) for each in line], dtype=float), SERIES[colours[name]]
+        points = points[np.isfinite(points).all(1) & ((points[:, 1] > 0) | (not figure.log))]
+        if len(points) > MOST_POINTS:
+            chunks = np.array_split(points, MOST_POINTS)
+            low, high = ([getattr(chunk[:, 1], end)() for chunk in chunks] for end in ("min", "max"))
+            points = np.array([chunk.mean(0) for chunk in chunks])
+            axes.fill_between(points[:, 0], low, high, color=colour, alpha=0.2, linewidth=0)
+        marker = "" if len(points) > 1 else "o"
+        axes.plot(points[:, 0], points[:, 1], color=colour, linewidth=1.5, marker=marker, gid=TIP + name)
+    axes.margins(x=0.01)
+    _axes(axes, figure.axis, figure.label)
+    if figure.log:
+        axes.set_yscale("log")
+        low, high = axes.get_ylim()
+        axes.yaxis.set_major_locator(LogLocator(10, (1,) if high / low > 1000 else (1, 2, 5)))
+        axes.yaxis.set_major_formatter(FuncFormatter(_tick))
+        axes.yaxis.set_minor_formatter(NullFormatter())
+
+
+def _axes(axes: Axes, x: str, y: str) -> None:
+    """What is up stands above the plot, level, where it can be read."""
+    axes.set_xlabel(x, loc="right")
+    axes.set_title(y, loc="left")
+    axes.grid(axis="y")
+    axes.xaxis.set_major_locator(MaxNLocator("auto", steps=[1, 2, 2.5, 5, 10]))
+    for axis in (axes.xaxis, axes.yaxis):
+        axis.set_major_formatter(FuncFormatter(_tick))
+
+
+def _tick(value: float, _place: int | None = None) -> str:
+    text = f"{value:,.10g}" if 1e-4 <= abs(value) < 1e7 or not value else f"{value:.3g}"
+    return text.replace("-", "−")
+
+
+def _bars(axes: Axes, view: Bars, colours: Mapping[str, int]) -> None:
+    names, count = view.categories[:MOST_BARS], len(view.values)
+    for place, (series, row) in enumerate(view.values.items()):
+        lengths = [max(0.0, each.value) if each and math.isfinite(each.value) else 0.0 for each in row[: len(names)]]
+        at = [index + (place - (count - 1) / 2) * 0.8 / count for index in range(len(names))]
+        drawn = axes.barh(at, lengths, 0.8 / count - 0.04, color=SERIES[colours[series]])
+        texts = [shown(each) if each else "" for each in row[: len(names)]]
+        axes.bar_label(drawn, texts, padding=4, fontsize=11, color=SOFT)
+    axes.margins(x=0.15)
+    axes.set_xticks([])
+    axes.spines["left"].set_visible(True)
+    axes.set_title(metric(view.metric).label, loc="left")
+    _rows(axes, names)
+
+
+def _timeline(axes: Axes, view: Timeline, colours: Mapping[str, int]) -> None:
+    """One outline for each letter, around all the calls that have it."""
+    calls = max(map(len, view.rows.values()), default=0)
+    boxes: dict[str, list[Outline]] = {}
+    for row, cells in enumerate(view.rows.values()):
+        for letter, run in groupby(enumerate(cells), lambda cell: cell[1]):
+            at = [place for place, _ in run]
+            corners = Outline.unit_rectangle().vertices * (len(at) - 0.08, 0.8) + (at[0] + 0.04, row - 0.4)
+            boxes.setdefault(letter, []).append(Outline(corners, Outline.unit_rectangle().codes))
+    for letter, outlines in boxes.items():
+        word = view.letters[letter]
+        outline = Outline.make_compound_path(*outlines)
+        axes.add_patch(PathPatch(outline, facecolor=SERIES[colours[word]], edgecolor="none", gid=TIP + word))
+    axes.set_xlim(0, max(calls, 1))
+    axes.set_xlabel("UNet call", loc="right")
+    shown_calls = range(0, calls, max(1, calls // 10))
+    axes.set_xticks([call + 0.5 for call in shown_calls], [str(call) for call in shown_calls])
+    axes.tick_params(axis="x", length=0)
+    _rows(axes, view.rows)
+
+
+def _rows(axes: Axes, names: Iterable[str]) -> None:
+    """One below the other, the first on top, their names cut where they are long."""
+    cut = [name if len(name) <= LONGEST else name[: LONGEST - 1] + "…" for name in names]
+    axes.set_yticks(range(len(cut)), cut, color=INK)
+    axes.set_ylim(max(len(cut), 1) - 0.5, -0.5)
+    axes.spines["bottom"].set_visible(False)
+
+
+def _inline(source: str, name: str, label: str) -> Markup:
+    """The drawing as a part of a page: no style attribute, which the page's policy would refuse, and no id but those
+    that something refers to."""
+    ElementTree.register_namespace("", SVG.strip("{}"))
+    root, salt = ElementTree.fromstring(source), f"{name}-{zlib.crc32((label + source).encode()):x}-"
+    used = {
+        found
+        for each in root.iter()
+        for value in each.attrib.values()
+        for found in re.findall(r"^#(\w+)|url\(#(\w+)\)", value)
+    }
+    own = {first or second for first, second in used}
+    for parent in list(root.iter()):
+        for child in [child for child in parent if child.tag in (f"{SVG}metadata", f"{SVG}style")]:
+            parent.remove(child)
+    for each in list(root.iter()):
+        _restyle(each)
+        for key, value in list(each.attrib.items()):
+            if key in ("d", "x", "y"):
+                each.set(key, re.sub(r"(\.\d)\d+", r"\1", value).replace("\n", ""))
+            elif key == LINK:
+                del each.attrib[key]
+                each.set("href", f"#{salt}{value[1:]}")
+            elif key == "clip-path":
+                each.set(key, value.replace("#", f"#{salt}"))
+        key = each.attrib.pop("id", "")
+        if key in own:
+            each.set("id", salt + key)
+        if key.startswith(TIP):
+            title = ElementTree.Element(f"{SVG}title")
+            title.text = key.removeprefix(TIP)
+            each.insert(0, title)
+    _, _, width, height = (root.get("viewBox") or "0 0 1 1").split()
+    root.attrib.clear()
+    root.attrib.update({"class": name, "role": "img", "aria-label": label, "width": width, "height": height})
+    root.set("viewBox", f"0 0 {width} {height}")
+    text = ElementTree.tostring(root, encoding="unicode")
+    return Markup(re.sub('"(#0[0-9a-f]{5})"', lambda found: f'"var(--{VARIABLES[found[1]]})"', text))
+
+
+def _restyle(element: ElementTree.Element) -> None:
+    """A style as attributes, which a page may have; the font is the page's."""
+    for entry in element.attrib.pop("style", "").split(";"):
+        key, _, value = (word.strip() for word in entry.partition(":"))
+        if key and key != "font-family":
+            element.set(key, value.removesuffix("px"))
+    if element.get("transform", "").startswith("rotate(-0"):
+        del element.attrib["transform"]

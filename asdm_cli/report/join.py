@@ -1,0 +1,104 @@
+"""Several reports as one: set-ups of one model that draw in one way are one, whichever run found them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from asdm_cli.records import Images, Report
+from asdm_cli.report.old import read
+
+MEASURING = ("bench", "eval", "inherit", "switch")
+"""Verbs whose recipes name set-ups themselves: their names and figures come first."""
+NOT_WAYS = ("series", "reference")
+"""What is said of a set-up, but changes nothing of what it draws."""
+
+
+def read_all(runs: Sequence[Path]) -> dict[str, Report]:
+    """By the names of the run directories, with their images found from here. Raises ModelError."""
+    names = [run.resolve().name for run in runs]
+    unique = {name if names.count(name) == 1 else str(run): run for name, run in zip(names, runs, strict=True)}
+    return {name: moved(read(run), run) for name, run in unique.items()}
+
+
+def moved(report: Report, folder: Path) -> Report:
+    """The report with its images found below `folder`."""
+    if report.images is None:
+        return report
+    folders = {name: (folder / images).as_posix() for name, images in report.images.folders.items()}
+    return replace(report, images=Images(report.images.prompts, folders))
+
+
+def join(reports: Mapping[str, Report]) -> Report:
+    """One report of all, `reports` by what each is called. The first figure of a set-up stays; cards that share a name
+    but differ are told apart. Figures that were made under unlike cards are never compared: see the main table."""
+    if len(reports) == 1:
+        return next(iter(reports.values()))
+    ordered = sorted(reports.items(), key=lambda item: item[1].verb not in MEASURING)
+    whole = Report(
+        " + ".join(dict.fromkeys(each.verb for each in reports.values())), facts={"title": ", ".join(reports)}
+    )
+    seen: set[tuple[Any, ...]] = set()
+    for source, report in ordered:
+        names = _names(whole.setups, source, report)
+        for own, name in names.items():
+            whole.setups[name] = report.setups.get(own, {}) | whole.setups.get(name, {})
+        cards = {own: _free(own, source, whole.protocols, card) for own, card in report.protocols.items()}
+        whole.protocols.update({cards[own]: card for own, card in report.protocols.items()})
+        mine = [
+            replace(
+                each,
+                setup=names.get(each.setup, ""),
+                against=names.get(each.against, ""),
+                protocol=cards.get(each.protocol, each.protocol),
+            )
+            for each in report.records
+        ]
+        whole.records.extend(each for each in mine if (each.setup, each.metric, each.of, each.at) not in seen)
+        seen.update((each.setup, each.metric, each.of, each.at) for each in mine)
+        whole.timelines.extend(replace(each, title=f"{source}: {each.title}") for each in report.timelines)
+        whole.facts.update({f"{source}: {key}": value for key, value in report.facts.items() if key != "title"})
+        whole.notes.extend(f"{source}: {note}" for note in report.notes)
+        if report.images:
+            folders = {names.get(name, name): images for name, images in report.images.folders.items()}
+            before = whole.images if whole.images and whole.images.prompts == report.images.prompts else None
+            whole = (
+                replace(whole, images=whole.images or Images(report.images.prompts, folders))
+                if before is None
+                else whole
+            )
+            whole = replace(whole, images=replace(before, folders=folders | before.folders)) if before else whole
+    return whole
+
+
+def _names(setups: Mapping[str, Mapping[str, Any]], source: str, report: Report) -> dict[str, str]:
+    """What each set-up of a report is called beside those that are there."""
+    found: dict[str, str] = {}
+    for own in dict.fromkeys([*report.setups, *(each.setup for each in report.records if each.setup)]):
+        about = report.setups.get(own, {})
+        same = (name for name in setups if name not in found.values() and _same(about, setups[name], own == name))
+        found[own] = next(same, "") or _free(own, source, {**setups, **dict.fromkeys(found.values())}, None)
+    return found
+
+
+def _same(one: Mapping[str, Any], other: Mapping[str, Any], called_alike: bool) -> bool:
+    """The same model, and nothing that both say of how it draws differs; of references, the same name."""
+    if one.get("reference") or other.get("reference"):
+        return called_alike and bool(one.get("reference")) == bool(other.get("reference"))
+    if not one.get("model") or _place(one["model"]) != _place(other.get("model")):
+        return False
+    return all(one[key] == other[key] for key in one.keys() & other.keys() - {"model", *NOT_WAYS})
+
+
+def _place(model: Any) -> str:
+    """Where a model lies, of a run's with or without `/model`."""
+    path = Path(str(model).removesuffix("/model"))
+    return str(path.resolve()) if path.exists() else str(path)
+
+
+def _free(name: str, source: str, taken: Mapping[str, Any], value: Any) -> str:
+    """The name, with its source where another thing has it."""
+    options: Iterable[str] = (name, f"{name} ({source})", *(f"{name} ({source} {number})" for number in range(2, 99)))
+    return next(each for each in options if each not in taken or (value is not None and taken[each] == value))

@@ -1,0 +1,183 @@
+"""The table of figures: what each is called, its unit, which way is better, and how it reads."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from asdm_cli.records import Record
+
+COST, QUALITY = "cost", "quality"
+NOTHING = "–"
+FIGURE_SPACE, POINT_SPACE = "\u2007", "\u2008"
+"""Blanks as wide as a digit and as a point, so that points of a column stand below each other."""
+
+
+@dataclass(frozen=True)
+class Metric:
+    """`digits` behind the point are shown of a figure without an interval, or with None three significant ones.
+    `rank` 1 matters most; a table that has no room leaves out the highest. `alone` is the figure of a set-up beside
+    itself, which nobody measures. `axis` is what is counted where there are figures along a way (`at`), and `log` how
+    their heights are drawn."""
+
+    title: str
+    unit: str = ""
+    better: str = ""
+    digits: int | None = 2
+    group: str = ""
+    rank: int = 5
+    alone: float | None = None
+    axis: str = "UNet call"
+    log: bool = False
+
+    @property
+    def label(self) -> str:
+        return f"{self.title}, {self.unit}" if self.unit else self.title
+
+
+METRICS = {
+    "steps": Metric("steps", digits=0, rank=4),
+    "calls": Metric("UNet calls", digits=0, rank=7),
+    "full_calls": Metric("calls in full", digits=0, rank=5),
+    "params_m": Metric("parameters", "M", "lower", 2, COST, 2),
+    "learning_m": Metric("of these learn", "M", "", 2, "", 5),
+    "macs_g": Metric("UNet call", "GMACs", "lower", 2, COST, 3),
+    "plain_macs_g": Metric("without attention matmuls", "GMACs", "lower", 2, COST, 8),
+    "image_macs_g": Metric("UNet, whole image", "GMACs", "lower", 1, COST, 4),
+    "macs_share": Metric("share of the MACs", "", "lower", 3, COST, 4, 1.0),
+    "plain_macs_share": Metric("share without attention matmuls", "", "lower", 3, COST, 8, 1.0),
+    "time_share": Metric("share of the time", "", "lower", 3, COST, 6, 1.0),
+    "unet_ms": Metric("UNet call", "ms", "lower", 2, COST, 4),
+    "image_ms": Metric("image", "ms", "lower", 0, COST, 3),
+    "unet_speedup": Metric("UNet speed-up", "", "higher", 2, COST, 2, 1.0),
+    "image_speedup": Metric("image speed-up", "", "higher", 2, COST, 1, 1.0),
+    "latency_cut_pct": Metric("latency cut", "%", "higher", 1, COST, 8),
+    "throughput_gain_pct": Metric("throughput gain", "%", "higher", 1, COST, 8),
+    "images_per_s": Metric("images a second", "", "higher", 2, COST, 6),
+    "weights_mb": Metric("weights", "MB", "lower", 1, COST, 6),
+    "peak_memory_mb": Metric("peak memory", "MB", "lower", 0, COST, 3),
+    "cache_mb": Metric("cache", "MB", "lower", 1, COST, 6),
+    "kid": Metric("KID", "", "lower", 4, QUALITY, 1),
+    "fd": Metric("FD", "", "lower", 1, QUALITY, 3),
+    "is": Metric("IS", "", "higher", 2, QUALITY, 4),
+    "clip_score": Metric("CLIP score", "", "higher", 2, QUALITY, 2),
+    "recall_at_1": Metric("own caption first", "", "higher", 3, QUALITY, 4),
+    "recall_at_5": Metric("among 5", "", "higher", 3, QUALITY, 6),
+    "label_accuracy": Metric("label accuracy", "", "higher", 3, QUALITY, 2),
+    "label_accuracy_top_5": Metric("label, top 5", "", "higher", 3, QUALITY, 6),
+    "style_accuracy": Metric("style accuracy", "", "higher", 3, QUALITY, 5),
+    "psnr_db": Metric("PSNR", "dB", "higher", 1, QUALITY, 1),
+    "ssim": Metric("SSIM", "", "higher", 3, QUALITY, 4),
+    "perceptual": Metric("perceptual distance", "", "lower", 4, QUALITY, 4),
+    "psnr_converged_db": Metric("PSNR to the converged", "dB", "higher", 1, QUALITY, 3),
+    "loss": Metric("loss", "", "lower", None, QUALITY, 2, axis="step", log=True),
+    "loss_held_out": Metric("loss, held out", "", "lower", None, QUALITY, 2, axis="step"),
+    "lr": Metric("learning rate", digits=None, axis="step"),
+    "gradient_norm": Metric("gradient norm", digits=None, axis="step", log=True),
+    "step_ms": Metric("time of a step", "ms", "lower", 1, COST, 6),
+    "samples_per_s": Metric("samples a second", "", "higher", 1, COST, 6),
+    "routing_weight": Metric("routing weight", digits=3),
+    "effective_experts": Metric("experts in effect"),
+    "over_calls": Metric("varies over UNet calls", digits=3),
+    "over_prompts": Metric("varies over prompts", digits=3),
+    "between_rows": Metric("with and without prompt", digits=3),
+    "call_error": Metric("error of the next latents", "", "lower", None, QUALITY, 4, log=True),
+    "minutes": Metric("took", "minutes", digits=1),
+}
+"""Key of a figure -> what it is, in the order of table columns. Another key is shown as it is."""
+SPEEDS = ("image_speedup", "unet_speedup", "image_ms", "unet_ms", "image_macs_g", "macs_g", "params_m")
+"""What quality is plotted over: the first that tells set-ups apart."""
+
+
+def metric(key: str) -> Metric:
+    return METRICS.get(key) or Metric(key, digits=None)
+
+
+def in_order(keys: Sequence[str]) -> list[str]:
+    """Without repetition, as tables have them; unknown ones last."""
+    places = {key: place for place, key in enumerate(METRICS)}
+    return sorted(dict.fromkeys(keys), key=lambda key: places.get(key, len(places)))
+
+
+def number(value: float, digits: int | None = None) -> str:
+    """So many digits behind the point, more for a figure that would read as zero, or three significant ones; thousands
+    apart, and one kind of minus sign."""
+    if not math.isfinite(value):
+        return "n/a" if math.isnan(value) else "∞" if value > 0 else "−∞"
+    size = abs(value)
+    if size >= 1e12 or (size and (size < 1e-4 or (digits is not None and size < 0.5 * 10**-digits))):
+        return f"{value:.2g}".replace("-", "−")
+    if digits is None:
+        digits = 0 if value == int(value) else max(0, 2 - math.floor(math.log10(size)))
+    return f"{value:,.{digits}f}".replace("-", "−")
+
+
+def digits_of(record: Record) -> int | None:
+    """As many as the interval supports: the last of them is no smaller than half its width tells apart."""
+    most = metric(record.metric).digits
+    half = (record.high - record.low) / 2 if record.low is not None and record.high is not None else 0.0
+    if 0 < half < math.inf:
+        return min(max(0, math.ceil(-math.log10(half) - 1e-6)), 4 if most is None else most + 1)
+    if most and 0 < abs(record.value) < 1:
+        return min(max(most, 2 - math.floor(math.log10(abs(record.value)))), most + 2)
+    return most
+
+
+def shown(record: Record) -> str:
+    return number(record.value, digits_of(record))
+
+
+def spread(record: Record) -> str:
+    """From low to high; nothing without an interval."""
+    if record.low is None or record.high is None:
+        return ""
+    low, high = (number(end, digits_of(record)) for end in (record.low, record.high))
+    return f"{low} to {high}" if "−" in low + high else f"{low}–{high}"
+
+
+def column(records: Sequence[Record | None]) -> list[str]:
+    """The figures of a column, those without an interval with equally many digits, blanks behind the shorter ones."""
+    exact = [digits for each in records if each and each.low is None and (digits := digits_of(each)) is not None]
+    texts = [
+        NOTHING if each is None else number(each.value, max(exact)) if each.low is None and exact else shown(each)
+        for each in records
+    ]
+    behind = [len(text.rpartition(".")[2]) if "." in text else 0 for text in texts]
+    most = max(behind, default=0)
+    return [
+        text + (POINT_SPACE * (most > 0 and not digits) + FIGURE_SPACE * (most - digits) if text != NOTHING else "")
+        for text, digits in zip(texts, behind, strict=True)
+    ]
+
+
+def spreads(records: Sequence[Record | None]) -> list[str]:
+    """The spreads of a column, padded to one width, so that the figures before them stand below each other."""
+    found = [spread(each) if each else "" for each in records]
+    digits = [sum(letter.isdigit() for letter in text) for text in found]
+    points = [len(text) - count for text, count in zip(found, digits, strict=True)]
+    widest = max(digits, default=0), max(points, default=0)
+    return [
+        FIGURE_SPACE * (widest[0] - wide) + POINT_SPACE * (widest[1] - thin) + text
+        for text, wide, thin in zip(found, digits, points, strict=True)
+    ]
+
+
+def best(records: Sequence[Record | None]) -> set[int]:
+    """Places of those that nothing else is told to be better than: intervals that overlap the best one's share the
+    mark. Nothing where figures were not made alike, and nothing where nothing is told apart."""
+    known = {place: each for place, each in enumerate(records) if each and math.isfinite(each.value)}
+    if len(known) < 2 or len({each.against for each in known.values()}) > 1:
+        return set()
+    better = metric(next(iter(known.values())).metric).better
+    if not better:
+        return set()
+    top = (min if better == "lower" else max)(known.values(), key=lambda each: each.value)
+    winners = {place for place, each in known.items() if _tied(each, top)}
+    return winners if len(winners) < len(known) else set()
+
+
+def _tied(one: Record, top: Record) -> bool:
+    if one.low is None or one.high is None or top.low is None or top.high is None:
+        return shown(one) == shown(top)
+    return one.low <= top.high and top.low <= one.high

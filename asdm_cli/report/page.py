@@ -1,0 +1,158 @@
+"""report.html: one file that needs nothing else, for a browser that is offline.
+
+Whatever the report says is data: the template escapes it, and the page's own policy lets the browser run no script and
+fetch no file but what this module put there.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import io
+import re
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from importlib import resources
+from pathlib import Path
+
+from jinja2 import Environment, PackageLoader, StrictUndefined
+from markupsafe import Markup, escape
+from PIL import Image
+
+from asdm_cli.data.images import UnreadableError, read_file
+from asdm_cli.records import Images, Report
+from asdm_cli.report import charts, plots, tables
+from asdm_cli.report.charts import Chart
+from asdm_cli.report.tables import Table
+from asdm_cli.report.words import headline
+
+GENERATOR = '<meta name="generator" content="asdm">'
+"""Near a page's beginning: it is ours."""
+LARGEST_PX, SMALL_PX, WEBP_QUALITY = 256, 128, 85
+"""Larger images are shrunk to the first; up to the second they are stored without loss."""
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A table under its title, or a plot with the table of its figures behind it."""
+
+    id: str
+    table: Table
+    chart: Chart | None = None
+    note: str = ""
+
+
+@dataclass(frozen=True)
+class Picture:
+    uri: str
+    width: int
+    height: int
+    """Of the original, px."""
+
+
+def render(report: Report, folder: Path) -> str:
+    """The page as text. Paths of images start at `folder`."""
+    environment = Environment(loader=PackageLoader("asdm_cli.report"), autoescape=True, undefined=StrictUndefined)
+    environment.trim_blocks = environment.lstrip_blocks = True
+    environment.filters.update(prose=_prose, breakable=_breakable)
+    entries = list(_entries(report))
+    first = [_first(entries, "figures", "part"), _first(entries, "plot", "curve", "timeline")]
+    opened = [entry for entry in first if entry]
+    title, summary = headline(report)
+    style, script = _source("report.css"), _source("report.js")
+    return environment.get_template("report.html.j2").render(
+        report=report,
+        title=title,
+        summary=summary,
+        images=_images(report, folder),
+        opened=opened,
+        folded=[entry for entry in entries if entry not in opened],
+        cards=[tables.pairs(name, card) for name, card in report.protocols.items()],
+        generator=GENERATOR,
+        style=style,
+        script=script,
+        style_hash=_hash(style),
+        script_hash=_hash(script),
+    )
+
+
+def is_ours(page: Path) -> bool:
+    """Whether a file is a page that `render` gave."""
+    with page.open("rb") as file:
+        return GENERATOR.encode() in file.read(1024)
+
+
+def _entries(report: Report) -> Iterator[Entry]:
+    """All that is on a page below its title, what matters most first; an id begins with what kind of thing it is."""
+    scatters, curves = plots.scatters(report), plots.curves(report)
+    parts = {
+        title: (tables.of_parts(title, found), plots.bars(title, found))
+        for title, found in tables.parts(report).items()
+    }
+    names = [point.series for plot in scatters for point in plot.points if point.series]
+    names += [name for plot in curves for name in plot.lines]
+    names += [name for _, bars in parts.values() if bars for name in bars.values]
+    names += [word for timeline in report.timelines for word in timeline.letters.values()]
+    colours = {name: place % charts.COLOURS for place, name in enumerate(dict.fromkeys(names))}
+    lead, everything = tables.main(report), tables.main(report, tables.ALL)
+    if lead:
+        yield Entry("figures", lead)
+    for place, plot in enumerate(scatters):
+        yield Entry(f"plot-{place}", plot.table, charts.scatter(plot, colours), plot.note)
+    if lead and everything and len(lead.columns) < len(everything.columns):
+        yield Entry("all", everything)
+    for place, table in enumerate(plots.comparisons(report)):
+        yield Entry(f"table-{place}", table)
+    for place, (table, bars) in enumerate(parts.values()):
+        yield Entry(f"part-{place}", table, charts.bars(bars, colours) if bars else None)
+    for place, curve in enumerate(curves):
+        yield Entry(f"curve-{place}", curve.table, charts.curves(curve, colours))
+    for place, each in enumerate(report.timelines):
+        yield Entry(f"timeline-{place}", tables.pairs(each.title, each.rows), charts.timeline(each, colours), each.note)
+    for place, table in enumerate(tables.facts(report)):
+        yield Entry(f"fact-{place}", table)
+
+
+def _first(entries: Iterable[Entry], *kinds: str) -> Entry | None:
+    return next((entry for kind in kinds for entry in entries if entry.id.startswith(kind)), None)
+
+
+def _images(report: Report, folder: Path) -> dict[str, list[Picture | None]]:
+    """By the name of the set-up, references last; None where there is no image, or none that can be read."""
+    held = report.images or Images([], {})
+    names = sorted(held.folders, key=lambda name: tables.is_reference(report, name)) if held.prompts else []
+    places = range(len(held.prompts))
+    return {name: [_picture(folder / held.folders[name] / f"{place:06d}.png") for place in places] for name in names}
+
+
+def _picture(file: Path) -> Picture | None:
+    """Decoded and written anew, so that only pixels reach the page; None for what cannot be read."""
+    try:
+        image = read_file(file)
+    except (UnreadableError, OSError):
+        return None
+    size, buffer = image.size, io.BytesIO()
+    image.thumbnail((LARGEST_PX, LARGEST_PX), Image.Resampling.LANCZOS)
+    kind = "png" if max(size) <= SMALL_PX else "webp"
+    image.save(buffer, kind, **{"optimize": True} if kind == "png" else {"quality": WEBP_QUALITY})
+    return Picture(f"data:image/{kind};base64,{base64.b64encode(buffer.getvalue()).decode()}", *size)
+
+
+def _prose(text: str) -> Markup:
+    """Escaped text in which `words between backticks` are set as code, and figures keep their units beside them."""
+    together = re.sub(r"(?<=\d) (?=(?:%|dB|ms|MB|GB|M|G)(?!\w))", "\u00a0", str(escape(text)))
+    return Markup(re.sub("`([^`\n]+)`", r"<code>\1</code>", together))
+
+
+def _breakable(text: str) -> Markup:
+    """Escaped text in which an address like down_blocks.0.conv1 may be broken behind its points."""
+    return Markup(re.sub(r"(?<=\w)\.(?=[^\W\d])|(?<=[^\W\d])\.(?=\d)", ".<wbr>", str(escape(text))))
+
+
+def _source(name: str) -> str:
+    return (resources.files("asdm_cli.report") / "templates" / name).read_text(encoding="utf-8")
+
+
+def _hash(source: str) -> str:
+    """The way in which a page's policy names an inline script or style."""
+    return f"sha256-{base64.b64encode(hashlib.sha256(source.encode()).digest()).decode()}"

@@ -1,0 +1,211 @@
+"""Views of a report as tables. No rendering, no torch."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from asdm_cli.records import Record, Report
+from asdm_cli.report import metrics
+from asdm_cli.report.metrics import in_order, metric, number, shown
+
+MOST = 7
+"""Columns of figures in the main table; a terminal of 80 letters has room for them."""
+ALL = 99
+PARTS = {
+    "block": "UNet by block",
+    "batch": "Images at once",
+    "split": "The parts of the data apart",
+    "component": "Components",
+    "call": "UNet calls",
+    "removed": "What was removed",
+    "loss": "Where the losses ended",
+    "expert": "How experts are used",
+}
+"""What the parts of a kind are called together."""
+WHO = ("contestants", "setups")
+"""Lines of a card that say who took part, not how figures were made."""
+
+Columns = Mapping[str, Mapping[str, Record]]
+"""Metric -> set-up -> its figure."""
+
+
+@dataclass(frozen=True)
+class Cell:
+    """`spread` stands behind the text, and rows are sorted by `sort`."""
+
+    text: str
+    spread: str = ""
+    best: bool = False
+    sort: float | str = ""
+
+
+@dataclass(frozen=True)
+class Column:
+    """`interval` says what the spreads of its figures are."""
+
+    title: str
+    unit: str = ""
+    number: bool = False
+    interval: str = ""
+
+
+@dataclass(frozen=True)
+class Table:
+    title: str
+    columns: list[Column]
+    rows: list[list[Cell]]
+    note: str = ""
+
+
+def named(report: Report) -> list[str]:
+    """All set-ups, references last; what has figures is one, even if nothing is said of it."""
+    names = dict.fromkeys([*report.setups, *(each.setup for each in report.records if each.setup)])
+    return sorted(names, key=lambda name: is_reference(report, name))
+
+
+def is_reference(report: Report, name: str) -> bool:
+    return bool(report.setups.get(name, {}).get("reference"))
+
+
+def whole(report: Report) -> dict[str, dict[str, Record]]:
+    """Figures of whole set-ups by metric. One beside itself has the figure that needs no measuring."""
+    inside = [each for each in report.records if not each.of and each.at is None]
+    keys = in_order([each.metric for each in inside])
+    columns = {key: {each.setup: each for each in reversed(inside) if each.metric == key} for key in keys}
+    for key, column in columns.items():
+        if (alone := metric(key).alone) is not None:
+            for each in [each for each in column.values() if each.against]:
+                itself = Record(each.against, key, alone, against=each.against, protocol=each.protocol)
+                column.setdefault(each.against, itself)
+    return columns
+
+
+def main(report: Report, most: int = MOST) -> Table | None:
+    """Set-ups down, the figures that matter most across. The best are marked, but never where figures were not made
+    alike. None where no set-up has figures."""
+    columns = whole(report)
+    names = [name for name in named(report) if any(name in column for column in columns.values())]
+    figures, unlike = [], []
+    for key in leading(columns, most):
+        rivals = [None if is_reference(report, name) else columns[key].get(name) for name in names]
+        alike = len({_how(report, each) for each in rivals if each}) < 2
+        unlike += [] if alike else [metric(key).title]
+        best = metrics.best(rivals) if alike else ()
+        figures.append(column(key, [columns[key].get(name) for name in names], best=best))
+    note = f"Not made alike, so not compared: {', '.join(unlike)}." if unlike else ""
+    title = "Figures" if most <= MOST else "All figures"
+    return of_columns(title, ["set-up"], [[name] for name in names], figures, note) if figures else None
+
+
+def leading(columns: Columns, most: int) -> list[str]:
+    """The metrics that matter most, in the table's order; what is the same for all matters least."""
+
+    def rank(key: str) -> tuple[bool, int]:
+        return len(columns[key]) > 1 and len({shown(each) for each in columns[key].values()}) == 1, metric(key).rank
+
+    kept = sorted(columns, key=rank)[:most]
+    return [key for key in columns if key in kept]
+
+
+def _how(report: Report, record: Record) -> str:
+    """The card of a figure, without who took part."""
+    card = report.protocols.get(record.protocol, {})
+    return repr({key: value for key, value in card.items() if key not in WHO})
+
+
+def parts(report: Report) -> dict[str, list[Record]]:
+    """Figures of parts by what their kind is called."""
+    inside = [each for each in report.records if each.of and each.at is None]
+    kinds = dict.fromkeys(each.of.partition("/")[0] for each in inside)
+    return {
+        PARTS.get(kind, f"By {kind}"): [each for each in inside if each.of.partition("/")[0] == kind] for kind in kinds
+    }
+
+
+def of_parts(title: str, records: Sequence[Record]) -> Table:
+    """Few figures of few set-ups stand side by side, more below each other."""
+    found = {(each.of.partition("/")[2], each.setup, each.metric): each for each in records}
+    names, setups = (list(dict.fromkeys(key[place] for key in found)) for place in (0, 1))
+    keys = in_order([each.metric for each in records])
+    if len(setups) * len(keys) <= MOST:
+        rows = [[name] for name in names]
+        before = {setup: f"{setup}: " if len(setups) > 1 else "" for setup in setups}
+        figures = [
+            column(key, [found.get((name, setup, key)) for name in names], before[setup] + metric(key).title)
+            for key in keys
+            for setup in setups
+        ]
+    else:
+        there = {key[:2] for key in found}
+        rows = [[name, setup] for name in names for setup in setups if (name, setup) in there]
+        figures = [column(key, [found.get((name, setup, key)) for name, setup in rows]) for key in keys]
+    return of_columns(title, ["part", "set-up"][: len(rows[0])], rows, figures)
+
+
+def column(
+    key: str, records: Sequence[Record | None], title: str = "", best: Collection[int] = ()
+) -> tuple[Column, list[Cell]]:
+    """Figures of one metric, as they read below each other; `best` are the places that are marked."""
+    known = [each for each in records if each]
+    intervals = dict.fromkeys(each.interval for each in known if each.interval and each.low is not None)
+    unit = next((each.unit for each in known if each.unit), metric(key).unit)
+    sorts = [each.value if each and math.isfinite(each.value) else "" for each in records]
+    cells = map(
+        Cell, metrics.column(records), metrics.spreads(records), [at in best for at in range(len(sorts))], sorts
+    )
+    return Column(title or metric(key).title, unit, True, ", ".join(intervals)), list(cells)
+
+
+def of_columns(
+    title: str,
+    first: Sequence[str],
+    names: Sequence[Sequence[str]],
+    figures: Sequence[tuple[Column, list[Cell]]],
+    note: str = "",
+) -> Table:
+    """Names in front, under the `first` titles, then the figures."""
+    rows = [[*map(_plain, row), *(cells[place] for _, cells in figures)] for place, row in enumerate(names)]
+    return Table(title, [*map(Column, first), *(head for head, _ in figures)], rows, note)
+
+
+def facts(report: Report) -> list[Table]:
+    """What is no figure. Texts and numbers stand together; what has entries or rows of its own is a table."""
+    plain, tables = {}, []
+    for key, value in report.facts.items():
+        if isinstance(value, dict):
+            tables.append(pairs(key, value))
+        elif isinstance(value, list) and value and all(isinstance(row, dict) for row in value):
+            tables.append(of_rows(key, value))
+        elif key != "title":
+            plain[key] = value
+    return [pairs("Facts", plain), *tables] if plain else tables
+
+
+def pairs(title: str, entries: Mapping[str, Any]) -> Table:
+    return Table(title, [Column(""), Column("")], [[_plain(key), _plain(value)] for key, value in entries.items()])
+
+
+def of_rows(title: str, rows: Sequence[Mapping[str, Any]], note: str = "") -> Table:
+    """Rows as they are, under the keys that any of them has."""
+    keys = list(dict.fromkeys(key for row in rows for key in row))
+    heads = [Column(key, number=not any(isinstance(row.get(key), str) for row in rows)) for key in keys]
+    return Table(title, heads, [[_plain(row.get(key)) for key in keys] for row in rows], note)
+
+
+def _plain(value: Any) -> Cell:
+    """As it was given, without digits that say nothing; the entries of a list in lines."""
+    if isinstance(value, Cell):
+        return value
+    if isinstance(value, bool) or value is None:
+        return Cell({True: "yes", False: "no", None: metrics.NOTHING}[value])
+    if isinstance(value, (list, tuple)):
+        return Cell("\n".join(_plain(each).text for each in value))
+    if isinstance(value, dict):
+        return Cell(", ".join(f"{key}: {_plain(each).text}" for key, each in value.items()))
+    if isinstance(value, (int, float)):
+        text = f"{value:,}" if isinstance(value, int) else f"{value:.10g}" if math.isfinite(value) else number(value)
+        return Cell(text.replace("-", "−"), sort=value if math.isfinite(value) else "")
+    return Cell(str(value), sort=str(value))

@@ -1,0 +1,125 @@
+"""Several reports as one, and reports for other programs."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+from pathlib import Path
+
+import pytest
+
+from asdm_cli.errors import ModelError
+from asdm_cli.records import Images, Record, Report, under
+from asdm_cli.report import export, join
+from asdm_cli.report.run_directory import to_json
+from asdm_cli.report.tables import main
+from tests.report import made
+
+
+def bench() -> Report:
+    setups = {"original": {"model": "pocket", "steps": 25}, "base": {"model": "runs/base/model", "steps": 25}}
+    records = [
+        Record("original", "unet_ms", 30),
+        Record("base", "unet_ms", 20),
+        Record("base", "unet_speedup", 1.5, against="original"),
+    ]
+    return Report("bench", setups, under("cost", records), {"cost": {"device": "cpu"}})
+
+
+def evaluation() -> Report:
+    setups = {
+        "plain": {"model": "pocket", "steps": 25},
+        "fewer": {"model": "pocket", "steps": 10},
+        "base": {"model": "runs/base", "steps": 25, "series": "ours"},
+        "real": {"reference": True},
+    }
+    records = [Record(name, "kid", 0.1 * place) for place, name in enumerate(setups)] + [Record("plain", "unet_ms", 99)]
+    images = Images(["fox"], {name: f"images/{name}" for name in setups})
+    return Report("eval", setups, under("cost", records), {"cost": {"device": "cuda"}}, images, notes=["few"])
+
+
+def prune() -> Report:
+    setups = {"pocket": {"model": "pocket"}, "base": {"model": "runs/pruned"}}
+    return Report(
+        "prune", setups, [Record("pocket", "params_m", 9), Record("base", "params_m", 6)], facts={"removed": ["mid"]}
+    )
+
+
+def test_set_ups_of_one_model_that_draw_in_one_way_are_one() -> None:
+    whole = join.join({"cut": prune(), "cost": bench(), "worth": evaluation()})
+    assert list(whole.setups) == ["original", "base", "fewer", "real", "base (cut)"], "names are those of what measures"
+    assert whole.setups["base"]["series"] == "ours"
+    table = main(whole)
+    assert table is not None
+    rows = {row[0].text: [cell.text.strip() for cell in row[1:]] for row in table.rows}
+    assert rows["original"] == ["9.00", "30.00", "1.00", "0.0000"], "the first figure of two stays"
+    assert rows["base"] == ["–", "20.00", "1.50", "0.2000"]
+    assert rows["base (cut)"][0] == "6.00"
+    assert {each.protocol for each in whole.records} == {"cost", "cost (worth)", ""}
+    assert whole.protocols["cost (worth)"] == {"device": "cuda"}
+    assert whole.images is not None
+    assert whole.images.folders["original"] == "images/plain"
+    assert (whole.facts["cut: removed"], whole.notes, whole.verb) == (["mid"], ["worth: few"], "prune + bench + eval")
+
+
+def test_speed_ups_over_different_set_ups_are_not_compared() -> None:
+    other = Report("bench", {"x": {"model": "x"}, "y": {"model": "y"}}, [Record("y", "unet_speedup", 3.0, against="x")])
+    table = main(join.join({"one": bench(), "two": other}))
+    assert table is not None
+    speeds = [row[2] for row in table.rows]
+    assert [cell.text for cell in speeds] == ["1.00", "1.50", "1.00", "3.00"]
+    assert not any(cell.best for cell in speeds)
+
+
+def test_reports_are_read_with_their_images_and_one_is_itself(run: Path) -> None:
+    (run / "report.json").write_text(json.dumps(to_json(made.compared())))
+    reports = join.read_all([run])
+    assert list(reports) == ["run"]
+    whole = join.join(reports)
+    assert whole.images is not None
+    assert Path(whole.images.folders["base"]) == run / "images/base"
+    assert list(join.read_all([run, run / "../run"])) == [str(run), str(run / "../run")][:2]
+
+
+@pytest.mark.parametrize("folder", ["../secret", "/etc"])
+def test_images_that_leave_the_run_are_refused(run: Path, folder: str) -> None:
+    report = Report("eval", images=Images(["a"], {"x": folder}))
+    (run / "report.json").write_text(json.dumps(to_json(report)))
+    with pytest.raises(ModelError, match="outside of its folder"):
+        join.read_all([run])
+
+
+def test_links_that_leave_the_run_are_refused(run: Path, tmp_path: Path) -> None:
+    (run / "report.json").write_text(json.dumps(to_json(made.compared())))
+    (run / "images/base/000000.png").unlink()
+    (run / "images/base/000000.png").symlink_to(tmp_path / "secret.png")
+    with pytest.raises(ModelError, match="leaves"):
+        join.read_all([run])
+
+
+def test_csv_has_every_record_with_all_its_fields() -> None:
+    rows = list(csv.DictReader(io.StringIO(export.to_csv(made.compared()))))
+    assert len(rows) == len(made.compared().records)
+    row = next(row for row in rows if (row["setup"], row["metric"]) == ("real", "kid"))
+    assert (float(row["value"]), float(row["low"]), row["interval"], row["protocol"]) == (
+        0.001,
+        -0.003,
+        "95 % bootstrap",
+        "quality",
+    )
+
+
+def test_markdown_and_latex_have_the_main_table() -> None:
+    report = Report("bench", {"a|b": {}, "c_d": {}}, [Record("a|b", "params_m", 2.0), Record("c_d", "params_m", 1.0)])
+    assert export.to_markdown(report).split("\n") == [
+        "| set-up | parameters (M) |",
+        "| --- | ---: |",
+        "| a\\|b | 2.00 |",
+        "| c_d | **1.00** |",
+    ]
+    assert r"c\_d & \textbf{1.00} \\" in export.to_latex(report)
+    for shape in export.FORMATS.values():
+        assert shape(made.odd())
+        assert shape(made.trained())
+        assert shape(Report("prune"))

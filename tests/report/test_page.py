@@ -1,0 +1,176 @@
+"""The page: complete, self-contained, and deaf to what its data says."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import io
+import re
+import subprocess
+import sys
+from dataclasses import dataclass, field
+from html.parser import HTMLParser
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from asdm_cli.records import Report, Timeline
+from asdm_cli.report.page import render
+from tests.report import made
+
+VOID = {"meta", "img", "br", "wbr", "hr", "link", "input"}
+
+
+@dataclass
+class Page(HTMLParser):
+    """Elements by name with their attributes and texts; fails where tags do not nest."""
+
+    source: str
+    elements: dict[str, list[dict[str, str | None]]] = field(default_factory=dict)
+    texts: dict[str, list[str]] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        super().__init__(convert_charrefs=True)
+        self.open: list[str] = []
+        self.feed(self.source)
+        self.close()
+        assert not self.open, f"never closed: {self.open}"
+
+    def handle_starttag(self, tag: str, attributes: list[tuple[str, str | None]]) -> None:
+        self.elements.setdefault(tag, []).append(dict(attributes))
+        if tag not in VOID:
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag: str, attributes: list[tuple[str, str | None]]) -> None:
+        self.elements.setdefault(tag, []).append(dict(attributes))
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag
+
+    def handle_data(self, data: str) -> None:
+        if self.open and data.strip():
+            self.texts.setdefault(self.open[-1], []).append(data.strip())
+
+    def of_class(self, tag: str, name: str) -> int:
+        return sum(name in (element.get("class") or "").split() for element in self.elements.get(tag, []))
+
+
+@pytest.fixture(scope="module")
+def page(tmp_path_factory: pytest.TempPathFactory) -> Page:
+    return Page(render(made.compared(), made.draw(tmp_path_factory.mktemp("page") / "run")))
+
+
+def test_the_first_screen_is_the_result_images_table_and_plot_and_the_rest_is_folded(page: Page) -> None:
+    order = [
+        "<h1>base: 1.39 times as fast",
+        'id="images"',
+        '<section id="figures">',
+        '<section id="plot-0">',
+        '<section class="folds">',
+    ]
+    places = [page.source.index(each) for each in order]
+    assert places == sorted(places)
+    folds = re.findall(r'<details class="fold" id="([a-z]+)', page.source)
+    kinds = "plot plot all table table part part part timeline fact fact fact protocols"
+    assert folds == kinds.split()
+    assert page.of_class("svg", "wide") == page.of_class("svg", "narrow") == 3 + 3 + 1
+    assert page.texts["p"][0] == "asdm compare · Everything"
+    assert "Fidelity is to pocket's pictures of the same prompts and seeds." in page.texts["p"]
+
+
+def test_points_have_tips_and_the_plot_a_table_behind_it(page: Page) -> None:
+    assert "plans 0: 1.70 (1.67–1.73), 46.1 (45.3–46.9)" in page.texts["title"]
+    assert page.texts["summary"].count("The figures") == 7
+    assert {"fewer steps", "DeepCache", "plans", "computed", "reused"} <= set(page.texts["li"])
+
+
+def test_the_page_needs_nothing_from_anywhere(page: Page) -> None:
+    attributes = [(name, value or "") for each in page.elements.values() for one in each for name, value in one.items()]
+    links = [value for name, value in attributes if name in {"src", "href", "action", "data", "srcset", "xlink:href"}]
+    assert len(links) >= 20
+    assert all(link.startswith(("data:image/", "#")) for link in links)
+    assert not [word for word in ("https:", "@import") if word in page.source]
+    assert set(re.findall("http:[^\"']*", page.source)) <= {"http://www.w3.org/2000/svg"}, "a name, not an address"
+    assert {"link", "iframe", "object", "embed", "style:"}.isdisjoint(page.elements)
+
+
+def test_nothing_is_twice_and_what_is_referred_to_is_there(page: Page) -> None:
+    everything = [one for each in page.elements.values() for one in each]
+    ids = [one["id"] for one in everything if "id" in one]
+    assert len(ids) == len(set(ids)) > 20
+    used = {value[1:] for one in everything if (value := one.get("href") or "").startswith("#")}
+    used |= {value[5:-1] for one in everything if (value := one.get("clip-path") or "")}
+    assert used
+    assert used <= set(ids)
+
+
+def test_the_policy_names_the_only_script_and_style(page: Page) -> None:
+    policy = next(meta["content"] for meta in page.elements["meta"] if "http-equiv" in meta)
+    assert policy is not None
+    assert "default-src 'none'" in policy
+    for tag in ("script", "style"):
+        found = re.findall(rf"<{tag}>(.*?)</{tag}>", page.source, re.DOTALL)
+        assert len(found) == 1
+        digest = base64.b64encode(hashlib.sha256(found[0].encode()).digest()).decode()
+        assert f"{tag}-src 'sha256-{digest}'" in policy
+    assert "style" not in {name for each in page.elements.values() for one in each for name in one}
+
+
+def test_colours_of_plots_are_the_page_s(page: Page) -> None:
+    drawings = "".join(re.findall(r"<svg.*?</svg>", page.source, re.DOTALL))
+    assert not re.findall("#[0-9a-f]{6}", drawings), "nothing that a dark screen could not change"
+    used = set(re.findall(r"var\((--\w+)\)", drawings))
+    assert {"--ink", "--soft", "--rule", "--c0", "--c1", "--c2"} <= used
+    assert all(page.source.count(f"{name}: #") == 2 for name in used), "a light and a dark one"
+
+
+def test_images_are_small_enough_and_have_a_text(page: Page) -> None:
+    images = [image for image in page.elements["img"] if image.get("src")]
+    assert len(images) == 5 * 4 - 1
+    for image in images:
+        payload = (image["src"] or "").split(",")[1]
+        with Image.open(io.BytesIO(base64.b64decode(payload))) as opened:
+            assert opened.size == ((256, 256) if image["width"] == "512" else (64, 64))
+        assert image["alt"]
+    assert page.texts["span"].count("no image") == 1
+
+
+def test_an_image_that_cannot_be_read_stops_no_page(run: Path) -> None:
+    (run / "images/base/000001.png").write_bytes(b"not an image")
+    assert Page(render(made.compared(), run)).texts["span"].count("no image") == 2
+
+
+def test_hostile_texts_stay_texts(run: Path) -> None:
+    page = Page(render(made.odd(), run))
+    assert len(page.elements["script"]) == 1
+    assert len(page.elements["img"]) == 2, "the image and the enlarged one"
+    assert not [name for each in page.elements.values() for one in each for name in one if name.startswith("on")]
+    for tag in ("th", "td", "p", "h3"):
+        assert any(made.HOSTILE in text for text in page.texts[tag]), tag
+    assert "49" not in "".join(page.texts["p"])
+
+
+def test_code_in_a_note_is_code_and_addresses_may_be_broken_behind_their_points(tmp_path: Path) -> None:
+    report = Report("eval", notes=["see `asdm <show>` and <b>"], facts={"up_blocks.0.resnets.1": "0.5, <b>.c"})
+    source = render(report, tmp_path)
+    assert Page(source).texts["code"] == ["asdm <show>"]
+    assert "b" not in Page(source).elements
+    for cell in (">up_blocks.<wbr>0.<wbr>resnets.<wbr>1<", ">0.5, &lt;b&gt;.c<"):
+        assert cell in source, cell
+
+
+def test_long_ones_make_a_short_page(tmp_path: Path) -> None:
+    rows = {f"up.{index}": "ciiii" * 20 for index in range(60)}
+    letters = {"c": "computed", "i": "reused"}
+    assert len(render(Report("inherit", timelines=[Timeline("", rows, letters)]), tmp_path)) < 60 * 40 * 200
+    assert len(render(made.trained(), tmp_path)) < 250_000, "bytes, of 4,200 points"
+
+
+def test_plots_are_drawn_by_matplotlib_and_it_is_imported_for_nothing_else() -> None:
+    rooms = "join, export, terminal, run_directory"
+    asked = (
+        f"import sys; from asdm_cli.report import {rooms}; print('matplotlib' in sys.modules, 'torch' in sys.modules)"
+    )
+    found = subprocess.run([sys.executable, "-c", asked], capture_output=True, text=True, check=True)
+    assert found.stdout.split() == ["False", "False"]
