@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from asdm_cli.inheritance.engine import Engine
 from asdm_cli.inheritance.generation import Generation, Memory
-from asdm_cli.methods.bench import random_config
+from asdm_cli.verbs.bench import random_config
 
 from asdm_cli.models.load import DTYPES
 from asdm_cli.recipe.patches import read_plan

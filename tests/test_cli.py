@@ -19,7 +19,7 @@ from asdm_cli.cli import app, main
 from asdm_cli.commands import running
 from asdm_cli.console import console, is_first
 from asdm_cli.errors import ModelError, RunError
-from asdm_cli.methods import METHODS
+from asdm_cli.verbs import METHODS
 from asdm_cli.recipe.verbs import VERBS
 from asdm_cli.report.document import Column, Report, Table
 from tests.typed import asdm

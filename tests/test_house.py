@@ -47,7 +47,7 @@ NO_TORCH = (
     "asdm_cli.recipe.load",
     "asdm_cli.recipe.reference",
     "asdm_cli.report.document",
-    "asdm_cli.methods",
+    "asdm_cli.verbs",
     "asdm_cli.unet.addresses",
     "asdm_cli.unet.layer_sets",
     "asdm_cli.unet.presets",

@@ -106,7 +106,7 @@ def workshop(tiny_pipeline: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr(directory, "_pocket", lambda: ModelDirectory(tmp_path / "few" / "model", "pocket"))
     shipped = str(drawings.shard(tmp_path / "few" / "shipped.tar", 6))
     monkeypatch.setattr(shards, "SHIPPED", dict.fromkeys(shards.SHIPPED, shipped))
-    monkeypatch.setattr("asdm_cli.methods.pipeline.run.run_stage", in_this_process)
+    monkeypatch.setattr("asdm_cli.verbs.run.run_stage", in_this_process)
     monkeypatch.setattr("asdm_cli.measure.bench.in_fresh_process", lambda _name, work, *given: work(*given))
     return tmp_path
 

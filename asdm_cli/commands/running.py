@@ -7,14 +7,14 @@ from pathlib import Path
 from typing import Any
 
 from asdm_cli.console import BRIEF, console, hand_over, is_first
-from asdm_cli.methods import method
-from asdm_cli.methods.pipeline.process import end_with_starter
 from asdm_cli.models.metadata import made_from, refuse_changes
 from asdm_cli.models.write import partial_path, refuse_existing, refuse_sources
 from asdm_cli.recipe.load import dump_public, load
 from asdm_cli.recipe.reader import Override
 from asdm_cli.recipe.schema import places, referenced_paths
-from asdm_cli.report.document import Report
+from asdm_cli.records import Report
+from asdm_cli.verbs import verb_of
+from asdm_cli.verbs.process import end_with_starter
 
 
 def run_verb(
@@ -42,7 +42,7 @@ def run_verb(
     if is_first() and not dry_run:
         refuse_existing(target, overwrite)
     refuse_sources(target, (place for text in referenced_paths(recipe) for place in places(text)))
-    how, before = method(verb), made_from(referenced_paths(recipe))
+    how, before = verb_of(verb), made_from(referenced_paths(recipe))
     plan = how.plan(recipe, **more)
     _show(with_links(plan.report(), link))
     if dry_run:
@@ -65,7 +65,7 @@ def run_verb(
 def wait_for_everyone() -> None:
     """Return when every process of this run has come here; at once when there is only one."""
     if os.environ.get("WORLD_SIZE", "1") != "1":
-        from asdm_cli.measure.processes import processes
+        from asdm_cli.sampling.processes import processes
 
         processes().wait_for_everyone()
 

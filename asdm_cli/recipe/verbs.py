@@ -72,6 +72,8 @@ class Recipe(Strict):
     out: Text
     """The run directory to write."""
 
+    MODULE: ClassVar[str] = ""
+    """The file below `verbs/` that does it, where it is not the verb's own name."""
     EXAMPLE: ClassVar[str]
     """As small as it is useful: what the reference shows."""
 
@@ -603,6 +605,7 @@ class CondConvRecipe(OnDevice, Recipe):
     """
 
     verb: Annotated[Literal["condconv-expand"], VERB]
+    MODULE = "expand"
     model: Model
     expand: Expand | None = None
     """Make convolutions banks of experts."""
@@ -864,6 +867,7 @@ class BenchRecipe(Sampling, OnDevice, Recipe):
     """What models really cost, measured side by side."""
 
     verb: Annotated[Literal["bench"], VERB]
+    MODULE = "compare"
     models: Annotated[list[Contestant], Field(min_length=1), DistinctlyNamed]
     """The first is what the others are compared with."""
     batches: Annotated[list[Positive], Field(min_length=1), Distinct] = [1, 4]
@@ -897,6 +901,7 @@ class EvalRecipe(Drawing):
     """What models' pictures are worth."""
 
     verb: Annotated[Literal["eval"], VERB]
+    MODULE = "compare"
     models: Annotated[list[Contestant], Field(min_length=1), DistinctlyNamed]
     """Who takes part; order is the order of the tables."""
     fewer_steps: Annotated[list[Positive], Distinct] = []

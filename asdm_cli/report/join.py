@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from asdm_cli.records import Images, Report
-from asdm_cli.report.old import read
+from asdm_cli.report.run_directory import read
 
 MEASURING = ("bench", "eval", "inherit", "switch")
 """Verbs whose recipes name set-ups themselves: their names and figures come first."""

@@ -21,7 +21,6 @@ from asdm_cli.models.disk import explained
 from asdm_cli.models.write import MARK, clear_the_way, make_partial, only_writer, partial_path, publish
 from asdm_cli.recipe.redact import redact
 from asdm_cli.records import Images, Report
-from asdm_cli.report import document
 from asdm_cli.unet.weights import inside, read_mapping
 
 RECIPE = "recipe.yaml"
@@ -37,8 +36,6 @@ LINKED = (
 )
 
 
-AnyReport = Any
-"""Of either kind, until all verbs return records."""
 _REPORTS = TypeAdapter(list[Report], config=ConfigDict(ser_json_inf_nan="strings", extra="forbid"))
 
 
@@ -50,36 +47,19 @@ class Run:
     link: bool = False
     """Whether weights that stay as they are may be hard links to the source's."""
 
-    def write(self, report: AnyReport) -> AnyReport:
+    def write(self, report: Report) -> Report:
         """Leave the report for programs and for people, without passwords. Its images lie in `path`."""
         from asdm_cli.report.page import render
 
         report = with_links(report, self.link)
-        if isinstance(report, document.Report):
-            return self._write_old(report)
         data = redact(to_json(report))
         (self.path / REPORT).write_text(json.dumps(data, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
         (self.path / PAGE).write_text(render(from_json(data), self.path), encoding="utf-8")
         return report
 
-    def _write_old(self, report: document.Report) -> document.Report:
-        from asdm_cli.report import html, render_json
 
-        told, report = (
-            report,
-            replace(report, parts=[render_json.part_inside(part, self.path) for part in report.parts]),
-        )
-        data = json.dumps(redact(render_json.to_json(report)), indent=2, ensure_ascii=False, allow_nan=False)
-        page = html.render(render_json.from_json(json.loads(data)), self.path)
-        (self.path / REPORT).write_text(data + "\n", encoding="utf-8")
-        (self.path / PAGE).write_text(page, encoding="utf-8")
-        return told
-
-
-def with_links(report: AnyReport, link: bool) -> AnyReport:
+def with_links(report: Report, link: bool) -> Report:
     """Says of a plan or a run what its links mean."""
-    if isinstance(report, document.Report):
-        return replace(report, summary=f"{report.summary} {LINKED}".strip()) if link else report
     return replace(report, notes=[*report.notes, LINKED]) if link else report
 
 

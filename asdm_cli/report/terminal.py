@@ -13,7 +13,7 @@ from rich.table import Table as Grid
 from rich.text import Text
 
 from asdm_cli.records import Report, Timeline
-from asdm_cli.report import document, old_terminal, plots, tables
+from asdm_cli.report import plots, tables
 from asdm_cli.report.tables import MOST, Table
 from asdm_cli.report.words import headline
 
@@ -24,11 +24,8 @@ PLAIN: dict[str, Any] = {"box": None, "pad_edge": False, "padding": (0, 2, 0, 0)
 COLOURS = ("cyan", "yellow", "green", "magenta", "blue", "red")
 
 
-def show(report: Report | document.Report, console: Console, page: Path | None = None) -> None:
+def show(report: Report, console: Console, page: Path | None = None) -> None:
     """What `page` has too is left to it; without one, as of a dry run, everything is shown but plots."""
-    if isinstance(report, document.Report):
-        old_terminal.show(report, console)
-        return
     title, summary = headline(report)
     console.print(Text(title, style="bold"))
     if summary:

@@ -24,14 +24,15 @@ from asdm_cli.models.check import check_drawing, check_parts, check_unet
 from asdm_cli.models.directory import ModelDirectory, find
 from asdm_cli.models.donors import unlike_pipelines
 from asdm_cli.models.metadata import taken
+from asdm_cli.models.patched import one_unet
 from asdm_cli.models.schedulers import planned_scheduler, training_scheduler
-from asdm_cli.models.switched import one_unet
 from asdm_cli.models.write import carried_size, takes
 from asdm_cli.recipe.verbs import DistillRecipe, Ema, FeatureLoss
-from asdm_cli.report.document import Report
+from asdm_cli.records import Record, Report
 from asdm_cli.training.distillation import LossTerm
 from asdm_cli.training.student import TrainingConfig, mixed_precision
 from asdm_cli.unet.addresses import Anatomy
+from asdm_cli.unet.feature_pairs import FeaturePair, feature_pairs
 from asdm_cli.unet.flops import latent_size
 from asdm_cli.unet.stock import unlike_inputs
 from asdm_cli.unet.weights import Checkpoint
@@ -107,8 +108,11 @@ class DistillPlan:
         steps = f"{self.recipe.steps:,} steps of {self.recipe.batch} samples at {self.resolution} pixels"
         carried = sum(carried_size(student.directory, {"unet"}) for student in self.students)
         size = takes(sum(student.checkpoint.size for student in self.students), carried)
-        summary = f"{names} learn from {teacher}: {steps}. Data: {self.cache()}. {size}"
-        return Report("distill", "Plan", "\n".join([summary, *map(str, (*self.students, *self.terms))]), [])
+        facts = {"learn": f"{names}, from {teacher}", "for": steps, "data": str(self.cache()), "written": size}
+        facts |= {"students": [str(student) for student in self.students], "losses": [str(term) for term in self.terms]}
+        setups = {student.name: {"model": student.directory.name} for student in self.students}
+        parameters = [Record(student.name, "params_m", student.parameters / 1e6) for student in self.students]
+        return Report("distill", setups, parameters, facts=facts)
 
 
 def make_plan(recipe: DistillRecipe, allow_pipes: bool = False) -> DistillPlan:

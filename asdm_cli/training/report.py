@@ -1,12 +1,8 @@
-"""What a distillation leaves to read: a protocol, records of what was learnt, and a model card.
-
-Only `document` knows how a report looks.
-"""
+"""What a distillation leaves to read: a protocol, records of what was learnt, and a model card."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from statistics import fmean
 
 from huggingface_hub import ModelCard, ModelCardData
@@ -14,8 +10,7 @@ from huggingface_hub import ModelCard, ModelCardData
 from asdm_cli import __version__
 from asdm_cli.data.cache import CachedSamples, UncachedSamples
 from asdm_cli.experts.spec import specs
-from asdm_cli.records import Card, Record, under
-from asdm_cli.report.document import Cell, Column, Curves, Grid, Interval, Part, Report, Table
+from asdm_cli.records import Card, Images, Record, Report, under
 from asdm_cli.training.loop import NORM, Line
 from asdm_cli.training.plan import DistillPlan, StudentModel
 from asdm_cli.training.student import mixed_precision
@@ -25,7 +20,6 @@ LAST = 0.1
 SHOWN = 8
 """Most columns of a grid of pictures."""
 PROTOCOL, PHASE = "training", "phase/"
-Row = dict[str, Cell | Interval]
 
 
 def protocol(plan: DistillPlan, samples: CachedSamples | UncachedSamples, processes: int) -> Card:
@@ -75,42 +69,21 @@ def records(plan: DistillPlan, lines: Sequence[Line], seconds: Mapping[str, floa
     return under(PROTOCOL, found)
 
 
-def document(
-    plan: DistillPlan, found: Sequence[Record], card: Card, images: Mapping[str, Mapping[int, list[Path]]]
-) -> Report:
-    """`images[student][step]`, one per prompt."""
-    names = ", ".join(student.name for student in plan.students)
-    ends: dict[str, Row] = {student.name: {"name": student.name} for student in plan.students}
-    curves: dict[str, dict[str, list[tuple[float, float]]]] = {}
-    times: list[Row] = []
-    for each in found:
-        if each.at is not None:
-            curves.setdefault(each.metric, {}).setdefault(each.setup, []).append((each.at, each.value))
-        elif each.of:
-            times.append({"phase": each.of.removeprefix(PHASE), "ms": each.value})
-        else:
-            ends[each.setup][each.metric] = each.value
-    titles = {metric: metric.replace("_", " ") for row in ends.values() for metric in row} | {"name": "Student"}
-    columns = [Column(metric, title, "" if metric == "name" else "lower", 4) for metric, title in titles.items()]
-    note = "Losses are means over the last tenth of the steps; held-out ones are of the weights as written, unweighted."
-    parts: list[Part] = [Table("Where it ended", columns, list(ends.values()), note, PROTOCOL)]
-    for metric, lines in curves.items():
-        title = metric.replace("_", " ")
-        parts.append(Curves(title, "step", title, lines, log=metric != "lr"))
-    if times:
-        columns = [Column("phase", "Phase"), Column("ms", "ms per step of the first process")]
-        parts.append(Table("Where the time went", columns, times, card=PROTOCOL))
-    prompts = plan.recipe.validation.prompts
-    for name, looks in images.items():
-        steps = sorted(looks)
+def report(plan: DistillPlan, found: Sequence[Record], card: Card, looks: Mapping[str, Mapping[int, str]]) -> Report:
+    """`looks[student][step]`: the folder of its images, below the run directory; of many, some from first to last."""
+    folders = {}
+    for name, by_step in looks.items():
+        steps = sorted(by_step)
         if len(steps) > SHOWN:
             steps = [steps[round(index * (len(steps) - 1) / (SHOWN - 1))] for index in range(SHOWN)]
-        rows: list[list[Path | None]] = [[looks[step][row] for step in steps] for row in range(len(prompts))]
-        if steps:
-            parts.append(Grid(f"{name} while it learned", [f"step {step:,}" for step in steps], prompts, rows))
+        told = f"{name}, " if len(looks) > 1 else ""
+        folders |= {f"{told}step {step:,}": by_step[step] for step in steps}
+    images = Images(list(plan.recipe.validation.prompts), folders) if folders else None
     teacher = f"from {plan.teacher.name}" if plan.teacher else "from the task alone"
-    summary = f"{names} learned {teacher} for {plan.recipe.steps:,} steps of {plan.recipe.batch} samples."
-    return Report("distill", f"Distilling {names}", summary, parts, {PROTOCOL: card})
+    learned = f"{plan.recipe.steps:,} steps of {plan.recipe.batch} samples, {teacher}"
+    note = "Losses are means over the last tenth of the steps; held-out ones are of the weights as written, unweighted."
+    setups = {student.name: {"model": student.directory.name, "learned": learned} for student in plan.students}
+    return Report("distill", setups, list(found), {PROTOCOL: card}, images, notes=[note])
 
 
 def model_card(plan: DistillPlan, student: StudentModel, found: Sequence[Record], card: Card) -> ModelCard:

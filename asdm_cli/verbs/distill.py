@@ -16,26 +16,26 @@ from safetensors.torch import save_file
 from torch import nn
 
 from asdm_cli.data.samples import Samples
-from asdm_cli.measure.generate import pictures
-from asdm_cli.measure.machine import machine
-from asdm_cli.measure.pictures import PictureSet
-from asdm_cli.measure.processes import processes
 from asdm_cli.models.load import in_own_memory, load_pipeline, load_unet
-from asdm_cli.models.metadata import claim_or_refuse, made_from, record
+from asdm_cli.models.metadata import claim, made_from, record
 from asdm_cli.models.schedulers import training_scheduler
 from asdm_cli.models.write import assemble_directory, write_config
-from asdm_cli.recipe.schema import reads
-from asdm_cli.report.document import Report
+from asdm_cli.profiling.machine import machine
+from asdm_cli.recipe.schema import referenced_paths
+from asdm_cli.records import Report
 from asdm_cli.report.run_directory import TRAINING, Run
+from asdm_cli.sampling.generate import SamplingSettings, draw
+from asdm_cli.sampling.image_set import ImageSet
+from asdm_cli.sampling.processes import processes
 from asdm_cli.training.distillation import Distillation
 from asdm_cli.training.loop import LOG, TRACKERS, read_log, train
 from asdm_cli.training.plan import DistillPlan, StudentModel, make_plan
-from asdm_cli.training.report import document, model_card, protocol, records
+from asdm_cli.training.report import model_card, protocol, records, report
 from asdm_cli.training.student import mixed_precision
 from asdm_cli.unet.weights import WEIGHTS
 
 RESUMABLE = True
-PICTURES = "pictures"
+IMAGES = "pictures"
 AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
 FORMATS = {"F16": torch.float16, "BF16": torch.bfloat16}
 IN_HISTORY = ("data", "samples", "steps", "batch", "optimizer", "seed")
@@ -49,17 +49,18 @@ def run(plan: DistillPlan, run: Run) -> Report:
     state, folder = processes(), run.path / TRAINING
     if state.is_main_process:  # all that weights and pictures depend on besides the recipe; shards may be remote
         shards = json.dumps([shard.identity for shard in (*plan.train, *plan.held_out)])
-        claim_or_refuse(folder, made_from(reads(plan.recipe)) | {"data": hashlib.sha256(shards.encode()).hexdigest()})
+        read = made_from(referenced_paths(plan.recipe))
+        claim(folder, read | {"data": hashlib.sha256(shards.encode()).hexdigest()}, dear=True)
     state.wait_for_everyone()
     samples = plan.cache().open(state.device, state)
     task, modules = make_task(plan, samples, state, run.path)
     training = train(task, modules, plan.config, folder)
     if not state.is_main_process:
-        return Report("distill", "", "", [])
+        return Report("distill")
     card = protocol(plan, samples, state.num_processes) | machine(state.device)
     found = records(plan, read_log(folder / LOG), training.watch.per_step())
     homes = {student.name: replace(run, path=_home(plan, student.name, run.path)) for student in plan.students}
-    images = {name: _images(plan, home.path) for name, home in homes.items()}
+    looks = {name: _looks(plan, home.path) for name, home in homes.items()}
     for student, trainer in zip(plan.students, training.students, strict=True):
         home = homes[student.name]
         with trainer.ema_weights() as module:
@@ -67,17 +68,22 @@ def run(plan: DistillPlan, run: Run) -> Report:
         model = home.path / "model"
         facts = {key: card[key] for key in IN_HISTORY} | {"frozen_tensors": len(student.frozen)}
         teacher = plan.teacher.name if plan.teacher else None
-        record(student.directory, model, "distill", None, None, teacher=teacher, **facts)
+        record(student.directory, model, "distill", teacher=teacher, **facts)
         model_card(plan, student, found, card).save(model / "README.md")
         if len(plan.students) > 1:  # each becomes a run directory of its own
             mine = [each for each in found if each.setup == student.name]
-            own = {student.name: images[student.name]}
-            home.write(document(replace(plan, students=[student]), mine, card, own))
+            own = {student.name: {step: _below(home.path, look) for step, look in looks[student.name].items()}}
+            home.write(report(replace(plan, students=[student]), mine, card, own))
             shutil.copyfile(run.path / "recipe.yaml", home.path / "recipe.yaml")
     shutil.copyfile(folder / LOG, run.path / LOG)
     if (folder / TRACKERS).exists():
         shutil.copytree(folder / TRACKERS, run.path / TRACKERS, dirs_exist_ok=True)
-    return document(plan, found, card, images)
+    shown = {name: {step: _below(run.path, look) for step, look in each.items()} for name, each in looks.items()}
+    return report(plan, found, card, shown)
+
+
+def _below(folder: Path, images: ImageSet) -> str:
+    return images.folder.relative_to(folder).as_posix()
 
 
 def make_task(
@@ -116,18 +122,17 @@ def _draw(pipe: Any, plan: DistillPlan, folder: Path, name: str, unet: nn.Module
     """The same prompts and noise at every look."""
     look, pipe.unet = plan.recipe.validation, unet
     count, seed = len(look.prompts), plan.recipe.seed
-    kept = PictureSet(_home(plan, name, folder) / PICTURES / f"{step:08}", count)
-    settings: dict[str, Any] = {"steps": look.steps, "guidance": look.guidance, "size": plan.resolution}
-    for index, picture in pictures(pipe, look.prompts, range(count), **settings, seed=seed, batch=count):
-        kept.save(index, picture)
+    kept = ImageSet(_home(plan, name, folder) / IMAGES / f"{step:08}", count)
+    settings = SamplingSettings(look.steps, look.guidance, plan.resolution, seed, batch=count)
+    for index, image in draw(pipe, look.prompts, range(count), settings):
+        kept.save(index, image)
 
 
-def _images(plan: DistillPlan, home: Path) -> dict[int, list[Path]]:
-    """By step, one per prompt: those looks of which every picture is whole."""
+def _looks(plan: DistillPlan, home: Path) -> dict[int, ImageSet]:
+    """By step: those looks of which every image is whole."""
     count = len(plan.recipe.validation.prompts)
-    looks = [PictureSet(each, count) for each in sorted((home / PICTURES).glob("[0-9]*"))] if count else []
-    whole = [look for look in looks if not look.missing(range(count))]
-    return {int(look.folder.name): [look.path(index) for index in range(count)] for look in whole}
+    looks = [ImageSet(each, count) for each in sorted((home / IMAGES).glob("[0-9]*"))] if count else []
+    return {int(look.folder.name): look for look in looks if not look.missing()}
 
 
 def _home(plan: DistillPlan, name: str, folder: Path) -> Path:

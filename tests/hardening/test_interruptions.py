@@ -18,7 +18,7 @@ import pytest
 import yaml
 
 from asdm_cli.commands import generate
-from asdm_cli.methods import prune
+from asdm_cli.verbs import prune
 from asdm_cli.models.write import only_writer
 from asdm_cli.recipe.load import load
 from asdm_cli.report.document import Column, Report, Table

@@ -14,7 +14,7 @@ from asdm_cli.measure import explore_run
 from safetensors.torch import load_file, save_file
 
 from asdm_cli.console import console
-from asdm_cli.methods import prune
+from asdm_cli.verbs import prune
 from asdm_cli.recipe.verbs import PruneRecipe
 from asdm_cli.report.run_directory import Run
 from asdm_cli.unet.weights import WEIGHTS

@@ -13,7 +13,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from asdm_cli.errors import ModelError
-from asdm_cli.methods import bench
+from asdm_cli.verbs import bench
 from asdm_cli.recipe.patches import read_plan
 from asdm_cli.recipe.verbs import BenchRecipe, Contestant
 from asdm_cli.report.document import Table

@@ -16,7 +16,7 @@ import yaml
 from safetensors.torch import load_file, save_file
 
 from asdm_cli.console import console
-from asdm_cli.methods import prune
+from asdm_cli.verbs import prune
 from asdm_cli.models.directory import find
 from asdm_cli.models.write import partial_path
 from asdm_cli.recipe.verbs import PruneRecipe

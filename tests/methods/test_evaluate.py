@@ -13,7 +13,7 @@ import pytest
 from PIL import Image
 
 from asdm_cli.errors import ModelError, RunError
-from asdm_cli.methods import evaluate
+from asdm_cli.verbs import evaluate
 from asdm_cli.models.directory import find
 from asdm_cli.models.metadata import record
 from asdm_cli.recipe.load import dump
@@ -34,7 +34,7 @@ PROMPTS = 7
 COUNTED = """
 import sys
 from asdm_cli.cli import main
-from asdm_cli.methods import evaluate
+from asdm_cli.verbs import evaluate
 
 pictures = evaluate.draw
 

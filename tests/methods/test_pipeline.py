@@ -14,11 +14,11 @@ import pytest
 import yaml
 
 from asdm_cli.errors import ModelError, RunError
-from asdm_cli.methods import METHODS
-from asdm_cli.methods.pipeline import process
-from asdm_cli.methods.pipeline.process import checked, command, run_stage
-from asdm_cli.methods.pipeline.run import _brought
-from asdm_cli.methods.pipeline.stages import stages
+from asdm_cli.verbs import METHODS
+from asdm_cli.verbs.pipeline import process
+from asdm_cli.verbs.process import checked, command, run_stage
+from asdm_cli.verbs.run import _brought
+from asdm_cli.verbs.stages import stages
 from asdm_cli.recipe.load import load
 from asdm_cli.records import Images
 from asdm_cli.report.run_directory import read
@@ -138,7 +138,7 @@ def test_what_was_done_before_a_failure_is_kept(
     recipe: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(
-        "asdm_cli.methods.pipeline.run.command", lambda *_: [sys.executable, "-c", "raise SystemExit(2)"]
+        "asdm_cli.verbs.run.command", lambda *_: [sys.executable, "-c", "raise SystemExit(2)"]
     )
     cost = {"verb": "bench", "models": [{"name": "a", "model": "$both"}]}
     said = run(tmp_path, {**recipe, "stages": {**recipe["stages"], "cost": cost}})
@@ -152,7 +152,7 @@ def test_what_was_done_before_a_failure_is_kept(
 def test_the_report_is_the_records_of_all_stages(
     recipe: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("asdm_cli.methods.pipeline.run.run_stage", lambda _, words: asdm(*words[3:]))  # in this process
+    monkeypatch.setattr("asdm_cli.verbs.run.run_stage", lambda _, words: asdm(*words[3:]))  # in this process
     (tmp_path / "prompts.txt").write_text("a fox\na red apple\n")
     models = [{"name": "first", "model": "$model"}, {"name": "joined", "model": "$both", "steps": 3}]
     drawn = {"prompts": str(tmp_path / "prompts.txt"), "metrics": ["psnr"], "steps": 2, "device": "cpu"}
@@ -225,7 +225,7 @@ def test_how_a_stage_ends_is_passed_on(how: str, raised: type[BaseException] | N
 def test_a_stage_ends_with_the_run_that_started_it(tmp_path: Path) -> None:
     """Killed, it can tell nobody; the stage notices, also behind a launcher, and is interrupted."""
     stage = (
-        "import sys, time, pathlib; from asdm_cli.methods.pipeline import process; process.end_with_starter()\n"
+        "import sys, time, pathlib; from asdm_cli.verbs.pipeline import process; process.end_with_starter()\n"
         "pathlib.Path(sys.argv[1]).touch()\n"
         "try: time.sleep(60)\n"
         "except KeyboardInterrupt: pathlib.Path(sys.argv[2]).touch()\n"
@@ -233,7 +233,7 @@ def test_a_stage_ends_with_the_run_that_started_it(tmp_path: Path) -> None:
     began, ended = tmp_path / "began", tmp_path / "ended"
     launched = [sys.executable, "-c", stage, str(began), str(ended)]
     words = ["sh", "-c", '"$@"; true', "launcher", *launched]
-    whole = f"from asdm_cli.methods.pipeline.process import run_stage; run_stage('s', {words!r})"
+    whole = f"from asdm_cli.verbs.process import run_stage; run_stage('s', {words!r})"
     run = subprocess.Popen([sys.executable, "-c", whole])
     assert until(began.exists)
     run.kill()
@@ -288,7 +288,7 @@ def test_a_password_reaches_the_stage_and_nothing_that_stays(
 ) -> None:
     seen: list[str] = []
     monkeypatch.setattr(
-        "asdm_cli.methods.pipeline.run.run_stage", lambda _, words: seen.append(Path(words[4]).read_text())
+        "asdm_cli.verbs.run.run_stage", lambda _, words: seen.append(Path(words[4]).read_text())
     )
     learn = {"verb": "distill", "teacher": "$model", "students": [{"name": "s", "model": "$pruned"}], "steps": 2}
     data = {"train": "pipe:curl https://user:hunter2@host/a.tar", "cache": "none"}

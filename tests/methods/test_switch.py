@@ -19,7 +19,7 @@ from PIL import Image
 import asdm_cli
 from asdm_cli.console import console
 from asdm_cli.errors import ModelError, RunError
-from asdm_cli.methods import switch
+from asdm_cli.verbs import switch
 from asdm_cli.profiling.macs import Count, Counts
 from asdm_cli.recipe.verbs import SwitchRecipe
 from asdm_cli.report.run_directory import Run

@@ -15,7 +15,7 @@ from asdm_cli.measure import ways
 from asdm_cli.measure.inherit_run import Cost, Times
 
 from asdm_cli.errors import AsdmError
-from asdm_cli.methods import switch
+from asdm_cli.verbs import switch
 from asdm_cli.profiling.macs import Count, Counts
 from asdm_cli.recipe.verbs import SwitchRecipe
 from asdm_cli.report.render_json import to_json

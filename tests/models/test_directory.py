@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 import torch
-from asdm_cli.methods.prune import plan as prune
+from asdm_cli.verbs.prune import plan as prune
 
 from asdm_cli.errors import ModelError
 from asdm_cli.models.directory import CLASSES, find

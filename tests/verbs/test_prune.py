@@ -14,7 +14,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from asdm_cli.errors import AsdmError, ModelError
-from asdm_cli.methods import prune
+from asdm_cli.verbs import prune
 from asdm_cli.models.directory import find
 from asdm_cli.recipe.verbs import PruneRecipe
 from asdm_cli.report.document import Report, Table

@@ -8,37 +8,33 @@ import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
 from asdm_cli.console import console, note
-from asdm_cli.data.shards import find_shards
 from asdm_cli.errors import ModelError
-from asdm_cli.measure.features import require
-from asdm_cli.measure.prompts import locate
-from asdm_cli.methods import method
-from asdm_cli.methods.pipeline.process import checked, command, run_stage
-from asdm_cli.methods.pipeline.stages import Stage, stages
+from asdm_cli.metrics.features import require
+from asdm_cli.metrics.suite import needed
 from asdm_cli.models.metadata import made_from, refuse_changes
 from asdm_cli.models.write import carry, refuse_sources
 from asdm_cli.recipe.load import dump, dump_public
 from asdm_cli.recipe.schema import places, referenced_paths
 from asdm_cli.recipe.verbs import DistillRecipe, Drawing, Recipe, RunRecipe
 from asdm_cli.records import Images, Report
-from asdm_cli.report import old
 from asdm_cli.report.join import join, moved
 from asdm_cli.report.literature import published
-from asdm_cli.report.run_directory import Run, run_directory
+from asdm_cli.report.run_directory import Run, read, run_directory
 from asdm_cli.report.words import headline
-from asdm_cli.training.gate import Faults
-from asdm_cli.training.settings import training_plan
+from asdm_cli.sampling.prompts import locate
+from asdm_cli.training.plan import ErrorCollector, check_settings
+from asdm_cli.verbs import verb_of
+from asdm_cli.verbs.process import checked, command, run_stage
+from asdm_cli.verbs.stages import Stage, stages
 
 RESUMABLE = True
 HERE = {"prune", "assemble"}
 """Verbs that copy weights from file to file: they need no process of their own."""
-BY_NETWORK = {"kid", "fd", "is"}
 RECIPES, STAGES, IMAGES = "recipes", "stages", "images"
 
 
@@ -67,36 +63,31 @@ def plan(recipe: RunRecipe, launch: str | None = None, allow_pipes: bool = False
     found = tuple(stages(recipe))
     read = [place for stage in found for text in referenced_paths(stage.recipe) for place in places(text)]
     refuse_sources(Path(recipe.out), [*read, *(stage.home for stage in found)])
-    words, faults, told = tuple(checked(launch or "")), Faults(), {}
+    words, faults, told = tuple(checked(launch or "")), ErrorCollector(), {}
     unfinished = {stage.name for stage in found if not stage.finished}
     for stage in (stage for stage in found if stage.name in unfinished):
-        with faults.catching(f"stage '{stage.name}'"):
+        with faults.at(f"stage '{stage.name}'"):
             if unfinished & {*stage.needs}:
                 _check_early(stage.recipe, allow_pipes)
             else:
                 permissions = {"allow_pipes": allow_pipes} if stage.verb == "distill" else {}
-                told[stage.name] = _words(method(stage.verb).plan(stage.recipe, **permissions).report())
+                told[stage.name] = headline(verb_of(stage.verb).plan(stage.recipe, **permissions).report())[0]
     faults.raise_all()
     return Plan(recipe, found, words, allow_pipes, told)
 
 
-def _words(report: Any) -> str:
-    return headline(report)[0] if isinstance(report, Report) else str(report.summary)
-
-
 def _check_early(recipe: Recipe, allow_pipes: bool) -> None:
     """Data, prompts, networks and settings."""
-    faults = Faults()
+    errors = ErrorCollector()
     if isinstance(recipe, DistillRecipe):
-        for key, sources in (("data.train", recipe.data.train), ("data.held_out", recipe.data.held_out)):
-            if sources:
-                faults.catch(key, partial(find_shards, [sources] if isinstance(sources, str) else sources, allow_pipes))
-        training_plan(recipe, faults)
+        check_settings(recipe, errors, allow_pipes)
     if isinstance(recipe, Drawing):
-        faults.catch("prompts", partial(locate, recipe.prompts))
-        if BY_NETWORK & {*recipe.metrics}:
-            faults.catch("features", partial(require, recipe.features))
-    faults.raise_all()
+        with errors.at("prompts"):
+            locate(recipe.prompts)
+        if "features" in needed(recipe.metrics):
+            with errors.at("features"):
+                require(recipe.features)
+    errors.raise_all()
 
 
 def run(plan: Plan, run: Run) -> Report:
@@ -118,7 +109,7 @@ def run(plan: Plan, run: Run) -> Report:
 
 
 def _run_stage(plan: Plan, stage: Stage, link: bool) -> None:
-    how = method(stage.verb)
+    how = verb_of(stage.verb)
     if stage.verb not in HERE or getattr(stage.recipe, "explore", None):
         with _recipe_file(stage) as file:
             run_stage(stage.name, command(stage.verb, file, plan.launch, plan.pipes, link))
@@ -156,9 +147,7 @@ def _link(plan: Plan, run: Run) -> None:
 def _report(plan: Plan, run: Run, seconds: Mapping[str, float]) -> Report:
     """The records of all stages put together, those that `lead` first, with published figures beside them."""
     homes = {stage.name: stage.home for stage in plan.stages}
-    whole = join(
-        {name: moved(old.read(homes[name]), homes[name]) for name in dict.fromkeys([*plan.recipe.lead, *homes])}
-    )
+    whole = join({name: moved(read(homes[name]), homes[name]) for name in dict.fromkeys([*plan.recipe.lead, *homes])})
     rows, cards = published(plan.recipe.beside)
     planned = plan.report().facts
     facts = whole.facts | planned | {"Stages": [_row(stage, seconds) for stage in plan.stages]} | rows

@@ -1,1 +1,0 @@
-"""`asdm run`: several recipes in a row."""
