@@ -44,22 +44,21 @@ def generate(
 def _draw(
     source: ModelDirectory, prompts: Sequence[str], settings: dict[str, Any], place: tuple[str, str]
 ) -> list[Image.Image]:
-    from asdm_cli.measure.contestants import blame
-    from asdm_cli.measure.generate import pictures
+    from asdm_cli.errors import blame
     from asdm_cli.models.load import device_and_dtype, load_pipeline
+    from asdm_cli.models.patched import patches_of
     from asdm_cli.models.schedulers import planned_scheduler
-    from asdm_cli.switching.inheriting import engines
-    from asdm_cli.switching.pipelines import switched
+    from asdm_cli.patches.base import patch_of
+    from asdm_cli.sampling.generate import SamplingSettings, draw
 
-    how = {key: settings[key] for key in ("steps", "guidance", "seed")}
-    planned_scheduler(source, "own", how["steps"])  # which must know as many
-    pipe = load_pipeline(source, *device_and_dtype(*place))
-    if unet := switched(pipe):
-        note(f"{source.name}: {', '.join(unet.unets)} take turns; `asdm show` prints who serves what")
-    if engines(pipe):
-        note(f"{source.name}: draws by the plan that it carries; `asdm show` prints it")
+    how = SamplingSettings(settings["steps"], settings["guidance"], None, settings["seed"], batch=8)
+    planned_scheduler(source, "own", how.steps)  # which must know as many
+    pipe, patches = load_pipeline(source, *device_and_dtype(*place)), patches_of(source)
+    for spec in patches:
+        note(f"{source.name}: {spec.kind} is in force; `asdm show` prints it")
+    reentrant = all(patch_of(spec).reentrant for spec in patches)
     with blame(source.name, "drawing"):
-        drawn = dict(pictures(pipe, prompts, range(len(prompts)), size=None, batch=8, **how))
+        drawn = dict(draw(pipe, prompts, range(len(prompts)), how, reentrant=reentrant))
     return [drawn[index] for index in range(len(prompts))]
 
 
