@@ -8,10 +8,10 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
+from asdm_cli.console import note
 from asdm_cli.errors import ModelError
 from asdm_cli.experts.spec import specs
 from asdm_cli.models.classes import check_class, refuse_code, stem
-from asdm_cli.progress import note
 from asdm_cli.unet.blocks import read_blocks
 from asdm_cli.unet.stock import EXPERT_CLASS, EXPERTS, STOCK
 from asdm_cli.unet.weights import UNSAFE, check_text, inside, plain_name, read_headers, read_mapping, weight_files

@@ -12,8 +12,8 @@ import torch
 import yaml
 from safetensors.torch import load_file, save_file
 
+from asdm_cli.console import console
 from asdm_cli.measure import drawing, explore_run
-from asdm_cli.progress import console
 from asdm_cli.recipe.verbs import PruneRecipe
 from asdm_cli.report.run_directory import Run
 from asdm_cli.unet.weights import WEIGHTS
