@@ -183,7 +183,7 @@ def test_latency_is_a_budget_too(donors: dict[str, str], explore: dict[str, Any]
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"combinations": [{"levels": SIDES, "mid": None}], "budget": {"macs_g": 1e-9}}, "explore.budget: all 1 "),
+        ({"combinations": [{"levels": SIDES, "mid": "none"}], "budget": {"macs_g": 1e-9}}, "explore.budget: all 1 "),
         ({"combinations": [{"levels": ["base"] * 5, "mid": "base"}]}, "explore.combinations[0].levels[4]: donor base"),
         ({"combinations": [{"levels": ["base"] * 4, "mid": "x"}]}, "explore.combinations[0].mid: no donor is called"),
     ],
