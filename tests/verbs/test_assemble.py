@@ -11,9 +11,9 @@ from typing import Any
 import pytest
 import torch
 import yaml
-from asdm_cli.console import console
 from safetensors.torch import load_file, save_file
 
+from asdm_cli.console import console
 from asdm_cli.models.provenance import taken
 from asdm_cli.models.source import find
 from asdm_cli.recipe.verbs import PruneRecipe
