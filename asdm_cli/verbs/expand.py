@@ -109,7 +109,7 @@ class FoldPlan:
         before = self.source.config("unet")
         how = {"constant": "Their routing is constant: nothing changes", "mean": "Each router is frozen at its mean"}
         said = f"{len(specs(before))} convolutions become plain. {how[self.wanted.routing]}"
-        made = {f"{name}": "one plain convolution" for name in specs(before)}
+        made = dict.fromkeys(specs(before), "one plain convolution")
         written, title = _grown(self.checkpoint, before, self.config), f"Folding {self.source.name}"
         return change(VERB, title, said, self.source, (before, self.config), written, made, batch=ROWS)
 
@@ -120,9 +120,9 @@ class FoldPlan:
             return self.report()
         routing, before = self._observe(self.source)
         self._fold({name: routing.mean(name) for name in routing.weights}, run)
-        _, after = self._observe(find(str(run.path / "model")))
-        sets = {name: PictureSet(run.path / "pictures" / name, len(before)) for name in (BEFORE, AFTER)}
-        for name, pictures in {BEFORE: before, AFTER: after}.items():
+        drawn = {BEFORE: before, AFTER: self._observe(find(str(run.path / "model")))[1]}
+        sets = {name: PictureSet(run.path / "pictures" / name, len(before)) for name in drawn}
+        for name, pictures in drawn.items():
             for index, picture in enumerate(pictures):
                 sets[name].save(index, picture)
         return self._measured(routing, sets)
