@@ -3,8 +3,8 @@
     python scripts/experts_cost.py            # of the bundled model's size
     python scripts/experts_cost.py sd15 2     # of SD 1.5's, in bfloat16: minutes per row count on a CPU
 
-Weights are random. Routers that look at the time meet a new timestep at every call, as in a first picture ("time"), or
-the same ones again, as in all later ones ("time, kept"), as far as ASDM_KEPT_KERNELS_MB lets them.
+Weights are random. By features, each way to convolve rows by kernels of their own is timed: `FASTEST` in
+asdm_cli/experts/layer.py is what came of it.
 """
 
 from __future__ import annotations
@@ -13,13 +13,13 @@ import statistics
 import sys
 import time
 from collections.abc import Callable
-from itertools import count
 from typing import Any
 
 import torch
 from asdm_cli.unet.expansion import expand
 from diffusers import UNet2DConditionModel
 
+from asdm_cli.experts import layer
 from asdm_cli.experts.convert import expand
 from asdm_cli.experts.spec import Spec
 from asdm_cli.models.directory import find
@@ -30,8 +30,6 @@ from asdm_cli.unet.surgery import remove
 
 ROUNDS = {"pocket": 20, "sd15": 3}
 DTYPES = {"pocket": torch.float32, "sd15": torch.bfloat16}
-MOMENTS = count(1)
-"""Each of them is met once."""
 
 
 def main(shape: str = "pocket", *rows: str) -> None:
@@ -44,8 +42,8 @@ def main(shape: str = "pocket", *rows: str) -> None:
     unets = {name: random_unet(config, device, dtype) for name, config in configs.items()}
     for wanted in map(int, rows or ("1", "2", "8")):
         arguments = inputs(base, wanted, device=device, dtype=dtype)
-        calls = {name: _call(unet, arguments, name == "time") for name, unet in unets.items()}
-        calls["time, kept"] = _call(unets["time"], arguments, fresh=False)
+        calls = {name: _call(unets[name], arguments) for name in ("base", "time")}
+        calls |= {f"features, {way}": _call(unets["features"], arguments, way) for way in layer.WAYS}
         times = _take_turns(calls, ROUNDS[shape])
         for name, taken in times.items():
             ratios = [mine / plain for mine, plain in zip(taken, times["base"], strict=True)]
@@ -57,10 +55,11 @@ def main(shape: str = "pocket", *rows: str) -> None:
             )
 
 
-def _call(unet: UNet2DConditionModel, arguments: dict[str, Any], fresh: bool) -> Callable[[], None]:
+def _call(unet: UNet2DConditionModel, arguments: dict[str, Any], way: str = "") -> Callable[[], None]:
     @torch.inference_mode()
     def call() -> None:
-        unet(**{**arguments, "timestep": next(MOMENTS) if fresh else 0})
+        layer.FASTEST["cpu"] = way
+        unet(**{**arguments, "timestep": 500})
 
     return call
 

@@ -13,15 +13,15 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from asdm_cli.report.document import Column, Report, Table
 
 from asdm_cli import __main__, __version__
 from asdm_cli.cli import app, main
 from asdm_cli.commands import running
 from asdm_cli.console import console, is_first
 from asdm_cli.errors import ModelError, RunError
-from asdm_cli.verbs import METHODS
 from asdm_cli.recipe.verbs import VERBS
-from asdm_cli.report.document import Column, Report, Table
+from asdm_cli.verbs import METHODS
 from tests.typed import asdm
 
 COMMANDS = {*VERBS, "pack", "generate", "check", "show", "schema"}

@@ -18,7 +18,6 @@ FLOORS = (
     {"errors", "records"},
     {"console"},
     {"recipe"},
-    {"schedule"},
     {"unet", "experts"},
     {"inheritance"},
     {"switching"},

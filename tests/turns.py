@@ -8,7 +8,6 @@ from typing import Any
 
 from asdm_cli.models.switched import write_switched
 
-from asdm_cli.verbs import prune
 from asdm_cli.models.directory import find
 from asdm_cli.recipe.patches import Switch, read_switch
 from asdm_cli.recipe.verbs import PruneRecipe

@@ -13,8 +13,19 @@ from dataclasses import dataclass
 from asdm_cli.errors import ModelError
 from asdm_cli.unet.addresses import Anatomy
 from asdm_cli.unet.blocks import Block, Config, per_level
-from asdm_cli.unet.stock import Origin, Piece, Place, graft, misfits, stock_config, time_width, unlike
-from asdm_cli.unet.surgery import brief, closure, unit_of
+from asdm_cli.unet.stock import (
+    Grafted,
+    Origin,
+    Piece,
+    Place,
+    graft,
+    misfits,
+    stock_config,
+    time_width,
+    unit_of,
+    unlike,
+)
+from asdm_cli.unet.surgery import brief, closure
 
 ENDS = ("conv_in", "conv_norm_out", "conv_out")
 """Modules outside the blocks that work on pictures; all others outside embed time and conditions."""
@@ -44,50 +55,34 @@ class Choice:
 
 @dataclass(frozen=True)
 class Assembly:
-    """`config` of the result; `sources`: module of the result -> donor and its module; `ends` and `embeddings`: the
-    donors of what is outside the blocks."""
+    """`made` of blocks; `ends` and `embeddings` are the donors of what is outside of them."""
 
-    config: Config
-    sources: dict[str, Place]
+    made: Grafted
     ends: str
     embeddings: str
-    result: Anatomy
+
+    @property
+    def config(self) -> Config:
+        return self.made.config
 
     def key_map(self, keys: Mapping[str, Iterable[str]]) -> dict[str, Place]:
         """Tensor name in the result -> donor and its name there, from the names of each donor's tensors."""
-        names: dict[Place, list[str]] = {}
-        for new, place in self.sources.items():
-            names.setdefault(place, []).append(new)
-        mapped: dict[str, Place] = {}
-        for donor, tensors in keys.items():
-            for key in tensors:
-                if _outside(key):
-                    mapped |= {key: (donor, key)} if donor == self._donor_outside(key) else {}
-                    continue
-                module = unit_of(key)
-                for new in names.get((donor, module), ()):
-                    mapped[new + key.removeprefix(module)] = (donor, key)
-        return mapped
+        return self.made.key_map(keys, self._outside)
 
     def taken(self, keys: Iterable[str]) -> dict[str, list[str]]:
         """Donor -> what of the result is its: coarsest addresses in forward order, then modules outside the blocks.
         `keys` are the names of the result's tensors."""
-        units = [node for node in self.result.nodes if node.kind in ("resnet", "attn", "sampler")]
-        owners = {node.address: self.sources[node.modules[0]][0] for node in units}
-        outside = sorted({key.split(".")[0] for key in keys if _outside(key)})
+        result, owners = self.made.result, {module: donor for module, (donor, _) in self.made.sources.items()}
+        outside = sorted({key.split(".")[0] for key in keys if unit_of(key) is None})
         found = {}
         for donor in dict.fromkeys([*owners.values(), self.embeddings, self.ends]):
-            own = closure(self.result, [address for address, owner in owners.items() if owner == donor])
-            modules = [module for module in outside if self._donor_outside(module) == donor]
-            found[donor] = [*brief(self.result, own), *modules]
+            units = [node for node in result.nodes if node.kind in ("resnet", "attn", "sampler")]
+            own = closure(result, [node.address for node in units if owners[node.modules[0]] == donor])
+            modules = [module for module in outside if self._outside(module) == donor]
+            found[donor] = [*brief(result, own), *modules]
         return found
 
-    @property
-    def moved(self) -> dict[str, Place]:
-        """The part of `sources` where the two modules' names differ."""
-        return {new: (donor, old) for new, (donor, old) in self.sources.items() if new != old}
-
-    def _donor_outside(self, key: str) -> str:
+    def _outside(self, key: str) -> str:
         return self.ends if key.split(".")[0] in ENDS else self.embeddings
 
 
@@ -116,8 +111,7 @@ def assemble(donors: Mapping[str, Config], choice: Choice) -> Assembly:
             misplaced.append(str(error))
     if faults := faults + (misplaced or _unfit(donors, choice, pieces)):
         raise ModelError("\n".join(dict.fromkeys(faults)))
-    made = graft(next(iter(donors.values())), pieces)
-    return Assembly(made.config, made.sources, choice.ends, choice.embeddings, made.result)
+    return Assembly(graft(next(iter(donors.values())), pieces), choice.ends, choice.embeddings)
 
 
 def _piece(donors: Mapping[str, Config], trees: Mapping[str, Anatomy], part: Part, last: int) -> Piece:
@@ -195,7 +189,3 @@ def _unfit(donors: Mapping[str, Config], choice: Choice, pieces: Sequence[Piece]
                 f"{time_width(config)}"
             )
     return faults
-
-
-def _outside(key: str) -> bool:
-    return key.split(".")[0] not in ("down_blocks", "mid_block", "up_blocks")

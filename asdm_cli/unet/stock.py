@@ -5,7 +5,7 @@ Pruning and assembling both end here: they say which pieces they would have, and
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from inspect import signature
@@ -85,6 +85,29 @@ class Grafted:
     config: Config
     result: Anatomy
     sources: dict[str, Place]
+
+    def key_map(self, keys: Mapping[str, Iterable[str]], outside: Callable[[str], str]) -> dict[str, Place]:
+        """Tensor name in the result -> donor and its name there, from the names of each donor's tensors; `outside`
+        names the donor of what stands in no block."""
+        names: dict[Place, list[str]] = {}
+        for new, place in self.sources.items():
+            names.setdefault(place, []).append(new)
+        mapped: dict[str, Place] = {}
+        for donor, tensors in keys.items():
+            for key in tensors:
+                module = unit_of(key)
+                if module is None:
+                    mapped |= {key: (donor, key)} if donor == outside(key) else {}
+                for new in names.get((donor, module or ""), ()):
+                    mapped[new + key.removeprefix(module or "")] = (donor, key)
+        return mapped
+
+
+def unit_of(key: str) -> str | None:
+    """`down_blocks.0.resnets.1.conv1.weight` -> `down_blocks.0.resnets.1`; None for what stands in no block."""
+    words = key.split(".")
+    length = {"down_blocks": 4, "mid_block": 3, "up_blocks": 4}.get(words[0])
+    return ".".join(words[:length]) if length else None
 
 
 def misfits(config: Config, pieces: Sequence[Piece]) -> list[Misfit]:

@@ -13,38 +13,32 @@ from typing import TypeVar
 from asdm_cli.errors import ModelError
 from asdm_cli.unet.addresses import Anatomy
 from asdm_cli.unet.blocks import Config, Layer
-from asdm_cli.unet.stock import Origin, Piece, graft, misfits
+from asdm_cli.unet.stock import Grafted, Origin, Piece, graft, misfits
 
 Tensor = TypeVar("Tensor")
 
 
 @dataclass(frozen=True)
 class Surgery:
-    """`config` of the result; `sources`: module of the result -> module of the donor that it comes from."""
+    """What is left of `donor`."""
 
-    config: Config
+    left: Grafted
     removed: tuple[str, ...]
     """What the donor loses, as the coarsest addresses, in forward order."""
-    sources: dict[str, str]
     donor: Anatomy
-    result: Anatomy
 
     @property
-    def renumbered(self) -> dict[str, str]:
-        """The part of `sources` where the two names differ."""
-        return {new: old for new, old in self.sources.items() if new != old}
+    def config(self) -> Config:
+        return self.left.config
+
+    @property
+    def sources(self) -> dict[str, str]:
+        """Module of the result -> module of the donor that it comes from."""
+        return {new: old for new, (_, old) in self.left.sources.items()}
 
     def key_map(self, keys: Iterable[str]) -> dict[str, str]:
         """Tensor name in the result -> its name in the donor, for the donor's `keys`; removed ones are left out."""
-        names = {old: new for new, old in self.sources.items()}
-        mapped = {}
-        for key in keys:
-            module = unit_of(key)
-            if self.donor.address_of_key(key) is None:
-                mapped[key] = key
-            elif module in names:
-                mapped[names[module] + key.removeprefix(module)] = key
-        return mapped
+        return {new: old for new, (_, old) in self.left.key_map({"": keys}, lambda _: "").items()}
 
 
 def remove(config: Config, patterns: str | Iterable[str]) -> Surgery:
@@ -58,9 +52,7 @@ def remove(config: Config, patterns: str | Iterable[str]) -> Surgery:
     pieces = _pieces(config, donor, gone)
     if faults := _inside_out(donor, gone) or _unpaired(pieces) or [each.what for each in misfits(config, pieces)]:
         raise ModelError(f"remove {', '.join(patterns)}: no stock UNet lacks just that: {'; '.join(faults)}")
-    made = graft(config, pieces)
-    sources = {new: old for new, (_, old) in made.sources.items()}
-    return Surgery(made.config, brief(donor, gone), sources, donor, made.result)
+    return Surgery(graft(config, pieces), brief(donor, gone), donor)
 
 
 def apply(
@@ -91,12 +83,6 @@ def brief(anatomy: Anatomy, addresses: frozenset[str]) -> tuple[str, ...]:
         alike = anatomy.match(pattern) if node.kind == "attn" else frozenset()
         words[pattern if len(alike) > 1 and alike <= below else node.address] = None
     return tuple(words)
-
-
-def unit_of(key: str) -> str:
-    """`down_blocks.0.resnets.1.conv1.weight` -> `down_blocks.0.resnets.1`."""
-    words = key.split(".")
-    return ".".join(words[: 3 if words[0] == "mid_block" else 4])
 
 
 def _pieces(config: Config, donor: Anatomy, gone: frozenset[str]) -> list[Piece]:

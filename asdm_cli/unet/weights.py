@@ -110,52 +110,39 @@ def weight_files(folder: Path, root: Path | None = None, stem: str = DIFFUSERS_S
     """
     root = root or folder
     single, index = folder / f"{stem}.safetensors", folder / f"{stem}.safetensors.index.json"
-    alone = single.is_symlink() or single.is_file()
-    if alone and index.is_file():
+    files = [single] if single.is_symlink() or single.is_file() else []
+    if files and index.is_file():
         raise ModelError(f"{folder}: holds both {single.name} and {index.name}; take away the one that does not count")
-    if alone:
-        return [_regular(root, single)]
-    if index.is_file():
-        return _shards(root, inside(root, index))
-    raise ModelError(_why_no_weights(folder, root, stem))
-
-
-def _shards(root: Path, index: Path) -> list[Path]:
-    weight_map = read_mapping(index).get("weight_map")
-    if not isinstance(weight_map, dict) or not weight_map:
-        raise ModelError(f"{index}: has no `weight_map`; fetch the file again")
-    names = sorted({plain_name(name, index) for name in weight_map.values()})
-    unsafe = [name for name in names if not name.endswith(".safetensors")]
-    if unsafe:
-        raise ModelError(f"{index}: names {unsafe[0]!r}, which is not a safetensors file; {CONVERT}")
-    return [_regular(root, index.parent / name) for name in names]
-
-
-def _regular(root: Path, file: Path) -> Path:
-    if inside(root, file).is_file():
-        return file
-    raise ModelError(f"{file}: this weights file is missing; fetch it again")
+    if not files and not index.is_file():
+        raise ModelError(_why_no_weights(folder, root, stem))
+    if not files:
+        weight_map = read_mapping(inside(root, index)).get("weight_map")
+        if not isinstance(weight_map, dict) or not weight_map:
+            raise ModelError(f"{index}: has no `weight_map`; fetch the file again")
+        names = sorted({plain_name(name, index) for name in weight_map.values()})
+        if unsafe := [name for name in names if not name.endswith(".safetensors")]:
+            raise ModelError(f"{index}: names {unsafe[0]!r}, which is not a safetensors file; {CONVERT}")
+        files = [folder / name for name in names]
+    for file in files:
+        if not inside(root, file).is_file():
+            raise ModelError(f"{file}: this weights file is missing; fetch it again")
+    return files
 
 
 def _why_no_weights(folder: Path, root: Path, stem: str) -> str:
-    files = sorted(folder.iterdir()) if folder.is_dir() else []
-    unsafe = [file for file in files if file.suffix in UNSAFE]
-    if unsafe:
-        return f"{unsafe[0]}: pickled weights are not read, because loading them can run code; {CONVERT}"
-    safe = [file for file in files if file.suffix == ".safetensors"]
-    plain = [file for file in safe if file.stem in STEMS]
-    if plain:
-        return f"{plain[0]}: the library that loads this component looks for {stem}.safetensors; rename it"
     number = r"(?:-\d+-of-\d+)?"
-    named = (re.fullmatch(rf"{stem}{number}\.(\w+){number}\.safetensors", file.name) for file in safe)
-    variants = [found[1] for found in named if found]
-    if variants:
-        kind = "UNet2DConditionModel" if folder == root else "DiffusionPipeline"
-        return (
-            f"{folder}: only the variant {variants[0]!r} is there; write the whole model once without it, in Python: "
-            f"diffusers.{kind}.from_pretrained({str(root)!r}, variant={variants[0]!r}, use_safetensors=True, "
-            "dtype=torch.float16).save_pretrained(FOLDER)"
-        )
+    for file in sorted(folder.iterdir()) if folder.is_dir() else []:
+        if file.suffix in UNSAFE:
+            return f"{file}: pickled weights are not read, because loading them can run code; {CONVERT}"
+        if file.suffix == ".safetensors" and file.stem in STEMS:
+            return f"{file}: the library that loads this component looks for {stem}.safetensors; rename it"
+        if variant := re.fullmatch(rf"{stem}{number}\.(\w+){number}\.safetensors", file.name):
+            kind = "UNet2DConditionModel" if folder == root else "DiffusionPipeline"
+            return (
+                f"{folder}: only the variant {variant[1]!r} is there; write the whole model once without it, in "
+                f"Python: diffusers.{kind}.from_pretrained({str(root)!r}, variant={variant[1]!r}, "
+                "use_safetensors=True, dtype=torch.float16).save_pretrained(FOLDER)"
+            )
     return f"{folder}: no weights (looked for {stem}.safetensors and its shards); fetch them"
 
 
@@ -303,18 +290,8 @@ def bytes_digest(entry: Entry) -> str:
 
 
 def copy_range(source: IO[bytes], into: IO[bytes], start: int, size: int) -> None:
-    """Copy bytes to the end of `into`: inside the kernel where it can, through a small buffer where it cannot.
-    ModelError if the source has become too short."""
+    """Copy bytes to the end of `into`, through a small buffer. ModelError if the source has become too short."""
     done = 0
-    copy = getattr(os, "copy_file_range", None)
-    while copy and done < size:
-        try:
-            count = copy(source.fileno(), into.fileno(), min(size - done, 1 << 30), start + done)
-        except OSError:
-            break  # other file systems, old kernels: the buffer below goes on where this stopped
-        if count == 0:
-            break
-        done += count
     while done < size:
         block = os.pread(source.fileno(), min(CHUNK, size - done), start + done)
         if not block:

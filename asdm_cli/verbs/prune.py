@@ -33,7 +33,7 @@ class Plan:
         surgery, configs = self.surgery, (self.source.config("unet"), self.surgery.config)
         old, new = (
             {str(tree.module(block.address)): block.address for block in tree.blocks}
-            for tree in (surgery.donor, surgery.result)
+            for tree in (surgery.donor, surgery.left.result)
         )
         becomes = dict.fromkeys(old.values(), "")
         for module, source in surgery.sources.items():

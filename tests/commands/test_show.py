@@ -7,12 +7,12 @@ import re
 from pathlib import Path
 
 import pytest
+from asdm_cli.report.document import Report
+from asdm_cli.report.render_json import to_json
 from diffusers import UNet2DConditionModel
 
 from asdm_cli.cli import main
 from asdm_cli.records import Record, Report
-from asdm_cli.report.document import Report
-from asdm_cli.report.render_json import to_json
 from asdm_cli.report.run_directory import to_json
 from asdm_cli.unet.addresses import Anatomy
 

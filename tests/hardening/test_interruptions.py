@@ -16,12 +16,11 @@ from pathlib import Path
 
 import pytest
 import yaml
+from asdm_cli.report.document import Column, Report, Table
 
 from asdm_cli.commands import generate
-from asdm_cli.verbs import prune
 from asdm_cli.models.write import only_writer
 from asdm_cli.recipe.load import load
-from asdm_cli.report.document import Column, Report, Table
 from asdm_cli.report.run_directory import Run, run_directory
 from asdm_cli.verbs import prune
 from tests.data import tars

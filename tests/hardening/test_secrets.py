@@ -12,7 +12,6 @@ from typing import Any
 import pytest
 import yaml
 
-from asdm_cli.verbs import verb_of
 from asdm_cli.recipe.load import load
 from asdm_cli.report.run_directory import RECIPE, run_directory
 from tests.data import tars

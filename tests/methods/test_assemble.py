@@ -14,7 +14,6 @@ from asdm_cli.measure import explore_run
 from safetensors.torch import load_file, save_file
 
 from asdm_cli.console import console
-from asdm_cli.verbs import prune
 from asdm_cli.recipe.verbs import PruneRecipe
 from asdm_cli.report.run_directory import Run
 from asdm_cli.unet.weights import WEIGHTS
@@ -186,7 +185,7 @@ def test_latency_is_a_budget_too(donors: dict[str, str], explore: dict[str, Any]
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"combinations": [{"levels": SIDES, "mid": None}], "budget": {"macs_g": 1e-9}}, "explore.budget: all 1 "),
+        ({"combinations": [{"levels": SIDES, "mid": "none"}], "budget": {"macs_g": 1e-9}}, "explore.budget: all 1 "),
         ({"combinations": [{"levels": ["base"] * 5, "mid": "base"}]}, "explore.combinations[0].levels[4]: donor base"),
         ({"combinations": [{"levels": ["base"] * 4, "mid": "x"}]}, "explore.combinations[0].mid: no donor is called"),
     ],

@@ -10,13 +10,13 @@ from typing import Any
 
 import pytest
 import torch
+from asdm_cli.report.document import Table
 from safetensors.torch import load_file, save_file
 
 from asdm_cli.errors import ModelError
-from asdm_cli.verbs import bench
 from asdm_cli.recipe.patches import read_plan
 from asdm_cli.recipe.verbs import BenchRecipe, Contestant
-from asdm_cli.report.document import Table
+from asdm_cli.verbs import bench
 from tests import tiny
 from tests.carrying import carrying, every
 

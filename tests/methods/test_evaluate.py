@@ -10,20 +10,20 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from asdm_cli.report.document import Grid, Interval, Scatter, Table
 from PIL import Image
 
 from asdm_cli.errors import ModelError, RunError
-from asdm_cli.verbs import evaluate
 from asdm_cli.models.directory import find
 from asdm_cli.models.metadata import record
 from asdm_cli.recipe.load import dump
 from asdm_cli.recipe.patches import read_plan
 from asdm_cli.recipe.verbs import EvalContestant, EvalRecipe
-from asdm_cli.report.document import Grid, Interval, Scatter, Table
 from asdm_cli.report.run_directory import Run
 from asdm_cli.sampling.generate import Share
 from asdm_cli.sampling.image_set import ImageSet
 from asdm_cli.unet.flops import macs
+from asdm_cli.verbs import evaluate
 from tests import tiny
 from tests.carrying import carrying, every
 from tests.drawings import drawing as example

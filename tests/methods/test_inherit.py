@@ -17,9 +17,9 @@ from PIL import Image
 import asdm_cli
 from asdm_cli.console import console
 from asdm_cli.errors import ModelError
-from asdm_cli.verbs import inherit
 from asdm_cli.recipe.verbs import InheritRecipe
 from asdm_cli.report.run_directory import Run
+from asdm_cli.verbs import inherit
 from tests.apart import shared
 from tests.carrying import every
 from tests.forking import plain

@@ -12,16 +12,16 @@ from typing import Any
 
 import pytest
 import yaml
+from asdm_cli.verbs.pipeline import process
 
 from asdm_cli.errors import ModelError, RunError
-from asdm_cli.verbs import METHODS
-from asdm_cli.verbs.pipeline import process
-from asdm_cli.verbs.process import checked, command, run_stage
-from asdm_cli.verbs.run import _brought
-from asdm_cli.verbs.stages import stages
 from asdm_cli.recipe.load import load
 from asdm_cli.records import Images
 from asdm_cli.report.run_directory import read
+from asdm_cli.verbs import METHODS
+from asdm_cli.verbs.process import checked, command, run_stage
+from asdm_cli.verbs.run import _brought
+from asdm_cli.verbs.stages import stages
 from tests import tiny
 from tests.apart import shared
 from tests.typed import Said, asdm

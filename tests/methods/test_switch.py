@@ -19,10 +19,10 @@ from PIL import Image
 import asdm_cli
 from asdm_cli.console import console
 from asdm_cli.errors import ModelError, RunError
-from asdm_cli.verbs import switch
 from asdm_cli.profiling.macs import Count, Counts
 from asdm_cli.recipe.verbs import SwitchRecipe
 from asdm_cli.report.run_directory import Run
+from asdm_cli.verbs import switch
 from tests.carrying import carrying, every
 from tests.turns import pruned
 from tests.typed import Said, asdm

@@ -12,14 +12,14 @@ import torch
 import yaml
 from asdm_cli.measure.generate import layout
 from asdm_cli.models.switched import read_switch
+from asdm_cli.report.document import Report
+from asdm_cli.report.render_json import from_json
 from asdm_cli.switching.pipelines import alone, scheduled, switched
 from tests.inheritance.pipes import draw
 
 import asdm_cli
 from asdm_cli.console import console
 from asdm_cli.models.directory import find
-from asdm_cli.report.document import Report
-from asdm_cli.report.render_json import from_json
 from asdm_cli.sampling.generate import layout
 from tests.data import tars
 from tests.turns import EVERY_OTHER, SWITCH, pruned, switch, switching

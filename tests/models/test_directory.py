@@ -10,13 +10,13 @@ from typing import Any
 
 import pytest
 import torch
-from asdm_cli.verbs.prune import plan as prune
 
 from asdm_cli.errors import ModelError
 from asdm_cli.models.directory import CLASSES, find
 from asdm_cli.models.load import load_pipeline
 from asdm_cli.models.write import assemble_directory
 from asdm_cli.recipe.verbs import PruneRecipe
+from asdm_cli.verbs.prune import plan as prune
 
 
 @pytest.fixture

@@ -156,3 +156,37 @@ def test_presets_are_copies() -> None:
     assert preset("sd15")["block_out_channels"] == [320, 640, 1280, 1280]
     with pytest.raises(ModelError, match="sd15, sd21, sdxl"):
         preset("sd3")
+
+
+PAIRS = {*(f"down.{i}.1" for i in range(4)), *(f"up.{i}.1" for i in range(4))}
+SETS = {
+    "base": PAIRS,
+    "small": PAIRS | {"mid"},
+    "tiny": (PAIRS - {"down.3.1", "up.0.1"}) | {"mid", "down.3", "up.0", "down.2.sampler"},
+}
+"""BK-SDM's lists of removed modules (arXiv 2305.15798), in addresses."""
+
+
+@pytest.mark.parametrize("name", SETS)
+def test_named_sets(name: str) -> None:
+    """On SD as published, and by the same rule on other shapes; what is left lacks the set."""
+    for model in ("sd15", "sd21"):
+        assert Anatomy.of(preset(model)).match(name) == SETS[name]
+    for model in tiny.SHAPES if name != "tiny" else ("sd15", "sd21"):
+        config = remove(tiny.SHAPES[model], name).config
+        assert config["layers_per_block"] == 1
+        with pytest.raises(ModelError, match="lacks all of it already"):
+            Anatomy.of(config).match("base")
+
+
+def test_named_sets_on_other_shapes() -> None:
+    xl = Anatomy.of(preset("sdxl"))
+    base = {f"{side}.{i}.1" for side in ("down", "up") for i in range(3)}
+    assert (xl.match("base"), xl.match("small")) == (base, base | {"mid"})
+    uneven = Anatomy.of(tiny.shape("sd15", layers_per_block=[3, 1, 2, 1]))
+    assert uneven.match("base") == {"down.0.1", "down.0.2", "up.3.1", "up.3.2", "down.2.1", "up.1.1"}
+    with pytest.raises(ModelError, match=r"2560|1920"):  # its deepest levels differ in width
+        remove(preset("sdxl"), "tiny")
+    one = tiny.shape("sd15", block_out_channels=[8], down_block_types=["DownBlock2D"], up_block_types=["UpBlock2D"])
+    with pytest.raises(ModelError, match="one level only"):
+        Anatomy.of(one).match("tiny")

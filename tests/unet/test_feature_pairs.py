@@ -32,58 +32,40 @@ def pairs(found: list[FeaturePair]) -> list[tuple[str, str]]:
     return [pair for tap in found for pair in zip(tap.student_modules, tap.teacher_modules, strict=True)]
 
 
-@pytest.mark.parametrize("shape", ["sd15", "sd21"])
-@pytest.mark.parametrize("removed", ["base", "small"])
-def test_base_and_small_have_the_eight_pairs_of_bk_sdm(shape: str, removed: str) -> None:
-    found = feature_pairs(student(shape, removed), Anatomy.of(preset(shape)), BLOCKS)
-    assert pairs(found) == [(name, name) for name in EIGHT]
+SIX = [
+    ("down_blocks.0", "down_blocks.0"),
+    ("down_blocks.1", "down_blocks.1"),
+    ("down_blocks.2.attentions.0.proj_out", "down_blocks.2.attentions.1.proj_out"),
+    ("up_blocks.0", "up_blocks.1"),
+    ("up_blocks.1", "up_blocks.2"),
+    ("up_blocks.2", "up_blocks.3"),
+]
+INNER = "down_blocks.2.attentions.{}.transformer_blocks.{}.attn1"
 
 
-@pytest.mark.parametrize("shape", ["sd15", "sd21"])
-def test_tiny_has_the_six_pairs_of_bk_sdm(shape: str) -> None:
-    found = feature_pairs(student(shape, "tiny"), Anatomy.of(preset(shape)), BLOCKS)
-    assert pairs(found) == [
-        ("down_blocks.0", "down_blocks.0"),
-        ("down_blocks.1", "down_blocks.1"),
-        ("down_blocks.2.attentions.0.proj_out", "down_blocks.2.attentions.1.proj_out"),
-        ("up_blocks.0", "up_blocks.1"),
-        ("up_blocks.1", "up_blocks.2"),
-        ("up_blocks.2", "up_blocks.3"),
-    ]
-    assert [(tap.student, tap.teacher) for tap in found][2] == ("down.2.0.attn", "down.2.1.attn")
-
-
-def test_sdxl_has_six_pairs() -> None:
-    found = feature_pairs(student("sdxl", "base"), Anatomy.of(preset("sdxl")), BLOCKS)
-    assert pairs(found) == [(f"{side}_blocks.{i}",) * 2 for side in ("down", "up") for i in range(3)]
-
-
-def test_layers_are_paired_from_the_end() -> None:
-    found = feature_pairs(student("sd15", "base"), Anatomy.of(preset("sd15")), ["down.1.?", "up.2.?"])
-    assert pairs(found) == [
-        ("down_blocks.1.attentions.0", "down_blocks.1.attentions.1"),
-        ("up_blocks.2.attentions.0", "up_blocks.2.attentions.1"),
-        ("up_blocks.2.attentions.1", "up_blocks.2.attentions.2"),
-    ]
-
-
-def test_parts_of_transformers_are_paired_one_by_one() -> None:
-    teacher = Anatomy.of(preset("sdxl"))
-    found = feature_pairs(student("sdxl", "base"), teacher, "down.2.*.self")
-    assert [(tap.student, tap.teacher) for tap in found] == [("down.2.0.self", "down.2.1.self")]
-    inner = "down_blocks.2.attentions.{}.transformer_blocks.{}.attn1"
-    assert pairs(found) == [(inner.format(0, k), inner.format(1, k)) for k in range(10)]
-
-
-def test_a_resampler_and_a_resnet_answer_to_their_like() -> None:
-    found = feature_pairs(
-        student("sd15", "base"), Anatomy.of(preset("sd15")), ["down.0.sampler", "down.3.0.resnet", "mid"]
-    )
-    assert pairs(found) == [
-        ("down_blocks.0.downsamplers.0", "down_blocks.0.downsamplers.0"),
-        ("down_blocks.3.resnets.0", "down_blocks.3.resnets.1"),
-        ("mid_block", "mid_block"),
-    ]
+@pytest.mark.parametrize(
+    ("shape", "removed", "patterns", "wanted"),
+    [
+        *((shape, removed, BLOCKS, [(name, name) for name in EIGHT]) for shape in ("sd15", "sd21")
+          for removed in ("base", "small")),
+        *((shape, "tiny", BLOCKS, SIX) for shape in ("sd15", "sd21")),
+        ("sdxl", "base", BLOCKS, [(f"{side}_blocks.{i}",) * 2 for side in ("down", "up") for i in range(3)]),
+        ("sd15", "base", ["down.1.?", "up.2.?"], [
+            ("down_blocks.1.attentions.0", "down_blocks.1.attentions.1"),
+            ("up_blocks.2.attentions.0", "up_blocks.2.attentions.1"),
+            ("up_blocks.2.attentions.1", "up_blocks.2.attentions.2"),
+        ]),
+        ("sdxl", "base", "down.2.*.self", [(INNER.format(0, k), INNER.format(1, k)) for k in range(10)]),
+        ("sd15", "base", ["down.0.sampler", "down.3.0.resnet", "mid"], [
+            ("down_blocks.0.downsamplers.0", "down_blocks.0.downsamplers.0"),
+            ("down_blocks.3.resnets.0", "down_blocks.3.resnets.1"),
+            ("mid_block", "mid_block"),
+        ]),
+    ],
+)  # fmt: skip
+def test_pairs(shape: str, removed: str, patterns: Any, wanted: list[tuple[str, str]]) -> None:
+    """BK-SDM's own eight and six; layers from the end; parts of transformers one by one; resamplers and resnets."""
+    assert pairs(feature_pairs(student(shape, removed), Anatomy.of(preset(shape)), patterns)) == wanted
 
 
 @pytest.mark.parametrize("layers", [[1, 1, 2, 2], [2, 1, 1, 2], [1, 2, 1, 1]])

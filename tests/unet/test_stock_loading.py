@@ -19,7 +19,7 @@ from asdm_cli.unet.blocks import read_blocks
 from asdm_cli.unet.surgery import apply, remove
 from asdm_cli.unet.weights import WEIGHTS, copy_tensors, open_checkpoint
 from tests import tiny
-from tests.stock import answers, ask
+from tests.stock import answers, ask, shapes
 
 Cut = Callable[[UNet2DConditionModel], None]
 UNEVEN = {
@@ -126,30 +126,6 @@ def test_removing_nothing_gives_the_donors_output(tmp_path: Path) -> None:
             expected.append(donor(**torch.load(tmp_path / model / "pruned" / "inputs.pt")).sample)
     found = answers([tmp_path / model / "pruned" for model in tiny.SHAPES], tmp_path)
     assert [torch.equal(*pair) for pair in zip(found, expected, strict=True)] == [True] * 3
-
-
-@st.composite
-def shapes(draw: st.DrawFn) -> dict[str, Any]:
-    """A UNet of one to four levels, of any widths, layer counts, block types and depths that stock diffusers builds."""
-    count = draw(st.integers(1, 4))
-
-    def each(choices: st.SearchStrategy[Any]) -> list[Any]:
-        return draw(st.lists(choices, min_size=count, max_size=count))
-
-    layers = each(st.integers(1, 3))
-    depth = each(st.integers(1, 2))
-    return tiny.shape(
-        "sd15",
-        block_out_channels=each(st.sampled_from([4, 4, 8])),
-        layers_per_block=draw(st.sampled_from([layers, layers[0]])),
-        down_block_types=each(st.sampled_from(["DownBlock2D", "CrossAttnDownBlock2D"])),
-        up_block_types=each(st.sampled_from(["UpBlock2D", "CrossAttnUpBlock2D"])),
-        mid_block_type=draw(st.sampled_from([None, "UNetMidBlock2D", "UNetMidBlock2DCrossAttn"])),
-        attention_head_dim=draw(st.sampled_from([1, each(st.sampled_from([1, 2]))])),
-        transformer_layers_per_block=draw(st.sampled_from([1, depth])),
-        use_linear_projection=draw(st.booleans()),
-        sample_size=16,
-    )
 
 
 def _removals(config: dict[str, Any]) -> st.SearchStrategy[list[str]]:

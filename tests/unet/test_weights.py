@@ -53,17 +53,12 @@ def test_headers_tell_names_shapes_and_dtypes(folder: Path) -> None:
 
 
 @pytest.mark.parametrize("sharded", [False, True])
-@pytest.mark.parametrize("in_kernel", [False, True])
-def test_copies_bytes_under_new_names(
-    tmp_path: Path, sharded: bool, in_kernel: bool, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_copies_bytes_under_new_names(tmp_path: Path, sharded: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     if sharded:
         shard(tmp_path)
     else:
         save_file(TENSORS, tmp_path / WEIGHTS)
-    if not in_kernel:
-        monkeypatch.delattr("os.copy_file_range", raising=False)
-        monkeypatch.setattr(weights, "CHUNK", 5)
+    monkeypatch.setattr(weights, "CHUNK", 5)
     have = open_checkpoint(tmp_path).tensors
     copy_tensors({f"new.{name}": entry for name, entry in have.items()}, tmp_path / "out.safetensors")
     copied = load_file(tmp_path / "out.safetensors")
@@ -80,8 +75,7 @@ def test_a_part_is_copied_without_the_rest(folder: Path) -> None:
     assert (folder / "out.safetensors").stat().st_size < 200
 
 
-def test_memory_does_not_grow_with_the_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delattr("os.copy_file_range", raising=False)
+def test_memory_does_not_grow_with_the_file(tmp_path: Path) -> None:
     save_file({f"t{i}": torch.rand(1 << 20) for i in range(16)}, tmp_path / WEIGHTS)
     have = open_checkpoint(tmp_path).tensors
     tracemalloc.start()

@@ -123,7 +123,7 @@ def test_the_model_remembers_what_was_taken_from_whom(run: Path, base: Path, tmp
     assert step["donors"]["base"]["history"][0]["verb"] == "prune"
     assert str(base.parent) not in (run / "model/asdm.json").read_text()
     assert taken(find(str(base))) == {}
-    assert assemble(tmp_path / "again", donors={"new": str(run)}, levels=["new"] * 4, mid=None).code == 0
+    assert assemble(tmp_path / "again", donors={"new": str(run)}, levels=["new"] * 4, mid="none").code == 0
     assert list(taken(find(str(tmp_path / "again/run")))) == ["new"], "the newest assembly's donors count"
 
 

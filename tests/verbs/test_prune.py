@@ -11,13 +11,12 @@ from typing import Any
 
 import pytest
 import torch
+from asdm_cli.report.document import Report, Table
 from safetensors.torch import load_file, save_file
 
 from asdm_cli.errors import AsdmError, ModelError
-from asdm_cli.verbs import prune
 from asdm_cli.models.directory import find
 from asdm_cli.recipe.verbs import PruneRecipe
-from asdm_cli.report.document import Report, Table
 from asdm_cli.report.run_directory import Run, run_directory
 from asdm_cli.unet.surgery import apply
 from asdm_cli.unet.weights import WEIGHTS
