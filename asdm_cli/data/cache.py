@@ -14,13 +14,13 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from asdm_cli.console import note, track
 from asdm_cli.data.cache_key import COLUMNS, DONE, Wanted, note_file, read_done, read_note, tensor_file
 from asdm_cli.data.encoder import Encoder
 from asdm_cli.data.samples import Condition
 from asdm_cli.data.shards import Faults, squares
 from asdm_cli.errors import ModelError, RunError
 from asdm_cli.models.write import BusyError, only_writer, write_json, write_tensors
-from asdm_cli.progress import note, track
 
 EMPTY = "empty.safetensors"
 TICKS = 1000

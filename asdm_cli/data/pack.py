@@ -15,10 +15,10 @@ from typing import Any
 
 import webdataset
 
+from asdm_cli.console import track
 from asdm_cli.data.images import UnreadableError, file_bytes, read_rgb
 from asdm_cli.data.shards import IMAGES, Faults, as_text, lines
 from asdm_cli.errors import ModelError
-from asdm_cli.progress import track
 
 TABLES = ("metadata.jsonl", "metadata.csv", "captions.csv")
 CAPTION_COLUMNS = ("text", "caption")

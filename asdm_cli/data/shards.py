@@ -32,7 +32,7 @@ import numpy
 from asdm_cli.data.images import LARGEST_FILE, UnreadableError, square
 from asdm_cli.errors import ModelError, RunError
 from asdm_cli.models.directory import POCKET
-from asdm_cli.recipe.public import PIPE, is_withheld, public
+from asdm_cli.recipe.redact import PIPE, is_redacted, redact
 
 Decoded = TypeVar("Decoded")
 
@@ -117,7 +117,7 @@ class Shard:
     @property
     def name(self) -> str:
         """For messages and records: the path, or a digest in its place where it may hold a password."""
-        return public(self.url)
+        return redact(self.url)
 
     @property
     def file(self) -> str:
@@ -191,7 +191,7 @@ def find_shards(sources: Sequence[str], allow_pipes: bool = False) -> list[Shard
 def _expanded(source: str) -> list[str]:
     """Braces first, as shells do; a file that has braces in its name is that file."""
     is_file = "://" not in source and not source.startswith(PIPE) and Path(source).is_file()
-    if is_withheld(source) and not is_file:
+    if is_redacted(source) and not is_file:
         raise ModelError(f"{source}: stands in a record for what is not written down; give the path or address itself")
     if source in SHIPPED:
         return [str(resources.files("asdm_cli") / "pocket" / "data" / SHIPPED[source])]
@@ -203,16 +203,16 @@ def _expanded(source: str) -> list[str]:
         return list(braceexpand.braceexpand(source, escape=False))
     except ValueError as error:
         reason = f"its braces cannot be read ({error}); write {{000..009}} or {{a,b}}"
-        raise ModelError(f"{public(source)}: {reason}") from None
+        raise ModelError(f"{redact(source)}: {reason}") from None
 
 
 def _find(url: str, allow_pipes: bool) -> list[Shard]:
     if not url.startswith(PIPE):
         return _remote(url) if "://" in url else _local(url)
     if allow_pipes:
-        return [Shard(url, "pipe", 0, public(url))]
+        return [Shard(url, "pipe", 0, redact(url))]
     raise ModelError(
-        f"{public(url)}: runs a command in a shell, which a recipe may not do by itself; name the file or its URL, "
+        f"{redact(url)}: runs a command in a shell, which a recipe may not do by itself; name the file or its URL, "
         "or allow commands where you start the run"
     )
 
@@ -253,21 +253,21 @@ def _remote(url: str) -> list[Shard]:
             address = system.unstrip_protocol(name) if "*" in path else url
             about = system.info(name)
             if about.get("type") == "directory":
-                raise ModelError(f"{public(address)}: is a directory; name its shards, as in DIRECTORY/*.tar")
-            identity = f"{public(address)} {system.ukey(name)}"
+                raise ModelError(f"{redact(address)}: is a directory; name its shards, as in DIRECTORY/*.tar")
+            identity = f"{redact(address)} {system.ukey(name)}"
             found.append(Shard(address, "remote", about.get("size") or 0, identity))
     except ModelError:
         raise
     except ImportError as error:
-        raise ModelError(f"{public(url)}: needs a package that is not installed ({error})") from None
+        raise ModelError(f"{redact(url)}: needs a package that is not installed ({error})") from None
     except FileNotFoundError:
-        raise ModelError(f"{public(url)}: no such object") from None
+        raise ModelError(f"{redact(url)}: no such object") from None
     except Exception as error:  # each store has its own ways to fail
-        reason = f"{type(error).__name__}: {public(str(error))}"
+        reason = f"{type(error).__name__}: {redact(str(error))}"
         way = "give a path, or a URL such as s3://, gs:// or https://"
-        raise ModelError(f"{public(url)}: cannot be reached ({reason}); {way}") from None
+        raise ModelError(f"{redact(url)}: cannot be reached ({reason}); {way}") from None
     if not found:
-        raise ModelError(f"{public(url)}: no object has such a name; look at the pattern")
+        raise ModelError(f"{redact(url)}: no object has such a name; look at the pattern")
     return found
 
 
@@ -364,7 +364,7 @@ def _opened(shard: Shard) -> Iterator[_Stream]:
                 stream.read()  # to its end, where the command's exit code is looked at
     except OSError as error:
         code = re.search(r"exit -?\d+", str(error))  # around it stands the whole command, with all that is in it
-        reason = (code[0] if code else "it failed") if shard.kind == "pipe" else public(str(error))
+        reason = (code[0] if code else "it failed") if shard.kind == "pipe" else redact(str(error))
         raise RunError(f"{shard.name}: cannot be read ({reason}); run again, what was finished is kept") from None
 
 

@@ -30,7 +30,7 @@ from asdm_cli.models.load import in_own_memory, load_pipeline, load_unet
 from asdm_cli.models.metadata import Origin, claim, made_from, record
 from asdm_cli.models.schedulers import training_scheduler
 from asdm_cli.models.write import assemble_directory, write_config
-from asdm_cli.recipe.reads import reads
+from asdm_cli.recipe.schema import referenced_paths
 from asdm_cli.recipe.verbs import DistillRecipe
 from asdm_cli.report.document import Part, Report
 from asdm_cli.report.run_directory import TRAINING, Run
@@ -82,7 +82,7 @@ def run(plan: Plan, run: Run) -> Report:
 def _origin(plan: DistillPlan) -> Origin:
     """All that weights and pictures depend on besides the recipe; shards may be remote."""
     shards = json.dumps([shard.identity for shard in (*plan.train, *plan.held_out)])
-    return made_from(reads(plan.recipe)) | {"data": hashlib.sha256(shards.encode()).hexdigest()}
+    return made_from(referenced_paths(plan.recipe)) | {"data": hashlib.sha256(shards.encode()).hexdigest()}
 
 
 def _dataset(plan: DistillPlan, held_out: bool = False) -> Dataset:

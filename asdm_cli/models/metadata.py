@@ -10,18 +10,16 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from pydantic import BaseModel, Field, ValidationError
+from pydantic import BaseModel, Field
 
 from asdm_cli import __version__
-from asdm_cli.errors import ModelError, RecipeError, RunError
+from asdm_cli.errors import ModelError, RunError
 from asdm_cli.inheritance.course import Nodes
 from asdm_cli.models.directory import POCKET, ModelDirectory, find
 from asdm_cli.models.write import write_json
+from asdm_cli.recipe.messages import validated
 from asdm_cli.recipe.patches import InheritPlan, Rules, Switch
-from asdm_cli.recipe.reads import places
-from asdm_cli.recipe.schema import Strict
-from asdm_cli.recipe.source import Mark, Source
-from asdm_cli.recipe.words import faults
+from asdm_cli.recipe.schema import Strict, places
 from asdm_cli.unet.anatomy import Anatomy
 from asdm_cli.unet.weight_files import inside, read_mapping
 
@@ -56,12 +54,7 @@ def read_metadata(directory: ModelDirectory) -> Metadata:
     file = directory.path / FILE
     if not (file.exists() or file.is_symlink()):
         return Metadata()
-    held = read_mapping(inside(directory.path, file))
-    try:
-        return Metadata.model_validate(held)
-    except ValidationError as error:
-        placeless = Source(str(file), held, values={(): Mark()})
-        raise RecipeError(str(file), faults(error, placeless, Metadata)) from None
+    return validated(Metadata, read_mapping(inside(directory.path, file)), str(file))
 
 
 def history(directory: ModelDirectory) -> list[dict[str, Any]]:
