@@ -472,7 +472,7 @@ class Switch(Switching):
         yield from ((("unets", self.unets.index(name)), reserved(name)) for name in self.unets if name in NULLS)
         for name in self.plans:
             if name not in self.unets:
-                yield ("plans", name), f"no UNet is called '{name}'{did_you_mean(name, self.unets)}"
+                yield ("plans", name), f"no UNet is called {got(name)}{did_you_mean(name, self.unets)}"
 
 
 def described(rules: Switching) -> str:
@@ -523,4 +523,4 @@ def unknown_unets(parts: list[Part], known: list[str], way: Inner = ("parts",)) 
     for index, part in enumerate(parts):
         if part.unet not in (*known, *NULLS):
             hint = did_you_mean(part.unet, [*known, *NULLS])
-            yield (*way, index, "unet"), f"no UNet is called '{part.unet}'{hint}"
+            yield (*way, index, "unet"), f"no UNet is called {got(part.unet)}{hint}"
