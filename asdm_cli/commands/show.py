@@ -41,10 +41,9 @@ def show(sources: list[str], shape: str | None, page: Path | None, overwrite: bo
 
 
 def _show_run(run: Path) -> None:
-    from asdm_cli.report import merge, run_directory, terminal
+    from asdm_cli.report import run_directory, terminal
 
-    report = run_directory.read(run) if run_directory.is_of_records(run) else merge.read(run)
-    terminal.show(report, Terminal(), run / "report.html")
+    terminal.show(run_directory.read(run), Terminal(), run / "report.html")
 
 
 def _write_page(file: Path, report: Report, overwrite: bool) -> None:

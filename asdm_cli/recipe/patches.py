@@ -503,7 +503,7 @@ def unknown_unets(parts: list[Part], known: list[str], way: Inner = ("parts",)) 
     for index, part in enumerate(parts):
         if part.unet not in (*known, *NULLS):
             hint = did_you_mean(part.unet, [*known, *NULLS])
-            yield (*way, index, "unet"), f"no UNet is called '{part.unet}'{hint}"
+            yield (*way, index, "unet"), f"no UNet is called {got(part.unet)}{hint}"
 
 
 # Patches ---------------------------------------------------------------------------------------------------------------

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 from pydantic import ValidationError
 
-from asdm_cli.recipe.messages import choice, did_you_mean, faults, one_of
+from asdm_cli.recipe.messages import choice, did_you_mean, faults, got, one_of
 from asdm_cli.recipe.reader import Source, Where
 from asdm_cli.recipe.verbs import VERBS, Recipe, RunRecipe
 
@@ -88,7 +88,7 @@ def check(source: Source, recipe: RunRecipe) -> None:
             source.tell(("inputs", name), "no stage uses it; leave it out", on_key=True)
     for index, name in enumerate(recipe.lead):
         if name not in recipe.stages:
-            source.tell(("lead", index), f"no stage is called '{name}'{did_you_mean(name, list(recipe.stages))}")
+            source.tell(("lead", index), f"no stage is called {got(name)}{did_you_mean(name, list(recipe.stages))}")
 
 
 def _misled(each: Reference, recipe: RunRecipe, scope: Scope, written: Mapping[str, list[str] | None]) -> str:
@@ -107,7 +107,7 @@ def _misled(each: Reference, recipe: RunRecipe, scope: Scope, written: Mapping[s
     if each.name in recipe.stages:
         return f"the stage '{each.name}' comes later, or is this one; stages run in the order of the file"
     hint = did_you_mean(each.name, [*scope.inputs, *scope.stages])
-    return f"no input and no earlier stage is called '{each.name}'{hint}; text that begins with $ is written $$"
+    return f"no input and no earlier stage is called {got(each.name)}{hint}; text that begins with $ is written $$"
 
 
 def _check_recipe(below: Source, scope: Scope) -> list[str] | None:
@@ -115,7 +115,7 @@ def _check_recipe(below: Source, scope: Scope) -> list[str] | None:
     verb = below.data.get("verb")
     if "out" in below.data:
         below.tell(("out",), "stages have no 'out': they are kept together", on_key=True)
-    if verb not in STAGES:
+    if not isinstance(verb, str) or verb not in STAGES:
         known = list(STAGES)
         what = choice(known, verb) if "verb" in below.data else f"must be given: {one_of(known)}"
         below.tell(("verb",), "a pipeline is no stage of another" if verb == "run" else what)

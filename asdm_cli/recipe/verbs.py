@@ -13,7 +13,7 @@ from typing import Annotated, Any, ClassVar, Literal, get_args
 from pydantic import AfterValidator, Field, StringConstraints
 
 from asdm_cli.recipe import MOST
-from asdm_cli.recipe.messages import did_you_mean
+from asdm_cli.recipe.messages import did_you_mean, got
 from asdm_cli.recipe.patches import (
     NULLS,
     AnyPatch,
@@ -520,7 +520,7 @@ out: runs/assembled
         for way, name in {**{way: mid for way, mid in mids.items() if mid != NONE}, **named}.items():
             if name is not None and name not in known:
                 hint = did_you_mean(name, known)
-                yield way, f"no donor is called '{name}'{hint}; there are {', '.join(known)}"
+                yield way, f"no donor is called {got(name)}{hint}; there are {', '.join(known)}"
 
     def _uncovered(self) -> Iterator[Misfit]:
         """Blocks that nothing gives, and blocks that are given twice."""
@@ -801,7 +801,7 @@ out: runs/switched
             yield from unknown_unets(each.parts, known, ("sweep", index, "parts"))
         for index, name in enumerate(self.ratios.unets if self.ratios else []):
             if name not in known:
-                yield ("ratios", "unets", index), f"no UNet is called '{name}'{did_you_mean(name, known)}"
+                yield ("ratios", "unets", index), f"no UNet is called {got(name)}{did_you_mean(name, known)}"
         if self.search is not None and len(known) == 1 and not self.search.nulls:
             yield ("search", "nulls"), "must be true where there is one UNet only: else nothing is to choose"
         if self.parts is None and not self.sweep and self.ratios is None and self.search is None:
@@ -933,7 +933,7 @@ out: runs/worth
     def misfits(self) -> Iterator[Misfit]:
         names = [model.name for model in self.models]
         if self.reference is not None and self.reference not in names:
-            yield ("reference",), f"no contestant is called '{self.reference}'; there are {', '.join(names)}"
+            yield ("reference",), f"no contestant is called {got(self.reference)}; there are {', '.join(names)}"
         for index, model in enumerate(self.models):
             if model.random is not None:
                 yield ("models", index, "random"), "what random weights draw is worth nothing; asdm bench takes them"

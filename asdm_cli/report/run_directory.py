@@ -21,6 +21,8 @@ from asdm_cli.models.disk import explained
 from asdm_cli.models.write import MARK, clear_the_way, make_partial, only_writer, partial_path, publish
 from asdm_cli.recipe.redact import redact
 from asdm_cli.records import Images, Report
+from asdm_cli.report.document import Report
+from asdm_cli.report.render_json import from_json, to_json
 from asdm_cli.unet.weights import inside, read_mapping
 
 RECIPE = "recipe.yaml"

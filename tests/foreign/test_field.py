@@ -59,7 +59,7 @@ EXPECTED: dict[str, dict[str, str]] = {
     "sdxl-base": {},
     "sdxl-refiner": of_kind("StableDiffusionXLImg2ImgPipeline"),
     "ssd1b": {},
-    "uncond-unet2d": refused("is (of the class|a) UNet2DModel; only UNet2DConditionModel", *VERBS),
+    "uncond-unet2d": refused("is a .*UNet2DModel[;,] .*only .*UNet2DConditionModel", *VERBS),
     "vega": {},
 }
 """Model -> verb -> the words of the refusal; what is not named works."""

@@ -11,6 +11,7 @@ import pytest
 import torch
 import yaml
 from asdm_cli.measure import explore_run
+from asdm_cli.methods import prune
 from safetensors.torch import load_file, save_file
 
 from asdm_cli.console import console
