@@ -8,7 +8,7 @@ from collections.abc import Iterable
 from asdm_cli.measure.bench import Measurement
 from asdm_cli.measure.contestants import Entrant, bodies
 from asdm_cli.measure.plan_tables import plan_tables
-from asdm_cli.profiling.latency import ORDER_RULE, PASSES, latency_cut, quartiles, speedup, throughput_gain
+from asdm_cli.profiling.latency import ORDER_RULE, PASSES, quartiles, speedup
 from asdm_cli.profiling.machine import machine
 from asdm_cli.profiling.macs import Count
 from asdm_cli.profiling.memory import HOW
@@ -53,7 +53,7 @@ def _summary(measured: Measurement) -> str:
     for what, times, names in (("A UNet call", calls, list(calls)[1:]), ("An image", images, several)):
         for name in names:
             ratio = _speedup(times, name)
-            cut = f"latency cut {latency_cut(ratio.value):.1f} %, throughput gain {throughput_gain(ratio.value):.1f} %"
+            cut = f"latency cut {100 * (1 - 1 / ratio.value):.1f} %, throughput gain {100 * (ratio.value - 1):.1f} %"
             sentences.append(f"{what} of {name}: speed-up {ratio.value:.3f} ({cut}).")
     return " ".join(sentences)
 
@@ -133,8 +133,8 @@ def _speed_rows(what: str, times: dict[str, list[float]]) -> Iterable[Row]:
             "name": name,
             "against": next(iter(times)),
             "speedup": ratio,
-            "latency_cut_pct": latency_cut(ratio.value),
-            "throughput_gain_pct": throughput_gain(ratio.value),
+            "latency_cut_pct": 100 * (1 - 1 / ratio.value),
+            "throughput_gain_pct": 100 * (ratio.value - 1),
         }
 
 

@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from asdm_cli.measure.eval_plan import EvalPlan
-from asdm_cli.metrics.suite import RECALLS, MetricSuite
+from asdm_cli.metrics.suite import RECALLS, MetricSuite, needed
 from asdm_cli.models.load import device_and_dtype
 from asdm_cli.records import Interval, Record
 from asdm_cli.report.document import Column
@@ -51,4 +51,4 @@ def columns(wanted: tuple[str, ...], network: str) -> list[Column]:
 
 
 def network_of(suite: MetricSuite) -> str:
-    return suite.network(suite.settings.features).title if "features" in suite.settings.needs else ""
+    return suite.network(suite.settings.features).title if "features" in needed(suite.settings.metrics) else ""

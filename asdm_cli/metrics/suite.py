@@ -69,10 +69,6 @@ class MetricSettings:
     confidence: float
     seed: int
 
-    @property
-    def needs(self) -> set[str]:
-        return needed(self.metrics)
-
 
 def needed(metrics: Iterable[str]) -> set[str]:
     return {need for metric in metrics for need in METRICS[metric].needs}
@@ -140,7 +136,7 @@ class MetricSuite:
         settings = self.settings
         few = f"(FD {FRECHET_RESAMPLES} at most), seed {settings.seed}"
         card: Card = {"bootstrap": f"{settings.bootstrap} resamples of pictures {few}"}
-        if "features" in settings.needs:
+        if "features" in needed(settings.metrics):
             network = self.network(settings.features)
             card |= {"feature_network": network.title, "feature_resize": network.resize}
         if settings.clip:

@@ -57,7 +57,11 @@ def in_fresh_process(name: str, function: Callable[..., Result], *arguments: obj
         done, result = here.recv()
     except EOFError:
         child.join()
-        raise RunError(f"contestant {name!r}: the process that measured it {_died_of(child.exitcode or 0)}") from None
+        code = child.exitcode or 0
+        died = f"was killed by {signal.Signals(-code).name}" if code < 0 else f"ended with exit code {code}"
+        if code == -signal.SIGKILL:
+            died += ", most likely because memory ran out; use a smaller `size` or a smaller model"
+        raise RunError(f"contestant {name!r}: the process that measured it {died}") from None
     child.join()
     if done:
         return result
@@ -72,27 +76,13 @@ def _answer(there: Connection, function: Callable[..., object], arguments: Itera
     there.send(answer)
 
 
-def _died_of(code: int) -> str:
-    if code >= 0:
-        return f"ended with exit code {code}"
-    killed = f"was killed by {signal.Signals(-code).name}"
-    if -code != signal.SIGKILL:
-        return killed
-    return f"{killed}, most likely because memory ran out; use a smaller `size` or a smaller model"
-
-
 def measure_memory(components: Iterable[torch.nn.Module], work: Callable[[], object], device: torch.device) -> Memory:
     """Of these networks, at `work`."""
-    weights = weight_bytes(components)
-    return Memory(weights, weights + growth(work, device))
-
-
-def weight_bytes(components: Iterable[torch.nn.Module]) -> int:
-    """Also reads every weight, so that those that lie in a mapped file are in memory afterwards."""
     tensors = [tensor for part in components for tensor in (*part.parameters(), *part.buffers())]
     for tensor in tensors:
-        tensor.detach().sum()
-    return sum(tensor.nbytes for tensor in tensors)
+        tensor.detach().sum()  # what lies in a mapped file is in memory only once it was read
+    weights = sum(tensor.nbytes for tensor in tensors)
+    return Memory(weights, weights + growth(work, device))
 
 
 def growth(work: Callable[[], object], device: torch.device) -> int:
