@@ -22,16 +22,6 @@ import torch
 from asdm_cli.errors import RunError
 
 Result = TypeVar("Result")
-
-
-@dataclass(frozen=True)
-class Memory:
-    """Bytes: `weights` of everything that is loaded, and `peak` with the work's own on top."""
-
-    weights: int
-    peak: int
-
-
 STATUS = Path("/proc/self/status")
 FEW_STEPS = 3
 """UNet steps of the image whose peak is taken: enough for a sampler's history to fill; more change no peak."""
@@ -42,6 +32,14 @@ HOW = {
 """Device type -> how its peak is found."""
 
 
+@dataclass(frozen=True)
+class Memory:
+    """Bytes: `weights` of everything that is loaded, and `peak` with the work's own on top."""
+
+    weights: int
+    peak: int
+
+
 def in_fresh_process(name: str, function: Callable[..., Result], *arguments: object) -> Result:
     """What `function` returns, or raises, in a process of its own. RunError that says what it died of, for this set-up.
 
@@ -50,7 +48,7 @@ def in_fresh_process(name: str, function: Callable[..., Result], *arguments: obj
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload([function.__module__])
     here, there = context.Pipe(duplex=False)
-    child = context.Process(target=_answer, args=(there, function, arguments))
+    child = context.Process(target=_answer, args=(there, function, arguments), daemon=True)
     child.start()
     there.close()
     try:
@@ -71,7 +69,7 @@ def in_fresh_process(name: str, function: Callable[..., Result], *arguments: obj
 def _answer(there: Connection, function: Callable[..., object], arguments: Iterable[object]) -> None:
     try:
         answer = True, function(*arguments)
-    except Exception as error:
+    except BaseException as error:  # Ctrl-C too
         answer = False, error
     there.send(answer)
 
