@@ -14,6 +14,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from asdm_cli.console import note, track
 from asdm_cli.data.cache_key import COLUMNS, DONE, Wanted, note_file, read_done, read_note, tensor_file
 from asdm_cli.data.encoder import Encoder
 from asdm_cli.data.faults import Faults
@@ -22,7 +23,6 @@ from asdm_cli.data.shards import squares
 from asdm_cli.data.whole_files import write_json, write_tensors
 from asdm_cli.errors import ModelError, RunError
 from asdm_cli.models.lock import BusyError, only_writer
-from asdm_cli.progress import note, track
 
 EMPTY = "empty.safetensors"
 TICKS = 1000

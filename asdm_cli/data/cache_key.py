@@ -19,7 +19,7 @@ from asdm_cli.data.shards import DATA_FORMAT
 from asdm_cli.data.sources import Shard
 from asdm_cli.errors import ModelError
 from asdm_cli.models.source import TEXTS, ModelDirectory
-from asdm_cli.recipe.schema import MOST
+from asdm_cli.recipe import MOST
 from asdm_cli.unet.weight_files import read_mapping
 
 CACHE_FORMAT = 1

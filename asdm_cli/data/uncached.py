@@ -17,7 +17,7 @@ from asdm_cli.data.images import UnreadableError, square
 from asdm_cli.data.samples import Batch
 from asdm_cli.data.sources import Shard, reading_store
 from asdm_cli.errors import ModelError, RunError
-from asdm_cli.recipe.public import public
+from asdm_cli.recipe.redact import redact
 
 
 def check_seekable(shards: Sequence[Shard]) -> None:
@@ -71,7 +71,7 @@ class EncodedEachTime:
             return [square(data, self.encoder.resolution) for data in _read(shard, spans)]
         except (OSError, UnreadableError) as error:
             raise RunError(
-                f"{shard.name}: cannot be read as it was indexed ({public(str(error))}); did it change?"
+                f"{shard.name}: cannot be read as it was indexed ({redact(str(error))}); did it change?"
             ) from None
 
 

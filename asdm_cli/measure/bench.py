@@ -7,13 +7,13 @@ from dataclasses import dataclass
 
 import torch
 
+from asdm_cli.console import note
 from asdm_cli.errors import blame
 from asdm_cli.measure.contestants import Contestant, Entrant, Protocol, bodies, build, build_all
 from asdm_cli.measure.plan_times import PlanTimes, time_plans
 from asdm_cli.profiling.latency import Work, block_seconds, stopwatch, time_interleaved
 from asdm_cli.profiling.macs import Counts, count
 from asdm_cli.profiling.memory import FEW_STEPS, Memory, in_fresh_process, measure_memory
-from asdm_cli.progress import note
 from asdm_cli.switching.pipelines import switched
 
 Times = dict[int, dict[str, list[float]]]

@@ -22,12 +22,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from asdm_cli.console import track
 from asdm_cli.errors import RunError, blame
 from asdm_cli.inheritance.noise import coordinates
 from asdm_cli.inheritance.pipelines import unet_calls
 from asdm_cli.measure.players import Player, on_stage
 from asdm_cli.models.origin import Origin
-from asdm_cli.progress import track
 from asdm_cli.sampling.generate import SamplingSettings, prompt_seed
 from asdm_cli.switching.pipelines import switched
 from asdm_cli.switching.search import FARTHEST, GAPS, GRID, Choices

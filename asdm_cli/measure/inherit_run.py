@@ -7,13 +7,13 @@ from dataclasses import dataclass, field, replace
 
 from diffusers.pipelines.pipeline_utils import DiffusionPipeline
 
+from asdm_cli.console import track
 from asdm_cli.errors import blame
 from asdm_cli.inheritance.course import Resting
 from asdm_cli.measure.contestants import image_call, networks
 from asdm_cli.measure.players import Player, on_stage
 from asdm_cli.profiling.latency import clocked, round_robin, stopwatch
 from asdm_cli.profiling.macs import Counts, count
-from asdm_cli.progress import track
 from asdm_cli.sampling.generate import SamplingSettings, Share, draw
 from asdm_cli.sampling.image_set import ImageSet
 from asdm_cli.switching.inheriting import engines, last_cache_bytes, last_steps

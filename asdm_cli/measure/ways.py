@@ -12,6 +12,7 @@ from pathlib import Path
 from accelerate import PartialState
 from diffusers.pipelines.pipeline_utils import DiffusionPipeline
 
+from asdm_cli.console import track
 from asdm_cli.errors import ModelError, RunError
 from asdm_cli.measure.eval_plan import EvalPlan, make_plan
 from asdm_cli.measure.inherit_run import cost, draw_share, take_turns
@@ -23,7 +24,6 @@ from asdm_cli.models.origin import Origin, claim
 from asdm_cli.models.schedulers import planned_scheduler
 from asdm_cli.models.source import ModelDirectory
 from asdm_cli.profiling.machine import machine, versions
-from asdm_cli.progress import track
 from asdm_cli.recipe.patches import Switching
 from asdm_cli.recipe.verbs import Comparing, Drawing, EvalContestant, EvalRecipe
 from asdm_cli.records import Card

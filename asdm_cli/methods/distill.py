@@ -27,7 +27,7 @@ from asdm_cli.models.provenance import record
 from asdm_cli.models.schedulers import training_scheduler
 from asdm_cli.models.write import assemble_directory, write_config
 from asdm_cli.profiling.machine import machine
-from asdm_cli.recipe.reads import reads
+from asdm_cli.recipe.schema import referenced_paths
 from asdm_cli.recipe.verbs import DistillRecipe
 from asdm_cli.records import Card
 from asdm_cli.report.document import Part, Report
@@ -83,7 +83,7 @@ def run(plan: Plan, run: Run) -> Report:
 def _origin(plan: DistillPlan) -> Origin:
     """All that weights and pictures depend on besides the recipe; shards may be remote."""
     shards = json.dumps([shard.identity for shard in (*plan.train, *plan.held_out)])
-    return made_from(reads(plan.recipe)) | {"data": hashlib.sha256(shards.encode()).hexdigest()}
+    return made_from(referenced_paths(plan.recipe)) | {"data": hashlib.sha256(shards.encode()).hexdigest()}
 
 
 def _dataset(plan: DistillPlan, held_out: bool = False) -> Dataset:

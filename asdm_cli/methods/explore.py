@@ -9,6 +9,7 @@ from dataclasses import asdict, dataclass, replace
 from accelerate import PartialState
 from diffusers import UNet2DConditionModel
 
+from asdm_cli.console import track
 from asdm_cli.errors import ModelError, RunError
 from asdm_cli.measure.eval_plan import EvalPlan, make_plan
 from asdm_cli.measure.explore_report import (
@@ -29,7 +30,6 @@ from asdm_cli.models.schedulers import set_sampler
 from asdm_cli.models.write import takes
 from asdm_cli.profiling.latency import ORDER_RULE
 from asdm_cli.profiling.machine import machine, versions
-from asdm_cli.progress import track
 from asdm_cli.recipe.verbs import AssembleRecipe, EvalContestant, EvalRecipe, Explore, Pictures
 from asdm_cli.records import Card
 from asdm_cli.report.document import Cell, Column, Interval, Report, Table

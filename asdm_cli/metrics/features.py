@@ -15,9 +15,9 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from asdm_cli.console import track
 from asdm_cli.errors import ModelError, RunError
 from asdm_cli.models.load import Clip
-from asdm_cli.progress import track
 from asdm_cli.sampling.image_set import ImageSet
 
 BATCH = 4

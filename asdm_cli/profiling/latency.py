@@ -16,8 +16,8 @@ import numpy as np
 import torch
 from torch import nn
 
+from asdm_cli.console import track
 from asdm_cli.errors import blame
-from asdm_cli.progress import track
 from asdm_cli.records import Interval
 from asdm_cli.unet.anatomy import Anatomy
 from asdm_cli.unet.cost import OUTSIDE

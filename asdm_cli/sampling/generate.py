@@ -25,8 +25,8 @@ from diffusers import UNet2DConditionModel
 from diffusers.pipelines.pipeline_utils import DiffusionPipeline
 from PIL.Image import Image
 
+from asdm_cli.console import bar, note
 from asdm_cli.errors import RunError
-from asdm_cli.progress import bar, note
 
 SMALL = 100_000_000
 """UNets of fewer parameters leave most of their time to per-call overhead, so they draw ROWS images per call."""

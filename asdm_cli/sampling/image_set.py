@@ -15,10 +15,10 @@ from diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion_img2img impo
 from PIL import Image
 from torch import Tensor
 
+from asdm_cli.console import track
 from asdm_cli.data.images import CROP, UnreadableError, cut, is_whole, read_file
 from asdm_cli.errors import RunError
 from asdm_cli.models.origin import Origin, claim
-from asdm_cli.progress import track
 from asdm_cli.sampling.prompts import PromptList, real_images
 
 

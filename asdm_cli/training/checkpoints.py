@@ -9,9 +9,9 @@ from typing import Any
 
 import torch
 
+from asdm_cli.console import note
 from asdm_cli.errors import RunError
 from asdm_cli.models.write import sync
-from asdm_cli.progress import note
 
 _PREFIX = "step-"
 STATE = "state.pt"

@@ -15,8 +15,8 @@ from accelerate.state import AcceleratorState
 from accelerate.utils import gather_object
 from torch import Tensor, nn
 
+from asdm_cli.console import bar, note
 from asdm_cli.errors import RunError
-from asdm_cli.progress import figures_bar, note
 from asdm_cli.training import checkpoints
 from asdm_cli.training.log import EVERY, Log, Means, Stopwatch
 from asdm_cli.training.order import Noise, Part, rows
@@ -34,12 +34,12 @@ def train(task: Task, modules: dict[str, nn.Module], plan: Plan, folder: Path) -
     finished and saved. Raises RunError for a loss that is not finite, with the last good checkpoint.
     """
     training = Training(task, modules, plan, folder)
-    with _stop_signals() as stop, training.tracked(), figures_bar("training", plan.steps, training.start) as bar:
+    with _stop_signals() as stop, training.tracked(), bar("training", plan.steps, training.start) as show:
         for step in range(training.start, plan.steps):
             training.step(step)
             done = step + 1
             if done % EVERY == 0 or done == plan.steps:
-                bar(done, training.report(done))
+                show(done, training.report(done))
             if done == plan.steps or done % plan.validate_every == 0:
                 training.validate(done)  # before it is saved: what a checkpoint leaves behind is never looked at again
             last = done == plan.steps or training.stopped(stop, done)

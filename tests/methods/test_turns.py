@@ -12,9 +12,9 @@ import torch
 import yaml
 
 import asdm_cli
+from asdm_cli.console import console
 from asdm_cli.models.source import find
 from asdm_cli.models.switched import read_switch
-from asdm_cli.progress import console
 from asdm_cli.report.document import Report
 from asdm_cli.report.render_json import from_json
 from asdm_cli.sampling.generate import layout

@@ -10,8 +10,7 @@ from asdm_cli.data.sources import find_shards
 from asdm_cli.methods import method
 from asdm_cli.methods.pipeline.stages import Stage
 from asdm_cli.metrics.features import require
-from asdm_cli.recipe.schema import Strict
-from asdm_cli.recipe.verbs import DistillRecipe, Drawing
+from asdm_cli.recipe.verbs import DistillRecipe, Drawing, Recipe
 from asdm_cli.sampling.prompts import locate
 from asdm_cli.training.gate import Faults
 from asdm_cli.training.settings import training_plan
@@ -36,7 +35,7 @@ def check_all(ready: list[Stage], waiting: list[Stage], allow_pipes: bool) -> di
     return summaries
 
 
-def _check(recipe: Strict, allow_pipes: bool) -> None:
+def _check(recipe: Recipe, allow_pipes: bool) -> None:
     faults = Faults()
     for kind, look in LOOKS:
         if isinstance(recipe, kind):
