@@ -270,7 +270,7 @@ def check(recipe: Any, prompts: PromptList, own: ModelDirectory) -> MetricSettin
         raise ModelError(f"metrics: {asked} need two pictures or more; raise `limit`")
     if "classes" in needs and recipe.features == "clip":
         raise ModelError("metrics: is needs a network that knows classes; use features: efficientnet_lite0")
-    for network in {recipe.features if need == "features" else need for need in needs & {"features", *EXTRAS}}:
+    for network in sorted({recipe.features if need == "features" else need for need in needs & {"features", *EXTRAS}}):
         require(network)
     clip = None
     if "clip" in needs or ("features" in needs and recipe.features == "clip"):
