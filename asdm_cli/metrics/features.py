@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -70,13 +71,29 @@ def feature_network(name: str, clip: Clip | None, device: torch.device) -> Featu
     """The network of that recipe name, in float32 on `device`; `clip` is needed for the name `clip` only."""
     require(name)
     if name == "efficientnet_lite0":
-        return _efficientnet(device)
+        network = efficientnet_lite0(device)
+
+        def by_efficientnet(images: Tensor) -> Features:
+            stages, last = efficientnet_stages(network, images)
+            pooled = last.mean((2, 3))
+            spread = [part for stage in stages for part in (stage.mean((2, 3)), stage.flatten(2).std(2))]
+            return Features(pooled, network.get_submodule("_fc")(pooled), torch.cat(spread, dim=1))
+
+        return FeatureNetwork("EfficientNet-Lite0", f"224, {KERNEL}", device, by_efficientnet)
     if name == "inception":
-        return _inception(device)
+        inception = _inception().to(device).eval()
+
+        def by_inception(images: Tensor) -> Features:
+            pooled, logits = inception._torch_fidelity_forward(images)
+            return Features(pooled.flatten(1), logits)
+
+        return FeatureNetwork("Inception v3", "299, bilinear as TensorFlow 1", device, by_inception)
     assert clip is not None, "the caller loads the CLIP for the features `clip`"
-    return FeatureNetwork(
-        "CLIP image tower", f"{clip.size}, {KERNEL}", device, lambda images: Features(image_embeddings(clip, images))
-    )
+
+    def by_clip(images: Tensor) -> Features:
+        return Features(image_embeddings(clip, images))
+
+    return FeatureNetwork("CLIP image tower", f"{clip.size}, {KERNEL}", device, by_clip)
 
 
 def cached_features(network: FeatureNetwork, images: ImageSet, folder: Path) -> Features:
@@ -152,31 +169,11 @@ def efficientnet_stages(network: nn.Module, images: Tensor) -> tuple[list[Tensor
     return stages, last
 
 
-def _efficientnet(device: torch.device) -> FeatureNetwork:
-    network = efficientnet_lite0(device)
-    classify = network.get_submodule("_fc")
-
-    def look(images: Tensor) -> Features:
-        stages, last = efficientnet_stages(network, images)
-        pooled = last.mean((2, 3))
-        spread = [part for stage in stages for part in (stage.mean((2, 3)), stage.flatten(2).std(2))]
-        return Features(pooled, classify(pooled), torch.cat(spread, dim=1))
-
-    return FeatureNetwork("EfficientNet-Lite0", f"224, {KERNEL}", device, look)
-
-
-def _inception(device: torch.device) -> FeatureNetwork:
+def _inception() -> Any:
     from torchmetrics.image.fid import NoTrainInceptionV3
 
     try:
-        network = NoTrainInceptionV3("inception-v3-compat", features_list=["2048", "logits_unbiased"])
+        return NoTrainInceptionV3("inception-v3-compat", features_list=["2048", "logits_unbiased"])
     except OSError as error:
         reason = "torch-fidelity downloads its weights when it is first used"
         raise RunError(f"features: inception is not there ({error}); {reason}") from None
-    network = network.to(device).eval()
-
-    def look(images: Tensor) -> Features:
-        pooled, logits = network._torch_fidelity_forward(images)
-        return Features(pooled.flatten(1), logits)
-
-    return FeatureNetwork("Inception v3", "299, bilinear as TensorFlow 1", device, look)

@@ -69,10 +69,6 @@ class MetricSettings:
     confidence: float
     seed: int
 
-    @property
-    def needs(self) -> set[str]:
-        return needed(self.metrics)
-
 
 def needed(metrics: Iterable[str]) -> set[str]:
     return {need for metric in metrics for need in METRICS[metric].needs}
@@ -140,7 +136,7 @@ class MetricSuite:
         settings = self.settings
         few = f"(FD {FRECHET_RESAMPLES} at most), seed {settings.seed}"
         card: Card = {"bootstrap": f"{settings.bootstrap} resamples of pictures {few}"}
-        if "features" in settings.needs:
+        if "features" in needed(settings.metrics):
             network = self.network(settings.features)
             card |= {"feature_network": network.title, "feature_resize": network.resize}
         if settings.clip:
@@ -274,7 +270,7 @@ def check(recipe: Any, prompts: PromptList, own: ModelDirectory) -> MetricSettin
         raise ModelError(f"metrics: {asked} need two pictures or more; raise `limit`")
     if "classes" in needs and recipe.features == "clip":
         raise ModelError("metrics: is needs a network that knows classes; use features: efficientnet_lite0")
-    for network in {recipe.features if need == "features" else need for need in needs & {"features", *EXTRAS}}:
+    for network in sorted({recipe.features if need == "features" else need for need in needs & {"features", *EXTRAS}}):
         require(network)
     clip = None
     if "clip" in needs or ("features" in needs and recipe.features == "clip"):

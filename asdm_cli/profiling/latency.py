@@ -79,16 +79,6 @@ def speedup(first: Sequence[float], this: Sequence[float], resamples: int = 2000
     return Interval(float(np.median(ratios)), float(low), float(high), "95 % bootstrap")
 
 
-def latency_cut(ratio: float) -> float:
-    """Per cent of the first set-up's time that is saved, from a speed-up of first/this."""
-    return 100.0 * (1.0 - 1.0 / ratio)
-
-
-def throughput_gain(ratio: float) -> float:
-    """Per cent more work done in the same time, from a speed-up of first/this."""
-    return 100.0 * (ratio - 1.0)
-
-
 @contextmanager
 def clocked(modules: Mapping[str, nn.Module], device: torch.device) -> Iterator[Callable[[], dict[str, list[float]]]]:
     """Yields a function that gives, by name, the seconds of each call of a module so far, its hooks included. The

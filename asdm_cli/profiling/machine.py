@@ -17,23 +17,20 @@ CPU_INFO = Path("/proc/cpuinfo")
 
 
 def machine(device: torch.device) -> Card:
+    if device.type == "cuda":
+        name = torch.cuda.get_device_name(device)
+    else:  # as the maker calls it, where the system tells
+        lines = CPU_INFO.read_text().splitlines() if CPU_INFO.exists() else []
+        names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+        name = names[0] if names else platform.processor() or platform.machine()
     return {
-        "device": f"{device}: {device_name(device)}",
+        "device": f"{device}: {name}",
         "cpu_cores": os.cpu_count() or 1,
         "torch_threads": torch.get_num_threads(),
         "system": platform.platform(terse=True),
         "versions": versions(),
         "date": datetime.now().astimezone().isoformat(timespec="seconds"),
     }
-
-
-def device_name(device: torch.device) -> str:
-    """As the maker calls it, where the system tells."""
-    if device.type == "cuda":
-        return torch.cuda.get_device_name(device)
-    lines = CPU_INFO.read_text().splitlines() if CPU_INFO.exists() else []
-    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.processor() or platform.machine()
 
 
 def versions() -> list[str]:

@@ -22,16 +22,6 @@ import torch
 from asdm_cli.errors import RunError
 
 Result = TypeVar("Result")
-
-
-@dataclass(frozen=True)
-class Memory:
-    """Bytes: `weights` of everything that is loaded, and `peak` with the work's own on top."""
-
-    weights: int
-    peak: int
-
-
 STATUS = Path("/proc/self/status")
 FEW_STEPS = 3
 """UNet steps of the image whose peak is taken: enough for a sampler's history to fill; more change no peak."""
@@ -42,6 +32,14 @@ HOW = {
 """Device type -> how its peak is found."""
 
 
+@dataclass(frozen=True)
+class Memory:
+    """Bytes: `weights` of everything that is loaded, and `peak` with the work's own on top."""
+
+    weights: int
+    peak: int
+
+
 def in_fresh_process(name: str, function: Callable[..., Result], *arguments: object) -> Result:
     """What `function` returns, or raises, in a process of its own. RunError that says what it died of, for this set-up.
 
@@ -50,14 +48,18 @@ def in_fresh_process(name: str, function: Callable[..., Result], *arguments: obj
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload([function.__module__])
     here, there = context.Pipe(duplex=False)
-    child = context.Process(target=_answer, args=(there, function, arguments))
+    child = context.Process(target=_answer, args=(there, function, arguments), daemon=True)
     child.start()
     there.close()
     try:
         done, result = here.recv()
     except EOFError:
         child.join()
-        raise RunError(f"contestant {name!r}: the process that measured it {_died_of(child.exitcode or 0)}") from None
+        code = child.exitcode or 0
+        died = f"was killed by {signal.Signals(-code).name}" if code < 0 else f"ended with exit code {code}"
+        if code == -signal.SIGKILL:
+            died += ", most likely because memory ran out; use a smaller `size` or a smaller model"
+        raise RunError(f"contestant {name!r}: the process that measured it {died}") from None
     child.join()
     if done:
         return result
@@ -67,32 +69,18 @@ def in_fresh_process(name: str, function: Callable[..., Result], *arguments: obj
 def _answer(there: Connection, function: Callable[..., object], arguments: Iterable[object]) -> None:
     try:
         answer = True, function(*arguments)
-    except Exception as error:
+    except BaseException as error:  # Ctrl-C too
         answer = False, error
     there.send(answer)
 
 
-def _died_of(code: int) -> str:
-    if code >= 0:
-        return f"ended with exit code {code}"
-    killed = f"was killed by {signal.Signals(-code).name}"
-    if -code != signal.SIGKILL:
-        return killed
-    return f"{killed}, most likely because memory ran out; use a smaller `size` or a smaller model"
-
-
 def measure_memory(components: Iterable[torch.nn.Module], work: Callable[[], object], device: torch.device) -> Memory:
     """Of these networks, at `work`."""
-    weights = weight_bytes(components)
-    return Memory(weights, weights + growth(work, device))
-
-
-def weight_bytes(components: Iterable[torch.nn.Module]) -> int:
-    """Also reads every weight, so that those that lie in a mapped file are in memory afterwards."""
     tensors = [tensor for part in components for tensor in (*part.parameters(), *part.buffers())]
     for tensor in tensors:
-        tensor.detach().sum()
-    return sum(tensor.nbytes for tensor in tensors)
+        tensor.detach().sum()  # what lies in a mapped file is in memory only once it was read
+    weights = sum(tensor.nbytes for tensor in tensors)
+    return Memory(weights, weights + growth(work, device))
 
 
 def growth(work: Callable[[], object], device: torch.device) -> int:

@@ -14,9 +14,8 @@ from __future__ import annotations
 
 import copy
 import threading
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import CancelledError, ThreadPoolExecutor
-from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -121,8 +120,10 @@ def draw(
     """
     plan = layout(pipe, len(prompts), settings.batch)
     calls = plan.calls(indices)
+    scheduler: Any = copy.deepcopy(pipe.scheduler)
+    scheduler.set_timesteps(settings.steps)  # samplers of second order make more UNet calls than steps
     at_a_time = plan.workers if reentrant else 1
-    own = threading.local()
+    stop, own = threading.Event(), threading.local()
     tokenizers = [_tokenizers(pipe) for _ in range(at_a_time)]
 
     def begin() -> None:
@@ -135,8 +136,14 @@ def draw(
         drawn = _images(pipe, own.tokenizers, [prompts[index] for index in seats], seeds, settings)
         return [(index, drawn[seats.index(index)]) for index in call]
 
+    def at_each_unet_call(*_: Any) -> None:
+        if stop.is_set():
+            raise CancelledError
+        one_more()
+
     workers = ThreadPoolExecutor(at_a_time, initializer=begin)
-    with bar(what, len(calls) * unet_calls(pipe, settings.steps)) as one_more, _at_each_call(pipe, one_more) as stop:
+    with bar(what, len(calls) * len(scheduler.timesteps)) as one_more:
+        hook = pipe.unet.register_forward_pre_hook(at_each_unet_call)
         try:
             for drawn in workers.map(one_call, calls):
                 yield from drawn
@@ -146,30 +153,7 @@ def draw(
         finally:
             stop.set()
             workers.shutdown(cancel_futures=True)
-
-
-@contextmanager
-def _at_each_call(pipe: Any, tell: Callable[[], None]) -> Iterator[threading.Event]:
-    """Tell of every UNet call in any thread; once the event is set, a call ends its drawing instead."""
-    stop = threading.Event()
-
-    def before(*_: Any) -> None:
-        if stop.is_set():
-            raise CancelledError
-        tell()
-
-    hook = pipe.unet.register_forward_pre_hook(before)
-    try:
-        yield stop
-    finally:
-        hook.remove()
-
-
-def unet_calls(pipe: DiffusionPipeline, steps: int) -> int:
-    """UNet calls of one image: samplers of second order make more than `steps`."""
-    scheduler: Any = copy.deepcopy(pipe.scheduler)
-    scheduler.set_timesteps(steps)
-    return len(scheduler.timesteps)
+            hook.remove()
 
 
 def _tokenizers(pipe: Any) -> dict[str, Any]:

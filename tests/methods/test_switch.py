@@ -14,6 +14,7 @@ import torch
 import yaml
 from asdm_cli.measure import calibration, inherit_run, ways
 from asdm_cli.measure.inherit_run import Cost
+from asdm_cli.methods import switch
 from PIL import Image
 
 import asdm_cli

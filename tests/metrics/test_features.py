@@ -50,46 +50,32 @@ def test_efficientnet_kid_orders_clean_blurred_and_noisy(tmp_path: Path) -> None
     assert kid["blurred"] > 0.02
 
 
-class Counter:
-    """A feature network that counts the pictures it looks at."""
+def test_a_set_is_looked_at_again_only_when_images_network_or_cache_are_others(tmp_path: Path) -> None:
+    seen: list[int] = []
 
-    def __init__(self) -> None:
-        self.seen = 0
+    def look(images: Tensor) -> Features:
+        seen.extend([1] * len(images))
+        return Features(images.float().mean((2, 3)), None)
 
-    def network(self, title: str = "counter") -> FeatureNetwork:
-        return FeatureNetwork(title, "none", CPU, self.look)
+    def looked_at(title: str, expected: int) -> Features:
+        seen.clear()
+        found = cached_features(FeatureNetwork(title, "none", CPU, look), images, cache)
+        assert len(seen) == expected
+        return found
 
-    def look(self, pictures: Tensor) -> Features:
-        self.seen += len(pictures)
-        return Features(pictures.float().mean((2, 3)), None)
-
-
-def test_each_set_is_looked_at_once(tmp_path: Path) -> None:
-    counter, cache = Counter(), tmp_path / "cache"
-    pictures = picture_set(tmp_path / "set", [drawing(index) for index in range(9)])
-    first = cached_features(counter.network(), pictures, cache)
-    again = cached_features(counter.network(), pictures, cache)
-    assert counter.seen == 9
-    assert torch.equal(first.pooled, again.pooled)
-    assert first.pooled.shape == (9, 3)
-    assert again.logits is None
-
-
-def test_other_pictures_other_network_or_a_torn_cache_are_looked_at_anew(tmp_path: Path) -> None:
-    counter, cache = Counter(), tmp_path / "cache"
-    pictures = picture_set(tmp_path / "set", [drawing(index) for index in range(4)])
-    cached_features(counter.network(), pictures, cache)
-    cached_features(counter.network("another"), pictures, cache)
-    assert counter.seen == 8
-    pictures.save(2, drawing(77))
-    changed = cached_features(counter.network(), pictures, cache)
-    assert counter.seen == 12
+    images, cache = picture_set(tmp_path / "set", [drawing(index) for index in range(9)]), tmp_path / "cache"
+    first = looked_at("one", 9)
+    assert torch.equal(first.pooled, looked_at("one", 0).pooled)
+    assert (first.pooled.shape, first.logits) == ((9, 3), None)
+    looked_at("another", 9)
+    images.save(2, drawing(77))
+    changed = looked_at("one", 9)
+    assert not torch.equal(changed.pooled, first.pooled)
     files = list(cache.iterdir())
     assert len(files) == 3
     for file in files:
         file.write_bytes(file.read_bytes()[:-5])
-    assert torch.equal(cached_features(counter.network(), pictures, cache).pooled, changed.pooled)
-    assert counter.seen == 16
+    assert torch.equal(looked_at("one", 9).pooled, changed.pooled)
 
 
 @pytest.mark.parametrize(

@@ -177,7 +177,7 @@ def test_two_pipelines_in_two_threads() -> None:
 
 
 def test_threads_that_share_a_unet() -> None:
-    """As measure.generate does: copies of the pipeline, a scheduler each, whatever step the others are at."""
+    """As sampling.generate does: copies of the pipeline, a scheduler each, whatever step the others are at."""
     seeds = range(4)
     alone = [fresh({"steps": 3 + seed % 2, "seed": seed}) for seed in seeds]
     with inherit(pipes.pipe(), PLAN) as handle, ThreadPoolExecutor(3) as threads:

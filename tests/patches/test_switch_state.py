@@ -189,7 +189,7 @@ def test_generations_in_a_row_are_those_of_fresh_ones(get: Get) -> None:
 
 
 def test_threads_that_share_the_unets() -> None:
-    """As measure.generate does: copies of the pipeline, a scheduler each, whatever step the others are at."""
+    """As sampling.generate does: copies of the pipeline, a scheduler each, whatever step the others are at."""
     seeds = range(4)
     with_null = rules("step", "a 3", "b 5", "extrapolate 6", "a")
 

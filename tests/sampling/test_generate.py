@@ -118,42 +118,40 @@ def test_layout_of_devices_and_sizes(
     assert layout(pipe, prompts, batch) == expected
 
 
-def test_who_stops_early_stops_the_drawing(pipe: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    begun = []
+@pytest.fixture
+def under_way(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Calls of a pipeline take a twentieth of a second; how many were under way when each began."""
+    seen: list[int] = []
+    lock = threading.Semaphore(100)
 
     def slow(_pipe: Any, prompts: list[str], *_: Any) -> list[Image.Image]:
-        begun.append(prompts)
-        time.sleep(0.05)
+        with lock:
+            seen.append(100 - lock._value)
+            time.sleep(0.05)
         return [Image.new("RGB", (8, 8))] * len(prompts)
 
     monkeypatch.setattr(generate, "_images", slow)
+    return seen
+
+
+def test_who_stops_early_stops_the_drawing(pipe: Any, under_way: list[int]) -> None:
     before = threading.active_count()
     drawing = draw(pipe, ["x"] * 80, range(80), SamplingSettings(1, 1.0, None, 0, batch=4))
     assert next(iter(drawing))[0] == 0
     drawing.close()  # type: ignore[attr-defined]
-    assert 1 <= len(begun) < 10, "of 20 calls"
+    assert 1 <= len(under_way) < 10, "of 20 calls"
     assert threading.active_count() == before
 
 
 @pytest.mark.usefixtures("threads")
-@pytest.mark.parametrize("reentrant", [True, False])
+@pytest.mark.parametrize(("reentrant", "most"), [(True, 2), (False, 1)])
 def test_only_reentrant_pipelines_are_called_side_by_side(
-    reentrant: bool, pipe: Any, monkeypatch: pytest.MonkeyPatch
+    reentrant: bool, most: int, pipe: Any, under_way: list[int]
 ) -> None:
-    inside, most = [], []
-
-    def slow(_pipe: Any, prompts: list[str], *_: Any) -> list[Image.Image]:
-        inside.append(1)
-        most.append(len(inside))
-        time.sleep(0.05)
-        inside.pop()
-        return [Image.new("RGB", (8, 8))] * len(prompts)
-
     torch.set_num_threads(2)
-    monkeypatch.setattr(generate, "_images", slow)
     settings = SamplingSettings(1, 1.0, None, 0, batch=8)
     assert len(list(draw(pipe, ["x"] * 16, range(16), settings, reentrant=reentrant))) == 16
-    assert max(most) == (2 if reentrant else 1)
+    assert max(under_way) == most
 
 
 @pytest.mark.usefixtures("threads")

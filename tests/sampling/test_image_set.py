@@ -13,7 +13,7 @@ from asdm_cli.sampling.image_set import ImageSet, to_image
 from tests.drawings import drawing, picture_set
 
 
-def test_pictures_come_back_as_they_were(tmp_path: Path) -> None:
+def test_images_come_back_as_they_were(tmp_path: Path) -> None:
     drawings = [drawing(index) for index in range(5)]
     batches = list(picture_set(tmp_path / "set", drawings).batches(2))
     assert [len(batch) for batch in batches] == [2, 2, 1]
@@ -22,7 +22,7 @@ def test_pictures_come_back_as_they_were(tmp_path: Path) -> None:
     assert [to_image(each).tobytes() for each in pixels] == [each.tobytes() for each in drawings]
 
 
-def test_missing_and_damaged_pictures_are_found(tmp_path: Path) -> None:
+def test_missing_and_damaged_images_are_found(tmp_path: Path) -> None:
     made = picture_set(tmp_path, [drawing(index) for index in range(6)])
     assert made.missing(range(6)) == []
     made.path(1).unlink()
@@ -34,7 +34,7 @@ def test_missing_and_damaged_pictures_are_found(tmp_path: Path) -> None:
         list(made.batches())
 
 
-def test_a_failed_save_leaves_no_picture(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_failed_save_leaves_no_image(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def half(_picture: Image.Image, file: Path, _format: str) -> None:
         file.write_bytes(b"half")
         raise OSError("disk full")
@@ -47,7 +47,7 @@ def test_a_failed_save_leaves_no_picture(tmp_path: Path, monkeypatch: pytest.Mon
     assert made.missing([0]) == [0]
 
 
-def test_digest_is_of_the_pictures_and_their_order(tmp_path: Path) -> None:
+def test_digest_is_of_the_images_and_their_order(tmp_path: Path) -> None:
     drawings = [drawing(index) for index in range(3)]
     one, same = picture_set(tmp_path / "a", drawings), picture_set(tmp_path / "b", drawings)
     turned = picture_set(tmp_path / "c", drawings[::-1])
