@@ -1,49 +1,465 @@
-"""`asdm`: the app, and the one place where errors become messages and exit codes."""
+"""`asdm`: one function per command, whose docstring is its help page, and the one place where errors become messages
+and exit codes. Nothing heavy is imported before a command runs."""
 
 from __future__ import annotations
 
 import errno
+import inspect
+import json
 import logging
+import os
 import traceback
-from collections.abc import Sequence
-from typing import Annotated
+import warnings
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Annotated, Any
 
 import typer
 
-from asdm_cli import __version__
-from asdm_cli.commands import check, generate, pack, schema, show, verbs
-from asdm_cli.commands.options import examples
-from asdm_cli.commands.ranks import is_first, is_lost_company
-from asdm_cli.errors import AsdmError
-from asdm_cli.models.disk import TROUBLE
-from asdm_cli.progress import hand_over, say
+from asdm_cli import __version__, console
+from asdm_cli.console import hand_over, is_first, say
+from asdm_cli.errors import AsdmError, RecipeError
+from asdm_cli.recipe import LARGEST_SEED, MOST
 
-INTERRUPTED = 130
-MACHINE = (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS, errno.EMFILE, errno.ENAMETOOLONG)
-"""Refusals of the operating system that the person in front of it can do something about."""
-
+log = logging.getLogger("asdm")
 app = typer.Typer(
     name="asdm",
-    help="Make Stable Diffusion smaller and faster, and measure what that costs.\n\n"
-    "A [bold]verb[/] reads one recipe (YAML) and writes one run directory: the recipe as resolved, report.json, "
-    "report.html and, where a model comes out, model/: a plain diffusers directory. What one verb writes, "
-    "every other verb reads.\n\n"
-    "stdout is the path of what was written; everything else goes to stderr. "
-    "Exit codes: 0 done, 2 the recipe or the arguments are wrong, 1 the run failed.",
-    epilog=examples(
-        "# prune the bundled model to BK-SDM Base, then compare the two",
-        "asdm prune recipes/prune-pocket-base.yaml",
-        "asdm bench recipes/bench-pocket.yaml",
-        "# draw with the result",
-        'asdm generate runs/prune-pocket-base "a fox" "a red apple"',
-    ),
     no_args_is_help=True,
     rich_markup_mode="rich",
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for module in (verbs, generate, pack, check, show, schema):
-    module.register(app)
+
+
+def option(*names: str, help: str, **more: Any) -> Any:
+    return typer.Option(*names, help=help, show_default=more.pop("show_default", False), **more)
+
+
+Recipe = Annotated[Path, typer.Argument(metavar="FILE", help="The recipe, a YAML file.", show_default=False)]
+Device = Annotated[
+    str | None, option("--device", metavar="NAME", help="Run on [bold]cpu[/], [bold]cuda[/], [bold]cuda:1[/], ...")
+]
+Dtype = Annotated[
+    str | None, option("--dtype", metavar="NAME", help="[bold]float32[/], [bold]bfloat16[/] or [bold]float16[/].")
+]
+Overwrite = Annotated[bool, option("--overwrite", help="Replace what asdm wrote there before.")]
+Verbose = Annotated[bool, option("--verbose", "-v", help="Show libraries' warnings, and tracebacks of bugs.")]
+Quiet = Annotated[bool, option("--quiet", "-q", help="Print nothing but errors and the result's path.")]
+Seed = Annotated[int, typer.Option(min=0, max=LARGEST_SEED, help="Prompt i is drawn with a seed made of this and i.")]
+
+OF_VERBS: dict[str, tuple[Any, Any]] = {
+    "file": (Recipe, inspect.Parameter.empty),
+    "set_": (
+        Annotated[
+            list[str] | None,
+            option(
+                "--set",
+                metavar="KEY=VALUE",
+                help="Replace one value of the recipe, as in [bold]models.0.name=teacher[/]. May be given again.",
+            ),
+        ],
+        None,
+    ),
+    "out": (
+        Annotated[str | None, option("--out", metavar="DIR", help="Write here instead of the recipe's [bold]out[/].")],
+        None,
+    ),
+    "device": (Device, None),
+    "dtype": (Dtype, None),
+    "launch": (
+        Annotated[
+            str | None,
+            option(
+                "--launch",
+                metavar="COMMAND",
+                help="Start distill, eval, inherit and switch with this, as in "
+                '[bold]"torchrun --nproc-per-node 2"[/] or [bold]"accelerate launch"[/].',
+            ),
+        ],
+        None,
+    ),
+    "allow_pipes": (
+        Annotated[
+            bool,
+            option("--allow-pipes", help="Let the recipe's [bold]pipe:[/] data sources run their shell commands here."),
+        ],
+        False,
+    ),
+    "link": (
+        Annotated[
+            bool,
+            option(
+                "--link",
+                help="Unchanged weights as hard links to the source's files: a change of one changes both.",
+            ),
+        ],
+        False,
+    ),
+    "dry_run": (Annotated[bool, option("--dry-run", help="Check everything, print the plan, and stop.")], False),
+    "overwrite": (Overwrite, False),
+    "verbose": (Verbose, False),
+    "quiet": (Quiet, False),
+}
+"""Options of verbs, in the order of their help pages: annotation and default."""
+OF_SOME = {"device", "dtype", "launch", "allow_pipes", "link"}
+"""Those that a verb has only if it says so."""
+
+
+def command(function: Callable[..., None]) -> Callable[..., None]:
+    """A command of the function's name. In its docstring, what follows a line `Examples` is lines to type."""
+    text, _, examples = (inspect.getdoc(function) or "").partition("\n\nExamples\n")
+    shown = (f"[dim]{each}[/]" if each.startswith("#") else f"  [cyan]{each}[/]" for each in examples.splitlines())
+    name = function.__name__.strip("_").replace("_", "-")
+    app.command(name, help=text, epilog="\n".join(["[bold]Examples[/]", *shown]))(function)
+    return function
+
+
+def verb(*own: str) -> Callable[[Callable[[], None]], Callable[..., None]]:
+    """A command that runs a recipe. All verbs run alike; the function is only the help page, `own` its options."""
+
+    def register(page: Callable[[], None]) -> Callable[..., None]:
+        name = page.__name__.strip("_").replace("_", "-")
+        options = {each: OF_VERBS[each] for each in OF_VERBS if each not in OF_SOME or each in own}
+
+        def run(verbose: bool, quiet: bool, **given: Any) -> None:
+            set_verbosity(verbose, quiet)
+            from asdm_cli.commands.running import run_verb
+
+            run_verb(name, **given)
+
+        run.__name__, run.__doc__ = page.__name__, page.__doc__
+        run.__annotations__ = {each: annotation for each, (annotation, _) in options.items()}
+        run.__signature__ = inspect.Signature(  # type: ignore[attr-defined]
+            [
+                inspect.Parameter(each, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=annotation)
+                for each, (annotation, default) in options.items()
+            ]
+        )
+        return command(run)
+
+    return register
+
+
+def set_verbosity(verbose: bool, quiet: bool = False) -> None:
+    if verbose and quiet:
+        raise typer.BadParameter("--verbose and --quiet exclude each other")
+    console.quiet(quiet or not is_first())
+    log.setLevel(logging.DEBUG if verbose else logging.WARNING)
+    if not verbose:
+        warnings.simplefilter("ignore")
+        for library in ("DIFFUSERS", "TRANSFORMERS"):
+            os.environ.setdefault(f"{library}_VERBOSITY", "error")
+
+
+@verb("link")
+def prune() -> None:
+    """Remove blocks or layers from a UNet.
+
+    Writes a run directory whose [bold]model/[/] plain diffusers loads.
+    Weights go from file to file: a model larger than memory is no trouble.
+
+    Examples
+    asdm prune recipes/prune-pocket-base.yaml
+    # another set, another place
+    asdm prune recipes/prune-pocket-base.yaml --set remove=small --out runs/small
+    # what would be removed, and what is left
+    asdm prune recipes/prune-pocket-base.yaml --dry-run
+    """
+
+
+@verb("link")
+def assemble() -> None:
+    """Put a UNet together from levels, blocks or layers of several.
+
+    Writes a run directory whose [bold]model/[/] plain diffusers loads, weights copied
+    from file to file. With [bold]explore[/] in the recipe it measures many combinations
+    and ranks them, and goes on where an interrupted run stopped.
+
+    Examples
+    asdm assemble recipes/assemble-pocket-1122.yaml
+    # other donors for the levels, from fine to coarse
+    asdm assemble recipes/assemble-pocket-1122.yaml --set levels=[base,base,base,original] --out runs/1112
+    # what would come from where, and nothing else
+    asdm assemble recipes/assemble-pocket-1122.yaml --dry-run
+    # all combinations under a budget, ranked
+    asdm assemble recipes/assemble-pocket-explore.yaml
+    """
+
+
+@verb("device", "allow_pipes", "link")
+def distill() -> None:
+    """Train smaller UNets against the original.
+
+    Task, output and feature losses, for one student or several that share
+    the teacher's work. Pictures and captions are encoded once and kept.
+    Stopped at any moment, the same command goes on from the last checkpoint
+    to the same weights. Each student becomes a [bold]model/[/].
+
+    Examples
+    asdm distill recipes/distill-pocket-base.yaml
+    # who learns what from which nodes, and what is known of the data
+    asdm distill recipes/distill-pocket-base.yaml --dry-run
+    # on all GPUs of a machine
+    accelerate launch -m asdm_cli distill recipes/distill-sd15-base.yaml --set teacher=PATH
+    """
+
+
+@verb("device", "dtype", "link")
+def condconv_expand() -> None:
+    """Give convolutions several experts, or fold them again.
+
+    A convolution's kernel becomes a mixture of several, chosen by a router.
+    The written model draws what it drew before; [bold]asdm distill[/] then teaches
+    it to use its experts. Stock diffusers refuses such a model, [bold]asdm_cli.load[/]
+    reads it, and [bold]fold[/] in the recipe makes it a plain one.
+
+    Examples
+    asdm condconv-expand recipes/condconv-pocket-base.yaml
+    # more experts, and what that means, but nothing written
+    asdm condconv-expand recipes/condconv-pocket-base.yaml --set expand.experts=8 --dry-run
+    # after distilling: a plain model again, which stock diffusers loads
+    asdm condconv-expand recipes/condconv-pocket-fold.yaml
+    """
+
+
+@verb("device", "dtype", "link")
+def inherit() -> None:
+    """Compute less at some steps, without training.
+
+    The features of chosen blocks, layers or units are inherited from earlier
+    steps, or forecast from them. Writes a [bold]model/[/] that carries the plan, and
+    says what it gains in speed and loses in fidelity, beside fewer steps.
+
+    Examples
+    asdm inherit recipes/inherit-pocket-block.yaml
+    # what each UNet call would compute, and nothing else
+    asdm inherit recipes/inherit-pocket-block.yaml --dry-run
+    # your own model
+    asdm inherit recipes/inherit-sd15-block.yaml --set model=PATH --out runs/mine
+    """
+
+
+@verb("device", "dtype", "link")
+def switch() -> None:
+    """Let several UNets take turns in one generation.
+
+    Each serves a part of it, from pure noise to the picture: by a schedule of
+    yours, or by one that a [bold]search[/] finds within a budget of time. Writes a
+    [bold]model/[/] that switches by itself, and says what schedules gain in speed and
+    lose in fidelity, beside fewer steps.
+
+    Examples
+    asdm switch recipes/switch-pocket-base.yaml
+    # who would serve what, and nothing else
+    asdm switch recipes/switch-pocket-base.yaml --dry-run
+    # find the best schedules within budgets of time
+    asdm switch recipes/switch-pocket-search.yaml
+    """
+
+
+@verb("device", "dtype")
+def bench() -> None:
+    """Measure what models cost, side by side.
+
+    Parameters, multiply-adds, latency and peak memory. Contestants take
+    turns, so that a machine that slows down slows all of them down.
+
+    Examples
+    asdm bench recipes/bench-pocket.yaml
+    # on a GPU, more rounds
+    asdm bench recipes/bench-pocket.yaml --device cuda --set repeats=50
+    """
+
+
+@verb("device", "dtype")
+def eval_() -> None:
+    """Measure what models' pictures are worth.
+
+    Every contestant draws the same prompts with the same seeds. The same
+    command given again after an interruption goes on where it stopped.
+
+    Examples
+    asdm eval recipes/eval-pocket.yaml
+    # a quick look at 64 prompts
+    asdm eval recipes/eval-pocket.yaml --set limit=64 --out runs/eval-quick
+    # several processes draw the same pictures, faster
+    accelerate launch -m asdm_cli eval recipes/eval-pocket.yaml
+    """
+
+
+@verb("launch", "allow_pipes", "link")
+def run() -> None:
+    """Run several recipes, each made from what earlier ones wrote.
+
+    A file with [bold]stages[/]: prune, distill, measure ... Finished stages do not
+    run again unless what they are made from has changed; stopped at any
+    moment, the same command goes on. One report shows cost and quality
+    after each stage.
+
+    Examples
+    asdm run recipes/tables/table1.yaml
+    # what is finished, what would run, and whether it could
+    asdm run recipes/tables/table1.yaml --dry-run
+    # your own model; the stages that share work on two processes
+    asdm run recipes/tables/table1.yaml --set inputs.model=PATH --launch "torchrun --nproc-per-node 2"
+    """
+
+
+@command
+def generate(
+    model: Annotated[
+        str,
+        typer.Argument(
+            metavar="MODEL", help="A model directory, a run directory or [bold]pocket[/].", show_default=False
+        ),
+    ],
+    prompts: Annotated[list[str], typer.Argument(metavar="PROMPT", help="One picture each.", show_default=False)],
+    out: Annotated[Path, typer.Option("--out", metavar="DIR", help="Where the pictures go.")] = Path("runs/generate"),
+    steps: Annotated[int, typer.Option(min=1, max=MOST, help="UNet steps per picture.")] = 25,
+    guidance: Annotated[float, typer.Option(min=1.0, max=1000.0, help="Classifier-free guidance; 1 is none.")] = 3.0,
+    seed: Seed = 0,
+    device: Device = None,
+    dtype: Dtype = None,
+    overwrite: Overwrite = False,
+    verbose: Verbose = False,
+    quiet: Quiet = False,
+) -> None:
+    """Draw pictures from prompts.
+
+    Writes 000.png, 001.png, ... and a contact sheet. Each prompt has a seed
+    of its own, made of --seed and its place in the list, so two models draw
+    the same prompts from the same noise.
+
+    Examples
+    asdm generate pocket "a fox, noto style" "a red apple" --out runs/fox
+    # the pruned model, the same seeds
+    asdm generate runs/prune-pocket-base "a fox, noto style" "a red apple" --out runs/fox-base
+    """
+    set_verbosity(verbose, quiet)
+    from asdm_cli.commands.generate import generate
+
+    settings = {"model": model, "steps": steps, "guidance": guidance, "seed": seed}
+    generate(prompts, out, settings, (device or "auto", dtype or "auto"), overwrite)
+
+
+@command
+def pack(
+    folder: Annotated[Path, typer.Argument(metavar="FOLDER", help="Pictures, at any depth.", show_default=False)],
+    out: Annotated[Path, typer.Option("--out", metavar="DIR", help="Where the shards go.", show_default=False)],
+    shard_size: Annotated[int, typer.Option("--shard-size", min=1, max=MOST, help="Samples per shard.")] = 2000,
+    shuffle: Annotated[bool, option("--shuffle", help="Mix the samples instead of keeping them by name.")] = False,
+    seed: Annotated[int, typer.Option(min=0, max=LARGEST_SEED, help="The order that --shuffle mixes them into.")] = 0,
+    strict: Annotated[bool, option("--strict", help="Write nothing if anything cannot be used.")] = False,
+    overwrite: Overwrite = False,
+    verbose: Verbose = False,
+    quiet: Quiet = False,
+) -> None:
+    """Pack a folder of pictures with captions into shards.
+
+    A caption is name.txt beside the picture, or a row of metadata.jsonl,
+    metadata.csv or captions.csv (file_name, and text or caption). Writes
+    00000.tar, 00001.tar, ... and pack.json, which lists what was left out.
+    Pictures (png, jpg, jpeg, webp) keep their bytes.
+
+    Examples
+    asdm pack photos --out data/photos
+    # then, in a recipe: train: data/photos/*.tar
+    asdm pack photos --out data/photos --shard-size 500 --shuffle --strict
+    """
+    set_verbosity(verbose, quiet)
+    from asdm_cli.commands.pack import pack
+
+    pack(folder, out, shard_size, seed if shuffle else None, strict, overwrite)
+
+
+@command
+def check(
+    files: Annotated[list[Path], typer.Argument(metavar="FILE", help="Recipes of any verb.", show_default=False)],
+    verbose: Verbose = False,
+) -> None:
+    """Check recipes without running them.
+
+    Every fault is printed with its file, line and column. Models are not
+    looked at; [bold]asdm VERB FILE --dry-run[/] does that too.
+
+    Examples
+    asdm check recipes/*.yaml
+    """
+    set_verbosity(verbose)
+    from asdm_cli.recipe.load import load
+
+    wrong = 0
+    for file in files:
+        try:
+            hand_over(f"{file}: OK, a recipe for asdm {load(file).verb}")
+        except RecipeError as error:  # the one error caught outside of main(): the next file is to be checked too
+            say(str(error))
+            wrong += 1
+    if wrong:
+        raise typer.Exit(RecipeError.exit_code)
+
+
+@command
+def show(
+    sources: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="MODEL|RUN...",
+            help="A run directory shows its report; a model directory or [bold]pocket[/] its components and UNet.",
+            show_default=False,
+        ),
+    ],
+    page: Annotated[
+        Path | None, option("--out", metavar="PAGE.html", help="Write the reports of these runs as one page instead.")
+    ] = None,
+    overwrite: Overwrite = False,
+    verbose: Verbose = False,
+) -> None:
+    """Show what a model is made of, or what a run found out.
+
+    A UNet is shown as the tree of its addresses, each with its parameters.
+    Runs of bench and eval that name the same contestants are joined on a page
+    by a plot of speed against quality.
+
+    Examples
+    # the components of a model, and the addresses that a recipe's remove: may name
+    asdm show pocket
+    # the figures of a run
+    asdm show runs/bench-pocket
+    # the model that a run wrote
+    asdm show runs/prune-pocket-base/model
+    # what models cost and what their pictures are worth, on one page
+    asdm show runs/bench-pocket runs/eval-pocket --out runs/page.html
+    """
+    set_verbosity(verbose)
+    from asdm_cli.commands.show import show
+
+    show(sources, page, overwrite)
+
+
+@command
+def schema(
+    verb: Annotated[str | None, typer.Argument(metavar="VERB", help="All of them if left out.")] = None,
+    as_markdown: Annotated[
+        bool, option("--markdown", help="Print the same for people: every key, its values, its default.")
+    ] = False,
+) -> None:
+    """Print the JSON Schema of recipes, for editors that complete and check YAML.
+
+    Examples
+    asdm schema > recipe.schema.json
+    # then, as the first line of a recipe, for editors with the YAML language server:
+    # yaml-language-server: $schema=recipe.schema.json
+    # for people
+    asdm schema prune --markdown
+    """
+    from asdm_cli.recipe.messages import choice
+    from asdm_cli.recipe.reference import json_schema, markdown
+    from asdm_cli.recipe.verbs import VERBS
+
+    if verb is not None and verb not in VERBS:
+        raise typer.BadParameter(choice(list(VERBS), verb), param_hint="VERB")
+    hand_over(markdown(verb).removesuffix("\n") if as_markdown else json.dumps(json_schema(verb), indent=2))
 
 
 def _print_version(wanted: bool) -> None:
@@ -52,51 +468,62 @@ def _print_version(wanted: bool) -> None:
         raise typer.Exit
 
 
-@app.callback()
+@app.callback(
+    epilog="[bold]Examples[/]\n"
+    "[dim]# prune the bundled model to BK-SDM Base, then compare the two[/]\n"
+    "  [cyan]asdm prune recipes/prune-pocket-base.yaml[/]\n"
+    "  [cyan]asdm bench recipes/bench-pocket.yaml[/]\n"
+    "[dim]# draw with the result[/]\n"
+    '  [cyan]asdm generate runs/prune-pocket-base "a fox" "a red apple"[/]'
+)
 def _options(
     _version: Annotated[
-        bool, typer.Option("--version", help="Print the version.", callback=_print_version, is_eager=True)
+        bool, option("--version", help="Print the version.", callback=_print_version, is_eager=True)
     ] = False,
 ) -> None:
-    pass
+    """Make Stable Diffusion smaller and faster, and measure what that costs.
+
+    A [bold]verb[/] reads one recipe (YAML) and writes one run directory: the recipe
+    as resolved, report.json, report.html and, where a model comes out, model/:
+    a plain diffusers directory. What one verb writes, every other verb reads.
+
+    stdout is the path of what was written; everything else goes to stderr.
+    Exit codes: 0 done, 2 the recipe or the arguments are wrong, 1 the run failed.
+    """
+
+
+INTERRUPTED = 130
+MACHINE = (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS, errno.EMFILE, errno.ENAMETOOLONG)
+"""Refusals of the operating system that the person in front of it can do something about."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command line (the process's own if None) and return the exit code. Raises nothing."""
+    code: object = 0
     try:
         app(args=arguments, prog_name="asdm")
     except SystemExit as end:
-        return _ended(end.code)
+        code = end.code
     except KeyboardInterrupt:
-        return _ended(INTERRUPTED)
+        code = INTERRUPTED
     except AsdmError as error:
-        return _refused(error)
+        # What the user got wrong every process finds alike; what fails in one process only that one can tell.
+        if is_first() or error.exit_code != 2:
+            say(str(error))
+        return error.exit_code
     except Exception as error:
-        return _failed(error)
-    return 0
-
-
-def _ended(code: str | int | None) -> int:
+        say(_machine_trouble(error) or f"this is a bug in asdm ({type(error).__name__}: {error}); -v shows where")
+        if log.isEnabledFor(logging.DEBUG):
+            say("".join(traceback.format_exception(error)))
+        return 1
     if code == INTERRUPTED:
         say("interrupted; the same command again goes on from what was kept, or starts anew")
     return code if isinstance(code, int) else 0
 
 
-def _refused(error: AsdmError) -> int:
-    # What the user got wrong every process finds alike; what fails in one process only that one can tell.
-    if is_first() or error.exit_code != 2:
-        say(str(error))
-    return error.exit_code
-
-
-def _failed(error: Exception) -> int:
-    say(_machine_trouble(error) or f"this is a bug in asdm ({type(error).__name__}: {error}); -v shows where")
-    if logging.getLogger("asdm").isEnabledFor(logging.DEBUG):
-        say("".join(traceback.format_exception(error)))
-    return 1
-
-
 def _machine_trouble(error: Exception) -> str:
+    from asdm_cli.models.disk import TROUBLE
+
     if isinstance(error, OSError) and error.errno in MACHINE:
         way_out = TROUBLE.get(error.errno)
         what = f"{way_out} ({error.strerror})" if way_out else error.strerror
@@ -104,7 +531,8 @@ def _machine_trouble(error: Exception) -> str:
     out_of_memory = isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError"
     if out_of_memory or "DefaultCPUAllocator" in str(error):  # torch has no kind of its own for the CPU's
         return "out of memory; try a smaller batch, a smaller size, or --dtype float16 on a GPU"
-    if is_lost_company(error):
+    lost = type(error).__name__.startswith("Dist") or "gloo/" in str(error)  # gloo's have no kind of their own
+    if isinstance(error, RuntimeError) and lost and os.environ.get("WORLD_SIZE", "1") != "1":
         return (
             "another process of this run ended or cannot be reached, and its own messages say why; "
             "then start the same command again"

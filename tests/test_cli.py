@@ -13,20 +13,18 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from PIL import Image
 
 from asdm_cli import __main__, __version__
 from asdm_cli.cli import app, main
-from asdm_cli.commands import ranks, running
-from asdm_cli.commands.generate import contact_sheet
+from asdm_cli.commands import running
+from asdm_cli.console import console, is_first
 from asdm_cli.errors import ModelError, RunError
 from asdm_cli.methods import METHODS
-from asdm_cli.progress import console
 from asdm_cli.recipe.verbs import VERBS
 from asdm_cli.report.document import Column, Report, Table
+from tests.typed import asdm
 
 COMMANDS = {*VERBS, "pack", "generate", "check", "show", "schema"}
-PRUNE = "verb: prune\nmodel: pocket\nremove: base\nout: {out}\n"
 
 
 @pytest.fixture(autouse=True)
@@ -38,18 +36,27 @@ def loud_again() -> Any:
 @pytest.fixture
 def recipe(tmp_path: Path) -> Path:
     path = tmp_path / "prune.yaml"
-    path.write_text(PRUNE.format(out=tmp_path / "run"))
+    path.write_text(f"verb: prune\nmodel: pocket\nremove: base\nout: {tmp_path / 'run'}\n")
     return path
 
 
+Installer = Callable[[Callable[..., Report] | BaseException], list[Any]]
+
+
 @pytest.fixture
-def fake_prune(monkeypatch: pytest.MonkeyPatch) -> Callable[[Callable[..., Report]], list[Any]]:
+def fake_prune(monkeypatch: pytest.MonkeyPatch) -> Installer:
     """Put a method of our own behind `asdm prune`; returns the recipes that it was given."""
 
-    def install(run: Callable[..., Report]) -> list[Any]:
+    def install(run: Callable[..., Report] | BaseException) -> list[Any]:
+        def raising(*_: object) -> Report:
+            raise run  # type: ignore[misc]
+
         seen: list[Any] = []
-        plan = SimpleNamespace(report=lambda: report("the plan"))
-        method = SimpleNamespace(RESUMABLE=False, plan=lambda recipe: seen.append(recipe) or plan, run=run)
+        method = SimpleNamespace(
+            RESUMABLE=False,
+            plan=lambda recipe: seen.append(recipe) or SimpleNamespace(report=lambda: report("the plan")),
+            run=raising if isinstance(run, BaseException) else run,
+        )
         monkeypatch.setitem(sys.modules, "tests_fake_method", method)  # type: ignore[arg-type]
         monkeypatch.setitem(METHODS, "prune", "tests_fake_method")
         return seen
@@ -62,85 +69,46 @@ def report(title: str) -> Report:
     return Report("prune", title, "A summary.", [table])
 
 
-def raises(error: BaseException) -> Callable[..., Report]:
-    def run(*_: object) -> Report:
-        raise error
-
-    return run
-
-
-def test_verbs_methods_and_commands_are_the_same() -> None:
-    registered = {command.name or command.callback.__name__ for command in app.registered_commands}  # type: ignore[union-attr]
+def test_every_verb_is_a_command_with_examples() -> None:
+    registered = {command.name for command in app.registered_commands}
     assert registered == COMMANDS
     assert set(METHODS) == set(VERBS)
-
-
-@pytest.mark.parametrize("command", sorted(COMMANDS))
-def test_help_of_every_command(command: str, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main([command, "--help"]) == 0
-    shown = capsys.readouterr().out
-    assert "Examples" in shown
-    assert f"asdm {command}" in shown
-
-
-def test_help_and_version(capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["--help"]) == 0
-    shown = capsys.readouterr().out
-    assert all(command in shown for command in COMMANDS)
-    assert main(["--version"]) == 0
-    assert capsys.readouterr().out == f"asdm {__version__}\n"
+    for command in sorted(COMMANDS):
+        said = asdm(command, "--help")
+        assert said.code == 0
+        assert f"asdm {command}" in said.out.partition("Examples")[2]
+    assert all(command in asdm("--help").out for command in COMMANDS)
+    assert asdm("--version").out == f"asdm {__version__}\n"
 
 
 def test_a_run_writes_its_directory_and_prints_its_path_only(
-    recipe: Path, tmp_path: Path, fake_prune: Any, capsys: pytest.CaptureFixture[str]
+    recipe: Path, tmp_path: Path, fake_prune: Installer
 ) -> None:
     seen = fake_prune(lambda _, run: (run.path / "made").write_text("x") and report("the result"))
-    assert main(["prune", str(recipe), "--set", "remove=[mid, up.0]", "--out", str(tmp_path / "other")]) == 0
-    out, err = capsys.readouterr()
-    assert out == f"{tmp_path / 'other'}\n"
-    assert "the plan" in err
-    assert "the result" in err
+    said = asdm("prune", recipe, "--set", "remove=[mid, up.0]", "--out", tmp_path / "other")
+    assert (said.code, said.out) == (0, f"{tmp_path / 'other'}\n")
+    assert "the plan" in said.err
+    assert "the result" in said.err
     assert seen[0].remove == ["mid", "up.0"]
-    assert {path.name for path in (tmp_path / "other").iterdir()} == {
-        ".asdm",
-        "made",
-        "recipe.yaml",
-        "report.json",
-        "report.html",
-    }
-    assert main(["check", str(tmp_path / "other" / "recipe.yaml")]) == 0
-    capsys.readouterr()
-    assert main(["show", str(tmp_path / "other")]) == 0
-    assert "8.75" in capsys.readouterr().out
+    made = {path.name for path in (tmp_path / "other").iterdir()}
+    assert made == {".asdm", "made", "recipe.yaml", "report.json", "report.html"}
+    assert asdm("check", tmp_path / "other" / "recipe.yaml").code == 0
+    assert "8.75" in asdm("show", tmp_path / "other").out
 
 
-def test_dry_run_plans_and_stops(
-    recipe: Path, tmp_path: Path, fake_prune: Any, capsys: pytest.CaptureFixture[str]
-) -> None:
-    fake_prune(raises(AssertionError("ran")))
-    assert main(["prune", str(recipe), "--dry-run"]) == 0
-    out, err = capsys.readouterr()
-    assert out == ""
-    assert "the plan" in err
+def test_dry_run_quiet_and_overwrite(recipe: Path, tmp_path: Path, fake_prune: Installer) -> None:
+    fake_prune(AssertionError("ran"))
+    said = asdm("prune", recipe, "--dry-run")
+    assert (said.code, said.out) == (0, "")
+    assert "the plan" in said.err
     assert not (tmp_path / "run").exists()
-
-
-def test_quiet_leaves_only_the_path(recipe: Path, fake_prune: Any, capsys: pytest.CaptureFixture[str]) -> None:
     fake_prune(lambda *_: report("the result"))
-    assert main(["prune", str(recipe), "-q"]) == 0
-    out, err = capsys.readouterr()
-    assert out.endswith("run\n")
-    assert err == ""
-
-
-def test_an_existing_directory_is_refused_without_overwrite(
-    recipe: Path, fake_prune: Any, capsys: pytest.CaptureFixture[str]
-) -> None:
-    fake_prune(lambda *_: report("the result"))
-    assert main(["prune", str(recipe)]) == 0
-    assert main(["prune", str(recipe)]) == 2
-    assert "--overwrite" in capsys.readouterr().err
-    assert main(["prune", str(recipe), "--overwrite"]) == 0
+    said = asdm("prune", recipe, "-q")
+    assert (said.code, said.out, said.err) == (0, f"{tmp_path / 'run'}\n", "")
+    said = asdm("prune", recipe)
+    assert said.code == 2
+    assert "--overwrite" in said.err
+    assert asdm("prune", recipe, "--overwrite").code == 0
 
 
 @pytest.mark.parametrize(
@@ -151,46 +119,34 @@ def test_an_existing_directory_is_refused_without_overwrite(
         (MemoryError(), 1, "out of memory"),
         (OSError(errno.ENOSPC, "No space left on device", "/x"), 1, "/x: "),
         (KeyboardInterrupt(), 130, "interrupted; the same command again goes on from what was kept"),
-        (ZeroDivisionError("division by zero"), 1, "this is a bug in asdm (ZeroDivisionError: division by zero); -v"),
+        (ZeroDivisionError("by zero"), 1, "this is a bug in asdm (ZeroDivisionError: by zero); -v"),
+        (RuntimeError("[gloo/gloo/transport/tcp/pair.cc:553] Connection closed"), 1, "this is a bug in asdm"),
     ],
-    ids=["model", "run", "memory", "disk", "interrupt", "bug"],
+    ids=["model", "run", "memory", "disk", "interrupt", "bug", "gloo, alone"],
 )
 def test_errors_become_messages_and_codes(
-    error: BaseException, code: int, message: str, recipe: Path, fake_prune: Any, capsys: pytest.CaptureFixture[str]
+    error: BaseException, code: int, message: str, recipe: Path, fake_prune: Installer
 ) -> None:
-    fake_prune(raises(error))
-    assert main(["prune", str(recipe), "-q"]) == code
-    out, err = capsys.readouterr()
-    assert out == ""
-    assert err.strip().splitlines()[0].startswith(message.strip())
-    assert "Traceback" not in err
+    fake_prune(error)
+    said = asdm("prune", recipe, "-q")
+    assert (said.code, said.out) == (code, "")
+    assert said.err.strip().splitlines()[0].startswith(message.strip())
+    assert "Traceback" not in said.err
     assert not (recipe.parent / "run").exists()
+    if isinstance(error, ZeroDivisionError):
+        assert "Traceback" in asdm("prune", recipe, "-v").err
 
 
-@pytest.mark.parametrize(
-    "error",
-    [
-        RuntimeError("[gloo/gloo/transport/tcp/pair.cc:553] Connection closed by peer [127.0.0.1]:64709."),
-        type("DistBackendError", (RuntimeError,), {})("NCCL error"),
-    ],
-    ids=["gloo", "nccl"],
-)
+@pytest.mark.parametrize("error", [RuntimeError("gloo/pair.cc"), type("DistError", (RuntimeError,), {})("NCCL")])
 def test_a_process_that_lost_another_is_no_bug(
-    error: Exception, recipe: Path, fake_prune: Any, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    error: Exception, recipe: Path, fake_prune: Installer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    fake_prune(raises(error))
-    assert main(["prune", str(recipe), "-q"]) == 1
-    assert "a bug in asdm" in capsys.readouterr().err, "alone there is nobody to lose"
+    fake_prune(error)
     monkeypatch.setattr(running, "wait_for_everyone", lambda: None)
     monkeypatch.setenv("WORLD_SIZE", "2")
-    assert main(["prune", str(recipe), "-q"]) == 1
-    assert capsys.readouterr().err.startswith("another process of this run ended or cannot be reached")
-
-
-def test_verbose_shows_where_a_bug_is(recipe: Path, fake_prune: Any, capsys: pytest.CaptureFixture[str]) -> None:
-    fake_prune(raises(ZeroDivisionError()))
-    assert main(["prune", str(recipe), "-v"]) == 1
-    assert "Traceback" in capsys.readouterr().err
+    said = asdm("prune", recipe, "-q")
+    assert said.code == 1
+    assert said.err.startswith("another process of this run ended or cannot be reached")
 
 
 @pytest.mark.parametrize(
@@ -212,95 +168,82 @@ def test_verbose_shows_where_a_bug_is(recipe: Path, fake_prune: Any, capsys: pyt
     ],
     ids=" ".join,
 )
-def test_usage_errors_exit_with_2(
-    arguments: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_usage_errors_exit_with_2(arguments: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    assert main(arguments) == 2
-    out, err = capsys.readouterr()
-    assert out == ""
-    assert err
-    assert "bug" not in err
+    said = asdm(*arguments)
+    assert (said.code, said.out) == (2, "")
+    assert said.err
+    assert "bug" not in said.err
 
 
-def test_check_goes_on_after_a_wrong_file(recipe: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_check_goes_on_after_a_wrong_file(recipe: Path) -> None:
     wrong = recipe.with_name("wrong.yaml")
     wrong.write_text(recipe.read_text().replace("remove", "removes"))
-    assert main(["check", str(wrong), str(recipe)]) == 2
-    out, err = capsys.readouterr()
-    assert out == f"{recipe}: OK, a recipe for asdm prune\n"
-    assert err.startswith(f"{wrong}:1:1: remove: must be given\n{wrong}:3:1: removes: unknown key")
+    said = asdm("check", wrong, recipe)
+    assert (said.code, said.out) == (2, f"{recipe}: OK, a recipe for asdm prune\n")
+    assert said.err.startswith(f"{wrong}:1:1: remove: must be given\n{wrong}:3:1: removes: unknown key")
 
 
-@pytest.mark.parametrize("arguments", [["schema"], *(["schema", verb] for verb in VERBS)], ids=" ".join)
-def test_schema_is_json(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(arguments) == 0
-    assert "$schema" in json.loads(capsys.readouterr().out)
+@pytest.mark.parametrize("verb", ["", *VERBS])
+def test_schema_is_json(verb: str) -> None:
+    said = asdm(*["schema", verb][: 2 if verb else 1])
+    assert said.code == 0
+    assert "$schema" in json.loads(said.out)
 
 
-@pytest.mark.parametrize("arguments", ["--help", "check RECIPE", "schema", "eval --help", "prune nosuch.yaml"])
-def test_light_commands_import_nothing_heavy(arguments: str, recipe: Path) -> None:
-    code = (
-        "import sys; from asdm_cli.cli import main; main(sys.argv[1:]);"
-        "print(len(sys.modules), *{'torch', 'diffusers', 'transformers', 'accelerate', 'numpy'} & set(sys.modules))"
-    )
-    words = [str(recipe) if word == "RECIPE" else word for word in arguments.split()]
-    done = subprocess.run([sys.executable, "-c", code, *words], capture_output=True, text=True, check=True)
-    count, *heavy = done.stdout.splitlines()[-1].split()
-    assert int(count) > 100, "the app itself was imported"
-    assert heavy == []
+def imported(*arguments: object) -> set[str]:
+    """The modules that a command line has imported when it ends."""
+    code = "import sys; from asdm_cli.cli import main; main(sys.argv[1:]); print(*sys.modules)"
+    words = [sys.executable, "-c", code, *map(str, arguments)]
+    done = subprocess.run(words, capture_output=True, text=True, check=True)
+    modules = set(done.stdout.splitlines()[-1].split())
+    assert "asdm_cli.cli" in modules, "the app itself was imported"
+    return modules
 
 
-def test_python_m_is_the_command() -> None:
-    done = subprocess.run([sys.executable, "-m", "asdm_cli", "--version"], capture_output=True, text=True, check=False)
-    assert (done.returncode, done.stdout) == (0, f"asdm {__version__}\n")
+def test_help_builds_no_recipe_class() -> None:
+    for arguments in (["--help"], ["eval", "--help"]):
+        modules = imported(*arguments)
+        ours = {name for name in modules if name.startswith("asdm_cli")}
+        assert ours == {"asdm_cli", *(f"asdm_cli.{name}" for name in ("cli", "console", "errors", "recipe"))}
+        assert not {"yaml", "torch", "numpy", "PIL"} & modules
+
+
+def test_light_commands_import_nothing_heavy(recipe: Path, tiny_pipeline: Path) -> None:
+    for arguments in (["check", recipe], ["schema"], ["prune", "nosuch.yaml"], ["show", tiny_pipeline]):
+        assert not {"torch", "diffusers", "transformers", "accelerate"} & imported(*arguments)
 
 
 def test_only_the_first_process_speaks_and_writes(
-    recipe: Path, fake_prune: Any, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    recipe: Path, fake_prune: Installer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     places: list[Path] = []
-    fake_prune(lambda _, run: places.append(run.path) or report("the result"))
+    fake_prune(lambda _, run: places.append(run.path) or report("the result"))  # type: ignore[func-returns-value]
     monkeypatch.setenv("RANK", "1")
-    assert not ranks.is_first()
-    assert main(["prune", str(recipe)]) == 0
-    assert capsys.readouterr() == ("", "")
+    assert not is_first()
+    said = asdm("prune", recipe)
+    assert (said.code, said.out, said.err) == (0, "", "")
     assert not (recipe.parent / "run").exists()
     assert places == [recipe.parent / ".run.partial"]
-
-
-def test_a_users_error_is_told_once_by_several_processes(
-    recipe: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
     recipe.write_text("verb: prune\n")
-    monkeypatch.setenv("RANK", "1")
-    assert main(["prune", str(recipe)]) == 2
-    assert capsys.readouterr().err == ""
+    said = asdm("prune", recipe)
+    assert (said.code, said.err) == (2, ""), "what the user got wrong is told once"
 
 
-@pytest.mark.parametrize(("count", "columns", "rows"), [(1, 1, 1), (2, 2, 1), (5, 3, 2), (9, 3, 3)])
-def test_contact_sheet_holds_every_picture_in_reading_order(count: int, columns: int, rows: int) -> None:
-    sheet = contact_sheet([Image.new("RGB", (8, 6), (index, 0, 0)) for index in range(count)], margin=2)
-    assert sheet.size == (2 + 10 * columns, 2 + 8 * rows)
-    seats = [(row, column) for row in range(rows) for column in range(columns)]
-    found = [sheet.getpixel((2 + 10 * column, 2 + 8 * row)) for row, column in seats]
-    assert found == [(index, 0, 0) for index in range(count)] + [(255, 255, 255)] * (len(seats) - count)
-
-
-def test_main_is_what_the_package_installs() -> None:
+def test_main_is_what_the_package_installs(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     settings = (Path(__file__).parents[1] / "pyproject.toml").read_text()
     assert f'asdm = "{__main__.__name__}:{__main__.main.__name__}"' in settings
+    done = subprocess.run([sys.executable, "-m", "asdm_cli", "--version"], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout) == (0, f"asdm {__version__}\n")
 
-
-def test_ctrl_c_before_anything_is_imported(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
     def interrupted(name: str, *arguments: Any) -> Any:
         if name == "asdm_cli" and "cli" in (arguments[2] or ()):
             raise KeyboardInterrupt
-        return imported(name, *arguments)
+        return importing(name, *arguments)
 
-    imported = builtins.__import__
+    importing = builtins.__import__
     monkeypatch.setattr(builtins, "__import__", interrupted)
-    assert __main__.main() == 130
+    assert __main__.main() == 130, "Ctrl-C before anything is imported"
     assert capsys.readouterr() == ("", "")
+    monkeypatch.undo()
+    assert main(["--version"]) == 0

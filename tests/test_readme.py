@@ -230,7 +230,7 @@ def test_make_does_what_is_there(words: list[str]) -> None:
 
 def test_recipes_and_pages_name_each_other() -> None:
     """Help pages are pages too."""
-    texts = [page.read_text() for page in [*pages.PAGES, *(ROOT / "asdm_cli" / "commands").glob("*.py")]]
+    texts = [page.read_text() for page in [*pages.PAGES, ROOT / "asdm_cli" / "cli.py"]]
     named = [file for text in texts for file in re.findall(r"recipes/[\w/-]+\.yaml", text)]
     assert len(named) >= 70
     assert not [file for file in named if not (ROOT / file).is_file()]

@@ -13,7 +13,7 @@ from torch.distributed.run import get_args_parser
 from torch.utils.flop_counter import FlopCounterMode
 
 from asdm_cli.recipe.load import load
-from asdm_cli.recipe.override import parse_override
+from asdm_cli.recipe.reader import Override
 from asdm_cli.unet.cost import macs, shapes
 from asdm_cli.unet.presets import preset
 from asdm_cli.unet.surgery import remove
@@ -51,7 +51,7 @@ def test_a_launch_line_is_taken(words: list[str]) -> None:
     names, values = rest[::2], rest[1::2]
     assert set(names) <= {"--set", "--out"}
     settings = [v if name == "--set" else f"out={v}" for name, v in zip(names, values, strict=True)]
-    assert load(pages.ROOT / file, verb, [parse_override(each) for each in settings])
+    assert load(pages.ROOT / file, verb, [Override.parse(each) for each in settings])
 
 
 def test_every_way_to_launch_was_looked_at() -> None:

@@ -1,1 +1,1 @@
-"""What can be typed after `asdm`; together with cli.py the top room of the house. Imports no torch."""
+"""What commands do that are more than a few lines of cli.py, imported when they run."""

@@ -28,6 +28,7 @@ from pydantic import BaseModel, Field
 from safetensors.torch import save_file
 from torch import Tensor
 
+from asdm_cli.console import bar, note
 from asdm_cli.data.encoder import PARTS, Encoder
 from asdm_cli.data.faults import Faults
 from asdm_cli.data.images import CROP, UnreadableError, square
@@ -37,8 +38,7 @@ from asdm_cli.data.sources import Shard, reading_store
 from asdm_cli.data.whole_files import whole_file
 from asdm_cli.errors import ModelError, RunError
 from asdm_cli.models.source import TEXTS, ModelDirectory
-from asdm_cli.progress import figures_bar, note
-from asdm_cli.recipe.public import public
+from asdm_cli.recipe.redact import redact
 from asdm_cli.recipe.schema import Whole
 from asdm_cli.unet.checkpoint import Entry, read_headers
 from asdm_cli.unet.weight_files import check_text
@@ -171,7 +171,7 @@ class LatentCache:
 
     def _encode_shards(self, numbers: Sequence[int], encoder: Callable[[], Encoder]) -> None:
         done, total = 0, sum(self.shards[number].size for number in numbers)
-        with figures_bar(f"{'encoding' if self.latents else 'indexing'}, KB of shards", total // 1000) as show:
+        with bar(f"{'encoding' if self.latents else 'indexing'}, KB of shards", total // 1000) as show:
             for number in numbers:
                 shard = self.shards[number]
                 for position in self._encode_shard(number, encoder):
@@ -292,7 +292,7 @@ class UncachedSamples:
             return square(data, self.encoder.resolution)
         except (OSError, UnreadableError) as error:
             raise RunError(
-                f"{shard.name}: cannot be read as it was indexed ({public(str(error))}); did it change?"
+                f"{shard.name}: cannot be read as it was indexed ({redact(str(error))}); did it change?"
             ) from None
 
 

@@ -14,12 +14,12 @@ from typing import Any
 
 import webdataset
 
+from asdm_cli.console import track
 from asdm_cli.data.faults import Faults
 from asdm_cli.data.images import UnreadableError, file_bytes, read_rgb
 from asdm_cli.data.shards import PICTURES
 from asdm_cli.data.texts import as_text, lines
 from asdm_cli.errors import ModelError
-from asdm_cli.progress import track
 
 TABLES = ("metadata.jsonl", "metadata.csv", "captions.csv")
 CAPTION_COLUMNS = ("text", "caption")

@@ -30,7 +30,7 @@ from asdm_cli.data.images import LARGEST_FILE, UnreadableError, square
 from asdm_cli.data.sources import Shard, reading_store
 from asdm_cli.data.texts import as_text
 from asdm_cli.errors import RunError
-from asdm_cli.recipe.public import public
+from asdm_cli.recipe.redact import redact
 
 Decoded = TypeVar("Decoded")
 
@@ -169,7 +169,7 @@ def _opened(shard: Shard) -> Iterator[_Counted]:
                 stream.read()  # to its end, where the command's exit code is looked at
     except OSError as error:
         code = re.search(r"exit -?\d+", str(error))  # around it stands the whole command, with all that is in it
-        reason = (code[0] if code else "it failed") if shard.kind == "pipe" else public(str(error))
+        reason = (code[0] if code else "it failed") if shard.kind == "pipe" else redact(str(error))
         raise RunError(f"{shard.name}: cannot be read ({reason}); run again, what was finished is kept") from None
 
 

@@ -13,7 +13,7 @@ from typing import Any, Literal
 
 from asdm_cli.errors import ModelError
 from asdm_cli.models.source import POCKET
-from asdm_cli.recipe.public import PIPE, is_withheld, public
+from asdm_cli.recipe.redact import PIPE, is_redacted, redact
 
 WILD = "*?["
 SHOWN = 20
@@ -39,7 +39,7 @@ class Shard:
     @property
     def name(self) -> str:
         """For messages and records: the path, or a digest in its place where it may hold a password."""
-        return public(self.url)
+        return redact(self.url)
 
     @property
     def file(self) -> str:
@@ -86,7 +86,7 @@ def _named_twice(shards: Sequence[Shard]) -> list[str]:
 
 def _expanded(source: str) -> list[str]:
     """Braces first, as shells do; a file that has braces in its name is that file."""
-    if is_withheld(source) and not _is_file(source):
+    if is_redacted(source) and not _is_file(source):
         raise ModelError(f"{source}: stands in a record for what is not written down; give the path or address itself")
     if source in SHIPPED:
         return [str(resources.files("asdm_cli") / "pocket" / "data" / SHIPPED[source])]
@@ -97,7 +97,7 @@ def _expanded(source: str) -> list[str]:
     try:
         return list(braceexpand.braceexpand(source, escape=False))
     except ValueError as error:
-        told = f"{public(source)}: its braces cannot be read ({error}); write {{000..009}} or {{a,b}}"
+        told = f"{redact(source)}: its braces cannot be read ({error}); write {{000..009}} or {{a,b}}"
         raise ModelError(told) from None
 
 
@@ -116,9 +116,9 @@ def _found(url: str, allow_pipes: bool) -> list[Shard] | str:
 
 def _pipe(url: str, allowed: bool) -> Shard:
     if allowed:
-        return Shard(url, "pipe", 0, public(url))
+        return Shard(url, "pipe", 0, redact(url))
     raise ModelError(
-        f"{public(url)}: runs a command in a shell, which a recipe may not do by itself; name the file or its URL, "
+        f"{redact(url)}: runs a command in a shell, which a recipe may not do by itself; name the file or its URL, "
         "or allow commands where you start the run"
     )
 
@@ -154,21 +154,21 @@ def _remote(url: str) -> list[Shard]:
             return [_object(system, path, url)]
         found = [_object(system, name, system.unstrip_protocol(name)) for name in sorted(system.glob(path))]
     except FileNotFoundError:
-        raise ModelError(f"{public(url)}: no such object") from None
+        raise ModelError(f"{redact(url)}: no such object") from None
     except ModelError:
         raise
     except Exception as error:  # each store has its own ways to fail
-        raise ModelError(f"{public(url)}: cannot be reached ({type(error).__name__}: {public(str(error))})") from None
+        raise ModelError(f"{redact(url)}: cannot be reached ({type(error).__name__}: {redact(str(error))})") from None
     if not found:
-        raise ModelError(f"{public(url)}: no object has such a name; look at the pattern")
+        raise ModelError(f"{redact(url)}: no object has such a name; look at the pattern")
     return found
 
 
 def _object(system: Any, path: str, url: str) -> Shard:
     about = system.info(path)
     if about.get("type") == "directory":
-        raise ModelError(f"{public(url)}: is a directory; name its shards, as in DIRECTORY/*.tar")
-    return Shard(url, "remote", about.get("size") or 0, f"{public(url)} {system.ukey(path)}")
+        raise ModelError(f"{redact(url)}: is a directory; name its shards, as in DIRECTORY/*.tar")
+    return Shard(url, "remote", about.get("size") or 0, f"{redact(url)} {system.ukey(path)}")
 
 
 def _system(url: str) -> tuple[Any, str]:
@@ -177,12 +177,12 @@ def _system(url: str) -> tuple[Any, str]:
     try:
         return url_to_fs(url)
     except ImportError as error:
-        raise ModelError(f"{public(url)}: needs a package that is not installed ({error})") from None
+        raise ModelError(f"{redact(url)}: needs a package that is not installed ({error})") from None
     except ValueError as error:
-        reason = public(str(error))
-        raise ModelError(f"{public(url)}: {reason}; give a path, or a URL such as s3://, gs:// or https://") from None
+        reason = redact(str(error))
+        raise ModelError(f"{redact(url)}: {reason}; give a path, or a URL such as s3://, gs:// or https://") from None
     except Exception as error:
-        raise ModelError(f"{public(url)}: cannot be reached ({type(error).__name__}: {public(str(error))})") from None
+        raise ModelError(f"{redact(url)}: cannot be reached ({type(error).__name__}: {redact(str(error))})") from None
 
 
 @contextmanager

@@ -9,7 +9,6 @@ from itertools import combinations, product
 
 from asdm_cli.inheritance.nodes import Node, Outlet, outlets, own
 from asdm_cli.recipe.patches import Rules
-from asdm_cli.schedule import key_steps
 from asdm_cli.unet.anatomy import Anatomy
 from asdm_cli.unet.dataflow import CONV_IN, CONV_OUT, OUTSIDE, TIME, Dataflow
 
@@ -114,7 +113,8 @@ class Course:
     def __init__(self, nodes: Nodes, calls: int, keys: tuple[frozenset[int] | None, ...] | None = None):
         self.nodes = nodes
         self.calls = calls
-        self.keys = keys or tuple(_key_steps(rule.schedule, calls) for rule in nodes.plan.rules)
+        known = (rule.schedule.key_steps(calls) for rule in nodes.plan.rules)
+        self.keys = keys or tuple(None if steps is None else frozenset(steps) for steps in known)
         self._patterns: dict[Resting, Pattern] = {}
 
     def digest(self) -> Course:
@@ -157,11 +157,6 @@ class Course:
         if keys is None:
             return (False, True) if call else (False,)
         return (call not in keys,)
-
-
-def _key_steps(schedule: object, calls: int) -> frozenset[int] | None:
-    steps = key_steps(schedule, calls)  # type: ignore[arg-type]
-    return None if steps is None else frozenset(steps)
 
 
 def _state(unit: str, live: frozenset[str], inherited: Mapping[str, str]) -> str:

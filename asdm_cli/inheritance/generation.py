@@ -13,7 +13,6 @@ from asdm_cli.errors import ModelError
 from asdm_cli.inheritance import forecast
 from asdm_cli.inheritance.course import KEEP, Course, Pattern, Resting
 from asdm_cli.recipe.patches import Rule, Threshold
-from asdm_cli.schedule import next_distance
 
 ONE_CALL = (
     "several views, or a guidance that calls it alone, cannot be told apart: draw this without plans and turns "
@@ -128,10 +127,7 @@ class Adaptive:
         """Read the error of the last key step, if there is a new one; the only value that is read from the device."""
         if memory is not None and memory.error is not None:
             error, memory.error = float(memory.error), None
-            reach = next_distance(
-                error, self.distance, self.measured_order, self.schedule.threshold, self.schedule.longest
-            )
-            self.next = self.last + reach
+            self.next = self.last + self.schedule.next_distance(error, self.distance, self.measured_order)
         return call >= self.next or call < self.schedule.first
 
     def note_key(self, call: int, memory: Memory | None) -> None:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import torch
 
+from asdm_cli.console import note
 from asdm_cli.measure import memory
 from asdm_cli.measure.blocks import block_seconds
 from asdm_cli.measure.contestants import Contestant, Entrant, Protocol, bodies, build_all
@@ -14,7 +15,6 @@ from asdm_cli.measure.latency import Work, stopwatch, take_turns
 from asdm_cli.measure.memory import Memory
 from asdm_cli.measure.plan_times import PlanTimes, time_plans
 from asdm_cli.measure.trajectory import Trajectory, count_image
-from asdm_cli.progress import note
 from asdm_cli.switching.pipelines import switched
 
 Times = dict[int, dict[str, list[float]]]

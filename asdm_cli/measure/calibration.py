@@ -22,6 +22,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from asdm_cli.console import track
 from asdm_cli.errors import RunError
 from asdm_cli.inheritance.noise import coordinates
 from asdm_cli.inheritance.pipelines import unet_calls
@@ -30,7 +31,6 @@ from asdm_cli.measure.drawing import Style
 from asdm_cli.measure.generate import prompt_seed
 from asdm_cli.measure.players import Player, on_stage
 from asdm_cli.models.origin import Origin
-from asdm_cli.progress import track
 from asdm_cli.switching.pipelines import switched
 from asdm_cli.switching.search import FARTHEST, GAPS, GRID, Choices
 

@@ -12,6 +12,7 @@ from diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion_img2img impo
 from PIL import Image
 from torch import Tensor
 
+from asdm_cli.console import track
 from asdm_cli.data.images import cut
 from asdm_cli.measure.contestants import blame, image_call, networks
 from asdm_cli.measure.generate import ROWS, pictures
@@ -20,7 +21,6 @@ from asdm_cli.measure.trajectory import count
 from asdm_cli.models.load import load_pipeline
 from asdm_cli.models.schedulers import set_sampler
 from asdm_cli.models.source import ModelDirectory
-from asdm_cli.progress import track
 
 
 @dataclass(frozen=True)

@@ -13,12 +13,12 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from asdm_cli.console import track
 from asdm_cli.errors import ModelError, RunError
 from asdm_cli.measure.clip import image_embeddings
 from asdm_cli.measure.pictures import PictureSet
 from asdm_cli.measure.resize import KERNEL, resized
 from asdm_cli.models.load import Clip
-from asdm_cli.progress import track
 
 BATCH = 4
 """Pictures per look. On a CPU bigger batches are slower: their activations (30 MB a picture) leave the caches."""

@@ -25,8 +25,8 @@ import torch
 from diffusers.pipelines.pipeline_utils import DiffusionPipeline
 from PIL.Image import Image
 
+from asdm_cli.console import bar, note
 from asdm_cli.errors import RunError
-from asdm_cli.progress import bar, note
 from asdm_cli.switching.pipelines import switched
 
 SMALL = 100_000_000

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from diffusers.pipelines.pipeline_utils import DiffusionPipeline
 
+from asdm_cli.console import track
 from asdm_cli.inheritance.course import Resting
 from asdm_cli.measure.contestants import blame, image_call, networks
 from asdm_cli.measure.drawing import Share, Style, draw
@@ -18,7 +19,6 @@ from asdm_cli.measure.latency import stopwatch, turns
 from asdm_cli.measure.pictures import PictureSet
 from asdm_cli.measure.players import Player, on_stage
 from asdm_cli.measure.trajectory import Trajectory, count
-from asdm_cli.progress import track
 from asdm_cli.switching.inheriting import engines, last_cache_bytes, last_steps
 from asdm_cli.switching.pipelines import switched
 

@@ -12,8 +12,8 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 import numpy as np
 import torch
 
+from asdm_cli.console import track
 from asdm_cli.measure.contestants import blame
-from asdm_cli.progress import track
 from asdm_cli.report.document import Interval
 
 Work = Callable[[], object]

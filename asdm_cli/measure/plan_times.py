@@ -9,11 +9,11 @@ from typing import Any
 
 import torch
 
+from asdm_cli.console import track
 from asdm_cli.inheritance.course import Nodes, Resting
 from asdm_cli.inheritance.engine import Engine
 from asdm_cli.measure.contestants import Contestant, Protocol, blame, first_of_one
 from asdm_cli.measure.latency import stopwatch, turns
-from asdm_cli.progress import track
 from asdm_cli.unet.cost import Macs, inputs, macs_of, meta_unet
 
 FULL: Resting = frozenset()

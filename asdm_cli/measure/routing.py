@@ -12,9 +12,9 @@ from diffusers.pipelines.pipeline_utils import DiffusionPipeline
 from PIL.Image import Image
 from torch import Tensor, nn
 
+from asdm_cli.console import track
 from asdm_cli.experts.layer import ExpertConv2d
 from asdm_cli.measure.generate import prompt_seed
-from asdm_cli.progress import track
 from asdm_cli.switching.unet import SwitchedUNet
 from asdm_cli.unet.expert_unet import expert_layers
 

@@ -12,6 +12,7 @@ from pathlib import Path
 from accelerate import PartialState
 from diffusers.pipelines.pipeline_utils import DiffusionPipeline
 
+from asdm_cli.console import track
 from asdm_cli.errors import ModelError, RunError
 from asdm_cli.measure.cards import Card, versions
 from asdm_cli.measure.drawing import Share, Style
@@ -27,7 +28,6 @@ from asdm_cli.measure.ways_report import CONVERGED, Measured
 from asdm_cli.models.origin import Origin, claim
 from asdm_cli.models.schedulers import planned_scheduler
 from asdm_cli.models.source import ModelDirectory
-from asdm_cli.progress import track
 from asdm_cli.recipe.patches import Switching
 from asdm_cli.recipe.verbs import Comparing, Drawing, EvalContestant, EvalRecipe
 from asdm_cli.report.document import Column

@@ -21,7 +21,7 @@ from asdm_cli.models.parts import check_parts
 from asdm_cli.models.schedulers import SCHEDULER, unet_calls
 from asdm_cli.models.source import ModelDirectory, find
 from asdm_cli.models.switched import checked_switch
-from asdm_cli.recipe.public import without_place
+from asdm_cli.recipe.redact import without_place
 from asdm_cli.recipe.verbs import BenchRecipe, Contestant
 from asdm_cli.report.document import Cell, Column, Interval, Report, Table
 from asdm_cli.report.run_directory import Run

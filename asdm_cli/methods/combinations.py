@@ -8,11 +8,11 @@ from dataclasses import dataclass, field
 from functools import cache
 from itertools import product
 
+from asdm_cli.console import track
 from asdm_cli.errors import ModelError
 from asdm_cli.measure.explore_report import LeftOut
 from asdm_cli.measure.explore_run import Candidate
 from asdm_cli.models.donors import Donor, Made, make
-from asdm_cli.progress import track
 from asdm_cli.recipe.verbs import NONE, AssembleRecipe, Budget, Combination
 from asdm_cli.unet.assembly import Choice, by_levels
 from asdm_cli.unet.blocks import levels as count_levels

@@ -9,6 +9,7 @@ from dataclasses import asdict, dataclass, replace
 from accelerate import PartialState
 from diffusers import UNet2DConditionModel
 
+from asdm_cli.console import track
 from asdm_cli.errors import ModelError, RunError
 from asdm_cli.measure.cards import Card, versions
 from asdm_cli.measure.drawing import Share, Style
@@ -34,7 +35,6 @@ from asdm_cli.models.load import load_pipeline
 from asdm_cli.models.origin import Origin, claim, stamps
 from asdm_cli.models.schedulers import set_sampler
 from asdm_cli.models.write import takes
-from asdm_cli.progress import track
 from asdm_cli.recipe.verbs import AssembleRecipe, EvalContestant, EvalRecipe, Explore, Pictures
 from asdm_cli.report.document import Cell, Column, Interval, Report, Table
 from asdm_cli.report.run_directory import Run

@@ -25,7 +25,6 @@ from asdm_cli.recipe.patches import Rule, Rules, Switch, read_plan
 from asdm_cli.recipe.verbs import InheritRecipe
 from asdm_cli.report.document import Cell, Interval, Part, Report
 from asdm_cli.report.run_directory import Run
-from asdm_cli.schedule import describe, key_steps
 from asdm_cli.unet.anatomy import Anatomy
 
 RESUMABLE = True
@@ -160,13 +159,13 @@ def _product(recipe: InheritRecipe) -> Iterator[tuple[str, Player, Rules]]:
 def _rule_rows(nodes: Nodes, calls: int) -> list[dict[str, Cell | Interval]]:
     rows: list[dict[str, Cell | Interval]] = []
     for index, rule in enumerate(nodes.plan.rules):
-        steps = key_steps(rule.schedule, calls)
+        steps = rule.schedule.key_steps(calls)
         rows.append(
             {
                 "rule": f"rules[{index}]",
                 "nodes": rule.nodes if isinstance(rule.nodes, str) else ", ".join(rule.nodes),
                 "units": sum(node.rule == index for node in nodes.owned.values()),
-                "schedule": describe(rule.schedule),
+                "schedule": str(rule.schedule),
                 "keys": None if steps is None else len(steps),
                 "carry": _handed_on(rule),
             }

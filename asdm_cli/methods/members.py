@@ -15,7 +15,6 @@ from asdm_cli.models.switched import UNET, one_unet, run_time_plans
 from asdm_cli.recipe.patches import Rules
 from asdm_cli.recipe.verbs import OneUNet, SwitchRecipe
 from asdm_cli.report.document import Cell, Column, Interval, Table
-from asdm_cli.schedule import describe
 from asdm_cli.unet import cost
 from asdm_cli.unet.anatomy import Anatomy
 from asdm_cli.unet.settings import unlike_inputs
@@ -114,6 +113,6 @@ def _plan_told(plan: Rules | None) -> str | None:
     if plan is None:
         return None
     return "; ".join(
-        f"{rule.nodes if isinstance(rule.nodes, str) else ', '.join(rule.nodes)}: {describe(rule.schedule)}"
+        f"{rule.nodes if isinstance(rule.nodes, str) else ', '.join(rule.nodes)}: {rule.schedule}"
         for rule in plan.rules
     )

@@ -12,7 +12,7 @@ from typing import Any
 from asdm_cli.errors import ModelError, RunError
 from asdm_cli.models.provenance import FILE
 from asdm_cli.models.source import POCKET, ModelDirectory, find
-from asdm_cli.recipe.reads import places
+from asdm_cli.recipe.schema import places
 
 ORIGIN = "origin.json"
 Origin = dict[str, Any]

@@ -8,9 +8,9 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
+from asdm_cli.console import note
 from asdm_cli.errors import ModelError
 from asdm_cli.models.classes import check_class, refuse_code, stem
-from asdm_cli.progress import note
 from asdm_cli.unet.blocks import read_blocks
 from asdm_cli.unet.checkpoint import read_headers
 from asdm_cli.unet.expert_config import CLASS, EXPERTS, STOCK, specs

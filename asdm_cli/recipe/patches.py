@@ -6,94 +6,84 @@ calls.
 
 from __future__ import annotations
 
+import math
+import random
 import re
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from fractions import Fraction
-from math import ceil
-from typing import Annotated, Any, ClassVar, Literal, Self, TypeVar
+from typing import Annotated, Any, Literal
 
-from pydantic import (
-    AfterValidator,
-    BeforeValidator,
-    Discriminator,
-    Field,
-    Tag,
-    TypeAdapter,
-    ValidationError,
-    model_validator,
+from pydantic import AfterValidator, Discriminator, Field, Tag
+
+from asdm_cli.recipe.messages import did_you_mean, got, validated
+from asdm_cli.recipe.schema import (
+    Above,
+    Distinct,
+    Inner,
+    Misfit,
+    Misplaced,
+    Name,
+    Patterns,
+    Positive,
+    Seed,
+    Strict,
+    Text,
+    Whole,
 )
-from pydantic_core import PydanticCustomError
 
-from asdm_cli.errors import RecipeError
-from asdm_cli.recipe.schema import Distinct, Inner, Misplaced, Name, Patterns, Positive, Seed, Strict, Text, Whole
-from asdm_cli.recipe.source import Mark, Source, Where
-from asdm_cli.recipe.words import did_you_mean, faults, got, one_of
+# Schedules ------------------------------------------------------------------------------------------------------------
 
-_NUMBER = r"[0-9]{1,9}"
-_PERCENT = rf"({_NUMBER}(?:\.{_NUMBER})?)%"
-_CALLS = re.compile(rf"({_NUMBER})-({_NUMBER})?")
-_SHARE = re.compile(rf"{_PERCENT}-(?:{_PERCENT})?")
-
-
-@dataclass(frozen=True)
-class Span:
-    """One entry of `steps`. Calls from `start` to before `end`; in hundredths of the run if `percent`; None is open."""
-
-    start: Fraction
-    end: Fraction | None
-    percent: bool = False
-
-    @classmethod
-    def of(cls, entry: int | str) -> Span:
-        """ValueError where the text is no range, or a range without calls."""
-        if isinstance(entry, int):
-            return cls(Fraction(entry), Fraction(entry + 1))
-        match = _CALLS.fullmatch(entry) or _SHARE.fullmatch(entry)
-        if match is None:
-            raise ValueError(f"must be a call or a range such as '5-9', '20-' or '0%-40%', got {got(entry)}")
-        percent, (start, end) = match.re is _SHARE, match.groups()
-        inside = 0 if percent else 1  # '5-9' has both its ends, '0%-40%' and '40%-100%' share no call
-        span = cls(Fraction(start), None if end is None else Fraction(end) + inside, percent)
-        if percent and max(span.start, span.end or 0) > 100:
-            raise ValueError(f"a run ends at 100%, got {got(entry)}")
-        if span.end is not None and span.end <= span.start:
-            raise ValueError(f"the range ends before it starts, got {got(entry)}")
-        return span
-
-    def within(self, calls: int) -> range:
-        """Those of a run of so many calls: call i is in 'a%-b%' if a <= 100 i / calls < b."""
-        unit = Fraction(calls, 100) if self.percent else 1
-        end = calls if self.end is None else min(calls, ceil(self.end * unit))
-        return range(ceil(self.start * unit), end)
+CENTER = 0.3
+"""Of the run: where `center` has its centre if the recipe names none; 15 of 50 calls, DeepCache's."""
+FALL = 0.02
+"""What a power loses at a time until the steps are as many as they should be."""
+LISTED = 6
+"""How many entries of `steps` a table shows."""
+ROUNDING = 1e-9
+"""A number this close below a whole one is that one, so that no machine's rounding moves a key step."""
 
 
-def _spans(steps: list[int | str]) -> list[int | str]:
-    faults: list[tuple[Inner, str]] = []
-    for index, entry in enumerate(steps):
-        try:
-            Span.of(entry)
-        except ValueError as error:
-            faults.append(((index,), str(error)))
-    if faults:
-        raise Misplaced(faults)
-    return steps
+def _whole(value: float) -> int:
+    return math.trunc(value + math.copysign(ROUNDING, value))
 
 
 class _Schedule(Strict):
+    """Which calls of a generation are key steps, computed in full; on the others something is inherited.
+
+    Calls are counted inside one generation. A timestep's value says nothing: PNDM calls the UNet twice with one.
+    """
+
     mode: str
     """Stands here to be the first key of a recipe that is written back."""
     first: Whole = 0
     """So many calls at the start are key steps whatever the mode says; the very first call always is."""
+
+    def key_steps(self, calls: int) -> tuple[int, ...] | None:
+        """The key steps among 0..calls-1, in order, 0 always; None where they are decided while it runs."""
+        assert calls >= 1, "a generation calls the UNet"
+        return tuple(sorted({0, *range(min(self.first, calls)), *self._calls(calls)}))
+
+    def _calls(self, calls: int) -> Iterable[int]:
+        raise NotImplementedError
+
+    def __str__(self) -> str:
+        """A few words for tables."""
+        return ", ".join([*self._words(), f"first {self.first}"] if self.first else self._words())
+
+    def _words(self) -> Iterable[str]:
+        raise NotImplementedError
 
 
 class _Counted(_Schedule):
     interval: Positive
     """How far apart key steps are on average: a run of T calls has ceil(T / interval) of them. 1 is every call."""
 
+    def _count(self, calls: int) -> int:
+        return -(-calls // self.interval)
 
-class _Law(_Counted):
-    power: Annotated[float, Field(ge=1, le=10)] = 1.4
-    """How uneven the steps are; 1 is evenly. Falls by 0.02 until the steps are as many as `interval` says."""
+    def _words(self) -> Iterable[str]:
+        return (self.mode, f"{self.interval} apart")
 
 
 class Uniform(_Counted):
@@ -102,6 +92,34 @@ class Uniform(_Counted):
     mode: Literal["uniform"]
     """Calls 0, interval, 2 interval, ..."""
 
+    def _calls(self, calls: int) -> Iterable[int]:
+        return range(0, calls, self.interval)
+
+    def _words(self) -> Iterable[str]:
+        ending = "th" if self.interval // 10 % 10 == 1 else {1: "st", 2: "nd", 3: "rd"}.get(self.interval % 10, "th")
+        return ["every call" if self.interval == 1 else f"every {self.interval}{ending}"]
+
+
+class _Law(_Counted):
+    power: Annotated[float, Field(ge=1, le=10)] = 1.4
+    """How uneven the steps are; 1 is evenly. Falls by 0.02 until the steps are as many as `interval` says."""
+
+    def _falling(self, calls: int, place: Callable[[float, float], int]) -> set[int]:
+        """Call 0 and `place(power, share of the run)`, at the largest power that gives as many as there should be.
+
+        Dense steps fall together, so a lower power has more of them. The limit, 1, is an even spread, with them all.
+        """
+        power, count = self.power, self._count(calls)
+        while power > 1 + ROUNDING:
+            steps = {0, *(place(power, k / count) for k in range(1, count))}
+            if len(steps) == count and min(steps) >= 0 and max(steps) < calls:
+                return steps
+            power -= FALL
+        return {k * calls // count for k in range(count)}
+
+    def _words(self) -> Iterable[str]:
+        return (*super()._words(), f"power {self.power:g}")
+
 
 class Early(_Law):
     """Dense at the start."""
@@ -109,12 +127,19 @@ class Early(_Law):
     mode: Literal["early"]
     """A power law: step k of n is call T (k / n)^power."""
 
+    def _calls(self, calls: int) -> set[int]:
+        return self._falling(calls, lambda power, share: _whole(calls * share**power))
+
 
 class Late(_Law):
     """Dense at the end."""
 
     mode: Literal["late"]
     """The distances of `early` in reverse."""
+
+    def _calls(self, calls: int) -> set[int]:
+        early = self._falling(calls, lambda power, share: _whole(calls * share**power))
+        return {calls - step if step else 0 for step in early}
 
 
 class Center(_Law):
@@ -127,12 +152,44 @@ class Center(_Law):
     form: Literal["complex", "signed"] = "complex"
     """`complex`: DeepCache's, smooth, for powers below 2; `signed`: the law mirrored, densest at the centre itself."""
 
+    def _calls(self, calls: int) -> set[int]:
+        """Even steps between the roots of -center and calls - center, raised again.
+
+        With `complex` the first root leaves the real line (Python's principal one), and what counts is the real part
+        of a straight way back to it: DeepCache's schedule, but for calls that there depend on the rounding of whole
+        numbers. Towards zero, as there, so the call of the centre itself is as wide as two.
+        """
+        center = min(calls * CENTER if self.center is None else self.center, calls)
+
+        def raised(value: complex, exponent: float) -> complex:
+            if self.form == "signed":
+                return math.copysign(abs(value) ** exponent, value.real)
+            return complex(value) ** exponent
+
+        def place(power: float, share: float) -> int:
+            low, high = raised(-center, 1 / power), raised(calls - center, 1 / power)
+            return math.floor(center + ROUNDING) + _whole(raised(low + (high - low) * share, power).real)
+
+        return self._falling(calls, place)
+
+    def _words(self) -> Iterable[str]:
+        _, *words = super()._words()
+        centre = f"center {CENTER:.0%}" if self.center is None else f"center {self.center:g}"
+        return [centre, *words] + ([self.form] if self.form != "complex" else [])
+
 
 class Quadratic(_Counted):
     """Dense at the start, consecutive calls first."""
 
     mode: Literal["quadratic"]
     """Squares: step k of n is call T (k / n)^2, or the one after step k - 1 where that is later."""
+
+    def _calls(self, calls: int) -> Iterator[int]:
+        """Always as many as they should be: a square is no further than its step's share of the run."""
+        step, count = -1, self._count(calls)
+        for k in range(count):
+            step = max(calls * k * k // count**2, step + 1)
+            yield step
 
 
 class Random(_Counted):
@@ -142,6 +199,62 @@ class Random(_Counted):
     """Call 0 and others drawn by `seed`, the same on every machine."""
     seed: Seed = 0
     """Another seed, another draw."""
+
+    def _calls(self, calls: int) -> Iterable[int]:
+        """Sorted by draws of random(), the one method whose sequence Python promises for all versions."""
+        draw = random.Random(self.seed).random
+        return sorted(range(1, calls), key=lambda _: draw())[: self._count(calls) - 1]
+
+    def _words(self) -> Iterable[str]:
+        return (*super()._words(), f"seed {self.seed}")
+
+
+@dataclass(frozen=True)
+class Span:
+    """One entry of `steps`. Calls from `start` to before `end`; in hundredths of the run if `percent`; None is open."""
+
+    start: Fraction
+    end: Fraction | None
+    percent: bool = False
+
+    NUMBER = r"[0-9]{1,9}"
+    PERCENT = rf"({NUMBER}(?:\.{NUMBER})?)%"
+    FORMS = re.compile(rf"({NUMBER})-({NUMBER})?"), re.compile(rf"{PERCENT}-(?:{PERCENT})?")
+
+    @classmethod
+    def of(cls, entry: int | str) -> Span:
+        """ValueError where the text is no range, or a range without calls."""
+        if isinstance(entry, int):
+            return cls(Fraction(entry), Fraction(entry + 1))
+        calls, shares = (form.fullmatch(entry) for form in cls.FORMS)
+        if not (match := calls or shares):
+            raise ValueError(f"must be a call or a range such as '5-9', '20-' or '0%-40%', got {got(entry)}")
+        start, end = match.groups()
+        inside = 1 if calls else 0  # '5-9' has both its ends, '0%-40%' and '40%-100%' share no call
+        span = cls(Fraction(start), None if end is None else Fraction(end) + inside, percent=calls is None)
+        if span.percent and max(span.start, span.end or 0) > 100:
+            raise ValueError(f"a run ends at 100%, got {got(entry)}")
+        if span.end is not None and span.end <= span.start:
+            raise ValueError(f"the range ends before it starts, got {got(entry)}")
+        return span
+
+    def within(self, calls: int) -> range:
+        """Those of a run of so many calls: call i is in 'a%-b%' if a <= 100 i / calls < b."""
+        unit = Fraction(calls, 100) if self.percent else 1
+        end = calls if self.end is None else min(calls, math.ceil(self.end * unit))
+        return range(math.ceil(self.start * unit), end)
+
+
+def _spans(steps: list[int | str]) -> list[int | str]:
+    faults: list[Misfit] = []
+    for index, entry in enumerate(steps):
+        try:
+            Span.of(entry)
+        except ValueError as error:
+            faults.append(((index,), str(error)))
+    if faults:
+        raise Misplaced(faults)
+    return steps
 
 
 class Explicit(_Schedule):
@@ -153,68 +266,55 @@ class Explicit(_Schedule):
     """Calls from 0 and ranges: `5-9` (with both ends), `20-` (to the run's end), `0%-40%` (of the run, without its
     end). Calls that a run does not have are left out."""
 
+    def _calls(self, calls: int) -> Iterable[int]:
+        return (call for entry in self.steps for call in Span.of(entry).within(calls))
+
+    def _words(self) -> Iterator[str]:
+        yield "steps " + " ".join(str(entry) for entry in self.steps[:LISTED])
+        if len(self.steps) > LISTED:
+            yield f"and {len(self.steps) - LISTED} more"
+
 
 class Threshold(_Schedule):
     """Decided while a generation runs, on the change that it measures."""
 
     mode: Literal["threshold"]
     """A key step follows as soon as inheriting would cost more than `threshold`."""
-    threshold: Annotated[float, Field(gt=0)]
+    threshold: Above
     """The largest relative error that an inherited feature may be expected to have."""
     longest: Positive = 8
     """Most calls from one key step to the next."""
 
+    def key_steps(self, calls: int) -> None:  # noqa: ARG002
+        return None
 
-MODES: dict[str, type[_Schedule]] = {
-    "uniform": Uniform,
-    "early": Early,
-    "late": Late,
-    "center": Center,
-    "quadratic": Quadratic,
-    "random": Random,
-    "explicit": Explicit,
-    "threshold": Threshold,
-}
+    def next_distance(self, error: float, distance: int, order: int) -> int:
+        """The largest distance from a key step, 1..longest, whose expected error is at most `threshold`.
 
+        `error` is the relative error of a forecast of `order` (0: plain reuse) at `distance` calls after its key step;
+        errors grow like distance^(order + 1). At 1 nothing is inherited: where nothing may be, and after a nan or inf.
+        """
+        assert distance >= 1, "there is no error at the key step itself"
+        if not math.isfinite(error):
+            return 1
+        if error <= 0:
+            return self.longest
+        reach = distance * (self.threshold / error) ** (1 / (order + 1))
+        return max(1, _whole(min(reach, self.longest)))
 
-CountedMode = Literal["uniform", "early", "late", "center", "quadratic", "random"]
-"""The modes that need nothing but an interval."""
-
-
-def _known_mode(value: Any) -> Any:
-    """Tell a wrong mode at the mode; pydantic tells it of tags, at the whole schedule."""
-    if isinstance(value, _Schedule):
-        return value
-    if not isinstance(value, dict):
-        raise PydanticCustomError("model_type", "must be a mapping of keys")
-    if "mode" not in value:
-        raise Misplaced([(("mode",), f"must be given: {one_of(list(MODES))}")])
-    mode = value["mode"]
-    if not isinstance(mode, str) or mode not in MODES:
-        hint = did_you_mean(mode, list(MODES)) if isinstance(mode, str) else ""
-        raise Misplaced([(("mode",), f"must be {one_of(list(MODES))}, got {got(mode)}{hint}")])
-    return value
-
-
-def _tag(value: dict[str, Any] | _Schedule) -> str:
-    """Not the mode itself: pydantic puts tags into the places of faults, and `center` is also a key."""
-    return f"mode {value['mode'] if isinstance(value, dict) else value.mode}"
+    def _words(self) -> Iterator[str]:
+        yield f"threshold {self.threshold:g}"
+        if self.longest != Threshold.model_fields["longest"].default:
+            yield f"at most {self.longest} apart"
 
 
 Schedule = Annotated[
-    Annotated[Uniform, Tag("mode uniform")]
-    | Annotated[Early, Tag("mode early")]
-    | Annotated[Late, Tag("mode late")]
-    | Annotated[Center, Tag("mode center")]
-    | Annotated[Quadratic, Tag("mode quadratic")]
-    | Annotated[Random, Tag("mode random")]
-    | Annotated[Explicit, Tag("mode explicit")]
-    | Annotated[Threshold, Tag("mode threshold")],
-    Discriminator(_tag),
-    BeforeValidator(_known_mode),
+    Uniform | Early | Late | Center | Quadratic | Random | Explicit | Threshold, Field(discriminator="mode")
 ]
-"""Told apart by `mode`."""
+CountedMode = Literal["uniform", "early", "late", "center", "quadratic", "random"]
+"""The modes that need nothing but an interval."""
 
+# Plans ----------------------------------------------------------------------------------------------------------------
 
 Order = Annotated[int, Field(ge=0, le=2)]
 Carry = Literal["output", "residual"]
@@ -249,9 +349,23 @@ class Rules(Strict):
         return self
 
 
-class Preset(Strict):
-    """What the named plans have in common."""
+PRESETS: dict[str, tuple[str, Schedule, Carry]] = {
+    "deepcache": ("deepcache.{branch}", Uniform(mode="uniform", interval=3), "output"),
+    "encoder-propagation": ("encoder", Explicit(mode="explicit", steps=["0%-8%", 5, 10, 15, 25, 35]), "output"),
+    "base-mask": ("base", Uniform(mode="uniform", interval=2), "residual"),
+}
+"""Name -> what is inherited, its own schedule (Faster Diffusion's is the one published for 50 calls), what is handed
+on. Of the layers that BK-SDM Base lacks these are the residual branches: with outputs nothing before the last lives."""
 
+
+class Preset(Strict):
+    """A plan by its name."""
+
+    preset: Literal["deepcache", "encoder-propagation", "base-mask"]
+    """`deepcache`: all but the outermost layers are inherited, every 3rd call is computed in full.
+    `encoder-propagation` (Faster Diffusion): down blocks and mid are inherited, up blocks (and conv_in) always
+    computed, by the schedule published for 50 calls. `base-mask`: the layers that BK-SDM Base lacks hand on their
+    residual branches, every 2nd call is computed in full."""
     interval: Positive | None = None
     """Every so many calls are computed in full; left out, the preset's own schedule holds."""
     schedule: Schedule | None = None
@@ -260,126 +374,44 @@ class Preset(Strict):
     """0 is the plan as published; 1 and 2 forecast what it would hand on."""
     coordinate: Coordinate = "step"
     """What a forecast counts in, as in a rule."""
+    branch: Whole | None = None
+    """DeepCache's cache_branch_id: how many skip connections are still computed at inherited calls, less one; 0 if left
+    out."""
 
-    OWN: ClassVar[Schedule]
-    """The preset's own schedule."""
-    CARRY: ClassVar[Carry] = "output"
-
-    @model_validator(mode="after")
-    def _one_schedule(self) -> Self:
+    def misfits(self) -> Iterator[Misfit]:
         if self.interval is not None and self.schedule is not None:
-            raise Misplaced([(("schedule",), "either 'interval' or 'schedule', not both")])
-        return self
-
-    @property
-    def nodes(self) -> str:
-        """The named set that is inherited."""
-        raise AssertionError("every preset names its own")
+            yield ("schedule",), "either 'interval' or 'schedule', not both"
+        if self.branch is not None and self.preset != "deepcache":
+            yield ("branch",), f"goes with 'deepcache', and 'preset' is {self.preset}"
 
     def resolved(self) -> Rules:
         """The one rule that this preset stands for."""
-        every = Uniform(mode="uniform", interval=self.interval) if self.interval else None
-        schedule = self.schedule or every or self.OWN
-        rule = Rule(nodes=self.nodes, schedule=schedule, carry=self.CARRY, order=self.order, coordinate=self.coordinate)
-        return Rules(rules=[rule])
-
-
-class DeepCache(Preset):
-    """What DeepCache does: all but the outermost layers are inherited; every 3rd call is computed in full."""
-
-    preset: Literal["deepcache"]
-    """The name of the preset."""
-    branch: Whole = 0
-    """DeepCache's cache_branch_id: how many skip connections are still computed at inherited calls, less one."""
-
-    OWN = Uniform(mode="uniform", interval=3)
-
-    @property
-    def nodes(self) -> str:
-        return f"deepcache.{self.branch}"
-
-
-class EncoderPropagation(Preset):
-    """Faster Diffusion: down blocks and mid are inherited, up blocks (and conv_in) always computed.
-
-    Its own schedule is the one published for 50 calls.
-    """
-
-    preset: Literal["encoder-propagation"]
-    """The name of the preset."""
-
-    OWN = Explicit(mode="explicit", steps=["0%-8%", 5, 10, 15, 25, 35])
-
-    @property
-    def nodes(self) -> str:
-        return "encoder"
-
-
-class BaseMask(Preset):
-    """The layers that BK-SDM Base lacks hand on their residual branches; every 2nd call is computed in full.
-
-    Handing on their outputs would leave nothing alive before the last of them.
-    """
-
-    preset: Literal["base-mask"]
-    """The name of the preset."""
-
-    OWN = Uniform(mode="uniform", interval=2)
-    CARRY = "residual"
-
-    @property
-    def nodes(self) -> str:
-        return "base"
-
-
-PRESETS: dict[str, type[Preset]] = {
-    "deepcache": DeepCache,
-    "encoder-propagation": EncoderPropagation,
-    "base-mask": BaseMask,
-}
-
-
-def _known_preset(plan: Any) -> Any:
-    """Tell a wrong preset at the preset; pydantic tells it of tags, at the whole plan."""
-    if isinstance(plan, dict) and "preset" in plan and _plan_kind(plan) is Rules:
-        preset = plan["preset"]
-        hint = did_you_mean(preset, list(PRESETS)) if isinstance(preset, str) else ""
-        raise Misplaced([(("preset",), f"must be {one_of(list(PRESETS))}, got {got(preset)}{hint}")])
-    return plan
-
-
-def _plan_kind(plan: Any) -> type[Rules] | type[Preset]:
-    if isinstance(plan, Preset):
-        return type(plan)
-    preset = plan.get("preset") if isinstance(plan, dict) else None
-    return PRESETS.get(preset, Rules) if isinstance(preset, str) else Rules
+        nodes, own, carry = PRESETS[self.preset]
+        schedule = self.schedule or (Uniform(mode="uniform", interval=self.interval) if self.interval else own)
+        nodes = nodes.format(branch=self.branch or 0)
+        return Rules(
+            rules=[Rule(nodes=nodes, schedule=schedule, carry=carry, order=self.order, coordinate=self.coordinate)]
+        )
 
 
 def _plan_tag(plan: Any) -> str:
-    """Of two words: pydantic puts tags into the places of faults, and `rules` is also a key."""
-    return f"plan {_plan_kind(plan).__name__}"
+    """Of two words: pydantic puts tags into the places of faults, and `rules` and `preset` are also keys."""
+    named = "preset" in plan if isinstance(plan, dict) else isinstance(plan, Preset)
+    return "plan by name" if named else "plan by rules"
 
 
 InheritPlan = Annotated[
-    Annotated[Rules, Tag("plan Rules")]
-    | Annotated[DeepCache, Tag("plan DeepCache")]
-    | Annotated[EncoderPropagation, Tag("plan EncoderPropagation")]
-    | Annotated[BaseMask, Tag("plan BaseMask")],
-    Discriminator(_plan_tag),
-    BeforeValidator(_known_preset),
+    Annotated[Rules, Tag("plan by rules")] | Annotated[Preset, Tag("plan by name")], Discriminator(_plan_tag)
 ]
-_PLAN: TypeAdapter[Rules | Preset] = TypeAdapter(InheritPlan)
 
 
 def read_plan(plan: Any, source: str = "plan") -> Rules:
     """A plan that does not come from a recipe, as its rules. Raises RecipeError with all faults; `source` names it."""
-    try:
-        return _PLAN.validate_python(plan).resolved()
-    except ValidationError as error:
-        placeless: dict[Where, Mark] = {(): Mark()}  # no file was read: there are no lines to name
-        read = Source(source, plan if isinstance(plan, dict) else {}, values=placeless)
-        raise RecipeError(source, faults(error, read, _plan_kind(plan))) from None
+    read: Rules | Preset = validated(InheritPlan, plan, source)
+    return read.resolved()
 
+
+# Switching ------------------------------------------------------------------------------------------------------------
 
 By = Literal["timestep", "log-snr", "fraction", "step"]
 Idle = Literal["stay", "cpu"]
@@ -415,11 +447,8 @@ class Switching(Strict):
     parts: Annotated[list[Part], Field(min_length=1)]
     """Who serves what. A part whose `until` is reached before it begins serves nothing."""
 
-    @model_validator(mode="after")
-    def _in_order(self) -> Self:
-        if wrong := misordered(self.by, self.parts):
-            raise Misplaced(wrong)
-        return self
+    def misfits(self) -> Iterable[Misfit]:
+        return misordered(self.by, self.parts)
 
 
 class Switch(Switching):
@@ -437,18 +466,13 @@ class Switch(Switching):
         """Who serves what, alone."""
         return Switching(by=self.by, parts=self.parts)
 
-    @model_validator(mode="after")
-    def _known(self) -> Self:
-        wrong = [(("parts", *inner), what) for inner, what in unknown_unets(self.parts, self.unets)]
-        wrong += [(("unets", self.unets.index(name)), reserved(name)) for name in self.unets if name in NULLS]
-        wrong += [
-            (("plans", name), f"no UNet is called '{name}'{did_you_mean(name, self.unets)}")
-            for name in self.plans
-            if name not in self.unets
-        ]
-        if wrong:
-            raise Misplaced(wrong)
-        return self
+    def misfits(self) -> Iterator[Misfit]:
+        yield from super().misfits()
+        yield from unknown_unets(self.parts, self.unets)
+        yield from ((("unets", self.unets.index(name)), reserved(name)) for name in self.unets if name in NULLS)
+        for name in self.plans:
+            if name not in self.unets:
+                yield ("plans", name), f"no UNet is called '{name}'{did_you_mean(name, self.unets)}"
 
 
 def described(rules: Switching) -> str:
@@ -464,65 +488,39 @@ def reserved(name: str) -> str:
 
 def read_switching(rules: Any, source: str) -> Switching:
     """Rules that do not come from a recipe. Raises RecipeError with all faults; `source` names them."""
-    return _read(Switching, rules, source)
+    read: Switching = validated(Switching, rules, source)
+    return read
 
 
 def read_switch(held: Any, source: str) -> Switch:
     """The same of what a model says. Raises RecipeError."""
-    return _read(Switch, held, source)
+    read: Switch = validated(Switch, held, source)
+    return read
 
 
-Kind = TypeVar("Kind", bound=Switching)
-
-
-def _read(kind: type[Kind], held: Any, source: str) -> Kind:
-    try:
-        return kind.model_validate(held)
-    except ValidationError as error:
-        placeless: dict[Where, Mark] = {(): Mark()}  # no file was read: there are no lines to name
-        read = Source(source, held if isinstance(held, dict) else {}, values=placeless)
-        raise RecipeError(source, faults(error, read, kind)) from None
-
-
-def misordered(by: By, parts: list[Part]) -> list[tuple[Inner, str]]:
+def misordered(by: By, parts: list[Part]) -> Iterator[Misfit]:
     """Faults of parts that do not follow each other; places begin at `parts`."""
-    wrong = [*_open_ends(parts), *_wrong_order(by, parts)]
+    (low, high), falls, before = LIMITS[by], by in FALLING, None
+    for index, part in enumerate(parts):
+        where, last = ("parts", index, "until"), index == len(parts) - 1
+        if part.until is None:
+            if not last:
+                yield where, "must be given: only the last part goes to the end"
+            continue
+        if last:
+            yield where, "the last part goes to the end; leave it out, or say who comes after"
+        if not low <= part.until <= high:
+            yield where, f"a {by} lies between {low:g} and {high:g}"
+        if before is not None and (part.until > before if falls else part.until < before):
+            yield where, f"{by}s {'fall' if falls else 'rise'} from part to part; it was {before:g}"
+        before = part.until
     if parts[0].unet in NULLS:
-        wrong.append((("parts", 0, "unet"), f"'{parts[0].unet}' needs a prediction: begin with a UNet"))
-    return wrong
+        yield ("parts", 0, "unet"), f"'{parts[0].unet}' needs a prediction: begin with a UNet"
 
 
-def _open_ends(parts: list[Part]) -> list[tuple[Inner, str]]:
-    wrong: list[tuple[Inner, str]] = [
-        (("parts", index, "until"), "must be given: only the last part goes to the end")
-        for index, part in enumerate(parts[:-1])
-        if part.until is None
-    ]
-    if parts[-1].until is not None:
-        where = ("parts", len(parts) - 1, "until")
-        wrong.append((where, "the last part goes to the end; leave it out, or say who comes after"))
-    return wrong
-
-
-def _wrong_order(by: By, parts: list[Part]) -> list[tuple[Inner, str]]:
-    wrong: list[tuple[Inner, str]] = []
-    low, high = LIMITS[by]
-    falls = by in FALLING
-    given = [(index, part.until) for index, part in enumerate(parts) if part.until is not None]
-    for place, (index, until) in enumerate(given):
-        if not low <= until <= high:
-            wrong.append((("parts", index, "until"), f"a {by} lies between {low:g} and {high:g}"))
-        before = given[place - 1][1] if place else None
-        if before is not None and (until > before if falls else until < before):
-            order = "fall" if falls else "rise"
-            wrong.append((("parts", index, "until"), f"{by}s {order} from part to part; it was {before:g}"))
-    return wrong
-
-
-def unknown_unets(parts: list[Part], known: list[str]) -> list[tuple[Inner, str]]:
-    """Faults, below `parts`, of names that are neither known nor the null model's."""
-    return [
-        ((index, "unet"), f"no UNet is called '{part.unet}'{did_you_mean(part.unet, [*known, *NULLS])}")
-        for index, part in enumerate(parts)
-        if part.unet not in (*known, *NULLS)
-    ]
+def unknown_unets(parts: list[Part], known: list[str], way: Inner = ("parts",)) -> Iterator[Misfit]:
+    """Faults of names that are neither known nor the null model's; `way` leads to the parts."""
+    for index, part in enumerate(parts):
+        if part.unet not in (*known, *NULLS):
+            hint = did_you_mean(part.unet, [*known, *NULLS])
+            yield (*way, index, "unet"), f"no UNet is called '{part.unet}'{hint}"

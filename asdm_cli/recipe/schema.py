@@ -2,12 +2,28 @@
 
 from __future__ import annotations
 
+import glob
 import re
-from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Annotated, Any, TypeVar
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Annotated, Any, Self, TypeVar, get_args
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StringConstraints
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StringConstraints, model_validator
+
+from asdm_cli.recipe import LARGEST_SEED, MOST
+
+Inner = tuple[str | int, ...]
+"""The way from a value to something inside it."""
+Misfit = tuple[Inner, str]
+"""The way to something wrong, and what is wrong with it."""
+
+
+class Misplaced(ValueError):
+    """Faults that a validator found below the value it was given: pydantic would place them all at the value itself."""
+
+    def __init__(self, faults: Iterable[Misfit]):
+        self.faults = list(faults)
+        super().__init__("; ".join(what for _, what in self.faults))
 
 
 class Strict(BaseModel):
@@ -22,45 +38,26 @@ class Strict(BaseModel):
         allow_inf_nan=False,
     )
 
+    def misfits(self) -> Iterable[Misfit]:
+        """What does not fit together (gate 2); asked when every key is right for itself."""
+        return ()
 
-Inner = tuple[str | int, ...]
-"""The way from a value to something inside it."""
-
-
-class Misplaced(ValueError):
-    """Faults that a validator found below the value it was given, each with the way there from that value.
-
-    pydantic would place them all at the value itself, which for a list is the whole list.
-    """
-
-    def __init__(self, faults: list[tuple[Inner, str]]):
-        self.faults = faults
-        super().__init__("; ".join(what for _, what in faults))
-
-
-@dataclass(frozen=True)
-class Reads:
-    """Marks a key whose texts, or those inside its value, name what a verb reads: paths, URLs, or words for them."""
+    @model_validator(mode="after")
+    def _fits_together(self) -> Self:
+        if found := list(self.misfits()):
+            raise Misplaced(found)
+        return self
 
 
 Item = TypeVar("Item")
 
 
-def _distinct(items: list[Item]) -> list[Item]:
+def _refuse_repeats(items: list[Item], marks: Sequence[object], inner: Inner = ()) -> list[Item]:
     """Refuse an entry that stands twice, at its second place."""
-    return _refuse_repeats(items, items, ())
-
-
-def _distinctly_named(items: list[Any]) -> list[Any]:
-    """Refuse two entries of one name: tables and picture folders go by it."""
-    return _refuse_repeats(items, [item.name for item in items], ("name",))
-
-
-def _refuse_repeats(items: list[Item], marks: Sequence[object], inner: tuple[str, ...]) -> list[Item]:
-    repeats: list[tuple[Inner, str]] = [
+    repeats: list[Misfit] = [
         ((index, *inner), f"'{mark}' is already entry {marks.index(mark)} of the list (counted from 0)")
         for index, mark in enumerate(marks)
-        if marks.index(mark) < index
+        if mark is not None and marks.index(mark) < index
     ]
     if repeats:
         raise Misplaced(repeats)
@@ -75,9 +72,6 @@ def _file_name(name: str) -> str:
     return name
 
 
-MOST = 2**31 - 1
-"""Of whatever is counted: more is a slip of the hand, and overflows what counts."""
-LARGEST_SEED = 2**63 - 1
 LARGEST_SIDE = 1 << 14
 """Of a picture, in pixels: four times what anybody has drawn with such UNets."""
 
@@ -86,14 +80,45 @@ Whole = Annotated[int, Field(ge=0, le=MOST)]
 Positive = Annotated[int, Field(ge=1, le=MOST)]
 Seed = Annotated[int, Field(ge=0, le=LARGEST_SEED)]
 Side = Annotated[int, Field(ge=1, le=LARGEST_SIDE)]
-Guidance = Annotated[float, Field(ge=1, le=1000)]
+Above = Annotated[float, Field(gt=0)]
 Fraction = Annotated[float, Field(gt=0, lt=1)]
+Guidance = Annotated[float, Field(ge=1, le=1000)]
+Share = Annotated[float, Field(ge=0, le=1)]
 Text = Annotated[str, StringConstraints(min_length=1)]
 Name = Annotated[str, AfterValidator(_file_name)]
 Patterns = Text | Annotated[list[Text], Field(min_length=1)]
-Out = Text
 
-READ = Reads()
+Distinct = AfterValidator(lambda items: _refuse_repeats(items, items))
+DistinctlyNamed = AfterValidator(lambda items: _refuse_repeats(items, [each.name for each in items], ("name",)))
+"""Tables and folders go by the name."""
+READ = "read"
+"""Marks a key whose texts, or those inside its value, name what a verb reads: paths, URLs, or words for them."""
 
-Distinct = AfterValidator(_distinct)
-DistinctlyNamed = AfterValidator(_distinctly_named)
+
+def referenced_paths(recipe: Strict) -> Iterator[str]:
+    """Every path, URL or word for one that stands in the recipe, in its order; the defaults too."""
+    for name, field in type(recipe).model_fields.items():
+        kinds = (field, *get_args(field.annotation))
+        marked = any(READ in getattr(kind, "metadata", getattr(kind, "__metadata__", ())) for kind in kinds)
+        yield from _texts(getattr(recipe, name), marked)
+
+
+def _texts(value: Any, marked: bool) -> Iterator[str]:
+    if marked and isinstance(value, str):
+        yield value
+    elif isinstance(value, Strict):
+        yield from referenced_paths(value)
+    elif isinstance(value, dict | list):
+        for each in value.values() if isinstance(value, dict) else value:
+            yield from _texts(each, marked)
+
+
+def places(text: str) -> list[Path]:
+    """Files and folders behind one of these, which may be a path, a glob or several in braces; nothing for a URL."""
+    from braceexpand import braceexpand
+
+    try:
+        names = list(braceexpand(text, escape=False)) if "{" in text else [text]
+    except ValueError:
+        names = [text]
+    return [Path(found) for name in names for found in sorted(glob.glob(name))]  # noqa: PTH207 - absolute ones too

@@ -1,23 +1,19 @@
-"""One recipe class per verb. Every key here changes what its verb does; a test holds us to it."""
+"""One recipe class per verb, and the only list of verbs. Every key here changes what its verb does: a test holds us
+to it.
+
+A key that several recipes share is a type with its description; what a recipe alone has is described below its key.
+"""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator
-from typing import Annotated, Any, Literal
+from collections.abc import Iterator
+from typing import Annotated, Any, ClassVar, Literal, get_args
 
-from pydantic import (
-    AfterValidator,
-    BeforeValidator,
-    Discriminator,
-    Field,
-    StringConstraints,
-    Tag,
-    ValidationInfo,
-    field_validator,
-    model_validator,
-)
+from pydantic import AfterValidator, Field, StringConstraints
 
+from asdm_cli.recipe import MOST
+from asdm_cli.recipe.messages import did_you_mean
 from asdm_cli.recipe.patches import (
     NULLS,
     By,
@@ -34,70 +30,93 @@ from asdm_cli.recipe.patches import (
     unknown_unets,
 )
 from asdm_cli.recipe.schema import (
-    MOST,
     READ,
+    Above,
     Distinct,
     DistinctlyNamed,
     Fraction,
     Guidance,
     Inner,
     Integer,
+    Misfit,
     Misplaced,
     Name,
-    Out,
     Patterns,
     Positive,
     Seed,
+    Share,
     Side,
     Strict,
     Text,
     Whole,
 )
-from asdm_cli.recipe.words import did_you_mean
 
 Dtype = Literal["auto", "float32", "bfloat16", "float16"]
 Sampler = Literal["own", "ddim", "pndm", "euler", "heun", "dpm++2m", "unipc"]
 Metric = Literal[
     "kid", "fd", "is", "clip_score", "clip_retrieval", "label_accuracy", "style_accuracy", "psnr", "ssim", "perceptual"
 ]
+Metrics = Annotated[list[Metric], Field(min_length=1), Distinct]
+VERB = Field(description="The command that this recipe is for.")
+Model = Annotated[Text, READ, Field(description="A model directory, a run directory, or `pocket`.")]
+Called = Annotated[Name, Field(description="What tables and plots call it, and its folder.")]
+Shards = Text | Annotated[list[Text], Field(min_length=1)]
 
 
-class Verb(Strict):
-    """The key that every recipe starts with."""
+class Recipe(Strict):
+    """What every recipe says."""
 
     verb: str
     """Stands here to be the first key of a recipe that is written back."""
+    out: Text
+    """The run directory to write."""
+
+    EXAMPLE: ClassVar[str]
+    """As small as it is useful: what the reference shows."""
+
+    def written(self) -> list[str] | None:
+        """Where in the run directory models lie; None where only the run itself finds out."""
+        return [""]
 
 
-class Pictures(Strict):
-    """What pictures depend on, and how they are looked at: the same for every verb that draws to compare."""
-
-    prompts: Annotated[Text, READ] = "pocket"
-    """Webdataset shards of (picture, caption), by path or glob; a text file with a prompt a line; or `pocket`: 128
-    held-out captions and 128 trained ones in turn (`pocket-held-out`: the held-out ones alone)."""
-    limit: Positive | None = None
-    """Use the first so many prompts only."""
-    per_prompt: Positive = 1
-    """Draw each prompt so many times, every time with another seed."""
-    metrics: Annotated[list[Metric], Field(min_length=1), Distinct] = ["kid", "clip_score"]
-    """What to measure; psnr, ssim and perceptual compare with the pictures of the first, or the `reference`;
-    label_accuracy and style_accuracy ask a probe whether a picture shows what its sample's .json names."""
-    features: Literal["efficientnet_lite0", "clip", "inception"] = "efficientnet_lite0"
-    """The network behind kid, fd and is. Only `inception` may be called FID."""
+class OnDevice(Strict):
     device: Text = "auto"
     """`auto` (a GPU if there is one), `cpu`, `cuda`, `cuda:1`, ..."""
     dtype: Dtype = "auto"
     """Number format of the weights; `auto` is float16 on a GPU and float32 on a CPU."""
+
+
+class Sampling(Strict):
     sampler: Sampler = "own"
     """`own` is the one that each model came with."""
     steps: Positive = 25
     """UNet steps per picture."""
     guidance: Guidance = 3.0
     """Classifier-free guidance; 1 is none and halves the work."""
-    size: Side | None = None
-    """Height and width in pixels; the model's own if left out."""
+
+
+class Prompted(Sampling):
+    prompts: Annotated[Text, READ] = "pocket"
+    """Webdataset shards of (picture, caption), by path or glob; a text file with a prompt a line; or `pocket`: 128
+    held-out captions and 128 trained ones in turn (`pocket-held-out`: the held-out ones alone)."""
+    limit: Positive | None = None
+    """Use the first so many prompts only."""
     seed: Seed = 0
     """Prompt i is drawn with a seed made of this and i, whatever the batch or process."""
+
+
+class Pictures(Prompted, OnDevice):
+    """What pictures depend on, and how they are looked at: the same for every verb that draws to compare."""
+
+    size: Side | None = None
+    """Height and width in pixels; the model's own if left out."""
+    per_prompt: Positive = 1
+    """Draw each prompt so many times, every time with another seed."""
+    metrics: Metrics = ["kid", "clip_score"]
+    """What to measure; psnr, ssim and perceptual compare with the pictures of the first, or the `reference`;
+    label_accuracy and style_accuracy ask a probe whether a picture shows what its sample's .json names."""
+    features: Literal["efficientnet_lite0", "clip", "inception"] = "efficientnet_lite0"
+    """The network behind kid, fd and is. Only `inception` may be called FID."""
     batch: Positive = 16
     """Pictures drawn at a time; changes speed and memory, not the pictures."""
     bootstrap: Positive = 1000
@@ -108,11 +127,8 @@ class Pictures(Strict):
     """How many prompts the report's picture grid shows."""
 
 
-class Drawing(Pictures, Verb):
+class Drawing(Pictures, Recipe):
     """The recipe of a verb that does nothing but draw and compare."""
-
-    out: Out
-    """The run directory to write."""
 
 
 class Comparing(Drawing):
@@ -125,7 +141,7 @@ class Comparing(Drawing):
     """Also compare with what DPM++ 2M draws in so many steps: near the solution that every sampler is after."""
     limit: Positive = 16
     """Use the first so many prompts only."""
-    metrics: Annotated[list[Metric], Field(min_length=1), Distinct] = ["psnr", "ssim"]
+    metrics: Metrics = ["psnr", "ssim"]
     """psnr, ssim and perceptual compare with the plain model's pictures; kid, clip_score, ... as in `asdm eval`."""
     steps: Positive = 50
     """UNet steps per picture."""
@@ -135,128 +151,41 @@ class Comparing(Drawing):
     """Rounds before the timed ones, not counted."""
 
 
-def free_series(series: str, taken: tuple[str, ...]) -> str:
-    """ValueError for the name of a line that the plots draw themselves."""
-    if series in taken:
-        raise ValueError(f"'{series}' is drawn by what it is named after; choose another name")
-    return series
+def _free_series(taken: tuple[str, ...]) -> AfterValidator:
+    """Refuses the name of a line that the plots draw themselves."""
+
+    def check(series: str) -> str:
+        if series in taken:
+            raise ValueError(f"'{series}' is drawn by what it is named after; choose another name")
+        return series
+
+    return AfterValidator(check)
 
 
-class PruneRecipe(Strict):
+# prune ----------------------------------------------------------------------------------------------------------------
+
+
+class PruneRecipe(Recipe):
     """Remove blocks or layers from a UNet."""
 
-    verb: Literal["prune"]
-    """The command that this recipe is for."""
-    model: Annotated[Text, READ]
-    """A model directory, a run directory, or `pocket`."""
+    verb: Annotated[Literal["prune"], VERB]
+    model: Model
     remove: Patterns
     """A named set (base, small, tiny), an address pattern, or a list of them."""
-    out: Out
-    """The run directory to write."""
+
+    EXAMPLE = """\
+verb: prune
+model: pocket
+remove: [mid, down.0.1, up.3.1]
+out: runs/pruned
+"""
 
 
-COMPRESSED = "compressed"
-Amount = Annotated[float, Field(gt=0, lt=1)]
-
-
-class Expand(Strict):
-    """Which convolutions become banks of experts, and how they begin."""
-
-    experts: Annotated[int, Field(ge=2, le=64)] = 4
-    """Kernels per convolution. Every example gets one mixture of them, so speed hardly depends on their number."""
-    at: Patterns = COMPRESSED
-    """Addresses; of what they name, the 3x3 convolutions of the resnets. `compressed`: the blocks that have fewer
-    layers than the donor's."""
-    donor: Annotated[Text | None, READ] = None
-    """The model that was compressed: tells which blocks are, and gives the kernels that are inherited."""
-    router: Literal["features", "time", "both"] = "time"
-    """What chooses the mixture: the mean of each channel of the convolution's input, the time embedding, or both.
-    `time` mixes once per step for a whole batch."""
-    weights: Literal["softmax", "normalised-sigmoid", "sigmoid"] = "softmax"
-    """How the router's answers become weights; those of `sigmoid` (CondConv's own) need not sum to one."""
-    start: Literal["copies", "noise", "inherited"] = "copies"
-    """Experts begin as copies of the kernel, as copies with noise, or as the kernel and those that pruning removed
-    from the donor. Whichever it is, the model draws what it drew before."""
-    noise: Amount | None = None
-    """With `start: noise`: its standard deviation, as a share of the kernel's own; 0.05 if left out."""
-    share: Amount | None = None
-    """With `start: inherited`: what the removed kernels weigh together at first; 0.000001 if left out. Larger
-    shares learn faster and no longer begin with the same pictures."""
-    seed: Seed = 0
-    """Of noise and of routers that begin at random."""
-
-    @model_validator(mode="after")
-    def _fits_together(self) -> Expand:
-        faults: list[tuple[Inner, str]] = []
-        if self.noise is not None and self.start != "noise":
-            faults.append((("noise",), f"goes with 'start: noise', and 'start' is {self.start}"))
-        if self.share is not None and self.start != "inherited":
-            faults.append((("share",), f"goes with 'start: inherited', and 'start' is {self.start}"))
-        if self.donor is None and self.start == "inherited":
-            faults.append((("donor",), "must be given with 'start: inherited': whose kernels?"))
-        if self.donor is None and self.at == COMPRESSED:
-            faults.append((("donor",), "must be given, or 'at': which blocks are compressed is seen beside a donor"))
-        if self.weights == "sigmoid" and self.start == "copies":
-            what = "equal copies under 'sigmoid' would all learn the same for ever; use noise or inherited"
-            faults.append((("start",), what))
-        if faults:
-            raise Misplaced(faults)
-        return self
-
-
-class Fold(Strict):
-    """How a model with experts becomes a plain one again."""
-
-    routing: Literal["constant", "mean"] = "mean"
-    """`constant`: refuse, unless every router gives the same weights whatever it sees, so that nothing changes.
-    `mean`: freeze each router at its mean weights over the calls of some pictures."""
-    prompts: Annotated[Text, READ] = "pocket"
-    """What those pictures are drawn from: webdataset shards of (picture, caption), a text file, or `pocket`."""
-    limit: Positive = 16
-    """Use the first so many prompts only."""
-    steps: Positive = 25
-    """UNet steps per picture."""
-    guidance: Guidance = 3.0
-    """Classifier-free guidance; 1 is none."""
-    sampler: Sampler = "own"
-    """`own` is the one that the model came with."""
-    seed: Seed = 0
-    """Of the pictures' noise."""
-
-
-class CondConvRecipe(Verb):
-    """Expert convolutions (ME-CondConv): more capacity at nearly the same speed. One of `expand` and `fold`."""
-
-    verb: Literal["condconv-expand"]
-    """The command that this recipe is for."""
-    model: Annotated[Text, READ]
-    """A model directory, a run directory, or `pocket`."""
-    expand: Expand | None = None
-    """Make convolutions banks of experts."""
-    fold: Fold | None = None
-    """Make a model with experts a plain one, which stock diffusers loads."""
-    device: Text = "auto"
-    """Where pictures are drawn to see what routers do: `auto` (a GPU if there is one), `cpu`, `cuda`, ..."""
-    dtype: Dtype = "auto"
-    """Number format while they are drawn; `auto` is float16 on a GPU and float32 on a CPU."""
-    out: Out
-    """The run directory to write."""
-
-    @model_validator(mode="after")
-    def _one_way(self) -> CondConvRecipe:
-        if self.expand is None and self.fold is None:
-            raise Misplaced([(("expand",), "must be given, or 'fold'")])
-        if self.expand is not None and self.fold is not None:
-            raise Misplaced([(("fold",), "either 'expand' or 'fold', not both")])
-        return self
-
-
-Share = Annotated[float, Field(ge=0, le=1)]
-Above = Annotated[float, Field(gt=0)]
+# distill --------------------------------------------------------------------------------------------------------------
 
 
 def _rising(points: list[list[float]]) -> list[list[float]]:
-    faults: list[tuple[tuple[str | int, ...], str]] = []
+    faults: list[Misfit] = []
     for index, point in enumerate(points):
         if len(point) != 2 or min(point) < 0:
             faults.append(((index,), "must be [step, weight], both from 0"))
@@ -267,39 +196,39 @@ def _rising(points: list[list[float]]) -> list[list[float]]:
     return points
 
 
-Weight = Annotated[float, Field(ge=0)] | Annotated[list[list[float]], Field(min_length=1), AfterValidator(_rising)]
-"""A number, or [step, weight] points: linear between them, constant before the first and after the last."""
+class _Loss(Strict):
+    kind: str
+    """Stands here to be the first key of a row that is written back."""
+    weight: (
+        Annotated[float, Field(ge=0)] | Annotated[list[list[float]], Field(min_length=1), AfterValidator(_rising)]
+    ) = 1.0
+    """A number, or [step, weight] points: linear between them, constant before the first and after the last."""
 
 
-class TaskLoss(Strict):
+class _Predicting(_Loss):
+    snr_gamma: Above | None = None
+    """Min-SNR weighting of timesteps with this gamma; left out, all weigh the same."""
+
+
+class TaskLoss(_Predicting):
     """How well the student tells the noise (or v) in a noisy latent."""
 
     kind: Literal["task"]
     """Against the noise that was added, no teacher needed."""
-    weight: Weight = 1.0
-    """A number, or [step, weight] points with straight lines between them."""
-    snr_gamma: Above | None = None
-    """Min-SNR weighting of timesteps with this gamma; left out, all weigh the same."""
 
 
-class OutputLoss(Strict):
+class OutputLoss(_Predicting):
     """How near the student's output is to the teacher's."""
 
     kind: Literal["output"]
     """Between the two UNets' predictions."""
-    weight: Weight = 1.0
-    """A number, or [step, weight] points with straight lines between them."""
-    snr_gamma: Above | None = None
-    """Min-SNR weighting of timesteps with this gamma; left out, all weigh the same."""
 
 
-class FeatureLoss(Strict):
+class FeatureLoss(_Loss):
     """How near the student's inner features are to the teacher's."""
 
     kind: Literal["features"]
     """Between the outputs of nodes that answer to each other, summed over them."""
-    weight: Weight = 1.0
-    """A number, or [step, weight] points with straight lines between them."""
     at: Patterns = ["down.?", "up.?"]
     """Addresses of the student; every down and up block if left out, as BK-SDM."""
     normalise: Literal["none", "teacher"] = "none"
@@ -312,8 +241,7 @@ Loss = Annotated[TaskLoss | OutputLoss | FeatureLoss, Field(discriminator="kind"
 class Student(Strict):
     """One UNet that learns."""
 
-    name: Name
-    """What tables, plots and folders call it."""
+    name: Called
     model: Annotated[Text, READ]
     """A model directory or a run directory: where it starts from."""
     freeze: Patterns | None = None
@@ -324,10 +252,10 @@ class Student(Strict):
 class Data(Strict):
     """What is learnt from: webdataset shards of (image, caption)."""
 
-    train: Annotated[Text | Annotated[list[Text], Field(min_length=1)], READ] = "pocket"
+    train: Annotated[Shards, READ] = "pocket"
     """Paths, globs, {000..009} ranges, URLs, or `pocket`: 594 drawings that ship with the package
     (`pocket-held-out`: 128 others)."""
-    held_out: Annotated[Text | Annotated[list[Text], Field(min_length=1)] | None, READ] = None
+    held_out: Annotated[Shards | None, READ] = None
     """Shards for the losses on what is not learnt from."""
     resolution: Side | None = None
     """Height and width in pixels, after a centre crop; the model's own if left out."""
@@ -378,11 +306,10 @@ class Validation(Strict):
     """Classifier-free guidance; 1 is none."""
 
 
-class DistillRecipe(Strict):
+class DistillRecipe(Recipe):
     """Train UNets against the original: task, output and feature losses."""
 
-    verb: Literal["distill"]
-    """The command that this recipe is for."""
+    verb: Annotated[Literal["distill"], VERB]
     teacher: Annotated[Text, READ]
     """A model directory, a run directory, `pocket`, or `none`: then students learn from the task loss alone."""
     students: Annotated[list[Student], Field(min_length=1), DistinctlyNamed]
@@ -427,51 +354,58 @@ class DistillRecipe(Strict):
     """A look at the students while they learn."""
     trackers: Annotated[list[Literal["tensorboard", "wandb", "aim", "comet_ml", "mlflow"]], Distinct] = []
     """Also report to these, through accelerate."""
-    out: Out
-    """The run directory to write."""
 
-    @model_validator(mode="after")
-    def _fits_together(self) -> DistillRecipe:
-        """Gate 2: what needs a teacher, a warm-up that ends, and a batch that divides."""
-        faults: list[tuple[tuple[str | int, ...], str]] = []
-        if self.teacher == "none":
-            faults += [
-                (("losses", index, "kind"), f"'{row.kind}' compares with a teacher, and there is none; leave it out")
-                for index, row in enumerate(self.losses)
-                if row.kind != "task" and "losses" in self.model_fields_set
-            ]
-            if "losses" not in self.model_fields_set:
-                faults.append((("teacher",), "without a teacher, `losses` must be given: [{kind: task}]"))
+    EXAMPLE = """\
+verb: distill
+teacher: pocket
+students:
+  - {name: base, model: runs/prune-pocket-base}
+  - {name: sides, model: runs/assemble-pocket-1122, freeze: from original}
+data: {train: pocket, held_out: pocket-held-out}
+losses:
+  - {kind: task, snr_gamma: 5.0}
+  - {kind: output, weight: [[0, 0.5], [1000, 1.0]]}
+  - {kind: features, at: ["up.?"], normalise: teacher}
+steps: 2000
+optimizer: {lr: 3.0e-4, schedule: cosine, warmup: 50}
+out: runs/distilled
+"""
+
+    def written(self) -> list[str]:
+        folders = [f"students/{student.name}" for student in self.students]
+        return ["", *folders] if len(folders) == 1 else folders
+
+    def misfits(self) -> Iterator[Misfit]:
+        given = "losses" in self.model_fields_set
+        for index, row in enumerate(self.losses if self.teacher == "none" and given else ()):
+            if row.kind != "task":
+                what = f"'{row.kind}' compares with a teacher, and there is none; leave it out"
+                yield ("losses", index, "kind"), what
+        if self.teacher == "none" and not given:
+            yield ("teacher",), "without a teacher, `losses` must be given: [{kind: task}]"
         if self.optimizer.warmup >= self.steps:
             what = f"{self.optimizer.warmup} steps of warm-up are not fewer than the {self.steps} of all"
-            faults.append((("optimizer", "warmup"), what))
+            yield ("optimizer", "warmup"), what
         if self.batch % self.accumulate:
-            faults.append((("accumulate",), f"{self.batch} samples cannot be divided into {self.accumulate} parts"))
-        if faults:
-            raise Misplaced(faults)
-        return self
+            yield ("accumulate",), f"{self.batch} samples cannot be divided into {self.accumulate} parts"
 
+
+# assemble -------------------------------------------------------------------------------------------------------------
 
 NONE = "none"
 """In the place of a donor: no mid block."""
 BLOCK = re.compile(r"mid|(down|up)\.\d")
 LAYER = re.compile(r"mid\.\d+|(down|up)\.\d+\.(\d+|sampler)")
 
-Mid = Annotated[Text, BeforeValidator(lambda value: NONE if value is None else value)]
-Bound = Annotated[float, Field(gt=0)]
-Faults = list[tuple[Inner, str]]
-ALL, LISTED = "combinations all", "combinations listed"
-"""Tags of two words: pydantic puts them into the places of faults, where no key is called so."""
-
 
 class Budget(Strict):
     """Upper bounds of what a combination may cost."""
 
-    parameters_m: Bound | None = None
+    parameters_m: Above | None = None
     """Millions of parameters of the UNet."""
-    macs_g: Bound | None = None
+    macs_g: Above | None = None
     """Billions of multiply-accumulates of one UNet call on one picture, attention's matmuls included."""
-    latency_ratio: Bound | None = None
+    latency_ratio: Above | None = None
     """Time of a UNet call as a share of the first donor's, measured side by side."""
 
 
@@ -482,23 +416,20 @@ class Combination(Strict):
     """What tables and plots call it, and its folder; made of the donors' first letters if left out."""
     levels: Annotated[list[Text], Field(min_length=1)]
     """The donor of each level, from fine to coarse."""
-    mid: Mid
+    mid: Text
     """The donor of the mid block, or `none`."""
 
 
 class Explore(Pictures):
     """Many combinations side by side: what they cost, and how near their pictures are to the first donor's."""
 
-    combinations: Annotated[
-        Annotated[Literal["all"], Tag(ALL)] | Annotated[list[Combination], Field(min_length=1), Tag(LISTED)],
-        Discriminator(lambda value: ALL if isinstance(value, str) else LISTED),
-    ]
+    combinations: Literal["all"] | Annotated[list[Combination], Field(min_length=1), DistinctlyNamed]
     """A list, or `all`: every donor for every level and for the mid block, and no mid block."""
     budget: Budget | None = None
     """Combinations above one of its bounds are left out; `all` needs one."""
     limit: Positive = 16
     """Use the first so many prompts only."""
-    metrics: Annotated[list[Metric], Field(min_length=1), Distinct] = ["psnr", "ssim"]
+    metrics: Metrics = ["psnr", "ssim"]
     """The first one ranks. psnr, ssim and perceptual compare with the first donor's pictures; kid, clip_score, ... as
     in `asdm eval`."""
     repeats: Positive = 10
@@ -506,30 +437,15 @@ class Explore(Pictures):
     warmups: Positive = 2
     """Rounds before the timed ones, not counted."""
 
-    @model_validator(mode="after")
-    def _bounded(self) -> Explore:
+    def misfits(self) -> Iterator[Misfit]:
         if self.combinations == "all" and not (self.budget and self.budget.model_dump(exclude_none=True)):
-            raise Misplaced([(("budget",), "must be given for 'all': parameters_m, macs_g or latency_ratio")])
-        return self
-
-    @model_validator(mode="after")
-    def _distinctly_named(self) -> Explore:
-        names = [each.name for each in self.combinations] if isinstance(self.combinations, list) else []
-        repeats: Faults = [
-            (("combinations", index, "name"), f"'{name}' is already entry {names.index(name)} of the list")
-            for index, name in enumerate(names)
-            if name is not None and names.index(name) < index
-        ]
-        if repeats:
-            raise Misplaced(repeats)
-        return self
+            yield ("budget",), "must be given for 'all': parameters_m, macs_g or latency_ratio"
 
 
-class AssembleRecipe(Strict):
+class AssembleRecipe(Recipe):
     """Put a UNet together from levels, blocks or layers of several."""
 
-    verb: Literal["assemble"]
-    """The command that this recipe is for."""
+    verb: Annotated[Literal["assemble"], VERB]
     donors: Annotated[dict[Name, Text], Field(min_length=1), READ]
     """Name -> model directory, run directory or `pocket`. The first also gives what is not the UNet."""
     levels: Annotated[list[Text | None], Field(min_length=1)] | None = None
@@ -544,40 +460,17 @@ class AssembleRecipe(Strict):
     """The donor of time_embedding and its like; that of the mid block if left out, or of the deepest level."""
     explore: Explore | None = None
     """Instead of `levels`, `mid` and `blocks`: many combinations, ranked."""
-    out: Out
-    """The run directory to write."""
 
-    @model_validator(mode="before")
-    @classmethod
-    def _null_mid_is_none(cls, data: Any) -> Any:
-        """`mid: null` says something; a `mid` that is left out does not."""
-        says = isinstance(data, dict) and "mid" in data and data["mid"] is None
-        return {**data, "mid": NONE} if says else data
+    EXAMPLE = """\
+verb: assemble
+donors: {original: pocket, base: runs/prune-pocket-base}
+levels: [base, base, original, original]
+mid: original
+out: runs/assembled
+"""
 
-    @field_validator("donors")
-    @classmethod
-    def _none_is_no_name(cls, donors: dict[str, str]) -> dict[str, str]:
-        if NONE in donors:
-            raise Misplaced([((NONE,), f"'{NONE}' stands for no donor; choose another name")])
-        return donors
-
-    @field_validator("levels", "mid", "blocks", "ends", "embeddings", "explore")
-    @classmethod
-    def _known(cls, value: Any, info: ValidationInfo) -> Any:
-        """Gate 2. Silent where `donors` itself is wrong: that is told at its own place."""
-        donors = list(info.data.get("donors", {}))
-        read = READERS.get(str(info.field_name), _of_one)
-        faults = [] if value is None or not donors else list(read(value, donors))
-        if faults:
-            raise Misplaced(faults)
-        return value
-
-    @model_validator(mode="after")
-    def _covered_once(self) -> AssembleRecipe:
-        faults = list(_beside_explore(self) if self.explore else _cover(self))
-        if faults:
-            raise Misplaced(faults)
-        return self
+    def written(self) -> list[str] | None:
+        return None if self.explore else [""]
 
     @property
     def depth(self) -> int:
@@ -585,189 +478,163 @@ class AssembleRecipe(Strict):
         indices = [int(name.split(".")[1]) for name in self.blocks if name != "mid"]
         return max([len(self.levels or []), *(index + 1 for index in indices)])
 
+    def misfits(self) -> Iterator[Misfit]:
+        strangers = [*self._strangers()]
+        yield from strangers
+        if self.explore:
+            for key in ("levels", "mid", "blocks"):
+                if getattr(self, key):
+                    yield (key,), "does not go with 'explore', which names its own combinations"
+        elif not strangers:
+            yield from self._uncovered()
 
-def _of_mid(name: str, donors: list[str]) -> Iterator[tuple[Inner, str]]:
-    return iter(()) if name == NONE else _of_one(name, donors)
+    def _strangers(self) -> Iterator[Misfit]:
+        """Names of no donor, and places that hold none."""
+        first = next(iter(self.donors))
+        if NONE in self.donors:
+            yield ("donors", NONE), f"'{NONE}' stands for no donor; choose another name"
+        mids: dict[Inner, str | None] = {("mid",): self.mid}
+        named: dict[Inner, str | None] = {("ends",): self.ends, ("embeddings",): self.embeddings}
+        named |= {("levels", index): name for index, name in enumerate(self.levels or [])}
+        listed = self.explore.combinations if self.explore and self.explore.combinations != "all" else []
+        for index, each in enumerate(listed):
+            here = ("explore", "combinations", index)
+            mids[(*here, "mid")] = each.mid
+            named |= {(*here, "levels", level): name for level, name in enumerate(each.levels)}
+        for block, source in self.blocks.items():
+            if not BLOCK.fullmatch(block):
+                yield ("blocks", block), "is no block; blocks are down.0, down.1, ..., mid, up.0, up.1, ..."
+            if isinstance(source, str):
+                named["blocks", block] = source
+            for index, text in enumerate(source if isinstance(source, list) else ()):
+                donor, slash, address = text.partition("/")
+                if slash and LAYER.fullmatch(address):
+                    named["blocks", block, index] = donor
+                else:
+                    what = f"must be donor/layer, as in {first}/up.0.1 or {first}/up.0.sampler, got '{text}'"
+                    yield ("blocks", block, index), what
+        known = list(self.donors)
+        for way, name in {**{way: mid for way, mid in mids.items() if mid != NONE}, **named}.items():
+            if name is not None and name not in known:
+                hint = did_you_mean(name, known)
+                yield way, f"no donor is called '{name}'{hint}; there are {', '.join(known)}"
 
-
-def _of_one(name: str, donors: list[str]) -> Iterator[tuple[Inner, str]]:
-    if name not in donors:
-        yield (), f"no donor is called '{name}'{did_you_mean(name, donors)}; there are {', '.join(donors)}"
-
-
-def _of_levels(levels: list[str | None], donors: list[str]) -> Iterator[tuple[Inner, str]]:
-    for index, name in enumerate(levels):
-        for _where, what in _of_one(name, donors) if name is not None else ():
-            yield (index,), what
-
-
-def _of_blocks(blocks: dict[str, str | list[str]], donors: list[str]) -> Iterator[tuple[Inner, str]]:
-    for block, source in blocks.items():
-        if not BLOCK.fullmatch(block):
-            yield (block,), "is no block; blocks are down.0, down.1, ..., mid, up.0, up.1, ..."
-        for where, text in enumerate(source) if isinstance(source, list) else [(None, source)]:
-            place: Inner = (block,) if where is None else (block, where)
-            donor, slash, address = text.partition("/")
-            if where is not None and not (slash and LAYER.fullmatch(address)):
-                yield place, f"must be donor/layer, as in {donors[0]}/up.0.1 or {donors[0]}/up.0.sampler, got '{text}'"
-                continue
-            yield from ((place, what) for _, what in _of_one(text if where is None else donor, donors))
-
-
-def _of_explore(explore: Explore, donors: list[str]) -> Iterator[tuple[Inner, str]]:
-    for index, each in enumerate(explore.combinations if explore.combinations != "all" else ()):
-        assert isinstance(each, Combination)
-        here: Inner = ("combinations", index)
-        yield from (((*here, "levels", *inner), what) for inner, what in _of_levels([*each.levels], donors))
-        yield from (((*here, "mid"), what) for _, what in _of_mid(each.mid, donors))
-
-
-Reader = Callable[[Any, list[str]], Iterator[tuple[Inner, str]]]
-READERS: dict[str, Reader] = {"levels": _of_levels, "mid": _of_mid, "blocks": _of_blocks, "explore": _of_explore}
-"""Key -> what finds the unknown donors in its value; all other keys hold one donor's name."""
-
-
-def _beside_explore(recipe: AssembleRecipe) -> Iterator[tuple[Inner, str]]:
-    for key in ("levels", "mid", "blocks"):
-        if getattr(recipe, key):
-            yield (key,), "does not go with 'explore', which names its own combinations"
-
-
-def _cover(recipe: AssembleRecipe) -> Iterator[tuple[Inner, str]]:
-    """Blocks that nothing gives, and blocks that are given twice."""
-    if recipe.levels is None and not recipe.blocks:
-        yield ("levels",), "must be given, or 'blocks' or 'explore'"
-        return
-    last, levels = recipe.depth - 1, recipe.levels or []
-    for level in range(recipe.depth):
-        by_level = level < len(levels) and levels[level] is not None
-        for block in (f"down.{level}", f"up.{last - level}"):
-            if by_level and block in recipe.blocks:
-                yield ("blocks", block), f"levels[{level}] gives it already; null there would leave it to 'blocks'"
-            if not by_level and block not in recipe.blocks:
-                place: Inner = ("levels", level) if level < len(levels) else ("blocks" if recipe.blocks else "levels",)
-                yield place, f"nothing gives {block}; a UNet of {recipe.depth} levels has it"
-    if recipe.mid is not None and "mid" in recipe.blocks:
-        yield ("blocks", "mid"), "'mid' gives it already"
-    if recipe.mid is None and "mid" not in recipe.blocks:
-        yield ("mid",), f"must be given: a donor, or {NONE}"
+    def _uncovered(self) -> Iterator[Misfit]:
+        """Blocks that nothing gives, and blocks that are given twice."""
+        if self.levels is None and not self.blocks:
+            yield ("levels",), "must be given, or 'blocks' or 'explore'"
+            return
+        last, levels = self.depth - 1, self.levels or []
+        for level in range(self.depth):
+            by_level = level < len(levels) and levels[level] is not None
+            for block in (f"down.{level}", f"up.{last - level}"):
+                if by_level and block in self.blocks:
+                    what = f"levels[{level}] gives it already; null there would leave it to 'blocks'"
+                    yield ("blocks", block), what
+                if not by_level and block not in self.blocks:
+                    at: Inner = ("levels", level) if level < len(levels) else ("blocks" if self.blocks else "levels",)
+                    yield at, f"nothing gives {block}; a UNet of {self.depth} levels has it"
+        if self.mid is not None and "mid" in self.blocks:
+            yield ("blocks", "mid"), "'mid' gives it already"
+        if self.mid is None and "mid" not in self.blocks:
+            yield ("mid",), f"must be given: a donor, or {NONE}"
 
 
-class Contestant(Strict):
-    """One model of a comparison. Exactly one of `model` and `random`."""
+# condconv-expand ------------------------------------------------------------------------------------------------------
 
-    name: Name
-    """What tables and plots call it."""
-    model: Annotated[Text | None, READ] = None
-    """A model directory, a run directory, or `pocket`."""
-    random: Annotated[Text | None, READ] = None
-    """`sd15`, `sd21`, `sdxl` or a UNet config file: that shape with random weights."""
-    remove: Patterns | None = None
-    """With `random`: remove these addresses first."""
+COMPRESSED = "compressed"
+
+
+class Expand(Strict):
+    """Which convolutions become banks of experts, and how they begin."""
+
+    experts: Annotated[int, Field(ge=2, le=64)] = 4
+    """Kernels per convolution. Every example gets one mixture of them, so speed hardly depends on their number."""
+    at: Patterns = COMPRESSED
+    """Addresses; of what they name, the 3x3 convolutions of the resnets. `compressed`: the blocks that have fewer
+    layers than the donor's."""
+    donor: Annotated[Text | None, READ] = None
+    """The model that was compressed: tells which blocks are, and gives the kernels that are inherited."""
+    router: Literal["features", "time", "both"] = "time"
+    """What chooses the mixture: the mean of each channel of the convolution's input, the time embedding, or both.
+    `time` mixes once per step for a whole batch."""
+    weights: Literal["softmax", "normalised-sigmoid", "sigmoid"] = "softmax"
+    """How the router's answers become weights; those of `sigmoid` (CondConv's own) need not sum to one."""
+    start: Literal["copies", "noise", "inherited"] = "copies"
+    """Experts begin as copies of the kernel, as copies with noise, or as the kernel and those that pruning removed
+    from the donor. Whichever it is, the model draws what it drew before."""
+    noise: Fraction | None = None
+    """With `start: noise`: its standard deviation, as a share of the kernel's own; 0.05 if left out."""
+    share: Fraction | None = None
+    """With `start: inherited`: what the removed kernels weigh together at first; 0.000001 if left out. Larger
+    shares learn faster and no longer begin with the same pictures."""
+    seed: Seed = 0
+    """Of noise and of routers that begin at random."""
+
+    def misfits(self) -> Iterator[Misfit]:
+        if self.noise is not None and self.start != "noise":
+            yield ("noise",), f"goes with 'start: noise', and 'start' is {self.start}"
+        if self.share is not None and self.start != "inherited":
+            yield ("share",), f"goes with 'start: inherited', and 'start' is {self.start}"
+        if self.donor is None and self.start == "inherited":
+            yield ("donor",), "must be given with 'start: inherited': whose kernels?"
+        if self.donor is None and self.at == COMPRESSED:
+            yield ("donor",), "must be given, or 'at': which blocks are compressed is seen beside a donor"
+        if self.weights == "sigmoid" and self.start == "copies":
+            what = "equal copies under 'sigmoid' would all learn the same for ever; use noise or inherited"
+            yield ("start",), what
+
+
+class Fold(Prompted):
+    """How a model with experts becomes a plain one again."""
+
+    routing: Literal["constant", "mean"] = "mean"
+    """`constant`: refuse, unless every router gives the same weights whatever it sees, so that nothing changes.
+    `mean`: freeze each router at its mean weights over the calls of some pictures."""
+    limit: Positive = 16
+    """Use the first so many prompts only."""
+
+
+class CondConvRecipe(OnDevice, Recipe):
+    """Expert convolutions (ME-CondConv): more capacity at nearly the same speed. One of `expand` and `fold`.
+
+    `device` and `dtype` are of the pictures that are drawn to see what routers do.
+    """
+
+    verb: Annotated[Literal["condconv-expand"], VERB]
+    model: Model
     expand: Expand | None = None
-    """With `random`: make convolutions banks of experts, as `asdm condconv-expand` does; `donor` is a shape here."""
-    plan: InheritPlan | None = None
-    """A plan to draw by; left out, the one that the model carries, if it does."""
-    steps: Positive | None = None
-    """UNet steps of this contestant's images, where it differs from the others'."""
+    """Make convolutions banks of experts."""
+    fold: Fold | None = None
+    """Make a model with experts a plain one, which stock diffusers loads."""
 
-    @model_validator(mode="after")
-    def _one_source(self) -> Contestant:
-        if self.model is None and self.random is None:
-            raise ValueError("needs one of 'model' and 'random'")
-        if self.model is not None and self.random is not None:
-            raise Misplaced([(("random",), "either 'model' or 'random', not both")])
-        first = {"remove": "prune the model first: asdm prune", "expand": "expand it first: asdm condconv-expand"}
-        wrong = [key for key in first if self.model is not None and getattr(self, key) is not None]
-        if wrong:
-            raise Misplaced([((key,), f"goes with 'random' only; {first[key]}") for key in wrong])
-        return self
+    EXAMPLE = """\
+verb: condconv-expand
+model: runs/distilled
+expand: {experts: 4, donor: pocket, router: time}
+out: runs/expanded
+"""
 
-
-class BenchRecipe(Strict):
-    """What models really cost, measured side by side."""
-
-    verb: Literal["bench"]
-    """The command that this recipe is for."""
-    models: Annotated[list[Contestant], Field(min_length=1), DistinctlyNamed]
-    """The first is what the others are compared with."""
-    device: Text = "auto"
-    """`auto` (a GPU if there is one), `cpu`, `cuda`, `cuda:1`, ..."""
-    dtype: Dtype = "auto"
-    """Number format of the weights; `auto` is float16 on a GPU and float32 on a CPU."""
-    batches: Annotated[list[Positive], Field(min_length=1), Distinct] = [1, 4]
-    """Images per UNet call at which throughput is measured."""
-    repeats: Positive = 10
-    """Timed rounds; every round runs every contestant once, in turn."""
-    warmups: Positive = 2
-    """Rounds before the timed ones, not counted."""
-    images: bool = True
-    """Also time whole images (contestants with a whole pipeline only)."""
-    steps: Positive = 25
-    """UNet steps of a whole image."""
-    guidance: Guidance = 3.0
-    """Classifier-free guidance of a whole image; 1 is none and halves the work."""
-    sampler: Sampler = "own"
-    """`own` is the one that each model came with."""
-    size: Side | None = None
-    """Height and width of the image in pixels; the model's own if left out."""
-    out: Out
-    """The run directory to write."""
+    def misfits(self) -> Iterator[Misfit]:
+        if self.expand is None and self.fold is None:
+            yield ("expand",), "must be given, or 'fold'"
+        if self.expand is not None and self.fold is not None:
+            yield ("fold",), "either 'expand' or 'fold', not both"
 
 
-class EvalContestant(Strict):
-    """One model of an evaluation."""
-
-    name: Name
-    """What tables and plots call it."""
-    model: Annotated[Text, READ]
-    """A model directory, a run directory, or `pocket`."""
-    steps: Positive | None = None
-    """UNet steps of this contestant, where it differs from the others'."""
-    guidance: Guidance | None = None
-    """Guidance scale of this contestant, where it differs from the others'."""
-
-
-class EvalRecipe(Drawing):
-    """What models' pictures are worth."""
-
-    verb: Literal["eval"]
-    """The command that this recipe is for."""
-    models: Annotated[list[EvalContestant], Field(min_length=1), DistinctlyNamed]
-    """Who takes part; order is the order of the tables."""
-    clip: Annotated[Text, READ] = "own"
-    """The CLIP behind clip_score: `own` (the first model's), or a directory."""
-    probe: Annotated[Text, READ] = "own"
-    """The probe behind label_accuracy and style_accuracy: `own` (the first model's), or a directory."""
-    reference: Text | None = None
-    """The contestant that psnr, ssim and perceptual compare with; the first if left out."""
-
-    @field_validator("reference")
-    @classmethod
-    def _reference_takes_part(cls, reference: str | None, info: ValidationInfo) -> str | None:
-        """Gate 2. Silent where `models` itself is wrong: that is told at its own place."""
-        names = [model.name for model in info.data.get("models", [])]
-        if reference is not None and names and reference not in names:
-            raise ValueError(f"no contestant is called '{reference}'; there are {', '.join(names)}")
-        return reference
+# inherit --------------------------------------------------------------------------------------------------------------
 
 
 class Candidate(Strict):
     """One plan of a sweep."""
 
-    name: Name
-    """What tables and plots call it."""
+    name: Called
     plan: InheritPlan
     """Rules, or a preset."""
     steps: Positive | None = None
     """UNet steps, where they differ from the others'."""
-    series: Text = "asdm"
+    series: Annotated[Text, _free_series(("plain", "fewer steps", "DeepCache"))] = "asdm"
     """Plans of one series are joined by a line in the plots; `asdm` is the series that the others are compared with."""
-
-    @field_validator("series")
-    @classmethod
-    def _free(cls, series: str) -> str:
-        return free_series(series, ("plain", "fewer steps", "DeepCache"))
 
 
 class DeepCachePackage(Strict):
@@ -806,10 +673,8 @@ class Product(Strict):
 class InheritRecipe(Comparing):
     """No training: compute less at some steps and inherit features from earlier ones."""
 
-    verb: Literal["inherit"]
-    """The command that this recipe is for."""
-    model: Annotated[Text, READ]
-    """A model directory, a run directory, or `pocket`."""
+    verb: Annotated[Literal["inherit"], VERB]
+    model: Model
     plan: InheritPlan | None = None
     """The plan that the written model carries; left out, a sweep only compares."""
     sweep: Annotated[list[Candidate], DistinctlyNamed] = []
@@ -819,12 +684,27 @@ class InheritRecipe(Comparing):
     deepcache: DeepCachePackage | None = None
     """Let the DeepCache package draw too, for comparison."""
 
-    @model_validator(mode="after")
-    def _something_to_do(self) -> InheritRecipe:
-        if self.plan is None and not self.sweep and self.product is None:
-            raise Misplaced([(("plan",), "must be given, or 'sweep' or 'product'")])
-        return self
+    EXAMPLE = """\
+verb: inherit
+model: pocket
+plan:
+  rules:
+    - {nodes: up.3, schedule: {mode: early, interval: 3}, order: 1}
+sweep:
+  - {name: deepcache, plan: {preset: deepcache, interval: 3}}
+sampler: ddim
+out: runs/inherited
+"""
 
+    def written(self) -> list[str]:
+        return [""] if self.plan else []
+
+    def misfits(self) -> Iterator[Misfit]:
+        if self.plan is None and not self.sweep and self.product is None:
+            yield ("plan",), "must be given, or 'sweep' or 'product'"
+
+
+# switch ---------------------------------------------------------------------------------------------------------------
 
 LINES = ("plain", "fewer steps", "one UNet", "compressed first", "original first", "searched")
 """Series that the plots draw themselves."""
@@ -833,8 +713,7 @@ LINES = ("plain", "fewer steps", "one UNet", "compressed first", "original first
 class OneUNet(Strict):
     """One of the UNets."""
 
-    model: Annotated[Text, READ]
-    """A model directory, a run directory, or `pocket`."""
+    model: Model
     plan: InheritPlan | None = None
     """What it inherits from call to call while it serves; left out, the plan that the model carries, if it does."""
 
@@ -842,15 +721,9 @@ class OneUNet(Strict):
 class OtherSchedule(Switching):
     """One schedule of a sweep."""
 
-    name: Name
-    """What tables and plots call it."""
-    series: Text = "by hand"
+    name: Called
+    series: Annotated[Text, _free_series(LINES)] = "by hand"
     """Schedules of one series are joined by a line in the plots."""
-
-    @field_validator("series")
-    @classmethod
-    def _free(cls, series: str) -> str:
-        return free_series(series, LINES)
 
 
 class Ratios(Strict):
@@ -866,7 +739,7 @@ class Ratios(Strict):
 class Search(Strict):
     """Find the best schedule under a budget: calibrate, search, and draw with what was found to make sure."""
 
-    budgets: Annotated[list[Annotated[float, Field(gt=0, lt=1)]], Field(min_length=1), Distinct] = [0.9, 0.75, 0.6]
+    budgets: Annotated[list[Fraction], Field(min_length=1), Distinct] = [0.9, 0.75, 0.6]
     """Shares of the first UNet's time in a generation. Without `parts`, the schedule of the first budget is written."""
     prompts: Positive = 8
     """To calibrate and to make sure on, with seeds of their own: those that follow the first `limit`, so that others
@@ -878,8 +751,7 @@ class Search(Strict):
 class SwitchRecipe(Comparing):
     """Several UNets in one generation, and who serves which part of it."""
 
-    verb: Literal["switch"]
-    """The command that this recipe is for."""
+    verb: Annotated[Literal["switch"], VERB]
     unets: Annotated[dict[Name, OneUNet], Field(min_length=1)]
     """Name -> UNet. The first also gives VAE, text encoder and scheduler; it is the one that the others are compared
     with, and that stock diffusers draws with."""
@@ -898,49 +770,160 @@ class SwitchRecipe(Comparing):
     search: Search | None = None
     """Find schedules."""
 
-    @model_validator(mode="after")
-    def _fits_together(self) -> SwitchRecipe:
-        known = list(self.unets)
-        faults: list[tuple[Inner, str]] = [(("unets", name), reserved(name)) for name in known if name in NULLS]
-        if self.parts is not None:
-            faults += misordered(self.by, self.parts)
-            faults += _below(("parts",), unknown_unets(self.parts, known))
-        for index, each in enumerate(self.sweep):
-            faults += _below(("sweep", index, "parts"), unknown_unets(each.parts, known))
-        for index, name in enumerate(self.ratios.unets if self.ratios else []):
-            if name not in known:
-                hint = did_you_mean(name, known)
-                faults.append((("ratios", "unets", index), f"no UNet is called '{name}'{hint}"))
-        if self.search is not None and len(known) == 1 and not self.search.nulls:
-            faults.append((("search", "nulls"), "must be true where there is one UNet only: else nothing is to choose"))
-        if self.parts is None and not self.sweep and self.ratios is None and self.search is None:
-            faults.append((("parts",), "must be given, or 'sweep', 'ratios' or 'search'"))
-        if faults:
-            raise Misplaced(faults)
-        return self
+    EXAMPLE = """\
+verb: switch
+unets:
+  original: {model: pocket}
+  base: {model: runs/distilled}
+parts: [{unet: base, until: 700}, {unet: original}]
+out: runs/switched
+"""
+
+    def written(self) -> list[str]:
+        return [""] if self.parts or self.search else []
 
     @property
     def rules(self) -> Switching | None:
         """The recipe's own schedule."""
         return None if self.parts is None else Switching(by=self.by, parts=self.parts)
 
+    def misfits(self) -> Iterator[Misfit]:
+        known = list(self.unets)
+        yield from ((("unets", name), reserved(name)) for name in known if name in NULLS)
+        if self.parts is not None:
+            yield from misordered(self.by, self.parts)
+            yield from unknown_unets(self.parts, known)
+        for index, each in enumerate(self.sweep):
+            yield from unknown_unets(each.parts, known, ("sweep", index, "parts"))
+        for index, name in enumerate(self.ratios.unets if self.ratios else []):
+            if name not in known:
+                yield ("ratios", "unets", index), f"no UNet is called '{name}'{did_you_mean(name, known)}"
+        if self.search is not None and len(known) == 1 and not self.search.nulls:
+            yield ("search", "nulls"), "must be true where there is one UNet only: else nothing is to choose"
+        if self.parts is None and not self.sweep and self.ratios is None and self.search is None:
+            yield ("parts",), "must be given, or 'sweep', 'ratios' or 'search'"
 
-def _below(way: Inner, faults: list[tuple[Inner, str]]) -> list[tuple[Inner, str]]:
-    return [((*way, *inner), what) for inner, what in faults]
 
+# bench ----------------------------------------------------------------------------------------------------------------
+
+
+class Contestant(Strict):
+    """One model of a comparison. Exactly one of `model` and `random`."""
+
+    name: Called
+    model: Annotated[Text | None, READ] = None
+    """A model directory, a run directory, or `pocket`."""
+    random: Annotated[Text | None, READ] = None
+    """`sd15`, `sd21`, `sdxl` or a UNet config file: that shape with random weights."""
+    remove: Patterns | None = None
+    """With `random`: remove these addresses first."""
+    expand: Expand | None = None
+    """With `random`: make convolutions banks of experts, as `asdm condconv-expand` does; `donor` is a shape here."""
+    plan: InheritPlan | None = None
+    """A plan to draw by; left out, the one that the model carries, if it does."""
+    steps: Positive | None = None
+    """UNet steps of this contestant's images, where it differs from the others'."""
+
+    def misfits(self) -> Iterator[Misfit]:
+        if self.model is None and self.random is None:
+            yield (), "needs one of 'model' and 'random'"
+        if self.model is not None and self.random is not None:
+            yield ("random",), "either 'model' or 'random', not both"
+            return
+        first = {"remove": "prune the model first: asdm prune", "expand": "expand it first: asdm condconv-expand"}
+        for key in first:
+            if self.model is not None and getattr(self, key) is not None:
+                yield (key,), f"goes with 'random' only; {first[key]}"
+
+
+class BenchRecipe(Sampling, OnDevice, Recipe):
+    """What models really cost, measured side by side."""
+
+    verb: Annotated[Literal["bench"], VERB]
+    models: Annotated[list[Contestant], Field(min_length=1), DistinctlyNamed]
+    """The first is what the others are compared with."""
+    batches: Annotated[list[Positive], Field(min_length=1), Distinct] = [1, 4]
+    """Images per UNet call at which throughput is measured."""
+    repeats: Positive = 10
+    """Timed rounds; every round runs every contestant once, in turn."""
+    warmups: Positive = 2
+    """Rounds before the timed ones, not counted."""
+    images: bool = True
+    """Also time whole images (contestants with a whole pipeline only)."""
+    size: Side | None = None
+    """Height and width of the image in pixels; the model's own if left out."""
+
+    EXAMPLE = """\
+verb: bench
+models:
+  - {name: original, random: sd15}
+  - {name: base, random: sd15, remove: base}
+images: false
+out: runs/cost
+"""
+
+    def written(self) -> list[str]:
+        return []
+
+
+# eval -----------------------------------------------------------------------------------------------------------------
+
+
+class EvalContestant(Strict):
+    """One model of an evaluation."""
+
+    name: Called
+    model: Model
+    steps: Positive | None = None
+    """UNet steps of this contestant, where it differs from the others'."""
+    guidance: Guidance | None = None
+    """Guidance scale of this contestant, where it differs from the others'."""
+
+
+class EvalRecipe(Drawing):
+    """What models' pictures are worth."""
+
+    verb: Annotated[Literal["eval"], VERB]
+    models: Annotated[list[EvalContestant], Field(min_length=1), DistinctlyNamed]
+    """Who takes part; order is the order of the tables."""
+    clip: Annotated[Text, READ] = "own"
+    """The CLIP behind clip_score: `own` (the first model's), or a directory."""
+    probe: Annotated[Text, READ] = "own"
+    """The probe behind label_accuracy and style_accuracy: `own` (the first model's), or a directory."""
+    reference: Text | None = None
+    """The contestant that psnr, ssim and perceptual compare with; the first if left out."""
+
+    EXAMPLE = """\
+verb: eval
+models:
+  - {name: original, model: pocket}
+  - {name: base, model: runs/distilled, steps: 20}
+limit: 128
+metrics: [kid, clip_score, psnr]
+out: runs/worth
+"""
+
+    def written(self) -> list[str]:
+        return []
+
+    def misfits(self) -> Iterator[Misfit]:
+        names = [model.name for model in self.models]
+        if self.reference is not None and self.reference not in names:
+            yield ("reference",), f"no contestant is called '{self.reference}'; there are {', '.join(names)}"
+
+
+# run ------------------------------------------------------------------------------------------------------------------
 
 Word = Annotated[str, StringConstraints(pattern=r"^[a-z][a-z0-9_-]{0,39}$")]
-Value = str | int | float | bool | list[str | int | float] | None
 
 
-class RunRecipe(Strict):
+class RunRecipe(Recipe):
     """Several recipes in a row, each made from what earlier ones wrote."""
 
-    verb: Literal["run"]
-    """The command that this recipe is for."""
+    verb: Annotated[Literal["run"], VERB]
     title: Text | None = None
     """What the report is called."""
-    inputs: dict[Word, Value] = {}
+    inputs: dict[Word, str | int | float | bool | list[str | int | float] | None] = {}
     """Name -> value, which stages use as `$name`: what is likely to be changed, said once."""
     stages: Annotated[dict[Word, dict[Text, Any]], Field(min_length=1)]
     """Name -> the recipe of a verb, without `out`. `$name` stands for an input, or for the directory that an earlier
@@ -952,18 +935,33 @@ class RunRecipe(Strict):
     kept: Text | None = None
     """Where stages are kept, each under its name and a digest of all that it is made from; `stages` beside `out` if
     left out. Runs that name one place share their stages."""
-    out: Out
-    """The run directory to write."""
+
+    EXAMPLE = """\
+verb: run
+inputs: {model: pocket}
+stages:
+  base: {verb: prune, model: $model, remove: base}
+  taught:
+    verb: distill
+    teacher: $model
+    students: [{name: base, model: $base}]
+    steps: 400
+  worth:
+    verb: eval
+    models: [{name: original, model: $model}, {name: base, model: $taught}]
+out: runs/path
+"""
 
 
-VERBS: dict[str, type[Strict]] = {
-    "prune": PruneRecipe,
-    "distill": DistillRecipe,
-    "assemble": AssembleRecipe,
-    "condconv-expand": CondConvRecipe,
-    "inherit": InheritRecipe,
-    "switch": SwitchRecipe,
-    "bench": BenchRecipe,
-    "eval": EvalRecipe,
-    "run": RunRecipe,
-}
+RECIPES: tuple[type[Recipe], ...] = (
+    PruneRecipe,
+    DistillRecipe,
+    AssembleRecipe,
+    CondConvRecipe,
+    InheritRecipe,
+    SwitchRecipe,
+    BenchRecipe,
+    EvalRecipe,
+    RunRecipe,
+)
+VERBS = {get_args(recipe.model_fields["verb"].annotation)[0]: recipe for recipe in RECIPES}

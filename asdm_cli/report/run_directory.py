@@ -12,11 +12,11 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from asdm_cli.console import note
 from asdm_cli.models.disk import explained
 from asdm_cli.models.lock import only_writer
 from asdm_cli.models.write import MARK, clear_the_way, make_partial, partial_path, publish
-from asdm_cli.progress import note
-from asdm_cli.recipe.public import without_secrets
+from asdm_cli.recipe.redact import redact
 from asdm_cli.report import html
 from asdm_cli.report.document import Report
 from asdm_cli.report.render_json import from_json, part_inside, to_json
@@ -45,7 +45,7 @@ class Run:
         """Leave the report for programs and for people, without passwords. Its pictures lie in `path`."""
         report = with_links(report, self.link)
         told, report = report, replace(report, parts=[part_inside(part, self.path) for part in report.parts])
-        data = json.dumps(without_secrets(to_json(report)), indent=2, ensure_ascii=False, allow_nan=False)
+        data = json.dumps(redact(to_json(report)), indent=2, ensure_ascii=False, allow_nan=False)
         page = html.render(from_json(json.loads(data)), self.path)
         (self.path / REPORT).write_text(data + "\n", encoding="utf-8")
         (self.path / PAGE).write_text(page, encoding="utf-8")

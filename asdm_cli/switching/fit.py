@@ -8,8 +8,8 @@ from typing import Any
 from asdm_cli.errors import ModelError
 from asdm_cli.inheritance.course import Nodes
 from asdm_cli.inheritance.pipelines import check_class
+from asdm_cli.recipe.messages import did_you_mean
 from asdm_cli.recipe.patches import NULLS, Rules, Switching, reserved, unknown_unets
-from asdm_cli.recipe.words import did_you_mean
 from asdm_cli.unet.anatomy import Anatomy
 from asdm_cli.unet.settings import unlike_inputs
 
@@ -71,7 +71,7 @@ def _nodes(name: str, plan: Rules, config: dict[str, Any], known: Known) -> Node
 
 
 def _unknown(names: Iterable[str], rules: Switching) -> list[str]:
-    return [f"parts[{place[0]}].unet: {what}" for place, what in unknown_unets(rules.parts, list(names))]
+    return [f"parts[{place[0]}].unet: {what}" for place, what in unknown_unets(rules.parts, list(names), ())]
 
 
 def _strangers(unets: Mapping[str, Any], plans: Mapping[str, Any]) -> list[str]:

@@ -7,9 +7,9 @@ from typing import Any
 
 import torch
 
+from asdm_cli.console import note
 from asdm_cli.data.whole_files import whole_file
 from asdm_cli.errors import RunError
-from asdm_cli.progress import note
 
 
 def save(folder: Path, step: int, state: dict[str, Any], keep: int = 2) -> None:

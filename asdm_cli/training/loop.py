@@ -20,8 +20,8 @@ from accelerate.state import AcceleratorState
 from accelerate.utils import gather_object
 from torch import Tensor, nn
 
+from asdm_cli.console import bar, note
 from asdm_cli.errors import RunError
-from asdm_cli.progress import figures_bar, note
 from asdm_cli.training import checkpoints
 from asdm_cli.training.sampling_order import Noise, Part, sampling_order
 from asdm_cli.training.student import StudentTrainer, TrainingConfig
@@ -65,12 +65,12 @@ def train(task: Task, modules: dict[str, nn.Module], config: TrainingConfig, fol
     if config.trackers:
         training.lead.init_trackers("asdm")
     try:
-        with _stop_signals() as told, figures_bar("training", config.steps, training.start) as bar:
+        with _stop_signals() as told, bar("training", config.steps, training.start) as show:
             for done in range(training.start + 1, config.steps + 1):
                 training.step(done - 1)
                 last = done == config.steps
                 if done % EVERY == 0 or last:
-                    bar(done, training.report(done))
+                    show(done, training.report(done))
                 if done % config.validate_every == 0 or last:
                     training.validate(
                         done

@@ -25,7 +25,7 @@ from asdm_cli.models.origin import claim_or_refuse, made_from
 from asdm_cli.models.provenance import record
 from asdm_cli.models.schedulers import training_scheduler
 from asdm_cli.models.write import assemble_directory, write_config
-from asdm_cli.recipe.reads import reads
+from asdm_cli.recipe.schema import referenced_paths
 from asdm_cli.report.document import Report
 from asdm_cli.report.run_directory import TRAINING, Run
 from asdm_cli.training.distillation import Distillation
@@ -50,7 +50,9 @@ def run(plan: DistillPlan, run: Run) -> Report:
     state, folder = processes(), run.path / TRAINING
     if state.is_main_process:  # all that weights and pictures depend on besides the recipe; shards may be remote
         shards = json.dumps([shard.identity for shard in (*plan.train, *plan.held_out)])
-        claim_or_refuse(folder, made_from(reads(plan.recipe)) | {"data": hashlib.sha256(shards.encode()).hexdigest()})
+        claim_or_refuse(
+            folder, made_from(referenced_paths(plan.recipe)) | {"data": hashlib.sha256(shards.encode()).hexdigest()}
+        )
     state.wait_for_everyone()
     samples = plan.cache().open(state.device, state)
     task, modules = make_task(plan, samples, state, run.path)

@@ -7,18 +7,17 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from asdm_cli.cli import main
-
-QUICK = ["--steps", "2", "--device", "cpu", "--quiet"]
-
-
-def draw(model: Path, prompts: list[str], out: Path, *options: str) -> int:
-    return main(["generate", str(model), *prompts, "--out", str(out), *QUICK, *options])
+from asdm_cli.commands.generate import contact_sheet
+from tests.typed import Said, asdm
 
 
-def test_pictures_and_sheet(tiny_pipeline: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert draw(tiny_pipeline, ["a fox", "Füchse"], tmp_path / "out", "--seed", "3") == 0
-    assert capsys.readouterr().out == f"{tmp_path / 'out'}\n"
+def draw(model: Path, prompts: list[str], out: Path, *options: str) -> Said:
+    return asdm("generate", model, *prompts, "--out", out, "--steps", 2, "--device", "cpu", "--quiet", *options)
+
+
+def test_pictures_and_sheet(tiny_pipeline: Path, tmp_path: Path) -> None:
+    said = draw(tiny_pipeline, ["a fox", "Füchse"], tmp_path / "out", "--seed", "3")
+    assert (said.code, said.out) == (0, f"{tmp_path / 'out'}\n")
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == [".asdm", "000.png", "001.png", "sheet.png"]
     with Image.open(tmp_path / "out" / "001.png") as picture:
         assert picture.size == (32, 32)
@@ -28,32 +27,38 @@ def test_pictures_and_sheet(tiny_pipeline: Path, tmp_path: Path, capsys: pytest.
 
 @pytest.mark.parametrize(("option", "value"), [("--seed", "1"), ("--steps", "3"), ("--guidance", "1.0")])
 def test_every_option_matters(option: str, value: str, tiny_pipeline: Path, tmp_path: Path) -> None:
-    assert draw(tiny_pipeline, ["a fox"], tmp_path / "a") == 0
-    assert draw(tiny_pipeline, ["a fox"], tmp_path / "b") == 0
-    assert draw(tiny_pipeline, ["a fox"], tmp_path / "c", option, value) == 0
+    for name, more in {"a": (), "b": (), "c": (option, value)}.items():
+        assert draw(tiny_pipeline, ["a fox"], tmp_path / name, *more).code == 0
     a, b, c = (Image.open(tmp_path / name / "000.png").tobytes() for name in "abc")
     assert a == b
     assert a != c
 
 
-def test_an_existing_directory_is_kept(tiny_pipeline: Path, tmp_path: Path) -> None:
-    (tmp_path / "out").mkdir()
-    (tmp_path / "out" / "sheet.png").touch()  # of an album
-    assert draw(tiny_pipeline, ["a fox"], tmp_path / "out") == 2
-    assert draw(tiny_pipeline, ["a fox"], tmp_path / "out", "--overwrite") == 2
-    assert [path.name for path in (tmp_path / "out").iterdir()] == ["sheet.png"]
-
-
-def test_overwrite_replaces_pictures(tiny_pipeline: Path, tmp_path: Path) -> None:
-    assert draw(tiny_pipeline, ["a fox", "a cat"], tmp_path / "out") == 0
-    assert draw(tiny_pipeline, ["a fox"], tmp_path / "out", "--overwrite") == 0
+def test_only_pictures_of_ours_are_replaced(tiny_pipeline: Path, tmp_path: Path) -> None:
+    assert draw(tiny_pipeline, ["a fox", "a cat"], tmp_path / "out").code == 0
+    assert draw(tiny_pipeline, ["a fox"], tmp_path / "out").code == 2
+    assert draw(tiny_pipeline, ["a fox"], tmp_path / "out", "--overwrite").code == 0
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == [".asdm", "000.png", "sheet.png"]
     (tmp_path / "out" / "holiday.png").write_bytes(b"mine")
-    assert draw(tiny_pipeline, ["a fox"], tmp_path / "out", "--overwrite") == 2
+    assert draw(tiny_pipeline, ["a fox"], tmp_path / "out", "--overwrite").code == 2
     assert (tmp_path / "out" / "holiday.png").read_bytes() == b"mine"
+    (tmp_path / "album").mkdir()
+    (tmp_path / "album" / "sheet.png").touch()
+    assert draw(tiny_pipeline, ["a fox"], tmp_path / "album", "--overwrite").code == 2
+    assert [path.name for path in (tmp_path / "album").iterdir()] == ["sheet.png"]
 
 
-def test_a_unet_alone_draws_nothing(tiny_pipeline: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert draw(tiny_pipeline / "unet", ["a fox"], tmp_path / "out") == 2
-    assert "whole pipeline" in capsys.readouterr().err
+def test_a_unet_alone_draws_nothing(tiny_pipeline: Path, tmp_path: Path) -> None:
+    said = draw(tiny_pipeline / "unet", ["a fox"], tmp_path / "out")
+    assert said.code == 2
+    assert "whole pipeline" in said.err
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(("count", "columns", "rows"), [(1, 1, 1), (2, 2, 1), (5, 3, 2), (9, 3, 3)])
+def test_contact_sheet_holds_every_picture_in_reading_order(count: int, columns: int, rows: int) -> None:
+    sheet = contact_sheet([Image.new("RGB", (8, 6), (index, 0, 0)) for index in range(count)], margin=2)
+    assert sheet.size == (2 + 10 * columns, 2 + 8 * rows)
+    seats = [(row, column) for row in range(rows) for column in range(columns)]
+    found = [sheet.getpixel((2 + 10 * column, 2 + 8 * row)) for row, column in seats]
+    assert found == [(index, 0, 0) for index in range(count)] + [(255, 255, 255)] * (len(seats) - count)

@@ -15,7 +15,7 @@ from random import Random
 import yaml
 from yaml.nodes import MappingNode, Node, ScalarNode
 
-from asdm_cli.recipe.yaml12 import Loader
+from asdm_cli.recipe.reader import Loader
 
 SHIPPED = sorted((Path(__file__).parents[2] / "recipes").rglob("*.yaml"))
 

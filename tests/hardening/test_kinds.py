@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 import yaml
 
-from asdm_cli.progress import LINES
+from asdm_cli.console import LINES
 from asdm_cli.report.render_json import to_json
 from tests.hardening.kinds import HOSTILE, HUGE, NO_FILES, OTHERS, copied, leaves, renamed, replaced, rewritten
 from tests.report import samples

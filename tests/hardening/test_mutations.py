@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from asdm_cli.commands import check
+from asdm_cli.recipe import load as loading
 from tests.hardening.mutations import BYTES, KEYS, KINDS, LANGUAGE, ORIGINALS, TYPES, VALUES, mutated
 from tests.typed import asdm
 
@@ -34,8 +34,8 @@ def seconds(monkeypatch: pytest.MonkeyPatch) -> dict[Path, float]:
         finally:
             taken[file] = time.process_time() - begin
 
-    load = check.load
-    monkeypatch.setattr(check, "load", timed)
+    load = loading.load
+    monkeypatch.setattr(loading, "load", timed)
     return taken
 
 

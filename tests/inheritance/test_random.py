@@ -18,7 +18,6 @@ from asdm_cli.inheritance.engine import Engine
 from asdm_cli.inheritance.nodes import ENCODER
 from asdm_cli.measure.trajectory import mac_counter, tally
 from asdm_cli.recipe.patches import read_plan
-from asdm_cli.schedule import key_steps
 from asdm_cli.unet.anatomy import Anatomy
 from tests.inheritance.shapes import SHAPES, unet
 
@@ -145,7 +144,7 @@ def test_one_rule_is_the_plain_unet_with_forecasts_put_in_by_hand(drawn: tuple[s
         keys = [not resting for resting in on.last_steps]
         outlets = {outlet.module: outlet.tupled for group in on.nodes.outlets.values() for outlet in group}
     rule = read_plan(plan).rules[0]
-    expected = key_steps(rule.schedule, calls)
+    expected = rule.schedule.key_steps(calls)
     assert expected is None or keys == [number in expected for number in range(calls)]
     kept: dict[str, list[tuple[int, Tensor]]] = {}
     number = 0

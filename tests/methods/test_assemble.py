@@ -13,11 +13,11 @@ import torch
 import yaml
 from safetensors.torch import load_file, save_file
 
+from asdm_cli.console import console
 from asdm_cli.measure import drawing, explore_run
 from asdm_cli.methods import prune
 from asdm_cli.models.provenance import taken
 from asdm_cli.models.source import find
-from asdm_cli.progress import console
 from asdm_cli.recipe.verbs import PruneRecipe
 from asdm_cli.report.run_directory import Run
 from asdm_cli.unet.checkpoint import WEIGHTS

@@ -14,10 +14,10 @@ import yaml
 from PIL import Image
 
 import asdm_cli
+from asdm_cli.console import console
 from asdm_cli.errors import ModelError
 from asdm_cli.measure import drawing, players, ways
 from asdm_cli.methods import inherit
-from asdm_cli.progress import console
 from asdm_cli.recipe.verbs import InheritRecipe
 from asdm_cli.report.run_directory import Run
 from tests.apart import shared

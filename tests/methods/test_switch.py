@@ -15,12 +15,12 @@ import yaml
 from PIL import Image
 
 import asdm_cli
+from asdm_cli.console import console
 from asdm_cli.errors import ModelError, RunError
 from asdm_cli.measure import calibration, drawing, ways
 from asdm_cli.measure.inherit_run import Cost
 from asdm_cli.measure.trajectory import Count, Trajectory
 from asdm_cli.methods import switch
-from asdm_cli.progress import console
 from asdm_cli.recipe.verbs import SwitchRecipe
 from asdm_cli.report.run_directory import Run
 from tests.carrying import carrying, every

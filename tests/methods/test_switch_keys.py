@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from tests.methods.test_distill_keys import leaves
 
 from asdm_cli.errors import AsdmError
 from asdm_cli.measure import generate, ways
@@ -21,7 +22,6 @@ from asdm_cli.recipe.verbs import SwitchRecipe
 from asdm_cli.report.render_json import to_json
 from asdm_cli.report.run_directory import Run
 from tests.carrying import every
-from tests.methods.test_distill_keys import leaves
 from tests.turns import pruned
 
 PLANS = "unets.plan"

@@ -12,11 +12,11 @@ import torch
 import yaml
 
 import asdm_cli
+from asdm_cli.console import console
 from asdm_cli.measure import memory
 from asdm_cli.measure.generate import layout
 from asdm_cli.models.source import find
 from asdm_cli.models.switched import read_switch
-from asdm_cli.progress import console
 from asdm_cli.report.document import Report
 from asdm_cli.report.render_json import from_json
 from asdm_cli.switching.pipelines import alone, scheduled, switched

@@ -12,12 +12,12 @@ import yaml
 
 import asdm_cli
 from asdm_cli.cli import main
+from asdm_cli.console import console
 from asdm_cli.errors import AsdmError
 from asdm_cli.inheritance.pipelines import engine_of
 from asdm_cli.models.load import load_pipeline
 from asdm_cli.models.provenance import history, record, run_time_nodes, run_time_plan
 from asdm_cli.models.source import find
-from asdm_cli.progress import console
 from asdm_cli.recipe.patches import read_plan
 from tests.carrying import carrying, every
 

@@ -7,7 +7,7 @@ import math
 
 import pytest
 
-from asdm_cli.progress import Terminal
+from asdm_cli.console import Terminal
 from asdm_cli.report.document import Column, Curves, Report, Section, Table, Timeline
 from asdm_cli.report.terminal import show
 

@@ -21,7 +21,7 @@ from typing import Any
 
 import torch
 
-from asdm_cli.progress import quiet
+from asdm_cli.console import quiet
 from tests import tiny
 from tests.training.students import PLAIN, distillation, fresh, memory, pruned, trained
 

@@ -15,9 +15,9 @@ import torch
 import yaml
 from safetensors.torch import load_file, save_file
 
+from asdm_cli.console import console
 from asdm_cli.models.source import find
 from asdm_cli.models.write import partial_path
-from asdm_cli.progress import console
 from asdm_cli.report.render_json import from_json
 from asdm_cli.report.run_directory import Run, is_run
 from asdm_cli.training import checkpoints

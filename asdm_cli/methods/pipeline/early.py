@@ -9,8 +9,7 @@ from asdm_cli.measure.features import require
 from asdm_cli.measure.prompts import locate
 from asdm_cli.methods import method
 from asdm_cli.methods.pipeline.stages import Stage
-from asdm_cli.recipe.schema import Strict
-from asdm_cli.recipe.verbs import DistillRecipe, Drawing
+from asdm_cli.recipe.verbs import DistillRecipe, Drawing, Recipe
 from asdm_cli.training.plan import ErrorCollector, check_settings
 
 BY_NETWORK = {"kid", "fd", "is"}
@@ -33,7 +32,7 @@ def check_all(ready: list[Stage], waiting: list[Stage], allow_pipes: bool) -> di
     return summaries
 
 
-def _check(recipe: Strict, allow_pipes: bool) -> None:
+def _check(recipe: Recipe, allow_pipes: bool) -> None:
     faults = ErrorCollector()
     for kind, look in LOOKS:
         if isinstance(recipe, kind):

@@ -14,8 +14,8 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import FrameType
 
+from asdm_cli.console import BRIEF, console
 from asdm_cli.errors import ModelError, RunError
-from asdm_cli.progress import BRIEF, console
 
 TOGETHER = {"distill", "eval", "inherit", "switch"}
 """Verbs whose work several processes share; a launcher starts no others."""

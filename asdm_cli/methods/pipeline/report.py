@@ -10,7 +10,7 @@ from typing import Any
 
 from asdm_cli.methods.pipeline.stages import Stage
 from asdm_cli.models.write import carry
-from asdm_cli.recipe.pipeline import Scope, resolve
+from asdm_cli.recipe.stages import Scope, resolve
 from asdm_cli.recipe.verbs import RunRecipe
 from asdm_cli.report import literature, merge
 from asdm_cli.report.document import (

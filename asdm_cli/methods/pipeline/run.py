@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
+from asdm_cli.console import console, note
 from asdm_cli.errors import ModelError
 from asdm_cli.methods import method
 from asdm_cli.methods.pipeline.early import check_all
@@ -18,9 +19,8 @@ from asdm_cli.methods.pipeline.report import stages_table, whole_report
 from asdm_cli.methods.pipeline.stages import Stage, stages
 from asdm_cli.models.origin import made_from, refuse_changes
 from asdm_cli.models.write import refuse_sources
-from asdm_cli.progress import console, note
 from asdm_cli.recipe.load import dump, dump_public
-from asdm_cli.recipe.reads import places, reads
+from asdm_cli.recipe.schema import places, referenced_paths
 from asdm_cli.recipe.verbs import RunRecipe
 from asdm_cli.report.document import Report
 from asdm_cli.report.run_directory import Run, run_directory
@@ -55,7 +55,7 @@ def plan(recipe: RunRecipe, launch: str = "", allow_pipes: bool = False) -> Plan
     if "WORLD_SIZE" in os.environ:
         raise ModelError('asdm run: starts processes itself; start it alone, with --launch "torchrun ..."')
     found = tuple(stages(recipe))
-    read = [place for stage in found for text in reads(stage.recipe) for place in places(text)]
+    read = [place for stage in found for text in referenced_paths(stage.recipe) for place in places(text)]
     refuse_sources(Path(recipe.out), [*read, *(stage.home for stage in found)])
     words = tuple(checked(launch))
     unfinished = {stage.name for stage in found if not stage.finished}
@@ -87,14 +87,14 @@ def _run_stage(plan: Plan, stage: Stage, link: bool) -> None:
         with _recipe_file(stage) as file:
             run_stage(stage.name, command(stage.verb, file, plan.launch, plan.pipes, link))
         return
-    before = made_from(reads(stage.recipe))
+    before = made_from(referenced_paths(stage.recipe))
     try:
         made = how.plan(stage.recipe)
     except ModelError as error:
         raise ModelError(f"stage '{stage.name}': {error}") from None
     with run_directory(stage.home, False, how.RESUMABLE, dump_public(stage.recipe), link) as run:
         report = how.run(made, run)
-        refuse_changes(before, made_from(reads(stage.recipe)))
+        refuse_changes(before, made_from(referenced_paths(stage.recipe)))
         run.write(report)
 
 

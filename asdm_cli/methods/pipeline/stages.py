@@ -12,10 +12,9 @@ from typing import Any
 from asdm_cli import __version__
 from asdm_cli.data.sources import SHIPPED
 from asdm_cli.models.origin import Stamps, stamps_of
-from asdm_cli.recipe.pipeline import Scope, references, stage
-from asdm_cli.recipe.reads import places, reads
-from asdm_cli.recipe.schema import Strict
-from asdm_cli.recipe.verbs import RunRecipe
+from asdm_cli.recipe.schema import places, referenced_paths
+from asdm_cli.recipe.stages import Scope, references, stage
+from asdm_cli.recipe.verbs import Recipe, RunRecipe
 from asdm_cli.report.run_directory import is_run
 
 DIGITS = 8
@@ -30,7 +29,7 @@ class Stage:
     verb: str
     given: dict[str, Any]
     """Its recipe as the file has it."""
-    recipe: Strict
+    recipe: Recipe
     home: Path
     needs: tuple[str, ...]
     """The earlier stages that it names."""
@@ -59,8 +58,8 @@ def stages(recipe: RunRecipe) -> list[Stage]:
     return found
 
 
-def _digest(recipe: Strict, kept: Path) -> str:
-    files = [_stamps(text) for text in reads(recipe) if not Path(text).is_relative_to(kept)]
+def _digest(recipe: Recipe, kept: Path) -> str:
+    files = [_stamps(text) for text in referenced_paths(recipe) if not Path(text).is_relative_to(kept)]
     whole = {"asdm": __version__, "recipe": recipe.model_dump(mode="json", exclude={"out"}), "files": files}
     return hashlib.sha256(json.dumps(whole, sort_keys=True).encode()).hexdigest()[:DIGITS]
 

@@ -8,33 +8,44 @@ from __future__ import annotations
 import re
 from hashlib import sha256
 from pathlib import PurePath
-from typing import Any
+from typing import Any, overload
 
 PIPE = "pipe:"
 _ADDRESS = re.compile(r"\S*://\S*")
 _SHARD = re.compile(r"[\w{}.,*-]+\.(?:tar|tgz)(?:\.\w+)?")
-_WITHHELD = re.compile(r"\(sha256 [0-9a-f]{12}\)$")
+_REDACTED = re.compile(r"\(sha256 [0-9a-f]{12}\)$")
 
 
-def public(text: str) -> str:
-    """The text with a digest in the place of every address, or of the whole where it is a command."""
-    if text.startswith(PIPE):
-        return f"a command {_digest(text)}"
-    return _ADDRESS.sub(lambda found: _withheld(found[0]), text)
+@overload
+def redact(data: str) -> str: ...
+@overload
+def redact(data: Any) -> Any: ...
+def redact(data: Any) -> Any:
+    """Plain data with a digest in the place of every address, or of the whole text where it is a command.
+
+    Before anything is written, since writing may break lines anywhere.
+    """
+    if isinstance(data, dict):
+        return {key: redact(value) for key, value in data.items()}
+    if isinstance(data, list | tuple):
+        return [redact(value) for value in data]
+    if not isinstance(data, str):
+        return data
+    return f"a command {_digest(data)}" if data.startswith(PIPE) else _ADDRESS.sub(_shown, data)
 
 
-def is_withheld(text: str) -> bool:
-    """Whether this is what `public` writes in the place of a source."""
-    return bool(_WITHHELD.search(text))
+def is_redacted(text: str) -> bool:
+    """Whether this is what `redact` writes in the place of a source."""
+    return bool(_REDACTED.search(text))
 
 
-def _withheld(address: str) -> str:
+def _shown(address: re.Match[str]) -> str:
     """The file's name, if it is a shard's, the way to it, and a digest of the place.
 
     A user's name and what follows a question mark change from day to day and are no part of the place: a run that
     was begun under yesterday's signature goes on under today's.
     """
-    scheme, _, rest = address.partition("://")
+    scheme, _, rest = address[0].partition("://")
     server, _, path = re.split(r"[?#]", rest, maxsplit=1)[0].partition("/")
     name = path.rpartition("/")[2]
     shown = name if _SHARD.fullmatch(name) else "a file"
@@ -45,15 +56,6 @@ def _withheld(address: str) -> str:
 
 def _digest(text: str) -> str:
     return f"(sha256 {sha256(text.encode(errors='replace')).hexdigest()[:12]})"
-
-
-def without_secrets(data: Any) -> Any:
-    """Plain data with every text in it made public: before it is written, since writing may break lines anywhere."""
-    if isinstance(data, dict):
-        return {key: without_secrets(value) for key, value in data.items()}
-    if isinstance(data, list | tuple):
-        return [without_secrets(value) for value in data]
-    return public(data) if isinstance(data, str) else data
 
 
 def without_place(source: str) -> str:

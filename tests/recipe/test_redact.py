@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from asdm_cli.recipe.public import is_withheld, public, without_place, without_secrets
+from asdm_cli.recipe.redact import is_redacted, redact, without_place
 
 SECRET = "xK3y-Zz9.s3cr"
 JWT = "eyJhbGciOiJIUzI1NiJ9.eyJzdWIiOiIxIn0.c2lnbmF0dXJl"
@@ -35,26 +35,26 @@ WITHOUT = (
 
 @pytest.mark.parametrize("text", WITH_SECRETS)
 def test_addresses_and_commands_become_digests(text: str) -> None:
-    told = public(text)
+    told = redact(text)
     assert told.startswith(WITH_SECRETS[text])
     assert not any(word in told for word in (SECRET, JWT, "anna", "host"))
-    assert public(told) == told
-    assert is_withheld(told)
-    assert without_secrets({"a": [text, 1], "b": f"see {text}"})["a"] == [told, 1]
+    assert redact(told) == told
+    assert is_redacted(told)
+    assert redact({"a": [text, 1], "b": f"see {text}"})["a"] == [told, 1]
 
 
 def test_a_digest_is_of_the_place() -> None:
     """Who asks, and with what signature, changes from day to day."""
-    same = {public(f"https://{user}host/a.tar{query}") for user in ("", "me:x@") for query in ("", "?sig=1", "#2")}
+    same = {redact(f"https://{user}host/a.tar{query}") for user in ("", "me:x@") for query in ("", "?sig=1", "#2")}
     assert len(same) == 1
-    assert len({public(f"{way}://{host}/a.tar") for way in ("http", "s3") for host in ("a", "b")}) == 4
-    assert public("pipe:cat a") != public("pipe:cat b")
+    assert len({redact(f"{way}://{host}/a.tar") for way in ("http", "s3") for host in ("a", "b")}) == 4
+    assert redact("pipe:cat a") != redact("pipe:cat b")
 
 
 @pytest.mark.parametrize("text", WITHOUT)
 def test_other_texts_stay(text: str) -> None:
-    assert public(text) == text
-    assert not is_withheld(text)
+    assert redact(text) == text
+    assert not is_redacted(text)
 
 
 @pytest.mark.parametrize(

@@ -12,8 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import TypeAdapter
 
-from asdm_cli.recipe.patches import MODES, Center, Explicit, Random, Schedule, Threshold
-from asdm_cli.schedule import describe, key_steps, next_distance
+from asdm_cli.recipe.patches import Center, Explicit, Random, Schedule, Threshold
 
 ADAPTER: TypeAdapter[Schedule] = TypeAdapter(Schedule)
 
@@ -47,7 +46,7 @@ def schedule(mode: str, **keys: object) -> Schedule:
 
 
 def steps(mode: str, calls: int, **keys: object) -> tuple[int, ...]:
-    found = key_steps(schedule(mode, **keys), calls)
+    found = schedule(mode, **keys).key_steps(calls)
     assert found is not None
     return found
 
@@ -156,7 +155,7 @@ def test_vectors_by_hand() -> None:
     ],
 )
 def test_explicit_by_hand(entries: list[int | str], calls: int, wanted: tuple[int, ...]) -> None:
-    assert key_steps(Explicit(mode="explicit", steps=entries), calls) == wanted
+    assert Explicit(mode="explicit", steps=entries).key_steps(calls) == wanted
 
 
 @given(st.integers(1, 999), st.integers(1, 300))
@@ -219,7 +218,7 @@ def test_random_is_drawn_by_its_seed() -> None:
 
 
 def test_threshold_is_decided_later() -> None:
-    assert key_steps(Threshold(mode="threshold", threshold=0.1), 50) is None
+    assert Threshold(mode="threshold", threshold=0.1).key_steps(50) is None
 
 
 def test_a_huge_recipe_costs_no_memory() -> None:
@@ -247,11 +246,15 @@ WORDS: dict[str, dict[str, Any]] = {
 
 @pytest.mark.parametrize("words", WORDS)
 def test_description(words: str) -> None:
-    assert describe(ADAPTER.validate_python(WORDS[words])) == words
+    assert str(ADAPTER.validate_python(WORDS[words])) == words
 
 
 def test_every_mode_is_described() -> None:
-    assert {keys["mode"] for keys in WORDS.values()} == set(MODES)
+    assert {keys["mode"] for keys in WORDS.values()} == {*COUNTED, "explicit", "threshold"}
+
+
+def by(threshold: float, longest: int = 8) -> Threshold:
+    return Threshold(mode="threshold", threshold=threshold, longest=longest)
 
 
 @pytest.mark.parametrize(
@@ -273,7 +276,7 @@ def test_every_mode_is_described() -> None:
     ],
 )
 def test_next_distance_by_hand(error: float, distance: int, order: int, threshold: float, wanted: int) -> None:
-    assert next_distance(error, distance, order, threshold, longest=8) == wanted
+    assert by(threshold).next_distance(error, distance, order) == wanted
 
 
 ERRORS = st.floats(1e-6, 1e3)
@@ -281,7 +284,7 @@ ERRORS = st.floats(1e-6, 1e3)
 
 @given(ERRORS, st.integers(1, 12), st.integers(0, 3), ERRORS, st.integers(1, 30))
 def test_next_distance_is_the_largest(error: float, distance: int, order: int, threshold: float, longest: int) -> None:
-    found = next_distance(error, distance, order, threshold, longest)
+    found = by(threshold, longest).next_distance(error, distance, order)
 
     def expected(far: int) -> float:
         return error * (far / distance) ** (order + 1)
@@ -294,17 +297,17 @@ def test_next_distance_is_the_largest(error: float, distance: int, order: int, t
 @given(ERRORS, ERRORS, st.integers(1, 12), st.integers(0, 3), ERRORS, ERRORS)
 def test_next_distance_is_monotone(a: float, b: float, distance: int, order: int, c: float, d: float) -> None:
     less, more, strict, loose = min(a, b), max(a, b), min(c, d), max(c, d)
-    assert next_distance(more, distance, order, strict, 30) <= next_distance(less, distance, order, strict, 30)
-    assert next_distance(more, distance, order, strict, 30) <= next_distance(more, distance, order, loose, 30)
+    assert by(strict, 30).next_distance(more, distance, order) <= by(strict, 30).next_distance(less, distance, order)
+    assert by(strict, 30).next_distance(more, distance, order) <= by(loose, 30).next_distance(more, distance, order)
 
 
 def test_the_two_forms_are_two_schedules() -> None:
-    both = [key_steps(Center(mode="center", interval=5, center=15, form=form), 50) for form in ("complex", "signed")]
+    both = [Center(mode="center", interval=5, center=15, form=form).key_steps(50) for form in ("complex", "signed")]
     assert both[0] != both[1]
 
 
 def test_seeds_do_not_touch_the_shared_generator() -> None:
     random.seed(5)
     before = random.getstate()
-    key_steps(Random(mode="random", interval=3), 50)
+    Random(mode="random", interval=3).key_steps(50)
     assert random.getstate() == before

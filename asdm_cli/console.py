@@ -13,16 +13,6 @@ from contextlib import contextmanager, suppress
 from typing import IO, TypeVar
 
 from rich.console import Console, ConsoleOptions, Group, RenderableType
-from rich.live import Live
-from rich.progress import (
-    BarColumn,
-    MofNCompleteColumn,
-    Progress,
-    ProgressColumn,
-    TextColumn,
-    TimeElapsedColumn,
-    TimeRemainingColumn,
-)
 from rich.segment import Segment
 from rich.text import Text
 
@@ -31,6 +21,8 @@ from asdm_cli.errors import printable
 Item = TypeVar("Item")
 LINES = "\n\N{NO-BREAK SPACE}\N{FIGURE SPACE}\N{PUNCTUATION SPACE}"
 """Told as they are, though they have no glyph: what ends lines and sets figures under one another."""
+BRIEF = "ASDM_BRIEF"
+"""Set in the environment of a pipeline's stages: bars and notes only, since their tables are in its own report."""
 
 
 class Terminal(Console):
@@ -49,8 +41,11 @@ class Terminal(Console):
 
 
 console = Terminal(stderr=True)
-BRIEF = "ASDM_BRIEF"
-"""Set in the environment of a pipeline's stages: bars and notes only, since their tables are in its own report."""
+
+
+def is_first() -> bool:
+    """Whether this process speaks and writes, of those that `accelerate launch` started together."""
+    return os.environ.get("RANK", os.environ.get("LOCAL_RANK", "0")) == "0"
 
 
 def quiet(on: bool) -> None:
@@ -85,48 +80,47 @@ def _abandon(stream: IO[str]) -> None:
         os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
 
 
-def _columns() -> tuple[ProgressColumn, ...]:
-    return (
-        TextColumn("{task.description}", markup=False),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeElapsedColumn(),
-        TextColumn("left"),
-        TimeRemainingColumn(),
-    )
-
-
 def track(items: Iterable[Item], what: str, total: int | None = None) -> Iterator[Item]:
     """Yield `items` behind a bar with the time left; the bar disappears when it is done. In a log there is none."""
     if total is None and hasattr(items, "__len__"):
         total = len(items)  # type: ignore[arg-type]
-    with bar(what, total) as one_more:
+    with bar(what, total) as advance:
         for item in items:
             yield item
-            one_more()
+            advance()
 
 
 @contextmanager
-def bar(what: str, total: int | None) -> Iterator[Callable[[], None]]:
-    """Such a bar for what is no loop: call what it yields, from any thread, each time that one of `total` is done."""
-    with Progress(*_columns(), console=console, transient=True, disable=not console.is_terminal) as shown:
-        task = shown.add_task(what, total=total)
-        yield lambda: shown.advance(task)
-
-
-@contextmanager
-def figures_bar(what: str, total: int, start: int = 0) -> Iterator[Callable[[int, str], None]]:
-    """A bar with figures on a line below: call what it yields with how many are done, and a few words."""
+def bar(what: str, total: int | None, start: int = 0) -> Iterator[Callable[..., None]]:
+    """Such a bar for what is no loop: call what it yields, from any thread, each time that one of `total` is done, or
+    with how many are done and figures to show on a line below."""
     if not console.is_terminal:  # a log would get a blank line for every change
-        yield lambda _done, _words: None
+        yield lambda *_: None
         return
-    bar = Progress(*_columns(), speed_estimate_period=300)
-    task = bar.add_task(what, total=total, completed=start)
+    from rich import progress
+    from rich.live import Live
+
+    shown = progress.Progress(
+        progress.TextColumn("{task.description}", markup=False),
+        progress.BarColumn(),
+        progress.MofNCompleteColumn(),
+        progress.TimeElapsedColumn(),
+        progress.TextColumn("left"),
+        progress.TimeRemainingColumn(),
+        speed_estimate_period=300,
+    )
+    task = shown.add_task(what, total=total, completed=start)
     figures = Text(overflow="ellipsis", no_wrap=True, style="dim")
 
-    def show(done: int, words: str) -> None:
-        bar.update(task, completed=done)
+    def advance(done: int | None = None, words: str = "") -> None:
+        if done is None:
+            shown.advance(task)
+        else:
+            shown.update(task, completed=done)
         figures.plain = words
 
-    with Live(Group(bar, figures), console=console, transient=True):
-        yield show
+    def render() -> RenderableType:
+        return Group(shown, figures) if figures.plain else shown
+
+    with Live(get_renderable=render, console=console, transient=True):
+        yield advance
