@@ -14,6 +14,7 @@ import pytest
 from asdm_cli.measure import ways
 from asdm_cli.measure.inherit_run import Cost, Times
 from asdm_cli.report.render_json import to_json
+from tests.methods.test_distill_keys import leaves
 
 from asdm_cli.errors import AsdmError
 from asdm_cli.profiling.macs import Count, Counts
@@ -22,7 +23,6 @@ from asdm_cli.report.run_directory import Run
 from asdm_cli.sampling import generate
 from asdm_cli.verbs import switch
 from tests.carrying import every
-from tests.methods.test_distill_keys import leaves
 from tests.turns import pruned
 
 PLANS = "unets.plan"

@@ -1,0 +1,460 @@
+"""`asdm distill` from the command line: what it writes, how it goes on, and everything it refuses before it starts."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+from asdm_cli.report.render_json import from_json
+from safetensors.torch import load_file, save_file
+
+from asdm_cli.console import console
+from asdm_cli.models.directory import find
+from asdm_cli.models.write import partial_path
+from asdm_cli.report.run_directory import Run, is_run
+from asdm_cli.training import checkpoints
+from asdm_cli.training.distillation import Distillation
+from asdm_cli.training.loop import read_log
+from asdm_cli.unet.weights import WEIGHTS
+from tests import expanding, stock, tiny
+from tests.apart import shared
+from tests.data import tars
+from tests.typed import Said, asdm
+
+STEPS = 6
+PARTS = {"Where it ended", "Where the time went", "base while it learned"}
+CURVES = {"loss", "task", "output", "features", "lr", "gradient norm", "task held out", "output held out"}
+ALL = ["down.?", "mid", "up.?", "conv_in", "conv_out", "conv_norm_out", "time_embedding"]
+UNET = Path("model/unet") / WEIGHTS
+
+
+@pytest.fixture(autouse=True)
+def _loud_again() -> Iterator[None]:
+    yield
+    console.quiet = False
+
+
+def distill(folder: Path, recipe: dict[str, Any], *options: object) -> Said:
+    """The verb on this recipe, which it writes to `folder`; a run goes to `folder / "run"`."""
+    folder.mkdir(exist_ok=True)
+    file = folder / "recipe.yaml"
+    file.write_text(yaml.safe_dump({**recipe, "out": str(folder / "run")}, sort_keys=False, width=1000))
+    return asdm("distill", file, *options)
+
+
+def done(folder: Path, recipe: dict[str, Any], *options: object) -> Path:
+    told = distill(folder, recipe, *options)
+    assert told.code == 0, told.err
+    return folder / "run"
+
+
+@pytest.fixture(scope="module")
+def shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """`train-{0,1}.tar` with 5 samples each, the last one damaged; `held.tar` with 3."""
+    folder = tmp_path_factory.mktemp("shards")
+    tars.write(folder / "train-0.tar", tars.samples(*range(5)))
+    broken = [("0099.png", b"no picture"), ("0099.txt", b"a hole")]
+    tars.write(folder / "train-1.tar", [*tars.samples(*range(5, 9)), *broken])
+    tars.write(folder / "held.tar", tars.samples(20, 21, 22))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def recipe(
+    tiny_pipeline: Path, tiny_base: Path, shards: Path, tmp_path_factory: pytest.TempPathFactory
+) -> dict[str, Any]:
+    """A short distillation; data is encoded once for all tests."""
+    return {
+        "verb": "distill",
+        "teacher": str(tiny_pipeline),
+        "students": [{"name": "base", "model": str(tiny_base)}],
+        "data": {"train": str(shards / "train-{0,1}.tar"), "cache_folder": str(tmp_path_factory.mktemp("cache"))},
+        "steps": STEPS,
+        "batch": 4,
+        "precision": "float32",
+        "optimizer": {"lr": 1e-3},
+        "checkpoint": 2,
+        "device": "cpu",
+    }
+
+
+@pytest.fixture(scope="module")
+def looking(recipe: dict[str, Any], shards: Path) -> dict[str, Any]:
+    """With held-out losses and two pictures at every look."""
+    look = {"every": 4, "prompts": ["a fox", "an owl"], "steps": 2}
+    return {**recipe, "data": {**recipe["data"], "held_out": str(shards / "held.tar")}, "validation": look}
+
+
+@pytest.fixture(scope="module")
+def said(looking: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Said]:
+    folder = tmp_path_factory.mktemp("distill")
+    return folder / "run", distill(folder, looking)
+
+
+@pytest.fixture(scope="module")
+def run(said: tuple[Path, Said]) -> Path:
+    path, told = said
+    assert told.code == 0, told.err
+    return path
+
+
+def part(run: Path, title: str) -> dict[str, Any]:
+    return next(each for each in json.loads((run / "report.json").read_text())["parts"] if each["title"] == title)
+
+
+def history(run: Path) -> list[dict[str, Any]]:
+    return json.loads((run / "model/asdm.json").read_text())["history"]
+
+
+def same_unet(ours: Path, theirs: Path) -> bool:
+    return (ours / UNET).read_bytes() == (theirs / UNET).read_bytes()
+
+
+def at_a_read(monkeypatch: pytest.MonkeyPatch, act: Callable[[int], object]) -> list[int]:
+    """`act` with the number of every read of samples; they are also listed."""
+    reads, calls = Distillation.read, list[int]()
+
+    def read(self: Distillation, rows: torch.Tensor, noise: Any) -> Any:
+        calls.append(len(calls) + 1)
+        act(calls[-1])
+        return reads(self, rows, noise)
+
+    monkeypatch.setattr(Distillation, "read", read)
+    return calls
+
+
+def stop_at(number: int) -> Callable[[int], object]:
+    return lambda call: os.kill(os.getpid(), signal.SIGTERM) if call == number else None
+
+
+def test_the_directory_is_whole_and_stdout_is_its_path(
+    said: tuple[Path, Said], run: Path, tiny_base: Path, tiny_pipeline: Path
+) -> None:
+    told = said[1]
+    assert told.out == f"{run}\n"
+    assert "features, weight 1.0, base down.0=down.0" in told.text
+    assert "faults were skipped" in told.text
+    names = {".asdm", "model", "recipe.yaml", "report.json", "report.html", "log.jsonl", "pictures"}
+    assert {each.name for each in run.iterdir()} == names
+    assert not partial_path(run).exists()
+    for file in ("vae/diffusion_pytorch_model.safetensors", "text_encoder/model.safetensors", "model_index.json"):
+        assert (run / "model" / file).read_bytes() == (tiny_base / "model" / file).read_bytes()
+    assert not shared(run, tiny_base, tiny_pipeline)
+
+
+def test_plain_diffusers_loads_the_student(run: Path, tiny_base: Path, tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(run / "model/unet", tmp_path / "unet"))
+    arguments = stock.ask(json.loads((folder / "config.json").read_text()), folder)
+    (output,) = stock.answers([folder], tmp_path)
+    assert find(str(run)).is_pipeline
+    before = tiny.UNet2DConditionModel.from_pretrained(tiny_base / "model/unet").eval()
+    with torch.no_grad():
+        was = before(**arguments).sample
+    assert torch.isfinite(output).all()
+    assert not torch.allclose(output, was)
+    ours, theirs = (load_file(each / UNET) for each in (run, tiny_base))
+    assert ours.keys() == theirs.keys()
+    assert sum(not torch.equal(ours[key], theirs[key]) for key in ours) > 100
+
+
+def test_history_card_report_and_log_tell_how_it_was_made(run: Path, tiny_base: Path) -> None:
+    first, last = history(run)
+    assert (first["verb"], last["verb"], last["source"], last["teacher"]) == (
+        "prune",
+        "distill",
+        tiny_base.name,
+        "tiny",
+    )
+    assert (last["steps"], last["batch"], last["samples"], last["frozen_tensors"]) == (STEPS, 4, 9, 0)
+    card = (run / "model/README.md").read_text()
+    losses = ("task, weight 1.0;", "features, weight 1.0, base down.0=down.0", "| task_held_out, at the end |")
+    for words in ("\n# base\n", "distilled from tiny", "train-0.tar", f"| steps | {STEPS} |", *losses):
+        assert words in card, words
+    report = json.loads((run / "report.json").read_text())
+    assert from_json(report).verb == "distill"
+    assert {each["title"] for each in report["parts"]} == PARTS | CURVES
+    assert [step for step, _ in part(run, "task")["lines"]["base"]] == [2, 4, 6]
+    pictures = part(run, "base while it learned")["pictures"]
+    assert len(pictures) == 2
+    assert all((run / picture).is_file() for row in pictures for picture in row)
+    (row,) = part(run, "Where it ended")["rows"]
+    assert {"task", "output", "features", "task_held_out", "output_held_out"} <= row.keys()
+    phases = {each["phase"] for each in part(run, "Where the time went")["rows"]}
+    assert {"data", "teacher", "students forward", "students backward", "optimizer", "running mean"} <= phases
+    assert "<svg" in (run / "report.html").read_text()
+    lines = read_log(run / "log.jsonl")
+    assert [line["step"] for line in lines if "loss" in line] == [2, 4, 6]
+    assert [line["step"] for line in lines if "validation" in line] == [4, 6]
+
+
+def test_several_students_become_run_directories(
+    looking: dict[str, Any], tiny_pipeline: Path, tiny_base: Path, run: Path, tmp_path: Path
+) -> None:
+    small = expanding.done(tmp_path / "small", {"verb": "prune", "model": str(tiny_pipeline), "remove": "small"})
+    two = [{"name": "base", "model": str(tiny_base)}, {"name": "small", "model": str(small)}]
+    home = done(tmp_path / "both", {**looking, "students": two})
+    assert not (home / "model").exists()
+    for name in ("base", "small"):
+        own = home / "students" / name
+        assert is_run(own)
+        assert find(str(own)).path == own / "model"
+        (row,) = part(own, "Where it ended")["rows"]
+        assert row["name"] == name
+        pictures = [each for line in part(own, f"{name} while it learned")["pictures"] for each in line]
+        assert len(pictures) == 4
+        assert all((own / picture).is_file() for picture in pictures), pictures
+    assert {row["name"] for row in part(home, "Where it ended")["rows"]} == {"base", "small"}
+    assert same_unet(run, home / "students/base"), "company changes nothing"
+
+
+def test_without_a_teacher_the_task_is_learnt(recipe: dict[str, Any], tmp_path: Path) -> None:
+    changes = {"teacher": "none", "losses": [{"kind": "task", "snr_gamma": 5.0}], "steps": 2, "ema": "none"}
+    made = done(tmp_path, {**recipe, **changes})
+    assert history(made)[-1]["teacher"] is None
+    assert "trained on the task loss alone" in (made / "model/README.md").read_text()
+
+
+def test_a_dry_run_tells_and_writes_nothing(recipe: dict[str, Any], tmp_path: Path) -> None:
+    cache = tmp_path / "cache"
+    told = distill(tmp_path / "dry", {**recipe, "data": {**recipe["data"], "cache_folder": str(cache)}}, "--dry-run")
+    assert (told.code, told.out) == (0, "")
+    for words in ("down.0", "up.3", "base learn from tiny", "to be made"):
+        assert words in told.err, words
+    assert not cache.exists()
+    assert [each.name for each in (tmp_path / "dry").iterdir()] == ["recipe.yaml"]
+
+
+def test_an_interrupted_run_goes_on_with_the_same_command(
+    looking: dict[str, Any], run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls = at_a_read(monkeypatch, stop_at(3))
+    told = distill(tmp_path, looking)
+    assert (told.code, told.out) == (1, "")
+    assert "stopped by signal SIGTERM after step 3; the same command goes on there" in told.err
+    assert "step-00000003" in told.err
+    assert "keeps what was done so far" in told.err
+    assert checkpoints.latest(partial_path(tmp_path / "run") / "training")["step"] == 3
+    told = distill(tmp_path, looking)
+    assert told.code == 0, told.err
+    assert "going on from what an interrupted run" in told.text
+    assert len(calls) == STEPS, "no step was done twice"
+    assert same_unet(tmp_path / "run", run)
+
+
+CHANGED = {
+    "the teacher's UNet": "teacher/unet/diffusion_pytorch_model.safetensors",
+    "the teacher's text encoder": "teacher/text_encoder/model.safetensors",
+    "the student's UNet": "student/model/unet/diffusion_pytorch_model.safetensors",
+    "the data": "train.tar",
+}
+
+
+def test_it_goes_on_only_with_what_it_began_with(
+    recipe: dict[str, Any], tiny_pipeline: Path, tiny_base: Path, shards: Path, tmp_path: Path
+) -> None:
+    shutil.copytree(tiny_pipeline, tmp_path / "teacher")
+    shutil.copytree(tiny_base, tmp_path / "student")
+    shutil.copyfile(shards / "train-0.tar", tmp_path / "train.tar")
+    mine = {
+        **recipe,
+        "teacher": str(tmp_path / "teacher"),
+        "students": [{"name": "s", "model": str(tmp_path / "student")}],
+        "data": {"train": str(tmp_path / "train.tar"), "cache_folder": str(tmp_path / "cache")},
+        "steps": 2,
+    }
+    with pytest.MonkeyPatch.context() as patch:
+        at_a_read(patch, stop_at(1))
+        assert distill(tmp_path, mine).code == 1
+    for kind, name in CHANGED.items():
+        file = tmp_path / name
+        times = (file.stat().st_atime_ns, file.stat().st_mtime_ns)
+        os.utime(file, ns=(0, 0))  # as good as another one: who reads gigabytes to find out?
+        told = distill(tmp_path, mine)
+        assert (told.code, told.out) == (2, ""), kind
+        assert "was begun with other files than there are now (changed since: " in told.text
+        assert str(next(each for each in (file, *file.parents) if str(each) in told.text)) in told.text
+        assert checkpoints.latest(partial_path(tmp_path / "run") / "training")["step"] == 1, "nothing is lost"
+        os.utime(file, ns=times)
+    told = distill(tmp_path, mine)
+    assert told.code == 0, told.err
+    assert "going on from" in told.text
+
+
+def test_weights_that_are_overwritten_meanwhile_change_nothing_and_are_told(
+    recipe: dict[str, Any], run: Path, tiny_pipeline: Path, tiny_base: Path, tmp_path: Path
+) -> None:
+    teacher = Path(shutil.copytree(tiny_pipeline, tmp_path / "teacher"))
+    student = Path(shutil.copytree(tiny_base / "model", tmp_path / "student"))
+    files = [teacher / "unet" / WEIGHTS, student / "unet" / WEIGHTS]
+    kept = [(file, file.read_bytes(), (file.stat().st_atime_ns, file.stat().st_mtime_ns)) for file in files]
+    mine = {**recipe, "teacher": str(teacher), "students": [{"name": "base", "model": str(student)}]}
+
+    def overwrite(_: int) -> None:
+        for file in files:  # in place: other numbers, the same header and size
+            with file.open("r+b") as opened:
+                opened.seek(file.stat().st_size // 2)
+                opened.write(b"\0" * (file.stat().st_size // 2))
+
+    with pytest.MonkeyPatch.context() as patch:
+        at_a_read(patch, overwrite)
+        told = distill(tmp_path, mine)
+    assert (told.code, told.out) == (1, "")
+    assert f"{teacher}, {student}: was changed while this ran" in told.text
+    for file, content, times in kept:
+        file.write_bytes(content)
+        os.utime(file, ns=times)
+    assert same_unet(done(tmp_path, mine), run)
+
+
+def test_what_was_trained_is_kept_until_the_run_is_published(
+    recipe: dict[str, Any], run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A kill while reports are written or files are synced must not cost the training."""
+    with monkeypatch.context() as patch:
+        patch.setattr(Run, "write", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+        assert distill(tmp_path, recipe).code == 130
+    calls = at_a_read(monkeypatch, lambda _: None)
+    assert same_unet(done(tmp_path, recipe), run)
+    assert not calls
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_stored_number_formats_are_kept(
+    recipe: dict[str, Any], tiny_base: Path, tmp_path: Path, dtype: torch.dtype
+) -> None:
+    model = Path(shutil.copytree(tiny_base / "model", tmp_path / "student"))
+    tensors = load_file(model / "unet" / WEIGHTS)
+    mixed = {name: value.to(dtype) if value.ndim > 1 else value for name, value in tensors.items()}
+    (model / "unet" / WEIGHTS).unlink()
+    save_file(mixed, model / "unet" / WEIGHTS)
+    made = done(tmp_path, {**recipe, "students": [{"name": "s", "model": str(model)}], "steps": 1}, "--link")
+    assert f"vae/{WEIGHTS}" in shared(made / "model", model)
+    formats = [{name: value.dtype for name, value in each.items()} for each in (load_file(made / UNET), mixed)]
+    assert formats[0] == formats[1]
+
+
+def test_a_donors_share_stays_as_it_is(
+    recipe: dict[str, Any], tiny_pipeline: Path, tiny_base: Path, tmp_path: Path
+) -> None:
+    donors = {"original": str(tiny_pipeline), "base": str(tiny_base)}
+    levels = ["base", "base", "original", "original"]
+    assembly = {"verb": "assemble", "donors": donors, "levels": levels, "mid": "original"}
+    joined = expanding.done(tmp_path / "joined", assembly)
+    student = {"name": "s", "model": str(joined), "freeze": "from original"}
+    made = done(tmp_path / "made", {**recipe, "students": [student], "steps": 2})
+    before, after = (load_file(each / UNET) for each in (joined, made))
+    same = {name for name in before if torch.equal(before[name], after[name])}
+    deep = ("down_blocks.2.", "down_blocks.3.", "mid_block.", "up_blocks.0.", "up_blocks.1.")
+    assert {name for name in before if name.startswith(deep)} <= same
+    assert len(before) - len(same) > 100
+    assert history(made)[-1]["frozen_tensors"] == len(same)
+
+
+def changed(model: Path, target: Path, file: str, **changes: Any) -> Path:
+    """A copy with another configuration."""
+    copy = Path(shutil.copytree(model, target))
+    held = json.loads((copy / file).read_text())
+    (copy / file).write_text(json.dumps({**held, **changes}))
+    return copy
+
+
+@pytest.mark.parametrize(("size", "side"), [([8, 8], 32), (None, 256)])
+def test_the_resolution_is_the_models_own_in_every_form(
+    size: Any, side: int, recipe: dict[str, Any], tiny_pipeline: Path, tmp_path: Path
+) -> None:
+    model = changed(tiny_pipeline, tmp_path / "model", "unet/config.json", sample_size=size)
+    told = distill(tmp_path / "run", {**recipe, "teacher": str(model)}, "--dry-run")
+    assert told.code == 0, told.err
+    assert f"at {side} pixels" in told.text
+
+
+def test_every_fault_of_the_plan_is_told_at_once(
+    recipe: dict[str, Any], tiny_base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "3")
+    wide, base = tmp_path / "wide", str(tiny_base)
+    tiny.unet(tiny.shape("sd15", block_out_channels=[8, 8, 32, 32], cross_attention_dim=12)).save_pretrained(wide)
+    faulty = {
+        "students": [
+            {"name": "a", "model": base, "freeze": ["from nobody"]},
+            {"name": "b", "model": str(wide)},
+            {"name": "c", "model": str(tmp_path / "gone")},
+            {"name": "d", "model": base, "freeze": ALL},
+        ],
+        "data": {"train": [f"{tmp_path}/none.tar", "pipe:cat x.tar"], "held_out": "pipe:cat y.tar", "resolution": 30},
+        "optimizer": {"name": "AdamWW", "warmup": 5},
+        "precision": "float16",
+        "device": "cuda:1",
+        "trackers": ["comet_ml"],
+    }
+    monkeypatch.setattr("asdm_cli.training.plan.get_available_trackers", lambda: [])
+    told = distill(tmp_path, {**recipe, **faulty})
+    assert (told.code, told.out) == (2, "")
+    for words in (
+        "students[0].freeze: 'from nobody': the student has nothing from 'nobody'",
+        "students[1].model: cross_attention_dim must be the same in all UNets, which see the same inputs: tiny has 16,",
+        f"students[2].model: {tmp_path / 'gone'}: no such directory",
+        "students[3].freeze: all of it is frozen",
+        "losses[2].at: student 'b': down.1: is 8 channels wide",
+        f"data.train: {tmp_path / 'none.tar'}",
+        "): runs a command in a shell",
+        "data.held_out: a command (sha256 ",
+        "data.resolution: resolution 30: this VAE needs a multiple of 4",
+        "optimizer: 'AdamWW' is not there",
+        "precision: float16 trains on a GPU only",
+        "device: 'cuda:1': training runs on",
+        "batch: 4 samples cannot be divided over 3 process(es)",
+        "trackers: not installed; pip install comet_ml",
+    ):
+        assert words in told.text, (words, told.err)
+    assert "precision: precision" not in told.err
+    assert not partial_path(tmp_path / "run").exists()
+
+
+def test_only_noise_and_v_are_trained(recipe: dict[str, Any], tiny_pipeline: Path, tmp_path: Path) -> None:
+    file = "scheduler/scheduler_config.json"
+    model = changed(tiny_pipeline, tmp_path / "odd", file, prediction_type="sample")
+    told = distill(tmp_path, {**recipe, "teacher": str(model)}, "--dry-run")
+    assert told.code == 2
+    assert "teacher: odd: predicts 'sample'; only noise (epsilon) and v_prediction are trained" in told.text
+
+
+def test_somebody_must_bring_the_rest_of_a_pipeline(
+    recipe: dict[str, Any], tiny_pipeline: Path, tiny_base: Path, tmp_path: Path
+) -> None:
+    bare = {"teacher": f"{tiny_pipeline}/unet", "students": [{"name": "s", "model": f"{tiny_base}/model/unet"}]}
+    told = distill(tmp_path, {**recipe, **bare}, "--dry-run")
+    assert told.code == 2
+    assert "neither it nor a student is a whole pipeline" in told.text
+    made = done(tmp_path, {**recipe, **bare, "teacher": str(tiny_pipeline), "steps": 1})
+    assert {each.name for each in (made / "model").iterdir()} == {"config.json", WEIGHTS, "asdm.json", "README.md"}
+
+
+def test_data_is_piped_or_faulty_only_where_that_is_allowed(
+    recipe: dict[str, Any], shards: Path, tmp_path: Path
+) -> None:
+    piped = {**recipe, "data": {"train": f"pipe:cat {shards / 'train-0.tar'}", "cache_folder": str(tmp_path / "cache")}}
+    assert distill(tmp_path, piped).code == 2
+    assert done(tmp_path, {**piped, "steps": 1}, "--allow-pipes")
+    told = distill(tmp_path / "strict", {**recipe, "data": {**recipe["data"], "faults": "stop"}})
+    assert told.code == 2
+    assert "the data has faults" in told.text
+
+
+def test_features_alone_are_learnt_by_one_process(
+    recipe: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    alone = {**recipe, "losses": [{"kind": "features", "at": "down.?"}], "steps": 2}
+    assert done(tmp_path, alone)
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    told = distill(tmp_path / "two", alone, "--dry-run")
+    assert told.code == 2
+    assert "losses: features alone give the last weights no gradient" in told.text
