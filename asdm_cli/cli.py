@@ -90,11 +90,16 @@ OF_SOME = {"device", "dtype", "launch", "allow_pipes", "link"}
 """Options that a verb has only if it says so."""
 
 
-def command(function: Callable[..., None]) -> Callable[..., None]:
-    """A command of the function's name. In its docstring, what follows a line `Examples` is lines to type."""
+def page(function: Callable[..., None]) -> dict[str, str]:
+    """The help page in a function's docstring, in which lines to type follow a line `Examples`."""
     text, _, examples = (inspect.getdoc(function) or "").partition("\n\nExamples\n")
     shown = (f"[dim]{each}[/]" if each.startswith("#") else f"  [cyan]{each}[/]" for each in examples.splitlines())
-    app.command(_name(function), help=text, epilog="\n".join(["[bold]Examples[/]", *shown]))(function)
+    return {"help": text, "epilog": "\n".join(["[bold]Examples[/]", *shown])}
+
+
+def command(function: Callable[..., None]) -> Callable[..., None]:
+    """A command that is called like the function."""
+    app.command(_name(function), **page(function))(function)  # type: ignore[arg-type]
     return function
 
 
@@ -103,14 +108,14 @@ def verb(*own: str) -> Callable[[Callable[[], None]], Callable[..., None]]:
     options = inspect.signature(_options_of_verbs, eval_str=True)
     taken = [each for name, each in options.parameters.items() if name not in OF_SOME or name in own]
 
-    def register(page: Callable[[], None]) -> Callable[..., None]:
+    def register(function: Callable[[], None]) -> Callable[..., None]:
         def run(verbose: bool, quiet: bool, **given: Any) -> None:
             set_verbosity(verbose, quiet)
             from asdm_cli.commands.running import run_verb
 
-            run_verb(_name(page), **given)
+            run_verb(_name(function), **given)
 
-        run.__name__, run.__doc__ = page.__name__, page.__doc__
+        run.__name__, run.__doc__ = function.__name__, function.__doc__
         run.__signature__ = options.replace(parameters=taken)  # type: ignore[attr-defined]
         run.__annotations__ = {each.name: each.annotation for each in taken}
         return command(run)
@@ -447,14 +452,6 @@ def _print_version(wanted: bool) -> None:
         raise typer.Exit
 
 
-@app.callback(
-    epilog="[bold]Examples[/]\n"
-    "[dim]# prune the bundled model to BK-SDM Base, then compare the two[/]\n"
-    "  [cyan]asdm prune recipes/prune-pocket-base.yaml[/]\n"
-    "  [cyan]asdm bench recipes/bench-pocket.yaml[/]\n"
-    "[dim]# draw with the result[/]\n"
-    '  [cyan]asdm generate runs/prune-pocket-base "a fox" "a red apple"[/]'
-)
 def _options(
     _version: Annotated[
         bool, option("--version", help="Print the version.", callback=_print_version, is_eager=True)
@@ -468,7 +465,17 @@ def _options(
 
     stdout is the path of what was written; everything else goes to stderr.
     Exit codes: 0 done, 2 the recipe or the arguments are wrong, 1 the run failed.
+
+    Examples
+    # prune the bundled model to BK-SDM Base, then compare the two
+    asdm prune recipes/prune-pocket-base.yaml
+    asdm bench recipes/bench-pocket.yaml
+    # draw with the result
+    asdm generate runs/prune-pocket-base "a fox" "a red apple"
     """
+
+
+app.callback(**page(_options))(_options)  # type: ignore[arg-type]
 
 
 INTERRUPTED = 130
