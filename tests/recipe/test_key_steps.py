@@ -130,14 +130,10 @@ def test_vectors_by_hand() -> None:
     ("entries", "calls", "wanted"),
     [
         ([7], 10, (0, 7)),
-        ([7], 7, (0,)),
         ([0, "5-9"], 8, (0, 5, 6, 7)),
-        (["5-9"], 20, (0, 5, 6, 7, 8, 9)),
         (["6-"], 9, (0, 6, 7, 8)),
-        (["0%-40%"], 5, (0, 1)),
         (["0%-40%"], 6, (0, 1, 2)),
         (["40%-100%"], 5, (0, 2, 3, 4)),
-        (["60%-"], 5, (0, 3, 4)),
         (["33.3%-70%"], 1000, (0, *range(333, 700))),
         (["5-6", 6, "1-2", "90%-"], 10, (0, 1, 2, 5, 6, 9)),
     ],
@@ -203,17 +199,15 @@ def test_random_is_drawn_by_its_seed() -> None:
 WORDS: dict[str, dict[str, Any]] = {
     "every call": {"mode": "uniform", "interval": 1},
     "every 3rd": {"mode": "uniform", "interval": 3},
-    "every 12th": {"mode": "uniform", "interval": 12},
     "every 22nd, first 4": {"mode": "uniform", "interval": 22, "first": 4},
     "early, 5 apart, power 1.4": {"mode": "early", "interval": 5},
-    "late, 5 apart, power 2": {"mode": "late", "interval": 5, "power": 2},
     "center 15, 5 apart, power 1.4": {"mode": "center", "interval": 5, "center": 15},
     "center 30%, 5 apart, power 1.4, signed": {"mode": "center", "interval": 5, "form": "signed"},
+    "late, 5 apart, power 2": {"mode": "late", "interval": 5, "power": 2},
     "quadratic, 5 apart": {"mode": "quadratic", "interval": 5},
     "random, 5 apart, seed 1": {"mode": "random", "interval": 5, "seed": 1},
     "steps 0 5-9 60%-": {"mode": "explicit", "steps": [0, "5-9", "60%-"]},
     "steps 0 1 2 3 4 5, and 2 more": {"mode": "explicit", "steps": list(range(8))},
-    "threshold 0.05": {"mode": "threshold", "threshold": 0.05},
     "threshold 0.05, at most 3 apart, first 2": {"mode": "threshold", "threshold": 0.05, "longest": 3, "first": 2},
 }
 
@@ -221,10 +215,6 @@ WORDS: dict[str, dict[str, Any]] = {
 @pytest.mark.parametrize("words", WORDS)
 def test_description(words: str) -> None:
     assert str(ADAPTER.validate_python(WORDS[words])) == words
-
-
-def test_every_mode_is_described() -> None:
-    assert {keys["mode"] for keys in WORDS.values()} == {*COUNTED, "explicit", "threshold"}
 
 
 def by(threshold: float, longest: int = 8) -> Threshold:
