@@ -1,4 +1,4 @@
-"""One verb, one file, one signature; imported when it runs."""
+"""One verb, one file, one signature; the table here is how the CLI finds them, and imports one only when it runs."""
 
 from __future__ import annotations
 
@@ -7,8 +7,17 @@ from typing import Any, Protocol, cast
 
 from asdm_cli.report.document import Report
 
-MODULES = {"condconv-expand": "condconv", "eval": "evaluate", "run": "pipeline.run"}
-"""Verb -> its module in this room, where that is not called like the verb."""
+METHODS = {
+    "prune": "asdm_cli.methods.prune",
+    "distill": "asdm_cli.methods.distill",
+    "assemble": "asdm_cli.methods.assemble",
+    "condconv-expand": "asdm_cli.methods.condconv",
+    "inherit": "asdm_cli.methods.inherit",
+    "switch": "asdm_cli.methods.switch",
+    "bench": "asdm_cli.methods.bench",
+    "eval": "asdm_cli.methods.evaluate",
+    "run": "asdm_cli.methods.pipeline.run",
+}
 
 
 class Plan(Protocol):
@@ -31,4 +40,4 @@ class Method(Protocol):
 
 
 def method(verb: str) -> Method:
-    return cast(Method, import_module(f"asdm_cli.methods.{MODULES.get(verb, verb)}"))
+    return cast(Method, import_module(METHODS[verb]))

@@ -468,7 +468,7 @@ class Switch(Switching):
 
     def misfits(self) -> Iterator[Misfit]:
         yield from super().misfits()
-        yield from unknown_unets(self.parts, self.unets, ("parts",))
+        yield from unknown_unets(self.parts, self.unets)
         yield from ((("unets", self.unets.index(name)), reserved(name)) for name in self.unets if name in NULLS)
         for name in self.plans:
             if name not in self.unets:
@@ -518,7 +518,7 @@ def misordered(by: By, parts: list[Part]) -> Iterator[Misfit]:
         yield ("parts", 0, "unet"), f"'{parts[0].unet}' needs a prediction: begin with a UNet"
 
 
-def unknown_unets(parts: list[Part], known: list[str], way: Inner = ()) -> Iterator[Misfit]:
+def unknown_unets(parts: list[Part], known: list[str], way: Inner = ("parts",)) -> Iterator[Misfit]:
     """Faults of names that are neither known nor the null model's; `way` leads to the parts."""
     for index, part in enumerate(parts):
         if part.unet not in (*known, *NULLS):

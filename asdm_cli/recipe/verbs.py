@@ -792,7 +792,7 @@ out: runs/switched
         yield from ((("unets", name), reserved(name)) for name in known if name in NULLS)
         if self.parts is not None:
             yield from misordered(self.by, self.parts)
-            yield from unknown_unets(self.parts, known, ("parts",))
+            yield from unknown_unets(self.parts, known)
         for index, each in enumerate(self.sweep):
             yield from unknown_unets(each.parts, known, ("sweep", index, "parts"))
         for index, name in enumerate(self.ratios.unets if self.ratios else []):

@@ -71,7 +71,7 @@ def _nodes(name: str, plan: Rules, config: dict[str, Any], known: Known) -> Node
 
 
 def _unknown(names: Iterable[str], rules: Switching) -> list[str]:
-    return [f"parts[{place[0]}].unet: {what}" for place, what in unknown_unets(rules.parts, list(names))]
+    return [f"parts[{place[0]}].unet: {what}" for place, what in unknown_unets(rules.parts, list(names), ())]
 
 
 def _strangers(unets: Mapping[str, Any], plans: Mapping[str, Any]) -> list[str]:

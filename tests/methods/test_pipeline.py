@@ -15,11 +15,11 @@ import pytest
 import yaml
 
 from asdm_cli.errors import ModelError, RunError
+from asdm_cli.methods import METHODS
 from asdm_cli.methods.pipeline import process, report
 from asdm_cli.methods.pipeline.process import checked, command, run_stage
 from asdm_cli.methods.pipeline.stages import stages
 from asdm_cli.recipe.load import load
-from asdm_cli.recipe.verbs import VERBS
 from asdm_cli.report.run_directory import Run
 from tests import tiny
 from tests.apart import shared
@@ -278,8 +278,8 @@ def test_a_launcher_starts_only_what_shares_its_work() -> None:
     assert started["distill"] == started["eval"] == [sys.executable, "-O"]
     assert started["bench"] == started["condconv-expand"] == [sys.executable, "-m"]
     assert "--allow-pipes" in command("distill", file, [], True)
-    linked = {verb for verb in VERBS if "--link" in command(verb, file, [], False, link=True)}
-    assert linked == VERBS.keys() - {"bench", "eval"}
+    linked = {verb for verb in METHODS if "--link" in command(verb, file, [], False, link=True)}
+    assert linked == METHODS.keys() - {"bench", "eval"}
     assert {"distill", "eval"} < process.TOGETHER
     with pytest.raises(ModelError, match="no program 'no-such-launcher'"):
         checked("no-such-launcher --x 2")
