@@ -32,7 +32,8 @@ app = typer.Typer(
 )
 
 
-option, argument = (partial(kind, show_default=False) for kind in (typer.Option, typer.Argument))
+option = partial(typer.Option, show_default=False)
+argument = partial(typer.Argument, show_default=False)
 
 Device = Annotated[
     str | None, option("--device", metavar="NAME", help="Run on [bold]cpu[/], [bold]cuda[/], [bold]cuda:1[/], ...")
@@ -502,6 +503,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if log.isEnabledFor(logging.DEBUG):
             say("".join(traceback.format_exception(error)))
         return 1
+    finally:
+        console.quiet(False)  # -q was for this command line
     if code == INTERRUPTED:
         say("interrupted; the same command again goes on from what was kept, or starts anew")
     return code if isinstance(code, int) else 0
