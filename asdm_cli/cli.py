@@ -63,14 +63,14 @@ def _options_of_verbs(
     device: Device = None,
     dtype: Dtype = None,
     launch: Annotated[
-        str | None,
+        str,
         option(
             "--launch",
             metavar="COMMAND",
             help="Start distill, eval, inherit and switch with this, as in "
             '[bold]"torchrun --nproc-per-node 2"[/] or [bold]"accelerate launch"[/].',
         ),
-    ] = None,
+    ] = "",
     allow_pipes: Annotated[
         bool,
         option("--allow-pipes", help="Let the recipe's [bold]pipe:[/] data sources run their shell commands here."),
