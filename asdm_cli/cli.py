@@ -11,6 +11,7 @@ import os
 import traceback
 import warnings
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -31,11 +32,9 @@ app = typer.Typer(
 )
 
 
-def option(*names: str, help: str, **more: Any) -> Any:
-    return typer.Option(*names, help=help, show_default=more.pop("show_default", False), **more)
+option = partial(typer.Option, show_default=False)
+argument = partial(typer.Argument, show_default=False)
 
-
-Recipe = Annotated[Path, typer.Argument(metavar="FILE", help="The recipe, a YAML file.", show_default=False)]
 Device = Annotated[
     str | None, option("--device", metavar="NAME", help="Run on [bold]cpu[/], [bold]cuda[/], [bold]cuda:1[/], ...")
 ]
@@ -47,97 +46,86 @@ Verbose = Annotated[bool, option("--verbose", "-v", help="Show libraries' warnin
 Quiet = Annotated[bool, option("--quiet", "-q", help="Print nothing but errors and the result's path.")]
 Seed = Annotated[int, typer.Option(min=0, max=LARGEST_SEED, help="Prompt i is drawn with a seed made of this and i.")]
 
-OF_VERBS: dict[str, tuple[Any, Any]] = {
-    "file": (Recipe, inspect.Parameter.empty),
-    "set_": (
-        Annotated[
-            list[str] | None,
-            option(
-                "--set",
-                metavar="KEY=VALUE",
-                help="Replace one value of the recipe, as in [bold]models.0.name=teacher[/]. May be given again.",
-            ),
-        ],
-        None,
-    ),
-    "out": (
-        Annotated[str | None, option("--out", metavar="DIR", help="Write here instead of the recipe's [bold]out[/].")],
-        None,
-    ),
-    "device": (Device, None),
-    "dtype": (Dtype, None),
-    "launch": (
-        Annotated[
-            str | None,
-            option(
-                "--launch",
-                metavar="COMMAND",
-                help="Start distill, eval, inherit and switch with this, as in "
-                '[bold]"torchrun --nproc-per-node 2"[/] or [bold]"accelerate launch"[/].',
-            ),
-        ],
-        None,
-    ),
-    "allow_pipes": (
-        Annotated[
-            bool,
-            option("--allow-pipes", help="Let the recipe's [bold]pipe:[/] data sources run their shell commands here."),
-        ],
-        False,
-    ),
-    "link": (
-        Annotated[
-            bool,
-            option(
-                "--link",
-                help="Unchanged weights as hard links to the source's files: a change of one changes both.",
-            ),
-        ],
-        False,
-    ),
-    "dry_run": (Annotated[bool, option("--dry-run", help="Check everything, print the plan, and stop.")], False),
-    "overwrite": (Overwrite, False),
-    "verbose": (Verbose, False),
-    "quiet": (Quiet, False),
-}
-"""Options of verbs, in the order of their help pages: annotation and default."""
+
+def _options_of_verbs(
+    file: Annotated[Path, argument(metavar="FILE", help="The recipe, a YAML file.")],
+    set_: Annotated[
+        list[str] | None,
+        option(
+            "--set",
+            metavar="KEY=VALUE",
+            help="Replace one value of the recipe, as in [bold]models.0.name=teacher[/]. May be given again.",
+        ),
+    ] = None,
+    out: Annotated[
+        str | None, option("--out", metavar="DIR", help="Write here instead of the recipe's [bold]out[/].")
+    ] = None,
+    device: Device = None,
+    dtype: Dtype = None,
+    launch: Annotated[
+        str,
+        option(
+            "--launch",
+            metavar="COMMAND",
+            help="Start distill, eval, inherit and switch with this, as in "
+            '[bold]"torchrun --nproc-per-node 2"[/] or [bold]"accelerate launch"[/].',
+        ),
+    ] = "",
+    allow_pipes: Annotated[
+        bool,
+        option("--allow-pipes", help="Let the recipe's [bold]pipe:[/] data sources run their shell commands here."),
+    ] = False,
+    link: Annotated[
+        bool,
+        option("--link", help="Unchanged weights as hard links to the source's files: a change of one changes both."),
+    ] = False,
+    dry_run: Annotated[bool, option("--dry-run", help="Check everything, print the plan, and stop.")] = False,
+    overwrite: Overwrite = False,
+    verbose: Verbose = False,
+    quiet: Quiet = False,
+) -> None:
+    """A signature: what can be typed after `asdm VERB`, in the order of the help pages."""
+
+
 OF_SOME = {"device", "dtype", "launch", "allow_pipes", "link"}
-"""Those that a verb has only if it says so."""
+"""Options that a verb has only if it says so."""
+
+
+def page(function: Callable[..., None]) -> dict[str, str]:
+    """The help page in a function's docstring, in which lines to type follow a line `Examples`."""
+    text, _, examples = (inspect.getdoc(function) or "").partition("\n\nExamples\n")
+    shown = (f"[dim]{each}[/]" if each.startswith("#") else f"  [cyan]{each}[/]" for each in examples.splitlines())
+    return {"help": text, "epilog": "\n".join(["[bold]Examples[/]", *shown])}
 
 
 def command(function: Callable[..., None]) -> Callable[..., None]:
-    """A command of the function's name. In its docstring, what follows a line `Examples` is lines to type."""
-    text, _, examples = (inspect.getdoc(function) or "").partition("\n\nExamples\n")
-    shown = (f"[dim]{each}[/]" if each.startswith("#") else f"  [cyan]{each}[/]" for each in examples.splitlines())
-    name = function.__name__.strip("_").replace("_", "-")
-    app.command(name, help=text, epilog="\n".join(["[bold]Examples[/]", *shown]))(function)
+    """A command that is called like the function."""
+    app.command(_name(function), **page(function))(function)  # type: ignore[arg-type]
     return function
 
 
 def verb(*own: str) -> Callable[[Callable[[], None]], Callable[..., None]]:
     """A command that runs a recipe. All verbs run alike; the function is only the help page, `own` its options."""
+    options = inspect.signature(_options_of_verbs, eval_str=True)
+    taken = [each for name, each in options.parameters.items() if name not in OF_SOME or name in own]
 
-    def register(page: Callable[[], None]) -> Callable[..., None]:
-        name = page.__name__.strip("_").replace("_", "-")
-        options = {each: OF_VERBS[each] for each in OF_VERBS if each not in OF_SOME or each in own}
-
+    def register(function: Callable[[], None]) -> Callable[..., None]:
         def run(verbose: bool, quiet: bool, **given: Any) -> None:
             set_verbosity(verbose, quiet)
             from asdm_cli.commands.running import run_verb
 
-            run_verb(name, **given)
+            run_verb(_name(function), **given)
 
-        run.__name__, run.__doc__ = page.__name__, page.__doc__
-        run.__annotations__ = {each: annotation for each, (annotation, _) in options.items()}
-        run.__signature__ = inspect.Signature(  # type: ignore[attr-defined]
-            [
-                inspect.Parameter(each, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=annotation)
-                for each, (annotation, default) in options.items()
-            ]
-        )
+        run.__name__, run.__doc__ = function.__name__, function.__doc__
+        run.__signature__ = options.replace(parameters=taken)  # type: ignore[attr-defined]
+        run.__annotations__ = {each.name: each.annotation for each in taken}
         return command(run)
 
     return register
+
+
+def _name(function: Callable[..., None]) -> str:
+    return function.__name__.strip("_").replace("_", "-")
 
 
 def set_verbosity(verbose: bool, quiet: bool = False) -> None:
@@ -309,11 +297,9 @@ def run() -> None:
 def generate(
     model: Annotated[
         str,
-        typer.Argument(
-            metavar="MODEL", help="A model directory, a run directory or [bold]pocket[/].", show_default=False
-        ),
+        argument(metavar="MODEL", help="A model directory, a run directory or [bold]pocket[/]."),
     ],
-    prompts: Annotated[list[str], typer.Argument(metavar="PROMPT", help="One picture each.", show_default=False)],
+    prompts: Annotated[list[str], argument(metavar="PROMPT", help="One picture each.")],
     out: Annotated[Path, typer.Option("--out", metavar="DIR", help="Where the pictures go.")] = Path("runs/generate"),
     steps: Annotated[int, typer.Option(min=1, max=MOST, help="UNet steps per picture.")] = 25,
     guidance: Annotated[float, typer.Option(min=1.0, max=1000.0, help="Classifier-free guidance; 1 is none.")] = 3.0,
@@ -344,8 +330,8 @@ def generate(
 
 @command
 def pack(
-    folder: Annotated[Path, typer.Argument(metavar="FOLDER", help="Pictures, at any depth.", show_default=False)],
-    out: Annotated[Path, typer.Option("--out", metavar="DIR", help="Where the shards go.", show_default=False)],
+    folder: Annotated[Path, argument(metavar="FOLDER", help="Pictures, at any depth.")],
+    out: Annotated[Path, option("--out", metavar="DIR", help="Where the shards go.")],
     shard_size: Annotated[int, typer.Option("--shard-size", min=1, max=MOST, help="Samples per shard.")] = 2000,
     shuffle: Annotated[bool, option("--shuffle", help="Mix the samples instead of keeping them by name.")] = False,
     seed: Annotated[int, typer.Option(min=0, max=LARGEST_SEED, help="The order that --shuffle mixes them into.")] = 0,
@@ -374,7 +360,7 @@ def pack(
 
 @command
 def check(
-    files: Annotated[list[Path], typer.Argument(metavar="FILE", help="Recipes of any verb.", show_default=False)],
+    files: Annotated[list[Path], argument(metavar="FILE", help="Recipes of any verb.")],
     verbose: Verbose = False,
 ) -> None:
     """Check recipes without running them.
@@ -403,10 +389,9 @@ def check(
 def show(
     sources: Annotated[
         list[str],
-        typer.Argument(
+        argument(
             metavar="MODEL|RUN...",
             help="A run directory shows its report; a model directory or [bold]pocket[/] its components and UNet.",
-            show_default=False,
         ),
     ],
     shape: Annotated[
@@ -474,14 +459,6 @@ def _print_version(wanted: bool) -> None:
         raise typer.Exit
 
 
-@app.callback(
-    epilog="[bold]Examples[/]\n"
-    "[dim]# prune the bundled model to BK-SDM Base, then compare the two[/]\n"
-    "  [cyan]asdm prune recipes/prune-pocket-base.yaml[/]\n"
-    "  [cyan]asdm bench recipes/bench-pocket.yaml[/]\n"
-    "[dim]# draw with the result[/]\n"
-    '  [cyan]asdm generate runs/prune-pocket-base "a fox" "a red apple"[/]'
-)
 def _options(
     _version: Annotated[
         bool, option("--version", help="Print the version.", callback=_print_version, is_eager=True)
@@ -495,7 +472,17 @@ def _options(
 
     stdout is the path of what was written; everything else goes to stderr.
     Exit codes: 0 done, 2 the recipe or the arguments are wrong, 1 the run failed.
+
+    Examples
+    # prune the bundled model to BK-SDM Base, then compare the two
+    asdm prune recipes/prune-pocket-base.yaml
+    asdm bench recipes/bench-pocket.yaml
+    # draw with the result
+    asdm generate runs/prune-pocket-base "a fox" "a red apple"
     """
+
+
+app.callback(**page(_options))(_options)  # type: ignore[arg-type]
 
 
 INTERRUPTED = 130
@@ -522,6 +509,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if log.isEnabledFor(logging.DEBUG):
             say("".join(traceback.format_exception(error)))
         return 1
+    finally:
+        console.quiet(False)  # -q was for this command line
     if code == INTERRUPTED:
         say("interrupted; the same command again goes on from what was kept, or starts anew")
     return code if isinstance(code, int) else 0

@@ -27,12 +27,6 @@ from tests.typed import asdm
 COMMANDS = {*VERBS, "pack", "generate", "check", "show", "schema"}
 
 
-@pytest.fixture(autouse=True)
-def loud_again() -> Any:
-    yield
-    console.quiet = False
-
-
 @pytest.fixture
 def recipe(tmp_path: Path) -> Path:
     path = tmp_path / "prune.yaml"
@@ -52,13 +46,12 @@ def fake_prune(monkeypatch: pytest.MonkeyPatch) -> Installer:
             raise run  # type: ignore[misc]
 
         seen: list[Any] = []
-        method = SimpleNamespace(
+        fake = SimpleNamespace(
             RESUMABLE=False,
             plan=lambda recipe: seen.append(recipe) or SimpleNamespace(report=lambda: report("the plan")),
             run=raising if isinstance(run, BaseException) else run,
         )
-        monkeypatch.setitem(sys.modules, "tests_fake_method", method)  # type: ignore[arg-type]
-        monkeypatch.setitem(METHODS, "prune", "tests_fake_method")
+        monkeypatch.setitem(sys.modules, METHODS["prune"], fake)  # type: ignore[arg-type]
         return seen
 
     return install
@@ -105,6 +98,7 @@ def test_dry_run_quiet_and_overwrite(recipe: Path, tmp_path: Path, fake_prune: I
     fake_prune(lambda *_: report("the result"))
     said = asdm("prune", recipe, "-q")
     assert (said.code, said.out, said.err) == (0, f"{tmp_path / 'run'}\n", "")
+    assert not console.quiet, "-q was for one command"
     said = asdm("prune", recipe)
     assert said.code == 2
     assert "--overwrite" in said.err

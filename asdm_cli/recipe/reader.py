@@ -20,7 +20,8 @@ from asdm_cli.errors import Fault, RecipeError
 Where = tuple[str | int, ...]
 """The way to a value: `("models", 0, "name")`."""
 
-MAX_BYTES = 256 * 1024
+MAX_BYTES = 64 * 1024
+"""What is no recipe is not a long wait."""
 MAX_DEPTH = 32
 MAX_NODES = 10_000
 TAG = "tag:yaml.org,2002:"
@@ -39,25 +40,6 @@ SCALARS: dict[str, tuple[str, list[str], Callable[[str], Any]]] = {
 
 class Loader(yaml.SafeLoader):
     """Composes nodes only; nothing is constructed by tag, so a file cannot name code."""
-
-    depth = 0
-    nodes = 0
-
-    def compose_node(self, parent: Node | None, index: Any) -> Node | None:
-        """As PyYAML, but a file of a thousand open brackets is an error with a place, not a full stack, and one of a
-        hundred thousand values not a long wait."""
-        self.depth += 1
-        self.nodes += 1
-        if self.depth > MAX_DEPTH or self.nodes > MAX_NODES:
-            deep = self.depth > MAX_DEPTH
-            what = (
-                f"nested more than {MAX_DEPTH} levels deep" if deep else f"too large: over {MAX_NODES} keys and values"
-            )
-            place = self.peek_event().start_mark  # type: ignore[no-untyped-call]
-            raise yaml.MarkedYAMLError(problem=what, problem_mark=place)
-        node = super().compose_node(parent, index)
-        self.depth -= 1
-        return node
 
 
 class Dumper(yaml.SafeDumper):
@@ -200,6 +182,8 @@ def parse(text: str, file: str) -> Source:
     except yaml.reader.ReaderError as error:
         line, column = _position(text[: error.position])
         raise RecipeError(file, [Fault("a character that YAML does not allow", "", line, column)]) from None
+    except RecursionError:
+        raise RecipeError(file, [Fault(f"nested far more than {MAX_DEPTH} levels deep", "", 1, 1)]) from None
     if root is None:
         raise RecipeError(file, [Fault("the file is empty; a recipe starts with `verb:`", "", 1, 1)])
     source = Source(file)
@@ -253,8 +237,8 @@ class Override:
             read = None if root is None else source.read(root)
         except yaml.MarkedYAMLError as error:
             raise RecipeError("--set", [Fault(f"is no YAML: {_plain(error)}", path)]) from None
-        except yaml.YAMLError:
-            raise RecipeError("--set", [Fault("holds a character that YAML does not allow", path)]) from None
+        except (yaml.YAMLError, RecursionError):
+            raise RecipeError("--set", [Fault("holds what YAML does not allow", path)]) from None
         if source.faults:
             raise RecipeError("--set", [Fault(source.faults[0].what, path)])
         return cls(where, read)

@@ -75,9 +75,10 @@ def test_verbs_that_do_not_fit(written: Writer) -> None:
         (lambda path: path.mkdir(), "a directory, not a recipe$"),
         (lambda path: (path.mkdir(), (path / "recipe.yaml").touch()), r"did you mean '.*recipe\.yaml'"),
         (lambda path: os.mkfifo(path), "not a regular file"),
-        (lambda path: path.write_bytes(b"#" * (MAX_BYTES + 1)), "larger than 256 KiB"),
+        (lambda path: path.write_bytes(b"[" * MAX_BYTES), r"x.yaml:1:1: nested far more than 32 levels deep"),
+        (lambda path: path.write_bytes(b"#" * (MAX_BYTES + 1)), "larger than 64 KiB"),
     ],
-    ids=["missing", "directory", "run", "pipe", "large"],
+    ids=["missing", "directory", "run", "pipe", "deep", "large"],
 )
 def test_what_is_no_file_to_read(make: Callable[[Path], object], message: str, tmp_path: Path) -> None:
     make(tmp_path / "x.yaml")
