@@ -86,7 +86,7 @@ def with_links(report: AnyReport, link: bool) -> AnyReport:
 
 def to_json(report: Report) -> dict[str, Any]:
     """Plain data, which JSON has words for: figures that it does not know are texts such as "NaN"."""
-    return {"schema": SCHEMA, **json.loads(_REPORTS.dump_json([report]))[0]}
+    return {"schema": SCHEMA, **json.loads(_REPORTS.dump_json([report], exclude_defaults=True))[0]}
 
 
 def from_json(data: Mapping[str, Any]) -> Report:
