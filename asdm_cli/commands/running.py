@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 from asdm_cli.console import BRIEF, console, hand_over, is_first
-from asdm_cli.methods.pipeline.process import end_with_starter
 from asdm_cli.models.metadata import made_from, refuse_changes
 from asdm_cli.models.write import partial_path, refuse_existing, refuse_sources
 from asdm_cli.recipe.load import dump_public, load

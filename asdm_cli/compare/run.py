@@ -16,9 +16,6 @@ from asdm_cli.compare.session import Session, image_call, networks
 from asdm_cli.compare.setup import CONVERGED, Setup
 from asdm_cli.console import track
 from asdm_cli.errors import RunError, blame
-from asdm_cli.metrics.bootstrap import interval, resamples
-from asdm_cli.metrics.distances import mean
-from asdm_cli.metrics.paired import compare as paired
 from asdm_cli.metrics.suite import MetricSettings, MetricSuite, against_real
 from asdm_cli.models.metadata import stamps
 from asdm_cli.models.write import write_json
@@ -311,13 +308,12 @@ def _judge(
     assert place.size is not None, "images to be judged have one size"
     settings, reference = measures.metrics, measures.reference or setups[0].name
     real = real_set(prompts, place.size, out / "real") if prompts.real and against_real(settings.metrics) else None
-    device = place.device
-    suite = MetricSuite(settings, prompts, reference, sets[reference], real, out, device)
+    suite = MetricSuite(settings, prompts, reference, sets[reference], real, out, place.device)
     records: list[Record] = []
     for setup in track(setups, "comparing pictures", len(setups)):
         records += suite.measure(setup.name, sets[setup.name])
     if measures.converged is not None:
-        records += _to_converged(setups, sets, settings, device)
+        records += _to_converged(suite, setups, sets)
     shown = {setup.name: sets[setup.name] for setup in setups}
     if real is not None:
         through = ImageSet(out / "real-vae", prompts.distinct)
@@ -336,17 +332,12 @@ def _judge(
     report.notes.extend(_notes(settings, reference, len(prompts.prompts), real is not None))
 
 
-def _to_converged(
-    setups: Sequence[Setup], sets: Mapping[str, ImageSet], settings: MetricSettings, device: torch.device
-) -> list[Record]:
+def _to_converged(suite: MetricSuite, setups: Sequence[Setup], sets: Mapping[str, ImageSet]) -> list[Record]:
     """How far everybody is from the images near the solution."""
-    found = []
-    for setup in setups:
-        each = paired("psnr", sets[setup.name], sets[CONVERGED], device)
-        spread = mean(each, resamples(len(each), settings.bootstrap, settings.seed))
-        middle = interval(spread, settings.confidence)
-        found.append(Record(setup.name, "psnr_converged_db", *middle, n=len(each), against=CONVERGED))
-    return found
+    psnr = replace(suite.settings, metrics=("psnr",))
+    near = replace(suite, settings=psnr, against=CONVERGED, reference=sets[CONVERGED])
+    found = [record for setup in setups for record in near.measure(setup.name, sets[setup.name])]
+    return [replace(record, metric="psnr_converged_db") for record in found]
 
 
 def _quality_card(setups: Sequence[Setup], prompts: PromptList, place: Place, suite: MetricSuite) -> Card:

@@ -21,8 +21,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import PathPatch
 from matplotlib.path import Path as Outline
-from matplotlib.text import Annotation
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
+from matplotlib.transforms import Bbox
 
 from asdm_cli.records import Record, Timeline
 from asdm_cli.report.metrics import metric, shown, spread
@@ -110,7 +110,11 @@ def timeline(view: Timeline, colours: Mapping[str, int]) -> Chart:
 
 
 def _chart(
-    label: str, names: Iterable[str], colours: Mapping[str, int], draw: Callable[[Axes], None], height: float = 0
+    label: str,
+    names: Iterable[str],
+    colours: Mapping[str, int],
+    draw: Callable[[Axes], list[Point] | None],
+    height: float = 0,
 ) -> Chart:
     drawn = []
     for name, width in WIDTHS.items():
@@ -118,14 +122,19 @@ def _chart(
             warnings.simplefilter("ignore")  # a letter that matplotlib's own font lacks is set in the page's
             size = width / 72, (height or min(max(0.6 * width, 270), 400)) / 72
             figure, buffer = Figure(size, layout="constrained"), io.StringIO()
-            draw(figure.subplots())
+            axes = figure.subplots()
+            named = draw(axes) or []
+            figure.draw_without_rendering()
+            figure.set_layout_engine("none")  # it is laid out: once is enough
+            _name_points(axes, named)
             figure.savefig(buffer, format="svg", metadata=dict.fromkeys(("Creator", "Date", "Format", "Type")))
         drawn.append(_inline(buffer.getvalue(), name, label))
     legend = [(name, f"c{colours[name]}") for name in names]
     return Chart(drawn, legend if len(legend) > 1 else [])
 
 
-def _scatter(axes: Axes, view: Scatter, colours: Mapping[str, int]) -> None:
+def _scatter(axes: Axes, view: Scatter, colours: Mapping[str, int]) -> list[Point]:
+    """The points that are to be named when their places are known."""
     for series, line in view.lines.items():
         places = [[point.x.value for point in line], [point.y.value for point in line]]
         axes.plot(*places, color=SERIES[colours[series]], linewidth=1.5, zorder=2)
@@ -139,7 +148,7 @@ def _scatter(axes: Axes, view: Scatter, colours: Mapping[str, int]) -> None:
         mark.set_gid(f"{TIP}{point.name}: {said}")
     axes.margins(0.08)
     _axes(axes, view.x, view.y)
-    _name_points(axes, [point for point in view.points if point.front])
+    return [point for point in view.points if point.front]
 
 
 def _reach(record: Record) -> list[list[float]] | None:
@@ -150,19 +159,17 @@ def _reach(record: Record) -> list[list[float]] | None:
 
 def _name_points(axes: Axes, points: Sequence[Point]) -> None:
     """Each name beside its point where there is room for it; the others are in the table, and in tips."""
-    axes.figure.draw_without_rendering()
-    room, taken = axes.get_window_extent(), list[Annotation]()
+    room, taken = axes.get_window_extent(), dict[str, Bbox]()
     dots = [axes.transData.transform((point.x.value, point.y.value)) for point in points]
-    for point, sides in product(points, SIDES):
-        if any(text.get_text() == point.name for text in taken):
+    for point, (across, up) in product(points, SIDES):
+        if point.name in taken:
             continue
-        place, (across, up) = (point.x.value, point.y.value), sides
-        text = axes.annotate(point.name, place, (AWAY[across], AWAY[up]), textcoords="offset points", ha=across, va=up)
+        away = {"xytext": (AWAY[across], AWAY[up]), "textcoords": "offset points", "ha": across, "va": up}
+        text = axes.annotate(point.name, (point.x.value, point.y.value), **away)
         box = text.get_window_extent()
         inside = room.x0 <= box.x0 and box.x1 <= room.x1 and room.y0 <= box.y0 and box.y1 <= room.y1
-        free = not any(box.overlaps(other.get_window_extent()) for other in taken)
-        if inside and free and not any(box.contains(*dot) for dot in dots):
-            taken.append(text)
+        if inside and not box.count_overlaps(list(taken.values())) and not any(box.contains(*dot) for dot in dots):
+            taken[point.name] = box
         else:
             text.remove()
 

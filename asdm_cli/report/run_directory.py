@@ -21,8 +21,6 @@ from asdm_cli.models.disk import explained
 from asdm_cli.models.write import MARK, clear_the_way, make_partial, only_writer, partial_path, publish
 from asdm_cli.recipe.redact import redact
 from asdm_cli.records import Images, Report
-from asdm_cli.report.document import Report
-from asdm_cli.report.render_json import from_json, to_json
 from asdm_cli.unet.weights import inside, read_mapping
 
 RECIPE = "recipe.yaml"
@@ -67,7 +65,7 @@ def with_links(report: Report, link: bool) -> Report:
 
 def to_json(report: Report) -> dict[str, Any]:
     """Plain data, which JSON has words for: figures that it does not know are texts such as "NaN"."""
-    return {"schema": SCHEMA, **json.loads(_REPORTS.dump_json([report]))[0]}
+    return {"schema": SCHEMA, **json.loads(_REPORTS.dump_json([report], exclude_defaults=True))[0]}
 
 
 def from_json(data: Mapping[str, Any]) -> Report:

@@ -24,14 +24,10 @@ from asdm_cli.compare.session import Session
 from asdm_cli.compare.setup import Setup
 from asdm_cli.console import track
 from asdm_cli.errors import RunError, blame
-from asdm_cli.inheritance.pipelines import unet_calls
-from asdm_cli.measure.contestants import blame
-from asdm_cli.measure.generate import prompt_seed
 from asdm_cli.patches.base import live_on, unet_calls
 from asdm_cli.patches.unet_schedule import UNetSchedule
 from asdm_cli.sampling.generate import SamplingSettings, prompt_seed
 from asdm_cli.search.dynamic_programme import FARTHEST, GAPS, GRID, Choices
-from asdm_cli.switching.search import FARTHEST, GAPS, GRID, Choices
 
 Null = tuple[int, int]
 """Distance to the last prediction, and gap between that and the one before; 0 for its plain reuse."""

@@ -23,7 +23,6 @@ from asdm_cli.models.write import assemble_directory, write_config
 from asdm_cli.profiling.machine import machine
 from asdm_cli.recipe.schema import referenced_paths
 from asdm_cli.records import Report
-from asdm_cli.report.document import Report
 from asdm_cli.report.run_directory import TRAINING, Run
 from asdm_cli.sampling.generate import SamplingSettings, draw
 from asdm_cli.sampling.image_set import ImageSet

@@ -5,8 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import time
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -16,7 +15,6 @@ from asdm_cli.console import console, note
 from asdm_cli.errors import ModelError
 from asdm_cli.metrics.features import require
 from asdm_cli.metrics.suite import needed
-from asdm_cli.models.metadata import made_from, refuse_changes
 from asdm_cli.models.write import carry, refuse_sources
 from asdm_cli.recipe.load import dump, dump_public
 from asdm_cli.recipe.schema import places, referenced_paths
@@ -24,7 +22,7 @@ from asdm_cli.recipe.verbs import DistillRecipe, Drawing, Recipe, RunRecipe
 from asdm_cli.records import Images, Report
 from asdm_cli.report.join import join, moved
 from asdm_cli.report.literature import published
-from asdm_cli.report.run_directory import Run, read, run_directory
+from asdm_cli.report.run_directory import Run, read
 from asdm_cli.report.words import headline
 from asdm_cli.sampling.prompts import locate
 from asdm_cli.training.plan import ErrorCollector, check_settings
@@ -33,8 +31,6 @@ from asdm_cli.verbs.process import checked, command, run_stage
 from asdm_cli.verbs.stages import Stage, stages
 
 RESUMABLE = True
-HERE = {"prune", "assemble"}
-"""Verbs that copy weights from file to file: they need no process of their own."""
 RECIPES, STAGES, IMAGES = "recipes", "stages", "images"
 
 
@@ -93,61 +89,31 @@ def _check_early(recipe: Recipe, allow_pipes: bool) -> None:
 def run(plan: Plan, run: Run) -> Report:
     """Run what is not finished; a stage that ends badly ends the run, and what was done is kept."""
     seconds: dict[str, float] = {}
-    for number, stage in enumerate(plan.stages, 1):
-        recipe = run.path / RECIPES / f"{stage.name}.yaml"  # which runs alone too, without passwords
-        recipe.parent.mkdir(exist_ok=True)
-        recipe.write_text(dump_public(stage.recipe), encoding="utf-8")
-        if stage.finished:
-            note(f"stage {number} of {len(plan.stages)}, {stage.name}: kept from an earlier run ({stage.home})")
-            continue
-        console.rule(f"stage {number} of {len(plan.stages)}: {stage.name} (asdm {stage.verb})", align="left")
-        start = time.monotonic()
-        _run_stage(plan, stage, run.link)
-        seconds[stage.name] = time.monotonic() - start
-    _link(plan, run)
+    for folder in (RECIPES, STAGES):
+        (run.path / folder).mkdir(exist_ok=True)
+    with TemporaryDirectory(prefix="asdm-") as private:  # recipes whole, where only this user can read them
+        for number, stage in enumerate(plan.stages, 1):
+            recipe, link = run.path / RECIPES / f"{stage.name}.yaml", run.path / STAGES / stage.name
+            recipe.write_text(dump_public(stage.recipe), encoding="utf-8")  # runs alone too, but has no passwords
+            link.unlink(missing_ok=True)
+            link.symlink_to(os.path.relpath(stage.home.resolve(), link.parent.resolve()))
+            if stage.finished:
+                note(f"stage {number} of {len(plan.stages)}, {stage.name}: kept from an earlier run ({stage.home})")
+                continue
+            console.rule(f"stage {number} of {len(plan.stages)}: {stage.name} (asdm {stage.verb})", align="left")
+            start, file = time.monotonic(), Path(private) / recipe.name
+            file.write_text(dump(stage.recipe), encoding="utf-8")
+            run_stage(stage.name, command(stage.verb, file, plan.launch, plan.pipes, run.link))
+            seconds[stage.name] = time.monotonic() - start
     return _report(plan, run, seconds)
-
-
-def _run_stage(plan: Plan, stage: Stage, link: bool) -> None:
-    how = verb_of(stage.verb)
-    if stage.verb not in HERE or getattr(stage.recipe, "explore", None):
-        with _recipe_file(stage) as file:
-            run_stage(stage.name, command(stage.verb, file, plan.launch, plan.pipes, link))
-        return
-    before = made_from(referenced_paths(stage.recipe))
-    try:
-        made = how.plan(stage.recipe)
-    except ModelError as error:
-        raise ModelError(f"stage '{stage.name}': {error}") from None
-    with run_directory(stage.home, False, how.RESUMABLE, dump_public(stage.recipe), link) as run:
-        report = how.run(made, run)
-        refuse_changes(before, made_from(referenced_paths(stage.recipe)))
-        run.write(report)
-
-
-@contextmanager
-def _recipe_file(stage: Stage) -> Iterator[Path]:
-    """The recipe whole, where only this user can read it, while its stage runs."""
-    with TemporaryDirectory(prefix="asdm-") as folder:
-        file = Path(folder) / f"{stage.name}.yaml"
-        file.write_text(dump(stage.recipe), encoding="utf-8")
-        yield file
-
-
-def _link(plan: Plan, run: Run) -> None:
-    """`stages/NAME` in the run directory leads to where the stage is kept."""
-    folder = run.path / STAGES
-    folder.mkdir(exist_ok=True)
-    for stage in plan.stages:
-        link = folder / stage.name
-        link.unlink(missing_ok=True)
-        link.symlink_to(os.path.relpath(stage.home.resolve(), folder.resolve()))
 
 
 def _report(plan: Plan, run: Run, seconds: Mapping[str, float]) -> Report:
     """The records of all stages put together, those that `lead` first, with published figures beside them."""
     homes = {stage.name: stage.home for stage in plan.stages}
-    whole = join({name: moved(read(homes[name]), homes[name]) for name in dict.fromkeys([*plan.recipe.lead, *homes])})
+    whole = join(
+        {name: moved(read(homes[name]), homes[name]) for name in dict.fromkeys([*plan.recipe.lead, *homes])}
+    )
     rows, cards = published(plan.recipe.beside)
     planned = plan.report().facts
     facts = whole.facts | planned | {"Stages": [_row(stage, seconds) for stage in plan.stages]} | rows

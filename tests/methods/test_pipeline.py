@@ -6,7 +6,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -47,6 +47,23 @@ def recipe(tiny_pipeline: Path, tmp_path: Path) -> Recipe:
         },
         "out": str(tmp_path / "whole"),
     }
+
+
+def here(name: str, words: Sequence[str]) -> None:
+    if asdm(*words[3:]).code:
+        raise ModelError(f"stage '{name}': see above")
+
+
+@pytest.fixture(autouse=True)
+def in_this_process(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Stages run here, which is faster; but for tests that are about processes."""
+    if "apart" not in request.fixturenames:
+        monkeypatch.setattr("asdm_cli.verbs.run.run_stage", here)
+
+
+@pytest.fixture
+def apart() -> None:
+    """Stages have processes of their own."""
 
 
 def run(folder: Path, recipe: Recipe, *options: object) -> Said:
@@ -137,9 +154,10 @@ def test_a_model_that_was_changed_in_its_place_makes_new_stages(recipe: Recipe, 
 def test_what_was_done_before_a_failure_is_kept(
     recipe: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(
-        "asdm_cli.verbs.run.command", lambda *_: [sys.executable, "-c", "raise SystemExit(2)"]
-    )
+    def failing(name: str, words: Sequence[str]) -> None:
+        here(name, words) if name != "cost" else run_stage(name, [sys.executable, "-c", "raise SystemExit(2)"])
+
+    monkeypatch.setattr("asdm_cli.verbs.run.run_stage", failing)
     cost = {"verb": "bench", "models": [{"name": "a", "model": "$both"}]}
     said = run(tmp_path, {**recipe, "stages": {**recipe["stages"], "cost": cost}})
     assert said.code == 2
@@ -149,10 +167,7 @@ def test_what_was_done_before_a_failure_is_kept(
     assert kept(tmp_path) == ["both", "mid", "pruned"]
 
 
-def test_the_report_is_the_records_of_all_stages(
-    recipe: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("asdm_cli.verbs.run.run_stage", lambda _, words: asdm(*words[3:]))  # in this process
+def test_the_report_is_the_records_of_all_stages(recipe: Recipe, tmp_path: Path) -> None:
     (tmp_path / "prompts.txt").write_text("a fox\na red apple\n")
     models = [{"name": "first", "model": "$model"}, {"name": "joined", "model": "$both", "steps": 3}]
     drawn = {"prompts": str(tmp_path / "prompts.txt"), "metrics": ["psnr"], "steps": 2, "device": "cpu"}
@@ -173,10 +188,10 @@ def test_the_report_is_the_records_of_all_stages(
     assert (tmp_path / "whole/report.html").read_text().count("data:image") >= 4
 
 
-def test_a_stage_that_computes_has_a_process_of_its_own(recipe: Recipe, tmp_path: Path) -> None:
+@pytest.mark.usefixtures("apart")
+def test_stages_have_processes_of_their_own(recipe: Recipe, tmp_path: Path) -> None:
     what = {"verb": "condconv-expand", "model": "$pruned", "expand": {"donor": "$model", "experts": 2}}
-    stages = {"pruned": recipe["stages"]["pruned"], "experts": what}
-    said = run(tmp_path, {**recipe, "stages": stages})
+    said = run(tmp_path, {**recipe, "stages": {"pruned": recipe["stages"]["pruned"], "experts": what}})
     assert said.code == 0, said.err
     assert (tmp_path / "whole/stages/experts/model/unet/config.json").is_file()
     assert states(tmp_path / "whole") == {"pruned": "ran", "experts": "ran"}
@@ -287,9 +302,11 @@ def test_a_password_reaches_the_stage_and_nothing_that_stays(
     recipe: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     seen: list[str] = []
-    monkeypatch.setattr(
-        "asdm_cli.verbs.run.run_stage", lambda _, words: seen.append(Path(words[4]).read_text())
-    )
+
+    def seeing(name: str, words: Sequence[str]) -> None:
+        seen.append(Path(words[4]).read_text()) if name == "learn" else here(name, words)
+
+    monkeypatch.setattr("asdm_cli.verbs.run.run_stage", seeing)
     learn = {"verb": "distill", "teacher": "$model", "students": [{"name": "s", "model": "$pruned"}], "steps": 2}
     data = {"train": "pipe:curl https://user:hunter2@host/a.tar", "cache": "none"}
     whole = {**recipe, "stages": {"pruned": recipe["stages"]["pruned"], "learn": {**learn, "data": data}}}
