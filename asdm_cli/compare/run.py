@@ -16,7 +16,7 @@ from asdm_cli.compare.session import Session, image_call, networks
 from asdm_cli.compare.setup import CONVERGED, Setup
 from asdm_cli.console import track
 from asdm_cli.errors import RunError, blame
-from asdm_cli.metrics.suite import MetricSettings, MetricSuite, against_real
+from asdm_cli.metrics.suite import MetricSettings, MetricSuite, against_real, needed
 from asdm_cli.models.metadata import stamps
 from asdm_cli.models.write import write_json
 from asdm_cli.patches.base import Stats
@@ -367,7 +367,7 @@ def _notes(settings: MetricSettings, reference: str, count: int, real: bool) -> 
         )
     if "fd" in settings.metrics and count < FEW_FOR_FRECHET:
         notes.append(f"FD is far too high below {FEW_FOR_FRECHET} pictures (here {count}): trust KID.")
-    if "reference" in settings.needs:
+    if "reference" in needed(settings.metrics):
         notes.append(f"PSNR, SSIM and perceptual distance are to the pictures of {reference}.")
     if "psnr" in settings.metrics:
         notes.append("Equal pictures count as 100 dB.")
