@@ -10,7 +10,7 @@ import re
 from collections.abc import Iterator
 from typing import Annotated, Any, ClassVar, Literal, get_args
 
-from pydantic import AfterValidator, Field, StringConstraints
+from pydantic import AfterValidator, BeforeValidator, Field, StringConstraints, model_validator
 
 from asdm_cli.recipe import MOST
 from asdm_cli.recipe.messages import did_you_mean, got
@@ -401,6 +401,14 @@ BLOCK = re.compile(r"mid|(down|up)\.\d")
 LAYER = re.compile(r"mid\.\d+|(down|up)\.\d+\.(\d+|sampler)")
 
 
+def _said(mid: Any) -> Any:
+    """`mid: null` says that there is none; a `mid` that is left out says nothing."""
+    return NONE if mid is None else mid
+
+
+Mid = Annotated[Text, BeforeValidator(_said)]
+
+
 class Budget(Strict):
     """Upper bounds of what a combination may cost."""
 
@@ -419,7 +427,7 @@ class Combination(Strict):
     """What tables and plots call it, and its folder; made of the donors' first letters if left out."""
     levels: Annotated[list[Text], Field(min_length=1)]
     """The donor of each level, from fine to coarse."""
-    mid: Text
+    mid: Mid
     """The donor of the mid block, or `none`."""
 
 
@@ -463,6 +471,11 @@ class AssembleRecipe(Recipe):
     """The donor of time_embedding and its like; that of the mid block if left out, or of the deepest level."""
     explore: Explore | None = None
     """Instead of `levels`, `mid` and `blocks`: many combinations, ranked."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _null_mid_is_none(cls, data: Any) -> Any:
+        return {**data, "mid": _said(data["mid"])} if isinstance(data, dict) and "mid" in data else data
 
     EXAMPLE = """\
 verb: assemble
