@@ -26,6 +26,8 @@ LAUNCHERS: dict[str, Callable[[], object]] = {
     "accelerate": lambda: launch_command_parser(),
 }
 LINES = [words for block in pages.blocks(PAGE) for _, words in block.commands()]
+assert len(LINES) >= 5
+assert {words[0] for words in LINES} == set(LAUNCHERS)
 
 
 def printed(capsys: pytest.CaptureFixture[str], *options: str) -> str:
@@ -54,20 +56,12 @@ def test_a_launch_line_is_taken(words: list[str]) -> None:
     assert load(pages.ROOT / file, verb, [Override.parse(each) for each in settings])
 
 
-def test_every_way_to_launch_was_looked_at() -> None:
-    assert len(LINES) >= 5
-    assert {words[0] for words in LINES} == set(LAUNCHERS)
-
-
 def test_what_is_counted_is_counted_so() -> None:
     sd15, sdxl = preset("sd15"), preset("sdxl")
     for name, config in {"UNet: original": sd15, "Base": remove(sd15, "base").config}.items():
         assert macs(config).total / 1e9 == pytest.approx(gpu_hours.gmacs(name), abs=0.005), name
     counted = [sum(map(prod, shapes(config).values())) / 1e6 for config in (remove(sdxl, "base").config, sdxl)]
     assert counted == pytest.approx(gpu_hours.PARAMETERS["SDXL, Base"], abs=0.005)
-
-
-def test_the_vae_is_counted_so() -> None:
     with torch.device("meta"):
         vae = AutoencoderKL(
             block_out_channels=(128, 256, 512, 512),
@@ -102,10 +96,7 @@ def test_options_change_what_they_say(capsys: pytest.CaptureFixture[str]) -> Non
     fast = gpu_hours.options(["--gpu-tflops", "989", "--utilisation", "0.3"])
     assert "296.7 TFLOP/s" in gpu_hours.training(fast).title
     assert "RTX 3090" in printed(capsys)
-
-
-@pytest.mark.parametrize("wrong", ["--gpus 0", "--scaling 0", "--utilisation -1", "--students huge"])
-def test_nonsense_is_refused(wrong: str, capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(SystemExit):
-        gpu_hours.options(wrong.split())
-    assert wrong.split()[0] in capsys.readouterr().err
+    for wrong in ("--gpus 0", "--scaling 0", "--utilisation -1", "--students huge"):
+        with pytest.raises(SystemExit):
+            gpu_hours.options(wrong.split())
+        assert wrong.split()[0] in capsys.readouterr().err

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -113,6 +114,14 @@ def test_text_dropout_replaces_the_drawn_rows(added: int | None) -> None:
             assert torch.equal(value, torch.where(dropped[:, None], empty, samples.condition.added[name])), name
         noisy.append(batch.noisy)
     assert all(torch.equal(each, noisy[0]) for each in noisy), "noise and timesteps do not depend on the share"
+
+
+def test_the_teacher_answers_in_the_number_format_that_is_asked_for() -> None:
+    teacher, student = pair("tiny")
+    task = distillation({"s": student}, teacher, precise=partial(torch.autocast, "cpu", torch.bfloat16))
+    batch = first_batch(task)
+    assert batch.teacher_output.dtype == torch.bfloat16
+    assert batch.noisy.dtype == torch.float32
 
 
 def test_half_of_the_pictures_are_mirrored() -> None:

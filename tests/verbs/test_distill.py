@@ -367,13 +367,17 @@ def changed(model: Path, target: Path, file: str, **changes: Any) -> Path:
 
 
 @pytest.mark.parametrize(("size", "side"), [([8, 8], 32), (None, 256)])
-def test_the_resolution_is_the_models_own_in_every_form(
+def test_resolution_and_prediction_are_the_models_own(
     size: Any, side: int, recipe: dict[str, Any], tiny_pipeline: Path, tmp_path: Path
 ) -> None:
     model = changed(tiny_pipeline, tmp_path / "model", "unet/config.json", sample_size=size)
     told = distill(tmp_path / "run", {**recipe, "teacher": str(model)}, "--dry-run")
     assert told.code == 0, told.err
     assert f"at {side} pixels" in told.text
+    odd = changed(model, tmp_path / "odd", "scheduler/scheduler_config.json", prediction_type="sample")
+    told = distill(tmp_path / "run", {**recipe, "teacher": str(odd)}, "--dry-run")
+    assert told.code == 2
+    assert "teacher: odd: predicts 'sample'; only noise (epsilon) and v_prediction are trained" in told.text
 
 
 def test_every_fault_of_the_plan_is_told_at_once(
@@ -417,14 +421,6 @@ def test_every_fault_of_the_plan_is_told_at_once(
         assert words in told.text, (words, told.err)
     assert "precision: precision" not in told.err
     assert not partial_path(tmp_path / "run").exists()
-
-
-def test_only_noise_and_v_are_trained(recipe: dict[str, Any], tiny_pipeline: Path, tmp_path: Path) -> None:
-    file = "scheduler/scheduler_config.json"
-    model = changed(tiny_pipeline, tmp_path / "odd", file, prediction_type="sample")
-    told = distill(tmp_path, {**recipe, "teacher": str(model)}, "--dry-run")
-    assert told.code == 2
-    assert "teacher: odd: predicts 'sample'; only noise (epsilon) and v_prediction are trained" in told.text
 
 
 def test_somebody_must_bring_the_rest_of_a_pipeline(
