@@ -7,7 +7,6 @@ from pathlib import Path
 from asdm_cli.records import Images, Record, Report
 from asdm_cli.report import merge, run_directory
 from asdm_cli.report.document import Grid, Interval, Table
-from asdm_cli.report.document import Report as Old
 from asdm_cli.report.figures import value
 from asdm_cli.report.metrics import METRICS
 
@@ -25,15 +24,13 @@ def read(folder: Path) -> Report:
     if grid and all(grid.pictures[0]):
         folders = zip(grid.columns, grid.pictures[0], strict=True)
         images = Images(grid.rows, {name: file.parent.relative_to(folder).as_posix() for name, file in folders if file})
-    return Report(old.verb, records=records, images=images, notes=_notes(old))
-
-
-def _notes(old: Old) -> list[str]:
-    return [old.summary] if old.summary else []
+    setups = {each.setup: {"model": each.setup} for each in records}  # a name is all that is known of it
+    return Report(old.verb, setups, records, images=images, notes=[old.summary] if old.summary else [])
 
 
 def _records(table: Table) -> list[Record]:
-    if "name" not in {column.key for column in table.columns} or {"split", "batch", "block"} & set(table.rows[0]):
+    keys = {column.key for column in table.columns}
+    if "name" not in keys or {"split", "batch", "block", "component", "rests"} & keys:
         return []
     found = []
     for row in table.rows:

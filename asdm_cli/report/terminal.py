@@ -30,6 +30,8 @@ def show(report: Report | document.Report, console: Console, page: Path | None =
         old_terminal.show(report, console)
         return
     title, summary = headline(report)
+    if title != (name := report.facts.get("title", title)):
+        console.print(Text(name, style="dim"))
     console.print(Text(title, style="bold"))
     if summary:
         console.print(Text(summary))
