@@ -61,15 +61,10 @@ def join(reports: Mapping[str, Report]) -> Report:
         whole.timelines.extend(replace(each, title=f"{source}: {each.title}") for each in report.timelines)
         whole.facts.update({f"{source}: {key}": value for key, value in report.facts.items() if key != "title"})
         whole.notes.extend(f"{source}: {note}" for note in report.notes)
-        if report.images:
+        if report.images and (whole.images is None or whole.images.prompts == report.images.prompts):
             folders = {names.get(name, name): images for name, images in report.images.folders.items()}
-            before = whole.images if whole.images and whole.images.prompts == report.images.prompts else None
-            whole = (
-                replace(whole, images=whole.images or Images(report.images.prompts, folders))
-                if before is None
-                else whole
-            )
-            whole = replace(whole, images=replace(before, folders=folders | before.folders)) if before else whole
+            before = whole.images.folders if whole.images else {}
+            whole = replace(whole, images=Images(report.images.prompts, before | folders | before))
     return whole
 
 

@@ -16,7 +16,7 @@ LEVELS_DB = (25, 30, 35, 40, 45, 50, 55, 60)
 
 @dataclass(frozen=True)
 class Point:
-    """A set-up in a plot. `front`: nothing of its series is both faster and better."""
+    """A set-up in a plot. `front`: nothing of its series is both faster and better, or it is of none."""
 
     name: str
     series: str
@@ -74,7 +74,7 @@ def _scatter(report: Report, columns: Columns, key: str) -> Scatter | None:
     speed = max(both, key=lambda each: len(both[each]))
     shots, series = both[speed], _series(report, list(both[speed]))
     best = {own: set(front(shots[name] for name in names)) for own, names in series.items()}
-    kept = {own: [name for name in names if shots[name] in best[own]] for own, names in series.items()}
+    kept = {own: [name for name in names if not own or shots[name] in best[own]] for own, names in series.items()}
     points = {
         name: Point(
             name,

@@ -27,6 +27,8 @@ COLOURS = ("cyan", "yellow", "green", "magenta", "blue", "red")
 def show(report: Report, console: Console, page: Path | None = None) -> None:
     """What `page` has too is left to it; without one, as of a dry run, everything is shown but plots."""
     title, summary = headline(report)
+    if title != (name := report.facts.get("title", title)):
+        console.print(Text(name, style="dim"))
     console.print(Text(title, style="bold"))
     if summary:
         console.print(Text(summary))

@@ -98,12 +98,6 @@ def test_a_finished_run_has_recipe_report_and_page_and_leaves_nothing_beside(tmp
     assert read(tmp_path / "deep" / "run") == REPORT
 
 
-def test_nothing_has_the_target_name_while_the_run_goes_on(tmp_path: Path) -> None:
-    with run_directory(tmp_path / "run", False, False, RECIPE) as run:
-        assert run.path == partial_path(tmp_path / "run")
-        assert not (tmp_path / "run").exists()
-
-
 @pytest.mark.parametrize("failure", [RunError("out of luck"), KeyboardInterrupt(), ValueError("bug")])
 def test_a_failed_run_leaves_nothing(tmp_path: Path, failure: BaseException) -> None:
     with pytest.raises(type(failure)):
@@ -111,25 +105,15 @@ def test_a_failed_run_leaves_nothing(tmp_path: Path, failure: BaseException) -> 
     assert names(tmp_path) == []
 
 
-def test_an_existing_target_is_refused_before_the_body(tmp_path: Path) -> None:
+def test_an_older_run_is_kept_unless_a_newer_one_may_take_its_place_and_has_succeeded(tmp_path: Path) -> None:
     finish(tmp_path / "run", "old")
     with pytest.raises(ModelError, match=r"exists already.*--overwrite"):
         finish(tmp_path / "run")
-    assert (tmp_path / "run" / "figures.txt").read_text() == "old"
-
-
-def test_overwrite_replaces_the_old_run(tmp_path: Path) -> None:
-    finish(tmp_path / "run", "old")
-    finish(tmp_path / "run", "new", overwrite=True)
-    assert (tmp_path / "run" / "figures.txt").read_text() == "new"
-    assert names(tmp_path) == ["run"]
-
-
-def test_a_failed_overwrite_keeps_the_old_run(tmp_path: Path) -> None:
-    finish(tmp_path / "run", "old")
     with pytest.raises(RunError), run_directory(tmp_path / "run", True, False, RECIPE):
         raise RunError("no")
     assert (tmp_path / "run" / "figures.txt").read_text() == "old"
+    finish(tmp_path / "run", "new", overwrite=True)
+    assert (tmp_path / "run" / "figures.txt").read_text() == "new"
     assert names(tmp_path) == ["run"]
 
 
@@ -177,26 +161,21 @@ def test_overwriting_the_working_directory_is_refused(tmp_path: Path, monkeypatc
     assert names(tmp_path) == ["work"]
 
 
-def test_a_resumable_run_goes_on_with_the_same_recipe(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(KeyboardInterrupt):
-        fail(tmp_path / "run", True, KeyboardInterrupt())
-    assert "the same command goes on from there" in "".join(capfd.readouterr().err.split("\n"))
-    with run_directory(tmp_path / "run", False, True, RECIPE) as run:
-        assert (run.path / "picture").read_text() == "drawn"
-    assert names(tmp_path) == ["run"]
-
-
-def test_a_resumable_run_starts_afresh_with_another_recipe(tmp_path: Path) -> None:
-    with pytest.raises(RunError):
-        fail(tmp_path / "run", True, RunError("stop"))
-    with run_directory(tmp_path / "run", False, True, "verb: eval\n") as run:
-        assert names(run.path) == [".asdm", "recipe.yaml"]
-
-
-def test_a_resumable_run_that_did_nothing_leaves_nothing(tmp_path: Path) -> None:
-    with pytest.raises(RunError), run_directory(tmp_path / "run", False, True, RECIPE):
+def test_a_resumable_run_goes_on_with_the_same_recipe_and_no_other(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    for recipe, left in ((RECIPE, [".asdm", "picture", "recipe.yaml"]), ("verb: eval\n", [".asdm", "recipe.yaml"])):
+        place = tmp_path / recipe[6:10]
+        with pytest.raises(KeyboardInterrupt):
+            fail(place / "run", True, KeyboardInterrupt())
+        assert "the same command goes on from there" in "".join(capfd.readouterr().err.split("\n"))
+        with run_directory(place / "run", False, True, recipe) as run:
+            assert run.path == partial_path(place / "run")
+            assert names(run.path) == left
+        assert names(place) == ["run"]
+    with pytest.raises(RunError), run_directory(tmp_path / "idle" / "run", False, True, RECIPE):
         raise RunError("stop")
-    assert names(tmp_path) == []
+    assert names(tmp_path / "idle") == [], "one that did nothing leaves nothing"
 
 
 def test_a_link_to_what_is_kept_elsewhere_is_no_way_out_of_a_run(tmp_path: Path) -> None:

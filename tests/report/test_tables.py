@@ -124,6 +124,10 @@ def test_plots_join_the_fronts_of_series() -> None:
     worse = replace(report, setups=report.setups | {"plans 3": {"series": "plans"}}, records=[*report.records, *beaten])
     point = next(point for point in plots.scatters(worse)[0].points if point.name == "plans 3")
     assert not point.front
+    plain = replace(worse, setups={name: {} for name in worse.setups})
+    assert all(point.front for point in plots.scatters(plain)[0].points), (
+        "what is of no series is not beaten by its own"
+    )
     assert plots.scatters(made.pruned()) == []
 
 

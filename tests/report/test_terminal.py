@@ -26,7 +26,8 @@ def shown(report: Report, width: int, page: Path | None = PAGE) -> str:
 
 def test_80_columns_show_the_result_the_main_table_and_where_the_rest_is() -> None:
     lines = [line.rstrip() for line in shown(made.compared(), 80).splitlines()]
-    assert lines[0] == "base: 1.39 times as fast (image), KID 0.031 → 0.033, CLIP score 28.4 → 27.1"
+    assert lines[0] == "Everything"
+    assert lines[1] == "base: 1.39 times as fast (image), KID 0.031 → 0.033, CLIP score 28.4 → 27.1"
     row = next(line for line in lines if line.startswith("tiny "))
     assert row.split() == ["tiny", "3.20", "0.120", "900", "1.80", "0.131", "21.7", "–"]
     assert "3 plots and 20 images and all figures: runs/x/report.html" in lines
