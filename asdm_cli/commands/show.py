@@ -118,6 +118,6 @@ def _unet(model: ModelDirectory, component: str, weights: dict[str, int]) -> Tre
 
 def _at_run_time(model: ModelDirectory) -> list[str]:
     """What the model carries into drawing: who serves what, where several UNets take turns, and plans."""
-    from asdm_cli.models.patched import patches_of
+    from asdm_cli.models.metadata import read_metadata
 
-    return [line for spec in patches_of(model) for line in spec.told()]
+    return [line for spec in read_metadata(model).patches for line in spec.told()]

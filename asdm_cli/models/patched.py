@@ -16,7 +16,6 @@ from asdm_cli.models.check import check_unet
 from asdm_cli.models.directory import UNETS, ModelDirectory
 from asdm_cli.models.metadata import FILE, history, read_metadata, record
 from asdm_cli.models.write import KEPT, assemble_directory, carry
-from asdm_cli.patches.base import check_patches, patch_of
 from asdm_cli.recipe.patches import PatchSpec, UNetScheduleSpec
 from asdm_cli.unet.weights import inside, open_checkpoint
 
@@ -27,6 +26,8 @@ def patches_of(directory: ModelDirectory) -> tuple[PatchSpec, ...]:
     """What a model carries, from small files alone. Raises RecipeError or ModelError, with the file, for what is
     damaged, does not fit, or does not belong together."""
     file = directory.path / FILE
+    from asdm_cli.patches.base import check_patches, patch_of  # that takes torch
+
     specs = tuple(read_metadata(directory).patches)
     found = {name.removeprefix(f"{UNETS}/") for name in directory.components if name.startswith(f"{UNETS}/")}
     schedule = schedule_of(specs)

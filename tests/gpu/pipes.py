@@ -6,11 +6,12 @@ import copy
 from typing import Any
 
 import torch
-from asdm_cli.switching.unet import SwitchedUNet
-from tests.inheritance import pipes
+
 from torch import nn
 
+from asdm_cli.patches.unet_schedule import UNetSchedule
 from asdm_cli.unet.flops import inputs
+from tests.patches import pipes
 
 draw = pipes.draw
 CALLS = 6
@@ -22,7 +23,7 @@ def pipe(device: torch.device, dtype: torch.dtype = torch.float32, kind: str = "
 
 def own(pipe: Any) -> Any:
     for name, part in pipe.components.items():
-        if isinstance(part, nn.Module) and not isinstance(part, SwitchedUNet):
+        if isinstance(part, nn.Module) and not isinstance(part, UNetSchedule):
             setattr(pipe, name, copy.deepcopy(part))
     return pipe
 

@@ -8,13 +8,14 @@ from typing import Any
 
 import pytest
 import torch
-from tests.inheritance import pipes
-from tests.inheritance.test_compile import SMALLEST
+
 from torch._dynamo.utils import counters
 
 from asdm_cli import inherit, switch
 from tests import tiny
 from tests.gpu.pipes import CALLS, draw, own
+from tests.patches import pipes
+from tests.patches.test_compile import SMALLEST
 
 PLANS: dict[str, dict[str, Any]] = {
     "none": {"rules": []},

@@ -12,12 +12,13 @@ from typing import Any
 
 import pytest
 import torch
-from tests.inheritance import shapes
+
 
 from asdm_cli.errors import RunError
 from asdm_cli.training.distillation import Distillation
 from asdm_cli.training.loop import Training
 from asdm_cli.training.student import TrainingConfig
+from tests.patches import shapes
 from tests.training import students
 
 PLAN = TrainingConfig(

@@ -11,18 +11,18 @@ from typing import Any
 import accelerate
 import pytest
 import torch
-from asdm_cli.inheritance.engine import Engine
-from tests.inheritance.shapes import SHAPES
-from tests.switching.parts import small
 
 from asdm_cli import inherit, switch
 from asdm_cli.experts.convert import expand
 from asdm_cli.experts.layer import WAYS
 from asdm_cli.experts.spec import Spec
 from asdm_cli.models.load import random_unet
+from asdm_cli.patches.feature_cache.hooks import FeatureCache
 from asdm_cli.recipe.patches import read_plan
 from tests.experts.test_layer import tensors
 from tests.gpu.pipes import CALLS, arguments, draw, pipe
+from tests.patches.parts import small
+from tests.patches.shapes import SHAPES
 
 HALF = pytest.param(torch.float16, marks=pytest.mark.gpu)
 FORMATS = [torch.float32, torch.bfloat16, HALF]
@@ -63,7 +63,7 @@ def test_turns_of_a_unet_and_its_twin_change_no_bit(idle: Any, dtype: torch.dtyp
     parts = [{"unet": "a", "until": 2}, {"unet": "b", "until": 4}, {"unet": "a"}]
     with switch(made, {"a": own, "b": copy.deepcopy(own)}, parts, by="step", idle=idle) as handle:
         assert torch.equal(draw(made, CALLS), plain)
-        assert handle.unet.last_served == ("a", "a", "b", "b", "a", "a")
+        assert handle.unet.stats().served == ("a", "a", "b", "b", "a", "a")
         assert handle.unet.unets["b"].device.type == ("cpu" if idle == "cpu" else device.type)
     with switch(made, {"a": own, "b": small().to(device, dtype)}, parts, by="step", idle=idle):
         assert not torch.equal(draw(made, CALLS), plain)
@@ -82,7 +82,7 @@ def test_plans_draw_alike_in_every_format(plan: str, dtype: torch.dtype, device:
     assert moved < 0.1
     with inherit(wide, PLANS[plan]), inherit(own, PLANS[plan]) as handle:
         wanted, got = draw(wide, CALLS, **given[wide]), draw(own, CALLS, **given[own])
-        assert len(set(handle.engine.last_steps)) > 1, "something was inherited"
+        assert len(set(handle.stats().reused["unet"])) > 1, "something was inherited"
     assert not torch.equal(wanted, plain)
     assert distance(got, wanted) <= 3 * moved
     assert got.dtype == dtype
@@ -97,17 +97,17 @@ def distance(got: torch.Tensor, wanted: torch.Tensor) -> float:
 def test_inside_a_step_nobody_waits_for_the_device(plan: str, device: torch.device) -> None:
     unet = pipe(device).unet
     given = arguments(unet, device)
-    engine = Engine(unet, read_plan(PLANS[plan]))
+    cache = FeatureCache(unet, read_plan(PLANS[plan]))
     with torch.no_grad():
         unet(**given)  # libraries load
         torch.cuda.set_sync_debug_mode("error")
         try:
-            with engine.generation(CALLS):
+            with cache.generation(CALLS):
                 for _ in range(CALLS):
                     unet(**given)
         finally:
             torch.cuda.set_sync_debug_mode("default")
-    assert len(set(engine.last_steps)) > 1
+    assert len(set(cache.stats().reused["unet"])) > 1
 
 
 @pytest.mark.parametrize("router", ["time", "features"])
@@ -155,7 +155,7 @@ def test_a_plan_keeps_no_memory_between_generations(device: torch.device) -> Non
         draw(made, CALLS)
         gc.collect()
         assert torch.cuda.memory_allocated() == before
-        assert handle.engine.last_cache_bytes > 0
+        assert handle.stats().cache_bytes > 0
 
 
 @pytest.mark.parametrize("way", ["model", "sequential"])
@@ -172,7 +172,7 @@ def test_offload_and_a_plan_in_either_order(way: str, first: str, device: torch.
         offload(offloaded, way, device)
     for _ in range(2):
         assert torch.equal(draw(offloaded, CALLS).to(device), wanted)
-        assert len(set(handle.engine.last_steps)) == 2
+        assert len(set(handle.stats().reused["unet"])) == 2
     handle.remove()
     assert torch.equal(draw(offloaded, CALLS).to(device), plain)
 

@@ -7,14 +7,22 @@ from pathlib import Path
 
 import pytest
 import torch
-from asdm_cli.measure import features as module
-from asdm_cli.measure.clip import image_embeddings, text_embeddings
-from asdm_cli.measure.features import FeatureNetwork, Features, cached_features, feature_network, require
 from PIL import Image, ImageFilter
 from torch import Tensor
 from transformers import CLIPImageProcessorPil
 
 from asdm_cli.errors import ModelError
+from asdm_cli.metrics import distances
+from asdm_cli.metrics import features as module
+from asdm_cli.metrics.features import (
+    FeatureNetwork,
+    Features,
+    cached_features,
+    feature_network,
+    image_embeddings,
+    require,
+    text_embeddings,
+)
 from asdm_cli.models.directory import find
 from asdm_cli.models.load import Clip, load_clip
 from tests.drawings import drawing, picture_set

@@ -10,7 +10,6 @@ from typing import Any
 import torch
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
-from tests.inheritance.shapes import SHAPES, unet
 from torch import Tensor
 
 from asdm_cli.errors import ModelError

@@ -21,7 +21,7 @@ from asdm_cli.profiling.latency import (
     stopwatch,
     time_interleaved,
 )
-from asdm_cli.unet import cost
+from asdm_cli.unet import flops
 from tests import tiny
 
 CPU = torch.device("cpu")
@@ -96,13 +96,13 @@ def test_each_block_gets_its_own_time_by_a_clock_that_ticks_once_per_reading(mon
     monkeypatch.setattr(latency, "_now", lambda _: float(next(ticks)))
     config = tiny.shape("sd15")
     unet = random_unet(config, CPU, torch.float32)
-    inputs = cost.inputs(config, 1, 8, tiny.TOKENS, CPU)
+    inputs = flops.inputs(config, 1, 8, tiny.TOKENS, CPU)
     seconds = block_seconds(unet, config, lambda: unet(**inputs), CPU, passes=3)
     blocks = [*(f"down.{i}" for i in range(4)), "mid", *(f"up.{i}" for i in range(4))]
-    assert list(seconds) == [*blocks, cost.OUTSIDE]
+    assert list(seconds) == [*blocks, flops.OUTSIDE]
     # between start and end lie two readings per block: one tick inside it, and one more in front of it
     assert [seconds[address] for address in blocks] == [1.0] * 9
-    assert seconds[cost.OUTSIDE] == 10.0
+    assert seconds[flops.OUTSIDE] == 10.0
     assert not any(module._forward_hooks or module._forward_pre_hooks for module in unet.modules())
 
 

@@ -16,10 +16,10 @@ from asdm_cli.models.directory import find
 from asdm_cli.models.load import load_pipeline
 from asdm_cli.models.schedulers import set_sampler
 from asdm_cli.profiling.macs import Count, Counts, count, mac_counter, tally
-from asdm_cli.unet import cost
+from asdm_cli.unet import flops
 from tests import tiny
 
-CALL = cost.macs(tiny.shape("sd15"), tokens=tiny.TOKENS)
+CALL = flops.macs(tiny.shape("sd15"), tokens=tiny.TOKENS)
 
 
 @pytest.fixture

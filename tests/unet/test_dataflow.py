@@ -10,7 +10,6 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tests.inheritance.shapes import SHAPES, unet
 from torch import Tensor, nn
 
 from asdm_cli.errors import ModelError
@@ -18,6 +17,7 @@ from asdm_cli.unet.addresses import Anatomy
 from asdm_cli.unet.dataflow import CONV_IN, CONV_OUT, OUTSIDE, TIME, Dataflow
 from asdm_cli.unet.presets import PRESETS, preset
 from asdm_cli.unet.surgery import remove
+from tests.patches.shapes import SHAPES, unet
 
 BRANCHES = [
     "up.3.1.attn", "up.3.0.attn", "up.2.sampler", "up.2.1.attn", "up.2.0.attn", "up.1.sampler",

@@ -16,7 +16,7 @@ from asdm_cli.recipe.patches import Switching, read_plan
 from tests.patches.conftest import Get
 from tests.patches.parts import rules, scheduled, small, timesteps_of, twin
 from tests.patches.pipes import draw
-from tests.patches.test_switch_state import call
+from tests.patches.test_stretches import call
 
 
 def answers(switch: Switching, calls: int, rows: Sequence[int] = (), plans: Any = None) -> tuple[Any, list[Tensor]]:

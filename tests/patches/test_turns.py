@@ -20,7 +20,7 @@ from tests.patches import pipes
 from tests.patches.conftest import Get
 from tests.patches.parts import rules, small, twin
 from tests.patches.pipes import draw
-from tests.patches.test_switch_state import call
+from tests.patches.test_stretches import call
 
 PLAN = {"preset": "deepcache", "interval": 2}
 HALVES = [{"unet": "a", "until": 500}, {"unet": "b"}]

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from asdm_cli.recipe.patches import NULLS
 from asdm_cli.search.candidates import candidates, least_cost, two_parts, weighed, without_nulls
 from asdm_cli.search.dynamic_programme import Choices, best
-from tests.patches.test_switch_search import INF, by_hand, everything, tables
+from tests.search.test_dynamic_programme import INF, by_hand, everything, tables
 
 
 @settings(max_examples=30, deadline=None)
