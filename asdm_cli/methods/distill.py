@@ -19,7 +19,6 @@ from torch import Tensor, nn
 
 from asdm_cli.data.cache import Share
 from asdm_cli.data.dataset import Dataset, Encoded
-from asdm_cli.experts.spec import specs
 from asdm_cli.measure.cards import Card
 from asdm_cli.measure.generate import pictures
 from asdm_cli.measure.machine import machine
@@ -43,6 +42,7 @@ from asdm_cli.training.log import Line, read
 from asdm_cli.training.loop import LOG, TRACKERS, Training, train
 from asdm_cli.training.plan import mixed_precision
 from asdm_cli.training.report import planned, trained
+from asdm_cli.unet.stock import EXPERTS
 from asdm_cli.unet.weights import WEIGHTS
 
 RESUMABLE = True
@@ -183,11 +183,11 @@ def _written(plan: DistillPlan, training: Training, run: Run, samples: Encoded) 
 def _experts(plan: DistillPlan, training: Training) -> dict[str, list[Part]]:
     """How each student with experts uses them on the prompts of the looks."""
     look, found = plan.recipe.validation, {}
-    if not look.prompts or not any(specs(learner.config) for learner in plan.learners):
+    if not look.prompts or not any(learner.config.get(EXPERTS) for learner in plan.learners):
         return {}
     pipe = load_pipeline(plan.host, training.device, torch.float32, with_unet=False)
     for learner, trainee in zip(plan.learners, training.crew, strict=True):
-        if specs(learner.config):
+        if learner.config.get(EXPERTS):
             with trainee.as_written() as module, torch.no_grad():
                 pipe.unet = module
                 settings = (look.steps, look.guidance, plan.resolution, plan.recipe.seed)

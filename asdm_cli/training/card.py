@@ -6,11 +6,11 @@ from collections.abc import Sequence
 from typing import Any
 
 from asdm_cli import __version__
-from asdm_cli.experts.spec import specs
 from asdm_cli.report.document import Cell, Interval, Table
 from asdm_cli.training.distill_plan import DistillPlan, Learner
 from asdm_cli.training.log import Line
 from asdm_cli.training.report import final_losses, final_validation, planned
+from asdm_cli.unet.stock import EXPERTS
 
 
 def model_card(plan: DistillPlan, learner: Learner, lines: Sequence[Line], facts: dict[str, Any]) -> str:
@@ -18,7 +18,9 @@ def model_card(plan: DistillPlan, learner: Learner, lines: Sequence[Line], facts
     report = planned(plan, "")
     teacher = f"distilled from {plan.teacher.name}" if plan.teacher else "trained on the task loss alone"
     loads = (
-        "asdm_cli.load reads it: it has expert convolutions." if specs(learner.config) else "Plain diffusers loads it."
+        "asdm_cli.load reads it: it has expert convolutions."
+        if learner.config.get(EXPERTS)
+        else "Plain diffusers loads it."
     )
     parts = [
         f"# {learner.name}",
