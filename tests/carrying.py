@@ -6,19 +6,20 @@ from pathlib import Path
 from typing import Any
 
 from asdm_cli.models.directory import find
-from asdm_cli.models.metadata import record
-from asdm_cli.models.write import assemble_directory
-from asdm_cli.recipe.patches import read_plan
+from asdm_cli.models.patched import write_patched
+from asdm_cli.recipe.patches import FeatureCacheSpec, read_plan
 
 
 def every(interval: int, nodes: Any = "up.3", **more: Any) -> dict[str, Any]:
-    """A plan of one rule that rests at all but every so many calls."""
+    """A plan of one rule that reuses at all but every so many calls."""
     return {"rules": [{"nodes": nodes, "schedule": {"mode": "uniform", "interval": interval}, **more}]}
+
+
+def cache(plan: Any) -> FeatureCacheSpec:
+    return FeatureCacheSpec(**dict(read_plan(plan)))
 
 
 def carrying(source: Path, folder: Path, plan: Any) -> Path:
     """The model of `source` under `folder`, with a plan."""
-    directory = find(str(source))
-    assemble_directory(directory, folder, replaced=set())
-    record(directory, folder, "inherit", read_plan(plan))
+    write_patched(find(str(source)), {}, [cache(plan)], folder, "inherit")
     return folder

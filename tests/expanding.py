@@ -13,6 +13,7 @@ from torch import Tensor
 import asdm_cli
 from asdm_cli.models.directory import find
 from asdm_cli.models.load import load_unet
+from asdm_cli.records import Report
 from asdm_cli.unet.flops import inputs
 from tests.typed import Said, asdm
 
@@ -79,3 +80,8 @@ def drawn(model: Path) -> Tensor:
     pipe: Any = asdm_cli.load(str(model), "cpu")
     on_its_own(pipe.unet)
     return picture(pipe)
+
+
+def figures(report: Report, metric: str, of: str = "") -> dict[str, float]:
+    """Set-up -> its figure."""
+    return {each.setup: each.value for each in report.records if (each.metric, each.of) == (metric, of)}

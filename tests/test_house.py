@@ -124,6 +124,13 @@ def test_the_check_of_imports_sees_a_wrong_one() -> None:
     assert allowed("measure", "asdm_cli.report.document.Table")
 
 
+def test_few_files_know_of_experts() -> None:
+    """What a UNet's experts are is the affair of one room."""
+    users = {path for path in SOURCES if room(path) != "experts"
+             if any(used.startswith("asdm_cli.experts.") for used, _ in imports(path))}  # fmt: skip
+    assert 3 <= len(users) <= 7, sorted(users)
+
+
 def test_one_module_opens_pictures() -> None:
     """Which formats, how large, on what ground: two readers would compare what was not learnt."""
     found = [path.relative_to(PACKAGE) for path in SOURCES if "Image.open(" in path.read_text()]

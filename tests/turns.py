@@ -6,25 +6,23 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from asdm_cli.models.switched import write_switched
-
 from asdm_cli.models.directory import find
-from asdm_cli.recipe.patches import Switch, read_switch
+from asdm_cli.models.patched import write_patched
+from asdm_cli.recipe.patches import PatchSpec, read_patches
 from asdm_cli.recipe.verbs import PruneRecipe
 from asdm_cli.report.run_directory import Run
 from asdm_cli.verbs import prune
+from tests.carrying import every
 
-EVERY_OTHER = {"rules": [{"nodes": "up.3", "schedule": {"mode": "uniform", "interval": 2}}]}
-SWITCH: dict[str, Any] = {
-    "by": "timestep",
-    "parts": [{"unet": "small v1.5", "until": 400}, {"unet": "large"}],
-    "unets": ["large", "small v1.5"],
-    "plans": {"small v1.5": EVERY_OTHER},
-}
+EVERY_OTHER = every(2)
+PARTS: list[dict[str, Any]] = [{"unet": "small v1.5", "until": 400}, {"unet": "large"}]
+SCHEDULE: dict[str, Any] = {"kind": "unet-schedule", "unets": ["large", "small v1.5"], "parts": PARTS}
+CACHE: dict[str, Any] = {"kind": "feature-cache", "unet": "small v1.5", **EVERY_OTHER}
 
 
-def switch(**changes: Any) -> Switch:
-    return read_switch({**SWITCH, **changes}, "test")
+def patches(*caches: dict[str, Any], **changes: Any) -> list[PatchSpec]:
+    """A schedule of the two UNets, changed, and caches."""
+    return read_patches([{**SCHEDULE, **changes}, *caches], "test")
 
 
 def pruned(source: Path, run: Path, remove: str = "small") -> Path:
@@ -34,10 +32,10 @@ def pruned(source: Path, run: Path, remove: str = "small") -> Path:
     return run / "model"
 
 
-def switching(first: Path, other: Path, folder: Path, **changes: Any) -> Path:
+def switching(first: Path, other: Path, folder: Path, *caches: dict[str, Any], link: bool = False, **more: Any) -> Path:
     """The model under `folder` in which `large` and `small v1.5` take turns."""
-    folder.mkdir(parents=True, exist_ok=True)
-    write_switched(find(str(first)), {"small v1.5": find(str(other))}, switch(**changes), folder)
+    others = {"small v1.5": find(str(other))}
+    write_patched(find(str(first)), others, patches(*caches, **more), folder, "switch", link)
     return folder
 
 

@@ -16,6 +16,7 @@ from asdm_cli.compare.session import Session, image_call, networks
 from asdm_cli.compare.setup import CONVERGED, Setup
 from asdm_cli.console import track
 from asdm_cli.errors import RunError, blame
+from asdm_cli.experts.spec import EXPERTS
 from asdm_cli.metrics.suite import MetricSettings, MetricSuite, against_real, needed
 from asdm_cli.models.metadata import stamps
 from asdm_cli.models.write import write_json
@@ -30,6 +31,7 @@ from asdm_cli.records import Card, Images, Record, Report, Timeline, under
 from asdm_cli.sampling.generate import SamplingSettings, Share, draw
 from asdm_cli.sampling.image_set import ImageSet, real_origin, real_set, reconstruct
 from asdm_cli.sampling.prompts import PromptList
+from asdm_cli.sampling.routing import observe
 
 COST, QUALITY = "cost", "quality"
 REAL, VAE = "real pictures", "real, VAE reconstruction"
@@ -312,6 +314,7 @@ def _judge(
     records: list[Record] = []
     for setup in track(setups, "comparing pictures", len(setups)):
         records += suite.measure(setup.name, sets[setup.name])
+        records += _routing(session, setup, prompts.prompts[: measures.grid], place)
     if measures.converged is not None:
         records += _to_converged(suite, setups, sets)
     shown = {setup.name: sets[setup.name] for setup in setups}
@@ -338,6 +341,14 @@ def _to_converged(suite: MetricSuite, setups: Sequence[Setup], sets: Mapping[str
     near = replace(suite, settings=psnr, against=CONVERGED, reference=sets[CONVERGED])
     found = [record for setup in setups for record in near.measure(setup.name, sets[setup.name])]
     return [replace(record, metric="psnr_converged_db") for record in found]
+
+
+def _routing(session: Session, setup: Setup, shown: Sequence[str], place: Place) -> list[Record]:
+    """How its experts are used on the prompts that are shown; nothing where it has none."""
+    if not any(config.get(EXPERTS) for config in setup.configs.values()):
+        return []
+    with session.stage(setup) as (pipe, _), blame(setup.name, "watching its experts"):
+        return list(observe(pipe, shown, sampling(setup, place))[0].records(setup.name))
 
 
 def _quality_card(setups: Sequence[Setup], prompts: PromptList, place: Place, suite: MetricSuite) -> Card:

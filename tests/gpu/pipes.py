@@ -6,7 +6,6 @@ import copy
 from typing import Any
 
 import torch
-
 from torch import nn
 
 from asdm_cli.patches.unet_schedule import UNetSchedule

@@ -8,7 +8,6 @@ from typing import Any
 
 import pytest
 import torch
-
 from torch._dynamo.utils import counters
 
 from asdm_cli import inherit, switch

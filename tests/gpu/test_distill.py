@@ -13,7 +13,6 @@ from typing import Any
 import pytest
 import torch
 
-
 from asdm_cli.errors import RunError
 from asdm_cli.training.distillation import Distillation
 from asdm_cli.training.loop import Training

@@ -11,13 +11,13 @@ import pytest
 import torch
 from asdm_cli.measure.routing import Routing, has_experts, observe, watched
 from asdm_cli.measure.routing_report import SHOWN_PROMPTS, routing_parts
+from asdm_cli.report.document import Bars, Curves, Table
 from diffusers import EulerDiscreteScheduler
 from torch import Tensor
 
 import asdm_cli
 from asdm_cli.experts.router import ROUTINGS
 from asdm_cli.experts.unet import build, expert_layers
-from asdm_cli.report.document import Bars, Curves, Table
 from tests import expanding
 
 PROMPTS = ("a fox", "two owls")
