@@ -132,7 +132,7 @@ class StudentTrainer:
 
     def means(self) -> dict[str, float]:
         """Of what was noted since the last call, over all processes."""
-        means = {name: torch.stack(values).mean() for name, values in self._figures.items()}
+        means = {name: torch.as_tensor(sum(values) / len(values)) for name, values in self._figures.items()}
         self._figures.clear()
         return {name: float(self.accelerator.reduce(mean, "mean")) for name, mean in means.items()}
 
