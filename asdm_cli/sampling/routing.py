@@ -64,10 +64,6 @@ class Routing:
                     yield Record(setup, "routing_weight", weight, of=f"{name}/expert {expert}", at=call)
 
 
-def has_experts(pipe: Any) -> bool:
-    return isinstance(pipe.unet, nn.Module) and bool(layers_of(pipe.unet))
-
-
 def layers_of(unet: nn.Module) -> dict[str, ExpertConv2d]:
     """By module name; where several UNets take turns, after the first name of each."""
     unets = getattr(unet, "unets", None)

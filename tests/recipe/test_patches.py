@@ -20,8 +20,8 @@ from asdm_cli.recipe.patches import (
     Span,
     Uniform,
     described,
+    read_patches,
     read_plan,
-    read_switch,
     read_switching,
 )
 from asdm_cli.recipe.reader import parse
@@ -144,7 +144,9 @@ def test_what_is_read_already_stays() -> None:
     assert read_plan(preset) == preset.resolved()
 
 
+KINDS = "one of 'feature-cache', 'unet-schedule', 'deepcache-package'"
 A, B = {"unet": "a", "until": 400}, {"unet": "b"}
+TURNS = {"kind": "unet-schedule", "unets": ["a", "b"], "parts": [A, B]}
 OTHERS: dict[str, tuple[Any, Any, list[str]]] = {
     "another preset": (read_plan, {"preset": 3}, [f"preset: must be {PRESETS}, got 3"]),
     "an unknown key": (
@@ -185,17 +187,32 @@ OTHERS: dict[str, tuple[Any, Any, list[str]]] = {
         ],
     ),
     "a UNet twice": (
-        read_switch,
-        {"parts": [A, B], "unets": ["a", "b", "a"]},
-        ["unets[2]: 'a' is already entry 0 of the list (counted from 0)"],
+        read_patches,
+        [TURNS | {"unets": ["a", "b", "a"]}],
+        ["patches[0].unets[2]: 'a' is already entry 0 of the list (counted from 0)"],
     ),
     "UNets that are not there": (
-        read_switch,
-        {"parts": [A, {"unet": "c"}], "unets": ["a", "b", "extrapolate"], "plans": {"d": {"rules": []}}},
+        read_patches,
+        [TURNS | {"parts": [A, {"unet": "c"}], "unets": ["a", "b", "extrapolate"]}],
         [
-            "parts[1].unet: no UNet is called 'c'",
-            "unets[2]: 'extrapolate' is the null model's name; call the UNet something else",
-            "plans.d: no UNet is called 'd'",
+            "patches[0].parts[1].unet: no UNet is called 'c'",
+            "patches[0].unets[2]: 'extrapolate' is the null model's name; call the UNet something else",
+        ],
+    ),
+    "a kind misspelt": (
+        read_patches,
+        [TURNS | {"kind": "unet-shedule"}],
+        [f"patches[0].kind: must be {KINDS}, got 'unet-shedule' (did you mean 'unet-schedule'?)"],
+    ),
+    "patches of several kinds": (
+        read_patches,
+        [{"unets": ["a"]}, 3, {"kind": "feature-cache", "rules": [], "unets": "a"}, {"kind": "deepcache-package"}],
+        [
+            f"patches[0].kind: must be given: {KINDS}",
+            "patches[1]: must be a mapping of keys, got 3",
+            "patches[2].unets: unknown key (did you mean 'unet'?)",
+            "patches[3].interval: must be given",
+            "patches[3].steps: must be given",
         ],
     ),
 }
@@ -224,4 +241,5 @@ def test_who_serves_what_in_words(rules: dict[str, Any], told: str) -> None:
     read = read_switching(rules, "it")
     assert described(read) == told
     names = [*{part.unet for part in read.parts} - {"reuse"}]
-    assert read_switch({**rules, "unets": names}, "it").rules == read
+    (patch,) = read_patches([{"kind": "unet-schedule", **rules, "unets": names}], "it")
+    assert patch.rules == read

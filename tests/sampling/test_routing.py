@@ -1,4 +1,4 @@
-"""How experts are used: what is seen of routers while pictures are drawn, and what a report says of it."""
+"""How experts are used: what is seen of routers while pictures are drawn, and the records of it."""
 
 from __future__ import annotations
 
@@ -9,9 +9,8 @@ from typing import Any
 import numpy
 import pytest
 import torch
-from asdm_cli.measure.routing import Routing, has_experts, observe, watched
-from asdm_cli.measure.routing_report import SHOWN_PROMPTS, routing_parts
-from asdm_cli.report.document import Bars, Curves, Table
+from asdm_cli.sampling.generate import SamplingSettings
+from asdm_cli.sampling.routing import Routing, observe, watched
 from diffusers import EulerDiscreteScheduler
 from torch import Tensor
 
@@ -40,7 +39,7 @@ def timed(tiny_pipeline: Path, tiny_base: Path, tmp_path_factory: pytest.TempPat
 
 
 def seen(pipe: Any, guidance: float = 2.0, steps: int = 3, prompts: tuple[str, ...] = PROMPTS) -> Routing:
-    return observe(pipe, prompts, steps, guidance, None, 0)[0]
+    return observe(pipe, prompts, SamplingSettings(steps, guidance, None, 0))[0]
 
 
 def routing(**weights: Tensor) -> Routing:
@@ -66,7 +65,7 @@ def test_every_router_call_by_call(pipe: Any) -> None:
 
 def test_watching_changes_no_picture(pipe: Any) -> None:
     def draw() -> list[Any]:
-        return [numpy.asarray(each) for each in observe(pipe, PROMPTS, 3, 2.0, None, 0)[1]]
+        return [numpy.asarray(each) for each in observe(pipe, PROMPTS, SamplingSettings(3, 2.0, None, 0))[1]]
 
     before = expanding.picture(pipe)
     first, again = draw(), draw()
@@ -137,44 +136,35 @@ def test_experts_in_effect(weights: list[float], effective: float) -> None:
     assert found["over_calls"] == found["over_prompts"] == found["between_rows"] == 0
 
 
-def test_who_has_experts(pipe: Any, tiny_pipeline: Path) -> None:
-    assert has_experts(pipe)
-    plain: Any = asdm_cli.load(str(tiny_pipeline), "cpu")
-    assert not has_experts(plain)
-    found, pictures = observe(plain, PROMPTS[:1], 2, 1.0, None, 0)
-    assert (found.weights, len(pictures)) == ({}, 1)
-    assert routing_parts(found, "plain") == []
-
-
-def test_reports_show_those_that_choose_most() -> None:
+def test_records_are_spreads_of_every_router_and_the_calls_of_the_one_that_varies_most() -> None:
     """Of three convolutions one never varies, one varies over calls and one over prompts."""
     steps, tens = torch.linspace(0.2, 0.8, 5), torch.linspace(0.1, 0.9, 14)
-    still = torch.full((14, 5, 2), 0.4)
     first = {
-        "still": still,
+        "still": torch.full((14, 5, 2), 0.4),
         "calls": steps[None, :, None].expand(14, 5, 2),
         "told": tens[:, None, None].expand(14, 5, 2),
     }
     found = routing(**{name: torch.stack([each, 1 - each], 3) for name, each in first.items()})
-    table, curves, bars = routing_parts(found, "it", "card")
-    assert isinstance(table, Table)
-    assert isinstance(curves, Curves)
-    assert isinstance(bars, Bars)
-    assert table.title == "How the experts of it are used"
-    assert table.card == "card"
-    assert [row["layer"] for row in table.rows] == ["still", "calls", "told"]
-    assert table.rows[0]["mean"] == "0.40, 0.60"
-    assert {column.key for column in table.columns} == set(table.rows[0])
-    assert curves.title == "it: calls, from noise to picture"
-    assert [value for _, value in curves.lines["expert 1"]] == pytest.approx(steps.tolist())
-    assert [place for place, _ in curves.lines["expert 2"]] == [0, 1, 2, 3, 4]
-    assert bars.title == "it: told, by prompt"
-    values = bars.values
-    assert values["expert 2"] == pytest.approx((1 - tens[:SHOWN_PROMPTS]).tolist())
-    assert len(values["expert 1"]) == SHOWN_PROMPTS == 12
+    records = list(found.records("it"))
+    spreads = {(each.of, each.metric): each.value for each in records if each.at is None}
+    assert len(spreads) == 3 * 4
+    assert {each.setup for each in records} == {"it"}
+    assert spreads["router/still", "effective_experts"] == pytest.approx(exp(-0.4 * log(0.4) - 0.6 * log(0.6)))
+    assert spreads["router/calls", "over_calls"] == pytest.approx(float(steps.std(correction=0)))
+    assert spreads["router/told", "over_prompts"] == pytest.approx(float(tens.std(correction=0)))
+    curve = {(each.of, each.at): each.value for each in records if each.metric == "routing_weight"}
+    assert len(records) == 12 + len(curve)
+    assert list(curve) == [(f"calls/expert {expert}", call) for call in range(5) for expert in (1, 2)]
+    assert [curve["calls/expert 1", call] for call in range(5)] == pytest.approx(steps.tolist())
 
 
-def test_other_samplers_and_layers_that_rest(timed: Any) -> None:
+def test_of_a_model_without_experts_there_is_nothing_to_tell(tiny_pipeline: Path) -> None:
+    plain: Any = asdm_cli.load(str(tiny_pipeline), "cpu")
+    found, images = observe(plain, PROMPTS[:1], SamplingSettings(2, 1.0, None, 0))
+    assert (found.weights, list(found.records("plain")), len(images)) == ({}, [], 1)
+
+
+def test_other_samplers_and_layers_that_are_skipped(timed: Any) -> None:
     """What a plan skips is not seen: only the calls that were computed."""
     own = timed.scheduler
     rule = {"nodes": "down.3", "carry": "output", "schedule": {"mode": "uniform", "interval": 2}}
@@ -199,7 +189,6 @@ def test_unets_that_are_never_called_are_left_out(timed: Any) -> None:
         ([{"unet": "one", "until": 500}, {"unet": "two"}], {"one", "two"}),
     ):
         with asdm_cli.switch(timed, unets, parts):
-            assert has_experts(timed)
             found = seen(timed)
         assert {name.partition(": ")[0] for name in found.weights} == named
         assert len(found.weights) == 24 * len(named)
