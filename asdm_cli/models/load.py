@@ -80,7 +80,7 @@ def load_pipeline(
             parts[name] = part if with_unet or not isinstance(part, torch.nn.Module) else in_own_memory(part)
     pipe = read_with(directory.path, lambda: kind.from_pretrained(directory.path, **SAFELY, **parts).to(device))
     pipe.set_progress_bar_config(disable=True)
-    if with_patches:
+    if with_patches and specs:
         put_on(pipe, [patch_of(spec) for spec in specs], unet_loader(directory, specs, pipe))
     return pipe
 

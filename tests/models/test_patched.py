@@ -1,0 +1,327 @@
+"""What a model carries: asdm.json's list of patches, and the UNets beside each other. Written, read back, loaded, what
+plain diffusers makes of it, and what is refused."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+import asdm_cli
+from asdm_cli.errors import AsdmError, ModelError
+from asdm_cli.models.directory import find
+from asdm_cli.models.load import load_pipeline
+from asdm_cli.models.metadata import record, stamps
+from asdm_cli.models.patched import checked_patches, configs_of, member, one_unet, patches_of, unet_components
+from asdm_cli.patches.base import stats_of
+from asdm_cli.patches.feature_cache import caches_on
+from asdm_cli.patches.unet_schedule import schedule_on
+from asdm_cli.unet.weights import WEIGHTS
+from tests import tiny
+from tests.apart import shared
+from tests.carrying import carrying, every
+from tests.forking import plain
+from tests.patches.pipes import draw
+from tests.turns import CACHE, EVERY_OTHER, PARTS, SCHEDULE, copied, patches, pruned, switching
+
+CPU = torch.device("cpu")
+OTHER = "unets/small v1.5"
+DRAW = """
+import sys, torch
+from diffusers import StableDiffusionPipeline
+pipe = StableDiffusionPipeline.from_pretrained(sys.argv[1])
+noise = torch.Generator().manual_seed(0)
+picture = pipe("a red fox", num_inference_steps=4, generator=[noise], output_type="latent", height=32, width=32).images
+assert not any(name.startswith("asdm") for name in sys.modules)
+torch.save(picture, sys.argv[2])
+"""
+
+
+@pytest.fixture(scope="module")
+def small(tiny_pipeline: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return pruned(tiny_pipeline, tmp_path_factory.mktemp("runs") / "small")
+
+
+@pytest.fixture(scope="module")
+def model(tiny_pipeline: Path, small: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Its small UNet reuses features at every other call. Read-only by agreement."""
+    return switching(tiny_pipeline, small, tmp_path_factory.mktemp("models") / "both", CACHE)
+
+
+def test_the_layout(model: Path, tiny_pipeline: Path, small: Path) -> None:
+    directory = find(str(model))
+    assert list(directory.components) == [*find(str(tiny_pipeline)).components, OTHER]
+    assert sorted(path.name for path in (model / OTHER).iterdir()) == ["config.json", WEIGHTS]
+    for mine, theirs in ((model / "unet", tiny_pipeline / "unet"), (model / OTHER, small / "unet")):
+        assert (mine / WEIGHTS).read_bytes() == (theirs / WEIGHTS).read_bytes()
+    assert not shared(model, tiny_pipeline, small)
+    linked = switching(tiny_pipeline, small, model.parent / "linked", link=True)
+    assert shared(linked, tiny_pipeline, small) >= {f"unet/{WEIGHTS}", f"{OTHER}/{WEIGHTS}", f"vae/{WEIGHTS}"}
+    assert not [name for name in shared(linked, tiny_pipeline, small) if not name.endswith(".safetensors")]
+    assert (model / "model_index.json").read_text() == (tiny_pipeline / "model_index.json").read_text()
+    held = json.loads((model / "asdm.json").read_text())
+    assert held["patches"] == [SCHEDULE, CACHE], "as a person would write it"
+    (step,) = held["history"]
+    assert step["verb"] == "switch"
+    sources = {name: each["source"] for name, each in step["unets"].items()}
+    assert sources == {"large": tiny_pipeline.name, "small v1.5": "model"}
+    assert step["unets"]["small v1.5"]["history"][-1]["verb"] == "prune"
+    assert {name.partition("/")[0] for name, *_ in stamps(directory)} >= {"unet", "unets", "asdm.json"}
+
+
+@pytest.mark.parametrize(
+    ("caches", "changes"),
+    [
+        ([CACHE], {}),
+        ([], {"idle": "cpu"}),
+        ([], {"by": "fraction", "parts": [{"unet": "large", "until": 0.4}, {"unet": "reuse"}]}),
+        ([{"kind": "feature-cache", "unet": "large", "rules": [], "text_once": False}, CACHE], {}),
+        ([{"kind": "feature-cache", **every(3, ["up.3"], order=2, coordinate="log-snr"), "text_once": True}], {}),
+    ],
+)
+def test_it_is_read_back_as_it_was_written(
+    caches: list[dict[str, Any]], changes: dict[str, Any], tiny_pipeline: Path, small: Path, tmp_path: Path
+) -> None:
+    directory = find(str(switching(tiny_pipeline, small, tmp_path / "model", *caches, **changes)))
+    found, wanted = patches_of(directory), patches(*caches, **changes)
+    assert [spec.model_dump() for spec in found] == [spec.model_dump() for spec in wanted]
+    assert checked_patches(directory) == found
+    assert unet_components(found) == {"large": "unet", "small v1.5": OTHER}
+    first, other = configs_of(directory, found).values()
+    assert (first["layers_per_block"], other["layers_per_block"]) == (2, 1)
+
+
+def test_models_of_one_unet_are_what_they_are(tiny_pipeline: Path, small: Path, tmp_path: Path) -> None:
+    planned = carrying(tiny_pipeline, tmp_path / "planned", EVERY_OTHER)
+    for path, count in ((tiny_pipeline, 0), (small, 0), (small / "unet", 0), (planned, 1)):
+        directory = find(str(path))
+        assert len(patches_of(directory)) == len(checked_patches(directory)) == count
+        assert one_unet(directory) is directory
+        assert unet_components(patches_of(directory)) == {"unet": "unet"}
+
+
+@pytest.mark.parametrize("verb", ["prune", "distill"])
+def test_patches_are_not_handed_on_and_the_history_is(verb: str, model: Path, tmp_path: Path) -> None:
+    record(find(str(model)), tmp_path, verb)
+    held = json.loads((tmp_path / "asdm.json").read_text())
+    assert list(held) == ["history"]
+    assert [step["verb"] for step in held["history"]] == ["switch", verb]
+
+
+@pytest.mark.parametrize("idle", ["stay", "cpu"])
+def test_loaded_it_draws_bit_by_bit_as_before_it_was_saved(
+    idle: str, tiny_pipeline: Path, small: Path, tmp_path: Path
+) -> None:
+    folder = switching(tiny_pipeline, small, tmp_path / "model", CACHE, idle=idle)
+    loaded = asdm_cli.load(str(folder), "cpu")
+    unet = schedule_on(loaded)
+    assert unet is not None
+    assert (list(unet.unets), unet.idle) == (["large", "small v1.5"], idle)
+    assert list(caches_on(loaded)) == ["small v1.5"]
+    pipe = asdm_cli.load(str(tiny_pipeline), "cpu")
+    unets = {"large": pipe.unet, "small v1.5": str(small)}
+    with asdm_cli.switch(pipe, unets, PARTS, plans={"small v1.5": EVERY_OTHER}):
+        expected = draw(pipe, 6)
+    assert torch.equal(draw(loaded, 6), expected)
+    assert stats_of(loaded).served == ("small v1.5",) * 3 + ("large",) * 3
+    asdm_cli.remove(loaded)
+    assert not caches_on(loaded)
+    with asdm_cli.switch(pipe, unets, PARTS):
+        assert torch.equal(draw(loaded, 6), draw(pipe, 6))
+    assert not torch.equal(draw(loaded, 6), expected)
+
+
+def test_without_its_patches_or_its_unet(model: Path, tiny_pipeline: Path) -> None:
+    bare, plainly = (load_pipeline(find(str(each)), CPU, torch.float32, False) for each in (model, tiny_pipeline))
+    assert schedule_on(bare) is None
+    assert torch.equal(draw(bare, 2), draw(plainly, 2))
+    encoder: Any = load_pipeline(find(str(model)), CPU, torch.float32, with_unet=False)
+    assert encoder.unet is None
+
+
+def test_each_unet_is_a_model_of_its_own(model: Path, small: Path) -> None:
+    directory = find(str(model))
+    other = member(directory, "small v1.5", OTHER)
+    assert other.config("unet") == find(str(small)).config("unet")
+    assert member(directory, "large", "unet").component("unet") == model / "unet"
+
+
+def test_plain_diffusers_draws_as_the_first_unet_alone(model: Path, tiny_pipeline: Path, tmp_path: Path) -> None:
+    told = plain(DRAW, model, tmp_path / "picture.pt", cwd=tmp_path)
+    assert told.code == 0, told.err[-2000:]
+    pipe = asdm_cli.load(str(tiny_pipeline), "cpu")
+    assert torch.equal(torch.load(tmp_path / "picture.pt"), draw(pipe, 4, guidance_scale=7.5))
+
+
+def test_a_plan_that_names_no_unet_is_for_all(model: Path, tmp_path: Path) -> None:
+    """Whatever the order of the list."""
+    folder = copied(model, tmp_path / "model")
+    pictures = []
+    for held in ([{"kind": "feature-cache", **EVERY_OTHER}, SCHEDULE], [SCHEDULE, {"kind": "feature-cache", **EVERY_OTHER}]):  # fmt: skip
+        edit(folder, lambda metadata, held=held: metadata.update(patches=held))
+        pipe = asdm_cli.load(str(folder), "cpu")
+        assert list(caches_on(pipe)) == ["large", "small v1.5"]
+        pictures.append(draw(pipe, 6))
+    assert torch.equal(*pictures)
+
+
+def edit(model: Path, change: Callable[[dict[str, Any]], Any]) -> None:
+    held = json.loads((model / "asdm.json").read_text())
+    change(held)
+    (model / "asdm.json").write_text(json.dumps(held))
+
+
+def holding(*held: Any) -> Callable[[Path], None]:
+    return lambda model: edit(model, lambda metadata: metadata.update(patches=list(held)))
+
+
+def scheduling(**changes: Any) -> Callable[[Path], None]:
+    return holding({**SCHEDULE, **changes}, CACHE)
+
+
+def in_config(**changes: Any) -> Callable[[Path], None]:
+    def change(model: Path) -> None:
+        file = model / OTHER / "config.json"
+        file.write_text(json.dumps({**json.loads(file.read_text()), **changes}))
+
+    return change
+
+
+def in_weights(change: Callable[[dict[str, torch.Tensor]], Any]) -> Callable[[Path], None]:
+    def damage(model: Path) -> None:
+        tensors = load_file(model / OTHER / WEIGHTS)
+        change(tensors)
+        save_file(tensors, model / OTHER / WEIGHTS)
+
+    return damage
+
+
+def old(**held: Any) -> Callable[[Path], None]:
+    """As asdm 0.1 wrote it."""
+    return lambda model: edit(model, lambda metadata: (metadata.pop("patches"), metadata.update(held)))
+
+
+KEY = "conv_in.weight"
+DAMAGED: dict[str, tuple[Callable[[Path], Any], str]] = {
+    "of 0.1": (
+        old(switch={"unets": ["large", "small v1.5"], "parts": PARTS}),
+        r"asdm\.json: is of asdm 0\.1 \(switch\); write the model again with `asdm switch`",
+    ),
+    "of 0.1, both": (
+        old(switch={"unets": ["large", "small v1.5"], "parts": PARTS}, inherit=EVERY_OTHER),
+        r"asdm\.json: is of asdm 0\.1 \(inherit, switch\); write the model again with `asdm inherit` and `asdm switch`",
+    ),
+    "no word of it": (lambda model: (model / "asdm.json").unlink(), r"unets: holds UNets \(small v1\.5\) of which"),
+    "no key": (lambda model: edit(model, lambda held: held.pop("patches")), r"unets: holds UNets .*says nothing"),
+    "no JSON": (lambda model: (model / "asdm.json").write_text("{"), r"asdm\.json: cannot be read as JSON"),
+    "a number": (lambda model: edit(model, lambda held: held.update(patches=3)), "patches: must be a list"),
+    "a number in it": (holding(SCHEDULE, 3), r"patches\[1\]: must be a mapping of keys"),
+    "no kind": (holding({"unets": ["large"]}), r"patches\[0\].kind: must be given: one of 'feature-cache', "),
+    "a kind from elsewhere": (
+        holding(SCHEDULE, {**CACHE, "kind": "feature-cash"}),
+        r"patches\[1\]\.kind: must be one of .*, got 'feature-cash' \(did you mean 'feature-cache'\?\)",
+    ),
+    "no folder": (lambda model: shutil.rmtree(model / OTHER), r"'small v1\.5' has no folder unets/small v1\.5"),
+    "no folders": (lambda model: shutil.rmtree(model / "unets"), "has no folder unets/small"),
+    "a folder more": (
+        lambda model: shutil.copytree(model / OTHER, model / "unets" / "tiny"),
+        r"unets/tiny: asdm\.json names no such UNet",
+    ),
+    "renamed": (
+        lambda model: (model / OTHER).rename(model / "unets" / "smaller"),
+        r"(?s)'small v1\.5' has no folder.*unets/smaller: asdm\.json names no such UNet",
+    ),
+    "unknown name": (
+        scheduling(parts=[{"unet": "smal v1.5", "until": 4}, {"unet": "large"}]),
+        r"patches\[0\].parts\[0\]\.unet: no UNet is called 'smal v1\.5' \(did you mean 'small v1\.5'\?\)",
+    ),
+    "out of order": (
+        scheduling(parts=[{"unet": "large", "until": 4}, {"unet": "large", "until": 9}, {"unet": "large"}]),
+        r"patches\[0\].parts\[1\]\.until: timesteps fall from part to part",
+    ),
+    "no UNets": (scheduling(unets=[]), r"patches\[0\].unets: needs 1 or more entries"),
+    "idle nowhere": (scheduling(idle="disk"), r"patches\[0\].idle: must be one of 'stay', 'cpu'"),
+    "unknown key": (scheduling(untill=4), r"patches\[0\].untill: unknown key"),
+    "no schedule in a rule": (
+        holding(SCHEDULE, {**CACHE, "rules": [{"nodes": "up.3"}]}),
+        r"patches\[1\]\.rules\[0\]\.schedule: must be",
+    ),
+    "a stranger's plan": (holding(SCHEDULE, {**CACHE, "unet": "tiny"}), r"no UNet is called 'tiny'; there are large, "),
+    "a plan that does not fit": (
+        holding(SCHEDULE, {**CACHE, "rules": [{**EVERY_OTHER["rules"][0], "nodes": "mid"}]}),
+        r"patches: UNet 'small v1\.5': rules\[0\]\.nodes: .*mid",
+    ),
+    "plans twice": (
+        holding(SCHEDULE, CACHE, {"kind": "feature-cache", **EVERY_OTHER}),
+        r"patches: 'small v1\.5' has two plans; leave one out",
+    ),
+    "schedules twice": (holding(SCHEDULE, SCHEDULE), "patches: UNets take turns twice; give one unet-schedule"),
+    "a package for one UNet": (
+        holding(SCHEDULE, {"kind": "deepcache-package", "interval": 3, "steps": 4}),
+        "works on one UNet, and 2 take turns here",
+    ),
+    "no config": (lambda model: (model / OTHER / "config.json").unlink(), r"small v1\.5/config\.json: no such file"),
+    "no weights": (lambda model: (model / OTHER / WEIGHTS).unlink(), r"small v1\.5: no weights"),
+    "half the weights": (
+        lambda model: (model / OTHER / WEIGHTS).write_bytes((model / OTHER / WEIGHTS).read_bytes()[:9999]),
+        "is not a whole safetensors file",
+    ),
+    "other text width": (
+        in_config(cross_attention_dim=8),
+        r"cross_attention_dim must be the same .* large has 16, small v1\.5 has 8",
+    ),
+    "other latents": (in_config(in_channels=9), r"in_channels must .* large has 4, small v1\.5 has 9"),
+    "the other's config": (
+        lambda model: shutil.copyfile(model / "unet" / "config.json", model / OTHER / "config.json"),
+        r"small v1\.5: the weights lack \S+, which config\.json asks for",
+    ),
+    "the other's weights": (
+        lambda model: shutil.copyfile(model / "unet" / WEIGHTS, model / OTHER / WEIGHTS),
+        rf"{OTHER}/{WEIGHTS}: ",
+    ),
+    "a tensor too few": (in_weights(lambda held: held.pop(KEY)), f"lack {KEY}, which config.json asks for"),
+    "a tensor of another shape": (
+        in_weights(lambda held: held.update({KEY: torch.zeros(8, 4, 1, 1)})),
+        rf"{KEY} has the shape \[8, 4, 1, 1\] where config\.json asks for \[8, 4, 3, 3\]",
+    ),
+    "a link that leaves": (
+        lambda model: ((model / OTHER / WEIGHTS).unlink(), (model / OTHER / WEIGHTS).symlink_to("/etc/hostname")),
+        "is a link that leaves",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", DAMAGED)
+def test_damaged_and_mixed_up_directories_are_refused(name: str, model: Path, tmp_path: Path) -> None:
+    damage, message = DAMAGED[name]
+    damage(copied(model, tmp_path / "model"))
+    with pytest.raises(AsdmError, match=message) as caught:
+        asdm_cli.load(str(tmp_path / "model"), "cpu")
+    assert caught.value.exit_code == 2
+    assert str(tmp_path / "model") in str(caught.value)
+
+
+def test_the_copy_that_is_damaged_was_whole(model: Path, tmp_path: Path) -> None:
+    asdm_cli.load(str(copied(model, tmp_path / "model")), "cpu")
+
+
+def test_several_cannot_be_put_together_again(model: Path, tiny_pipeline: Path) -> None:
+    pipe: Any = asdm_cli.load(str(tiny_pipeline), "cpu")
+    message = r"holds several UNets that take turns \(large, small v1\.5\); do this to one model each, then switch"
+    with pytest.raises(ModelError, match=message):
+        asdm_cli.switch(pipe, {"a": pipe.unet, "b": str(model)}, [{"unet": "a"}])
+
+
+def test_a_bare_unet_takes_turns_too(tiny_pipeline: Path, tmp_path: Path) -> None:
+    bare = tmp_path / "bare"
+    tiny.unet(tiny.shape("sd15", layers_per_block=1), 3).save_pretrained(bare)
+    record(find(str(bare)), bare, "prune")
+    model = switching(tiny_pipeline, bare, tmp_path / "model")
+    assert sorted(path.name for path in (model / OTHER).iterdir()) == ["config.json", WEIGHTS]
+    assert draw(asdm_cli.load(str(model), "cpu"), 3).isfinite().all()
