@@ -15,6 +15,7 @@ from asdm_cli.models.directory import find
 from asdm_cli.models.load import load_unet
 from asdm_cli.records import Report
 from asdm_cli.unet.flops import inputs
+from asdm_cli.unet.weights import WEIGHTS
 from tests.typed import Said, asdm
 
 CPU = torch.device("cpu")
@@ -33,6 +34,15 @@ def done(folder: Path, recipe: dict[str, Any]) -> Path:
     said = run(folder, recipe)
     assert said.code == 0, said.err
     return folder / "run"
+
+
+def learned(source: Path, folder: Path) -> Path:
+    """The run directory of its base, with weights of its own, as after some distillation."""
+    run = done(folder, {"verb": "prune", "model": str(source), "remove": "base"})
+    file, draws = run / "model/unet" / WEIGHTS, torch.Generator().manual_seed(0)
+    moved = {name: each + torch.randn(each.shape, generator=draws) / 100 for name, each in load_file(file).items()}
+    save_file(moved, file)
+    return run
 
 
 def expand(folder: Path, model: Path, **what: Any) -> Said:

@@ -18,6 +18,7 @@ from asdm_cli.models.directory import ModelDirectory, find
 from asdm_cli.models.patched import UNET, one_unet, patches_of, schedule_of, unet_files, write_patched
 from asdm_cli.models.schedulers import SCHEDULER, own_scheduler, planned_scheduler, unlike_noise
 from asdm_cli.models.write import carried_size, takes
+from asdm_cli.patches.feature_cache.hooks import resolve
 from asdm_cli.patches.unet_schedule import alone, served_by, who_serves
 from asdm_cli.recipe.load import dump_given
 from asdm_cli.recipe.patches import NULLS, FeatureCacheSpec, Part, Switching, UNetScheduleSpec, described
@@ -146,6 +147,8 @@ def _models(recipe: SwitchRecipe) -> tuple[dict[str, ModelDirectory], Setup]:
             check_unet(models[name])
             own = [spec for spec in patches_of(models[name]) if isinstance(spec, FeatureCacheSpec)]
             plans = [cache_spec(asked.plan.resolved())] if asked.plan is not None else own
+            for plan in plans:
+                resolve(plan, models[name].config(UNET))
             caches += [cache_spec(plan, name) for plan in plans]
         except AsdmError as error:
             faults.append(f"unets.{name}: {error}")
