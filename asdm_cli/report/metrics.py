@@ -114,11 +114,12 @@ def number(value: float, digits: int | None = None) -> str:
 
 
 def digits_of(record: Record) -> int | None:
-    """As many as the interval supports: the last of them is no smaller than half its width tells apart."""
+    """As many as the interval supports: half its width is told to one significant digit, or to two where it begins with
+    a 1."""
     most = metric(record.metric).digits
     half = (record.high - record.low) / 2 if record.low is not None and record.high is not None else 0.0
     if 0 < half < math.inf:
-        return min(max(0, math.ceil(-math.log10(half) - 1e-6)), 4 if most is None else most + 1)
+        return min(max(0, math.ceil(-math.log10(half / 2) - 1e-6)), 4 if most is None else most + 1)
     if most and 0 < abs(record.value) < 1:
         return min(max(most, 2 - math.floor(math.log10(abs(record.value)))), most + 2)
     return most

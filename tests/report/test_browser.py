@@ -100,7 +100,7 @@ def test_an_image_is_enlarged_and_left_by_keys(page: Any) -> None:
     page.keyboard.press("ArrowDown")
     page.keyboard.press("Escape")
     assert not dialog.is_visible()
-    assert page.evaluate("document.activeElement.querySelector('img').alt") == f"small: {made.PROMPTS[0]}"
+    page.wait_for_function(f"document.activeElement.querySelector('img').alt === 'small: {made.PROMPTS[0]}'")
     images.nth(1).click()
     dialog.get_by_role("button", name="Close").click()
     assert not dialog.is_visible()

@@ -33,8 +33,8 @@ def test_numbers(value: float, digits: int | None, text: str) -> None:
 @pytest.mark.parametrize(
     ("key", "value", "half", "text", "between"),
     [
-        ("kid", 0.43218, 0.012, "0.43", "0.42–0.44"),
-        ("kid", 0.43218, 0.0012, "0.432", "0.431–0.433"),
+        ("kid", 0.43218, 0.03, "0.43", "0.40–0.46"),
+        ("kid", 0.43218, 0.012, "0.432", "0.420–0.444"),
         ("kid", 0.001, 0.004, "0.001", "−0.003 to 0.005"),
         ("image_ms", 1622.4, 40, "1,622", "1,582–1,662"),
         ("image_ms", 12.3456, 0.0001, "12.3", "12.3–12.3"),
@@ -53,7 +53,7 @@ def test_a_figure_has_the_digits_that_its_interval_supports(
 
 
 def test_points_of_a_column_stand_below_each_other() -> None:
-    figures = [Record("a", "image_speedup", 1.5, 1.3, 1.7), Record("b", "image_speedup", 12.34, 12.33, 12.35), None]
+    figures = [Record("a", "image_speedup", 1.5, 1.3, 1.7), Record("b", "image_speedup", 12.34, 12.32, 12.36), None]
     assert column(figures) == ["1.5\u2007", "12.34", "–"]
     assert column([Record("a", "macs_g", 0.151), Record("b", "macs_g", 8.0)]) == ["0.151", "8.000"]
 
