@@ -102,12 +102,12 @@ def write_patched(
 ) -> None:
     """The model directory, anew: the first one's files, the UNets beside them that the specs name, and the specs.
 
-    Each of `others`, by the UNet's name, has one UNet; `facts` go into the history. An interrupted run may have left
-    a model here.
+    Each of `others`, by the UNet's name, has one UNet; those that lie in the first one's directory need none. `facts`
+    go into the history. An interrupted run may have left a model here.
     """
     shutil.rmtree(target, ignore_errors=True)
     assemble_directory(first, target, set(), link)
-    named = [name for name, component in unet_components(specs).items() if component != UNET]
+    named = [name for name, component in unet_components(specs).items() if component not in first.components]
     for name in named:
         folder = target / UNETS / name
         folder.mkdir(parents=True, exist_ok=True)

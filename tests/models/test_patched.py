@@ -162,8 +162,8 @@ def test_plain_diffusers_draws_as_the_first_unet_alone(model: Path, tiny_pipelin
 def test_a_plan_that_names_no_unet_is_for_all(model: Path, tmp_path: Path) -> None:
     """Whatever the order of the list."""
     folder = copied(model, tmp_path / "model")
-    pictures = []
-    for held in ([{"kind": "feature-cache", **EVERY_OTHER}, SCHEDULE], [SCHEDULE, {"kind": "feature-cache", **EVERY_OTHER}]):  # fmt: skip
+    pictures, cache = [], {"kind": "feature-cache", **EVERY_OTHER}
+    for held in ([cache, SCHEDULE], [SCHEDULE, cache]):
         edit(folder, lambda metadata, held=held: metadata.update(patches=held))
         pipe = asdm_cli.load(str(folder), "cpu")
         assert list(caches_on(pipe)) == ["large", "small v1.5"]

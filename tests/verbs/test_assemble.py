@@ -4,16 +4,13 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-import yaml
 from safetensors.torch import load_file, save_file
 
-from asdm_cli.console import console
 from asdm_cli.models.directory import find
 from asdm_cli.models.metadata import taken
 from asdm_cli.recipe.verbs import PruneRecipe
@@ -21,10 +18,10 @@ from asdm_cli.report.run_directory import Run
 from asdm_cli.unet.surgery import apply
 from asdm_cli.unet.weights import WEIGHTS
 from asdm_cli.verbs import prune
-from tests import tiny
+from tests import expanding, tiny
 from tests.apart import shared
 from tests.forking import plain
-from tests.typed import Said, asdm
+from tests.typed import Said
 
 SIDES = ["base", "base", "original", "original"]
 OPEN = [None, *SIDES[1:]]
@@ -39,31 +36,14 @@ print(picture.size, pipe.unet.config.layers_per_block)
 """
 
 
-@pytest.fixture(autouse=True)
-def _loud_again() -> Iterator[None]:
-    yield
-    console.quiet = False
-
-
 def assemble(folder: Path, *options: object, **recipe: Any) -> Said:
     """The verb on this recipe, which it writes to `folder`; a run goes to `folder / "run"`."""
-    folder.mkdir(exist_ok=True)
-    file = folder / "recipe.yaml"
-    data = {"verb": "assemble", **recipe, "out": str(folder / "run")}
-    file.write_text(yaml.safe_dump(data, sort_keys=False, width=1000))
-    return asdm("assemble", file, *options)
+    return expanding.run(folder, {"verb": "assemble", **recipe}, *options)
 
 
 @pytest.fixture(scope="module")
 def base(tiny_pipeline: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The tiny pipeline without base's layers, and with weights of its own, as after some distillation."""
-    run = tmp_path_factory.mktemp("base")
-    recipe = PruneRecipe(verb="prune", model=str(tiny_pipeline), remove="base", out="unused")
-    prune.run(prune.plan(recipe), Run(run))
-    file = run / "model/unet" / WEIGHTS
-    torch.manual_seed(0)
-    save_file({name: value + torch.randn_like(value) / 100 for name, value in load_file(file).items()}, file)
-    return run
+    return expanding.learned(tiny_pipeline, tmp_path_factory.mktemp("base"))
 
 
 @pytest.fixture(scope="module")
@@ -89,7 +69,8 @@ def weights(model: Path) -> dict[str, torch.Tensor]:
 def test_stdout_is_the_path_and_the_plan_is_told(said: tuple[Path, Said]) -> None:
     path, told = said
     assert (told.code, told.out) == (0, f"{path}\n")
-    assert "0.55 → 0.51 M parameters" in told.err, told.err
+    assert "0.514 M of 0.547 M parameters" in told.text, told.err
+    assert "Writes 2.38 MB" in told.text
     assert {each.name for each in path.iterdir()} == {".asdm", "model", "report.json", "report.html", "recipe.yaml"}
 
 
@@ -145,6 +126,18 @@ def test_all_from_one_is_that_one(tiny_pipeline: Path, tmp_path: Path) -> None:
     assert len(own) > 500
 
 
+@pytest.mark.parametrize("mid", [None, "none"])
+def test_null_is_no_mid_block_and_nothing_is_a_question(
+    mid: str | None, donors: dict[str, str], tmp_path: Path
+) -> None:
+    told = assemble(tmp_path, donors=donors, levels=SIDES, mid=mid)
+    assert told.code == 0, told.err
+    assert not any(key.startswith("mid_block") for key in weights(tmp_path / "run/model/unet"))
+    told = assemble(tmp_path, donors=donors, levels=SIDES)
+    assert told.code == 2
+    assert "mid: must be given: a donor, or none" in told.text
+
+
 def test_three_donors_blocks_and_layers(donors: dict[str, str], tmp_path: Path) -> None:
     """The third is a bare UNet of three levels; a block is given layer by layer."""
     config = tiny.SHAPES["sd15"]
@@ -196,7 +189,7 @@ def test_bare_unets_give_a_bare_unet(tmp_path: Path) -> None:
 
 
 FAULTS = [
-    ({"levels": ["base", "basse", "original", "original"]}, "recipe.yaml:7:3: levels[1]: no donor is called 'basse'"),
+    ({"levels": ["base", "basse", "original", "original"]}, "recipe.yaml:8:3: levels[1]: no donor is called 'basse'"),
     ({"mid": "orginal"}, "mid: no donor is called 'orginal' (did you mean 'original'?)"),
     ({"levels": ["base"] * 5}, "levels[4]: donor base has no level 4; its levels are 0..3"),
     ({"blocks": {"up.3": "base"}}, "blocks.up.3: levels[0] gives it already"),
@@ -205,6 +198,7 @@ FAULTS = [
     ({"levels": OPEN, "blocks": {"down.0": "base", "up.3": ["base/up.9"]}}, "must be donor/layer, as in"),
     ({"explore": {"combinations": "all"}}, "explore.budget: must be given for 'all'"),
     ({"ends": "nobody"}, "ends: no donor is called 'nobody'"),
+    ({"mid": None, "explore": {"combinations": "all", "budget": {"macs_g": 1}}}, "mid: does not go with 'explore'"),
 ]  # fmt: skip
 
 

@@ -10,7 +10,6 @@ from typing import Any
 import numpy
 import pytest
 import torch
-from asdm_cli.measure.routing import observe
 from diffusers import UNet2DConditionModel
 from PIL import Image
 from safetensors.torch import load_file, save_file
@@ -18,10 +17,14 @@ from torch import Tensor
 
 import asdm_cli
 from asdm_cli.experts.unet import expert_layers
+from asdm_cli.records import Report
+from asdm_cli.report.run_directory import read
+from asdm_cli.sampling.generate import SamplingSettings
+from asdm_cli.sampling.routing import observe
 from asdm_cli.unet.flops import macs
 from tests import expanding
 from tests.apart import shared
-from tests.expanding import answer, expand, unet
+from tests.expanding import answer, expand, figures, unet
 from tests.typed import Said
 
 INITS = ("copies", "noise", "inherited")
@@ -30,20 +33,11 @@ WAYS = [each for each in product(INITS, WEIGHTS) if each != ("copies", "sigmoid"
 """That one is refused."""
 PROMPTS = ("a fox", "two red owls")
 LOOK = {"steps": 3, "guidance": 2.0, "seed": 5}
+SETTINGS = SamplingSettings(3, 2.0, None, 5)
 
 
 def fold(folder: Path, model: Path, *options: object, **what: Any) -> Said:
     return expanding.run(folder, {"verb": "condconv-expand", "model": str(model), "fold": what}, *options)
-
-
-def report(run: Path) -> dict[str, Any]:
-    found: dict[str, Any] = json.loads((run / "report.json").read_text())
-    return found
-
-
-def table(run: Path, title: str) -> list[dict[str, Any]]:
-    rows: list[dict[str, Any]] = next(part["rows"] for part in report(run)["parts"] if part["title"] == title)
-    return rows
 
 
 @pytest.mark.parametrize("way", range(len(WAYS)))
@@ -80,8 +74,9 @@ def test_inherits_the_removed_kernels(tiny_base: Path, tiny_pipeline: Path, tmp_
         assert torch.equal(filled, kept)
     unfit = wide.get_submodule("up_blocks.2.resnets.1.conv1").weight.chunk(3)  # the removed one is wider
     assert torch.equal(unfit[0], unfit[1])
-    told = {row["part"]: row["how"] for row in table(tmp_path / "run", "What is made")}
-    assert len(told) == 24
+    told: Any = read(tmp_path / "run").facts
+    assert sum(": its own, then " in str(how) for how in told.values()) == 24
+    assert str(told["convolutions"]).startswith("24, of 3 experts each (router: time, softmax; start: inherited)")
     assert told["down.0.0.resnet conv2"] == "3 of 8 × 8 × 3 × 3: its own, then down_blocks.0.resnets.1.conv2"
     assert told["up.2.1.resnet conv1"].endswith("its own, then copies of it")
 
@@ -91,7 +86,7 @@ def test_says_what_it_costs_and_by_dry_run_writes_nothing(tiny_base: Path, tmp_p
     recipe = {"verb": "condconv-expand", "model": str(tiny_base), "expand": what}
     said = expanding.run(tmp_path, recipe, "--dry-run")
     assert (said.code, said.out) == (0, "")
-    assert "2 convolutions of 2 experts" in said.text
+    assert "2, of 2 experts each" in said.text
     assert not (tmp_path / "run").exists()
     assert expanding.run(tmp_path, recipe).code == 0
     before, after = unet(tiny_base), unet(tmp_path / "run")
@@ -99,9 +94,9 @@ def test_says_what_it_costs_and_by_dry_run_writes_nothing(tiny_base: Path, tmp_p
     assert counts[1] - counts[0] == 2 * (8 * 8 * 9 + 8 + 2 * 8 + 2)
     costs = [macs(dict(of.config), batch=2, tokens=16).total for of in (before, after)]
     assert costs[1] - costs[0] == 2 * (2 * (8 * 8 * 9 + 8) + 2 * 2 * 8), "kernels of two rows, and two routers"
-    summary = report(tmp_path / "run")["summary"]
-    assert f"{counts[0] / 1e6:.2f} → {counts[1] / 1e6:.2f} M parameters" in summary
-    assert f"({costs[1] / costs[0] - 1:+.1%})" in summary
+    report = read(tmp_path / "run")
+    assert list(figures(report, "params_m").values()) == [each / 1e6 for each in counts]
+    assert list(figures(report, "macs_g").values()) == [each / 1e9 for each in costs]
 
 
 def test_the_rest_is_copied_or_linked_and_the_history_told(
@@ -214,7 +209,7 @@ def test_constant_routers_fold_without_loss(
     assert not any(torch.equal(*layer.weight.chunk(3)[:2]) for layer in expert_layers(wide).values())
     said = fold(tmp_path, tmp_path / "wide/run", routing="constant")
     assert said.code == 0, said.err
-    assert "24 convolutions become plain. Their routing is constant: nothing changes" in said.text
+    assert read(tmp_path / "run").facts["convolutions"] == "24 become plain; their routing is constant: nothing changes"
     found = stock(tmp_path / "run/model")
     assert torch.equal(answer(found, 1), answer(wide, 1))
     torch.testing.assert_close(answer(found, 2), answer(wide, 2), atol=1e-6, rtol=1e-6)
@@ -275,7 +270,7 @@ def test_routers_that_choose_are_not_constant(tiny_experts: Path, even: Path, tm
 def test_the_mean_is_of_what_was_seen(folded: Path, tiny_experts: Path) -> None:
     """Kernels by hand, from the weights that routers give while those pictures are drawn."""
     pipe: Any = asdm_cli.load(str(tiny_experts), "cpu")
-    routing, _ = observe(pipe, PROMPTS, LOOK["steps"], LOOK["guidance"], None, LOOK["seed"])
+    routing, _ = observe(pipe, PROMPTS, SETTINGS)
     result = stock(folded / "model").state_dict()
     layers = expert_layers(pipe.unet)
     assert len(layers) == 24
@@ -291,20 +286,24 @@ def test_the_mean_is_of_what_was_seen(folded: Path, tiny_experts: Path) -> None:
 def test_the_cost_is_of_the_model_that_was_written(folded: Path) -> None:
     """Its pictures, and the figures are theirs."""
     pipe: Any = asdm_cli.load(str(folded), "cpu")
-    _, drawn = observe(pipe, PROMPTS, LOOK["steps"], LOOK["guidance"], None, LOOK["seed"])
-    shown = next(part for part in report(folded)["parts"] if part["title"] == "The same prompts and seeds")
+    _, drawn = observe(pipe, PROMPTS, SETTINGS)
+    report: Report = read(folded)
+    assert report.images is not None
+    assert report.images.prompts == list(PROMPTS)
     decibels = []
-    for pictures, again in zip(shown["pictures"], drawn, strict=True):
-        before, after = (numpy.asarray(Image.open(folded / each)).astype(float) for each in pictures)
+    for index, again in enumerate(drawn):
+        files = [folded / folder / f"{index:06}.png" for folder in report.images.folders.values()]
+        before, after = (numpy.asarray(Image.open(file)).astype(float) for file in files)
         assert numpy.array_equal(after, numpy.asarray(again).astype(float))
         decibels.append(10 * numpy.log10(255**2 / ((before - after) ** 2).mean()))
-    figures = {row["figure"]: row["psnr_db"] for row in table(folded, "What folding costs")}
-    wanted = {"mean": numpy.mean(decibels), "worst picture": min(decibels), "best picture": max(decibels)}
-    assert figures == pytest.approx({name: float(each) for name, each in wanted.items()}, abs=1e-3)
-    assert f"PSNR to the pictures with experts: {figures['mean']:.1f} dB" in report(folded)["summary"]
-    card = report(folded)["cards"]["pictures"]
-    assert (card["pictures"], card["steps"], card["guidance"], card["seed"]) == (2, 3, 2.0, 5)
-    assert any(part["title"].startswith("How the experts of") for part in report(folded)["parts"])
+    (psnr,) = (each for each in report.records if each.metric == "psnr_db")
+    found = (psnr.low, psnr.value, psnr.high)
+    assert found == pytest.approx([float(each(decibels)) for each in (min, numpy.mean, max)], abs=1e-3)
+    assert (psnr.setup, psnr.against, psnr.n) == ("folded", "with experts", 2)
+    assert report.protocols["quality"].items() >= {"pictures": 2, **LOOK}.items()
+    seen = [each for each in report.records if each.metric == "effective_experts"]
+    assert len(seen) == 24
+    assert all(1 <= each.value <= 3 + 1e-6 for each in seen)
     steps = json.loads((folded / "model/asdm.json").read_text())["history"]
     assert [step["verb"] for step in steps] == ["prune", "condconv-expand", "condconv-expand"]
     assert (steps[-1]["fold"], steps[-1]["convolutions"]) == ("mean", 24)
@@ -313,5 +312,5 @@ def test_the_cost_is_of_the_model_that_was_written(folded: Path) -> None:
 def test_a_dry_run_of_folding_tells_and_writes_nothing(tiny_experts: Path, tmp_path: Path) -> None:
     said = fold(tmp_path, tiny_experts, "--dry-run", limit=2)
     assert (said.code, said.out) == (0, ""), said.err
-    assert "24 convolutions become plain. Each router is frozen at its mean" in said.text
+    assert "24 become plain; each router is frozen at its mean" in said.text
     assert not (tmp_path / "run").exists()

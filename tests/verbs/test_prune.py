@@ -11,18 +11,19 @@ from typing import Any
 
 import pytest
 import torch
-from asdm_cli.report.document import Report, Table
 from safetensors.torch import load_file, save_file
 
 from asdm_cli.errors import AsdmError, ModelError
 from asdm_cli.models.directory import find
 from asdm_cli.recipe.verbs import PruneRecipe
+from asdm_cli.records import Report
 from asdm_cli.report.run_directory import Run, run_directory
 from asdm_cli.unet.surgery import apply
 from asdm_cli.unet.weights import WEIGHTS
 from asdm_cli.verbs import prune
 from tests import tiny
 from tests.apart import shared
+from tests.expanding import figures
 from tests.forking import plain
 from tests.typed import asdm
 
@@ -80,7 +81,7 @@ def test_by_link_weights_are_shared_and_nothing_else_and_that_is_said(tiny_pipel
 
 
 def test_the_plan_names_the_bytes_that_are_written(tiny_pipeline: Path, tmp_path: Path) -> None:
-    said = _plan(tiny_pipeline, "base").report().summary
+    said = str(_plan(tiny_pipeline, "base").report().facts["written"])
     told, same = (float(each) for each in re.findall(r"([\d.]+) MB", said))
     model = _pruned(tiny_pipeline, tmp_path / "run")
     sizes = {file.relative_to(model): file.stat().st_size / 1e6 for file in model.rglob("*") if file.is_file()}
@@ -170,19 +171,23 @@ def test_where_the_donor_lay_is_forgotten(tmp_path: Path) -> None:
 
 def test_report_adds_up(tiny_pipeline: Path) -> None:
     report = _plan(tiny_pipeline, "tiny").report()
-    blocks, made = report.parts
-    assert isinstance(blocks, Table)
-    assert isinstance(made, Table)
-    *rows, whole = blocks.rows
-    assert (whole["layers_before"], whole["layers_after"]) == (22, 9)
-    assert (whole["params_m_before"], whole["params_m_after"]) == pytest.approx((0.546588, 0.206676))
-    becomes = {row["block"]: row["becomes"] for row in rows}
-    assert [becomes[f"up.{i}"] for i in range(4)] == ["removed", "up.0", "up.1", "up.2"]
-    for figure in ("params_m_before", "params_m_after", "macs_g_before", "macs_g_after"):
-        assert sum(row[figure] or 0 for row in rows) == pytest.approx(whole[figure])
-    assert made.rows[0]["how"].startswith("down.0.1, down.1.1, down.2.1, down.2.sampler, down.3, mid, up.0, ")
-    assert "-62.2%" in report.summary
-    assert report.cards["macs"]["tokens"] == tiny.TOKENS
+    before, after = report.setups
+    params = figures(report, "params_m")
+    assert (params[before], params[after]) == pytest.approx((0.546588, 0.206676))
+    for metric in ("params_m", "macs_g"):
+        for name, whole in figures(report, metric).items():
+            blocks = [each.value for each in report.records if (each.setup, each.metric) == (name, metric) and each.of]
+            assert len(blocks) == {before: 10, after: 7}[name]
+            assert sum(blocks) == pytest.approx(whole)
+    layers = {name: sum(each.value for each in report.records if (each.setup, each.metric) == (name, "layers"))
+              for name in report.setups}  # fmt: skip
+    assert layers == {before: 22, after: 9}
+    assert figures(report, "macs_g")[after] < figures(report, "macs_g")[before]
+    renamed = {f"up.{level}": f"up.{level - 1}" for level in (1, 2, 3)}
+    assert report.facts["blocks"] == dict.fromkeys(("down.3", "mid", "up.0"), "removed") | renamed
+    removed = str(report.facts["removed"])
+    assert removed.startswith("down.0.1, down.1.1, down.2.1, down.2.sampler, down.3, mid, up.0, ")
+    assert report.protocols["macs"]["tokens"] == tiny.TOKENS
 
 
 @pytest.mark.parametrize(

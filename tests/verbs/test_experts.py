@@ -1,11 +1,8 @@
-"""Models with expert convolutions in the other verbs: assembled, pruned, taught, judged, drawn.
-
-Plans and turns are in test_experts_in_company.py, benches in tests/measure/test_expert_costs.py.
-"""
+"""Models with expert convolutions in the other verbs: assembled, pruned, taught, judged, drawn, under plans and in
+turns with others. Benches are in tests/compare."""
 
 from __future__ import annotations
 
-import json
 import os
 import signal
 from pathlib import Path
@@ -16,13 +13,17 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
+import asdm_cli
+from asdm_cli.errors import ModelError
 from asdm_cli.experts.spec import specs
-from asdm_cli.experts.unet import expert_layers
+from asdm_cli.experts.unet import ExpertUNet, expert_layers
 from asdm_cli.models.directory import find
+from asdm_cli.report.run_directory import read
 from asdm_cli.training.distillation import Distillation
 from asdm_cli.unet.weights import WEIGHTS
-from tests import expanding
+from tests import expanding, turns
 from tests.data import tars
+from tests.expanding import done, drawn, expand, on_its_own, picture
 from tests.typed import asdm
 
 BANK = "down_blocks.1.resnets.0.conv1"
@@ -33,9 +34,15 @@ def weights(model: Path) -> dict[str, Tensor]:
 
 
 def experts(folder: Path, model: Path, **what: Any) -> Path:
-    said = expanding.expand(folder, model, **what)
-    assert said.code == 0, said.err
-    return expanding.stirred(folder / "run/model")
+    run = done(folder, {"verb": "condconv-expand", "model": str(model), "expand": what})
+    return expanding.stirred(run / "model")
+
+
+def used(run: Path) -> list[float]:
+    """How many experts each router uses in effect, which are at most three."""
+    found = [each.value for each in read(run).records if each.metric == "effective_experts"]
+    assert all(1 <= each <= 3 + 1e-6 for each in found)
+    return found
 
 
 def test_assembled_of_several_kinds_each_part_stays_what_it_was(
@@ -47,7 +54,7 @@ def test_assembled_of_several_kinds_each_part_stays_what_it_was(
     models = {"stock": tiny_pipeline, "two": two, "four": four}
     sides = ["two", "four", "stock", "stock"]
     recipe = {"verb": "assemble", "donors": {name: str(model) for name, model in models.items()}}
-    run = expanding.done(tmp_path / "made", {**recipe, "levels": sides, "mid": "stock"})
+    run = done(tmp_path / "made", {**recipe, "levels": sides, "mid": "stock"})
     held = specs(find(str(run)).config("unet"))
     counts = {name: (spec.experts, spec.router) for name, spec in held.items()}
     level = {"down_blocks.0": 2, "up_blocks.3": 2, "down_blocks.1": 4, "up_blocks.2": 4}
@@ -73,7 +80,7 @@ def test_pruned_of_all_its_experts_it_is_stock_again(tiny_pipeline: Path, tmp_pa
     grown = experts(tmp_path / "grown", tiny_pipeline, experts=2, at=gone)
     assert len(expert_layers(expanding.unet(grown))) == 4
     pruned, plain = (
-        expanding.done(tmp_path / name, {"verb": "prune", "model": str(model), "remove": gone})
+        done(tmp_path / name, {"verb": "prune", "model": str(model), "remove": gone})
         for name, model in {"pruned": grown, "plain": tiny_pipeline}.items()
     )
     for file in ("model_index.json", "unet/config.json", f"unet/{WEIGHTS}"):
@@ -83,11 +90,10 @@ def test_pruned_of_all_its_experts_it_is_stock_again(tiny_pipeline: Path, tmp_pa
 
 def test_pruned_experts_follow_their_layers(tiny_experts: Path, tmp_path: Path) -> None:
     gone = ["down.2.sampler", "down.3", "mid", "up.0"]
-    pruned = expanding.done(tmp_path, {"verb": "prune", "model": str(tiny_experts), "remove": gone})
+    pruned = done(tmp_path, {"verb": "prune", "model": str(tiny_experts), "remove": gone})
     left, whole = (expert_layers(expanding.unet(model)) for model in (pruned, tiny_experts))
     moved = {name: name.replace("up_blocks.0", "up_blocks.1") for name in left if name.startswith("up_blocks.0")}
-    assert len(left) == 18
-    assert len(moved) == 4
+    assert (len(left), len(moved)) == (18, 4)
     for name, origin in {**moved, "down_blocks.2.resnets.0.conv2": "down_blocks.2.resnets.0.conv2"}.items():
         mine, theirs = left[name].state_dict(), whole[origin].state_dict()
         assert len(mine) == 5
@@ -98,11 +104,9 @@ def test_judged_with_how_they_are_used(tiny_experts: Path, tiny_base: Path, tmp_
     (tmp_path / "prompts.txt").write_text("a fox\na red apple\n")
     models = [{"name": "base", "model": str(tiny_base)}, {"name": "grown", "model": str(tiny_experts)}]
     what = {"prompts": str(tmp_path / "prompts.txt"), "metrics": ["psnr"], "steps": 2, "device": "cpu"}
-    run = expanding.done(tmp_path / "eval", {"verb": "eval", "models": models, **what})
-    parts = {part["title"]: part for part in json.loads((run / "report.json").read_text())["parts"]}
-    rows = parts["How the experts of grown are used"]["rows"]
-    assert len(rows) == 24
-    assert all(1 <= row["effective"] <= 3 + 1e-6 for row in rows)
+    run = done(tmp_path / "eval", {"verb": "eval", "models": models, **what})
+    assert len(used(run)) == 24
+    assert {each.setup for each in read(run).records if each.metric == "effective_experts"} == {"grown"}
 
 
 @pytest.fixture(scope="module")
@@ -112,7 +116,7 @@ def lesson(
     """A short distillation of copies by features, level 0 frozen, and the model that it begins with."""
     folder = tmp_path_factory.mktemp("lesson")
     tars.write(folder / "train.tar", tars.samples(*range(8)))
-    said = expanding.expand(folder, tiny_base, experts=3, donor=str(tiny_pipeline), router="both", start="copies")
+    said = expand(folder, tiny_base, experts=3, donor=str(tiny_pipeline), router="both", start="copies")
     assert said.code == 0, said.err
     recipe = {
         "verb": "distill",
@@ -132,7 +136,7 @@ def lesson(
 
 @pytest.fixture(scope="module")
 def taught(lesson: tuple[dict[str, Any], Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return expanding.done(tmp_path_factory.mktemp("taught"), lesson[0])
+    return done(tmp_path_factory.mktemp("taught"), lesson[0])
 
 
 def test_experts_learn_apart_and_frozen_ones_stay(lesson: tuple[dict[str, Any], Path], taught: Path) -> None:
@@ -150,14 +154,8 @@ def test_experts_learn_apart_and_frozen_ones_stay(lesson: tuple[dict[str, Any], 
     unet = expanding.unet(taught)
     assert len(expert_layers(unet)) == 24
     assert expanding.answer(unet).isfinite().all()
-
-
-def test_its_report_says_how_experts_are_used(taught: Path) -> None:
-    parts = {part["title"]: part for part in json.loads((taught / "report.json").read_text())["parts"]}
-    rows = parts["How the experts of experts are used"]["rows"]
-    assert len(rows) == 24
-    assert all(1 <= row["effective"] <= 3 + 1e-6 for row in rows)
     assert "it has expert convolutions" in (taught / "model/README.md").read_text()
+    assert len(used(taught)) == 24
 
 
 def test_an_interrupted_lesson_ends_the_same(
@@ -174,7 +172,7 @@ def test_an_interrupted_lesson_ends_the_same(
     monkeypatch.setattr(Distillation, "read", stop_at_the_third)
     told = expanding.run(tmp_path, lesson[0])
     assert told.code == 1
-    assert "the same command goes on there" in told.err
+    assert "the same command goes on" in told.text
     told = asdm("distill", tmp_path / "recipe.yaml")
     assert told.code == 0, told.err
     assert len(calls) == 4, "no step was done twice"
@@ -191,6 +189,77 @@ def test_drawn_and_shown(tiny_experts: Path, tmp_path: Path) -> None:
     assert shown.code == 0, shown.err
     assert "ExpertUNet" in shown.out
     counts = [int(line.split()[-1].replace(",", "")) for line in shown.out.splitlines() if "down.1 " in line]
-    assert counts
     held = sum(each.numel() for name, each in weights(tiny_experts).items() if name.startswith("down_blocks.1."))
-    assert counts[0] == held
+    assert counts[:1] == [held]
+
+
+# In company
+
+
+@pytest.mark.parametrize("interval", [1, 2])
+def test_residuals_of_experts_are_reused(tiny_pipeline: Path, tmp_path: Path, interval: int) -> None:
+    """Where conv2, which ends a resnet's branch, is a bank of equal experts, what is kept is what the plain UNet
+    keeps."""
+    assert expand(tmp_path, tiny_pipeline, experts=2, at=["down.?", "up.?"], router="time").code == 0
+    pipes: list[Any] = [asdm_cli.load(str(each), "cpu") for each in (tiny_pipeline, tmp_path / "run")]
+    assert len(expert_layers(pipes[1].unet)) == 2 * (4 * 2 + 4 * 3)
+    pictures = []
+    for pipe in pipes:
+        on_its_own(pipe.unet)
+        with asdm_cli.inherit(pipe, {"preset": "base-mask", "interval": interval}):
+            pictures.append(picture(pipe, 4))
+    assert torch.equal(*pictures)
+    assert torch.equal(pictures[0], picture(pipes[0], 4)) == (interval == 1)
+
+
+def test_a_written_plan_is_in_force(tiny_experts: Path, tmp_path: Path) -> None:
+    """Through `asdm inherit`, which measures it: what it writes draws by its plan."""
+    (tmp_path / "prompts.txt").write_text("a fox\ntwo owls\n")
+    what = {"prompts": str(tmp_path / "prompts.txt"), "plan": {"preset": "deepcache", "interval": 2}}
+    quick = {"metrics": ["psnr"], "steps": 4, "fewer_steps": [2], "repeats": 1, "warmups": 1}
+    run = done(tmp_path, {"verb": "inherit", "model": str(tiny_experts), **what, **quick})
+    pipe: Any = asdm_cli.load(str(run), "cpu")
+    assert type(pipe.unet) is ExpertUNet
+    plain = drawn(tiny_experts)
+    assert not torch.equal(picture(pipe), plain)
+    asdm_cli.remove(pipe)
+    assert torch.equal(picture(pipe), plain)
+
+
+def test_directories_of_several_unets(tiny_experts: Path, tiny_pipeline: Path, tmp_path: Path) -> None:
+    """As the first UNet and as another one; where one serves everything it is as if it were alone."""
+    alone, plain = drawn(tiny_experts), drawn(tiny_pipeline)
+    pipe: Any = asdm_cli.load(str(turns.switching(tiny_pipeline, tiny_experts, tmp_path / "both")), "cpu")
+    kinds = {name: type(unet).__name__ for name, unet in pipe.unet.unets.items()}
+    assert kinds == {"large": "UNet2DConditionModel", "small v1.5": "ExpertUNet"}
+    assert not any(torch.equal(picture(pipe), each) for each in (alone, plain))
+    for folder, pair, serves in (
+        ("other", (tiny_pipeline, tiny_experts), "small v1.5"),
+        ("first", (tiny_experts, tiny_pipeline), "large"),
+    ):
+        model = turns.switching(*pair, tmp_path / folder, parts=[{"unet": serves}])
+        pipe = asdm_cli.load(str(model), "cpu")
+        assert torch.equal(picture(pipe), alone)
+        pipe.unet.unets[serves].train().eval()  # forgets every kernel
+        assert torch.equal(picture(pipe), alone)
+
+
+def test_one_of_several_unets_is_not_expanded(tiny_experts: Path, tiny_base: Path, tmp_path: Path) -> None:
+    model = turns.switching(tiny_base, tiny_experts, tmp_path / "both")
+    said = expand(tmp_path / "no", model, at=["mid"])
+    assert (said.code, said.out) == (2, "")
+    assert "holds several UNets that take turns" in said.text
+
+
+def test_a_damaged_member_is_named(tiny_experts: Path, tiny_pipeline: Path, tmp_path: Path) -> None:
+    model = turns.switching(tiny_pipeline, tiny_experts, tmp_path / "both")
+    sorted((model / "unets" / "small v1.5").glob("*.safetensors"))[1].unlink()
+    with pytest.raises(ModelError, match=r"small v1\.5.*is missing"):
+        asdm_cli.load(str(model), "cpu")
+
+
+def test_half_precision_draws_alike(tiny_experts: Path) -> None:
+    half: Any = asdm_cli.load(str(tiny_experts), "cpu", "bfloat16")
+    found = picture(half)
+    torch.testing.assert_close(found, drawn(tiny_experts), atol=0.2, rtol=0)
+    assert torch.equal(found, picture(half))

@@ -11,19 +11,18 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from asdm_cli.measure import ways
-from asdm_cli.measure.inherit_run import Cost, Times
-from asdm_cli.report.render_json import to_json
-from tests.methods.test_distill_keys import leaves
 
+from asdm_cli.compare import run as comparing
 from asdm_cli.errors import AsdmError
+from asdm_cli.patches.base import Stats
 from asdm_cli.profiling.macs import Count, Counts
 from asdm_cli.recipe.verbs import SwitchRecipe
-from asdm_cli.report.run_directory import Run
+from asdm_cli.report.run_directory import Run, to_json
 from asdm_cli.sampling import generate
 from asdm_cli.verbs import switch
 from tests.carrying import every
 from tests.turns import pruned
+from tests.verbs.test_distill_keys import leaves
 
 PLANS = "unets.plan"
 """Its own keys are every plan's, which tests of plans look at."""
@@ -164,7 +163,7 @@ def test_the_plan_tells(key: str, base: dict[str, Any], home: Path, planned_befo
     assert planned(with_key(base, home, key, PLAN[key])) != before
 
 
-COST = Cost(Counts(4, 8, {"unet": Count(2, 1)}), (), None, served=("large",) * 4)
+COUNTED = Counts(4, 8, {"unet": Count(2, 1)}), Stats(("large",) * 4)
 
 
 def outcome(recipe: dict[str, Any], folder: Path) -> dict[str, Any]:
@@ -173,32 +172,31 @@ def outcome(recipe: dict[str, Any], folder: Path) -> dict[str, Any]:
     folder.mkdir()
     layout = generate.layout
 
-    def timed(_pipe: Any, players: Any, _style: Any, warmups: int, rounds: int) -> dict[str, Times]:
-        seen["rounds"].append((warmups, rounds))
-        return {player.name: Times([1.0], [1.0]) for player in players}
+    def timed(_session: Any, setups: Any, rounds: Any, *_: Any) -> comparing.Times:
+        seen["rounds"].append((rounds.warmups, rounds.repeats))
+        return {setup.name: {"image": [1.0], "unet": [1.0]} for setup in setups}
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(generate, "layout", lambda *given: (seen["batches"].append(given[2]), layout(*given))[1])
-        patch.setattr(ways, "cost", lambda *_: COST)
-        patch.setattr(ways, "take_turns", timed)
+        patch.setattr(comparing, "_count", lambda *_: COUNTED)
+        patch.setattr(comparing, "_timed", timed)
         patch.setattr(switch.shutil, "rmtree", lambda *_, **__: None)  # what was drawn for a search is looked at
         try:
             report = switch.run(switch.plan(SwitchRecipe.model_validate(recipe)), Run(folder))
         except AsdmError as error:
             return {"error": str(error)}
-    parts: dict[str, Any] = {part.title: part for part in report.parts}
-    rows = parts["Speed and fidelity"].rows
+    assert report.images is not None
     return {
         "error": None,
-        "figures": [{key: cell for key, cell in row.items() if key in ("psnr_db", "ssim")} for row in rows],
+        "figures": [vars(each) for each in report.records if each.protocol == comparing.QUALITY],
         "pictures": {
             str(file.relative_to(folder)): hashlib.sha256(file.read_bytes()).hexdigest()
             for file in sorted(folder.rglob("*.png"))
         },
         **seen,
-        "grid": len(parts["The same prompts and seeds"].rows),
-        "model": json.loads((folder / "model/asdm.json").read_text())["switch"],
-        "series": {point.series for part in report.parts for point in getattr(part, "points", [])},
+        "grid": len(report.images.prompts),
+        "model": json.loads((folder / "model/asdm.json").read_text())["patches"],
+        "series": {facts["series"] for facts in report.setups.values()},
     }
 
 
