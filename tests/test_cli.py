@@ -13,7 +13,6 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from asdm_cli.report.document import Column, Report, Table
 
 from asdm_cli import __main__, __version__
 from asdm_cli.cli import app, main
@@ -21,7 +20,10 @@ from asdm_cli.commands import running
 from asdm_cli.console import console, is_first
 from asdm_cli.errors import ModelError, RunError
 from asdm_cli.recipe.verbs import VERBS
-from asdm_cli.verbs import METHODS
+from asdm_cli.records import Record, Report
+from asdm_cli.report.run_directory import to_json
+from asdm_cli.verbs import verb_of
+from tests.carrying import carrying, every
 from tests.typed import asdm
 
 COMMANDS = {*VERBS, "pack", "generate", "check", "show", "schema"}
@@ -51,21 +53,24 @@ def fake_prune(monkeypatch: pytest.MonkeyPatch) -> Installer:
             plan=lambda recipe: seen.append(recipe) or SimpleNamespace(report=lambda: report("the plan")),
             run=raising if isinstance(run, BaseException) else run,
         )
-        monkeypatch.setitem(sys.modules, METHODS["prune"], fake)  # type: ignore[arg-type]
+        monkeypatch.setitem(sys.modules, "asdm_cli.verbs.prune", fake)  # type: ignore[arg-type]
         return seen
 
     return install
 
 
 def report(title: str) -> Report:
-    table = Table("figures", [Column("params_m", "parameters, M")], [{"params_m": 8.75}])
-    return Report("prune", title, "A summary.", [table])
+    return Report("prune", {"base": {}}, [Record("base", "params_m", 8.75)], facts={"title": title})
 
 
 def test_every_verb_is_a_command_with_examples() -> None:
     registered = {command.name for command in app.registered_commands}
     assert registered == COMMANDS
-    assert set(METHODS) == set(VERBS)
+    for verb in VERBS:
+        file = verb_of(verb)
+        assert callable(file.plan)
+        assert callable(file.run)
+        assert file.RESUMABLE in (True, False)
     for command in sorted(COMMANDS):
         said = asdm(command, "--help")
         assert said.code == 0
@@ -186,8 +191,8 @@ def test_schema_is_json(verb: str) -> None:
 
 
 def imported(*arguments: object) -> set[str]:
-    """The modules that a command line has imported when it ends."""
-    code = "import sys; from asdm_cli.cli import main; main(sys.argv[1:]); print(*sys.modules)"
+    """The modules that a command line has imported when it ends well."""
+    code = "import sys; from asdm_cli.cli import main; code = main(sys.argv[1:]); print(*sys.modules); sys.exit(code)"
     words = [sys.executable, "-c", code, *map(str, arguments)]
     done = subprocess.run(words, capture_output=True, text=True, check=True)
     modules = set(done.stdout.splitlines()[-1].split())
@@ -203,9 +208,13 @@ def test_help_builds_no_recipe_class() -> None:
         assert not {"yaml", "torch", "numpy", "PIL"} & modules
 
 
-def test_light_commands_import_nothing_heavy(recipe: Path, tiny_pipeline: Path) -> None:
-    for arguments in (["check", recipe], ["schema"], ["prune", "nosuch.yaml"], ["show", tiny_pipeline]):
-        assert not {"torch", "diffusers", "transformers", "accelerate"} & imported(*arguments)
+def test_light_commands_import_nothing_heavy(recipe: Path, tiny_pipeline: Path, tmp_path: Path) -> None:
+    model = carrying(tiny_pipeline, tmp_path / "model", every(2))
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run/report.json").write_text(json.dumps(to_json(report("a run"))))
+    shown = (["show", model], ["show", tmp_path / "run"], ["show", tmp_path / "run", "--format", "csv"])
+    for arguments in (["check", recipe], ["schema"], *shown):
+        assert not {"torch", "diffusers", "transformers", "accelerate", "matplotlib"} & imported(*arguments), arguments
 
 
 def test_only_the_first_process_speaks_and_writes(

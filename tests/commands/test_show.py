@@ -7,8 +7,6 @@ import re
 from pathlib import Path
 
 import pytest
-from asdm_cli.report.document import Report
-from asdm_cli.report.render_json import to_json
 from diffusers import UNet2DConditionModel
 
 from asdm_cli.cli import main

@@ -12,7 +12,6 @@ from typing import Any
 import pytest
 import torch
 import yaml
-from asdm_cli.inheritance.pipelines import engine_of
 
 import asdm_cli
 from asdm_cli.errors import AsdmError, ModelError, RunError
@@ -25,12 +24,12 @@ from asdm_cli.models.metadata import (
     read_metadata,
     record,
     refuse_changes,
-    run_time_nodes,
-    run_time_plan,
     taken,
 )
-from asdm_cli.recipe.patches import read_plan
-from tests.carrying import carrying, every
+from asdm_cli.models.patched import patches_of
+from asdm_cli.patches.feature_cache import caches_on
+from asdm_cli.recipe.patches import FeatureCacheSpec
+from tests.carrying import cache, carrying, every
 from tests.typed import asdm
 
 CPU = torch.device("cpu")
@@ -40,14 +39,24 @@ PLANS: list[dict[str, Any]] = [
     {"preset": "encoder-propagation"},
     {"rules": [], "text_once": False},
 ]
+CACHE: dict[str, Any] = {"kind": "feature-cache", "rules": []}
+
+
+def held(*patches: Any) -> str:
+    """An asdm.json of these patches."""
+    return json.dumps({"patches": patches})
+
+
 DAMAGED: dict[str, tuple[str, str]] = {
     "no JSON": ("{", "cannot be read as JSON"),
     "no mapping": ("[]", "holds a list"),
-    "a number": (json.dumps({"inherit": 3}), "inherit: must be a mapping"),
-    "unknown key": (json.dumps({"inherits": every(2)}), r"inherits: unknown key \(did you mean 'inherit'\?\)"),
-    "unknown preset": (json.dumps({"inherit": {"preset": "deepcash"}}), "did you mean 'deepcache'"),
-    "no schedule": (json.dumps({"inherit": {"rules": [{"nodes": "up.3"}]}}), r"inherit.rules\[0\].schedule: must be"),
-    "no such node": (json.dumps({"inherit": every(2, "up.9")}), r"inherit: rules\[0\].nodes: .*up\.9"),
+    "a number": (json.dumps({"patches": 3}), "patches: must be a list"),
+    "unknown key": (json.dumps({"patch": []}), r"patch: unknown key \(did you mean 'patches'\?\)"),
+    "unknown kind": (held({"kind": "feature-cash"}), "did you mean 'feature-cache'"),
+    "no kind": (held(every(2)), r"patches\[0\].kind: must be given"),
+    "no schedule": (held(CACHE | {"rules": [{"nodes": "up.3"}]}), r"patches\[0\].rules\[0\].schedule: must be"),
+    "no such node": (held(CACHE | every(2, "up.9")), r"patches: rules\[0\].nodes: .*up\.9"),
+    "of asdm 0.1": (json.dumps({"inherit": every(2)}), "is of asdm 0.1 .*write the model again with `asdm inherit`"),
     "no history": (json.dumps({"history": 3}), "history: must be a list"),
     "another's history": (json.dumps({"history": [{"verb": "a", "taken": {"a": "up.3"}}]}), "taken.a: must be a list"),
 }
@@ -55,15 +64,17 @@ DAMAGED: dict[str, tuple[str, str]] = {
 
 @pytest.mark.parametrize("plan", PLANS, ids=["rules", "preset", "own schedule", "empty"])
 def test_a_plan_is_read_back_as_it_was_written(plan: Any, tiny_pipeline: Path, tmp_path: Path) -> None:
-    directory = find(str(carrying(tiny_pipeline, tmp_path / "model", plan)))
-    nodes = run_time_nodes(directory)
-    assert nodes is not None
-    assert run_time_plan(directory) == nodes.plan == read_plan(plan)
+    assert plans(carrying(tiny_pipeline, tmp_path / "model", plan)) == [cache(plan)]
+
+
+def plans(model: Path) -> list[FeatureCacheSpec]:
+    """What a model directory carries."""
+    return list(patches_of(find(str(model))))  # type: ignore[arg-type]
 
 
 def test_a_plan_is_not_handed_on_and_the_history_is(tiny_pipeline: Path, tmp_path: Path) -> None:
     plain = find(str(tiny_pipeline))
-    assert (run_time_plan(plain), run_time_nodes(plain), history(plain)) == (None, None, [])
+    assert (plans(plain.path), history(plain)) == ([], [])
     first = find(str(carrying(tiny_pipeline, tmp_path / "first", every(2))))
     second = find(str(carrying(first.path, tmp_path / "second", every(3))))
     record(second, tmp_path, "prune", removed=["mid"])
@@ -71,7 +82,7 @@ def test_a_plan_is_not_handed_on_and_the_history_is(tiny_pipeline: Path, tmp_pat
     steps = [(step["verb"], step["source"]) for step in held["history"]]
     assert steps == [("inherit", "tiny"), ("inherit", "first"), ("prune", "second")]
     assert (list(held), held["history"][-1]["removed"]) == (["history"], ["mid"])
-    assert run_time_plan(second) == read_plan(every(3))
+    assert plans(second.path) == [cache(every(3))]
 
 
 def test_what_was_taken_from_whom_holds_until_blocks_are_renumbered(tiny_pipeline: Path, tmp_path: Path) -> None:
@@ -85,19 +96,18 @@ def test_what_was_taken_from_whom_holds_until_blocks_are_renumbered(tiny_pipelin
         record(model, model.path, verb, **facts)
         assert taken(model) == known
         assert facts.items() <= history(model)[-1].items()
-    assert read_metadata(model).inherit is None
+    assert read_metadata(model).patches == []
 
 
 def test_loading_puts_the_plan_in_force_unless_asked_not_to(tiny_pipeline: Path, tmp_path: Path) -> None:
     directory = find(str(carrying(tiny_pipeline, tmp_path / "model", every(2))))
-    engine = engine_of(load_pipeline(directory, CPU, torch.float32))
-    assert engine is not None
-    assert engine.nodes.plan == read_plan(every(2))
+    (live,) = caches_on(load_pipeline(directory, CPU, torch.float32)).values()
+    assert live.resolved.plan == cache(every(2))
     for pipe in (
-        load_pipeline(directory, CPU, torch.float32, with_plan=False),
+        load_pipeline(directory, CPU, torch.float32, with_patches=False),
         load_pipeline(find(str(tiny_pipeline)), CPU, torch.float32),
     ):
-        assert engine_of(pipe) is None
+        assert caches_on(pipe) == {}
         assert not [each for each in pipe.unet.modules() if hasattr(each, "_diffusers_hook")]
 
 
@@ -113,7 +123,7 @@ def test_a_damaged_file_is_named(name: str, tiny_pipeline: Path, tmp_path: Path)
 
 
 @pytest.mark.parametrize("verb", ["generate", "bench", "eval"])
-@pytest.mark.parametrize("name", ["unknown preset", "no such node"])
+@pytest.mark.parametrize("name", ["unknown kind", "no such node"])
 def test_a_damaged_plan_is_told_before_anything_slow(verb: str, name: str, tiny_pipeline: Path, tmp_path: Path) -> None:
     model = carrying(tiny_pipeline, tmp_path / "model", every(2))
     (model / "asdm.json").write_text(DAMAGED[name][0])
@@ -123,7 +133,7 @@ def test_a_damaged_plan_is_told_before_anything_slow(verb: str, name: str, tiny_
     words = (model, "a fox") if verb == "generate" else (tmp_path / "recipe.yaml", "--dry-run")
     said = asdm(verb, *words, "-q")
     assert (said.code, said.out, len(said.err.strip().splitlines())) == (2, "", 1)
-    assert "model/asdm.json: inherit" in said.err
+    assert "model/asdm.json: patches" in said.err
     assert not (tmp_path / "out").exists()
 
 

@@ -124,8 +124,8 @@ def test_unets_of_another_noise_do_not_take_turns_in_python(make: Make, tiny_pip
 
 
 ASKED: dict[str, tuple[str, str, dict[str, Any]]] = {
-    "eval": ("eval", "contestant 'a': sampler 'ddim'", {"sampler": "ddim"}),
-    "inherit": ("inherit", "contestant 'plain': sampler 'euler'", {"sampler": "euler"}),
+    "eval": ("eval", "a: sampler 'ddim'", {"sampler": "ddim"}),
+    "inherit": ("inherit", "plain: sampler 'euler'", {"sampler": "euler"}),
     "converged": ("inherit", "converged: sampler 'dpm++2m'", {"converged": 5}),
     "bench": ("bench", "sampler 'heun'", {"sampler": "heun"}),
     "distill": ("teacher", "teacher: ", {}),
