@@ -187,7 +187,7 @@ def _counted(name: str, counts: Counts, stats: Stats, first: Counts, against: st
 def _image_times(session: Session, setups: Sequence[Setup], rounds: Rounds, place: Place, out: Path) -> list[Record]:
     found: list[Record] = []
     for batch in sorted({1, *rounds.batches}):
-        origin = {**_rounds(rounds), "batch": batch, "setups": {one.name: one.origin() for one in setups}}
+        origin = {**_rounds(rounds), "batch": batch, "size": place.size, "setups": {one.name: one.origin() for one in setups}}
         make = lambda batch=batch: _timed(session, setups, rounds, place, batch)  # noqa: E731
         taken = kept(out / SAMPLES / f"times-{batch}.json", {**origin, "machine": _cpu(place)}, make)
         of = "" if batch == 1 else f"batch/{batch}"
@@ -217,10 +217,12 @@ def _timed(session: Session, setups: Sequence[Setup], rounds: Rounds, place: Pla
 def kept(file: Path, origin: Mapping[str, Any], make: Callable[[], Any]) -> Any:
     """What an earlier run left in `file`, if it is of this origin; else made now, and left there."""
     wanted = json.loads(json.dumps(origin))
-    if file.is_file():
+    try:
         held = json.loads(file.read_text(encoding="utf-8"))
-        if held["origin"] == wanted:
-            return held["found"]
+    except (OSError, ValueError):  # none yet, or damaged
+        held = None
+    if isinstance(held, dict) and held.get("origin") == wanted and "found" in held:
+        return held["found"]
     found = make()
     file.parent.mkdir(parents=True, exist_ok=True)
     write_json(file, {"origin": wanted, "found": found})

@@ -17,7 +17,7 @@ from asdm_cli.models.load import PIPELINES
 from asdm_cli.models.metadata import Origin, stamps
 from asdm_cli.models.patched import UNET, checked_patches, schedule_of, unet_components
 from asdm_cli.models.schedulers import SCHEDULER, planned_scheduler
-from asdm_cli.patches.base import check_patches, patch_of
+from asdm_cli.patches.base import Layer, check_patches, patch_of
 from asdm_cli.recipe.patches import FeatureCacheSpec, PatchSpec, Rules, Switching, UNetScheduleSpec
 from asdm_cli.unet.blocks import Config
 from asdm_cli.unet.flops import latent_size, parameters
@@ -82,6 +82,11 @@ class Setup:
         return schedule_of(self.patches) is None
 
     @property
+    def sees_all(self) -> bool:
+        """Whether its UNet gets every call of a generation, and whole."""
+        return all(patch_of(spec).layer >= Layer.CACHE for spec in self.patches)
+
+    @property
     def cache(self) -> FeatureCacheSpec | None:
         """Of the one UNet."""
         found = [spec for spec in self.patches if isinstance(spec, FeatureCacheSpec)]
@@ -90,7 +95,7 @@ class Setup:
     @property
     def body(self) -> tuple[Any, ...]:
         """Equal where UNet calls without patches are the same: they are measured, and in memory, only once."""
-        return ("random", str(sorted(self.config.items()))) if self.model is None else (self.model.path, self.made_of)
+        return ("random", str(sorted(self.config.items()))) if self.model is None else (self.model.path, str(self.made_of))
 
     @property
     def surroundings(self) -> tuple[int, int]:

@@ -1,0 +1,262 @@
+"""What UNet calls cost: golden counts at the real size; the records of set-ups side by side, and of plans."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import cache, partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from asdm_cli.compare import costs, run
+from asdm_cli.compare.costs import FULL, Rounds, pattern_macs, patterns
+from asdm_cli.compare.run import Measures, Place, costs_of
+from asdm_cli.compare.session import Session
+from asdm_cli.errors import RunError
+from asdm_cli.models.directory import find
+from asdm_cli.patches.feature_cache.hooks import resolve
+from asdm_cli.patches.feature_cache.plan import ResolvedPlan
+from asdm_cli.recipe.patches import read_plan
+from asdm_cli.records import Record
+from asdm_cli.unet.flops import Macs, macs
+from asdm_cli.unet.presets import preset
+from tests import tiny
+from tests.carrying import every
+from tests.compare.setups import CPU, bare, value, values, whole
+
+SD15, TINY = preset("sd15"), tiny.shape("sd15")
+TOGETHER = ["deepcache.0", "deepcache.1", "deepcache.2", "deepcache.3", "*.self", "*.cross", "*.ff", "mid"]
+"""Node sets of SD 1.x that have no node in common, so that one UNet can be counted for all of them."""
+ALONE = {"encoder": "output", "*.attn": "residual", "base": "residual"}
+"""Node sets that share nodes with those, and what they carry."""
+
+
+def resolved(plan: dict[str, Any], config: dict[str, Any] = TINY) -> ResolvedPlan:
+    return resolve(read_plan(plan), config)
+
+
+def reused_in_turn(sets: Sequence[str], carry: str = "output") -> dict[str, Any]:
+    """A rule each; all compute at call 0, then one after the other is reused for a call."""
+    calls = range(1, len(sets) + 1)
+    keys = [[0, *(call for call in calls if call != mine)] for mine in calls]
+    rules = [
+        {"nodes": each, "carry": carry, "schedule": {"mode": "explicit", "steps": steps}}
+        for each, steps in zip(sets, keys, strict=True)
+    ]
+    return {"rules": rules, "text_once": False}
+
+
+@cache
+def _counted(sets: tuple[str, ...], carry: str) -> dict[frozenset[int], Macs]:
+    return pattern_macs(SD15, resolved(reused_in_turn(sets, carry), SD15), len(sets) + 1)
+
+
+def sd15(name: str) -> tuple[Macs, Macs]:
+    """A full call of SD 1.5, and one at which this node set is reused."""
+    sets, carry = ([name], ALONE[name]) if name in ALONE else (TOGETHER, "output")
+    by_pattern = _counted(tuple(sets), carry)
+    return by_pattern[FULL], by_pattern[frozenset({sets.index(name)})]
+
+
+@pytest.mark.parametrize(("branch", "macs_g"), [(0, 20.7), (1, 57.3), (2, 98.0), (3, 132.6)])
+def test_golden_counts_of_sd_1x_under_deepcache(branch: int, macs_g: float) -> None:
+    full, inherited = sd15(f"deepcache.{branch}")
+    assert full.plain / 1e9 == pytest.approx(338.61, abs=0.01)
+    assert inherited.plain / 1e9 == pytest.approx(macs_g, abs=0.4)
+
+
+@pytest.mark.parametrize(
+    ("name", "share", "plain_share", "within"),
+    [
+        ("encoder", 32.5, 31.2, 0.2),
+        ("*.self", 21.6, 7.6, 0.2),
+        ("*.cross", 4.0, 4.2, 0.2),
+        ("*.ff", 19.1, 22.7, 0.2),
+        ("*.attn", 47.9, 38.2, 0.2),
+        ("mid", 1.5, 1.8, 0.2),
+        ("base", 34.2, 33.2, 0.7),  # all of its layers are 34.9 % and 33.9 %, of which their shortcuts still run
+    ],
+)
+def test_golden_counts_of_sd_1x_that_node_sets_save(
+    name: str, share: float, plain_share: float, within: float
+) -> None:
+    full, inherited = sd15(name)
+    saved = 100 - 100 * inherited.total / full.total, 100 - 100 * inherited.plain / full.plain
+    assert saved == pytest.approx((share, plain_share), abs=within)
+
+
+def test_patterns_count_every_call_once() -> None:
+    two = resolved({"rules": [*every(2)["rules"], *every(3, "*.cross")["rules"]]})
+    assert patterns(two, 7) == {FULL: 2, frozenset({0}): 1, frozenset({1}): 2, frozenset({0, 1}): 2}
+
+
+def test_patterns_that_are_decided_on_the_way_are_not_counted_but_costed() -> None:
+    adaptive = resolved(PLANS["adaptive"])
+    assert not patterns(adaptive, 7)
+    assert set(pattern_macs(TINY, adaptive, 7, tokens=tiny.TOKENS)) == {FULL, frozenset({0})}
+
+
+def test_a_full_call_costs_what_a_plain_one_does() -> None:
+    """But for the keys and values of the text, where they are computed once a generation."""
+    plain, shape = macs(TINY, tokens=tiny.TOKENS), {"tokens": tiny.TOKENS}
+    again = pattern_macs(TINY, resolved(every(2)), 4, **shape)
+    once = pattern_macs(TINY, resolved({**every(2), "text_once": True}), 4, **shape)
+    assert again[FULL] == plain
+    # two projections of the text to the width of each of the 16 transformers
+    widths = [8] * 5 + [16] * 5 + [32] * 6
+    assert plain.total - once[FULL].total == sum(2 * tiny.TOKENS * tiny.WIDTH * width for width in widths)
+
+
+@pytest.mark.parametrize("interval", [1, 2])
+def test_counts_without_a_device_are_those_of_an_image(tiny_pipeline: Path, interval: int) -> None:
+    plan = {**every(interval), "text_once": False}
+    setup, session = whole(tiny_pipeline, "it", plan, steps=5), Session(CPU, torch.float32)
+    image, _ = run._count(session, setup, Place(CPU, torch.float32, 32))
+    by_pattern, counts = pattern_macs(TINY, resolved(plan), 5, tokens=tiny.TOKENS), patterns(resolved(plan), 5)
+    assert sum(counts.values()) == image.calls == 5
+    assert image.components["unet"].total == 2 * sum(count * by_pattern[each].total for each, count in counts.items())
+    plain = 2 * 5 * macs(TINY, tokens=tiny.TOKENS).total
+    assert (image.components["unet"].total == plain) == (interval == 1)
+    assert image.components["unet"].total <= plain
+
+
+# Set-ups side by side -------------------------------------------------------------------------------------------------
+
+PLANS: dict[str, dict[str, Any]] = {
+    "one": every(2),
+    "two": {"rules": [*every(2, "up.3")["rules"], *every(3, "*.cross")["rules"]]},
+    "adaptive": {"rules": [{"nodes": "mid", "schedule": {"mode": "threshold", "threshold": 0.1}}]},
+}
+STEPS = {"one": 7, "two": 7, "fast image": 4}
+"""Of those of which it is known beforehand which call computes what."""
+
+
+@pytest.fixture(scope="module")
+def records(tiny_pipeline: Path, tmp_path_factory: pytest.TempPathFactory) -> list[Record]:
+    """A pipeline that draws in several ways, a UNet of another shape, and one under plans."""
+    setups = [whole(tiny_pipeline), whole(tiny_pipeline, "short", steps=2), bare("bare", "sdxl")]
+    setups += [whole(tiny_pipeline, name, plan, steps=7, draws=False) for name, plan in PLANS.items()]
+    setups.append(whole(tiny_pipeline, "fast image", every(2)))
+    with pytest.MonkeyPatch.context() as patch:
+        # test_memory has the real one; here processes would only cost time
+        patch.setattr(costs, "in_fresh_process", lambda *_: (1_000_000, 3_000_000))
+        measures = Measures(rounds=Rounds(2, 1, (2,)), unet=True)
+        place, session = Place(CPU, torch.float32, None), Session(CPU, torch.float32)
+        found, _ = costs_of(session, setups, measures, place, tmp_path_factory.mktemp("run"))
+        return found
+
+
+def of(records: Sequence[Record], metric: str, part: str = "") -> dict[str, float]:
+    return {each.setup: each.value for each in records if each.metric == metric and each.of == part}
+
+
+EVERYBODY = ["whole", "short", "bare", "one", "two", "adaptive", "fast image"]
+DRAWING = ["whole", "short", "fast image"]
+
+
+def test_everybody_is_counted_and_timed_whatever_the_batches(records: list[Record]) -> None:
+    for metric in ("params_m", "macs_g", "plain_macs_g", "weights_mb", "peak_memory_mb"):
+        assert list(of(records, metric)) == EVERYBODY, metric
+    assert set(of(records, "peak_memory_mb").values()) == {3.0}
+    for part in ("", "batch/2"):
+        assert list(of(records, "unet_ms", part)) == EVERYBODY
+        assert list(of(records, "image_ms", part)) == list(of(records, "denoising_ms", part)) == DRAWING
+        assert list(of(records, "image_speedup", part)) == DRAWING[1:]
+        assert list(of(records, "unet_speedup", part)) == EVERYBODY[1:]
+    timed = [each for each in records if each.metric in ("unet_ms", "image_ms") and each.interval]
+    assert {each.n for each in timed} == {2}
+    assert all(0 < each.low <= each.value <= each.high for each in timed)  # type: ignore[operator]
+    ratios = [each for each in records if each.metric.endswith("_speedup") and each.interval]
+    assert {each.against for each in ratios} == {"whole"}
+
+
+def test_what_an_image_takes(records: list[Record]) -> None:
+    taken = of(records, "image_macs_g")
+    assert list(taken) == DRAWING
+    assert taken["whole"] == pytest.approx(2 * taken["short"])
+    assert 0 < taken["fast image"] < taken["whole"]
+    assert of(records, "macs_share")["short"] == pytest.approx(0.5)
+    assert of(records, "calls") == {"whole": 4, "short": 2, "fast image": 4}
+    assert of(records, "latents") == {"whole": 8, "short": 4, "fast image": 8}
+    assert of(records, "full_calls") == {"fast image": 2}
+    parts = values(records, "whole", "image_macs_g", "component")
+    assert set(parts) == {"vae", "text_encoder", "unet"}
+    assert parts["unet"] == taken["whole"]
+
+
+def test_blocks_sum_to_the_call(records: list[Record]) -> None:
+    for name, blocks in {"whole": 10, "bare": 8}.items():
+        for metric in ("params_m", "macs_g"):
+            parts = values(records, name, metric, "block")
+            assert len(parts) == blocks
+            assert sum(parts.values()) == pytest.approx(value(records, name, metric))
+        assert set(values(records, name, "unet_ms", "block")) == set(values(records, name, "macs_g", "block"))
+
+
+def test_each_speedup_is_told_in_three_ways(records: list[Record]) -> None:
+    seen = 0
+    for metric in ("unet_speedup", "image_speedup"):
+        for name, ratio in of(records, metric).items():
+            assert value(records, name, "latency_cut_pct", f"of/{metric}") == pytest.approx(100 - 100 / ratio)
+            assert value(records, name, "throughput_gain_pct", f"of/{metric}") == pytest.approx(100 * ratio - 100)
+            seen += 1
+    assert seen == 6 + 2
+
+
+def test_throughput_is_a_batch_in_its_median_time(records: list[Record]) -> None:
+    for batch, part in ((1, ""), (2, "batch/2")):
+        assert of(records, "images_per_s", f"batch/{batch}").keys() == set(DRAWING)
+        for name, milliseconds in of(records, "unet_ms", part).items():
+            assert value(records, name, "steps_per_s", f"batch/{batch}") == pytest.approx(1000 * batch / milliseconds)
+
+
+def test_every_pattern_of_every_plan_is_timed_beside_the_first(records: list[Record]) -> None:
+    of_two = ["nothing", "rules[0]", "rules[0], rules[1]", "rules[1]"]
+    wanted = dict.fromkeys(("one", "adaptive", "fast image"), ["nothing", "rules[0]"]) | {"two": of_two}
+    for name, reused in wanted.items():
+        shares = values(records, name, "macs_share", "inherited")
+        assert sorted(shares) == sorted(values(records, name, "unet_ms", "inherited")) == reused
+        assert all(0 < share <= 1 and (share == 1) == (each == "nothing") for each, share in shares.items())
+    counted = {each.setup for each in records if each.metric == "calls" and each.of.startswith("inherited/")}
+    assert counted == set(STEPS), "how many calls an adaptive plan computes is not known"
+    for name, steps in STEPS.items():
+        assert sum(values(records, name, "calls", "inherited").values()) == steps
+    timed = [each for each in records if each.metric == "unet_ms" and each.of.startswith("inherited/")]
+    assert len(timed) == 2 + 4 + 2 + 2
+    assert {each.n for each in timed} == {2}
+
+
+def test_a_generation_is_the_sum_of_its_calls(records: list[Record]) -> None:
+    for name, steps in STEPS.items():
+        counts = values(records, name, "calls", "inherited")
+        whole_image = partial(value, records, name, of="generation/UNet calls")
+        for metric in ("macs_share", "time_share"):
+            each = values(records, name, metric, "inherited")
+            assert whole_image(metric) == pytest.approx(sum(counts[key] * each[key] for key in counts) / steps)
+        assert whole_image("denoising_speedup") == pytest.approx(1 / whole_image("time_share"))
+        bound = (1 - whole_image("time_share")) / (1 - whole_image("macs_share"))
+        assert whole_image("bound_share") == pytest.approx(bound)
+        assert whole_image("cache_mb") > 0
+
+
+def test_who_breaks_in_the_middle_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    real = costs._call
+
+    def call(stack: Any, session: Session, setup: Any, *given: Any) -> Any:
+        return real(stack, session, setup, *given) if setup.name == "first" else lambda: {}["kernel image is invalid"]
+
+    monkeypatch.setattr(costs, "_call", call)
+    with pytest.raises(RunError, match=r"'second': timing UNet calls, batch 1 failed \(KeyError: 'kernel image"):
+        costs.unet_calls(Session(CPU, torch.float32), [bare("first"), bare("second", "sd21")], Rounds(1, 1))
+
+
+def test_experts_are_counted_with_their_mixing(tiny_experts: Path, tiny_base: Path, tmp_path: Path) -> None:
+    setups = [whole(tiny_base, "base", steps=2), whole(tiny_experts, "experts", steps=2)]
+    found, _ = costs_of(Session(CPU, torch.float32), setups, Measures(), Place(CPU, torch.float32, 32), tmp_path)
+    for name, model in (("base", tiny_base), ("experts", tiny_experts)):
+        call = macs(find(str(model)).config("unet"), tokens=tiny.TOKENS).total / 1e9
+        assert value(found, name, "macs_g") == pytest.approx(call)
+        assert value(found, name, "image_macs_g") == pytest.approx(2 * 2 * call)
+    assert of(found, "params_m")["experts"] > of(found, "params_m")["base"]

@@ -1,0 +1,145 @@
+"""Whoever is on the stage draws so, and leaves the pipeline as it was; what waits shares its tensors."""
+
+from __future__ import annotations
+
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import replace
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from asdm_cli import inherit
+from asdm_cli.compare.session import Session, twin
+from asdm_cli.compare.setup import Setup
+from asdm_cli.models.directory import find
+from asdm_cli.patches.feature_cache.hooks import FeatureCache, cache_on
+from asdm_cli.recipe.patches import DeepCacheSpec, read_plan
+from tests import tiny
+from tests.carrying import every
+from tests.compare.setups import CPU, bare, whole
+from tests.patches import pipes
+from tests.turns import patches, pruned
+
+STEPS = 5
+needs_package = pytest.mark.skipif(find_spec("DeepCache") is None, reason="the extra `peers` is not installed")
+
+
+@pytest.fixture(scope="module")
+def session() -> Session:
+    return Session(CPU, torch.float32)
+
+
+@pytest.fixture(scope="module")
+def cast(tiny_pipeline: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Setup]:
+    """Everything that can be in force, on one model."""
+    small = pruned(tiny_pipeline, tmp_path_factory.mktemp("small") / "run")
+    plain = whole(tiny_pipeline, "plain", steps=STEPS)
+    turns = tuple(patches({"kind": "feature-cache", "unet": "small v1.5", **every(2)}))
+    return {
+        "plain": plain,
+        "sampler": replace(plain, sampler="dpm++2m"),
+        "plan": whole(tiny_pipeline, "plan", every(2), steps=STEPS),
+        "package": replace(plain, patches=(DeepCacheSpec(interval=3, branch=1, steps=STEPS),)),
+        "turns": replace(plain, patches=turns, unets={"small v1.5": find(str(small))}),
+        "made": replace(plain, make=lambda read: twin_of(read(plain.model)), made_of={"by": "a test"}),
+    }
+
+
+def twin_of(unet: Any) -> Any:
+    """A UNet that answers otherwise, made from another in memory."""
+    made = twin(unet)
+    made.conv_out.bias = torch.nn.Parameter(made.conv_out.bias + 0.1)
+    return made
+
+
+def state(pipe: Any) -> tuple[Any, ...]:
+    """Class, scheduler, UNet, and every module that is not as its class made it."""
+    changed = [
+        name
+        for name, each in pipe.unet.named_modules()
+        if getattr(each.forward, "__func__", None) is not type(each).forward
+        or hasattr(each, "_diffusers_hook")
+        or each._forward_hooks
+        or each._forward_pre_hooks
+    ]
+    return type(pipe), pipe.scheduler, pipe.unet, changed
+
+
+@pytest.mark.parametrize("fails", [False, True], ids=["ends", "fails"])
+@pytest.mark.parametrize("name", ["plain", "sampler", "plan", "turns", "made", pytest.param("package", marks=needs_package)])
+def test_afterwards_the_pipeline_is_what_it_was(
+    session: Session, cast: dict[str, Setup], name: str, fails: bool
+) -> None:
+    setup = cast[name]
+    assert setup.model is not None
+    pipe = session.pipeline(setup.model)
+    before, image = state(pipe), pipes.draw(pipe, STEPS)
+    assert before[-1] == []
+    expected: AbstractContextManager[Any] = pytest.raises(ZeroDivisionError) if fails else nullcontext()
+    with expected, session.stage(setup) as (staged, _):
+        assert staged is pipe
+        drawn = pipes.draw(pipe, STEPS)
+        assert torch.equal(drawn, image) == (name == "plain")
+        assert (state(pipe) == before) == (name == "plain")
+        if fails:
+            raise ZeroDivisionError
+    assert state(pipe) == before
+    assert torch.equal(pipes.draw(pipe, STEPS), image)
+
+
+def test_a_plan_on_the_stage_is_the_plan(session: Session, cast: dict[str, Setup]) -> None:
+    pipe = session.pipeline(cast["plain"].model)  # type: ignore[arg-type]
+    with inherit(pipe, every(2)):
+        wanted = pipes.draw(pipe, STEPS)
+    with session.stage(cast["plan"]) as (_, stats):
+        assert torch.equal(pipes.draw(pipe, STEPS), wanted)
+        assert stats().full_calls == 3
+    with session.stage(cast["turns"]) as (_, stats):
+        pipes.draw(pipe, STEPS)
+        assert set(stats().served or ()) == {"large", "small v1.5"}
+        assert list(stats().reused) == ["small v1.5"]
+
+
+@needs_package
+@pytest.mark.parametrize(("interval", "branch"), [(2, 0), (3, 1), (2, 4)])
+def test_the_package_draws_what_our_preset_draws(
+    session: Session, cast: dict[str, Setup], interval: int, branch: int
+) -> None:
+    plain = replace(cast["plain"], sampler="ddim")
+    preset = read_plan({"preset": "deepcache", "interval": interval, "branch": branch})
+    package = DeepCacheSpec(interval=interval, branch=branch, steps=STEPS)
+    images = []
+    for setup in (replace(plain, patches=(package,)), plain.with_cache("ours", preset), plain):
+        with session.stage(setup) as (pipe, _):
+            images.append(torch.cat([pipes.draw(pipe, STEPS, seed=seed) for seed in (0, 1)]))
+    theirs, ours, without = images
+    assert torch.equal(theirs, ours)
+    assert not torch.equal(ours, without)
+
+
+def test_bodies_that_are_one_share_tensors_and_hooks_are_on_nobodys_modules_but_their_own() -> None:
+    session = Session(CPU, torch.float32)
+    plain, one, other = bare("plain"), bare("one", plan=every(2)), bare("other", "sd21")
+    assert session.bare(plain) is session.bare(one)
+    assert session.bare(other) is not session.bare(plain)
+    unet = session.bare(plain)
+    mine = twin(unet)
+    held = {name: tensor.data_ptr() for name, tensor in unet.state_dict().items()}
+    assert len(held) > 300
+    assert {name: tensor.data_ptr() for name, tensor in mine.state_dict().items()} == held
+    assert not {id(each) for each in unet.modules()} & {id(each) for each in mine.modules()}
+    cache = FeatureCache(mine, read_plan(every(2)))
+    assert (cache_on(mine), cache_on(unet)) == (cache, None)
+    sample, text = torch.randn(1, 4, 8, 8), torch.randn(1, tiny.TOKENS, tiny.WIDTH)
+    with torch.no_grad(), cache.plain():
+        first, second = (each(sample, 500, text).sample for each in (unet, mine))
+    assert torch.equal(first, second)
+
+
+def test_what_is_not_reentrant_is_drawn_one_call_at_a_time(cast: dict[str, Setup]) -> None:
+    """The package keeps what it remembers of an image in the UNet."""
+    told = Session(CPU, torch.float32, [replace(cast[name], name=name) for name in ("plain", "plan", "package")])
+    assert told.reentrant == {"plain": True, "plan": True, "package": False}

@@ -1,0 +1,168 @@
+"""What is known of a set-up before its weights are read: faults, sizes, memory, and all that its images depend on."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from asdm_cli.compare import setup as module
+from asdm_cli.compare.setup import check_memory, common_size, converged, drawing, fewer_steps, misfits, weight_bytes
+from asdm_cli.errors import ModelError
+from asdm_cli.models.directory import find
+from asdm_cli.recipe.patches import read_patches, read_plan, read_switching
+from tests import tiny
+from tests.carrying import cache, carrying, every
+from tests.compare.setups import CPU, bare, whole
+from tests.turns import patches, switching
+
+
+@pytest.fixture
+def copy(tiny_pipeline: Path, tmp_path: Path) -> Path:
+    """A pipeline that a test may spoil."""
+    return Path(shutil.copytree(tiny_pipeline, tmp_path / "copy"))
+
+
+def test_fewer_steps_are_shares_of_the_plain_ones_or_those_asked_for(tiny_pipeline: Path) -> None:
+    plain = whole(tiny_pipeline, steps=50, sampler="ddim")
+    assert [each.steps for each in fewer_steps(plain, None)] == [40, 32, 25, 18, 10]
+    assert [each.steps for each in fewer_steps(replace(plain, steps=2), None)] == [1]
+    asked = fewer_steps(plain, [7, 1])
+    assert [(each.name, each.steps, each.series, each.sampler) for each in asked] == [
+        ("7 steps", 7, "fewer steps", "ddim"),
+        ("1 step", 1, "fewer steps", "ddim"),
+    ]
+    near = converged(plain, 100)
+    assert converged(plain, None) is None
+    assert near
+    assert (near.steps, near.sampler) == (100, "dpm++2m")
+
+
+def test_misfits_are_told_all_at_once(tiny_pipeline: Path) -> None:
+    plain = whole(tiny_pipeline, "a")
+    wrong = read_patches([{"kind": "feature-cache", "unet": "nobody", **every(2)}], "test")
+    two = (cache(every(2)), cache(every(3)))
+    setups = [
+        plain,
+        replace(plain, steps=2000),
+        replace(plain, name="b", patches=tuple(wrong)),
+        replace(plain, name="c", patches=two),
+        replace(plain, name="d", patches=(cache(every(2, "up.9")),)),
+    ]
+    told = misfits(setups)
+    for each in ("name 'a' is taken", "b: no UNet is called 'nobody'", "c: 'unet' has two plans", "d: rules[0].nodes"):
+        assert sum(each in fault for fault in told) == 1, (each, told)
+    assert misfits([plain, replace(plain, name="b", patches=two[:1])]) == []
+
+
+def test_sizes(tiny_pipeline: Path) -> None:
+    pipeline, unet = whole(tiny_pipeline), bare(shape="sd15")
+    assert (pipeline.latent(64), unet.latent(64)) == ((16, 16), (8, 8)), "three stages: 4 pixels per latent"
+    assert pipeline.surroundings == (4, tiny.TOKENS)
+    with pytest.raises(ModelError, match=r"'whole': size 66 is no multiple of its 4 pixels per latent; round it"):
+        pipeline.latent(66)
+    larger = replace(pipeline, name="larger", config={**pipeline.config, "sample_size": 16})
+    assert common_size(None, [pipeline]) == 32
+    assert common_size(48, [pipeline, larger]) == 48
+    with pytest.raises(ModelError, match=r"at different sizes \(whole: 32, larger: 64\); give `size`"):
+        common_size(None, [pipeline, larger])
+    with pytest.raises(ModelError, match=r"36 is no multiple of 8.*try 40"):
+        common_size(36, [pipeline])
+
+
+@pytest.mark.parametrize(("sampler", "calls"), [("own", 4), ("pndm", 5), ("heun", 7)])
+def test_calls_are_those_that_the_sampler_makes(tiny_pipeline: Path, sampler: str, calls: int) -> None:
+    assert whole(tiny_pipeline, sampler=sampler).calls == calls
+    assert bare(sampler=sampler).calls == 4
+
+
+def test_what_cannot_draw_is_refused(tiny_pipeline: Path, copy: Path) -> None:
+    with pytest.raises(ModelError, match="'bare' must be a whole StableDiffusionPipeline"):
+        drawing("bare", find(str(tiny_pipeline / "unet")))
+    config = copy / "unet/config.json"
+    config.write_text(json.dumps({**json.loads(config.read_text()), "cross_attention_dim": 24}))
+    with pytest.raises(ModelError, match=r"to_k\.weight has the shape \[8, 16\] where config\.json asks for \[8, 24\]"):
+        drawing("spoilt", find(str(copy)))
+
+
+def test_what_a_model_carries_is_in_force_and_may_be_replaced(tiny_pipeline: Path, tmp_path: Path) -> None:
+    model = carrying(tiny_pipeline, tmp_path / "model", every(2))
+    assert whole(model).cache == cache(every(2))
+    assert drawing("it", find(str(model)), carried=False).cache is None
+    other = whole(model).with_cache("other", read_plan(every(3)))
+    assert (other.name, other.patches) == ("other", (cache(every(3)),))
+    turns = whole(switching(tiny_pipeline, tiny_pipeline, tmp_path / "turns"))
+    assert list(turns.configs) == list(turns.parameters) == ["large", "small v1.5"]
+    assert (turns.one_unet, turns.cache) == (False, None)
+    ruled = turns.scheduled("ruled", read_switching({"by": "step", "parts": [{"unet": "large"}]}, "test"))
+    assert [spec.written() for spec in ruled.patches] != [spec.written() for spec in turns.patches]
+    assert len(ruled.patches) == len(turns.patches)
+    assert len(ruled.with_cache("both", read_plan(every(2))).patches) == 2
+
+
+def test_memory_is_that_of_everything_that_is_loaded(tiny_pipeline: Path) -> None:
+    unet, *others = (
+        tiny_pipeline / "unet/diffusion_pytorch_model.safetensors",
+        tiny_pipeline / "text_encoder/model.safetensors",
+        tiny_pipeline / "vae/diffusion_pytorch_model.safetensors",
+    )
+    held, around = (
+        sum(tensor.numel() for file in files for tensor in load_file(file).values()) for files in ([unet], others)
+    )
+    plain = whole(tiny_pipeline)
+    assert weight_bytes(plain, 4, CPU) == 4 * (held + around)
+    assert weight_bytes(replace(plain, draws=False), 2, CPU) == 2 * held
+    for idle, unets in (("cpu", 1), ("stay", 2)):
+        turns = replace(plain, patches=tuple(patches(idle=idle)), unets={"small v1.5": find(str(tiny_pipeline))})
+        assert weight_bytes(turns, 1, torch.device("cuda")) == unets * held + around, "those that wait are elsewhere"
+
+
+def test_too_little_memory_is_told_with_numbers_and_one_body_is_needed_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    def free(amount: int) -> None:
+        monkeypatch.setattr(module.psutil, "virtual_memory", lambda: SimpleNamespace(available=amount))
+
+    alike, other = [bare(f"plan {each}", plan=every(each)) for each in (2, 3)], bare("other", "sd21")
+    weights = [weight_bytes(each, 4, CPU) for each in (alike[0], other)]
+    free(sum(weights))
+    assert list(check_memory([*alike, other], CPU, torch.float32).values()) == weights
+    free(sum(weights) - 1)
+    told = rf"\({' '.join(['plan 2 0.00,', 'other 0.00'])}\) and 0.00 GB are free on cpu: use a smaller dtype"
+    with pytest.raises(ModelError, match=told):
+        check_memory([*alike, other], CPU, torch.float32)
+    assert check_memory([*alike, other], CPU, torch.float16)
+
+
+def test_what_is_put_together_in_memory_is_a_body_of_its_own(tiny_pipeline: Path) -> None:
+    plain = whole(tiny_pipeline)
+    one, same, other = (
+        replace(plain, make=lambda read: read, made_of={"taken": {"a": [each]}}) for each in ("up.1", "up.1", "up.2")
+    )
+    assert one.body == same.body
+    assert len({plain.body, one.body, other.body}) == 3
+
+
+def test_images_are_of_another_origin_when_anything_changes_that_they_depend_on(
+    tiny_pipeline: Path, copy: Path
+) -> None:
+    plain = whole(copy)
+    turns = replace(whole(tiny_pipeline), patches=tuple(patches()), unets={"small v1.5": find(str(copy))})
+    seen = [
+        plain.origin(),
+        *(replace(plain, **change).origin() for change in ({"steps": 5}, {"guidance": 2.0}, {"sampler": "ddim"})),
+        plain.with_cache("it", read_plan(every(2))).origin(),
+        plain.with_cache("it", read_plan(every(3))).origin(),
+        replace(plain, made_of={"taken": "all"}).origin(),
+        turns.origin(),
+    ]
+    os.utime(copy / "unet/diffusion_pytorch_model.safetensors", (1, 1))
+    seen += [plain.origin(), turns.origin()]
+    written = [json.dumps(each, sort_keys=True) for each in seen]
+    assert len(set(written)) == len(seen)
+    assert replace(plain, name="other", series="x").origin() == plain.origin()
