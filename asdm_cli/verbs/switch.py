@@ -73,7 +73,12 @@ class Plan:
         unets = [Setup(name, model, model.config(UNET), source=model.name) for name, model in self.models.items()]
         paper = [record for setup in unets for record in on_paper(setup, self.size) if not record.of]
         timelines = [who_serves(several, list(self.models))] if several else []
-        return Report("switch", {setup.name: setup.facts for setup in unets}, paper, timelines=timelines, facts=facts)
+        told = {name: {"model": model.name, **self._inherits(name)} for name, model in self.models.items()}
+        return Report("switch", told, paper, timelines=timelines, facts=facts)
+
+    def _inherits(self, name: str) -> dict[str, list[str]]:
+        caches = [spec for spec in self.setups[0].patches if isinstance(spec, FeatureCacheSpec) and spec.unet == name]
+        return {"patches": [line for spec in caches for line in spec.told()]} if caches else {}
 
     def _bytes(self) -> int:
         """Of the written model; after a search it may hold fewer of the UNets."""
