@@ -406,7 +406,7 @@ def _said(mid: Any) -> Any:
     return NONE if mid is None else mid
 
 
-Mid = Annotated[Text, BeforeValidator(_said)]
+Mid = Annotated[Text, BeforeValidator(_said, json_schema_input_type=Text | None)]
 
 
 class Budget(Strict):
