@@ -306,7 +306,7 @@ def test_files_are_never_half_there(cache: LatentCache, encoder: Encoder, monkey
         target.write_bytes(b"half")
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("safetensors.torch.save_file", full)
+    monkeypatch.setattr(caching, "save_file", full)
     with pytest.raises(OSError, match="No space"):
         built(cache, encoder)
     assert len(written) == 1

@@ -124,7 +124,7 @@ def under_way(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     seen: list[int] = []
     lock = threading.Semaphore(100)
 
-    def slow(_pipe: Any, prompts: list[str], *_: Any) -> list[Image.Image]:
+    def slow(_pipe: Any, _tokenizers: Any, prompts: list[str], *_: Any) -> list[Image.Image]:
         with lock:
             seen.append(100 - lock._value)
             time.sleep(0.05)

@@ -16,6 +16,7 @@ from asdm_cli.training.loop import Training, train
 from asdm_cli.training.sampling_order import Noise, Part
 from asdm_cli.training.student import TrainingConfig
 from asdm_cli.unet.addresses import Anatomy
+from asdm_cli.unet.feature_pairs import feature_pairs
 from asdm_cli.unet.surgery import apply
 from tests import tiny
 
@@ -95,7 +96,7 @@ def distillation(
 ) -> Any:
     """The task for several students of one teacher: BK-SDM's three losses, or `terms` in the place of the first two."""
     trees = {name: Anatomy.of(dict(unet.config)) for name, unet in {**students, "": teacher}.items()}
-    pairs = {name: taps(trees[name], trees[""], ["down.?", "up.?"]) for name in students}
+    pairs = {name: feature_pairs(trees[name], trees[""], ["down.?", "up.?"]) for name in students}
     terms = terms or [LossTerm("task", weights[0]), LossTerm("output", weights[1])]
     features = LossTerm("features", weights[2], normalise=normalise, feature_pairs=pairs)
     task = kind(samples or memory(), noise or scheduler(), [*terms, features], **settings)
