@@ -2,34 +2,31 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
-from pathlib import Path
+from contextlib import ExitStack, contextmanager, nullcontext
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from asdm_cli.measure import calibration
-from asdm_cli.measure.calibration import Calibration, Panel, calibrate, calibrated
-from asdm_cli.measure.players import PLAIN, Player
-from asdm_cli.switching.pipelines import alone, attach, switched
-from asdm_cli.switching.search import FARTHEST, GAPS, GRID
-from tests.inheritance import pipes
-from tests.inheritance.pipes import draw
-from tests.switching.parts import small, twin
 from torch import Tensor
 
 from asdm_cli.errors import RunError
 from asdm_cli.models.schedulers import SAMPLERS
+from asdm_cli.patches.feature_cache.hooks import cache_on
+from asdm_cli.patches.unet_schedule import UNetSchedule, alone, schedule_on, switch
 from asdm_cli.recipe.patches import read_plan
 from asdm_cli.sampling.generate import SamplingSettings, prompt_seed
+from asdm_cli.search.calibration import Calibration, Panel, calibrate
+from asdm_cli.search.dynamic_programme import FARTHEST, GAPS, GRID
 from tests.carrying import every
+from tests.patches import pipes
+from tests.patches.parts import small, twin
+from tests.patches.pipes import draw
 
 STEPS, GUIDANCE = 6, 3.0
-FIRST = Player("large", PLAIN, STEPS, "own", rules=alone("large"))
-STYLE = SamplingSettings(STEPS, GUIDANCE, 32, 0, "own", 4, torch.device("cpu"), torch.float32)
+SETTINGS = SamplingSettings(STEPS, GUIDANCE, 32, 0, batch=4)
 
 
 @contextmanager
@@ -38,8 +35,21 @@ def three(sampler: str = "ddim", kind: str = "text", plans: dict[str, Any] | Non
     pipe = pipes.pipe(kind, sampler)
     unets = {"large": pipe.unet, "equal": twin(kind), "small": small(kind)}
     held = {name: read_plan(plan) for name, plan in (plans or {}).items()}
-    with attach(pipe, unets, alone("large"), held):
+    with switch(pipe, unets, alone("large"), held):
         yield pipe
+
+
+def switched(pipe: Any) -> UNetSchedule:
+    found = schedule_on(pipe)
+    assert found is not None
+    return found
+
+
+def calibrated(pipe: Any, *prompts: str) -> Calibration:
+    """Of set-ups that stand on the stage already."""
+    session: Any = SimpleNamespace(stage=lambda _: nullcontext((pipe, None)))
+    first: Any = SimpleNamespace(steps=STEPS)
+    return calibrate(session, first, prompts, SETTINGS)
 
 
 @pytest.fixture(scope="module")
@@ -50,7 +60,7 @@ def pipe() -> Iterator[Any]:
 
 @pytest.fixture(scope="module")
 def found(pipe: Any) -> Calibration:
-    return calibrate(pipe, FIRST, ["a red fox", "a red fox"], STYLE)
+    return calibrated(pipe, "a red fox", "a red fox")
 
 
 @pytest.mark.parametrize(("kind", "sampler"), [*(("text", each) for each in SAMPLERS), ("xl", "euler")])
@@ -149,7 +159,7 @@ def test_means_are_over_pictures(pipe: Any, found: Calibration) -> None:
     for index in range(2):
         panel = Panel(pipe, GUIDANCE)
         with panel.listening():
-            draw(pipe, STEPS, seed=prompt_seed(STYLE.seed, index), guidance_scale=GUIDANCE)
+            draw(pipe, STEPS, seed=prompt_seed(SETTINGS.seed, index), guidance_scale=GUIDANCE)
         each.append(panel.errors["small"])
     assert found.errors["small"] == pytest.approx([(one + other) / 2 for one, other in zip(*each, strict=True)])
     assert each[0] != pytest.approx(each[1])
@@ -181,17 +191,18 @@ def test_costs_are_whole_units_rounded_up() -> None:
 def test_plans_are_in_force_while_their_unets_answer() -> None:
     """The equal one inherits at every second call: there, and only there, it errs."""
     with three(plans={"equal": every(2, "up.3")}) as pipe:
-        found = calibrate(pipe, FIRST, ["a fox"], STYLE)
-        engine = switched(pipe).engines["equal"]
-        assert [bool(resting) for resting in engine.last_steps] == [False, True] * 3
-        assert engine.current.generation is None
+        found = calibrated(pipe, "a fox")
+        cache = cache_on(switched(pipe).unets["equal"])
+        assert cache
+        assert [bool(reused) for reused in cache.stats().reused["unet"]] == [False, True] * 3
+        assert cache.thread.generation is None
     assert [error > 0 for error in found.errors["equal"]] == [False, True] * 3
     assert len(set(found.seconds["equal"])) > 1, "its calls are unlike work"
 
 
 def test_a_plan_of_the_first_is_what_the_others_are_held_against() -> None:
     with three(plans={"large": every(2, "up.3")}) as pipe:
-        found = calibrate(pipe, FIRST, ["a fox"], STYLE)
+        found = calibrated(pipe, "a fox")
     assert found.errors["large"] == [0.0] * STEPS
     assert [error > 0 for error in found.errors["equal"]] == [False, True] * 3
 
@@ -200,16 +211,4 @@ def test_a_broken_unet_is_named() -> None:
     with three() as pipe:
         switched(pipe).unets["small"].conv_out.weight.data.fill_(float("nan"))
         with pytest.raises(RunError, match=r"^UNets small: answer with what is no number"):
-            calibrate(pipe, FIRST, ["a fox"], STYLE)
-
-
-def test_what_was_found_out_is_kept_for_its_origin(
-    pipe: Any, found: Calibration, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    asked: list[Any] = []
-    monkeypatch.setattr(calibration, "calibrate", lambda *given: (asked.append(given), copy.deepcopy(found))[1])
-    file = tmp_path / "calibration.json"
-    for origin, times in (({"a": (1, 2)}, 1), ({"a": (1, 2)}, 1), ({"a": (1, 3)}, 2), ({"a": (1, 2)}, 3)):
-        assert calibrated(file, origin, pipe, FIRST, ["a fox"], STYLE) == found
-        assert len(asked) == times
-    assert [each.name for each in tmp_path.iterdir()] == ["calibration.json"]
+            calibrated(pipe, "a fox")
