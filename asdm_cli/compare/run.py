@@ -16,11 +16,10 @@ from asdm_cli.compare.session import Session, image_call, networks
 from asdm_cli.compare.setup import CONVERGED, Setup
 from asdm_cli.console import track
 from asdm_cli.errors import RunError, blame
-from asdm_cli.experts.spec import EXPERTS
 from asdm_cli.metrics.suite import MetricSettings, MetricSuite, against_real, needed
 from asdm_cli.models.metadata import stamps
 from asdm_cli.models.write import write_json
-from asdm_cli.patches.base import Stats
+from asdm_cli.patches.base import Stats, patch_of
 from asdm_cli.patches.feature_cache.plan import LETTERS, ResolvedPlan, Reused
 from asdm_cli.patches.unet_schedule import who_serves
 from asdm_cli.profiling.latency import ORDER_RULE, clocked, round_robin, stopwatch
@@ -32,6 +31,7 @@ from asdm_cli.sampling.generate import SamplingSettings, Share, draw
 from asdm_cli.sampling.image_set import ImageSet, real_origin, real_set, reconstruct
 from asdm_cli.sampling.prompts import PromptList
 from asdm_cli.sampling.routing import observe
+from asdm_cli.unet.stock import EXPERTS
 
 COST, QUALITY = "cost", "quality"
 REAL, VAE = "real pictures", "real, VAE reconstruction"
@@ -42,12 +42,13 @@ Times = dict[str, dict[str, list[float]]]
 
 @dataclass(frozen=True)
 class Measures:
-    """What is found out. `metrics` None: nothing is drawn to be judged; `rounds` None: nothing is timed.
+    """What is found out. `prompts` and `metrics` None: nothing is drawn to be judged; `rounds` None: nothing is timed.
 
     `unet`: also UNet calls, block by block, plans call by call, and memory. `baselines`: real images, and what the VAE
     makes of them, stand beside.
     """
 
+    prompts: PromptList | None = None
     metrics: MetricSettings | None = None
     rounds: Rounds | None = None
     unet: bool = False
@@ -69,7 +70,6 @@ class Place:
 
 def compare(
     setups: Sequence[Setup],
-    prompts: PromptList | None,
     measures: Measures,
     place: Place,
     out: Path,
@@ -78,7 +78,7 @@ def compare(
 ) -> Report | None:
     """The records of all that was measured, the first set-up being what others are compared with. None for processes
     but the first. Interrupted, it goes on: images, and the times of finished series, are kept in `out`."""
-    near = [measures.converged] if measures.converged else []
+    near, prompts = [measures.converged] if measures.converged else [], measures.prompts
     session = session or Session(place.device, place.dtype, [*setups, *near])
     sets: dict[str, ImageSet] = {}
     if prompts is not None and measures.metrics is not None:
@@ -88,10 +88,7 @@ def compare(
     records, timelines = costs_of(session, setups, measures, place, out)
     report = Report("", {setup.name: setup.facts for setup in setups}, under(COST, records), timelines=timelines)
     report.protocols[COST] = _cost_card(setups, measures.rounds, place)
-    if prompts is None or measures.metrics is None:
-        return report
-    _judge(report, session, setups, prompts, measures, place, out, sets)
-    return report
+    return _judged(report, session, setups, measures, place, sets) if sets else report
 
 
 def draw_all(
@@ -112,8 +109,8 @@ def draw_all(
             continue
         settings = sampling(setup, place)
         with blame(setup.name, "drawing"), session.stage(setup) as (pipe, _):
-            what, alone = f"drawing with {setup.name}", not session.reentrant.get(setup.name, True)
-            for index, image in draw(pipe, prompts.prompts, wanted, settings, reentrant=not alone, what=what):
+            what, reentrant = f"drawing with {setup.name}", all(patch_of(spec).reentrant for spec in setup.patches)
+            for index, image in draw(pipe, prompts.prompts, wanted, settings, reentrant=reentrant, what=what):
                 target.save(index, image)
     state.wait_for_everyone()
     for name, images in sets.items():
@@ -187,7 +184,12 @@ def _counted(name: str, counts: Counts, stats: Stats, first: Counts, against: st
 def _image_times(session: Session, setups: Sequence[Setup], rounds: Rounds, place: Place, out: Path) -> list[Record]:
     found: list[Record] = []
     for batch in sorted({1, *rounds.batches}):
-        origin = {**_rounds(rounds), "batch": batch, "size": place.size, "setups": {one.name: one.origin() for one in setups}}
+        origin = {
+            **_rounds(rounds),
+            "batch": batch,
+            "size": place.size,
+            "setups": {one.name: one.origin() for one in setups},
+        }
         make = lambda batch=batch: _timed(session, setups, rounds, place, batch)  # noqa: E731
         taken = kept(out / SAMPLES / f"times-{batch}.json", {**origin, "machine": _cpu(place)}, make)
         of = "" if batch == 1 else f"batch/{batch}"
@@ -297,20 +299,21 @@ def _cost_card(setups: Sequence[Setup], rounds: Rounds | None, place: Place) -> 
 # Quality --------------------------------------------------------------------------------------------------------------
 
 
-def _judge(
+def _judged(
     report: Report,
     session: Session,
     setups: Sequence[Setup],
-    prompts: PromptList,
     measures: Measures,
     place: Place,
-    out: Path,
     sets: Mapping[str, ImageSet],
-) -> None:
-    """Adds what the images are worth, real ones beside them, and which images to show."""
+) -> Report:
+    """With what the images are worth, real ones beside them, and which images to show."""
+    prompts = measures.prompts
     assert measures.metrics is not None, "asked for only where there is something to judge"
+    assert prompts is not None, "asked for only where there is something to judge"
     assert place.size is not None, "images to be judged have one size"
     settings, reference = measures.metrics, measures.reference or setups[0].name
+    out = sets[reference].folder.parents[1]
     real = real_set(prompts, place.size, out / "real") if prompts.real and against_real(settings.metrics) else None
     suite = MetricSuite(settings, prompts, reference, sets[reference], real, out, place.device)
     records: list[Record] = []
@@ -333,8 +336,8 @@ def _judge(
     report.protocols[QUALITY] = _quality_card(setups, prompts, place, suite)
     first = list(prompts.prompts[: measures.grid])
     folders = {name: images.folder.relative_to(out).as_posix() for name, images in shown.items()}
-    object.__setattr__(report, "images", Images(first, folders))
     report.notes.extend(_notes(settings, reference, len(prompts.prompts), real is not None))
+    return replace(report, images=Images(first, folders))
 
 
 def _to_converged(suite: MetricSuite, setups: Sequence[Setup], sets: Mapping[str, ImageSet]) -> list[Record]:

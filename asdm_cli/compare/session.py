@@ -30,7 +30,6 @@ class Session:
 
     def __init__(self, device: torch.device, dtype: torch.dtype, setups: Sequence[Setup] = ()):
         self.device, self.dtype = device, dtype
-        self.reentrant = {setup.name: all(patch_of(spec).reentrant for spec in setup.patches) for setup in setups}
         sizes = check_memory(setups, device, dtype) if setups else {}
         self.crowded = device.type == "cuda" and sum(sizes.values()) > 0.8 * torch.cuda.mem_get_info(device)[0]
         self._pipelines: dict[Path, Any] = {}
@@ -71,7 +70,7 @@ class Session:
     def made(self, setup: Setup) -> UNet2DConditionModel:
         """The UNet that is put together from others, whose tensors it shares."""
         assert setup.make is not None, "others have one of their own"
-        return self._once(setup.body + (setup.name,), lambda: setup.make(self.unet))  # type: ignore[misc]
+        return self._once((*setup.body, setup.name), lambda: setup.make(self.unet))  # type: ignore[misc]
 
     def turn(self, setup: Setup, name: str) -> UNet2DConditionModel:
         """One of the UNets that take turns beside the first: of another model, or of this one's `unets/`."""

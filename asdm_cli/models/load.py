@@ -15,7 +15,6 @@ from diffusers.pipelines.pipeline_utils import DiffusionPipeline
 from transformers import CLIPModel, CLIPTokenizer
 
 from asdm_cli.errors import ModelError
-from asdm_cli.experts.spec import EXPERTS
 from asdm_cli.experts.unet import ExpertUNet, build
 from asdm_cli.models.check import check_clip, check_drawing, check_parts, check_unet, read_with
 from asdm_cli.models.directory import CONFIG, ModelDirectory, find
@@ -24,6 +23,7 @@ from asdm_cli.models.schedulers import SCHEDULER, own_scheduler, unlike_noise
 from asdm_cli.patches.base import Load, patch_of, put_on
 from asdm_cli.patches.unet_schedule import ScheduleHandle, check_free, check_rules, switch
 from asdm_cli.recipe.patches import Idle, PatchSpec, Rules, Switching
+from asdm_cli.unet.stock import EXPERTS
 from asdm_cli.unet.weights import inside, read_mapping
 
 Module = TypeVar("Module", bound=torch.nn.Module)

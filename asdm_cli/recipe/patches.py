@@ -25,9 +25,9 @@ from pydantic import (
 )
 from pydantic_core import PydanticCustomError
 
+from asdm_cli.recipe import MOST
 from asdm_cli.recipe.messages import did_you_mean, faults_inside, got, one_of, validated
 from asdm_cli.recipe.schema import (
-    MOST,
     Above,
     Distinct,
     Inner,
@@ -506,7 +506,7 @@ def unknown_unets(parts: list[Part], known: list[str], way: Inner = ("parts",)) 
             yield (*way, index, "unet"), f"no UNet is called {got(part.unet)}{hint}"
 
 
-# Patches ---------------------------------------------------------------------------------------------------------------
+# Patches --------------------------------------------------------------------------------------------------------------
 
 KINDS: dict[str, type[PatchSpec]] = {}
 """Every kind of patch: a class below `PatchSpec` adds itself."""

@@ -19,10 +19,14 @@ PARTS = {
     "batch": "Images at once",
     "split": "The parts of the data apart",
     "component": "Components",
-    "call": "UNet calls",
-    "removed": "What was removed",
+    "unet": "UNets that take turns",
+    "inherited": "UNet calls of the plans",
+    "generation": "A generation under the plans",
+    "of": "The ratios in the other ways that they are published in",
+    "calibrated": "What UNets cost and err",
+    "budget": "Searched schedules",
     "loss": "Where the losses ended",
-    "expert": "How experts are used",
+    "router": "How experts are used",
 }
 """What the parts of a kind are called together."""
 WHO = ("contestants", "setups")

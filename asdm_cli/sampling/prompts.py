@@ -57,8 +57,8 @@ class PromptList:
         """The last so many; their title says which."""
         begin = max(0, len(self.prompts) - count)
         name = f"{self.name}, {begin} to {len(self.prompts) - 1}"
-        few = {"prompts": self.prompts[begin:], "about": self.about[begin:], "distinct": len(self.prompts) - begin}
-        return replace(self, name=name, **few)
+        kept, about = self.prompts[begin:], self.about[begin:]
+        return replace(self, name=name, prompts=kept, about=about, distinct=len(kept))
 
 
 def read_prompts(source: str, limit: int | None = None, per_prompt: int = 1) -> PromptList:

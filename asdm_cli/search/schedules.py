@@ -66,7 +66,7 @@ def name_of(budget: float) -> str:
     return f"{SEARCHED} {budget:g}"
 
 
-def search(
+def search(  # noqa: PLR0913 - what a search depends on, each by its name
     session: Session,
     asked: Search,
     first: Setup,
@@ -87,7 +87,7 @@ def search(
     alone = next(iter(calibration.errors))
     whole = choices.cost((alone,) * choices.calls)
     scheduler = planned_scheduler(first.model, first.sampler, first.steps)  # type: ignore[arg-type]
-    named = {served_by(rules, scheduler): name for name, rules in reversed(fixed.items())}
+    named = {served_by(rules, scheduler): name for name, rules in reversed(list(fixed.items()))}
     found = _found(choices, whole, asked) | named
     widest = max(asked.budgets) * whole + SLACK
     tried = [schedule for schedule in found if choices.cost(schedule) <= widest]

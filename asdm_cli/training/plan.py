@@ -108,7 +108,8 @@ class DistillPlan:
         steps = f"{self.recipe.steps:,} steps of {self.recipe.batch} samples at {self.resolution} pixels"
         carried = sum(carried_size(student.directory, {"unet"}) for student in self.students)
         size = takes(sum(student.checkpoint.size for student in self.students), carried)
-        facts = {"learn": f"{names}, from {teacher}", "for": steps, "data": str(self.cache()), "written": size}
+        facts: dict[str, object] = {"learn": f"{names}, from {teacher}", "for": steps, "data": str(self.cache())}
+        facts["written"] = size
         facts |= {"students": [str(student) for student in self.students], "losses": [str(term) for term in self.terms]}
         setups = {student.name: {"model": student.directory.name} for student in self.students}
         parameters = [Record(student.name, "params_m", student.parameters / 1e6) for student in self.students]

@@ -71,7 +71,7 @@ def records(plan: DistillPlan, lines: Sequence[Line], seconds: Mapping[str, floa
 
 def report(plan: DistillPlan, found: Sequence[Record], card: Card, looks: Mapping[str, Mapping[int, str]]) -> Report:
     """`looks[student][step]`: the folder of its images, below the run directory; of many, some from first to last."""
-    folders = {}
+    folders: dict[str, str] = {}
     for name, by_step in looks.items():
         steps = sorted(by_step)
         if len(steps) > SHOWN:

@@ -15,7 +15,7 @@ COUNTED = "multiply-accumulates of one UNet call, attention's matmuls (QK^T and 
 PROTOCOL = "macs"
 
 
-def change(
+def change(  # noqa: PLR0913 - two models, and what to say of them
     verb: str,
     source: ModelDirectory,
     configs: tuple[Config, Config],

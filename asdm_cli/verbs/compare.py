@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -88,11 +89,11 @@ def run(plan: Plan, run: Run) -> Report:
     device, dtype = place(recipe.device, recipe.dtype, state)
     judged = isinstance(recipe, EvalRecipe)
     seed, batch = (recipe.seed, recipe.batch) if isinstance(recipe, EvalRecipe) else (0, 16)
-    measures = Measures(plan.metrics, plan.rounds, unet=not judged)
+    measures = Measures(plan.prompts, plan.metrics, plan.rounds, unet=not judged)
     if isinstance(recipe, EvalRecipe):
         measures = replace(measures, reference=recipe.reference or "", grid=recipe.grid)
     where = Place(device, dtype, plan.size, seed, batch)
-    report = compare(plan.setups, plan.prompts, measures, where, run.path, state)
+    report = compare(plan.setups, measures, where, run.path, state)
     if report is not None:
         report.notes.extend(plan.notes)
     return finished(report, recipe.verb)
@@ -141,7 +142,7 @@ def _setups(models: Sequence[Contestant], recipe: BenchRecipe | EvalRecipe, imag
     found: list[Setup] = []
     faults: list[str] = []
     for asked in models:
-        settings = {
+        settings: dict[str, Any] = {
             "sampler": asked.sampler or recipe.sampler,
             "steps": asked.steps or recipe.steps,
             "guidance": asked.guidance or recipe.guidance,
@@ -156,7 +157,7 @@ def _setups(models: Sequence[Contestant], recipe: BenchRecipe | EvalRecipe, imag
     return found
 
 
-def _of_shape(asked: Contestant, settings: dict[str, object]) -> Setup:
+def _of_shape(asked: Contestant, settings: dict[str, Any]) -> Setup:
     """Random weights: a shape, less what is removed, with experts."""
     config = random_config(asked.random or "", asked.remove)
     told = [f"random {without_place(asked.random or '')}"]
@@ -169,10 +170,10 @@ def _of_shape(asked: Contestant, settings: dict[str, object]) -> Setup:
         config = expand(config, spec, wanted.at, donor).config
         told.append(f"with {asked.expand.experts} experts by {asked.expand.router}")
     source, patches = " ".join(told), _patches(asked, ())
-    return Setup(asked.name, None, config, patches, source=source, draws=False, **settings)  # type: ignore[arg-type]
+    return Setup(asked.name, None, config, patches, source=source, draws=False, **settings)
 
 
-def _of_model(asked: Contestant, images: bool, settings: dict[str, object]) -> Setup:
+def _of_model(asked: Contestant, images: bool, settings: dict[str, Any]) -> Setup:
     directory = find(asked.model or "")
     draws = images and directory.is_pipeline
     if draws and (kind := directory.index["_class_name"]) not in PIPELINES:
@@ -184,7 +185,7 @@ def _of_model(asked: Contestant, images: bool, settings: dict[str, object]) -> S
         check_unet(directory)
         own, source = patches_of(directory), without_place(asked.model or "")
         config = directory.config(UNET)
-        setup = Setup(asked.name, directory, config, own, source=source, draws=False, **settings)  # type: ignore[arg-type]
+        setup = Setup(asked.name, directory, config, own, source=source, draws=False, **settings)
     setup = replace(setup, patches=_patches(asked, setup.patches))
     if asked.unets:
         setup = replace(setup, unets=_unets(directory, asked))

@@ -123,7 +123,8 @@ def run(plan: Plan, run: Run) -> Report:
     records = [Record(**each) for each in kept(file, origin, timed)]
     slow = _slow(plan, records)
     fast = [setup for setup in setups if setup.name not in slow]
-    report = compare(fast, plan.prompts, Measures(plan.metrics, grid=explore.grid), where, run.path, state, session)
+    measures = Measures(plan.prompts, plan.metrics, grid=explore.grid)
+    report = compare(fast, measures, where, run.path, state, session)
     if report is None:
         return Report("assemble")
     report.records.extend(under(COST, [record for record in records if record.setup not in slow]))
@@ -196,7 +197,7 @@ def distinct(plan: Plan) -> tuple[list[Setup], list[str]]:
     return setups, same
 
 
-def _combinations(
+def _combinations(  # noqa: PLR0913 - what is sorted, each by its name
     recipe: AssembleRecipe,
     explore: Explore,
     donors: Mapping[str, Donor],

@@ -163,7 +163,7 @@ class ResolvedPlan:
         return states
 
     def roles(self, states: Mapping[str, str], stored: frozenset[str]) -> dict[str, int]:
-        """Module -> STORE, REUSE or SKIP, for UNet calls with these states; `stored` are modules that are read later."""
+        """Module -> STORE, REUSE or SKIP, for UNet calls with these states; `stored` modules are read later."""
         roles: dict[str, int] = {}
         for address, state in states.items():
             if state == UNREAD and address in self.flow.reads:

@@ -154,7 +154,7 @@ class CacheState:
 
     @staticmethod
     def of(resolved: ResolvedPlan, trajectory: Trajectory) -> CacheState:
-        axes = {"step", *(rule.coordinate for rule in resolved.plan.rules)}
+        axes: set[str] = {"step", *(rule.coordinate for rule in resolved.plan.rules)}
         places = {axis: [float(place) for place in trajectory.places(axis)] for axis in axes}
         return CacheState(trajectory.plan or resolved.steps(trajectory.calls), trajectory, places)
 
