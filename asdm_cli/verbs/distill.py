@@ -22,11 +22,12 @@ from asdm_cli.models.schedulers import training_scheduler
 from asdm_cli.models.write import assemble_directory, write_config
 from asdm_cli.profiling.machine import machine
 from asdm_cli.recipe.schema import referenced_paths
-from asdm_cli.records import Report
+from asdm_cli.records import Record, Report
 from asdm_cli.report.run_directory import TRAINING, Run
 from asdm_cli.sampling.generate import SamplingSettings, draw
 from asdm_cli.sampling.image_set import ImageSet
 from asdm_cli.sampling.processes import processes
+from asdm_cli.sampling.routing import layers_of, observe
 from asdm_cli.training.distillation import Distillation
 from asdm_cli.training.loop import LOG, TRACKERS, read_log, train
 from asdm_cli.training.plan import DistillPlan, StudentModel, make_plan
@@ -65,11 +66,13 @@ def run(plan: DistillPlan, run: Run) -> Report:
         home = homes[student.name]
         with trainer.ema_weights() as module:
             _write_model(student, module, home)
+            routing = _routing(plan, student, module, state)
         model = home.path / "model"
         facts = {key: card[key] for key in IN_HISTORY} | {"frozen_tensors": len(student.frozen)}
         teacher = plan.teacher.name if plan.teacher else None
         record(student.directory, model, "distill", teacher=teacher, **facts)
         model_card(plan, student, found, card).save(model / "README.md")
+        found += routing
         if len(plan.students) > 1:  # each becomes a run directory of its own
             mine = [each for each in found if each.setup == student.name]
             own = {student.name: {step: _below(home.path, look) for step, look in looks[student.name].items()}}
@@ -126,6 +129,17 @@ def _draw(pipe: Any, plan: DistillPlan, folder: Path, name: str, unet: nn.Module
     settings = SamplingSettings(look.steps, look.guidance, plan.resolution, seed, batch=count)
     for index, image in draw(pipe, look.prompts, range(count), settings):
         kept.save(index, image)
+
+
+def _routing(plan: DistillPlan, student: StudentModel, unet: nn.Module, state: PartialState) -> list[Record]:
+    """How a student's experts are used on the prompts of the looks; nothing where it has none."""
+    look = plan.recipe.validation
+    if not look.prompts or not layers_of(unet):
+        return []
+    pipe: Any = load_pipeline(plan.host, state.device, torch.float32, with_unet=False)
+    pipe.unet = unet
+    settings = SamplingSettings(look.steps, look.guidance, plan.resolution, plan.recipe.seed)
+    return list(observe(pipe, look.prompts, settings)[0].records(student.name))
 
 
 def _looks(plan: DistillPlan, home: Path) -> dict[int, ImageSet]:
