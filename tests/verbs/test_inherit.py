@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +28,7 @@ from tests.expanding import done, figures
 from tests.expanding import run as ran
 from tests.forking import plain
 from tests.typed import Said, asdm
+from tests.verbs.conftest import Drawing
 
 PLAN = every(2, "up.3", order=1)
 LEVELS = {"levels": {"last": {"nodes": "up.3"}, "cross": {"nodes": "*.cross"}}, "intervals": [2, 3]}
@@ -251,85 +252,32 @@ def test_fewer_steps_are_chosen_where_none_are_named(
 # Going on
 
 
-class Stopped(Exception):
-    pass
-
-
-def stop(*_: object, **__: object) -> Any:
-    raise Stopped
-
-
-@pytest.fixture
-def count(monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """The index of every picture that is drawn from now on."""
-    indices: list[int] = []
-    real = comparing.draw
-
-    def counted(*args: Any, **more: Any) -> Iterator[tuple[int, Image.Image]]:
-        for index, picture in real(*args, **more):
-            indices.append(index)
-            yield index, picture
-
-    monkeypatch.setattr(comparing, "draw", counted)
-    return indices
-
-
 def drawn(folder: Path) -> dict[str, bytes]:
     return {str(file.relative_to(folder)): pixels(file) for file in sorted((folder / "samples").rglob("*.png"))}
 
 
 def test_an_interrupted_run_goes_on_and_ends_with_the_same_pictures(
-    settings: dict[str, Any], run: Path, tmp_path: Path, count: list[int], monkeypatch: pytest.MonkeyPatch
+    settings: dict[str, Any], run: Path, tmp_path: Path, drawing: Drawing, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     file = tmp_path / "recipe.yaml"
     file.write_text(yaml.safe_dump({**settings, "plan": PLAN, "out": str(tmp_path / "run")}))
-    counted = comparing.draw
-
-    def killed(*args: Any, **more: Any) -> Iterator[tuple[int, Image.Image]]:
-        for index, picture in counted(*args, **more):
-            if len(count) == 4:
-                raise KeyboardInterrupt
-            yield index, picture
-
-    with monkeypatch.context() as broken:
-        broken.setattr(comparing, "draw", killed)
-        assert asdm("inherit", file).code == 130
+    drawing.before = 4
+    assert asdm("inherit", file).code == 130
     assert len(drawn(tmp_path / ".run.partial")) == 3
     with monkeypatch.context() as broken:
-        broken.setattr(comparing, "_timed", stop)
+        broken.setattr(comparing, "_timed", None)
         assert asdm("inherit", file).code == 1
     assert not (tmp_path / "run").exists()
-    assert sorted(count[4:]) == [0, 1, 1], "only what was missing"
-    count.clear()
+    assert sorted(drawing.indices[4:]) == [0, 1, 1], "only what was missing"
+    drawing.indices.clear()
     with monkeypatch.context() as broken:
-        broken.setattr(comparing, "_judge", stop)
+        broken.setattr(comparing, "_judge", None)
         assert asdm("inherit", file).code == 1
-    monkeypatch.setattr(comparing, "_timed", stop)
+    monkeypatch.setattr(comparing, "_timed", None)
     assert asdm("inherit", file).code == 0, "after an end behind the timing, which is not done again"
-    assert count == []
+    assert drawing.indices == []
     assert drawn(tmp_path / "run") == drawn(run)
     assert (tmp_path / "run/model/asdm.json").read_text() == (run / "model/asdm.json").read_text()
-
-
-@pytest.mark.parametrize(
-    ("changes", "indices"),
-    [({"plan": every(3)}, [0, 1]), ({"steps": 5}, [0, 1] * 2), ({"fewer_steps": [3]}, [0, 1]), ({}, [])],
-    ids=["plan", "steps", "fewer steps", "nothing"],
-)
-def test_pictures_of_another_plan_are_not_gone_on_with(
-    recipe: Callable[..., InheritRecipe],
-    tmp_path: Path,
-    count: list[int],
-    changes: dict[str, Any],
-    indices: list[int],
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    monkeypatch.setattr(comparing, "costs_of", stop)
-    for asked, wanted in (({}, [0, 1] * 3), (changes, indices)):
-        count.clear()
-        with pytest.raises(Stopped):
-            inherit.run(inherit.plan(recipe(**{"plan": PLAN, **asked})), Run(tmp_path))
-        assert count == wanted
 
 
 def test_every_way_to_draw_in_one_report(recipe: Callable[..., InheritRecipe], tmp_path: Path) -> None:

@@ -32,6 +32,7 @@ from tests.expanding import figures
 from tests.expanding import run as ran
 from tests.turns import pruned
 from tests.typed import Said, asdm
+from tests.verbs.conftest import Drawing
 
 PROMPTS = ["a fox", "an owl", "a cup", "a tree"]
 PARTS = [{"unet": "small", "until": 500.0}, {"unet": "large"}]
@@ -120,7 +121,7 @@ def draw(pipe: Any) -> numpy.ndarray:
 
 def test_stdout_is_the_path_and_the_rest_is_told_to_people(said: tuple[Path, Said], run: Path) -> None:
     assert (said[1].code, said[1].out) == (0, f"{run}\n")
-    assert all(words in said[1].text for words in ("Who serves which call", "small until timestep 500, then large"))
+    assert all(words in said[1].text for words in ("Who serves which call", "ssll", "small until timestep 500"))
     found = {each.name for each in run.iterdir()}
     assert found >= {"model", "report.json", "report.html", "recipe.yaml", "samples", "recipes"}
     assert "search" not in found, "pictures of schedules that were not chosen are of no use"
@@ -268,7 +269,7 @@ def test_dry_run_shows_who_serves_what_and_writes_nothing(settings: dict[str, An
     more = {"parts": PARTS, "search": {"prompts": 1}, "out": str(tmp_path / "run")}
     told = ran(tmp_path, {**settings, **more}, "--dry-run")
     assert (told.code, told.out) == (0, "")
-    wanted = ("ssll", "searched 0.9", "small until timestep 500, then large", "Who serves which call", "parameters")
+    wanted = ("ssll", "searched 0.9", "small until timestep 500", "Who serves which call", "parameters")
     assert all(words in told.text for words in wanted), told.text
     assert [each.name for each in tmp_path.iterdir()] == ["recipe.yaml"]
 
@@ -329,7 +330,7 @@ def test_names_are_taken_once(recipe: Callable[..., SwitchRecipe]) -> None:
 def test_a_budget_that_nothing_keeps_to_ends_the_run_before_it_draws(
     recipe: Callable[..., SwitchRecipe], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(comparing, "draw", stop)
+    monkeypatch.setattr(comparing, "draw", None)
     asked = recipe(search={"budgets": [0.9, 0.1, 0.05], "prompts": 1, "nulls": False})
     message = r"search.budgets: no schedule of these UNets keeps to 0.1, 0.05 of the first.* takes 0.50 "
     with pytest.raises(RunError, match=message):
@@ -339,79 +340,25 @@ def test_a_budget_that_nothing_keeps_to_ends_the_run_before_it_draws(
 # Going on
 
 
-class Stopped(Exception):
-    pass
-
-
-def stop(*_: object, **__: object) -> Any:
-    raise Stopped
-
-
-@pytest.fixture
-def count(monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """The index of every picture that is drawn from now on."""
-    indices: list[int] = []
-    real = comparing.draw
-
-    def counted(*args: Any, **more: Any) -> Iterator[tuple[int, Image.Image]]:
-        for index, picture in real(*args, **more):
-            indices.append(index)
-            yield index, picture
-
-    monkeypatch.setattr(comparing, "draw", counted)
-    return indices
-
-
 @pytest.mark.usefixtures("_uncounted")
 def test_an_interrupted_run_goes_on(
-    settings: dict[str, Any], tmp_path: Path, count: list[int], monkeypatch: pytest.MonkeyPatch
+    settings: dict[str, Any], tmp_path: Path, drawing: Drawing, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """In the search's pictures, then in those of the measurement, then in the timing."""
     file = tmp_path / "recipe.yaml"
     more = {"search": {"budgets": [0.8], "prompts": 1}, "fewer_steps": [], "out": str(tmp_path / "run")}
     file.write_text(yaml.safe_dump({**settings, **more}))
-    counted = comparing.draw
-
-    def killed(*args: Any, **more: Any) -> Iterator[tuple[int, Image.Image]]:
-        for index, picture in counted(*args, **more):
-            if len(count) == 2:
-                raise KeyboardInterrupt
-            yield index, picture
-
-    with monkeypatch.context() as broken:
-        broken.setattr(comparing, "draw", killed)
-        assert asdm("switch", file).code == 130
+    drawing.before = 2
+    assert asdm("switch", file).code == 130
     calibrated = tmp_path / ".run.partial/search/calibration.json"
     held = calibrated.read_bytes()
-    monkeypatch.setattr(schedules, "calibrate", stop)
-    count.clear()
+    monkeypatch.setattr(schedules, "calibrate", None)
     with monkeypatch.context() as broken:
-        broken.setattr(comparing, "_timed", stop)
+        broken.setattr(comparing, "_timed", None)
         assert asdm("switch", file).code == 1
     sought = len([each for each in calibrated.parent.iterdir() if each.is_dir()])
-    assert len(count) == sought - 1 + 3 * 2, "all but the first of the search's, and large, small, searched"
+    wanted = 2 + sought - 1 + 3 * 2
+    assert len(drawing.indices) == wanted, "all but the first of the search's, and large, small, searched"
     assert calibrated.read_bytes() == held
-    count.clear()
     assert asdm("switch", file).code == 0, "after an end in the middle of the timing"
-    assert count == []
-
-
-@pytest.mark.parametrize(
-    ("changes", "drawn"),
-    [({"parts": [{**PARTS[0], "until": 700}, PARTS[1]]}, 2), ({"steps": 5}, 6), ({}, 0)],
-    ids=["parts", "steps", "nothing"],
-)
-def test_pictures_of_another_schedule_are_not_gone_on_with(
-    recipe: Callable[..., SwitchRecipe],
-    tmp_path: Path,
-    count: list[int],
-    changes: dict[str, Any],
-    drawn: int,
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    monkeypatch.setattr(comparing, "costs_of", stop)
-    for asked, wanted in (({}, 6), (changes, drawn)):
-        count.clear()
-        with pytest.raises(Stopped):
-            switch.run(switch.plan(recipe(**{"parts": PARTS, "fewer_steps": [], **asked})), Run(tmp_path))
-        assert len(count) == wanted
+    assert len(drawing.indices) == wanted
