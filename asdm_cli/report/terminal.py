@@ -81,7 +81,8 @@ def _grid(table: Table, spreads: bool = True) -> Group:
         if column.number:
             grid.add_column(head, justify="right", vertical="bottom", no_wrap=True)
         else:
-            grid.add_column(head, vertical="bottom", max_width=WIDEST, overflow="fold")
+            most = WIDEST if grid.show_header else None
+            grid.add_column(head, vertical="bottom" if most else "top", max_width=most, overflow="fold")
     for row in table.rows:
         texts = [Text(cell.text.replace("\n", ", "), "bold green" if cell.best else "") for cell in row]
         between = [f"  {cell.spread}" if cell.spread and spreads else "" for cell in row]

@@ -312,5 +312,5 @@ def test_the_cost_is_of_the_model_that_was_written(folded: Path) -> None:
 def test_a_dry_run_of_folding_tells_and_writes_nothing(tiny_experts: Path, tmp_path: Path) -> None:
     said = fold(tmp_path, tiny_experts, "--dry-run", limit=2)
     assert (said.code, said.out) == (0, ""), said.err
-    assert "24 become plain; each router is frozen at its mean" in said.text
+    assert "convolutions 24 become plain; each router is frozen at its mean" in said.text
     assert not (tmp_path / "run").exists()
