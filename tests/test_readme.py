@@ -41,6 +41,7 @@ SMALL: dict[str, list[str]] = {
     ],
     "distill-sd15-base": ["steps=1", "batch=2", "validation.steps=2"],
     "eval-sd15": ["limit=1", "steps=2", "bootstrap=10", "metrics=[psnr]"],
+    "eval-pocket-together": ["limit=1", "steps=2", "repeats=1", "bootstrap=10", "metrics=[psnr]", "fewer_steps=[1]"],
     "eval-pocket": ["limit=4", "steps=2", "bootstrap=10", "metrics=[kid, clip_score]"],
     "inherit-pocket-block": ["limit=1", "steps=2", "repeats=1", "metrics=[psnr]", "fewer_steps=[1]"],
     "inherit-pocket-layer": ["limit=1", "steps=2", "repeats=1", "metrics=[psnr]", "fewer_steps=[1]", "sweep=[]"],
@@ -67,6 +68,10 @@ ONCE = {("README.md", "run-pocket"): "docs/run.md runs it"}
 GIVEN: dict[str, list[str]] = {
     "docs/prune.md": ["asdm prune recipes/prune-pocket-base.yaml --set model=PATH --out runs/sd15-base"],
     "docs/experts.md": [
+        "asdm prune recipes/prune-pocket-base.yaml",
+        "asdm distill recipes/distill-pocket-base.yaml",
+    ],
+    "docs/measure.md": [
         "asdm prune recipes/prune-pocket-base.yaml",
         "asdm distill recipes/distill-pocket-base.yaml",
     ],
@@ -107,7 +112,7 @@ def workshop(tiny_pipeline: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     shipped = str(drawings.shard(tmp_path / "few" / "shipped.tar", 6))
     monkeypatch.setattr(shards, "SHIPPED", dict.fromkeys(shards.SHIPPED, shipped))
     monkeypatch.setattr("asdm_cli.verbs.run.run_stage", in_this_process)
-    monkeypatch.setattr("asdm_cli.measure.bench.in_fresh_process", lambda _name, work, *given: work(*given))
+    monkeypatch.setattr("asdm_cli.compare.costs.in_fresh_process", lambda _name, work, *given: work(*given))
     return tmp_path
 
 
