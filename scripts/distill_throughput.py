@@ -28,8 +28,6 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from asdm_cli.measure.processes import processes
-from asdm_cli.training.distill_plan import make_plan
 from diffusers import DDPMScheduler
 from diffusers.training_utils import EMAModel
 

@@ -16,7 +16,6 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from asdm_cli.unet.expansion import expand
 from diffusers import UNet2DConditionModel
 
 from asdm_cli.experts import layer

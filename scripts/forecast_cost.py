@@ -14,13 +14,13 @@ from statistics import median
 from typing import Any
 
 import torch
-from asdm_cli.inheritance.engine import Engine
-from asdm_cli.inheritance.generation import Generation, Memory
-from asdm_cli.verbs.bench import random_config
 
 from asdm_cli.models.load import DTYPES
+from asdm_cli.patches.feature_cache.hooks import FeatureCache
+from asdm_cli.patches.feature_cache.state import FeatureHistory
 from asdm_cli.recipe.patches import read_plan
 from asdm_cli.unet.flops import inputs, meta_unet
+from asdm_cli.verbs.compare import random_config
 
 PLANS: dict[str, dict[str, Any]] = {
     "deepcache 0": {"preset": "deepcache"},
@@ -38,9 +38,9 @@ def main(shape: str = "sd15", dtype: str = "bfloat16", rows: str = "2") -> None:
     for name, plan in PLANS.items():
         features = _features(shape, plan, int(rows), DTYPES[dtype])
         for order in (0, 1, 2):
-            memories = [Memory(order) for _ in features]
-            keep, hand_on = _seconds(memories, features)
-            held = sum(part.nbytes for each in memories for part in each.differences or ())
+            histories = [FeatureHistory(order) for _ in features]
+            keep, hand_on = _seconds(histories, features)
+            held = sum(each.nbytes for each in histories)
             print(
                 f"{name:18} {order:5} {len(features):8} {held / 1e6:8.1f} {1e3 * keep:8.2f} {1e3 * hand_on:10.2f}",
                 flush=True,
@@ -51,27 +51,25 @@ def _features(shape: str, plan: dict[str, Any], rows: int, dtype: torch.dtype) -
     """Random ones in place of everything that the plan keeps."""
     config = random_config(shape, None)
     unet = meta_unet(config)
-    engine = Engine(unet, read_plan(plan))
-    with torch.no_grad(), engine.generation(2):
+    cache = FeatureCache(unet, read_plan(plan))
+    with torch.no_grad(), cache.generation(2):
         unet(**{**inputs(config, batch=rows), "timestep": 500})
-        generation = engine.current.generation
-        assert isinstance(generation, Generation), "the call has begun it"
-        kept = [memory.differences for memory in generation.memory.values()]
+        kept = [history.differences for module in cache.thread.step.memory.values() for history in module.present]
     return [torch.randn(each[0].shape).to(dtype) for each in kept if each]
 
 
-def _seconds(memories: list[Memory], features: list[torch.Tensor]) -> tuple[float, float]:
+def _seconds(histories: list[FeatureHistory], features: list[torch.Tensor]) -> tuple[float, float]:
     """Medians: of keeping all features at a key step, and of handing all on at the call after it."""
     keeping, handing = [], []
     for call in range(0, 2 * ROUNDS, 2):
         start = time.perf_counter()
-        for memory, feature in zip(memories, features, strict=True):
-            memory.prepare(call, keeps=True)
-            memory.keep(feature)
+        for history, feature in zip(histories, features, strict=True):
+            history.prepare(call, stores=True)
+            history.store(feature)
         kept = time.perf_counter()
-        for memory in memories:
-            memory.prepare(call + 1, keeps=False)
-            memory.hand_on()
+        for history in histories:
+            history.prepare(call + 1, stores=False)
+            history.value()
         handing.append(time.perf_counter() - kept)
         keeping.append(kept - start)
     return median(keeping), median(handing)

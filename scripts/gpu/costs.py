@@ -18,13 +18,16 @@ from statistics import median
 from typing import Any
 
 import torch
-from asdm_cli.inheritance.engine import Engine
-from asdm_cli.measure.contestants import _twin
-from asdm_cli.measure.players import ASDM, DEEPCACHE, PLAIN, Player, on_stage, require_package
 from diffusers import DDIMScheduler, StableDiffusionPipeline
 
+from asdm_cli.compare.session import twin
+from asdm_cli.compare.setup import cache_spec
 from asdm_cli.errors import AsdmError
 from asdm_cli.models.load import random_unet
+from asdm_cli.patches.base import Trajectory, applied, patch_of
+from asdm_cli.patches.feature_cache.hooks import FeatureCache
+from asdm_cli.patches.feature_cache.state import CacheState
+from asdm_cli.recipe.patches import DeepCacheSpec, PatchSpec, read_plan
 from asdm_cli.unet.flops import inputs, latent_size
 from scripts.gpu.results import Results
 from scripts.gpu.ways import GROUPS, STEPS, Way, label
@@ -57,22 +60,23 @@ class Body:
     """A way's UNet with its plan on it, around weights that it shares with others of its shape."""
 
     def __init__(self, way: Way, weights: torch.nn.Module, tiny: bool):
-        self.way, self.config, nodes = way, way.config(tiny), way.nodes(tiny)
-        self.unet = _twin(weights)
+        self.way, self.config, resolved = way, way.config(tiny), way.resolved(tiny)
+        self.unet = twin(weights)
         if way.compiled:
             backend = {"mode": way.compiled} if CUDA else {"backend": "eager"}
             self.unet = torch.compile(self.unet, **backend)
-        self.engine = Engine(self.unet, nodes) if nodes else None
+        self.cache = FeatureCache(self.unet, resolved) if resolved else None
         self.begin: list[float] = []
         self.peaks: dict[int, float | None] = {}
         self.first = 0.0
-        if self.engine and not way.compiled:
-            self.engine.begin = partial(self._begin, self.engine.begin)
+        if self.cache and not way.compiled:
+            self.cache.begin = partial(self._begin, self.cache.begin)
 
-    def _begin(self, begin: Callable[..., None], *given: Any) -> None:
+    def _begin(self, begin: Callable[[Trajectory], CacheState], trajectory: Trajectory) -> CacheState:
         start = time.perf_counter()
-        begin(*given)
+        state = begin(trajectory)
         self.begin.append(time.perf_counter() - start)
+        return state
 
     @torch.no_grad()
     def round(self, images: int) -> dict[str, float]:
@@ -81,11 +85,11 @@ class Body:
         call = partial(
             self.unet, **inputs(self.config, rows, latent_size(self.config), 77, DEVICE, DTYPE), return_dict=False
         )
-        if self.engine is None:
+        if self.cache is None:
             return {"full": seconds(call)}
-        course = self.engine.nodes.course(STEPS).digest()
-        names = ["first", *(label(course.resting(number)) for number in range(1, course.calls))]
-        with self.engine.generation(course, lambda _name, calls, _first: range(calls)):
+        steps = self.cache.resolved.steps(STEPS).digest()
+        names = ["first", *(label(steps.reused(number)) for number in range(1, steps.calls))]
+        with self.cache.generation(Trajectory(steps.calls, lambda *_: range(steps.calls), plan=steps)):
             return {name: seconds(call) for name in names}
 
     def peak(self, images: int) -> float | None:
@@ -170,7 +174,7 @@ class Measuring:
                 "counts": counts,
                 "generation_s": sum(count * ms[name] for name, count in counts.items()) / 1e3,
                 "peak_mb": body.peaks.get(images),
-                "cache_mb": body.engine.last_cache_bytes / 1e6 if body.engine else 0.0,
+                "cache_mb": (body.cache.stats().cache_bytes or 0) / 1e6 if body.cache else 0.0,
                 "begin_ms": 1e3 * median(body.begin) if body.begin else None,
                 "first_round_s": body.first,
             }
@@ -199,7 +203,7 @@ def whole(measuring: Measuring) -> None:
         vae=None,
         text_encoder=None,
         tokenizer=None,
-        unet=_twin(plain.unet),
+        unet=twin(plain.unet),
         scheduler=DDIMScheduler(
             beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", clip_sample=False, steps_offset=1
         ),
@@ -211,31 +215,31 @@ def whole(measuring: Measuring) -> None:
     text = inputs(plain.config, 1, None, 77, DEVICE, DTYPE)["encoder_hidden_states"]
     fastest = min(whole_unet, key=lambda row: row["generation_s"])["way"]["name"]
     best = next(way for way in measuring.bodies if way.name == fastest)
-    players = [
-        Player("plain", PLAIN, STEPS, "ddim"),
-        Player(best.name, ASDM, STEPS, "ddim", nodes=best.nodes(measuring.tiny)),
-    ]
-    players.append(Player("fewer steps", PLAIN, STEPS // 2, "ddim"))
-    try:
-        require_package()
-        players.append(Player("DeepCache package", DEEPCACHE, STEPS, "ddim", package=(3, 0)))
-    except AsdmError as error:
-        measuring.results.put("DeepCache package", str(error))
-    times: dict[str, list[float]] = {player.name: [] for player in players}
+    setups: dict[str, tuple[int, list[PatchSpec]]] = {
+        "plain": (STEPS, []),
+        best.name: (STEPS, [cache_spec(read_plan(best.plan))]),
+        "fewer steps": (STEPS // 2, []),
+    }
+    package = DeepCacheSpec(interval=3, steps=STEPS)
+    if faults := patch_of(package).check({"unet": plain.config}, []):
+        measuring.results.put("DeepCache package", "\n".join(faults))
+    else:
+        setups["DeepCache package"] = (STEPS, [package])
+    times: dict[str, list[float]] = {name: [] for name in setups}
     for number in range(4):
-        for player in players if time.monotonic() < measuring.end else ():
-            with on_stage(pipe, player):
+        for name, (steps, specs) in setups.items() if time.monotonic() < measuring.end else ():
+            with applied(pipe, [patch_of(spec) for spec in specs], lambda _: pipe.unet):
                 draw = partial(
                     pipe,
                     prompt_embeds=text,
                     negative_prompt_embeds=text,
-                    num_inference_steps=player.steps,
+                    num_inference_steps=steps,
                     generator=torch.Generator().manual_seed(0),
                     output_type="latent",
                 )
                 taken = seconds(draw)
             if number:
-                times[player.name].append(taken)
+                times[name].append(taken)
                 measuring.results.put("whole", {name: median(each) for name, each in times.items() if each})
 
 

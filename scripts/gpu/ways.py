@@ -6,13 +6,12 @@ from collections import Counter
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from asdm_cli.inheritance.course import Nodes, Resting
-from asdm_cli.measure.plan_times import FULL, pattern_macs, patterns
-
+from asdm_cli.compare.costs import FULL, pattern_macs, patterns
 from asdm_cli.experts.convert import expand
 from asdm_cli.experts.spec import Spec
+from asdm_cli.patches.feature_cache.hooks import resolve
+from asdm_cli.patches.feature_cache.plan import ResolvedPlan, Reused
 from asdm_cli.recipe.patches import read_plan
-from asdm_cli.unet.addresses import Anatomy
 from asdm_cli.unet.flops import macs
 from asdm_cli.unet.presets import preset
 from asdm_cli.unet.surgery import remove
@@ -51,26 +50,26 @@ class Way:
         config = remove(stock, self.removed).config if self.removed else stock
         return expand(config, Spec(4, self.router, "softmax"), None, stock).config if self.router else config
 
-    def nodes(self, tiny: bool = False) -> Nodes | None:
+    def resolved(self, tiny: bool = False) -> ResolvedPlan | None:
         """Raises AsdmError for what this version has no plan for."""
-        return Nodes(read_plan(self.plan), Anatomy.of(self.config(tiny))) if self.plan else None
+        return resolve(read_plan(self.plan), self.config(tiny)) if self.plan else None
 
     def counts(self, tiny: bool = False) -> dict[str, int]:
         """How many calls of a generation are of which pattern."""
-        nodes = self.nodes(tiny)
-        found: Counter[Resting] = patterns(nodes, STEPS) if nodes else Counter({FULL: STEPS})
+        resolved = self.resolved(tiny)
+        found: Counter[Reused] = patterns(resolved, STEPS) if resolved else Counter({FULL: STEPS})
         return {label(pattern): count for pattern, count in found.items()}
 
     def generation_macs(self, tiny: bool = False) -> float:
         """Multiply-accumulates of a generation, one latent a row."""
-        nodes, config = self.nodes(tiny), self.config(tiny)
-        if nodes is None:
+        resolved, config = self.resolved(tiny), self.config(tiny)
+        if resolved is None:
             return self.rows * STEPS * macs(config).total
-        each = {label(pattern): cost.total for pattern, cost in pattern_macs(config, nodes, STEPS).items()}
+        each = {label(pattern): cost.total for pattern, cost in pattern_macs(config, resolved, STEPS).items()}
         return self.rows * sum(count * each[pattern] for pattern, count in self.counts(tiny).items())
 
 
-def label(pattern: Resting) -> str:
+def label(pattern: Reused) -> str:
     return "+".join(f"rule {rule}" for rule in sorted(pattern)) or "full"
 
 
