@@ -13,13 +13,13 @@ from typing import Any
 import pytest
 import torch
 import yaml
-from asdm_cli.report.render_json import from_json
 from safetensors.torch import load_file, save_file
 
 from asdm_cli.console import console
 from asdm_cli.models.directory import find
 from asdm_cli.models.write import partial_path
-from asdm_cli.report.run_directory import Run, is_run
+from asdm_cli.records import Report
+from asdm_cli.report.run_directory import Run, is_run, read
 from asdm_cli.training import checkpoints
 from asdm_cli.training.distillation import Distillation
 from asdm_cli.training.loop import read_log
@@ -30,8 +30,8 @@ from tests.data import tars
 from tests.typed import Said, asdm
 
 STEPS = 6
-PARTS = {"Where it ended", "Where the time went", "base while it learned"}
-CURVES = {"loss", "task", "output", "features", "lr", "gradient norm", "task held out", "output held out"}
+LEARNED = {"loss", "task", "output", "features", "task_held_out", "output_held_out"}
+PHASES = {"data", "teacher", "students forward", "students backward", "optimizer", "running mean"}
 ALL = ["down.?", "mid", "up.?", "conv_in", "conv_out", "conv_norm_out", "time_embedding"]
 UNET = Path("model/unet") / WEIGHTS
 
@@ -106,12 +106,17 @@ def run(said: tuple[Path, Said]) -> Path:
     return path
 
 
-def part(run: Path, title: str) -> dict[str, Any]:
-    return next(each for each in json.loads((run / "report.json").read_text())["parts"] if each["title"] == title)
-
-
 def history(run: Path) -> list[dict[str, Any]]:
     return json.loads((run / "model/asdm.json").read_text())["history"]
+
+
+def pictures(home: Path, report: Report) -> list[str]:
+    """What they are of; all of them are there."""
+    assert report.images
+    count = len(report.images.prompts)
+    for folder in report.images.folders.values():
+        assert len(list((home / folder).glob("*.png"))) == count == 2, folder
+    return list(report.images.folders)
 
 
 def same_unet(ours: Path, theirs: Path) -> bool:
@@ -178,17 +183,18 @@ def test_history_card_report_and_log_tell_how_it_was_made(run: Path, tiny_base: 
     losses = ("task, weight 1.0;", "features, weight 1.0, base down.0=down.0", "| task_held_out, at the end |")
     for words in ("\n# base\n", "distilled from tiny", "train-0.tar", f"| steps | {STEPS} |", *losses):
         assert words in card, words
-    report = json.loads((run / "report.json").read_text())
-    assert from_json(report).verb == "distill"
-    assert {each["title"] for each in report["parts"]} == PARTS | CURVES
-    assert [step for step, _ in part(run, "task")["lines"]["base"]] == [2, 4, 6]
-    pictures = part(run, "base while it learned")["pictures"]
-    assert len(pictures) == 2
-    assert all((run / picture).is_file() for row in pictures for picture in row)
-    (row,) = part(run, "Where it ended")["rows"]
-    assert {"task", "output", "features", "task_held_out", "output_held_out"} <= row.keys()
-    phases = {each["phase"] for each in part(run, "Where the time went")["rows"]}
-    assert {"data", "teacher", "students forward", "students backward", "optimizer", "running mean"} <= phases
+    report = read(run)
+    ends = {each.metric for each in report.records if each.at is None and not each.of}
+    steps = {each.metric: [] for each in report.records if each.at is not None}
+    for each in report.records:
+        assert (each.protocol, each.setup) == ("training", "base")
+        if each.at is not None:
+            steps[each.metric].append(each.at)
+    assert (report.verb, set(report.setups), ends) == ("distill", {"base"}, LEARNED)
+    assert steps.keys() == LEARNED | {"lr", "gradient_norm"}
+    assert (steps["task"], steps["task_held_out"]) == ([2, 4, 6], [4, 6])
+    assert PHASES <= {each.of.removeprefix("phase/") for each in report.records if each.metric == "step_ms"}
+    assert pictures(run, report) == ["step 4", "step 6"]
     assert "<svg" in (run / "report.html").read_text()
     lines = read_log(run / "log.jsonl")
     assert [line["step"] for line in lines if "loss" in line] == [2, 4, 6]
@@ -206,12 +212,12 @@ def test_several_students_become_run_directories(
         own = home / "students" / name
         assert is_run(own)
         assert find(str(own)).path == own / "model"
-        (row,) = part(own, "Where it ended")["rows"]
-        assert row["name"] == name
-        pictures = [each for line in part(own, f"{name} while it learned")["pictures"] for each in line]
-        assert len(pictures) == 4
-        assert all((own / picture).is_file() for picture in pictures), pictures
-    assert {row["name"] for row in part(home, "Where it ended")["rows"]} == {"base", "small"}
+        report = read(own)
+        assert set(report.setups) == {each.setup for each in report.records} == {name}
+        assert len(pictures(own, report)) == 2
+    report = read(home)
+    assert set(report.setups) == {"base", "small"} <= {each.setup for each in report.records}
+    assert len(pictures(home, report)) == 4
     assert same_unet(run, home / "students/base"), "company changes nothing"
 
 
@@ -226,8 +232,8 @@ def test_a_dry_run_tells_and_writes_nothing(recipe: dict[str, Any], tmp_path: Pa
     cache = tmp_path / "cache"
     told = distill(tmp_path / "dry", {**recipe, "data": {**recipe["data"], "cache_folder": str(cache)}}, "--dry-run")
     assert (told.code, told.out) == (0, "")
-    for words in ("down.0", "up.3", "base learn from tiny", "to be made"):
-        assert words in told.err, words
+    for words in ("down.0", "up.3", "base, from tiny", "to be made"):
+        assert words in told.text, words
     assert not cache.exists()
     assert [each.name for each in (tmp_path / "dry").iterdir()] == ["recipe.yaml"]
 

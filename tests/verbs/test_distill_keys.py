@@ -147,7 +147,7 @@ def with_key(base: dict[str, Any], home: Path, key: str, value: Any) -> dict[str
 def planned(recipe: dict[str, Any]) -> Any:
     """What a dry run says, or why there is none."""
     try:
-        return distill.plan(DistillRecipe.model_validate(recipe)).report().summary
+        return str(distill.plan(DistillRecipe.model_validate(recipe)).report())
     except AsdmError as error:
         return error
 
