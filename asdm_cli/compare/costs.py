@@ -188,7 +188,7 @@ def pattern_macs(config: dict[str, Any], resolved: ResolvedPlan, calls: int, **s
 def plan_calls(session: Session, setups: Sequence[Setup], rounds: Rounds) -> list[Record]:
     """UNet calls of set-ups with a plan, of each pattern, beside plain ones of the first set-up of one UNet, in turn;
     and over a generation what is saved of the bound. Nothing where none has a plan."""
-    planned = [setup for setup in setups if setup.cache is not None]
+    planned = [setup for setup in setups if setup.cache is not None and setup.sees_all]
     if not planned:
         return []
     first = next(setup for setup in setups if setup.one_unet)
@@ -243,7 +243,7 @@ def _evenly(steps: Any) -> Trajectory:
     return Trajectory(steps.calls, lambda *_: range(steps.calls), plan=steps)
 
 
-def _of_plan(
+def _of_plan(  # noqa: PLR0913 - what was measured of a plan, and beside what
     setup: Setup,
     cache: FeatureCache,
     taken: Mapping[Reused, list[float]],

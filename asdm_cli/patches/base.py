@@ -1,5 +1,6 @@
 """Patches: what changes how a pipeline draws. They stand in layers, whatever the order in which they are given:
-guidance, which UNet serves, what a UNet's features are computed from. Each layer tells the next which calls it will see.
+guidance, which UNet serves, what a UNet's features are computed from. Each layer tells the next which calls it will
+see.
 
 A generation is one call of a pipeline. It is opened here, and calls are counted here: several UNet calls at one
 timestep (views of a panorama, a guidance that calls alone) are streams, each with a state of its own.
@@ -7,6 +8,7 @@ timestep (views of a panorama, a guidance that calls alone) are streams, each wi
 
 from __future__ import annotations
 
+import atexit
 import sys
 import threading
 from abc import ABC, abstractmethod
@@ -18,9 +20,9 @@ from fractions import Fraction
 from functools import partial, reduce
 from importlib import import_module
 from operator import or_
-from types import TracebackType
+from types import FrameType, TracebackType
 from typing import Any, ClassVar, Generic, Self, TypeVar
-from weakref import ref
+from weakref import WeakSet, ref
 
 from diffusers import UNet2DConditionModel
 from diffusers.hooks import HookRegistry, ModelHook
@@ -30,7 +32,7 @@ from torch import Tensor, nn
 
 from asdm_cli.errors import ModelError
 from asdm_cli.patches.noise import coordinates
-from asdm_cli.recipe.patches import PatchSpec
+from asdm_cli.recipe.patches import NULLS, PatchSpec
 from asdm_cli.records import Timeline
 
 MARK = "_asdm_patches"
@@ -120,7 +122,10 @@ class Stats:
     @property
     def full_calls(self) -> int | None:
         """UNet calls that were computed in full; None where nothing was reused by a plan."""
-        return sum(not rules for calls in self.reused.values() for rules in calls) if self.reused else None
+        if not self.reused:
+            return None
+        unplanned = [name for name in self.served or () if name not in (*self.reused, *NULLS)]
+        return len(unplanned) + sum(not rules for calls in self.reused.values() for rules in calls)
 
 
 class ThreadState(threading.local):
@@ -230,6 +235,8 @@ def _passed(last: Tensor | None, element: Tensor | None) -> int | None:
 class Live(ABC):
     """A patch in force on a UNet: it sees every call, in the state that `begin` made for this generation."""
 
+    layer: ClassVar[Layer] = Layer.CACHE
+    """Others on the same UNet lie around or inside by theirs, whoever came first."""
     outside = "this UNet was called outside a generation"
     """What a call is told that nobody announced."""
 
@@ -300,7 +307,7 @@ class Live(ABC):
             return None
         if thread.found is None or not thread.found.goes_on(timestep):
             self.leave()
-            pipe = _pipeline_around(self)
+            pipe = pipeline_around(self)
             if pipe is None:
                 raise ModelError(self.outside)
             thread.found = Generation(self, partial(unet_calls, pipe), pipe.scheduler)
@@ -333,9 +340,17 @@ def sample_and_timestep(arguments: tuple[Any, ...], named: Mapping[str, Any]) ->
 
 
 def hook(module: nn.Module, made: ModelHook, name: str) -> None:
-    """The hook that is put on last is the outermost. It lies beneath accelerate's, which load weights first."""
+    """The hook that is put on last is the outermost, but that patches of outer layers stay around it. It lies beneath
+    accelerate's, which load weights first."""
     with _beneath_accelerate(module):
-        HookRegistry.check_if_exists_or_initialize(module).register_hook(made, name)
+        registry, around = HookRegistry.check_if_exists_or_initialize(module), {}
+        if isinstance(made, CallHook):
+            held = {key: each for key, each in registry.hooks.items() if isinstance(each, CallHook)}
+            around = {key: each for key, each in held.items() if each.live.layer < made.live.layer}
+        for key in around:
+            _take_out(registry, key)
+        for key, each in {name: made, **around}.items():
+            registry.register_hook(each, key)
 
 
 def unhook(module: nn.Module, name: str) -> None:
@@ -344,12 +359,22 @@ def unhook(module: nn.Module, name: str) -> None:
     if registry is None or registry.get_hook(name) is None:
         return
     with _beneath_accelerate(module):
-        registry.remove_hook(name, recurse=False)
+        _take_out(registry, name)
         if not registry.hooks:
             del module._diffusers_hook
             forward = module.__dict__.get("forward")
             if getattr(forward, "__func__", None) is type(module).forward:
                 del module.forward
+
+
+def _take_out(registry: HookRegistry, name: str) -> None:
+    """Where a hook goes, diffusers (0.42) passes over the next one around it too, if that has a forward of its own."""
+    at = registry._hook_order.index(name)
+    mine, *around = registry._fn_refs[at : at + 2]
+    held = [(each, each.forward) for each in around if each.original_forward is not None]
+    registry.remove_hook(name, recurse=False)
+    for each, forward in held:
+        each.forward, each.original_forward = forward, mine.original_forward or mine.forward
 
 
 @contextmanager
@@ -445,15 +470,15 @@ def unet_calls(pipe: Any) -> int:
     return getattr(pipe, "_num_timesteps", 0) or len(pipe.scheduler.timesteps)
 
 
-def _pipeline_around(live: Live) -> Any:
+def pipeline_around(live: Live) -> Any:
     """The pipeline that calls one of these UNets right now, whichever was patched; None where there is none."""
-    frame = sys._getframe(1)
+    frame: FrameType | None = sys._getframe(1)
     while frame is not None:
         if frame.f_code.co_name == "__call__":
             caller = frame.f_locals.get("self")
             if isinstance(caller, DiffusionPipeline) and live in live_on(getattr(caller, "unet", None)):
                 return caller
-        frame = frame.f_back  # type: ignore[assignment]
+        frame = frame.f_back
     return None
 
 
@@ -559,7 +584,18 @@ def put_on(pipe: Any, patches: Sequence[Patch[Any]], load: Load) -> None:
     if patches:
         stack = ExitStack()
         stack.enter_context(applied(pipe, patches, load))
-        pipe._asdm_stack = stack  # what would take them off when it is collected
+        pipe._asdm_stack = stack  # what takes them off when it is collected
+        _HELD.add(stack)
+
+
+_HELD: WeakSet[ExitStack] = WeakSet()
+
+
+@atexit.register
+def _let_go() -> None:
+    """While everything that this needs is still there: an interpreter that ends takes modules away first."""
+    for stack in list(_HELD):
+        stack.close()
 
 
 def stats_of(pipe: Any) -> Stats:

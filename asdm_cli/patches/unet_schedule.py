@@ -455,7 +455,7 @@ def check_rules(names: Sequence[str] | Mapping[str, Any], rules: Switching) -> N
 
 
 def _unknown(names: Sequence[str] | Mapping[str, Any], rules: Switching) -> list[str]:
-    return [f"parts[{place[0]}].unet: {what}" for place, what in unknown_unets(rules.parts, list(names))]
+    return [f"parts[{place[1]}].unet: {what}" for place, what in unknown_unets(rules.parts, list(names))]
 
 
 def who_serves(schedules: Mapping[str, Sequence[str]], unets: Sequence[str]) -> Timeline:

@@ -13,6 +13,7 @@ from functools import partial
 from typing import Any
 
 import torch
+from diffusers import UNet2DConditionModel
 from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
 
 from asdm_cli.errors import blame
@@ -38,7 +39,8 @@ class Count:
 
 @dataclass
 class Counts:
-    """What drawing one image took: UNet calls, the latents in them, and the count of every component."""
+    """What drawing one image took: calls of UNets that computed something, the latents in them, and the count of every
+    component."""
 
     calls: int = 0
     rows: int = 0
@@ -53,11 +55,12 @@ def count(name: str, components: Mapping[str, torch.nn.Module], draw: Callable[[
     """What `draw`, which must end in decoding, takes of each component. RunError that names the set-up if it fails."""
     seen, counter, started = Counts(), mac_counter(), list[Count]()
 
-    def before(component: str, _: torch.nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    def before(*_: object) -> None:
         started.append(tally(counter))
-        if component == "unet":
-            seen.calls += 1
-            seen.rows += len(args[0] if args else kwargs["sample"])
+
+    def computes(_: torch.nn.Module, args: tuple[Any, ...]) -> None:
+        seen.calls += 1
+        seen.rows += len(args[0])
 
     def after(component: str, *_: object) -> None:
         taken = tally(counter) - started.pop()
@@ -65,12 +68,20 @@ def count(name: str, components: Mapping[str, torch.nn.Module], draw: Callable[[
 
     with blame(name, "drawing an image to count its operations"), ExitStack() as hooks:
         for component, part in components.items():
-            hooks.callback(part.register_forward_pre_hook(partial(before, component), with_kwargs=True).remove)
+            hooks.callback(part.register_forward_pre_hook(before).remove)
             hooks.callback(part.register_forward_hook(partial(after, component)).remove)
+        for unet in _unets(components.get("unet")):
+            # whatever hooks of patches lie around it and in it, every forward of its own asks for the times of its rows
+            hooks.callback(unet.time_proj.register_forward_pre_hook(computes).remove)
         with counter:
             draw()
     seen.components[DECODER] = tally(counter) - seen.whole
     return seen
+
+
+def _unets(part: torch.nn.Module | None) -> list[UNet2DConditionModel]:
+    """Each once, whatever is around them."""
+    return [] if part is None else [each for each in part.modules() if isinstance(each, UNet2DConditionModel)]
 
 
 def mac_counter() -> FlopCounterMode:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from itertools import product
+from typing import Any
 
 from asdm_cli.compare.costs import Rounds
 from asdm_cli.compare.run import Measures, Place, compare, finished, picture
@@ -67,7 +68,7 @@ class Plan:
             cache = next(spec for spec in self.written if isinstance(spec, FeatureCacheSpec))
             resolved = resolve(cache, first.config)
             steps = resolved.steps(planned.calls)
-            if planned.one_unet and None not in steps.keys:
+            if planned.sees_all and None not in steps.keys:
                 timelines = [picture(resolved, [steps.reused(call) for call in range(steps.calls)], PLAN)]
         return Report("inherit", {setup.name: setup.facts for setup in self.setups}, timelines=timelines, facts=facts)
 
@@ -101,8 +102,8 @@ def run(plan: Plan, run: Run) -> Report:
     recipe, state = plan.recipe, processes()
     where = Place(*place(recipe.device, recipe.dtype, state), plan.size, recipe.seed, recipe.batch)
     rounds = Rounds(recipe.repeats, recipe.warmups, (1,), plan.size)
-    measures = Measures(plan.metrics, rounds, converged=plan.near, grid=recipe.grid)
-    report = compare(plan.setups, plan.prompts, measures, where, run.path, state)
+    measures = Measures(plan.prompts, plan.metrics, rounds, converged=plan.near, grid=recipe.grid)
+    report = compare(plan.setups, measures, where, run.path, state)
     if report is not None and plan.written is not None:
         first = plan.setups[0]
         assert first.model is not None, "the plain model is a pipeline"
@@ -121,7 +122,7 @@ def _wanted(recipe: InheritRecipe, plain: Setup) -> Iterator[tuple[str, Setup]]:
     for level, mode, interval in _product(recipe):
         asked = recipe.product
         assert asked is not None, "there is a product"
-        rule = {"nodes": asked.levels[level].nodes, "carry": asked.levels[level].carry, "order": asked.order}
+        rule: dict[str, Any] = {"nodes": asked.levels[level].nodes, "carry": asked.levels[level].carry, "order": asked.order}
         rule |= {"schedule": {"mode": mode, "interval": interval}, "coordinate": asked.coordinate}
         rules: Rules = read_plan({"rules": [rule]})
         yield f"product.levels.{level}", plain.with_cache(f"{level}, {mode} {interval}", rules, series=OURS)

@@ -21,7 +21,7 @@ from asdm_cli.models.write import carried_size, takes
 from asdm_cli.patches.feature_cache.hooks import resolve
 from asdm_cli.patches.unet_schedule import alone, served_by, who_serves
 from asdm_cli.recipe.load import dump_given
-from asdm_cli.recipe.patches import NULLS, FeatureCacheSpec, Part, Switching, UNetScheduleSpec, described
+from asdm_cli.recipe.patches import NULLS, FeatureCacheSpec, Part, PatchSpec, Switching, UNetScheduleSpec, described
 from asdm_cli.recipe.verbs import SwitchRecipe
 from asdm_cli.records import Report, under
 from asdm_cli.report.run_directory import Run
@@ -123,8 +123,8 @@ def run(plan: Plan, run: Run) -> Report:
         found = list(records(calibration, chosen))
     setups = [*plan.setups, *(first.scheduled(each.name, each.rules, series=SEARCHED) for each in chosen)]
     rounds = Rounds(recipe.repeats, recipe.warmups, (1,), plan.size)
-    measures = Measures(plan.metrics, rounds, converged=plan.near, grid=recipe.grid)
-    report = compare(setups, plan.prompts, measures, where, run.path, state, session)
+    measures = Measures(plan.prompts, plan.metrics, rounds, converged=plan.near, grid=recipe.grid)
+    report = compare(setups, measures, where, run.path, state, session)
     if report is None:
         return Report("switch")
     rules = recipe.rules or (chosen[0].rules if chosen else None)
@@ -145,12 +145,20 @@ def _models(recipe: SwitchRecipe) -> tuple[dict[str, ModelDirectory], Setup]:
     only. Raises ModelError with all that does not fit."""
     models: dict[str, ModelDirectory] = {}
     caches: list[FeatureCacheSpec] = []
+    around: list[PatchSpec] = []
+    """What the first one carries besides."""
     faults: list[str] = []
     for name, asked in recipe.unets.items():
         try:
             models[name] = one_unet(find(asked.model))
             check_unet(models[name])
-            own = [spec for spec in patches_of(models[name]) if isinstance(spec, FeatureCacheSpec)]
+            carried = patches_of(models[name])
+            own = [spec for spec in carried if isinstance(spec, FeatureCacheSpec)]
+            other = [spec for spec in carried if not isinstance(spec, FeatureCacheSpec)]
+            if other and len(models) > 1:
+                kinds = ", ".join(spec.kind for spec in other)
+                raise ModelError(f"carries {kinds}, which is of a whole pipeline: that of the first of the UNets")
+            around += other
             plans = [cache_spec(asked.plan.resolved())] if asked.plan is not None else own
             for plan in plans:
                 resolve(plan, models[name].config(UNET))
@@ -167,7 +175,7 @@ def _models(recipe: SwitchRecipe) -> tuple[dict[str, ModelDirectory], Setup]:
     plain = drawing(name, models[name], carried=False, series=PLAIN, **settings)
     spec = UNetScheduleSpec(unets=list(models), by="step", parts=alone(name).parts, idle=recipe.idle)
     others = {other: each for other, each in models.items() if other != name}
-    return models, Setup(**{**vars(plain), "patches": (spec, *caches), "unets": others})
+    return models, Setup(**{**vars(plain), "patches": (spec, *caches, *around), "unets": others})
 
 
 def _unlike_surroundings(models: dict[str, ModelDirectory]) -> list[str]:
@@ -206,8 +214,8 @@ def _setups(recipe: SwitchRecipe, first: Setup) -> Iterator[Setup]:
                 FIRST: [Part(unet=other, until=share), Part(unet=leading)],
                 LAST: [Part(unet=leading, until=round(1 - share, 9)), Part(unet=other)],
             }
-            for order, each in parts.items():
-                rules = Switching(by="fraction", parts=each)
+            for order, halves in parts.items():
+                rules = Switching(by="fraction", parts=halves)
                 yield first.scheduled(f"{other} {order} {100 * share:g}%", rules, series=ORDERS[order])
 
 
@@ -240,11 +248,12 @@ def _write_model(plan: Plan, rules: Switching, run: Run) -> None:
     serving = {first.name, *(part.unet for part in rules.parts)} - {*NULLS}
     names = [name for name in plan.models if name in serving]
     schedule = UNetScheduleSpec(unets=names, by=rules.by, parts=rules.parts, idle=recipe.idle)
-    caches = [spec for spec in first.patches if isinstance(spec, FeatureCacheSpec) and spec.unet in serving]
+    gone = [spec for spec in first.patches if isinstance(spec, FeatureCacheSpec) and spec.unet not in serving]
+    patches = [spec for spec in first.patches if spec not in gone and not isinstance(spec, UNetScheduleSpec)]
     measured = {"sampler": recipe.sampler, "steps": recipe.steps, "guidance": recipe.guidance}
     target = run.path / "model"
     leading = plan.models[first.name]
-    write_patched(leading, plan.models, [schedule, *caches], target, "switch", run.link, measured_with=measured)
+    write_patched(leading, plan.models, [schedule, *patches], target, "switch", run.link, measured_with=measured)
 
 
 def _write_recipes(recipe: SwitchRecipe, chosen: tuple[Chosen, ...], folder: Path) -> None:

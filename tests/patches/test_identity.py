@@ -60,7 +60,7 @@ def test_freeu_and_no_guidance(kind: str, get: Get) -> None:
 
 
 def test_freeu_does_not_write_into_what_is_kept(get: Get) -> None:
-    """ResolvedPlan whose inputs are frozen hand on what they would compute: only a kept value that was scaled differs."""
+    """Nodes whose inputs are frozen hand on what they would compute: only a kept value that was scaled differs."""
     pipe = get()
     pipe.enable_freeu(s1=0.9, s2=0.2, b1=1.4, b2=1.6)
     try:

@@ -120,7 +120,7 @@ def test_where_nobody_knows_the_noise_it_is_said(get: Get) -> None:
     pipe = get()
     with inherit(pipe, planned("log-snr")) as handle:
         arguments = (torch.ones(1, 4, 8, 8), 5, torch.ones(1, 16, 16))
-        told = pytest.raises(ModelError, match="only a pipeline's scheduler knows the noise; use `step`")
+        told = pytest.raises(ModelError, match="only a pipeline's scheduler knows it; use `step`")
         with told, handle.cache.generation(3):
             pipe.unet(*arguments)
         assert handle.cache.thread.generation is None

@@ -141,7 +141,7 @@ def test_one_rule_is_the_plain_unet_with_forecasts_put_in_by_hand(drawn: tuple[s
     with engine(shape, plan) as on:
         outputs = generate(on, shape, calls)
         keys = [not resting for resting in on.stats().reused["unet"]]
-        outlets = {outlet.module: outlet.tupled for group in on.nodes.outlets.values() for outlet in group}
+        outlets = {outlet.module: outlet.tupled for group in on.resolved.outlets.values() for outlet in group}
     rule = read_plan(plan).rules[0]
     expected = rule.schedule.key_steps(calls)
     assert expected is None or keys == [number in expected for number in range(calls)]

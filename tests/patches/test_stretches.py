@@ -13,10 +13,11 @@ import torch
 from torch import Tensor
 
 import asdm_cli
-from asdm_cli.patches.base import live_on
+from asdm_cli.patches.base import Trajectory, live_on
 from asdm_cli.patches.feature_cache import caches_on
 from asdm_cli.patches.feature_cache.hooks import FeatureCache
 from asdm_cli.patches.feature_cache.state import FeatureHistory
+from asdm_cli.patches.noise import coordinates
 from asdm_cli.patches.unet_schedule import ScheduleHandle
 from asdm_cli.patches.unet_schedule import switch as attach
 from asdm_cli.recipe.patches import read_plan
@@ -97,14 +98,12 @@ def test_every_stretch_draws_as_an_engine_of_its_own() -> None:
     for served, stretch in ((own, range(3)), (other, range(3, 5)), (own, range(5, 8))):
         engine = FeatureCache(served, PLAN)
 
-        def noise(name: str, calls: int, first: float, stretch: range = stretch) -> list[float]:
-            from asdm_cli.patches.noise import coordinates
+        def timeline(axis: str, _: str, stretch: range = stretch) -> list[float]:
+            assert axis == "log-snr"
+            places.append(len(stretch))
+            return coordinates(pipe.scheduler, axis, 8, times[0])[stretch.start : stretch.stop]
 
-            assert (name, calls, first) == ("log-snr", len(stretch), times[stretch[0]])
-            places.append(calls)
-            return coordinates(pipe.scheduler, name, 8, times[0])[stretch.start : stretch.stop]
-
-        with torch.no_grad(), engine.generation(len(stretch), noise):
+        with torch.no_grad(), engine.generation(Trajectory(len(stretch), timeline)):
             expected += [call(served, index, time=times[index]) for index in stretch]
         engine.remove()
     assert places == [3, 2, 3]

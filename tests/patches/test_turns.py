@@ -10,7 +10,7 @@ import torch
 from diffusers import StableDiffusionImg2ImgPipeline, StableDiffusionPipeline
 
 import asdm_cli
-from asdm_cli.errors import AsdmError, ModelError, RecipeError
+from asdm_cli.errors import ModelError, RecipeError
 from asdm_cli.patches.feature_cache import caches_on
 from asdm_cli.patches.unet_schedule import UNetSchedule, alone, schedule_on
 from asdm_cli.patches.unet_schedule import switch as attach
@@ -207,11 +207,19 @@ def test_what_diffusers_cannot_do_is_refused(get: Get, tmp_path: Path) -> None:
         with pytest.raises(ModelError, match="let `asdm inherit` or `asdm switch` write a model"):
             pipe.save_pretrained(tmp_path / "saved")
         assert not (tmp_path / "saved").exists()
-        # its class does not open generations
-        image = StableDiffusionImg2ImgPipeline.from_pipe(pipe)
-        image.set_progress_bar_config(disable=True)
-        with pytest.raises(AsdmError, match="outside a generation"):
-            draw(image)
+
+
+def test_any_pipeline_around_them_lets_them_take_turns(get: Get) -> None:
+    """Also one whose class opens no generations."""
+    pipe = get()
+    with attach(pipe, {"a": pipe.unet, "b": small()}, rules("fraction", "a 0.5", "b")) as handle:
+        expected = draw(pipe, 4)
+        for kind, calls in ((StableDiffusionPipeline, 4), (StableDiffusionImg2ImgPipeline, 2)):
+            other = kind.from_pipe(pipe)
+            other.set_progress_bar_config(disable=True)
+            found = draw(other, 4)
+            assert handle.unet.stats().served == ("a",) * (calls // 2) + ("b",) * (calls // 2)
+            assert torch.equal(found, expected) is (calls == 4)
 
 
 def watch(unet: Any, name: str, moves: list[str], monkeypatch: pytest.MonkeyPatch) -> None:

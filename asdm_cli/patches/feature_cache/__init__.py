@@ -96,9 +96,9 @@ def put_on(pipe: Any, plans: Mapping[str, Plan]) -> CacheHandle:
 
 
 def remove(pipe: Any) -> None:
-    """Take off whatever plans are in force, also on a UNet that was replaced meanwhile."""
+    """Take off whatever is in force on the UNets, also on one that was replaced meanwhile; UNets keep their places."""
     for live in [*getattr(type(pipe), MARK, ()), *caches_on(pipe).values()]:
-        if isinstance(live, FeatureCache):
+        if not live.unets:
             live.remove()
 
 
