@@ -79,9 +79,7 @@ def test_golden_counts_of_sd_1x_under_deepcache(branch: int, macs_g: float) -> N
         ("base", 34.2, 33.2, 0.7),  # all of its layers are 34.9 % and 33.9 %, of which their shortcuts still run
     ],
 )
-def test_golden_counts_of_sd_1x_that_node_sets_save(
-    name: str, share: float, plain_share: float, within: float
-) -> None:
+def test_golden_counts_of_sd_1x_that_node_sets_save(name: str, share: float, plain_share: float, within: float) -> None:
     full, inherited = sd15(name)
     saved = 100 - 100 * inherited.total / full.total, 100 - 100 * inherited.plain / full.plain
     assert saved == pytest.approx((share, plain_share), abs=within)
@@ -214,7 +212,7 @@ def test_throughput_is_a_batch_in_its_median_time(records: list[Record]) -> None
 
 def test_every_pattern_of_every_plan_is_timed_beside_the_first(records: list[Record]) -> None:
     of_two = ["nothing", "rules[0]", "rules[0], rules[1]", "rules[1]"]
-    wanted = dict.fromkeys(("one", "adaptive", "fast image"), ["nothing", "rules[0]"]) | {"two": of_two}
+    wanted = {"two": of_two} | {name: ["nothing", "rules[0]"] for name in ("one", "adaptive", "fast image")}
     for name, reused in wanted.items():
         shares = values(records, name, "macs_share", "inherited")
         assert sorted(shares) == sorted(values(records, name, "unet_ms", "inherited")) == reused

@@ -109,7 +109,7 @@ def test_finished_times_are_kept_for_what_they_depend_on(
     setups = [whole(tiny_pipeline, "it"), whole(tiny_pipeline, "few", steps=2)]
     asked: list[int] = []
 
-    def timed(_session: Session, who: Any, rounds: Rounds, place: Place, batch: int) -> Any:
+    def timed(_session: Session, who: Any, rounds: Rounds, _place: Place, batch: int) -> Any:
         if batch == 2 and not asked.count(2):
             asked.append(batch)
             raise KeyboardInterrupt
@@ -160,9 +160,7 @@ def test_timelines_tell_who_serves_and_what_is_computed(tiny_pipeline: Path, tur
     assert [who.letters[letter] for letter in row] == ["small v1.5", *["large"] * 3]
     assert all(len(cells) == STEPS for cells in what.rows.values())
     assert "2 of 4 calls are computed in full" in what.note
-    assert what == picture(
-        resolve(cache(every(2)), tiny.SHAPES["sd15"]), [frozenset(), frozenset({0})] * 2, "plan"
-    )
+    assert what == picture(resolve(cache(every(2)), tiny.SHAPES["sd15"]), [frozenset(), frozenset({0})] * 2, "plan")
     assert len({each.setup for each in found if each.metric == "macs_share"}) == 3
 
 

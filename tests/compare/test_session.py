@@ -69,7 +69,9 @@ def state(pipe: Any) -> tuple[Any, ...]:
 
 
 @pytest.mark.parametrize("fails", [False, True], ids=["ends", "fails"])
-@pytest.mark.parametrize("name", ["plain", "sampler", "plan", "turns", "made", pytest.param("package", marks=needs_package)])
+@pytest.mark.parametrize(
+    "name", ["plain", "sampler", "plan", "turns", "made", pytest.param("package", marks=needs_package)]
+)
 def test_afterwards_the_pipeline_is_what_it_was(
     session: Session, cast: dict[str, Setup], name: str, fails: bool
 ) -> None:

@@ -9,14 +9,14 @@ from typing import Any
 import numpy
 import pytest
 import torch
-from asdm_cli.sampling.generate import SamplingSettings
-from asdm_cli.sampling.routing import Routing, observe, watched
 from diffusers import EulerDiscreteScheduler
 from torch import Tensor
 
 import asdm_cli
 from asdm_cli.experts.router import ROUTINGS
 from asdm_cli.experts.unet import build, expert_layers
+from asdm_cli.sampling.generate import SamplingSettings
+from asdm_cli.sampling.routing import Routing, observe, watched
 from tests import expanding
 
 PROMPTS = ("a fox", "two owls")

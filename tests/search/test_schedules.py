@@ -101,11 +101,10 @@ def test_a_budget_that_no_schedule_keeps_to(
     assert timed == [1]
 
 
-def test_without_nulls_nobody_is_skipped(
-    first: Setup, prompts: PromptList, tmp_path: Path, timed: list[int]
-) -> None:
+def test_without_nulls_nobody_is_skipped(first: Setup, prompts: PromptList, tmp_path: Path, timed: list[int]) -> None:
     asked = Search(budgets=[0.6], prompts=2, nulls=False)
     _, chosen = search(Session(CPU, torch.float32), asked, first, {}, prompts, PLACE, tmp_path, ONE)
+    assert timed == [1]
     assert not set(chosen[0].best.schedule) & set(NULLS)
     assert set(chosen[0].best.schedule) == {"large", "s"}
 
