@@ -10,8 +10,9 @@ import torch
 from diffusers import StableDiffusionPipeline
 from transformers import CLIPModel, CLIPTokenizer
 
-from asdm_cli.report.document import Interval, Report, Table
-from asdm_cli.report.merge import read as read_report
+from asdm_cli.compare.run import QUALITY, REAL, VAE
+from asdm_cli.records import Record, Report
+from asdm_cli.report.run_directory import read as read_report
 from asdm_cli.sampling.image_set import ImageSet, to_image
 from pocket import worth
 from pocket.art import LABELS, SETS
@@ -23,7 +24,6 @@ from pocket.sheet import of_run
 from pocket.stages import ORDER, RECORDS, SHARDS, WEIGHTS
 
 HELD, KNOWN = "held-out", "trained"
-REAL, VAE = "real pictures", "real, VAE reconstruction"
 SHOWN = 64
 CARD = """\
 ---
@@ -101,9 +101,10 @@ It knows 128 emoji and nothing else. It is a test object, not a picture generato
 def write(run: Path, hardware: str, remarks: str) -> Path:
     """README.md, samples.png and curves.png beside the shipped weights, from the run of eval-pocket-figures.yaml."""
     report, shard = read_report(run), read(SHARDS / "evaluation.tar.gz")
-    name = next(str(row["name"]) for row in _tables(report)[0].rows)
-    pictures = ImageSet(run / "pictures" / name, int(str(report.cards["figures"]["pictures"])))
-    guidance = float(str(report.cards["figures"]["guidance"]))
+    assert report.images, "an evaluation has images"
+    name = next(iter(report.setups))
+    pictures = ImageSet(run / report.images.folders[name], report.protocols[QUALITY]["pictures"])
+    guidance = float(report.setups[name]["guidance"])
     pipe = StableDiffusionPipeline.from_pretrained(WEIGHTS, use_safetensors=True)
     _samples(pictures, shard)
     curves(WEIGHTS / "curves.png")
@@ -144,8 +145,7 @@ def _shape(pipe: StableDiffusionPipeline) -> str:
 
 
 def _figures(report: Report, drawn: str) -> str:
-    whole, splits = _tables(report)[:2]
-    of = {(str(row["name"]), str(row.get("split", ""))): row for table in (whole, splits) for row in table.rows}
+    of = {(each.setup, each.metric, each.of.removeprefix("split/")): each for each in report.records}
     bars = {
         ("label accuracy, held-out captions", "label_accuracy", HELD): ".65",
         ("label accuracy, trained captions", "label_accuracy", KNOWN): ".85",
@@ -155,11 +155,11 @@ def _figures(report: Report, drawn: str) -> str:
         ("style accuracy, trained captions", "style_accuracy", KNOWN): "",
         ("CLIP score", "clip_score", ""): "not above real",
         ("own caption found among all", "recall_at_1", ""): "not above real",
-        ("KID (EfficientNet-Lite0)", "kid", ""): f"{3 * _value(of[VAE, '']['kid']) + 0.02:.3f}",
+        ("KID (EfficientNet-Lite0)", "kid", ""): f"{3 * of[VAE, 'kid', ''].value + 0.02:.3f}",
     }
     rows = []
     for (title, key, split), bar in bars.items():
-        cells = [_cell(of[name, split].get(key)) for name in (drawn, VAE, REAL)]
+        cells = [_cell(of.get((name, key, split))) for name in (drawn, VAE, REAL)]
         rows.append(f"| {title} | {bar} | {' | '.join(cells)} |")
     return "\n".join(rows)
 
@@ -226,19 +226,10 @@ def _stage_row(name: str, stage: dict) -> str:
     return f"| {name} | {stage['steps']} | {stage['batch']} | {figures} |"
 
 
-def _tables(report: Report) -> list[Table]:
-    return [part for part in report.parts if isinstance(part, Table)]
-
-
-def _cell(cell: object) -> str:
-    if cell is None:
+def _cell(record: Record | None) -> str:
+    if record is None:
         return ""
-    digits = 3 if _value(cell) < 10 else 1
-    if isinstance(cell, Interval):
-        return f"{cell.value:.{digits}f} ({cell.low:.{digits}f}-{cell.high:.{digits}f})"
-    return f"{_value(cell):.{digits}f}"
-
-
-def _value(cell: object) -> float:
-    assert isinstance(cell, Interval | float | int), cell
-    return cell.value if isinstance(cell, Interval) else float(cell)
+    digits = 3 if record.value < 10 else 1
+    if record.low is None or record.high is None:
+        return f"{record.value:.{digits}f}"
+    return f"{record.value:.{digits}f} ({record.low:.{digits}f}-{record.high:.{digits}f})"

@@ -7,7 +7,7 @@ Prune the bundled model first (recipes/prune-pocket-{base,small,tiny}.yaml). Eve
 a stretch of ten steps each; figures are medians of times and of ratios within rounds.
 
 - floor: teacher forward, student forward and backward and optimizer step on a batch at hand, nothing else
-- distill: the product's step with cached latents: data, losses, taps, running mean and log
+- distill: the product's step with cached latents: data, losses, feature pairs, running mean and log
 - plain: what BK-SDM's script does at every step: VAE and text encoder, gradient checkpointing, one student
 - three: the product's step with three students at once, against three single ones
 
@@ -69,7 +69,7 @@ def training(folder: Path, students: list[dict[str, Any]], **changes: object) ->
     }
     plan = make_plan(DistillRecipe.model_validate(settings))
     state = processes()
-    task, modules = make_task(plan, plan.cache().open(state.device, state), state, folder / "pictures")
+    task, modules = make_task(plan, plan.cache().open(state.device, state), state, folder)
     return Training(task, modules, plan.config, folder)
 
 
