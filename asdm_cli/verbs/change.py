@@ -34,6 +34,8 @@ def change(  # noqa: PLR0913 - two models, and what to say of them
         for name, config in zip((source.name, RESULT), configs, strict=True)
         for record in _figures(name, config, batch, source.tokens)
     ]
+    counted = {record.setup for record in records if record.metric == "macs_g"}
+    unknown = [name for name in (source.name, RESULT) if name not in counted]
     moved = {block: to or "removed" for block, to in (becomes or {}).items() if to != block}
     facts = {"written": takes(written, carried_size(source, {"unet"})), **dict(made)}
     latent = " × ".join(map(str, latent_size(configs[1])))
@@ -43,6 +45,7 @@ def change(  # noqa: PLR0913 - two models, and what to say of them
         under(PROTOCOL, records),
         {PROTOCOL: {"counted": COUNTED, "batch": batch, "latent": latent, "tokens": source.tokens}},
         facts={**facts, **({"blocks": moved} if moved else {})},
+        notes=[f"{name}: what a call costs is not known, because such a UNet cannot be called." for name in unknown],
     )
 
 

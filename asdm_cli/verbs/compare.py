@@ -141,6 +141,7 @@ def _setups(models: Sequence[Contestant], recipe: BenchRecipe | EvalRecipe, imag
     """All faults of all of them at once."""
     found: list[Setup] = []
     faults: list[str] = []
+    judged = isinstance(recipe, EvalRecipe)
     for asked in models:
         settings: dict[str, Any] = {
             "sampler": asked.sampler or recipe.sampler,
@@ -149,7 +150,8 @@ def _setups(models: Sequence[Contestant], recipe: BenchRecipe | EvalRecipe, imag
             "series": asked.series or asked.name,
         }
         try:
-            found.append(_of_shape(asked, settings) if asked.model is None else _of_model(asked, images, settings))
+            model = asked.model is not None
+            found.append(_of_model(asked, images, judged, settings) if model else _of_shape(asked, settings))
         except AsdmError as error:
             told = str(error).splitlines()
             faults += [each if repr(asked.name) in each else f"contestant {asked.name!r}: {each}" for each in told]
@@ -173,10 +175,10 @@ def _of_shape(asked: Contestant, settings: dict[str, Any]) -> Setup:
     return Setup(asked.name, None, config, patches, source=source, draws=False, **settings)
 
 
-def _of_model(asked: Contestant, images: bool, settings: dict[str, Any]) -> Setup:
+def _of_model(asked: Contestant, images: bool, judged: bool, settings: dict[str, Any]) -> Setup:
     directory = find(asked.model or "")
-    draws = images and directory.is_pipeline
-    if draws and (kind := directory.index["_class_name"]) not in PIPELINES:
+    draws = judged or (images and directory.is_pipeline)
+    if draws and not judged and (kind := directory.index["_class_name"]) not in PIPELINES:
         way = "use one of those, or measure UNet calls only (images: false)"
         raise ModelError(f"is a {kind}; images are timed with {' or '.join(PIPELINES)}; {way}")
     if draws:
