@@ -271,7 +271,7 @@ def test_an_interrupted_run_goes_on_and_ends_with_the_same_pictures(
     assert sorted(drawing.indices[4:]) == [0, 1, 1], "only what was missing"
     drawing.indices.clear()
     with monkeypatch.context() as broken:
-        broken.setattr(comparing, "_judge", None)
+        broken.setattr(comparing, "MetricSuite", None)
         assert asdm("inherit", file).code == 1
     monkeypatch.setattr(comparing, "_timed", None)
     assert asdm("inherit", file).code == 0, "after an end behind the timing, which is not done again"
