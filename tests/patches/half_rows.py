@@ -10,6 +10,7 @@ from typing import Any, ClassVar, Literal
 
 import torch
 from diffusers.models.unets.unet_2d_condition import UNet2DConditionOutput
+from pydantic import Field
 from torch import Tensor, nn
 
 from asdm_cli.patches.base import (
@@ -42,9 +43,9 @@ class HalfRowsSpec(PatchSpec):
 
     kind: Literal["half-rows"] = "half-rows"
     """The kind of patch."""
-    half: tuple[Whole, ...] = ()
+    half: list[Whole] = Field(default_factory=list)
     """Calls without guidance."""
-    skip: tuple[Whole, ...] = ()
+    skip: list[Whole] = Field(default_factory=list)
     """Calls for which the last output stands."""
     module: ClassVar[str] = "tests.patches.half_rows"
 
