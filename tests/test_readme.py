@@ -3,7 +3,9 @@ smaller and fewer steps; what they refer to is there."""
 
 from __future__ import annotations
 
+import ast
 import glob
+import importlib.util
 import os
 import re
 import shlex
@@ -279,3 +281,23 @@ def test_the_readme_stays_short() -> None:
 def test_tiny_models_stand_for_real_ones() -> None:
     """What is typed here is typed for Stable Diffusion's structure."""
     assert tiny.SHAPES["sd15"]["down_block_types"] == directory.find("pocket").config("unet")["down_block_types"]
+
+
+def test_scripts_use_what_is_there() -> None:
+    """Pages and targets run them; nobody else does."""
+    seen = 0
+    for script in (ROOT / "scripts").rglob("*.py"):
+        for node in ast.walk(ast.parse(script.read_text())):
+            if isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] in (
+                "asdm_cli",
+                "pocket",
+                "scripts",
+            ):
+                module = importlib.import_module(node.module or "")
+                for name in (alias.name for alias in node.names):
+                    assert hasattr(module, name) or importlib.util.find_spec(f"{module.__name__}.{name}"), (
+                        script,
+                        name,
+                    )
+                    seen += 1
+    assert seen >= 50
