@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import replace
+from importlib.util import find_spec
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -20,6 +21,7 @@ from asdm_cli.compare.setup import Setup
 from asdm_cli.errors import RunError
 from asdm_cli.models.directory import find
 from asdm_cli.patches.feature_cache.hooks import resolve
+from asdm_cli.recipe.patches import DeepCacheSpec
 from asdm_cli.sampling.generate import ROWS
 from asdm_cli.sampling.prompts import PromptList, read_prompts
 from asdm_cli.unet.flops import macs
@@ -242,6 +244,25 @@ def test_a_killed_run_goes_on_and_ends_with_the_same_images(
     assert drawn == [3, 4, 5, *range(6)]
     for name, images in whole_run.items():
         assert gone_on[name].digest() == images.digest()
+
+
+@pytest.mark.skipif(find_spec("DeepCache") is None, reason="the extra `peers` is not installed")
+def test_what_is_not_reentrant_is_drawn_one_call_at_a_time(
+    session: Session, tiny_pipeline: Path, prompts: PromptList, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The DeepCache package keeps what it remembers of an image in the UNet."""
+    package = (DeepCacheSpec(interval=3, branch=1, steps=STEPS),)
+    setups = [whole(tiny_pipeline, "plan", every(2)), replace(whole(tiny_pipeline, "package"), patches=package)]
+    told: dict[str, bool] = {}
+    real = run.draw
+
+    def noted(*args: Any, reentrant: bool, what: str) -> Iterator[tuple[int, Image.Image]]:
+        told[what] = reentrant
+        return real(*args, reentrant=reentrant, what=what)
+
+    monkeypatch.setattr(run, "draw", noted)
+    draw_all(session, setups, prompts, PLACE, tmp_path, process())
+    assert told == {"drawing with plan": True, "drawing with package": False}
 
 
 def test_who_breaks_is_named(

@@ -139,9 +139,3 @@ def test_bodies_that_are_one_share_tensors_and_hooks_are_on_nobodys_modules_but_
     with torch.no_grad(), cache.plain():
         first, second = (each(sample, 500, text).sample for each in (unet, mine))
     assert torch.equal(first, second)
-
-
-def test_what_is_not_reentrant_is_drawn_one_call_at_a_time(cast: dict[str, Setup]) -> None:
-    """The package keeps what it remembers of an image in the UNet."""
-    told = Session(CPU, torch.float32, [replace(cast[name], name=name) for name in ("plain", "plan", "package")])
-    assert told.reentrant == {"plain": True, "plan": True, "package": False}
