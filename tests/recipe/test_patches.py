@@ -8,8 +8,9 @@ import pytest
 from pydantic import ValidationError
 
 from asdm_cli.errors import RecipeError
-from asdm_cli.recipe.messages import faults
+from asdm_cli.recipe.messages import faults, one_of
 from asdm_cli.recipe.patches import (
+    KINDS,
     Center,
     Explicit,
     InheritPlan,
@@ -144,7 +145,6 @@ def test_what_is_read_already_stays() -> None:
     assert read_plan(preset) == preset.resolved()
 
 
-KINDS = "one of 'feature-cache', 'unet-schedule', 'deepcache-package'"
 A, B = {"unet": "a", "until": 400}, {"unet": "b"}
 TURNS = {"kind": "unet-schedule", "unets": ["a", "b"], "parts": [A, B]}
 OTHERS: dict[str, tuple[Any, Any, list[str]]] = {
@@ -202,13 +202,13 @@ OTHERS: dict[str, tuple[Any, Any, list[str]]] = {
     "a kind misspelt": (
         read_patches,
         [TURNS | {"kind": "unet-shedule"}],
-        [f"patches[0].kind: must be {KINDS}, got 'unet-shedule' (did you mean 'unet-schedule'?)"],
+        ["patches[0].kind: must be KINDS, got 'unet-shedule' (did you mean 'unet-schedule'?)"],
     ),
     "patches of several kinds": (
         read_patches,
         [{"unets": ["a"]}, 3, {"kind": "feature-cache", "rules": [], "unets": "a"}, {"kind": "deepcache-package"}],
         [
-            f"patches[0].kind: must be given: {KINDS}",
+            "patches[0].kind: must be given: KINDS",
             "patches[1]: must be a mapping of keys, got 3",
             "patches[2].unets: unknown key (did you mean 'unet'?)",
             "patches[3].interval: must be given",
@@ -223,7 +223,8 @@ def test_faults_of_what_stands_in_no_recipe_are_told_by_its_source(name: str) ->
     read, data, told = OTHERS[name]
     with pytest.raises(RecipeError) as caught:
         read(data, "asdm.json")
-    assert str(caught.value).splitlines() == [f"asdm.json: {each}" for each in told]
+    known = one_of(list(KINDS))  # a plug-in, or another test, may have added one
+    assert str(caught.value).splitlines() == [f"asdm.json: {each}".replace("KINDS", known) for each in told]
 
 
 @pytest.mark.parametrize(
