@@ -11,10 +11,10 @@ import threading
 from pathlib import Path
 from types import FrameType
 
-import asdm_cli.verbs.compare
+import asdm_cli.verbs.compare  # to import under the watch would take most of the time
 import asdm_cli.verbs.inherit
 import asdm_cli.verbs.prune
-import asdm_cli.verbs.switch  # noqa: F401  to import under the watch would take most of the time
+import asdm_cli.verbs.switch
 from asdm_cli.cli import main
 
 PACKAGE = f"{Path(asdm_cli.__file__).parent}/"
