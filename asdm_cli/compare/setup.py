@@ -95,7 +95,9 @@ class Setup:
     @property
     def body(self) -> tuple[Any, ...]:
         """Equal where UNet calls without patches are the same: they are measured, and in memory, only once."""
-        return ("random", str(sorted(self.config.items()))) if self.model is None else (self.model.path, str(self.made_of))
+        return (
+            ("random", str(sorted(self.config.items()))) if self.model is None else (self.model.path, str(self.made_of))
+        )
 
     @property
     def surroundings(self) -> tuple[int, int]:
