@@ -121,7 +121,8 @@ def unlike_pipelines(models: Mapping[str, ModelDirectory]) -> list[str]:
     for component, key, default in AROUND:
         having = {name: model for name, model in models.items() if component in model.components}
         values = {name: model.config(component).get(key, default) for name, model in having.items()}
-        if len(set(values.values())) > 1:
+        settings = list(values.values())  # of any kind: who broke the file decides
+        if any(other != settings[0] for other in settings):
             each = ", ".join(f"{name} has {value!r}" for name, value in values.items())
             faults.append(f"{key} of the {component} must be the same everywhere: {each}")
     return faults

@@ -16,18 +16,18 @@ from pathlib import Path
 
 import pytest
 import yaml
-from asdm_cli.report.document import Column, Report, Table
 
 from asdm_cli.commands import generate
 from asdm_cli.models.write import only_writer
 from asdm_cli.recipe.load import load
+from asdm_cli.records import Record, Report
 from asdm_cli.report.run_directory import Run, run_directory
 from asdm_cli.verbs import prune
 from tests.data import tars
 from tests.hardening.disks import Disk, full, read_only
 from tests.typed import Said, asdm
 
-REPORT = Report("prune", "A run", "Of nothing.", [Table("Figures", [Column("a", "A")], [{"a": 1}])])
+REPORT = Report("prune", {"a": {}}, [Record("a", "params_m", 1)])
 
 
 @dataclass(frozen=True)
