@@ -402,7 +402,7 @@ def check_free(pipe: DiffusionPipeline) -> None:
     check_pipeline(pipe)
     if schedule_on(pipe) is not None:
         raise ModelError("this pipeline switches already; call remove() on the handle of the earlier switch first")
-    if live_on(pipe.unet):  # type: ignore[attr-defined]
+    if live_on(pipe.unet):
         raise ModelError("this pipeline inherits; take its plan off (asdm_cli.remove), switch, and inherit then")
 
 
@@ -481,7 +481,7 @@ class UNetSchedulePatch(Patch[UNetScheduleSpec]):
         ]
         if any(isinstance(other, UNetSchedulePatch) for other in others):
             faults.append("UNets take turns twice; give one unet-schedule")
-        known = {name: configs[name] for name in self.spec.unets if name in configs}
+        known = {name: dict(configs[name]) for name in self.spec.unets if name in configs}
         return [*faults, *(f"unets: {each}" for each in unlike_inputs(known) if len(known) > 1)]
 
     @contextmanager
