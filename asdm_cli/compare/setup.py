@@ -170,7 +170,7 @@ def drawing(name: str, model: ModelDirectory, carried: bool = True, **settings: 
     check_drawing(model)
     check_parts(model)
     patches = specs if carried else tuple(spec for spec in specs if not isinstance(spec, FeatureCacheSpec))
-    return Setup(name, model, model.config(UNET), patches, source=model.name, **settings)
+    return Setup(name, model, model.config(UNET), patches, source=model.source, **settings)
 
 
 def fewer_steps(plain: Setup, counts: Sequence[int] | None) -> list[Setup]:

@@ -15,6 +15,7 @@ from typing import Any
 from asdm_cli.console import note
 from asdm_cli.errors import ModelError
 from asdm_cli.experts.spec import specs
+from asdm_cli.recipe.redact import told_apart
 from asdm_cli.unet.blocks import read_blocks
 from asdm_cli.unet.stock import EXPERT_CLASS as CLASS
 from asdm_cli.unet.stock import EXPERTS, STOCK
@@ -104,6 +105,8 @@ class ModelDirectory:
 
     path: Path
     name: str
+    source: str
+    """By what a recipe would name it again, without this machine's places."""
 
     @property
     def is_pipeline(self) -> bool:
@@ -196,14 +199,14 @@ def _locate(source: str) -> ModelDirectory:
         )
     for folder in (path, path / "model"):
         if (folder / INDEX).is_file() or (folder / CONFIG).is_file():
-            return ModelDirectory(folder, path.resolve().name)
+            return ModelDirectory(folder, path.resolve().name, told_apart(source))
     raise ModelError(f"{source}: has neither {INDEX} nor {CONFIG} nor a model/ that has; is it a model directory?")
 
 
 def _pocket() -> ModelDirectory:
     path = Path(str(resources.files("asdm_cli") / "pocket" / "weights"))
     if (path / INDEX).is_file():
-        return ModelDirectory(path, POCKET)
+        return ModelDirectory(path, POCKET, POCKET)
     raise ModelError(f"{path}: the model that ships with the package is not there; install again, or run `make pocket`")
 
 

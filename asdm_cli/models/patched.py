@@ -79,7 +79,7 @@ def configs_of(directory: ModelDirectory, specs: Sequence[PatchSpec]) -> dict[st
 
 def member(directory: ModelDirectory, name: str, component: str) -> ModelDirectory:
     """One of several UNets, as a model of its own: a bare UNet."""
-    return ModelDirectory(directory.component(component), f"{directory.name}/{name}")
+    return ModelDirectory(directory.component(component), f"{directory.name}/{name}", f"{directory.source}/{component}")
 
 
 def one_unet(directory: ModelDirectory) -> ModelDirectory:

@@ -61,4 +61,13 @@ def _digest(text: str) -> str:
 def without_place(source: str) -> str:
     """A path as it was written if it is relative, else its last part: where things lie on a machine says nothing
     elsewhere."""
-    return PurePath(source).name if PurePath(source).is_absolute() or source.startswith("~") else source
+    return PurePath(source).name if _is_absolute(source) else source
+
+
+def told_apart(source: str) -> str:
+    """The same, so that two places of one name stay two: with a digest of the place."""
+    return f"{without_place(source)} {_digest(source)}" if _is_absolute(source) else source
+
+
+def _is_absolute(source: str) -> bool:
+    return PurePath(source).is_absolute() or source.startswith("~")

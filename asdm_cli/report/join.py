@@ -7,13 +7,14 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from asdm_cli.recipe.redact import told_apart
 from asdm_cli.records import Images, Report
 from asdm_cli.report.run_directory import read
 
 MEASURING = ("bench", "eval", "inherit", "switch")
 """Verbs whose recipes name set-ups themselves: their names and figures come first."""
-NOT_WAYS = ("series", "reference")
-"""What is said of a set-up, but changes nothing of what it draws."""
+NOT_WAYS = ("model", "written", "series", "reference")
+"""What is said of a set-up, but is nothing of how it draws."""
 
 
 def read_all(runs: Sequence[Path]) -> dict[str, Report]:
@@ -24,7 +25,12 @@ def read_all(runs: Sequence[Path]) -> dict[str, Report]:
 
 
 def moved(report: Report, folder: Path) -> Report:
-    """The report with its images found below `folder`."""
+    """The report with its images, and the models that it made, found below `folder`."""
+    setups = {
+        name: about | ({"model": told_apart((folder / about["written"]).as_posix())} if "written" in about else {})
+        for name, about in report.setups.items()
+    }
+    report = replace(report, setups=setups)
     if report.images is None:
         return report
     folders = {name: (folder / images).as_posix() for name, images in report.images.folders.items()}
@@ -84,7 +90,7 @@ def _same(one: Mapping[str, Any], other: Mapping[str, Any], called_alike: bool) 
         return called_alike and bool(one.get("reference")) == bool(other.get("reference"))
     if not one.get("model") or _place(one["model"]) != _place(other.get("model")):
         return False
-    return all(one[key] == other[key] for key in one.keys() & other.keys() - {"model", *NOT_WAYS})
+    return all(one[key] == other[key] for key in one.keys() & other.keys() - set(NOT_WAYS))
 
 
 def _place(model: Any) -> str:

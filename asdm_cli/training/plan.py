@@ -111,7 +111,7 @@ class DistillPlan:
         facts: dict[str, object] = {"learn": f"{names}, from {teacher}", "for": steps, "data": str(self.cache())}
         facts["written"] = size
         facts |= {"students": [str(student) for student in self.students], "losses": [str(term) for term in self.terms]}
-        setups = {student.name: {"model": student.directory.name} for student in self.students}
+        setups = {student.name: {"model": student.directory.source} for student in self.students}
         parameters = [Record(student.name, "params_m", student.parameters / 1e6) for student in self.students]
         return Report("distill", setups, parameters, facts=facts)
 

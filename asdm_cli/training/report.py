@@ -82,7 +82,10 @@ def report(plan: DistillPlan, found: Sequence[Record], card: Card, looks: Mappin
     teacher = f"from {plan.teacher.name}" if plan.teacher else "from the task alone"
     learned = f"{plan.recipe.steps:,} steps of {plan.recipe.batch} samples, {teacher}"
     note = "Losses are means over the last tenth of the steps; held-out ones are of the weights as written, unweighted."
-    setups = {student.name: {"model": student.directory.name, "learned": learned} for student in plan.students}
+    setups = {
+        student.name: {"written": "." if len(plan.students) == 1 else f"students/{student.name}", "learned": learned}
+        for student in plan.students
+    }
     return Report("distill", setups, list(found), {PROTOCOL: card}, images, notes=[note])
 
 

@@ -41,7 +41,7 @@ def change(  # noqa: PLR0913 - two models, and what to say of them
     latent = " × ".join(map(str, latent_size(configs[1])))
     return Report(
         verb,
-        {source.name: {"model": source.name}, RESULT: {"model": f"{source.name}, by asdm {verb}"}},
+        {source.name: {"model": source.source}, RESULT: {"written": "."}},
         under(PROTOCOL, records),
         {PROTOCOL: {"counted": COUNTED, "batch": batch, "latent": latent, "tokens": source.tokens}},
         facts={**facts, **({"blocks": moved} if moved else {})},

@@ -185,9 +185,9 @@ def _of_model(asked: Contestant, images: bool, judged: bool, settings: dict[str,
         setup = drawing(asked.name, directory, **settings)
     else:
         check_unet(directory)
-        own, source = patches_of(directory), without_place(asked.model or "")
+        own = patches_of(directory)
         config = directory.config(UNET)
-        setup = Setup(asked.name, directory, config, own, source=source, draws=False, **settings)
+        setup = Setup(asked.name, directory, config, own, source=directory.source, draws=False, **settings)
     setup = replace(setup, patches=_patches(asked, setup.patches))
     if asked.unets:
         setup = replace(setup, unets=_unets(directory, asked))

@@ -150,7 +150,7 @@ class FoldPlan:
         low, middle, high = float(each.min()), float(each.mean()), float(each.max())
         spread = {"low": low, "high": high, "interval": "all images", "n": len(each)}
         psnr = Record(AFTER, "psnr_db", middle, against=BEFORE, **spread)  # type: ignore[arg-type]
-        report.setups.update({name: {"model": self.source.name} for name in sets})
+        report.setups.update({name: {"model": self.source.source} for name in sets})
         report.records.extend(under(QUALITY, [psnr, *routing.records(BEFORE)]))
         asked = self.wanted.model_dump(include={"sampler", "steps", "guidance", "seed"})
         drawn = {"prompts": self.prompts.title, "pictures": len(each), **asked, "versions": versions()}

@@ -122,7 +122,8 @@ def _wanted(recipe: InheritRecipe, plain: Setup) -> Iterator[tuple[str, Setup]]:
     for level, mode, interval in _product(recipe):
         asked = recipe.product
         assert asked is not None, "there is a product"
-        rule: dict[str, Any] = {"nodes": asked.levels[level].nodes, "carry": asked.levels[level].carry, "order": asked.order}
+        nodes, carry = asked.levels[level].nodes, asked.levels[level].carry
+        rule: dict[str, Any] = {"nodes": nodes, "carry": carry, "order": asked.order}
         rule |= {"schedule": {"mode": mode, "interval": interval}, "coordinate": asked.coordinate}
         rules: Rules = read_plan({"rules": [rule]})
         yield f"product.levels.{level}", plain.with_cache(f"{level}, {mode} {interval}", rules, series=OURS)

@@ -70,10 +70,10 @@ class Plan:
         }
         if recipe.rules or recipe.search:
             facts["size"] = takes(0, self._bytes())
-        unets = [Setup(name, model, model.config(UNET), source=model.name) for name, model in self.models.items()]
+        unets = [Setup(name, model, model.config(UNET), source=model.source) for name, model in self.models.items()]
         paper = [record for setup in unets for record in on_paper(setup, self.size) if not record.of]
         timelines = [who_serves(several, list(self.models))] if several else []
-        told = {name: {"model": model.name, **self._inherits(name)} for name, model in self.models.items()}
+        told = {name: {"model": model.source, **self._inherits(name)} for name, model in self.models.items()}
         return Report("switch", told, paper, timelines=timelines, facts=facts)
 
     def _inherits(self, name: str) -> dict[str, list[str]]:

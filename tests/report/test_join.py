@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from asdm_cli.errors import ModelError
+from asdm_cli.recipe.redact import told_apart
 from asdm_cli.records import Images, Record, Report, under
 from asdm_cli.report import export, join
 from asdm_cli.report.run_directory import to_json
@@ -61,6 +62,21 @@ def test_set_ups_of_one_model_that_draw_in_one_way_are_one() -> None:
     assert whole.images is not None
     assert whole.images.folders["original"] == "images/plain"
     assert (whole.facts["cut: removed"], whole.notes, whole.verb) == (["mid"], ["worth: few"], "prune + bench + eval")
+
+
+@pytest.mark.parametrize("base", ["runs/cut", "runs/cut/model", "./runs/cut", "{}/runs/cut"])
+def test_a_model_that_a_run_made_is_that_which_a_later_recipe_names(
+    base: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    folder = Path(base.format(tmp_path).removesuffix("/model"))
+    (folder / "model").mkdir(parents=True)
+    made = Report("prune", {"the result": {"written": "."}}, [Record("the result", "params_m", 6)])
+    later = {"base": {"model": told_apart(base.format(tmp_path)), "steps": 25}}
+    whole = join.join({"cut": join.moved(made, folder), "cost": Report("bench", later, [Record("base", "unet_ms", 1)])})
+    assert {(each.setup, each.metric) for each in whole.records} == {("base", "params_m"), ("base", "unet_ms")}
+    elsewhere = {"base": {"model": told_apart("/elsewhere/cut"), "steps": 25}}
+    assert len(join.join({"cut": join.moved(made, folder), "cost": Report("bench", elsewhere)}).setups) == 2
 
 
 def test_speed_ups_over_different_set_ups_are_not_compared() -> None:
