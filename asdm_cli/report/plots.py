@@ -27,7 +27,7 @@ class Point:
 
 @dataclass(frozen=True)
 class Scatter:
-    """`lines` joins the points on the front of each series, from left to right."""
+    """`lines` joins the points on the front of each series, from left to right. Of a set-up alone there is none."""
 
     title: str
     x: str
@@ -85,13 +85,18 @@ def _scatter(report: Report, columns: Columns, key: str) -> Scatter | None:
         )
         for name in sorted(shots, key=lambda name: columns[speed][name].value)
     }
-    lines = {own: [point for name, point in points.items() if name in names] for own, names in kept.items() if own}
     title, first = f"{metric(key).title} and speed", named(report)[0]
+    lines = {
+        own: [point for name, point in points.items() if name in names]
+        for own, names in kept.items()
+        if own and {*series[own]} - {first} != {own}  # what has its series to itself is a point
+    }
     figures = [column(at, [columns[at][name] for name in shots]) for at in (speed, key)]
     table = of_columns(title, ["set-up", "series"], [[name, _own(report, name)] for name in shots], figures)
     better = "Lower" if metric(key).better == "lower" else "Higher"
     side = "right" if metric(speed).better == "higher" else "left"
-    note = f"{better} and further {side} is better. Of each series a line joins what none of it beats in both."
+    joined = " Of each series a line joins what none of it beats in both." if lines else ""
+    note = f"{better} and further {side} is better.{joined}"
     x = metric(speed).label + (f" over {first}" if metric(speed).alone else "")
     return Scatter(title, x, metric(key).label, list(points.values()), lines, table, note)
 
