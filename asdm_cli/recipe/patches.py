@@ -12,6 +12,8 @@ import re
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from fractions import Fraction
+from functools import reduce
+from operator import or_
 from typing import Annotated, Any, ClassVar, Literal, get_args
 
 from pydantic import (
@@ -606,7 +608,12 @@ def _of_its_kind(value: Any) -> PatchSpec:
         raise Misplaced(faults_inside(error, value, KINDS[kind])) from None
 
 
-AnyPatch = Annotated[SerializeAsAny[PatchSpec], PlainValidator(_of_its_kind)]
+_TOLD: Any = reduce(or_, KINDS.values())
+"""The kinds that ship, as the schema tells programs and people of them."""
+AnyPatch = Annotated[
+    SerializeAsAny[PatchSpec],
+    PlainValidator(_of_its_kind, json_schema_input_type=Annotated[_TOLD, Field(discriminator="kind")]),
+]
 
 
 class _Held(Strict):

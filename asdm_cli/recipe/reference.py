@@ -29,7 +29,12 @@ Unknown keys, wrong types and repeated keys are errors, and `asdm check FILE` te
 This page is written by `asdm schema --markdown` from the classes that read recipes, so it is what they accept.
 Editors get the same from `asdm schema > recipe.schema.json`.
 """
-UNIONS = {"Rules": ("plan", "Plans"), "Uniform": ("schedule", "Schedules"), "TaskLoss": ("loss", "Losses")}
+UNIONS = {
+    "Rules": ("plan", "Plans"),
+    "Uniform": ("schedule", "Schedules"),
+    "TaskLoss": ("loss", "Losses"),
+    "FeatureCacheSpec": ("patch", "Patches"),
+}
 """First class of several that one key tells apart -> what a value is called, and the heading of their tables."""
 PLAIN = {"string": "text", "boolean": "true or false", "integer": "whole number", "object": "mapping"}
 BOUNDS = {"minimum": "from", "exclusiveMinimum": "above", "maximum": "to", "exclusiveMaximum": "below"}

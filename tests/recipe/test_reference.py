@@ -39,7 +39,7 @@ def rows(text: str) -> dict[str, tuple[str, str, str]]:
 def test_the_page_is_what_the_classes_say_now() -> None:
     assert PAGE.read_text() == markdown(), "stale: asdm schema --markdown > docs/recipes.md"
     headings = {heading.lower() for heading in re.findall(r"^## (\w+)$", markdown(), re.M)}
-    assert set(re.findall(r"\]\(#(\w+)\)", markdown())) == {"losses", "plans", "schedules"} <= headings
+    assert set(re.findall(r"\]\(#(\w+)\)", markdown())) == {"losses", "patches", "plans", "schedules"} <= headings
 
 
 @pytest.mark.parametrize("verb", VERBS)
@@ -85,6 +85,7 @@ def test_all_verbs_in_one_schema() -> None:
         ("distill", "validation.prompts", "list of texts, at most 64", "`[]`"),
         ("distill", "optimizer.options", None, "`{weight_decay: 0.01}`"),
         ("assemble", "donors", "non-empty mapping of names to text", "required"),
+        ("eval", "models[].patches", "list of a [patch](#patches)", "`[]`"),
         ("inherit", "metrics", None, "`[psnr, ssim]`"),
         ("inherit", "product.levels.NAME.carry", "`output` or `residual`", "`output`"),
         ("run", "stages", "non-empty mapping of names to mapping", "required"),
@@ -96,6 +97,8 @@ def test_values_bounds_and_defaults_in_words(verb: str, key: str, value: str | N
 
 
 def test_own_keys_come_first_and_out_last() -> None:
-    keys = list(rows(asdm("schema", "eval", "--markdown").out))
+    own, _, unions = asdm("schema", "eval", "--markdown").out.partition("\n## P")
+    assert unions, "tables of plans, patches and schedules follow"
+    keys = list(rows(own))
     assert keys[:2] == ["verb", "models"]
     assert keys[-1] == "out"
