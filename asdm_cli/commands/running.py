@@ -44,7 +44,8 @@ def run_verb(
     refuse_sources(target, (place for text in referenced_paths(recipe) for place in places(text)))
     how, before = verb_of(verb), made_from(referenced_paths(recipe))
     plan = how.plan(recipe, **more)
-    _show(with_links(plan.report(), link))
+    planned = with_links(plan.report(), link)
+    _show(planned)
     if dry_run:
         return
     if not is_first():  # work in the folder that the first process made; it alone writes the report and publishes
@@ -58,7 +59,7 @@ def run_verb(
         wait_for_everyone()
         refuse_changes(before, made_from(referenced_paths(recipe)))
         report = run.write(report)
-    _show(report, target / "report.html")
+    _show(report, target / "report.html", planned)
     hand_over(target)
 
 
@@ -70,8 +71,10 @@ def wait_for_everyone() -> None:
         processes().wait_for_everyone()
 
 
-def _show(report: Report, page: Path | None = None) -> None:
+def _show(report: Report, page: Path | None = None, planned: Report | None = None) -> None:
+    """Figures that the plan had already are not shown twice."""
     from asdm_cli.report.terminal import show
 
     if BRIEF not in os.environ:
-        show(report, console, page)
+        known = planned is not None and report.records == planned.records
+        show(report, console, page, known)

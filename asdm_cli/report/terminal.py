@@ -24,8 +24,9 @@ PLAIN: dict[str, Any] = {"box": None, "pad_edge": False, "padding": (0, 2, 0, 0)
 COLOURS = ("cyan", "yellow", "green", "magenta", "blue", "red")
 
 
-def show(report: Report, console: Console, page: Path | None = None) -> None:
-    """What `page` has too is left to it; without one, as of a dry run, everything is shown but plots."""
+def show(report: Report, console: Console, page: Path | None = None, known: bool = False) -> None:
+    """What `page` has too is left to it; without one, as of a dry run, everything is shown but plots. Tables
+    that are `known` are not shown again."""
     title, summary = headline(report)
     if title != (name := report.facts.get("title", title)):
         console.print(Text(name, style="dim"))
@@ -42,7 +43,7 @@ def show(report: Report, console: Console, page: Path | None = None) -> None:
             *map(_grid, tables.facts(report)),
             *map(_timeline, report.timelines),
         ]
-    for block in blocks:
+    for block in blocks if not known else ():
         console.print()
         console.print(block)
     for note in report.notes:
