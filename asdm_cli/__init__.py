@@ -5,7 +5,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -53,21 +53,21 @@ def switch(
     by: str = "timestep",
     *,
     plans: Mapping[str, Any] | None = None,
-    idle: Literal["stay", "cpu"] = "stay",
+    offload: bool = False,
 ) -> ScheduleHandle:
     """Let several UNets take turns in a pipeline, until `remove()` on what this returns or the end of a `with` block.
 
     `unets` are modules, or models as `load` takes them, whose UNets are read in the pipeline's number format. The
     first is the pipeline's own (`pipe.unet`) or takes its place. `parts` say who serves what, as in a recipe:
     `[{"unet": "small", "until": 400}, {"unet": "large"}]`. `plans` are what each UNet inherits, by its name; with
-    `idle="cpu"` UNets live there while they serve nothing. Raises RecipeError, ModelError.
+    `offload` UNets live there while they serve nothing. Raises RecipeError, ModelError.
     """
-    from asdm_cli.models.load import take_turns
+    from asdm_cli.models.load import switch_unets
     from asdm_cli.recipe.patches import read_plan, read_switching
 
     rules = read_switching({"by": by, "parts": list(parts)}, "switch")
     read = {name: read_plan(plan, f"plans.{name}") for name, plan in (plans or {}).items()}
-    return take_turns(pipe, unets, rules, read, idle)
+    return switch_unets(pipe, unets, rules, read, offload)
 
 
 def __getattr__(name: str) -> Any:

@@ -27,7 +27,7 @@ PLANS: dict[str, dict[str, Any]] = {
     "encoder": {"preset": "encoder-propagation"},
     "base mask": {"preset": "base-mask"},
     "all transformers": {
-        "rules": [{"nodes": "*.attn", "carry": "residual", "schedule": {"mode": "uniform", "interval": 2}}]
+        "rules": [{"nodes": "*.attn", "cache": "residual", "schedule": {"mode": "uniform", "interval": 2}}]
     },
 }
 ROUNDS = 20

@@ -76,7 +76,7 @@ class Session:
         """One of the UNets that take turns beside the first: of another model, or of this one's `unets/`."""
         assert setup.model is not None, "only set-ups with a pipeline switch"
         schedule = schedule_of(setup.patches)
-        waits = schedule is not None and schedule.idle == "cpu"
+        waits = schedule is not None and schedule.offload
         if name in setup.unets:
             return self.unet(setup.unets[name], CPU if waits else None)
         inside = member(setup.model, name, unet_components(setup.patches)[name])

@@ -18,7 +18,7 @@ from asdm_cli.models.metadata import Origin, stamps
 from asdm_cli.models.patched import UNET, checked_patches, schedule_of, unet_components
 from asdm_cli.models.schedulers import SCHEDULER, planned_scheduler
 from asdm_cli.patches.base import Layer, check_patches, patch_of
-from asdm_cli.recipe.patches import FeatureCacheSpec, PatchSpec, Rules, Switching, UNetScheduleSpec
+from asdm_cli.recipe.patches import CachePlan, FeatureCacheSpec, PatchSpec, Switching, UNetScheduleSpec
 from asdm_cli.unet.blocks import Config
 from asdm_cli.unet.flops import latent_size, parameters
 from asdm_cli.unet.weights import read_headers
@@ -140,7 +140,7 @@ class Setup:
             "made_of": self.made_of,
         }
 
-    def with_cache(self, name: str, plan: Rules, **changes: Any) -> Setup:
+    def with_cache(self, name: str, plan: CachePlan, **changes: Any) -> Setup:
         """The same with a plan on every UNet, in the place of those that each had of its own."""
         kept = tuple(spec for spec in self.patches if not isinstance(spec, FeatureCacheSpec))
         return replace(self, name=name, patches=(*kept, cache_spec(plan)), **changes)
@@ -156,8 +156,8 @@ class Setup:
         return replace(self, name=name, patches=patches, **changes)
 
 
-def cache_spec(plan: Rules, unet: str | None = None) -> FeatureCacheSpec:
-    return FeatureCacheSpec(rules=plan.rules, text_once=plan.text_once, unet=unet)
+def cache_spec(plan: CachePlan, unet: str | None = None) -> FeatureCacheSpec:
+    return FeatureCacheSpec(rules=plan.rules, cache_text=plan.cache_text, unet=unet)
 
 
 def drawing(name: str, model: ModelDirectory, carried: bool = True, **settings: Any) -> Setup:
@@ -232,7 +232,7 @@ def weight_bytes(setup: Setup, itemsize: int, device: torch.device) -> int:
     """Of everything that will be on the device: the pipeline where it draws, else the UNet."""
     counts = setup.parameters.values()
     schedule = schedule_of(setup.patches)
-    waits = schedule is not None and schedule.idle == "cpu" and device.type != "cpu"
+    waits = schedule is not None and schedule.offload and device.type != "cpu"
     held = max(counts) if waits else sum(counts)
     if setup.draws and setup.model is not None:
         others = [name for name in setup.model.classes if name not in (UNET, "safety_checker")]

@@ -22,7 +22,7 @@ from asdm_cli.models.patched import UNET, checked_patches, member, one_unet, sch
 from asdm_cli.models.schedulers import SCHEDULER, own_scheduler, unlike_noise
 from asdm_cli.patches.base import Load, patch_of, put_on
 from asdm_cli.patches.unet_schedule import ScheduleHandle, check_free, check_rules, switch
-from asdm_cli.recipe.patches import Idle, PatchSpec, Rules, Switching
+from asdm_cli.recipe.patches import CachePlan, PatchSpec, Switching
 from asdm_cli.unet.stock import EXPERTS
 from asdm_cli.unet.weights import inside, read_mapping
 
@@ -99,17 +99,17 @@ def _load_part(directory: ModelDirectory, name: str, dtype: torch.dtype) -> Any:
 def unet_loader(directory: ModelDirectory, specs: Sequence[PatchSpec], pipe: Any) -> Load:
     """Reads one of a model's UNets by its name: for the pipeline's device, or for the CPU where idle ones live."""
     components, schedule = unet_components(specs), schedule_of(specs)
-    device = torch.device("cpu") if schedule is not None and schedule.idle == "cpu" else pipe.device
+    device = torch.device("cpu") if schedule is not None and schedule.offload else pipe.device
     dtype = pipe.unet.dtype
     return lambda name: load_unet(member(directory, name, components[name]), device, dtype)
 
 
-def take_turns(
+def switch_unets(
     pipe: Any,
     unets: Mapping[str, str | ModelDirectory | UNet2DConditionModel],
     rules: Switching,
-    plans: Mapping[str, Rules],
-    idle: Idle,
+    plans: Mapping[str, CachePlan],
+    offload: bool,
 ) -> ScheduleHandle:
     """Switch between UNets, those read first that are models' directories or sources: on the pipeline's device, or
     on the CPU where idle ones live there. Raises ModelError with all that does not fit."""
@@ -121,9 +121,9 @@ def take_turns(
     if unlike := unlike_noise({"the pipeline": pipe.scheduler, **whole}):
         raise ModelError(f"unets: {unlike[0]}")
     for name, directory in directories.items():
-        waits = idle == "cpu" and name != next(iter(unets))
+        waits = offload and name != next(iter(unets))
         found[name] = load_unet(one_unet(directory), CPU if waits else pipe.unet.device, pipe.unet.dtype)
-    return switch(pipe, found, rules, plans, idle)
+    return switch(pipe, found, rules, plans, offload)
 
 
 def load_unet(directory: ModelDirectory, device: torch.device, dtype: torch.dtype) -> UNet2DConditionModel:

@@ -45,7 +45,7 @@ def coordinates(scheduler: Any, name: str, calls: int, first: float, instead: st
         return times
     alphas = alphas_cumprod(scheduler)
     if alphas is None:
-        raise ModelError(f"coordinate {name!r}: {type(scheduler).__name__} has no alphas_cumprod; use `{instead}`")
+        raise ModelError(f"axis {name!r}: {type(scheduler).__name__} has no alphas_cumprod; use `{instead}`")
     signal = alphas.numpy()
     signal = signal.clip(signal[signal > 0].min())  # some schedules end in pure noise, infinitely far away
     return [float(level) for level in np.interp(times, np.arange(len(signal)), COORDINATES[name](signal))]

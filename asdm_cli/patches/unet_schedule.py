@@ -45,8 +45,8 @@ from asdm_cli.recipe.patches import (
     FALLING,
     NULLS,
     By,
-    Part,
-    Rules,
+    CachePlan,
+    Segment,
     Switching,
     UNetScheduleSpec,
     reserved,
@@ -115,13 +115,13 @@ def rules_of(served: Sequence[str], timesteps: Sequence[float]) -> Switching:
         untils = [(timesteps[end - 1] + timesteps[end]) / 2 for end in ends]
     else:
         by, untils = "step", [float(end) for end in ends]
-    parts = [Part(unet=served[end - 1], until=until) for end, until in zip(ends, untils, strict=True)]
-    return Switching(by=by, parts=[*parts, Part(unet=served[-1])])
+    parts = [Segment(unet=served[end - 1], until=until) for end, until in zip(ends, untils, strict=True)]
+    return Switching(by=by, parts=[*parts, Segment(unet=served[-1])])
 
 
 def alone(name: str) -> Switching:
     """The rules by which one UNet serves every call."""
-    return Switching(by="step", parts=[Part(unet=name)])
+    return Switching(by="step", parts=[Segment(unet=name)])
 
 
 def served_by(rules: Switching, scheduler: Any) -> tuple[str, ...]:
@@ -222,7 +222,7 @@ class UNetSchedule(nn.Module, Live):
     """UNets by name, and the rules by which one of them, or a null model, answers each call of a generation.
 
     What a pipeline asks of a UNet (config, dtype, add_embedding, ...) the first one answers. A UNet may stand under
-    several names. With `idle="cpu"` those that do not serve live in the CPU's memory. Raises ModelError with all that
+    several names. With `offload` those that do not serve live in the CPU's memory. Raises ModelError with all that
     does not fit.
     """
 
@@ -231,19 +231,19 @@ class UNetSchedule(nn.Module, Live):
         "switches (asdm_cli.switch), or call inside `with unet.generation(calls, scheduler):`"
     )
 
-    def __init__(self, unets: Mapping[str, UNet2DConditionModel], rules: Switching, idle: str = "stay"):
+    def __init__(self, unets: Mapping[str, UNet2DConditionModel], rules: Switching, offload: bool = False):
         nn.Module.__init__(self)
         Live.__init__(self)
         check_members(unets, rules)
         self.names = tuple(unets)
         self.members = nn.ModuleList(unets.values())  # by place: a name may hold what a module's name may not
         self.rules = rules
-        self.idle = idle
+        self.offload = offload
         self._stats = Stats()
         self._moving = threading.RLock()
         self._here = self.names[0]
         self._home: torch.device = self.members[0].device
-        if idle == "cpu":
+        if offload:
             for unet in self._idle():
                 unet.to("cpu")
 
@@ -254,7 +254,7 @@ class UNetSchedule(nn.Module, Live):
     @property
     def device(self) -> torch.device:
         """Where calls are answered."""
-        return self._home if self.idle == "cpu" else self.members[0].device
+        return self._home if self.offload else self.members[0].device
 
     def begin(self, trajectory: Trajectory) -> ScheduleState:
         inside = {name: live[0] for name, unet in self.unets.items() if (live := live_on(unet))}
@@ -321,7 +321,7 @@ class UNetSchedule(nn.Module, Live):
     def present(self, name: str) -> Iterator[UNet2DConditionModel]:
         """The UNet, where calls are answered. While it answers there, no other thread moves it away."""
         unet = self.unets[name]
-        if self.idle == "stay" or self._home.type == "cpu":
+        if not self.offload or self._home.type == "cpu":
             yield unet
             return
         with self._moving:
@@ -341,7 +341,7 @@ class UNetSchedule(nn.Module, Live):
         self._home = here.device
         for unet in self._idle():
             unet._apply(fn, recurse)
-            if self.idle == "cpu":
+            if self.offload:
                 unet.to("cpu")
         return self
 
@@ -373,15 +373,15 @@ def switch(
     pipe: DiffusionPipeline,
     unets: Mapping[str, UNet2DConditionModel],
     rules: Switching,
-    plans: Mapping[str, Rules] | None = None,
-    idle: str = "stay",
+    plans: Mapping[str, CachePlan] | None = None,
+    offload: bool = False,
 ) -> ScheduleHandle:
     """The first UNet is the pipeline's own, or takes its place; `plans` are what each inherits while it serves.
     Raises ModelError with all that does not fit."""
     check_free(pipe)
     check_members(unets, rules, plans)
     whole: Any = pipe
-    before, unet = whole.unet, UNetSchedule(unets, rules, idle)
+    before, unet = whole.unet, UNetSchedule(unets, rules, offload)
 
     def back() -> None:
         for live in dict.fromkeys(live for member in unet.members for live in live_on(member)):
@@ -412,7 +412,7 @@ def schedule_on(pipe: Any) -> UNetSchedule | None:
     return unet if isinstance(unet, UNetSchedule) else None
 
 
-def check_members(unets: Mapping[str, Any], rules: Switching, plans: Mapping[str, Rules] | None = None) -> None:
+def check_members(unets: Mapping[str, Any], rules: Switching, plans: Mapping[str, CachePlan] | None = None) -> None:
     """ModelError for UNets that cannot stand in one another's place, for names that are not theirs, and for plans that
     do not fit."""
     for name, unet in unets.items():
@@ -433,7 +433,7 @@ def check_members(unets: Mapping[str, Any], rules: Switching, plans: Mapping[str
         raise ModelError("\n".join(faults))
 
 
-def _unfit_plans(unets: Mapping[str, Any], plans: Mapping[str, Rules]) -> Iterator[str]:
+def _unfit_plans(unets: Mapping[str, Any], plans: Mapping[str, CachePlan]) -> Iterator[str]:
     for name, plan in plans.items():
         if name not in unets:
             yield f"plans.{name}: no UNet is called '{name}'{did_you_mean(name, list(unets))}"
@@ -494,7 +494,7 @@ class UNetSchedulePatch(Patch[UNetScheduleSpec]):
             return
         first, *others = self.spec.unets
         unets: dict[str, Any] = {first: pipe.unet, **{name: load(name) for name in others}}
-        with switch(pipe, unets, self.spec.rules, idle=self.spec.idle) as handle:
+        with switch(pipe, unets, self.spec.rules, offload=self.spec.offload) as handle:
             yield partial(stats_of, handle.pipe)
 
 

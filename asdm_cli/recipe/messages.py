@@ -91,9 +91,15 @@ def faults_inside(error: ValidationError, value: dict[str, Any], kind: Any) -> l
     return ways
 
 
+RENAMED = {"carry": "cache", "coordinate": "axis", "text_once": "cache_text", "idle": "offload"}
+"""Keys of 0.1 and their names since."""
+
+
 def did_you_mean(word: object, known: list[str]) -> str:
     """` (did you mean 'x'?)`, or nothing."""
-    near = get_close_matches(word, known, n=1, cutoff=0.6) if isinstance(word, str) else []
+    if not isinstance(word, str):
+        return ""
+    near = [RENAMED[word]] if RENAMED.get(word) in known else get_close_matches(word, known, n=1, cutoff=0.6)
     return f" (did you mean '{near[0]}'?)" if near else ""
 
 

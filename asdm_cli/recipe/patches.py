@@ -329,39 +329,39 @@ CountedMode = Literal["uniform", "early", "late", "center", "quadratic", "random
 # Plans ----------------------------------------------------------------------------------------------------------------
 
 Order = Annotated[int, Field(ge=0, le=2)]
-Carry = Literal["output", "residual"]
-Coordinate = Literal["step", "log-snr", "angle"]
+Cached = Literal["output", "residual"]
+Axis = Literal["step", "log-snr", "angle"]
 
 
-class Rule(Strict):
+class CacheRule(Strict):
     """Some nodes, and the calls at which they are inherited."""
 
     nodes: Patterns
     """Addresses (`level.3`, `up.*.1`, `*.cross`), named sets (base, small, tiny, encoder, deepcache.N), or a list."""
     schedule: Schedule
     """Which UNet calls compute these nodes; at all others they are inherited."""
-    carry: Carry = "output"
+    cache: Cached = "output"
     """What is handed on: a node's output, or the branch that it adds to its input."""
     order: Order = 0
     """0 hands on the last value; 1 and 2 forecast it from the last two or three."""
-    coordinate: Coordinate = "step"
+    axis: Axis = "step"
     """What a forecast counts in: UNet calls, the log of the signal-to-noise ratio, or the angle between the two."""
 
 
-class Rules(Strict):
+class CachePlan(Strict):
     """A plan rule by rule."""
 
-    rules: Annotated[list[Rule], Field(max_length=8)]
+    rules: Annotated[list[CacheRule], Field(max_length=8)]
     """A node that several rules name belongs to the first of them."""
-    text_once: bool = False
+    cache_text: bool = False
     """Compute the keys and values of the text once a generation: the same pictures, bit by bit, as long as no weight
     changes meanwhile (the scale of a LoRA)."""
 
-    def resolved(self) -> Rules:
+    def resolved(self) -> CachePlan:
         return self
 
 
-PRESETS: dict[str, tuple[str, Schedule, Carry]] = {
+PRESETS: dict[str, tuple[str, Schedule, Cached]] = {
     "deepcache": ("deepcache.{branch}", Uniform(mode="uniform", interval=3), "output"),
     "encoder-propagation": ("encoder", Explicit(mode="explicit", steps=["0%-8%", 5, 10, 15, 25, 35]), "output"),
     "base-mask": ("base", Uniform(mode="uniform", interval=2), "residual"),
@@ -384,7 +384,7 @@ class Preset(Strict):
     """Instead of `interval`: any schedule."""
     order: Order = 0
     """0 is the plan as published; 1 and 2 forecast what it would hand on."""
-    coordinate: Coordinate = "step"
+    axis: Axis = "step"
     """What a forecast counts in, as in a rule."""
     branch: Whole | None = None
     """DeepCache's cache_branch_id: how many skip connections are still computed at inherited calls, less one; 0 if left
@@ -396,13 +396,13 @@ class Preset(Strict):
         if self.branch is not None and self.preset != "deepcache":
             yield ("branch",), f"goes with 'deepcache', and 'preset' is {self.preset}"
 
-    def resolved(self) -> Rules:
+    def resolved(self) -> CachePlan:
         """The one rule that this preset stands for."""
-        nodes, own, carry = PRESETS[self.preset]
+        nodes, own, cache = PRESETS[self.preset]
         schedule = self.schedule or (Uniform(mode="uniform", interval=self.interval) if self.interval else own)
         nodes = nodes.format(branch=self.branch or 0)
-        return Rules(
-            rules=[Rule(nodes=nodes, schedule=schedule, carry=carry, order=self.order, coordinate=self.coordinate)]
+        return CachePlan(
+            rules=[CacheRule(nodes=nodes, schedule=schedule, cache=cache, order=self.order, axis=self.axis)]
         )
 
 
@@ -413,21 +413,19 @@ def _plan_tag(plan: Any) -> str:
 
 
 InheritPlan = Annotated[
-    Annotated[Rules, Tag("plan by rules")] | Annotated[Preset, Tag("plan by name")], Discriminator(_plan_tag)
+    Annotated[CachePlan, Tag("plan by rules")] | Annotated[Preset, Tag("plan by name")], Discriminator(_plan_tag)
 ]
 
 
-def read_plan(plan: Any, source: str = "plan") -> Rules:
+def read_plan(plan: Any, source: str = "plan") -> CachePlan:
     """A plan that does not come from a recipe, as its rules. Raises RecipeError with all faults; `source` names it."""
-    read: Rules | Preset = validated(InheritPlan, plan, source)
+    read: CachePlan | Preset = validated(InheritPlan, plan, source)
     return read.resolved()
 
 
 # Switching ------------------------------------------------------------------------------------------------------------
 
 By = Literal["timestep", "log-snr", "fraction", "step"]
-Idle = Literal["stay", "cpu"]
-"""Where UNets are while they serve no call."""
 NULLS = ("reuse", "extrapolate")
 """The null model: no UNet runs. `reuse` is the last prediction again, `extrapolate` the line through the last two."""
 FALLING = ("timestep",)
@@ -440,7 +438,7 @@ LIMITS: dict[str, tuple[float, float]] = {
 }
 
 
-class Part(Strict):
+class Segment(Strict):
     """A stretch of the generation."""
 
     unet: Name
@@ -456,7 +454,7 @@ class Switching(Strict):
     by: By = "timestep"
     """What `until` is: the timestep (falling, from about 1000), the log of the signal-to-noise ratio (rising), the
     fraction of the steps that are done (0 to 1), or the number of UNet calls that are done."""
-    parts: Annotated[list[Part], Field(min_length=1)]
+    parts: Annotated[list[Segment], Field(min_length=1)]
     """Who serves what. A part whose `until` is reached before it begins serves nothing."""
 
     def misfits(self) -> Iterable[Misfit]:
@@ -480,7 +478,7 @@ def read_switching(rules: Any, source: str) -> Switching:
     return read
 
 
-def misordered(by: By, parts: list[Part]) -> Iterator[Misfit]:
+def misordered(by: By, parts: list[Segment]) -> Iterator[Misfit]:
     """Faults of parts that do not follow each other; places begin at `parts`."""
     (low, high), falls, before = LIMITS[by], by in FALLING, None
     for index, part in enumerate(parts):
@@ -500,7 +498,7 @@ def misordered(by: By, parts: list[Part]) -> Iterator[Misfit]:
         yield ("parts", 0, "unet"), f"'{parts[0].unet}' needs a prediction: begin with a UNet"
 
 
-def unknown_unets(parts: list[Part], known: list[str], way: Inner = ("parts",)) -> Iterator[Misfit]:
+def unknown_unets(parts: list[Segment], known: list[str], way: Inner = ("parts",)) -> Iterator[Misfit]:
     """Faults of names that are neither known nor the null model's; `way` leads to the parts."""
     for index, part in enumerate(parts):
         if part.unet not in (*known, *NULLS):
@@ -535,7 +533,7 @@ class PatchSpec(Strict):
         return [f"{self.kind}: {self.model_dump_json(exclude={'kind'}, exclude_none=True, exclude_defaults=True)}"]
 
 
-class FeatureCacheSpec(PatchSpec, Rules):
+class FeatureCacheSpec(PatchSpec, CachePlan):
     """Reuse features from earlier calls, by rules."""
 
     kind: Literal["feature-cache"] = "feature-cache"
@@ -547,7 +545,7 @@ class FeatureCacheSpec(PatchSpec, Rules):
     def told(self) -> list[str]:
         whose = f"{self.unet}: " if self.unet else ""
         return [
-            f"{whose}inherits {rule.nodes} ({rule.carry}, order {rule.order}); computed: {rule.schedule}"
+            f"{whose}inherits {rule.nodes} ({rule.cache}, order {rule.order}); computed: {rule.schedule}"
             for rule in self.rules
         ]
 
@@ -559,13 +557,13 @@ class UNetScheduleSpec(PatchSpec, Switching):
     """The kind of patch."""
     unets: Annotated[list[Name], Field(min_length=1), Distinct]
     """Their names. The first is the pipeline's own `unet`; the others lie in `unets/NAME`."""
-    idle: Idle = "stay"
-    """`stay` on the device, or live on the `cpu` while another UNet serves."""
+    offload: bool = False
+    """UNets that serve no call wait in the CPU\'s memory until it is their turn."""
     module: ClassVar[str] = "asdm_cli.patches.unet_schedule"
 
     def told(self) -> list[str]:
-        idle = "; idle ones live on the CPU" if self.idle == "cpu" else ""
-        return [f"UNets that take turns{idle}: {', '.join(self.unets)}", f"served by {described(self)}"]
+        offloaded = "; idle ones live on the CPU" if self.offload else ""
+        return [f"UNets that take turns{offloaded}: {', '.join(self.unets)}", f"served by {described(self)}"]
 
     @property
     def rules(self) -> Switching:

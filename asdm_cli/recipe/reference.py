@@ -30,7 +30,7 @@ This page is written by `asdm schema --markdown` from the classes that read reci
 Editors get the same from `asdm schema > recipe.schema.json`.
 """
 UNIONS = {
-    "Rules": ("plan", "Plans"),
+    "CachePlan": ("plan", "Plans"),
     "Uniform": ("schedule", "Schedules"),
     "TaskLoss": ("loss", "Losses"),
     "FeatureCacheSpec": ("patch", "Patches"),

@@ -17,14 +17,13 @@ from asdm_cli.recipe.messages import did_you_mean, got
 from asdm_cli.recipe.patches import (
     NULLS,
     AnyPatch,
+    Axis,
     By,
-    Carry,
-    Coordinate,
+    Cached,
     CountedMode,
-    Idle,
     InheritPlan,
     Order,
-    Part,
+    Segment,
     Switching,
     misordered,
     reserved,
@@ -668,7 +667,7 @@ class Level(Strict):
 
     nodes: Patterns
     """Addresses, named sets, or a list."""
-    carry: Carry = "output"
+    cache: Cached = "output"
     """What is handed on: a node's output, or the branch that it adds to its input."""
 
 
@@ -683,7 +682,7 @@ class Product(Strict):
     """Mean distances between key steps."""
     order: Order = 0
     """0 hands on the last value; 1 and 2 forecast it."""
-    coordinate: Coordinate = "step"
+    axis: Axis = "step"
     """What a forecast counts in."""
 
 
@@ -775,11 +774,11 @@ class SwitchRecipe(Comparing):
     by: By = "timestep"
     """What `until` of the parts is: the timestep (falling, from about 1000), the log of the signal-to-noise ratio
     (rising), the fraction of the steps that are done (0 to 1), or the number of UNet calls that are done."""
-    parts: Annotated[list[Part], Field(min_length=1)] | None = None
+    parts: Annotated[list[Segment], Field(min_length=1)] | None = None
     """Who serves what, from the beginning in pure noise: the schedule that the written model carries. Left out, it
     is that of a `search`; without one, schedules are only compared."""
-    idle: Idle = "stay"
-    """UNets that serve no call `stay` on the device, or live on the `cpu` until it is their turn."""
+    offload: bool = False
+    """UNets that serve no call wait in the CPU's memory until it is their turn."""
     sweep: Annotated[list[OtherSchedule], DistinctlyNamed] = []
     """Schedules to compare on the same prompts and seeds."""
     ratios: Ratios | None = None
@@ -842,10 +841,10 @@ class Contestant(Strict):
     """With `parts`: models whose UNets take turns with the model's own, which goes by the contestant's `name`."""
     by: By = "timestep"
     """With `parts`: what their `until` is, as in `asdm switch`."""
-    parts: Annotated[list[Part], Field(min_length=1)] | None = None
+    parts: Annotated[list[Segment], Field(min_length=1)] | None = None
     """Who serves what, as in `asdm switch`."""
-    idle: Idle = "stay"
-    """With `parts`: UNets that serve no call `stay` on the device, or live on the `cpu` until it is their turn."""
+    offload: bool = False
+    """With `parts`: UNets that serve no call wait in the CPU's memory until it is their turn."""
     patches: list[AnyPatch] = []
     """What else changes how it draws, by `kind`."""
     sampler: Sampler | None = None

@@ -81,7 +81,7 @@ class Dataflow:
             raise ModelError(f"deepcache.{number}: nothing lies below this branch; the deepest is {number - 1}")
         return below
 
-    def _needed(self, unit: str, carry: str | None) -> tuple[str, ...]:
-        if carry is None:
+    def _needed(self, unit: str, cache: str | None) -> tuple[str, ...]:
+        if cache is None:
             return self.reads[unit]
-        return () if carry == "output" else tuple(read for read in self.reads[unit] if read != TIME)
+        return () if cache == "output" else tuple(read for read in self.reads[unit] if read != TIME)

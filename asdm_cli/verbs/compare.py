@@ -201,7 +201,7 @@ def _patches(asked: Contestant, own: Sequence[PatchSpec]) -> tuple[PatchSpec, ..
         wanted.append(cache_spec(asked.plan.resolved()))
     if asked.parts is not None:
         names = [asked.name, *asked.unets]
-        wanted.append(UNetScheduleSpec(unets=names, by=asked.by, parts=asked.parts, idle=asked.idle))
+        wanted.append(UNetScheduleSpec(unets=names, by=asked.by, parts=asked.parts, offload=asked.offload))
     kinds = {spec.kind for spec in wanted}
     return (*(spec for spec in own if spec.kind not in kinds), *wanted)
 

@@ -25,7 +25,7 @@ from asdm_cli.models.directory import find
 from asdm_cli.models.patched import write_patched
 from asdm_cli.models.write import carried_size, takes
 from asdm_cli.patches.feature_cache.hooks import resolve
-from asdm_cli.recipe.patches import DeepCacheSpec, FeatureCacheSpec, PatchSpec, Rules, read_plan
+from asdm_cli.recipe.patches import CachePlan, DeepCacheSpec, FeatureCacheSpec, PatchSpec, read_plan
 from asdm_cli.recipe.verbs import InheritRecipe
 from asdm_cli.records import Report
 from asdm_cli.report.run_directory import Run
@@ -122,10 +122,10 @@ def _wanted(recipe: InheritRecipe, plain: Setup) -> Iterator[tuple[str, Setup]]:
     for level, mode, interval in _product(recipe):
         asked = recipe.product
         assert asked is not None, "there is a product"
-        nodes, carry = asked.levels[level].nodes, asked.levels[level].carry
-        rule: dict[str, Any] = {"nodes": nodes, "carry": carry, "order": asked.order}
-        rule |= {"schedule": {"mode": mode, "interval": interval}, "coordinate": asked.coordinate}
-        rules: Rules = read_plan({"rules": [rule]})
+        nodes, cache = asked.levels[level].nodes, asked.levels[level].cache
+        rule: dict[str, Any] = {"nodes": nodes, "cache": cache, "order": asked.order}
+        rule |= {"schedule": {"mode": mode, "interval": interval}, "axis": asked.axis}
+        rules: CachePlan = read_plan({"rules": [rule]})
         yield f"product.levels.{level}", plain.with_cache(f"{level}, {mode} {interval}", rules, series=OURS)
 
 

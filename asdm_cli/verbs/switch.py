@@ -21,7 +21,7 @@ from asdm_cli.models.write import carried_size, takes
 from asdm_cli.patches.feature_cache.hooks import resolve
 from asdm_cli.patches.unet_schedule import alone, served_by, who_serves
 from asdm_cli.recipe.load import dump_given
-from asdm_cli.recipe.patches import NULLS, FeatureCacheSpec, Part, PatchSpec, Switching, UNetScheduleSpec, described
+from asdm_cli.recipe.patches import NULLS, FeatureCacheSpec, PatchSpec, Segment, Switching, UNetScheduleSpec, described
 from asdm_cli.recipe.verbs import SwitchRecipe
 from asdm_cli.records import Report, under
 from asdm_cli.report.run_directory import Run
@@ -173,7 +173,7 @@ def _models(recipe: SwitchRecipe) -> tuple[dict[str, ModelDirectory], Setup]:
     name, *_ = models
     settings = {"sampler": recipe.sampler, "steps": recipe.steps, "guidance": recipe.guidance}
     plain = drawing(name, models[name], carried=False, series=PLAIN, **settings)
-    spec = UNetScheduleSpec(unets=list(models), by="step", parts=alone(name).parts, idle=recipe.idle)
+    spec = UNetScheduleSpec(unets=list(models), by="step", parts=alone(name).parts, offload=recipe.offload)
     others = {other: each for other, each in models.items() if other != name}
     return models, Setup(**{**vars(plain), "patches": (spec, *caches, *around), "unets": others})
 
@@ -211,8 +211,8 @@ def _setups(recipe: SwitchRecipe, first: Setup) -> Iterator[Setup]:
     for other in others:
         for share in shares:
             parts = {
-                FIRST: [Part(unet=other, until=share), Part(unet=leading)],
-                LAST: [Part(unet=leading, until=round(1 - share, 9)), Part(unet=other)],
+                FIRST: [Segment(unet=other, until=share), Segment(unet=leading)],
+                LAST: [Segment(unet=leading, until=round(1 - share, 9)), Segment(unet=other)],
             }
             for order, halves in parts.items():
                 rules = Switching(by="fraction", parts=halves)
@@ -247,7 +247,7 @@ def _write_model(plan: Plan, rules: Switching, run: Run) -> None:
     first, recipe = plan.setups[0], plan.recipe
     serving = {first.name, *(part.unet for part in rules.parts)} - {*NULLS}
     names = [name for name in plan.models if name in serving]
-    schedule = UNetScheduleSpec(unets=names, by=rules.by, parts=rules.parts, idle=recipe.idle)
+    schedule = UNetScheduleSpec(unets=names, by=rules.by, parts=rules.parts, offload=recipe.offload)
     gone = [spec for spec in first.patches if isinstance(spec, FeatureCacheSpec) and spec.unet not in serving]
     patches = [spec for spec in first.patches if spec not in gone and not isinstance(spec, UNetScheduleSpec)]
     measured = {"sampler": recipe.sampler, "steps": recipe.steps, "guidance": recipe.guidance}

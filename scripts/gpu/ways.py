@@ -22,10 +22,10 @@ BLOCK, UP, OUT = ({"rules": [{"nodes": nodes, "schedule": EARLY, "order": 1}]} f
 DEEP = {"preset": "deepcache", "branch": 0, "interval": 3}
 TEXT = {
     "rules": [{"nodes": "deepcache.0", "schedule": {"mode": "uniform", "interval": 3}}],
-    "text_once": False,
+    "cache_text": False,
 }
 LAYER = {"preset": "base-mask", "interval": 2}
-UNIT = {"rules": [{"nodes": "*.attn", "carry": "residual", "schedule": {"mode": "uniform", "interval": 3}}]}
+UNIT = {"rules": [{"nodes": "*.attn", "cache": "residual", "schedule": {"mode": "uniform", "interval": 3}}]}
 ASSEMBLED = ("down.0.1", "down.1.1", "up.2.1", "up.3.1")
 
 

@@ -37,26 +37,26 @@ def resolved(plan: dict[str, Any], config: dict[str, Any] = TINY) -> ResolvedPla
     return resolve(read_plan(plan), config)
 
 
-def reused_in_turn(sets: Sequence[str], carry: str = "output") -> dict[str, Any]:
+def reused_in_turn(sets: Sequence[str], cache: str = "output") -> dict[str, Any]:
     """A rule each; all compute at call 0, then one after the other is reused for a call."""
     calls = range(1, len(sets) + 1)
     keys = [[0, *(call for call in calls if call != mine)] for mine in calls]
     rules = [
-        {"nodes": each, "carry": carry, "schedule": {"mode": "explicit", "steps": steps}}
+        {"nodes": each, "cache": cache, "schedule": {"mode": "explicit", "steps": steps}}
         for each, steps in zip(sets, keys, strict=True)
     ]
-    return {"rules": rules, "text_once": False}
+    return {"rules": rules, "cache_text": False}
 
 
 @cache
-def _counted(sets: tuple[str, ...], carry: str) -> dict[frozenset[int], Macs]:
-    return pattern_macs(SD15, resolved(reused_in_turn(sets, carry), SD15), len(sets) + 1)
+def _counted(sets: tuple[str, ...], cache: str) -> dict[frozenset[int], Macs]:
+    return pattern_macs(SD15, resolved(reused_in_turn(sets, cache), SD15), len(sets) + 1)
 
 
 def sd15(name: str) -> tuple[Macs, Macs]:
     """A full call of SD 1.5, and one at which this node set is reused."""
-    sets, carry = ([name], ALONE[name]) if name in ALONE else (TOGETHER, "output")
-    by_pattern = _counted(tuple(sets), carry)
+    sets, cache = ([name], ALONE[name]) if name in ALONE else (TOGETHER, "output")
+    by_pattern = _counted(tuple(sets), cache)
     return by_pattern[FULL], by_pattern[frozenset({sets.index(name)})]
 
 
@@ -100,7 +100,7 @@ def test_a_full_call_costs_what_a_plain_one_does() -> None:
     """But for the keys and values of the text, where they are computed once a generation."""
     plain, shape = macs(TINY, tokens=tiny.TOKENS), {"tokens": tiny.TOKENS}
     again = pattern_macs(TINY, resolved(every(2)), 4, **shape)
-    once = pattern_macs(TINY, resolved({**every(2), "text_once": True}), 4, **shape)
+    once = pattern_macs(TINY, resolved({**every(2), "cache_text": True}), 4, **shape)
     assert again[FULL] == plain
     # two projections of the text to the width of each of the 16 transformers
     widths = [8] * 5 + [16] * 5 + [32] * 6
@@ -109,7 +109,7 @@ def test_a_full_call_costs_what_a_plain_one_does() -> None:
 
 @pytest.mark.parametrize("interval", [1, 2])
 def test_counts_without_a_device_are_those_of_an_image(tiny_pipeline: Path, interval: int) -> None:
-    plan = {**every(interval), "text_once": False}
+    plan = {**every(interval), "cache_text": False}
     setup, session = whole(tiny_pipeline, "it", plan, steps=5), Session(CPU, torch.float32)
     image, _ = run._count(session, setup, Place(CPU, torch.float32, 32))
     by_pattern, counts = pattern_macs(TINY, resolved(plan), 5, tokens=tiny.TOKENS), patterns(resolved(plan), 5)

@@ -72,7 +72,7 @@ def test_counts_of_an_image(session: Session, tiny_pipeline: Path, turns: Setup)
     assert counted() == counted(every(1)) == STEPS * call
     assert counted(sampler="heun") == (2 * STEPS - 1) * call
     assert counted(guidance=1.0) == STEPS * call / 2
-    once, inherited = (counted({**every(number), "text_once": True}) for number in (1, 2))
+    once, inherited = (counted({**every(number), "cache_text": True}) for number in (1, 2))
     assert STEPS * call > once > inherited > STEPS / 2 * call / 2
     counts, stats = run._count(session, turns, PLACE)
     assert counts.calls == STEPS
@@ -81,7 +81,7 @@ def test_counts_of_an_image(session: Session, tiny_pipeline: Path, turns: Setup)
 
 
 def test_stats_say_what_was_reused_and_what_was_kept(session: Session, tiny_pipeline: Path) -> None:
-    plain, plan = whole(tiny_pipeline), whole(tiny_pipeline, "plan", {**every(3), "text_once": True})
+    plain, plan = whole(tiny_pipeline), whole(tiny_pipeline, "plan", {**every(3), "cache_text": True})
     _, nothing = run._count(session, plain, PLACE)
     assert (nothing.full_calls, nothing.cache_bytes) == (None, None)
     _, stats = run._count(session, plan, PLACE)

@@ -119,8 +119,8 @@ def test_memory_is_that_of_everything_that_is_loaded(tiny_pipeline: Path) -> Non
     plain = whole(tiny_pipeline)
     assert weight_bytes(plain, 4, CPU) == 4 * (held + around)
     assert weight_bytes(replace(plain, draws=False), 2, CPU) == 2 * held
-    for idle, unets in (("cpu", 1), ("stay", 2)):
-        turns = replace(plain, patches=tuple(patches(idle=idle)), unets={"small v1.5": find(str(tiny_pipeline))})
+    for offload, unets in ((True, 1), (False, 2)):
+        turns = replace(plain, patches=tuple(patches(offload=offload)), unets={"small v1.5": find(str(tiny_pipeline))})
         assert weight_bytes(turns, 1, torch.device("cuda")) == unets * held + around, "those that wait are elsewhere"
 
 

@@ -20,7 +20,7 @@ PLANS: dict[str, dict[str, Any]] = {
     "none": {"rules": []},
     "block": {"rules": [{"nodes": "up.0", "schedule": {"mode": "uniform", "interval": 2}, "order": 1}]},
     "residual": {
-        "rules": [{"nodes": "*.attn", "carry": "residual", "schedule": {"mode": "uniform", "interval": 3}, "order": 2}]
+        "rules": [{"nodes": "*.attn", "cache": "residual", "schedule": {"mode": "uniform", "interval": 3}, "order": 2}]
     },
     "deepcache": {"preset": "deepcache", "interval": 2},
 }

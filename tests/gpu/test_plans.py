@@ -30,7 +30,7 @@ EVERY_CALL = {"rules": [{"nodes": "base", "schedule": {"mode": "uniform", "inter
 PLANS: dict[str, dict[str, Any]] = {
     "block": {"rules": [{"nodes": "up.3", "schedule": {"mode": "early", "interval": 2}, "order": 1}]},
     "layer": {"preset": "base-mask", "interval": 2, "order": 2},
-    "unit": {"rules": [{"nodes": "*.attn", "carry": "residual", "schedule": {"mode": "uniform", "interval": 3}}]},
+    "unit": {"rules": [{"nodes": "*.attn", "cache": "residual", "schedule": {"mode": "uniform", "interval": 3}}]},
     "deepcache": {"preset": "deepcache", "interval": 3, "order": 1},
     "encoder": {"preset": "encoder-propagation", "interval": 2},
 }
@@ -55,17 +55,17 @@ def test_plans_that_leave_nothing_out_change_no_bit(
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, HALF], ids=str)
-@pytest.mark.parametrize("idle", ["stay", "cpu"])
-def test_turns_of_a_unet_and_its_twin_change_no_bit(idle: Any, dtype: torch.dtype, device: torch.device) -> None:
+@pytest.mark.parametrize("offload", [False, True])
+def test_turns_of_a_unet_and_its_twin_change_no_bit(offload: bool, dtype: torch.dtype, device: torch.device) -> None:
     made = pipe(device, dtype)
     plain = draw(made, CALLS)
     own = made.unet
     parts = [{"unet": "a", "until": 2}, {"unet": "b", "until": 4}, {"unet": "a"}]
-    with switch(made, {"a": own, "b": copy.deepcopy(own)}, parts, by="step", idle=idle) as handle:
+    with switch(made, {"a": own, "b": copy.deepcopy(own)}, parts, by="step", offload=offload) as handle:
         assert torch.equal(draw(made, CALLS), plain)
         assert handle.unet.stats().served == ("a", "a", "b", "b", "a", "a")
-        assert handle.unet.unets["b"].device.type == ("cpu" if idle == "cpu" else device.type)
-    with switch(made, {"a": own, "b": small().to(device, dtype)}, parts, by="step", idle=idle):
+        assert handle.unet.unets["b"].device.type == ("cpu" if offload else device.type)
+    with switch(made, {"a": own, "b": small().to(device, dtype)}, parts, by="step", offload=offload):
         assert not torch.equal(draw(made, CALLS), plain)
     assert torch.equal(draw(made, CALLS), plain)
 
@@ -128,13 +128,13 @@ def test_nor_does_a_unet_with_experts(router: str, device: torch.device) -> None
 
 
 @pytest.mark.gpu
-@pytest.mark.parametrize("idle", ["stay", "cpu"])
-def test_memory_is_back_where_it_was_after_a_generation(idle: Any, device: torch.device) -> None:
+@pytest.mark.parametrize("offload", [False, True])
+def test_memory_is_back_where_it_was_after_a_generation(offload: bool, device: torch.device) -> None:
     made = pipe(device)
     parts = [{"unet": "a", "until": 3}, {"unet": "b"}]
     with ExitStack() as stack:
         b = small().to(device)
-        stack.enter_context(switch(made, {"a": made.unet, "b": b}, parts, by="step", idle=idle))
+        stack.enter_context(switch(made, {"a": made.unet, "b": b}, parts, by="step", offload=offload))
         stack.enter_context(inherit(made, PLANS["deepcache"]))
         held = []
         for _ in range(3):

@@ -34,10 +34,10 @@ from tests.typed import asdm
 
 CPU = torch.device("cpu")
 PLANS: list[dict[str, Any]] = [
-    every(2, ["up.3", "*.cross"], order=2, coordinate="log-snr"),
+    every(2, ["up.3", "*.cross"], order=2, axis="log-snr"),
     {"preset": "deepcache", "branch": 2, "interval": 4},
     {"preset": "encoder-propagation"},
-    {"rules": [], "text_once": False},
+    {"rules": [], "cache_text": False},
 ]
 CACHE: dict[str, Any] = {"kind": "feature-cache", "rules": []}
 

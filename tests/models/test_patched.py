@@ -79,10 +79,10 @@ def test_the_layout(model: Path, tiny_pipeline: Path, small: Path) -> None:
     ("caches", "changes"),
     [
         ([CACHE], {}),
-        ([], {"idle": "cpu"}),
+        ([], {"offload": True}),
         ([], {"by": "fraction", "parts": [{"unet": "large", "until": 0.4}, {"unet": "reuse"}]}),
-        ([{"kind": "feature-cache", "unet": "large", "rules": [], "text_once": False}, CACHE], {}),
-        ([{"kind": "feature-cache", **every(3, ["up.3"], order=2, coordinate="log-snr"), "text_once": True}], {}),
+        ([{"kind": "feature-cache", "unet": "large", "rules": [], "cache_text": False}, CACHE], {}),
+        ([{"kind": "feature-cache", **every(3, ["up.3"], order=2, axis="log-snr"), "cache_text": True}], {}),
     ],
 )
 def test_it_is_read_back_as_it_was_written(
@@ -114,15 +114,15 @@ def test_patches_are_not_handed_on_and_the_history_is(verb: str, model: Path, tm
     assert [step["verb"] for step in held["history"]] == ["switch", verb]
 
 
-@pytest.mark.parametrize("idle", ["stay", "cpu"])
+@pytest.mark.parametrize("offload", [False, True])
 def test_loaded_it_draws_bit_by_bit_as_before_it_was_saved(
-    idle: str, tiny_pipeline: Path, small: Path, tmp_path: Path
+    offload: bool, tiny_pipeline: Path, small: Path, tmp_path: Path
 ) -> None:
-    folder = switching(tiny_pipeline, small, tmp_path / "model", CACHE, idle=idle)
+    folder = switching(tiny_pipeline, small, tmp_path / "model", CACHE, offload=offload)
     loaded = asdm_cli.load(str(folder), "cpu")
     unet = schedule_on(loaded)
     assert unet is not None
-    assert (list(unet.unets), unet.idle) == (["large", "small v1.5"], idle)
+    assert (list(unet.unets), unet.offload) == (["large", "small v1.5"], offload)
     assert list(caches_on(loaded)) == ["small v1.5"]
     pipe = asdm_cli.load(str(tiny_pipeline), "cpu")
     unets = {"large": pipe.unet, "small v1.5": str(small)}
@@ -246,7 +246,7 @@ DAMAGED: dict[str, tuple[Callable[[Path], Any], str]] = {
         r"patches\[0\].parts\[1\]\.until: timesteps fall from part to part",
     ),
     "no UNets": (scheduling(unets=[]), r"patches\[0\].unets: needs 1 or more entries"),
-    "idle nowhere": (scheduling(idle="disk"), r"patches\[0\].idle: must be one of 'stay', 'cpu'"),
+    "offload to a disk": (scheduling(offload="disk"), r"patches\[0\].offload: must be true or false"),
     "unknown key": (scheduling(untill=4), r"patches\[0\].untill: unknown key"),
     "no schedule in a rule": (
         holding(SCHEDULE, {**CACHE, "rules": [{"nodes": "up.3"}]}),

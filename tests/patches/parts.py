@@ -13,7 +13,7 @@ from diffusers import UNet2DConditionModel
 
 from asdm_cli.patches.feature_cache.hooks import FeatureCache
 from asdm_cli.patches.unet_schedule import UNetSchedule
-from asdm_cli.recipe.patches import Part, Rules, Switching
+from asdm_cli.recipe.patches import CachePlan, Segment, Switching
 from tests import tiny
 from tests.patches.pipes import _unet
 
@@ -24,7 +24,7 @@ XL = {"text": "sd15", "image": "sd15", "inpaint": "sd15", "xl": "sdxl"}
 def rules(by: str, *parts: str) -> Switching:
     """`rules("step", "a 3", "b")`: a until 3, then b."""
     split = [part.split() for part in parts]
-    return Switching(by=by, parts=[Part(unet=name, until=float(end[0]) if end else None) for name, *end in split])
+    return Switching(by=by, parts=[Segment(unet=name, until=float(end[0]) if end else None) for name, *end in split])
 
 
 def small(kind: str = "text") -> UNet2DConditionModel:
@@ -44,7 +44,7 @@ def twin(kind: str = "text") -> UNet2DConditionModel:
 
 
 def scheduled(
-    unets: dict[str, UNet2DConditionModel], switch: Switching, plans: dict[str, Rules] | None = None
+    unets: dict[str, UNet2DConditionModel], switch: Switching, plans: dict[str, CachePlan] | None = None
 ) -> UNetSchedule:
     """UNets that take turns, each with its plan on it, without a pipeline."""
     for name, plan in (plans or {}).items():

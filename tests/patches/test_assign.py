@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from asdm_cli.patches.base import Trajectory
 from asdm_cli.patches.unet_schedule import assign, rules_of
-from asdm_cli.recipe.patches import NULLS, Part, Switching
+from asdm_cli.recipe.patches import NULLS, Segment, Switching
 from tests.patches.parts import rules
 
 
@@ -107,7 +107,7 @@ def switchings(draw: st.DrawFn) -> Switching:
     ends = sorted(draw(st.lists(st.integers(0, 1000), min_size=len(names) - 1, max_size=len(names) - 1)), reverse=True)
     return Switching(
         by="timestep",
-        parts=[Part(unet=name, until=end) for name, end in zip(names, [*map(float, ends), None], strict=True)],
+        parts=[Segment(unet=name, until=end) for name, end in zip(names, [*map(float, ends), None], strict=True)],
     )
 
 

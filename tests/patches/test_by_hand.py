@@ -118,14 +118,14 @@ def fresh(shape: str) -> tuple[Tensor, dict[str, int]]:
     return output, flops
 
 
-def check(shape: str, nodes: str | list[str], carry: str, put: str, gone: str, count: int) -> None:
+def check(shape: str, nodes: str | list[str], cache: str, put: str, gone: str, count: int) -> None:
     model = unet(shape)
     modules = [name for name, _ in model.named_modules() if re.fullmatch(put, name)]
     assert len(modules) == count
     by_hand = put_in(model, modules)
     computed, everything = fresh(shape)
-    rule = {"nodes": nodes, "carry": carry, "schedule": {"mode": "explicit", "steps": [0]}}
-    engine = FeatureCache(model, read_plan({"rules": [rule], "text_once": False}))
+    rule = {"nodes": nodes, "cache": cache, "schedule": {"mode": "explicit", "steps": [0]}}
+    engine = FeatureCache(model, read_plan({"rules": [rule], "cache_text": False}))
     try:
         with engine.generation(2):
             call(model, 0)

@@ -14,7 +14,7 @@ from asdm_cli.patches.feature_cache.state import FeatureHistory
 NODES = 3
 coefficients = st.lists(st.floats(-3, 3, allow_subnormal=False), min_size=3, max_size=3)
 distances = st.lists(st.floats(0.5, 4), min_size=4, max_size=6)
-"""Between one call and the next, in either direction of the coordinate."""
+"""Between one call and the next, in either direction of the axis."""
 
 
 def polynomial(factors: list[float], place: float) -> Tensor:

@@ -88,9 +88,9 @@ def test_text_is_projected_once_a_generation(kind: str, calls: int, get: Get, mo
         return linear(self, value)
 
     monkeypatch.setattr(torch.nn.Linear, "forward", counting)
-    for text_once, times in ((True, 1), (False, calls), (True, 1)):
+    for cache_text, times in ((True, 1), (False, calls), (True, 1)):
         seen.clear()
-        with inherit(pipe, {"rules": [], "text_once": text_once}):
+        with inherit(pipe, {"rules": [], "cache_text": cache_text}):
             draw(pipe)
         assert sorted(seen) == sorted([*names.values()] * times)
 
@@ -107,7 +107,7 @@ def test_text_that_changes_in_the_middle_is_projected_anew(in_place: bool, get: 
 
     settings = {"callback_on_step_end": change, "callback_on_step_end_tensor_inputs": ["prompt_embeds"]}
     pictures = [draw(pipe), draw(pipe, **settings)]
-    for text_once in (True, False):
-        with inherit(pipe, {"rules": [], "text_once": text_once}):
+    for cache_text in (True, False):
+        with inherit(pipe, {"rules": [], "cache_text": cache_text}):
             pictures.append(draw(pipe, **settings))
     assert [torch.equal(each, pictures[1]) for each in pictures] == [False, True, True, True]

@@ -34,8 +34,8 @@ def log_snr(time: float) -> float:
     return math.log(signal(time) / (1 - signal(time)))
 
 
-def planned(coordinate: str) -> dict[str, Any]:
-    return {"rules": [{**PLAN["rules"][0], "coordinate": coordinate}]}
+def planned(axis: str) -> dict[str, Any]:
+    return {"rules": [{**PLAN["rules"][0], "axis": axis}]}
 
 
 @pytest.fixture
@@ -92,18 +92,18 @@ def test_the_angle_by_hand(get: Get) -> None:
     assert coordinates(scheduler, "angle", 4, 751.0) == pytest.approx(expected, rel=1e-3)
 
 
-@pytest.mark.parametrize("coordinate", ["log-snr", "angle"])
+@pytest.mark.parametrize("axis", ["log-snr", "angle"])
 @pytest.mark.parametrize("sampler", SAMPLERS)
-def test_all_samplers_know_their_noise(sampler: str, coordinate: str, get: Get, seen: list[list[float]]) -> None:
+def test_all_samplers_know_their_noise(sampler: str, axis: str, get: Get, seen: list[list[float]]) -> None:
     pipe = get("text", sampler)
     pictures = []
-    for plan in (PLAN, planned(coordinate)):
+    for plan in (PLAN, planned(axis)):
         with inherit(pipe, plan):
             pictures.append(draw(pipe, 5))
     assert pictures[1].isfinite().all()
-    assert not torch.equal(*pictures), "the coordinate matters"
+    assert not torch.equal(*pictures), "the axis matters"
     (places,) = seen
-    falling = sorted(places, reverse=coordinate == "angle")
+    falling = sorted(places, reverse=axis == "angle")
     assert places == falling
     assert len(set(places)) >= 5
 

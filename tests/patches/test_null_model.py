@@ -109,7 +109,7 @@ def test_null_calls_do_not_end_a_stretch_and_are_not_counted() -> None:
 def test_forecasts_in_an_engine_know_where_the_real_calls_lie(get: Get) -> None:
     """Its coordinates are those of its own calls among all: a skipped one leaves a gap."""
     scheduler, places = get().scheduler, []
-    rule = {"nodes": "up.3", "order": 1, "coordinate": "log-snr", "schedule": {"mode": "uniform", "interval": 2}}
+    rule = {"nodes": "up.3", "order": 1, "axis": "log-snr", "schedule": {"mode": "uniform", "interval": 2}}
     unet = scheduled({"a": twin()}, rules("step", "a 2", "reuse 4", "a"), {"a": read_plan({"rules": [rule]})})
     scheduler.set_timesteps(6)
     with torch.no_grad(), unet.generation(6, scheduler):

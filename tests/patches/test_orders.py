@@ -277,7 +277,7 @@ def test_several_calls_a_step_inherit_each_from_itself(kind: str) -> None:
     always = {"rules": [{"nodes": "up.3", "schedule": {"mode": "uniform", "interval": 1}}]}
     assert same(drawn(always), plain)
     # guidance by attention looks into the mid block, so that is to be computed
-    rests = {"nodes": "up.3", "carry": "residual", "schedule": {"mode": "uniform", "interval": 2}}
+    rests = {"nodes": "up.3", "cache": "residual", "schedule": {"mode": "uniform", "interval": 2}}
     every_other = drawn({"rules": [rests]})
     assert [len(each) for each in calls[-1]] == [0, 1] * (STEPS // 2)
     assert not same(every_other, plain)
@@ -346,8 +346,8 @@ def test_a_lora_whose_scale_changes_in_the_middle() -> None:
 def test_text_is_not_kept_unless_it_is_asked_for() -> None:
     from asdm_cli.recipe.patches import read_plan
 
-    assert read_plan({"rules": []}).text_once is False
-    assert read_plan({"preset": "deepcache"}).text_once is False
+    assert read_plan({"rules": []}).cache_text is False
+    assert read_plan({"preset": "deepcache"}).cache_text is False
 
 
 def test_a_projection_that_is_asked_twice_a_call_answers_each() -> None:
@@ -360,7 +360,7 @@ def test_a_projection_that_is_asked_twice_a_call_answers_each() -> None:
     def ask(*_: Any) -> None:
         seen.append([layer(each) for each in others])
 
-    with asdm_cli.inherit(pipe, {"rules": [], "text_once": True}), torch.no_grad():
+    with asdm_cli.inherit(pipe, {"rules": [], "cache_text": True}), torch.no_grad():
         pipe.unet.mid_block.register_forward_pre_hook(ask)
         draw(pipe, 2)
         wanted = [nn.functional.linear(each, layer.weight) for each in others]

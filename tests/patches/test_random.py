@@ -93,9 +93,9 @@ def schedules(calls: int) -> st.SearchStrategy[Plan]:
     return counted | adaptive | explicit(calls)
 
 
-def plan_of(nodes: list[str], carry: str, order: int, schedule: Plan, text_once: bool = True) -> Plan:
-    rule = {"nodes": nodes, "carry": carry, "order": order, "schedule": schedule}
-    return {"rules": [rule], "text_once": text_once}
+def plan_of(nodes: list[str], cache: str, order: int, schedule: Plan, cache_text: bool = True) -> Plan:
+    rule = {"nodes": nodes, "cache": cache, "order": order, "schedule": schedule}
+    return {"rules": [rule], "cache_text": cache_text}
 
 
 carries, orders = st.sampled_from(["output", "residual"]), st.integers(0, 2)
@@ -109,7 +109,7 @@ def plans(draw: Callable[..., Any], most: int = 3) -> tuple[str, int, Plan]:
         plan_of(draw(names(shape)), draw(carries), draw(orders), draw(schedules(calls)))["rules"][0]
         for _ in range(draw(st.integers(1, most)))
     ]
-    plan = {"rules": rules, "text_once": draw(st.booleans())}
+    plan = {"rules": rules, "cache_text": draw(st.booleans())}
     assume(fits(shape, plan))
     return shape, calls, plan
 
@@ -186,17 +186,17 @@ def _close(one: Tensor, other: Tensor) -> bool:
 @settings(FEW, max_examples=6)  # counting is slow
 @given(st.data(), st.sampled_from(sorted(SHAPES)), st.integers(3, 4), carries, orders)
 def test_more_nodes_and_fewer_key_steps_never_cost_more(
-    data: st.DataObject, shape: str, calls: int, carry: str, order: int
+    data: st.DataObject, shape: str, calls: int, cache: str, order: int
 ) -> None:
     nodes, more = data.draw(names(shape)), data.draw(names(shape))
     schedule = data.draw(explicit(calls))
     dropped = data.draw(st.sampled_from(schedule["steps"]))
     fewer = {"mode": "explicit", "steps": [0, *(step for step in schedule["steps"] if step not in (0, dropped))]}
-    some = plan_of(nodes, carry, order, schedule)
+    some = plan_of(nodes, cache, order, schedule)
     assume(fits(shape, some))
     cost = macs(shape, calls, some)
-    wider = macs(shape, calls, plan_of(sorted({*nodes, *more}), carry, order, schedule))
-    rarer = macs(shape, calls, plan_of(nodes, carry, order, fewer))
+    wider = macs(shape, calls, plan_of(sorted({*nodes, *more}), cache, order, schedule))
+    rarer = macs(shape, calls, plan_of(nodes, cache, order, fewer))
     assert 0 < wider <= cost
     assert 0 < rarer <= cost
     full = len({0, *schedule["steps"]}) == calls

@@ -58,8 +58,8 @@ def test_shapes_are_those_that_stock_unets_are_not() -> None:
 def test_plans_run(name: str) -> None:
     pipe = pipes.pipe("xl" if name.startswith("sdxl") else "text", unet=unet(name))
     plain = draw(pipe, 2)
-    for nodes, carry in NODES:
-        rule = {"nodes": nodes, "carry": carry, "schedule": {"mode": "explicit", "steps": [0]}}
+    for nodes, what in NODES:
+        rule = {"nodes": nodes, "cache": what, "schedule": {"mode": "explicit", "steps": [0]}}
         with inherit(pipe, {"rules": [rule]}) as handle:
             latents = draw(pipe, 2)
             assert handle.stats().reused["unet"] == [frozenset(), {0}]
@@ -90,7 +90,7 @@ def test_plans_run(name: str) -> None:
         ),
         (
             "sd15 uneven",
-            {"rules": [{"nodes": "*.sampler", "carry": "residual", "schedule": {"mode": "uniform", "interval": 2}}]},
+            {"rules": [{"nodes": "*.sampler", "cache": "residual", "schedule": {"mode": "uniform", "interval": 2}}]},
             "rules[0].nodes: every node it names belongs to an earlier rule, or has no residual branch (resamplers)",
         ),
     ],

@@ -147,11 +147,11 @@ def test_only_what_is_read_later_is_kept(get: Get) -> None:
     widths = [each.attn2.to_k.out_features for _, each in unet.named_modules() if hasattr(each, "attn2")]
     assert len(widths) == 16
     rules = read_plan({"preset": "deepcache"})
-    for text_once in (False, True):
-        with inherit(get(), rules.model_copy(update={"text_once": text_once})) as handle:
+    for cache_text in (False, True):
+        with inherit(get(), rules.model_copy(update={"cache_text": cache_text})) as handle:
             draw(handle.pipe)
-            assert handle.stats().cache_bytes == 2 * 8 * 8 * 8 * 4 + text_once * text * sum(widths)
-    with inherit(get(), {"rules": [], "text_once": False}) as handle:
+            assert handle.stats().cache_bytes == 2 * 8 * 8 * 8 * 4 + cache_text * text * sum(widths)
+    with inherit(get(), {"rules": [], "cache_text": False}) as handle:
         draw(handle.pipe)
         assert handle.stats().cache_bytes == 0
 
@@ -160,7 +160,7 @@ def test_what_lies_inside_an_inherited_transformer_is_not_kept(get: Get) -> None
     found = []
     for nodes in (["mid.0.attn"], ["mid.0.attn", "mid.0.cross", "mid.0.ff"], ["mid.0.cross", "mid.0.ff"]):
         rule = {"nodes": nodes, "schedule": {"mode": "uniform", "interval": 2}}
-        with inherit(get(), {"rules": [rule], "text_once": False}) as handle:
+        with inherit(get(), {"rules": [rule], "cache_text": False}) as handle:
             draw(handle.pipe)
             found.append(handle.stats().cache_bytes)
     assert found[0] == found[1] == 2 * 32 * 4
@@ -195,7 +195,7 @@ def test_a_second_plan_is_refused(get: Get) -> None:
     pipe = get()
     with inherit(pipe, PLAN) as handle:
         before = draw(pipe)
-        for plan in (PLAN, {"rules": [], "text_once": False}):
+        for plan in (PLAN, {"rules": [], "cache_text": False}):
             with pytest.raises(ModelError, match=r"inherits already; take the earlier plan off"):
                 inherit(pipe, plan)
         assert torch.equal(draw(pipe), before)

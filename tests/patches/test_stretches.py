@@ -27,7 +27,7 @@ from tests.patches.parts import rules, scheduled, small
 from tests.patches.pipes import draw
 
 EVERY_OTHER = {"mode": "uniform", "interval": 2}
-PLAN = read_plan({"rules": [{"nodes": "deepcache.1", "order": 1, "coordinate": "log-snr", "schedule": EVERY_OTHER}]})
+PLAN = read_plan({"rules": [{"nodes": "deepcache.1", "order": 1, "axis": "log-snr", "schedule": EVERY_OTHER}]})
 THREE = rules("step", "a 3", "b 5", "a")
 """Three stretches: two of a around one of b."""
 

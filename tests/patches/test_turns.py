@@ -228,7 +228,7 @@ def watch(unet: Any, name: str, moves: list[str], monkeypatch: pytest.MonkeyPatc
 
 def test_idle_unets_live_on_the_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
     """On a GPU that is not there: what would be moved is written down."""
-    unet = UNetSchedule({"a": twin(), "b": small()}, rules("step", "a 2", "b 4", "reuse 5", "b 6", "a"), idle="cpu")
+    unet = UNetSchedule({"a": twin(), "b": small()}, rules("step", "a 2", "b 4", "reuse 5", "b 6", "a"), offload=True)
     moves: list[str] = []
     for name, each in unet.unets.items():
         watch(each, name, moves, monkeypatch)
@@ -248,7 +248,7 @@ def test_only_one_unet_arrives_where_the_others_are_idle(monkeypatch: pytest.Mon
     a, b, c = twin(), small(), twin()
     for name, each in (("b", b), ("c", c)):
         watch(each, name, moves, monkeypatch)
-    unet = UNetSchedule({"a": a, "b": b, "c": c, "a again": a}, alone("a"), idle="cpu")
+    unet = UNetSchedule({"a": a, "b": b, "c": c, "a again": a}, alone("a"), offload=True)
     assert moves == ["b cpu", "c cpu"]
     unet.half()
     assert moves == ["b cpu", "c cpu"] * 2
@@ -258,7 +258,7 @@ def test_only_one_unet_arrives_where_the_others_are_idle(monkeypatch: pytest.Mon
 def test_on_the_cpu_nothing_moves(get: Get, monkeypatch: pytest.MonkeyPatch) -> None:
     pipe, moves = get(), []
     own, other = pipe.unet, twin()
-    with attach(pipe, {"a": own, "b": other}, rules("step", "a 1", "b"), idle="cpu"):
+    with attach(pipe, {"a": own, "b": other}, rules("step", "a 1", "b"), offload=True):
         for name, each in (("a", own), ("b", other)):
             watch(each, name, moves, monkeypatch)
         idle = draw(pipe)

@@ -19,7 +19,7 @@ from tests.patches.parts import rules, small, twin
 from tests.patches.pipes import draw
 
 EVERY = [*(("text", sampler) for sampler in SAMPLERS), ("xl", "euler"), ("image", "pndm"), ("inpaint", "ddim")]
-PLAN = {"rules": [{"nodes": "deepcache.1", "order": 1, "coordinate": "log-snr", "schedule": {"mode": "uniform"}}]}
+PLAN = {"rules": [{"nodes": "deepcache.1", "order": 1, "axis": "log-snr", "schedule": {"mode": "uniform"}}]}
 PLAN["rules"][0]["schedule"] |= {"interval": 2}
 
 

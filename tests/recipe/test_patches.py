@@ -11,12 +11,12 @@ from asdm_cli.errors import RecipeError
 from asdm_cli.recipe.messages import faults, one_of
 from asdm_cli.recipe.patches import (
     KINDS,
+    CachePlan,
+    CacheRule,
     Center,
     Explicit,
     InheritPlan,
     Preset,
-    Rule,
-    Rules,
     Schedule,
     Span,
     Uniform,
@@ -81,9 +81,14 @@ WRONG: dict[str, list[str]] = {
         "16: plan.rules[0].schedule: must be given",
         "24: plan.rules[0].nodes: needs 1 or more entries",
     ],
-    "plan: {rules: [{nodes: base, cary: residual, coordinate: snr, schedule: {mode: uniform, interval: 2}}]}": [
-        "30: plan.rules[0].cary: unknown key (did you mean 'carry'?)",
-        "58: plan.rules[0].coordinate: must be one of 'step', 'log-snr', 'angle', got 'snr' (did you mean 'log-snr'?)",
+    "plan: {rules: [{nodes: base, carry: residual}], text_once: true}": [
+        "16: plan.rules[0].schedule: must be given",
+        "30: plan.rules[0].carry: unknown key (did you mean 'cache'?)",
+        "49: plan.text_once: unknown key (did you mean 'cache_text'?)",
+    ],
+    "plan: {rules: [{nodes: base, cach: residual, axis: snr, schedule: {mode: uniform, interval: 2}}]}": [
+        "30: plan.rules[0].cach: unknown key (did you mean 'cache'?)",
+        "52: plan.rules[0].axis: must be one of 'step', 'log-snr', 'angle', got 'snr' (did you mean 'log-snr'?)",
     ],
 }
 
@@ -120,7 +125,7 @@ def every(interval: int) -> Uniform:
 
 
 @pytest.mark.parametrize(
-    ("plan", "nodes", "carry", "schedule"),
+    ("plan", "nodes", "cache", "schedule"),
     [
         ({"preset": "deepcache"}, "deepcache.0", "output", every(3)),
         ({"preset": "deepcache", "branch": 5, "interval": 5}, "deepcache.5", "output", every(5)),
@@ -130,10 +135,10 @@ def every(interval: int) -> Uniform:
         ({"preset": "base-mask", "schedule": FIFTY.model_dump()}, "base", "residual", FIFTY),
     ],
 )
-def test_presets_stand_for_one_rule(plan: dict[str, Any], nodes: str, carry: Any, schedule: Any) -> None:
-    for order, coordinate in ((0, "step"), (2, "log-snr")):
-        rule = Rule(nodes=nodes, schedule=schedule, carry=carry, order=order, coordinate=coordinate)  # type: ignore[arg-type]
-        assert read_plan({**plan, "order": order, "coordinate": coordinate}) == Rules(rules=[rule])
+def test_presets_stand_for_one_rule(plan: dict[str, Any], nodes: str, cache: Any, schedule: Any) -> None:
+    for order, axis in ((0, "step"), (2, "log-snr")):
+        rule = CacheRule(nodes=nodes, schedule=schedule, cache=cache, order=order, axis=axis)  # type: ignore[arg-type]
+        assert read_plan({**plan, "order": order, "axis": axis}) == CachePlan(rules=[rule])
     assert read_plan(plan).rules[0].order == 0
 
 

@@ -87,7 +87,7 @@ def test_all_verbs_in_one_schema() -> None:
         ("assemble", "donors", "non-empty mapping of names to text", "required"),
         ("eval", "models[].patches", "list of a [patch](#patches)", "`[]`"),
         ("inherit", "metrics", None, "`[psnr, ssim]`"),
-        ("inherit", "product.levels.NAME.carry", "`output` or `residual`", "`output`"),
+        ("inherit", "product.levels.NAME.cache", "`output` or `residual`", "`output`"),
         ("run", "stages", "non-empty mapping of names to mapping", "required"),
     ],
 )

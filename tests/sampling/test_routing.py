@@ -167,7 +167,7 @@ def test_of_a_model_without_experts_there_is_nothing_to_tell(tiny_pipeline: Path
 def test_other_samplers_and_layers_that_are_skipped(timed: Any) -> None:
     """What a plan skips is not seen: only the calls that were computed."""
     own = timed.scheduler
-    rule = {"nodes": "down.3", "carry": "output", "schedule": {"mode": "uniform", "interval": 2}}
+    rule = {"nodes": "down.3", "cache": "output", "schedule": {"mode": "uniform", "interval": 2}}
     try:
         timed.scheduler = EulerDiscreteScheduler.from_config(own.config)
         with asdm_cli.inherit(timed, {"rules": [rule]}):

@@ -101,8 +101,8 @@ def test_a_unit_is_live_if_its_output_changes_the_picture(data: st.DataObject, s
     }
     modules = {unit: OUTSIDE[unit][0] if unit in OUTSIDE else anatomy.node(unit).modules[0] for unit in graph.reads}
     with ExitStack() as hooks:
-        for unit, carry in inherited.items():
-            branch = "" if carry == "output" else ".proj_out" if unit.endswith("attn") else ".conv2"
+        for unit, cache in inherited.items():
+            branch = "" if cache == "output" else ".proj_out" if unit.endswith("attn") else ".conv2"
             hooks.enter_context(changed(unet(shape).get_submodule(modules[unit] + branch), frozen))
         plain = picture(shape)
         seen = set()

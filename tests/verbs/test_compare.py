@@ -199,7 +199,7 @@ def test_figures_of_two_contestants(data: Path, tiny_pipeline: Path, other_pipel
 
 def test_a_plan_that_a_model_carries_is_drawn_and_counted(data: Path, tiny_pipeline: Path, tmp_path: Path) -> None:
     half = carrying(tiny_pipeline, tmp_path / "half", every(2))
-    never = carrying(tiny_pipeline, tmp_path / "never", {"rules": [], "text_once": False})
+    never = carrying(tiny_pipeline, tmp_path / "never", {"rules": [], "cache_text": False})
     models = one(tiny_pipeline), one(half, "half"), one(never, "never"), one(half, "other", plan=every(1))
     report = done(evaluation(data, *models, metrics=["psnr"], limit=2), tmp_path / "run")
     taken = of(report, "image_macs_g")
@@ -549,14 +549,14 @@ def test_plans_come_from_the_recipe_or_from_the_model(tiny_pipeline: Path, tmp_p
 
 def test_a_contestant_may_be_read_from_yaml(tmp_path: Path) -> None:
     """With everything that it may say."""
-    turns = "by: fraction, idle: cpu, unets: {b: pocket}, parts: [{unet: b}]"
+    turns = "by: fraction, offload: true, unets: {b: pocket}, parts: [{unet: b}]"
     said = f"verb: bench\nmodels:\n  - {{name: a, model: pocket, {turns}}}\nout: runs/x\n"
     (tmp_path / "a.yaml").write_text(said)
     recipe = load(tmp_path / "a.yaml")
     assert isinstance(recipe, BenchRecipe)
     (contestant,) = recipe.models
     assert isinstance(contestant, Contestant)
-    assert (contestant.by, contestant.idle, contestant.unets) == ("fraction", "cpu", {"b": "pocket"})
+    assert (contestant.by, contestant.offload, contestant.unets) == ("fraction", True, {"b": "pocket"})
     (tmp_path / "b.yaml").write_text(said.replace("unet: b", "unet: c"))
     with pytest.raises(RecipeError, match="no UNet is called 'c'"):
         load(tmp_path / "b.yaml")

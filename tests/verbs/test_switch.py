@@ -218,12 +218,12 @@ def test_chosen_schedules_are_recipes_that_draw_the_same(run: Path, tmp_path: Pa
 
 @pytest.mark.usefixtures("_uncounted")
 def test_a_search_gives_the_model_its_schedule(recipe: Callable[..., SwitchRecipe], tmp_path: Path) -> None:
-    asked = recipe(search={"budgets": [0.8], "prompts": 1, "nulls": False}, idle="cpu", fewer_steps=[])
+    asked = recipe(search={"budgets": [0.8], "prompts": 1, "nulls": False}, offload=True, fewer_steps=[])
     report = switch.run(switch.plan(asked), Run(tmp_path))
     held = schedule(tmp_path / "model")
     (file,) = (tmp_path / "recipes").iterdir()
     assert held["parts"] == yaml.safe_load(file.read_text())["parts"]
-    assert held["idle"] == "cpu"
+    assert held["offload"] is True
     assert {part["unet"] for part in held["parts"]} <= {"large", "small"}, "no call is skipped"
     assert str(report.facts["model"]).startswith("in the written model serve: ")
 

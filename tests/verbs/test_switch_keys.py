@@ -62,7 +62,7 @@ RUN: dict[str, tuple[str, Any]] = {
     "grid": ("grid", 1),
     "converged": ("pictures", 5),
     "warmups": ("rounds", 2),
-    "idle": ("model", "cpu"),
+    "offload": ("model", True),
     "sweep[].series": ("series", "mine"),
     "search.prompts": ("pictures", 1),
     "search.nulls": ("error", False),

@@ -11,13 +11,13 @@ from asdm_cli.errors import ModelError
 from asdm_cli.patches.base import MARK, Handle, Layer, Load, Patch, Stats, check_pipeline, in_force, live_on, stats_of
 from asdm_cli.patches.feature_cache.hooks import FeatureCache, cache_on, resolve
 from asdm_cli.patches.feature_cache.plan import ResolvedPlan
-from asdm_cli.recipe.patches import FeatureCacheSpec, Rules
+from asdm_cli.recipe.patches import CachePlan, FeatureCacheSpec
 
 if TYPE_CHECKING:
     from diffusers.pipelines.pipeline_utils import DiffusionPipeline
     from torch import nn
 
-Plan = Rules | ResolvedPlan
+Plan = CachePlan | ResolvedPlan
 
 
 class FeatureCachePatch(Patch[FeatureCacheSpec]):

@@ -18,7 +18,7 @@ from asdm_cli.errors import ModelError
 from asdm_cli.patches.base import CallHook, Live, Stats, Trajectory, hook, live_on, sample_and_timestep, unhook
 from asdm_cli.patches.feature_cache.plan import REUSE, SKIP, STORE, Outlet, ResolvedPlan, Reused
 from asdm_cli.patches.feature_cache.state import CacheState
-from asdm_cli.recipe.patches import Rules
+from asdm_cli.recipe.patches import CachePlan
 from asdm_cli.unet.addresses import Anatomy
 
 NAME = "asdm_feature_cache"
@@ -64,7 +64,7 @@ class FeatureCache(Live):
         "plan on the pipeline that calls it: asdm_cli.remove(pipe), then asdm_cli.inherit(pipe, plan)"
     )
 
-    def __init__(self, unet: nn.Module, plan: Rules | ResolvedPlan):
+    def __init__(self, unet: nn.Module, plan: CachePlan | ResolvedPlan):
         super().__init__()
         self.unet = unet
         self.inner: UNet2DConditionModel = unwrap_module(unet)
@@ -128,7 +128,7 @@ class FeatureCache(Live):
         for name in sorted(self.resolved.touched):
             for real in _real_names(name, modules):
                 hook(modules[real], NodeHook(self, name, self.resolved.by_module.get(name)), NAME)
-        for name, module in modules.items() if self.resolved.plan.text_once else ():
+        for name, module in modules.items() if self.resolved.plan.cache_text else ():
             if name.endswith(".attn2") and getattr(module, "is_cross_attention", True):
                 for part in TEXT_MODULES:
                     hook(modules[f"{name}.{part}"], TextHook(self, f"{name}.{part}"), NAME)
@@ -177,7 +177,7 @@ class TextHook(ModelHook):
         return known[2]
 
 
-def resolve(plan: Rules, config: dict[str, Any]) -> ResolvedPlan:
+def resolve(plan: CachePlan, config: dict[str, Any]) -> ResolvedPlan:
     """Raises ModelError where the plan does not fit a UNet of this config."""
     return ResolvedPlan(plan, Anatomy.of(config))
 

@@ -10,7 +10,7 @@ from functools import cached_property
 from itertools import combinations, product
 
 from asdm_cli.errors import ModelError
-from asdm_cli.recipe.patches import Rules
+from asdm_cli.recipe.patches import CachePlan
 from asdm_cli.unet.addresses import NORMS, Anatomy
 from asdm_cli.unet.dataflow import CONV_IN, CONV_OUT, OUTSIDE, TIME, Dataflow
 
@@ -38,12 +38,12 @@ Reused = frozenset[int]
 
 @dataclass(frozen=True)
 class Node:
-    """A unit or sub-unit that a rule owns. `carry` is `output` or `residual`; sub-units know no difference."""
+    """A unit or sub-unit that a rule owns. `cache` is `output` or `residual`; sub-units know no difference."""
 
     address: str
     kind: str
     rule: int
-    carry: str
+    cache: str
 
     @property
     def unit(self) -> str:
@@ -77,7 +77,7 @@ def match(anatomy: Anatomy, patterns: str | Iterable[str]) -> frozenset[str]:
     return frozenset(found)
 
 
-def owned_nodes(plan: Rules, anatomy: Anatomy) -> dict[str, Node]:
+def owned_nodes(plan: CachePlan, anatomy: Anatomy) -> dict[str, Node]:
     """Node address -> node, in forward order; a node that two rules name belongs to the first.
 
     Blocks and layers stand for the units inside them; resamplers have no residual branch. Raises ModelError, with the
@@ -89,16 +89,16 @@ def owned_nodes(plan: Rules, anatomy: Anatomy) -> dict[str, Node]:
             addresses = match(anatomy, rule.nodes)
         except ModelError as error:
             raise ModelError(f"rules[{index}].nodes: {error}") from None
-        kinds = UNITS if rule.carry == "output" else tuple(BRANCHES)
+        kinds = UNITS if rule.cache == "output" else tuple(BRANCHES)
         below = frozenset().union(*(anatomy.inside(address) for address in addresses))
         mine = {
-            node.address: Node(node.address, node.kind, index, rule.carry)
+            node.address: Node(node.address, node.kind, index, rule.cache)
             for node in anatomy.nodes
             if (node.kind in kinds and node.address in below) or (node.kind in SUB_UNITS and node.address in addresses)
         }
         if not mine.keys() - owned.keys():
             why = "every node it names belongs to an earlier rule"
-            why += "" if rule.carry == "output" else ", or has no residual branch (resamplers)"
+            why += "" if rule.cache == "output" else ", or has no residual branch (resamplers)"
             raise ModelError(f"rules[{index}].nodes: {why}; take the rule out or name others")
         owned = mine | owned
     order = {address: place for place, address in enumerate(anatomy.addresses)}
@@ -112,7 +112,7 @@ def outlets(node: Node, anatomy: Anatomy) -> list[Outlet]:
         norm = next(norm for norm, word in NORMS.items() if word == node.kind)
         return [Outlet(module, node.rule, (f"{module.rsplit('.', 1)[0]}.{norm}",)) for module in modules]
     (module,) = modules
-    if node.carry == "output":
+    if node.cache == "output":
         return [Outlet(module, node.rule, tupled=node.kind == "attn")]
     end, before = BRANCHES[node.kind]
     return [Outlet(f"{module}.{end}", node.rule, tuple(f"{module}.{name}" for name in before))]
@@ -121,7 +121,7 @@ def outlets(node: Node, anatomy: Anatomy) -> list[Outlet]:
 class ResolvedPlan:
     """A plan on one UNet. Raises ModelError where they do not fit."""
 
-    def __init__(self, plan: Rules, anatomy: Anatomy):
+    def __init__(self, plan: CachePlan, anatomy: Anatomy):
         self.plan = plan
         self.anatomy = anatomy
         self.flow = Dataflow.of(anatomy)
@@ -151,7 +151,7 @@ class ResolvedPlan:
     def states(self, reused: Reused) -> dict[str, str]:
         """COMPUTED, REUSED or UNREAD for every unit, and for the sub-units that a rule owns."""
         mine = [node for node in self.owned.values() if node.rule in reused]
-        handed_on = {node.address: node.carry for node in mine if node.unit == node.address}
+        handed_on = {node.address: node.cache for node in mine if node.unit == node.address}
         live = self.flow.live(handed_on)
         states = {unit: _state(unit, live, handed_on) for unit in self.flow.reads}
         for node in self.owned.values():

@@ -12,7 +12,7 @@ from torch import Tensor
 from asdm_cli.patches.base import Trajectory
 from asdm_cli.patches.feature_cache import extrapolate
 from asdm_cli.patches.feature_cache.plan import STORE, ResolvedPlan, Reused, StepPattern, StepPlan
-from asdm_cli.recipe.patches import Rule, Threshold
+from asdm_cli.recipe.patches import CacheRule, Threshold
 
 ALL = ("all",)
 """The one group of rows where they never change."""
@@ -154,11 +154,11 @@ class CacheState:
 
     @staticmethod
     def of(resolved: ResolvedPlan, trajectory: Trajectory) -> CacheState:
-        axes: set[str] = {"step", *(rule.coordinate for rule in resolved.plan.rules)}
+        axes: set[str] = {"step", *(rule.axis for rule in resolved.plan.rules)}
         places = {axis: [float(place) for place in trajectory.places(axis)] for axis in axes}
         return CacheState(trajectory.plan or resolved.steps(trajectory.calls), trajectory, places)
 
-    def rule(self, index: int) -> Rule:
+    def rule(self, index: int) -> CacheRule:
         return self.steps.resolved.plan.rules[index]
 
     def next(self, sample: Tensor, protect: bool) -> StepContext:
@@ -212,7 +212,7 @@ class CacheState:
             rule = self.rule(self.steps.resolved.by_module[module].rule)
             if module not in self.memory:
                 self.memory[module] = ModuleHistory(rule.order)
-            self.memory[module].prepare(self.places[rule.coordinate][self.call], role == STORE, groups)
+            self.memory[module].prepare(self.places[rule.axis][self.call], role == STORE, groups)
         for index in self.adaptive:
             if probe := self._probe(index):
                 probe.probed = True
