@@ -11,31 +11,31 @@ PEERS = (FEWER_STEPS, DEEPCACHE)
 """Series of what a user would do instead; the others are held against them."""
 
 
-class Shot(NamedTuple):
+class ParetoPoint(NamedTuple):
     """One way of drawing: its time as a share of the first set-up's, and a quality of which more is better."""
 
     time: float
     quality: float
 
 
-Front = tuple[Shot, ...]
+ParetoFront = tuple[ParetoPoint, ...]
 
 
-def front(shots: Iterable[Shot]) -> Front:
+def front(shots: Iterable[ParetoPoint]) -> ParetoFront:
     """Those that nothing faster equals, from fast to slow; quality rises along it."""
-    best: list[Shot] = []
+    best: list[ParetoPoint] = []
     for shot in sorted(shots, key=lambda each: (each.time, -each.quality)):
         if not best or shot.quality > best[-1].quality:
             best.append(shot)
     return tuple(best)
 
 
-def time_at(line: Front, quality: float) -> float | None:
+def time_at(line: ParetoFront, quality: float) -> float | None:
     """The time in which a front reaches a quality, between its shots by a straight line; None beyond its ends."""
     return _between([(shot.quality, shot.time) for shot in line], quality)
 
 
-def quality_at(line: Front, time: float) -> float | None:
+def quality_at(line: ParetoFront, time: float) -> float | None:
     """The quality that a front reaches in a time; beyond its last shot that shot's, None before its first."""
     if line and time >= line[-1].time:
         return line[-1].quality

@@ -6,7 +6,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from asdm_cli.compare.pareto import DEEPCACHE, PEERS, Front, Shot, front, quality_at, time_at
+from asdm_cli.compare.pareto import DEEPCACHE, PEERS, ParetoFront, ParetoPoint, front, quality_at, time_at
 from asdm_cli.records import Record, Report
 from asdm_cli.report.metrics import QUALITY, SPEEDS, in_order, metric, number
 from asdm_cli.report.tables import Cell, Columns, Table, column, is_reference, named, of_columns, of_rows, whole
@@ -101,14 +101,14 @@ def _scatter(report: Report, columns: Columns, key: str) -> Scatter | None:
     return Scatter(title, x, metric(key).label, list(points.values()), lines, table, note)
 
 
-def _shots(report: Report, columns: Columns, speed: str, key: str) -> dict[str, Shot]:
+def _shots(report: Report, columns: Columns, speed: str, key: str) -> dict[str, ParetoPoint]:
     """Of all that compete and have both figures: less time and more quality are better, whichever way these go."""
     found = {}
     for name in named(report):
         x, y = columns[speed].get(name), columns[key].get(name)
         if x and y and x.value and math.isfinite(x.value) and math.isfinite(y.value) and not is_reference(report, name):
             time = 1 / x.value if metric(speed).better == "higher" else x.value
-            found[name] = Shot(time, -y.value if metric(key).better == "lower" else y.value)
+            found[name] = ParetoPoint(time, -y.value if metric(key).better == "lower" else y.value)
     return found
 
 
@@ -137,7 +137,7 @@ def comparisons(report: Report) -> list[Table]:
     return [table for table in found if table.rows]
 
 
-def _equal_fidelity(what: str, fronts: Mapping[str, Front]) -> Table:
+def _equal_fidelity(what: str, fronts: Mapping[str, ParetoFront]) -> Table:
     """A row for each level that the first series reaches; above 1 in the last column says that it is the fastest."""
     ours, *_ = fronts
     rows = []
@@ -154,7 +154,7 @@ def _equal_fidelity(what: str, fronts: Mapping[str, Front]) -> Table:
     return of_rows(f"At equal fidelity: {what}", rows, note)
 
 
-def _equal_speed(what: str, fronts: Mapping[str, Front]) -> list[Table]:
+def _equal_speed(what: str, fronts: Mapping[str, ParetoFront]) -> list[Table]:
     """A row for each point of the package's front."""
     ours, rows = next(iter(fronts)), []
     for shot in fronts.get(DEEPCACHE, ()) if ours != DEEPCACHE else ():

@@ -8,21 +8,21 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from asdm_cli.compare.pareto import Shot, front, quality_at, time_at
+from asdm_cli.compare.pareto import ParetoPoint, front, quality_at, time_at
 
-PLAIN = Shot(1.0, 100.0)
-OURS = (Shot(0.4, 20.0), Shot(0.5, 30.0), PLAIN)
-SHOTS = st.lists(st.builds(Shot, st.floats(0.01, 2), st.floats(0, 100)), max_size=12)
+PLAIN = ParetoPoint(1.0, 100.0)
+OURS = (ParetoPoint(0.4, 20.0), ParetoPoint(0.5, 30.0), PLAIN)
+SHOTS = st.lists(st.builds(ParetoPoint, st.floats(0.01, 2), st.floats(0, 100)), max_size=12)
 
 
 def test_front_by_hand() -> None:
-    beaten = [Shot(0.6, 25.0), Shot(0.5, 28.0), Shot(1.0, 30.0), Shot(1.2, 100.0)]
+    beaten = [ParetoPoint(0.6, 25.0), ParetoPoint(0.5, 28.0), ParetoPoint(1.0, 30.0), ParetoPoint(1.2, 100.0)]
     assert front([*beaten[:2], *OURS[::-1], *beaten[2:]]) == OURS
     assert front([]) == ()
 
 
 @given(SHOTS)
-def test_front_rises_and_beats_everything(shots: list[Shot]) -> None:
+def test_front_rises_and_beats_everything(shots: list[ParetoPoint]) -> None:
     line = front(shots)
     assert set(line) <= set(shots)
     assert bool(line) == bool(shots)
@@ -32,7 +32,7 @@ def test_front_rises_and_beats_everything(shots: list[Shot]) -> None:
 
 @given(SHOTS.filter(bool), st.floats(-10, 120), st.floats(0, 3))
 def test_a_front_gives_its_shots_back_and_has_no_answer_beyond_its_ends(
-    shots: list[Shot], quality: float, time: float
+    shots: list[ParetoPoint], quality: float, time: float
 ) -> None:
     line = front(shots)
     assert [time_at(line, shot.quality) for shot in line] == pytest.approx([shot.time for shot in line])
