@@ -156,6 +156,7 @@ def train(stage: Stage, plan: Plan, folder: Path, minutes: float | None = None) 
             if rank == 0 and time.monotonic() - saved > SAVE_SECONDS:
                 _save(state, folder)
                 saved = time.monotonic()
+        del wrapped  # before its group is: it would wait for peers that may be gone
         state.finished = done >= 1
         if rank == 0:
             _save(state, folder)

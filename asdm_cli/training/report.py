@@ -9,11 +9,11 @@ from huggingface_hub import ModelCard, ModelCardData
 
 from asdm_cli import __version__
 from asdm_cli.data.cache import CachedSamples, UncachedSamples
-from asdm_cli.experts.spec import specs
 from asdm_cli.records import Card, Images, Record, Report, under
 from asdm_cli.training.loop import NORM, Line
 from asdm_cli.training.plan import DistillPlan, StudentModel
 from asdm_cli.training.student import mixed_precision
+from asdm_cli.unet.stock import EXPERTS
 
 LAST = 0.1
 """Share of the steps, at the end, over which final losses are means."""
@@ -91,7 +91,7 @@ def report(plan: DistillPlan, found: Sequence[Record], card: Card, looks: Mappin
 
 def model_card(plan: DistillPlan, student: StudentModel, found: Sequence[Record], card: Card) -> ModelCard:
     """README.md beside a distilled model, for whoever gets the directory without the run."""
-    experts = bool(specs(student.directory.config("unet")))
+    experts = bool(student.directory.config("unet").get(EXPERTS))
     data = ModelCardData(library_name="asdm-cli" if experts else "diffusers", tags=["stable-diffusion", "distillation"])
     teacher = f"distilled from {plan.teacher.name}" if plan.teacher else "trained on the task loss alone"
     ends = [each for each in found if each.setup == student.name and each.at is None]
