@@ -97,13 +97,13 @@ def plan(recipe: AssembleRecipe, explore: Explore, donors: Mapping[str, Donor]) 
     settings = {"sampler": explore.sampler, "steps": explore.steps, "guidance": explore.guidance}
     first = drawing(name, leading.directory, carried=False, series=name, **settings)
     size = common_size(explore.size, [first])
+    prompts = read_prompts(explore.prompts, explore.limit, explore.per_prompt)  # before all combinations are counted
+    metrics = check(explore, prompts, leading.directory)
     whole = _whole(name, leading)
     found = _combinations(recipe, explore, donors, make(donors, whole), name, first, size)
     setups = tuple(_setup(first, name, made, donors) for name, made in found.made.items())
     if faults := misfits([first, *setups]):
         raise ModelError("\n".join(faults))
-    prompts = read_prompts(explore.prompts, explore.limit, explore.per_prompt)
-    metrics = check(explore, prompts, leading.directory)
     return Plan(recipe, explore, donors, first, setups, found, prompts, metrics, size)
 
 
