@@ -13,7 +13,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from itertools import count
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from filelock import BaseFileLock, FileLock, Timeout
 
@@ -23,9 +23,6 @@ from asdm_cli.models.disk import explained
 from asdm_cli.unet.blocks import Config
 from asdm_cli.unet.stock import EXPERT_CLASS, EXPERTS, STOCK
 from asdm_cli.unet.weights import WEIGHTS, Entry, copy_range, copy_tensors, inside, read_mapping
-
-if TYPE_CHECKING:
-    from torch import Tensor
 
 WEIGHT_FILE = ".safetensors"
 KEPT = TEXTS | {WEIGHT_FILE}
@@ -350,16 +347,6 @@ def whole_file(target: Path) -> Iterator[Path]:
 def write_json(target: Path, value: Any) -> None:
     with whole_file(target) as partial:
         partial.write_text(json.dumps(value, indent=1) + "\n", encoding="utf-8")
-
-
-def write_tensors(target: Path, tensors: Mapping[str, Tensor]) -> None:
-    from safetensors.torch import save_file
-
-    with whole_file(target) as partial:
-        partial.touch()
-        mode = partial.stat().st_mode
-        save_file({name: each.contiguous() for name, each in tensors.items()}, partial)
-        partial.chmod(mode)  # safetensors makes files that nobody else may read
 
 
 def sync(path: Path) -> None:

@@ -612,13 +612,3 @@ AnyPatch = Annotated[
     SerializeAsAny[PatchSpec],
     PlainValidator(_of_its_kind, json_schema_input_type=Annotated[_TOLD, Field(discriminator="kind")]),
 ]
-
-
-class _Held(Strict):
-    patches: list[AnyPatch]
-
-
-def read_patches(held: Any, source: str) -> list[PatchSpec]:
-    """Patches that do not come from a recipe. Raises RecipeError with all faults; `source` names them."""
-    found: list[PatchSpec] = validated(_Held, {"patches": held}, source).patches
-    return found

@@ -122,10 +122,6 @@ def run_directory(
         shutil.rmtree(target / TRAINING, ignore_errors=True)
 
 
-def is_of_records(folder: Path) -> bool:
-    return read_mapping(inside(folder, folder / REPORT)).get("schema") == SCHEMA
-
-
 def is_run(folder: Path) -> bool:
     return (folder / RECIPE).is_file() and (folder / REPORT).is_file()
 

@@ -15,7 +15,7 @@ from asdm_cli.models.metadata import Stamps, stamps_of
 from asdm_cli.recipe.schema import places, referenced_paths
 from asdm_cli.recipe.stages import Scope, references, stage
 from asdm_cli.recipe.verbs import Recipe, RunRecipe
-from asdm_cli.report.run_directory import is_run
+from asdm_cli.report.run_directory import SCHEMA, is_run
 
 DIGITS = 8
 """Of a stage's digest, in the name of its directory: one of four thousand million."""
@@ -44,7 +44,7 @@ def stages(recipe: RunRecipe) -> list[Stage]:
 
     The directory of each is named by a digest of its recipe, of the files that this reads (names, sizes and times of
     change) and, by way of the directories that it names, of the stages before it: whatever changes, what was made
-    before stays where it is, and is found again.
+    before stays where it is, and is found again. One that an asdm of other reports made is not.
     """
     kept = Path(recipe.kept or Path(recipe.out).parent / "stages")
     scope, found = Scope(recipe.inputs), list[Stage]()
@@ -60,7 +60,7 @@ def stages(recipe: RunRecipe) -> list[Stage]:
 
 def _digest(recipe: Recipe, kept: Path) -> str:
     files = [_stamps(text) for text in referenced_paths(recipe) if not Path(text).is_relative_to(kept)]
-    whole = {"asdm": __version__, "recipe": recipe.model_dump(mode="json", exclude={"out"}), "files": files}
+    whole = {"asdm": [__version__, SCHEMA], "recipe": recipe.model_dump(mode="json", exclude={"out"}), "files": files}
     return hashlib.sha256(json.dumps(whole, sort_keys=True).encode()).hexdigest()[:DIGITS]
 
 

@@ -8,6 +8,8 @@ import pytest
 from pydantic import ValidationError
 
 from asdm_cli.errors import RecipeError
+from asdm_cli.models.metadata import Metadata
+from asdm_cli.recipe import messages
 from asdm_cli.recipe.messages import faults, one_of
 from asdm_cli.recipe.patches import (
     KINDS,
@@ -16,17 +18,24 @@ from asdm_cli.recipe.patches import (
     Center,
     Explicit,
     InheritPlan,
+    PatchSpec,
     Preset,
     Schedule,
     Span,
     Uniform,
     described,
-    read_patches,
     read_plan,
     read_switching,
 )
 from asdm_cli.recipe.reader import parse
 from asdm_cli.recipe.schema import Strict
+
+
+def read_patches(held: Any, source: str) -> list[PatchSpec]:
+    """As they stand in a model's asdm.json."""
+    read: Metadata = messages.validated(Metadata, {"patches": held}, source)
+    return read.patches
+
 
 RULE = {"nodes": "base", "schedule": {"mode": "uniform", "interval": 2}}
 
