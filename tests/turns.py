@@ -7,8 +7,10 @@ from pathlib import Path
 from typing import Any
 
 from asdm_cli.models.directory import find
+from asdm_cli.models.metadata import Metadata
 from asdm_cli.models.patched import write_patched
-from asdm_cli.recipe.patches import PatchSpec, read_patches
+from asdm_cli.recipe.messages import validated
+from asdm_cli.recipe.patches import PatchSpec
 from asdm_cli.recipe.verbs import PruneRecipe
 from asdm_cli.report.run_directory import Run
 from asdm_cli.verbs import prune
@@ -18,6 +20,12 @@ EVERY_OTHER = every(2)
 PARTS: list[dict[str, Any]] = [{"unet": "small v1.5", "until": 400}, {"unet": "large"}]
 SCHEDULE: dict[str, Any] = {"kind": "unet-schedule", "unets": ["large", "small v1.5"], "parts": PARTS}
 CACHE: dict[str, Any] = {"kind": "feature-cache", "unet": "small v1.5", **EVERY_OTHER}
+
+
+def read_patches(held: Any, source: str) -> list[PatchSpec]:
+    """As they stand in a model's asdm.json."""
+    read: Metadata = validated(Metadata, {"patches": held}, source)
+    return read.patches
 
 
 def patches(*caches: dict[str, Any], **changes: Any) -> list[PatchSpec]:

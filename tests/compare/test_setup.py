@@ -17,11 +17,11 @@ from asdm_cli.compare import setup as module
 from asdm_cli.compare.setup import check_memory, common_size, converged, drawing, fewer_steps, misfits, weight_bytes
 from asdm_cli.errors import ModelError
 from asdm_cli.models.directory import find
-from asdm_cli.recipe.patches import read_patches, read_plan, read_switching
+from asdm_cli.recipe.patches import read_plan, read_switching
 from tests import tiny
 from tests.carrying import cache, carrying, every
 from tests.compare.setups import CPU, bare, whole
-from tests.turns import patches, switching
+from tests.turns import patches, read_patches, switching
 
 
 @pytest.fixture

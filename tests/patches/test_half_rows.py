@@ -29,7 +29,7 @@ from asdm_cli.patches.base import Layer, Stats, Trajectory, applied, live_on, pa
 from asdm_cli.patches.feature_cache import caches_on
 from asdm_cli.patches.feature_cache.hooks import FeatureCache
 from asdm_cli.profiling.macs import Counts, count
-from asdm_cli.recipe.patches import read_patches, read_plan
+from asdm_cli.recipe.patches import read_plan
 from asdm_cli.report import run_directory
 from asdm_cli.unet import flops
 from tests import tiny
@@ -39,7 +39,7 @@ from tests.patches import pipes
 from tests.patches.half_rows import GROUPS, HalfRowsSpec
 from tests.patches.parts import small
 from tests.patches.pipes import draw
-from tests.turns import copied, pruned
+from tests.turns import copied, pruned, read_patches
 from tests.typed import asdm
 
 STEPS = 8

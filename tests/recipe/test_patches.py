@@ -8,8 +8,6 @@ import pytest
 from pydantic import ValidationError
 
 from asdm_cli.errors import RecipeError
-from asdm_cli.models.metadata import Metadata
-from asdm_cli.recipe import messages
 from asdm_cli.recipe.messages import faults, one_of
 from asdm_cli.recipe.patches import (
     KINDS,
@@ -18,7 +16,6 @@ from asdm_cli.recipe.patches import (
     Center,
     Explicit,
     InheritPlan,
-    PatchSpec,
     Preset,
     Schedule,
     Span,
@@ -29,13 +26,7 @@ from asdm_cli.recipe.patches import (
 )
 from asdm_cli.recipe.reader import parse
 from asdm_cli.recipe.schema import Strict
-
-
-def read_patches(held: Any, source: str) -> list[PatchSpec]:
-    """As they stand in a model's asdm.json."""
-    read: Metadata = messages.validated(Metadata, {"patches": held}, source)
-    return read.patches
-
+from tests.turns import read_patches
 
 RULE = {"nodes": "base", "schedule": {"mode": "uniform", "interval": 2}}
 
