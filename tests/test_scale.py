@@ -87,16 +87,3 @@ def test_the_reckoning_by_hand() -> None:
         f"{(579.38 * 20 + 859.52 * 2) / 1e3:.1f} GB",
         f"{(579.38 * 24 + 859.52 * 2) / 1e3:.1f} GB",
     )
-
-
-def test_options_change_what_they_say(capsys: pytest.CaptureFixture[str]) -> None:
-    one = printed(capsys, "--students", "tiny", "--gpus", "1", "--markdown")
-    assert "in one run" not in one
-    assert "script, tiny | " in one
-    fast = gpu_hours.options(["--gpu-tflops", "989", "--utilisation", "0.3"])
-    assert "296.7 TFLOP/s" in gpu_hours.training(fast).title
-    assert "RTX 3090" in printed(capsys)
-    for wrong in ("--gpus 0", "--scaling 0", "--utilisation -1", "--students huge"):
-        with pytest.raises(SystemExit):
-            gpu_hours.options(wrong.split())
-        assert wrong.split()[0] in capsys.readouterr().err

@@ -7,7 +7,6 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from asdm_cli.commands.generate import contact_sheet
 from tests.typed import Said, asdm
 
 
@@ -53,12 +52,3 @@ def test_a_unet_alone_draws_nothing(tiny_pipeline: Path, tmp_path: Path) -> None
     assert said.code == 2
     assert "whole pipeline" in said.err
     assert not (tmp_path / "out").exists()
-
-
-@pytest.mark.parametrize(("count", "columns", "rows"), [(1, 1, 1), (2, 2, 1), (5, 3, 2), (9, 3, 3)])
-def test_contact_sheet_holds_every_picture_in_reading_order(count: int, columns: int, rows: int) -> None:
-    sheet = contact_sheet([Image.new("RGB", (8, 6), (index, 0, 0)) for index in range(count)], margin=2)
-    assert sheet.size == (2 + 10 * columns, 2 + 8 * rows)
-    seats = [(row, column) for row in range(rows) for column in range(columns)]
-    found = [sheet.getpixel((2 + 10 * column, 2 + 8 * row)) for row, column in seats]
-    assert found == [(index, 0, 0) for index in range(count)] + [(255, 255, 255)] * (len(seats) - count)

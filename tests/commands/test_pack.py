@@ -10,14 +10,10 @@ import tarfile
 from pathlib import Path
 
 import pytest
-import torch
 import webdataset
-from accelerate import PartialState
 
 from asdm_cli.cli import main
-from asdm_cli.data.cache import LatentCache
 from asdm_cli.data.shards import Faults, find_shards, read_samples
-from asdm_cli.models.directory import find
 from tests.data import tars
 
 
@@ -98,21 +94,6 @@ def test_the_same_folder_is_the_same_shards(photos: Path, tmp_path: Path) -> Non
         assert {(member.mtime, member.uname, member.gname) for member in archive} == {(0, "", "")}
 
 
-@pytest.mark.parametrize(("size", "shards"), [(1, 6), (5, 2), (6, 1), (7, 1)])
-def test_shard_sizes(size: int, shards: int, photos: Path, tmp_path: Path) -> None:
-    assert pack(photos, tmp_path / "out", "--shard-size", str(size)) == 0
-    assert len(list((tmp_path / "out").glob("*.tar"))) == shards
-    assert captions(tmp_path / "out") == CAPTIONS
-
-
-def test_packed_pictures_are_cached(photos: Path, tiny_pipeline: Path, tmp_path: Path) -> None:
-    assert pack(photos, tmp_path / "out", "--shard-size", "4") == 0
-    model = find(str(tiny_pipeline))
-    cache = LatentCache(find_shards([f"{tmp_path}/out/*.tar"]), model, 32, tmp_path / "cache", faults="stop")
-    samples = cache.open(torch.device("cpu"), PartialState(cpu=True))
-    assert samples.read(torch.arange(6)).latents.shape == (6, 4, 8, 8)
-
-
 FAULTY = {
     "no caption": ("q.png", tars.picture(9), None),
     "empty caption": ("q.png", tars.picture(9), b" "),
@@ -141,13 +122,6 @@ def test_what_cannot_be_used(kind: str, photos: Path, tmp_path: Path, capsys: py
     record = json.loads((out / "pack.json").read_text())
     assert record["faults"] == {kind: 1}
     assert record["left_out"][0].startswith(f"{kind}: {name}")
-
-
-def test_tables_are_checked(photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    put(photos / "captions.csv", "file_name,text\ngone.png,x\n../../etc/passwd,y\n")
-    put(photos / "more" / "metadata.jsonl", '{"file_name": "e.png"}\n[1]\n')
-    assert pack(photos, tmp_path / "out") == 0
-    assert "unreadable row: 2, no such picture: 2" in capsys.readouterr().err
 
 
 def test_bad_rows_are_told_by_their_lines_and_the_others_used(

@@ -40,13 +40,6 @@ def test_every_address_with_its_parameters(tiny_pipeline: Path, capsys: pytest.C
     assert counts["outside"] + sum(counts[block] for block in blocks) == counts["unet"]
 
 
-def test_every_component_with_its_class(tiny_pipeline: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    out = shown(tiny_pipeline, capsys)
-    for words in ("unet +│ UNet2DConditionModel", "scheduler +│ DDIMScheduler", "clip +│ beside", "F32"):
-        assert re.search(words, out)
-    assert tree(shown(tiny_pipeline / "unet", capsys)) == tree(out), "of a bare UNet too"
-
-
 @pytest.mark.parametrize("content", ["{", "[]", "{}", '{"verb": 1}'])
 def test_a_report_of_something_else_is_told(content: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "report.json").write_text(content)

@@ -14,8 +14,6 @@ from asdm_cli.compare import costs, run
 from asdm_cli.compare.costs import FULL, Rounds, pattern_macs, patterns
 from asdm_cli.compare.run import Measures, Place, costs_of
 from asdm_cli.compare.session import Session
-from asdm_cli.errors import RunError
-from asdm_cli.models.directory import find
 from asdm_cli.patches.feature_cache.hooks import resolve
 from asdm_cli.patches.feature_cache.plan import ResolvedPlan
 from asdm_cli.recipe.patches import read_plan
@@ -88,12 +86,6 @@ def test_golden_counts_of_sd_1x_that_node_sets_save(name: str, share: float, pla
 def test_patterns_count_every_call_once() -> None:
     two = resolved({"rules": [*every(2)["rules"], *every(3, "*.cross")["rules"]]})
     assert patterns(two, 7) == {FULL: 2, frozenset({0}): 1, frozenset({1}): 2, frozenset({0, 1}): 2}
-
-
-def test_patterns_that_are_decided_on_the_way_are_not_counted_but_costed() -> None:
-    adaptive = resolved(PLANS["adaptive"])
-    assert not patterns(adaptive, 7)
-    assert set(pattern_macs(TINY, adaptive, 7, tokens=tiny.TOKENS)) == {FULL, frozenset({0})}
 
 
 def test_a_full_call_costs_what_a_plain_one_does() -> None:
@@ -170,20 +162,6 @@ def test_everybody_is_counted_and_timed_whatever_the_batches(records: list[Recor
     assert {each.against for each in ratios} == {"whole"}
 
 
-def test_what_an_image_takes(records: list[Record]) -> None:
-    taken = of(records, "image_macs_g")
-    assert list(taken) == DRAWING
-    assert taken["whole"] == pytest.approx(2 * taken["short"])
-    assert 0 < taken["fast image"] < taken["whole"]
-    assert of(records, "macs_share")["short"] == pytest.approx(0.5)
-    assert of(records, "calls") == {"whole": 4, "short": 2, "fast image": 4}
-    assert of(records, "latents") == {"whole": 8, "short": 4, "fast image": 8}
-    assert of(records, "full_calls") == {"fast image": 2}
-    parts = values(records, "whole", "image_macs_g", "component")
-    assert set(parts) == {"vae", "text_encoder", "unet"}
-    assert parts["unet"] == taken["whole"]
-
-
 def test_blocks_sum_to_the_call(records: list[Record]) -> None:
     for name, blocks in {"whole": 10, "bare": 8}.items():
         for metric in ("params_m", "macs_g"):
@@ -191,23 +169,6 @@ def test_blocks_sum_to_the_call(records: list[Record]) -> None:
             assert len(parts) == blocks
             assert sum(parts.values()) == pytest.approx(value(records, name, metric))
         assert set(values(records, name, "unet_ms", "block")) == set(values(records, name, "macs_g", "block"))
-
-
-def test_each_speedup_is_told_in_three_ways(records: list[Record]) -> None:
-    seen = 0
-    for metric in ("unet_speedup", "image_speedup"):
-        for name, ratio in of(records, metric).items():
-            assert value(records, name, "latency_cut_pct", f"of/{metric}") == pytest.approx(100 - 100 / ratio)
-            assert value(records, name, "throughput_gain_pct", f"of/{metric}") == pytest.approx(100 * ratio - 100)
-            seen += 1
-    assert seen == 6 + 2
-
-
-def test_throughput_is_a_batch_in_its_median_time(records: list[Record]) -> None:
-    for batch, part in ((1, ""), (2, "batch/2")):
-        assert of(records, "images_per_s", f"batch/{batch}").keys() == set(DRAWING)
-        for name, milliseconds in of(records, "unet_ms", part).items():
-            assert value(records, name, "steps_per_s", f"batch/{batch}") == pytest.approx(1000 * batch / milliseconds)
 
 
 def test_every_pattern_of_every_plan_is_timed_beside_the_first(records: list[Record]) -> None:
@@ -237,24 +198,3 @@ def test_a_generation_is_the_sum_of_its_calls(records: list[Record]) -> None:
         bound = (1 - whole_image("time_share")) / (1 - whole_image("macs_share"))
         assert whole_image("bound_share") == pytest.approx(bound)
         assert whole_image("cache_mb") > 0
-
-
-def test_who_breaks_in_the_middle_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    real = costs._call
-
-    def call(stack: Any, session: Session, setup: Any, *given: Any) -> Any:
-        return real(stack, session, setup, *given) if setup.name == "first" else lambda: {}["kernel image is invalid"]
-
-    monkeypatch.setattr(costs, "_call", call)
-    with pytest.raises(RunError, match=r"'second': timing UNet calls, batch 1 failed \(KeyError: 'kernel image"):
-        costs.unet_calls(Session(CPU, torch.float32), [bare("first"), bare("second", "sd21")], Rounds(1, 1))
-
-
-def test_experts_are_counted_with_their_mixing(tiny_experts: Path, tiny_base: Path, tmp_path: Path) -> None:
-    setups = [whole(tiny_base, "base", steps=2), whole(tiny_experts, "experts", steps=2)]
-    found, _ = costs_of(Session(CPU, torch.float32), setups, Measures(), Place(CPU, torch.float32, 32), tmp_path)
-    for name, model in (("base", tiny_base), ("experts", tiny_experts)):
-        call = macs(find(str(model)).config("unet"), tokens=tiny.TOKENS).total / 1e9
-        assert value(found, name, "macs_g") == pytest.approx(call)
-        assert value(found, name, "image_macs_g") == pytest.approx(2 * 2 * call)
-    assert of(found, "params_m")["experts"] > of(found, "params_m")["base"]

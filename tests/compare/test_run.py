@@ -15,18 +15,17 @@ from PIL import Image
 
 from asdm_cli.compare import run
 from asdm_cli.compare.costs import Rounds
-from asdm_cli.compare.run import Place, costs_of, draw_all, kept, picture
+from asdm_cli.compare.run import Place, draw_all, kept
 from asdm_cli.compare.session import Session
 from asdm_cli.compare.setup import Setup
 from asdm_cli.errors import RunError
 from asdm_cli.models.directory import find
-from asdm_cli.patches.feature_cache.hooks import resolve
 from asdm_cli.recipe.patches import DeepCacheSpec
 from asdm_cli.sampling.generate import ROWS
 from asdm_cli.sampling.prompts import PromptList, read_prompts
 from asdm_cli.unet.flops import macs
 from tests import tiny
-from tests.carrying import cache, every
+from tests.carrying import every
 from tests.compare.setups import CPU, PLACE, whole
 from tests.turns import patches, pruned
 
@@ -80,30 +79,6 @@ def test_counts_of_an_image(session: Session, tiny_pipeline: Path, turns: Setup)
     assert counts.components["unet"].total < STEPS * call - call / 2, "one call is of the small one, one inherits"
 
 
-def test_stats_say_what_was_reused_and_what_was_kept(session: Session, tiny_pipeline: Path) -> None:
-    plain, plan = whole(tiny_pipeline), whole(tiny_pipeline, "plan", {**every(3), "cache_text": True})
-    _, nothing = run._count(session, plain, PLACE)
-    assert (nothing.full_calls, nothing.cache_bytes) == (None, None)
-    _, stats = run._count(session, plan, PLACE)
-    reused = frozenset({0})
-    assert stats.reused == {"unet": [frozenset(), reused, reused, frozenset()]}
-    held = 2 * 8 * 8 * 8 * 4  # both halves of guidance, 8 channels of 8 x 8, four bytes each
-    texts = sum(2 * 2 * tiny.TOKENS * width * 4 for width in [8] * 5 + [16] * 5 + [32] * 6)
-    assert stats.cache_bytes == held + texts
-
-
-def test_everybody_is_timed_in_every_round(session: Session, tiny_pipeline: Path, turns: Setup) -> None:
-    few = whole(tiny_pipeline, "few", steps=1)
-    setups = [whole(tiny_pipeline, "it"), whole(tiny_pipeline, "plan", every(2)), few, turns]
-    setups.append(whole(tiny_pipeline, "heun", sampler="heun"))
-    times = run._timed(session, setups, Rounds(3, 1), PLACE, 1)
-    assert list(times) == ["it", "plan", "few", "turns", "heun"]
-    for each in times.values():
-        assert len(each["image"]) == len(each["unet"]) == 3
-        assert all(0 < unet < image for unet, image in zip(each["unet"], each["image"], strict=True))
-    assert max(times["few"]["unet"]) < min(times["it"]["unet"])
-
-
 def test_finished_times_are_kept_for_what_they_depend_on(
     session: Session, tiny_pipeline: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -154,18 +129,6 @@ def test_kept_is_what_was_found_and_survives_damage(tmp_path: Path) -> None:
     assert [each.name for each in file.parent.iterdir()] == ["kept.json"]
 
 
-def test_timelines_tell_who_serves_and_what_is_computed(tiny_pipeline: Path, turns: Setup, tmp_path: Path) -> None:
-    session, measures = Session(CPU, torch.float32), run.Measures()
-    setups = [whole(tiny_pipeline, "plain"), whole(tiny_pipeline, "plan", every(2)), turns]
-    found, (who, what) = costs_of(session, setups, measures, PLACE, tmp_path)
-    (row,) = [cells for name, cells in who.rows.items() if name == "turns"]
-    assert [who.letters[letter] for letter in row] == ["small v1.5", *["large"] * 3]
-    assert all(len(cells) == STEPS for cells in what.rows.values())
-    assert "2 of 4 calls are computed in full" in what.note
-    assert what == picture(resolve(cache(every(2)), tiny.SHAPES["sd15"]), [frozenset(), frozenset({0})] * 2, "plan")
-    assert len({each.setup for each in found if each.metric == "macs_share"}) == 3
-
-
 # Images ---------------------------------------------------------------------------------------------------------------
 
 
@@ -182,20 +145,6 @@ def drawn(monkeypatch: pytest.MonkeyPatch) -> list[int]:
 
     monkeypatch.setattr(run, "draw", counted)
     return indices
-
-
-def test_shares_of_two_processes_are_the_images_of_one(
-    session: Session, tiny_pipeline: Path, turns: Setup, prompts: PromptList, tmp_path: Path
-) -> None:
-    setups = [whole(tiny_pipeline, "plain"), whole(tiny_pipeline, "plan", every(2, order=1)), turns]
-    one = draw_all(session, setups, prompts, PLACE, tmp_path / "one", process())
-    place = replace(PLACE, batch=ROWS)
-    with pytest.raises(RunError, match="'plain': 2 of 6 pictures are missing; run the same command again"):
-        draw_all(session, setups, prompts, place, tmp_path / "two", process(0, 2))
-    two = draw_all(session, setups, prompts, place, tmp_path / "two", process(1, 2))
-    assert len({one[name].digest() for name in one}) == 3
-    for name in one:
-        assert two[name].digest() == one[name].digest()
 
 
 def test_only_missing_and_damaged_images_are_drawn_and_others_of_the_same_origin_kept(
@@ -219,31 +168,6 @@ def test_only_missing_and_damaged_images_are_drawn_and_others_of_the_same_origin
     for change in ({"steps": 3}, {"guidance": 1.0}, {"patches": ()}, {"sampler": "dpm++2m"}):
         assert again(replace(setup, **change), everything) != before  # type: ignore[arg-type]
     assert again(setup, everything, replace(PLACE, seed=1)) != before
-
-
-def test_a_killed_run_goes_on_and_ends_with_the_same_images(
-    session: Session, tiny_pipeline: Path, prompts: PromptList, tmp_path: Path, drawn: list[int]
-) -> None:
-    setups = [whole(tiny_pipeline, "one"), whole(tiny_pipeline, "two", steps=2)]
-    whole_run = draw_all(session, setups, prompts, PLACE, tmp_path / "whole", process())
-    counted = run.draw
-
-    def killed(*args: Any, **settings: Any) -> Iterator[tuple[int, Image.Image]]:
-        for index, image in counted(*args, **settings):
-            if index == 3:
-                raise KeyboardInterrupt
-            yield index, image
-
-    with pytest.MonkeyPatch.context() as broken:
-        broken.setattr(run, "draw", killed)
-        with pytest.raises(KeyboardInterrupt):
-            draw_all(session, setups, prompts, PLACE, tmp_path / "killed", process())
-    assert sorted(file.name for file in (tmp_path / "killed/one").glob("*.png")) == [f"00000{n}.png" for n in range(3)]
-    drawn.clear()
-    gone_on = draw_all(session, setups, prompts, PLACE, tmp_path / "killed", process())
-    assert drawn == [3, 4, 5, *range(6)]
-    for name, images in whole_run.items():
-        assert gone_on[name].digest() == images.digest()
 
 
 @pytest.mark.skipif(find_spec("DeepCache") is None, reason="the extra `peers` is not installed")

@@ -105,23 +105,6 @@ def test_a_plan_on_the_stage_is_the_plan(session: Session, cast: dict[str, Setup
         assert list(stats().reused) == ["small v1.5"]
 
 
-@needs_package
-@pytest.mark.parametrize(("interval", "branch"), [(2, 0), (3, 1), (2, 4)])
-def test_the_package_draws_what_our_preset_draws(
-    session: Session, cast: dict[str, Setup], interval: int, branch: int
-) -> None:
-    plain = replace(cast["plain"], sampler="ddim")
-    preset = read_plan({"preset": "deepcache", "interval": interval, "branch": branch})
-    package = DeepCacheSpec(interval=interval, branch=branch, steps=STEPS)
-    images = []
-    for setup in (replace(plain, patches=(package,)), plain.with_cache("ours", preset), plain):
-        with session.stage(setup) as (pipe, _):
-            images.append(torch.cat([pipes.draw(pipe, STEPS, seed=seed) for seed in (0, 1)]))
-    theirs, ours, without = images
-    assert torch.equal(theirs, ours)
-    assert not torch.equal(ours, without)
-
-
 def test_bodies_that_are_one_share_tensors_and_hooks_are_on_nobodys_modules_but_their_own() -> None:
     session = Session(CPU, torch.float32)
     plain, one, other = bare("plain"), bare("one", plan=every(2)), bare("other", "sd21")

@@ -14,14 +14,14 @@ import torch
 from safetensors.torch import load_file
 
 from asdm_cli.compare import setup as module
-from asdm_cli.compare.setup import check_memory, common_size, converged, drawing, fewer_steps, misfits, weight_bytes
+from asdm_cli.compare.setup import check_memory, common_size, converged, drawing, fewer_steps, weight_bytes
 from asdm_cli.errors import ModelError
 from asdm_cli.models.directory import find
 from asdm_cli.recipe.patches import read_plan, read_switching
 from tests import tiny
 from tests.carrying import cache, carrying, every
 from tests.compare.setups import CPU, bare, whole
-from tests.turns import patches, read_patches, switching
+from tests.turns import patches, switching
 
 
 @pytest.fixture
@@ -43,23 +43,6 @@ def test_fewer_steps_are_shares_of_the_plain_ones_or_those_asked_for(tiny_pipeli
     assert converged(plain, None) is None
     assert near
     assert (near.steps, near.sampler) == (100, "dpm++2m")
-
-
-def test_misfits_are_told_all_at_once(tiny_pipeline: Path) -> None:
-    plain = whole(tiny_pipeline, "a")
-    wrong = read_patches([{"kind": "feature-cache", "unet": "nobody", **every(2)}], "test")
-    two = (cache(every(2)), cache(every(3)))
-    setups = [
-        plain,
-        replace(plain, steps=2000),
-        replace(plain, name="b", patches=tuple(wrong)),
-        replace(plain, name="c", patches=two),
-        replace(plain, name="d", patches=(cache(every(2, "up.9")),)),
-    ]
-    told = misfits(setups)
-    for each in ("name 'a' is taken", "b: no UNet is called 'nobody'", "c: 'unet' has two plans", "d: rules[0].nodes"):
-        assert sum(each in fault for fault in told) == 1, (each, told)
-    assert misfits([plain, replace(plain, name="b", patches=two[:1])]) == []
 
 
 def test_sizes(tiny_pipeline: Path) -> None:
@@ -137,15 +120,6 @@ def test_too_little_memory_is_told_with_numbers_and_one_body_is_needed_once(monk
     with pytest.raises(ModelError, match=told):
         check_memory([*alike, other], CPU, torch.float32)
     assert check_memory([*alike, other], CPU, torch.float16)
-
-
-def test_what_is_put_together_in_memory_is_a_body_of_its_own(tiny_pipeline: Path) -> None:
-    plain = whole(tiny_pipeline)
-    one, same, other = (
-        replace(plain, make=lambda read: read, made_of={"taken": {"a": [each]}}) for each in ("up.1", "up.1", "up.2")
-    )
-    assert one.body == same.body
-    assert len({plain.body, one.body, other.body}) == 3
 
 
 def test_images_are_of_another_origin_when_anything_changes_that_they_depend_on(

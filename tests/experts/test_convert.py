@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
 from itertools import product
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor
 
 from asdm_cli.errors import ModelError
@@ -18,12 +17,11 @@ from asdm_cli.experts.convert import Expansion, expand, first_experts
 from asdm_cli.experts.init import Init
 from asdm_cli.experts.router import SUM_TO_ONE
 from asdm_cli.experts.spec import Spec, specs
-from asdm_cli.experts.unet import ExpertUNet, expert_layers
+from asdm_cli.experts.unet import expert_layers
 from asdm_cli.models.directory import find
-from asdm_cli.models.load import load_unet, random_unet
+from asdm_cli.models.load import load_unet
 from asdm_cli.models.write import write_config, write_unet
 from asdm_cli.unet.flops import macs, parameters, shapes
-from asdm_cli.unet.presets import preset
 from asdm_cli.unet.stock import with_experts
 from asdm_cli.unet.surgery import remove
 from asdm_cli.unet.weights import INDEX_FILE, WEIGHTS, open_checkpoint, write_shards
@@ -62,14 +60,6 @@ def test_siblings_are_what_pruning_removed_of_the_block() -> None:
     mixed = remove(tiny.shape("sd15"), ["down.0.1", "up.3.1"]).config
     names = expand(mixed, SPEC, None, tiny.shape("sd15")).siblings
     assert {".".join(name.split(".")[:2]) for name in names} == {"down_blocks.0", "up_blocks.3"}
-
-
-def test_siblings_stand_nearest_first() -> None:
-    """Of a deeper donor: what a block of four layers leaves to one of two."""
-    siblings = expand(tiny.shape("sd15"), SPEC, None, tiny.shape("sd15", layers_per_block=4)).siblings
-    for block, numbers in {"down_blocks.0": [[2, 3], [2, 3]], "up_blocks.1": [[2, 3], [2, 3], [3, 2]]}.items():
-        for layer, wanted in enumerate(numbers):
-            assert [int(each.split(".")[3]) for each in siblings[f"{block}.resnets.{layer}.conv1"]] == wanted
 
 
 @pytest.mark.parametrize(
@@ -142,16 +132,6 @@ def test_macs_by_hand(router: str, weights: str) -> None:
     assert after.total - before.total == after.plain - before.plain == mixing + routers
 
 
-def test_experts_of_real_size_hardly_cost() -> None:
-    """BK-SDM's Base with guidance, four experts in every 3x3 convolution of its blocks."""
-    donor = preset("sd15")
-    config = remove(donor, "base").config
-    plain = macs(config, batch=2).total
-    for router, limit in {"time": 0.002, "features": 0.004}.items():
-        more = macs(expand(config, Spec(4, router, "softmax"), None, donor).config, batch=2).total / plain - 1
-        assert 0 < more < limit
-
-
 @pytest.fixture(scope="module", params=["sd21", "sdxl"])
 def pair(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     """A tiny UNet, and what base leaves of it."""
@@ -197,13 +177,6 @@ def test_begins_as_what_it_was(pair: tuple[Path, Path], tmp_path: Path, init: st
         assert torch.equal(got, wanted) or init != "copies" or (rows > 1 and router != "time")
 
 
-def test_seeds_make_noise_and_routers(pair: tuple[Path, Path]) -> None:
-    for init in INITS.values():
-        first, again, other = (experts(pair, Spec(2, "time", "softmax"), init, seed) for seed in (1, 1, 2))
-        assert all(torch.equal(first[name], again[name]) for name in first)
-        assert not all(torch.equal(first[name], other[name]) for name in first)
-
-
 def test_the_rest_is_copied_byte_for_byte(pair: tuple[Path, Path], tmp_path: Path) -> None:
     spec, folder = Spec(2, "both", "softmax"), tmp_path / "unet"
     write(expansion(pair, spec), pair[1], experts(pair, spec, INITS["noise"]), folder)
@@ -238,35 +211,3 @@ def test_banks_have_the_kernels_number_format(wide: Any) -> None:
     assert len(expert_layers(read)) == 4
     for name, tensor in read.state_dict().items():
         assert torch.equal(tensor, changed[name].to(dtype) if name in changed else was[name]), name
-
-
-def test_random_weights_by_seed_alone() -> None:
-    config = expand(tiny.shape("sd15"), Spec(3, "time", "softmax"), ["mid"], None).config
-    first, again, other = (random_unet(config, CPU, torch.bfloat16, seed).state_dict() for seed in (0, 0, 1))
-    assert all(torch.equal(first[name], again[name]) for name in first)
-    assert not all(torch.equal(first[name], other[name]) for name in first)
-    assert isinstance(random_unet(config, CPU, torch.float32), ExpertUNet)
-
-
-def _second_shard(change: Callable[[dict[str, Tensor]], dict[str, Tensor]]) -> Callable[[Path], None]:
-    def spoil(folder: Path) -> None:
-        shard = sorted(folder.glob("*.safetensors"))[1]
-        save_file(change(load_file(shard)), shard, {"format": "pt"})
-
-    return spoil
-
-
-DAMAGE: dict[str, Callable[[Path], None]] = {
-    "no weights": lambda folder: (folder / INDEX_FILE).unlink(),
-    "is missing": lambda folder: sorted(folder.glob("*.safetensors"))[0].unlink(),
-    "where config.json asks for": _second_shard(lambda held: {k: torch.cat([v, v]) for k, v in held.items()}),
-    "lack": _second_shard(lambda held: {key: value for key, value in held.items() if key != f"{BANK}.bias"}),
-}
-
-
-@pytest.mark.parametrize("words", DAMAGE)
-def test_damage_is_told(wide: Any, words: str) -> None:
-    load_unet(find(str(wide[0])), CPU, torch.float32)
-    DAMAGE[words](wide[0])
-    with pytest.raises(ModelError, match=words):
-        load_unet(find(str(wide[0])), CPU, torch.float32)

@@ -87,12 +87,6 @@ def test_noise_is_a_share_of_the_kernels_own(weights: str) -> None:
     assert len({part.sum().item() for part in each}) == 4
 
 
-def test_noise_of_a_kernel_of_one_element_or_of_zeros() -> None:
-    for kernel in (torch.zeros(5), torch.ones(1)):
-        bank = init.bank([kernel], Spec(3, "time", "softmax"), INITS["noise"], generator())
-        assert torch.equal(bank, kernel.repeat(3)), "it has no spread of its own"
-
-
 @pytest.mark.parametrize("share", [1e-3, 0.2, 0.6])
 @pytest.mark.parametrize("weights", ROUTINGS)
 def test_inherited_kernels_weigh_their_share(weights: str, share: float) -> None:
@@ -125,32 +119,3 @@ def test_inherited_kernels_stand_in_order_and_copies_fill_up(weights: str) -> No
         parts = bank.chunk(experts)
         assert torch.equal(parts[0], first * held[0])
         assert all(torch.equal(part, held[number]) for part, number in zip(parts[1:], wanted[1:], strict=True))
-
-
-@pytest.mark.parametrize("kind", INITS)
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
-def test_banks_have_the_kernels_dtype(kind: str, dtype: torch.dtype) -> None:
-    """Routers are float32 in any case."""
-    spec = Spec(3, "both", "softmax")
-    bank = init.bank(kernels(1, dtype), spec, INITS[kind], generator())
-    assert bank.dtype == dtype
-    assert bank.shape == (15, CHANNELS, 3, 3)
-    tensors = init.router(spec, INITS[kind], CHANNELS, WIDTH, generator())
-    assert {name: tuple(each.shape) for name, each in tensors.items()} == {
-        "features.weight": (3, CHANNELS),
-        "time.weight": (3, WIDTH),
-        "bias": (3,),
-    }
-    assert {each.dtype for each in tensors.values()} == {torch.float32}
-
-
-def test_the_generator_decides() -> None:
-    spec = Spec(3, "both", "softmax")
-    for kind in INITS:
-        one, two, other = (init.router(spec, INITS[kind], CHANNELS, WIDTH, generator(seed)) for seed in (0, 0, 1))
-        assert all(torch.equal(one[name], two[name]) for name in one)
-        differ = [name for name in one if not torch.equal(one[name], other[name])]
-        assert differ == ([] if kind == "noise" else ["features.weight", "time.weight"])
-    banks = [init.bank(kernels(1), spec, INITS["noise"], generator(seed)) for seed in (0, 0, 1)]
-    assert torch.equal(banks[0], banks[1])
-    assert not torch.equal(banks[0], banks[2])

@@ -119,18 +119,6 @@ def test_all_ways_are_one_in_every_format(name: str, dtype: torch.dtype, size: i
 
 
 @pytest.mark.parametrize("weights", SUM_TO_ONE)
-@pytest.mark.parametrize("name", WAYS)
-def test_equal_experts_learn_as_one(name: str, weights: str) -> None:
-    """Their gradients are shares of what the one kernel would get."""
-    x, routing, bank, _ = tensors(torch.float64, weights=weights)
-    kernel = bank[:2].clone().requires_grad_()
-    bank = kernel.detach().repeat(3, 1, 1, 1).requires_grad_()
-    functional.conv2d(x, kernel).square().sum().backward()
-    WAYS[name](x, routing, bank, None, True, {}).square().sum().backward()
-    torch.testing.assert_close(torch.stack(bank.grad.chunk(3)).sum(0), kernel.grad, atol=1e-5, rtol=1e-5)
-
-
-@pytest.mark.parametrize("weights", SUM_TO_ONE)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_experts_that_weigh_nothing(weights: str, dtype: torch.dtype) -> None:
     """Weights of zero, wherever they stand, neither spoil the mixture nor its gradients."""
@@ -167,15 +155,6 @@ def test_mixing_keeps_the_memory_format_and_autocast_does_not_reach_it(sums: boo
     assert got.is_contiguous(memory_format=torch.channels_last)
     torch.testing.assert_close(got, wanted, atol=1e-6, rtol=1e-6)
     assert (careless.float().reshape(wanted.shape) - wanted).abs().max() > 1e-3, "the case shows nothing"
-
-
-def test_outputs_of_experts_are_summed_in_float32_under_autocast() -> None:
-    """0.3 x 7 - 0.7 x 3: nothing is left of it, unless the weights are rounded first."""
-    routing, bank = torch.tensor([[0.3, 0.7]]), torch.tensor([7.0, -3.0]).reshape(2, 1, 1, 1)
-    with torch.autocast("cpu", torch.bfloat16):
-        got = WAYS["separate"](torch.ones(1, 1, 1, 1), routing, bank, None, True, {})
-        careless = torch.einsum("bk,kc->bc", routing, bank.reshape(2, 1))
-    assert abs(float(got)) < 1e-5 < 1e-3 < abs(float(careless))
 
 
 @pytest.mark.parametrize("kind", CONVOLUTIONS)
@@ -220,35 +199,3 @@ def test_rows_are_on_their_own(look: str, rows: int) -> None:
             alone.context.hear(nn.Identity(), (), embedding[2:3] if rows == 1 else embedding.flip(0))
             x = images()[2:3] if rows == 1 else images().flip(0)
             assert torch.equal(alone(x), whole[2:3] if rows == 1 else whole.flip(0))
-
-
-def test_its_tensors_have_a_conv2ds_names_and_other_shapes() -> None:
-    conv = nn.Conv2d(3, 5, 3)
-    expert = ExpertConv2d(conv, Spec(4, "both", "softmax"), WIDTH, TimestepContext())
-    assert {name: tuple(tensor.shape) for name, tensor in expert.state_dict().items()} == {
-        "weight": (20, 3, 3, 3),
-        "bias": (20,),
-        "router.features.weight": (4, 3),
-        "router.time.weight": (4, 6),
-        "router.bias": (4,),
-    }
-    with pytest.raises(RuntimeError, match="size mismatch"):
-        conv.load_state_dict({name: expert.state_dict()[name] for name in ("weight", "bias")})
-    with pytest.raises(RuntimeError, match="size mismatch"):
-        expert.load_state_dict(conv.state_dict())
-    assert "3, 5, (3, 3), Spec(experts=4, router='both'" in repr(expert)
-    expert.weight.data.zero_()
-    assert conv.weight.any(), "the Conv2d was copied"
-    with pytest.raises(AssertionError):
-        ExpertConv2d(nn.Conv2d(4, 4, 3, groups=2), Spec(2, "time", "softmax"), WIDTH, TimestepContext())
-
-
-@pytest.mark.parametrize("dtype", [*HALVES, torch.float64])
-@pytest.mark.parametrize("look", LOOKS)
-def test_answers_in_the_dtype_it_is_moved_to(dtype: torch.dtype, look: str) -> None:
-    conv = nn.Conv2d(3, 5, 3)
-    expert = made(Spec(3, look, "softmax"), conv, torch.arange(4)).to(dtype)
-    got, wanted = expert(images().to(dtype)).detach(), by_hand(expert, conv, images().to(dtype))
-    assert got.dtype == dtype
-    room = 4 * torch.finfo(dtype).eps * float(wanted.abs().max()) + 1e-6
-    assert float((got.double() - wanted).abs().max()) <= room

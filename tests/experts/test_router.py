@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import copy
-import pickle
-from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -52,13 +50,6 @@ def test_weights_are_shares(weights: str, experts: int, seed: int, scale: float)
     assert bool((ordered.diff(dim=1) >= -1e-6).all()), "the larger logit weighs more"
 
 
-def test_sigmoid_is_condconvs() -> None:
-    """Every expert by itself: the sum is anything."""
-    logits = torch.tensor([[0.0, 2.0, -1.0]])
-    assert torch.equal(ROUTINGS["sigmoid"](logits), 1 / (1 + torch.exp(-logits)))
-    assert set(SUM_TO_ONE) == set(ROUTINGS) - {"sigmoid"}
-
-
 @pytest.mark.parametrize("weights", ROUTINGS)
 @pytest.mark.parametrize("look", LOOKS)
 def test_is_a_linear_layer_of_what_it_looks_at(look: str, weights: str) -> None:
@@ -75,24 +66,6 @@ def test_is_a_linear_layer_of_what_it_looks_at(look: str, weights: str) -> None:
 
 
 @pytest.mark.parametrize("look", LOOKS)
-def test_looks_at_nothing_else(look: str) -> None:
-    made, x, context = router(look), images(), told()
-    before = made(x, context)
-    by_x = not torch.equal(made(x + 1, context), before)
-    later = told()
-    later.hear(nn.Identity(), (), context.embedding + 1)
-    by_time = not torch.equal(made(x, later), before)
-    assert (by_x, by_time) == {"features": (True, False), "time": (False, True), "both": (True, True)}[look]
-
-
-def test_rows_may_share_one_embedding() -> None:
-    """A UNet that is told one number makes one embedding of it for all rows or for each."""
-    made, x = router("time"), images()
-    assert made(x, told(1)).shape == (4, 3)
-    assert torch.equal(made(x, told(1)), made(x, told(1))[:1].expand(4, -1))
-
-
-@pytest.mark.parametrize("look", LOOKS)
 def test_weights_are_float32_whatever_the_layer_is(look: str) -> None:
     made, x, context = router(look), images(), told()
     exact = made(x, context)
@@ -103,30 +76,6 @@ def test_weights_are_float32_whatever_the_layer_is(look: str) -> None:
     rounded.load_state_dict({key: value.float() for key, value in half.state_dict().items()})
     assert half(x, context).dtype == torch.float32
     assert torch.equal(half(x, context), rounded(x, context)), "only the weights are coarse, not the sums"
-
-
-def test_means_of_large_maps_are_not_coarse() -> None:
-    x = torch.full((1, CHANNELS, 64, 64), 100.0, dtype=torch.float16)
-    made = router("features")
-    assert torch.equal(made(x, told(1)), made(x.float(), told(1))), "a sum of float16 would be infinite"
-
-
-@pytest.mark.parametrize("timestep", [7, 7.5, torch.tensor(7), torch.tensor([7]), torch.tensor([7, 8])])
-def test_one_number_is_the_time_of_all_rows(timestep: Any) -> None:
-    context = TimestepContext()
-    assert not context.uniform
-    with pytest.raises(AssertionError, match="stand in a UNet"):
-        _ = context.embedding
-    context.announce(timestep)
-    assert context.uniform == (not isinstance(timestep, Tensor) or timestep.numel() == 1)
-
-
-@pytest.mark.parametrize("copied", [copy.deepcopy, copy.copy, lambda context: pickle.loads(pickle.dumps(context))])
-def test_a_copied_context_was_told_nothing(copied: Callable[[TimestepContext], TimestepContext]) -> None:
-    again = copied(told())
-    assert not again.uniform
-    with pytest.raises(AssertionError, match="stand in a UNet"):
-        _ = again.embedding
 
 
 def test_a_drawing_thread_hears_its_own_call() -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -115,27 +114,6 @@ def test_it_costs_live_what_its_config_says(shape: str) -> None:
     assert macs_of(unet, given) == macs(dict(unet.config), batch=2)
 
 
-def test_built_without_storage_and_from_its_own_config() -> None:
-    empty = meta_unet(config())
-    assert isinstance(empty, ExpertUNet)
-    assert {each.device.type for each in empty.parameters()} == {"meta"}
-    unet = expert_unet()
-    again = ExpertUNet.from_config(unet.config)
-    again.load_state_dict(unet.state_dict())
-    given = arguments(unet)
-    assert torch.equal(answer(again.eval(), given), answer(unet, given))
-    assert type(build(tiny.shape("sd15"))).__name__ == "UNet2DConditionModel"
-
-
-def test_half_precision_answers_alike() -> None:
-    unet = expert_unet()
-    given = arguments(unet)
-    for dtype in (torch.bfloat16, torch.float64):
-        floats = {name: each.to(dtype) for name, each in given.items() if torch.is_tensor(each) and each.is_floating_point()}  # fmt: skip  # noqa: E501
-        other = answer(copy.deepcopy(unet).to(dtype), {**given, **floats})
-        torch.testing.assert_close(other.float(), answer(unet, given), atol=0.1, rtol=0.1)
-
-
 WRONG: dict[str, tuple[str, dict[str, Any]]] = {
     "is no convolution": ("mid_block.resnets.0.norm1", {}),
     "mid_block.resnets.7.conv1 is no convolution": ("mid_block.resnets.7.conv1", {}),
@@ -210,29 +188,6 @@ def test_threads_have_a_time_each(learning: bool) -> None:
     for mine, theirs in zip(got, wanted, strict=True):
         torch.testing.assert_close(mine, theirs, atol=1e-5, rtol=1e-5)
     assert not torch.allclose(wanted[0], wanted[-1], atol=1e-3)
-
-
-def test_a_copy_hears_its_own_calls() -> None:
-    unet = expert_unet()
-    wanted = answer(unet, arguments(unet, 500))
-    copied = copy.deepcopy(unet)
-    answer(unet, arguments(unet, 20))
-    assert torch.equal(answer(copied, arguments(unet, 500)), wanted)
-    assert {id(each.context) for each in expert_layers(copied).values()} == {id(copied.context)} != {id(unet.context)}
-
-
-def test_copies_learn_apart() -> None:
-    unet = expert_unet("features").train()
-    with_copies(unet)
-    optimizer = torch.optim.AdamW(unet.parameters(), lr=1e-3)
-    for step in range(3):
-        unet(**arguments(unet, torch.tensor([900 - step, 10, 1]))).sample.square().mean().backward()
-        optimizer.step()
-        optimizer.zero_grad()
-    for each in expert_layers(unet).values():
-        first, second, third = each.weight.data.chunk(3)
-        assert not torch.equal(first, second)
-        assert not torch.equal(second, third)
 
 
 @pytest.mark.parametrize(("look", "timestep"), [("time", 500), ("both", torch.tensor([500, 20]))])

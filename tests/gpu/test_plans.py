@@ -13,16 +13,12 @@ import pytest
 import torch
 
 from asdm_cli import inherit, switch
-from asdm_cli.experts.convert import expand
 from asdm_cli.experts.layer import WAYS
-from asdm_cli.experts.spec import Spec
-from asdm_cli.models.load import random_unet
 from asdm_cli.patches.feature_cache.hooks import FeatureCache
 from asdm_cli.recipe.patches import read_plan
 from tests.experts.test_layer import tensors
 from tests.gpu.pipes import CALLS, arguments, draw, pipe
 from tests.patches.parts import small
-from tests.patches.shapes import SHAPES
 
 HALF = pytest.param(torch.float16, marks=pytest.mark.gpu)
 FORMATS = [torch.float32, torch.bfloat16, HALF]
@@ -35,7 +31,6 @@ PLANS: dict[str, dict[str, Any]] = {
     "encoder": {"preset": "encoder-propagation", "interval": 2},
 }
 """One of each kind of node."""
-THRESHOLD = {"rules": [{"nodes": "up.3", "schedule": {"mode": "threshold", "threshold": 0.1}}]}
 
 
 @pytest.mark.parametrize("dtype", FORMATS, ids=str)
@@ -108,23 +103,6 @@ def test_inside_a_step_nobody_waits_for_the_device(plan: str, device: torch.devi
         finally:
             torch.cuda.set_sync_debug_mode("default")
     assert len(set(cache.stats().reused["unet"])) > 1
-
-
-@pytest.mark.parametrize("router", ["time", "features"])
-def test_nor_does_a_unet_with_experts(router: str, device: torch.device) -> None:
-    config = expand(SHAPES["two levels"], Spec(3, router, "softmax"), ["down.0"], None).config
-    unet = random_unet(config, device, torch.float32)
-    given = arguments(unet, device)
-    with torch.no_grad():
-        first = unet(**given).sample
-        if device.type == "cuda":
-            torch.cuda.set_sync_debug_mode("error")
-        try:
-            again = unet(**given).sample
-        finally:
-            if device.type == "cuda":
-                torch.cuda.set_sync_debug_mode("default")
-    assert torch.equal(first, again)
 
 
 @pytest.mark.gpu

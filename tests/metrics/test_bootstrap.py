@@ -48,12 +48,6 @@ def test_centred_keeps_the_spread_and_moves_it_onto_the_figure() -> None:
     assert centred.kind == "80 % bootstrap, centred"
 
 
-def test_resamples_without_a_figure_are_left_out() -> None:
-    figures = torch.cat([torch.tensor([0.5]), torch.linspace(0, 1, 101), torch.full((30,), torch.nan)])
-    found = interval(figures, 0.8)
-    assert (found.low, found.high) == pytest.approx((0.1, 0.9))
-
-
 @pytest.mark.parametrize(("hits", "n"), [(0, 5), (3, 7), (7, 7), (480, 512)])
 def test_wilson_is_scipy_s(hits: int, n: int) -> None:
     found = wilson(hits, n, 0.9)

@@ -75,12 +75,6 @@ def test_kid_of_weights_counts_pairs_of_different_images_only(monkeypatch: pytes
     assert float(blocks) == pytest.approx(expected, rel=1e-9)
 
 
-def test_kid_of_one_distribution_is_about_zero() -> None:
-    kids = [float(distances.kid(features(60, 8, s), features(50, 8, s + 100), ones(60), ones(50))) for s in range(40)]
-    assert abs(numpy.mean(kids)) < 3 * numpy.std(kids) / 40**0.5
-    assert min(kids) < 0 < max(kids), "unbiased, so it must fall on both sides"
-
-
 @pytest.mark.parametrize(("n", "m", "width"), [(30, 25, 8), (12, 15, 40), (60, 10, 20)])
 def test_frechet_is_scipys_and_torchmetrics(n: int, m: int, width: int) -> None:
     mine, real = pair(n, m, width)
@@ -113,14 +107,6 @@ def test_inception_score_is_torchmetrics() -> None:
         warnings.simplefilter("ignore")  # torchmetrics takes the deviation of its one split
         expected = float(theirs.compute()[0])
     assert float(distances.inception_score(logits, ones(50))) == pytest.approx(expected, rel=1e-5)
-
-
-def test_inception_score_has_its_bounds() -> None:
-    sure = 100 * torch.eye(5).repeat(4, 1)
-    assert float(distances.inception_score(sure, ones(20))) == pytest.approx(5)
-    assert float(distances.inception_score(torch.zeros(20, 5), ones(20))) == pytest.approx(1)
-    one_class = ones(20) * (torch.arange(20) % 5 == 2)
-    assert float(distances.inception_score(sure, one_class)) == pytest.approx(1)
 
 
 def test_retrieval_on_a_hand_made_matrix() -> None:

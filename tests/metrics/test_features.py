@@ -21,7 +21,6 @@ from asdm_cli.metrics.features import (
     feature_network,
     image_embeddings,
     require,
-    text_embeddings,
 )
 from asdm_cli.models.directory import find
 from asdm_cli.models.load import Clip, load_clip
@@ -108,11 +107,3 @@ def test_clip_sees_what_its_own_processor_makes(clip: Clip, tiny_pipeline: Path,
     features = feature_network("clip", clip, CPU).features([stack(pictures, tmp_path)])
     assert torch.allclose(features.pooled, expected, atol=1e-5)
     assert features.logits is None
-
-
-def test_text_embeddings_do_not_depend_on_the_other_prompts(clip: Clip) -> None:
-    prompts = ["a", "a longer prompt than the tokens that this text encoder can take", "c"]
-    together = text_embeddings(clip, prompts)
-    alone = torch.cat([text_embeddings(clip, [prompt]) for prompt in prompts])
-    assert together.shape[0] == 3
-    assert torch.allclose(together, alone, atol=1e-5)

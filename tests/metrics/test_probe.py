@@ -41,12 +41,6 @@ def test_inputs_are_raised_to_a_power(tmp_path: Path) -> None:
     assert read.ranks("label", Features(-pooled), ["blue"]).tolist() == [0]  # -6 0 2: logits -6 0 7
 
 
-def test_inputs_are_laid_end_to_end(tmp_path: Path) -> None:
-    read = read_probe(probe(tmp_path, target={"inputs": ["stages", "pooled"]}))
-    features = Features(torch.tensor([[3.0, 9.0]]), None, torch.tensor([[0.0, 8.0]]))  # 0 8 3 (9): logits 0 8 8
-    assert read.ranks("label", features, ["red"]).tolist() == [2]
-
-
 @pytest.mark.parametrize(
     ("changes", "told"),
     [

@@ -128,13 +128,6 @@ def test_the_reference_real_images_and_the_unpaired_compare_with_nobody(built: M
     assert by_key(real, "split/a")["label_accuracy"].n == 3
 
 
-def test_another_reference_takes_a_copy_of_the_suite(built: MetricSuite, images: ImageSet) -> None:
-    near = replace(built, settings=replace(built.settings, metrics=("psnr",)), against="near", reference=images)
-    (record,) = near.measure("plain", built.reference)
-    assert (record.metric, record.against) == ("psnr_db", "near")
-    assert record.value == pytest.approx(by_key(built.measure("ours", images))["psnr_db"].value)
-
-
 def test_only_what_is_asked_for_is_loaded(
     built: MetricSuite, images: ImageSet, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -142,14 +135,6 @@ def test_only_what_is_asked_for_is_loaded(
     monkeypatch.setattr(suite, "feature_network", lambda *_: pytest.fail("no metric asks for it"))
     paired = replace(built, settings=replace(built.settings, metrics=("psnr", "ssim")))
     assert len(paired.measure("ours", images)) == 2
-
-
-def test_the_card_tells_what_figures_were_made_with(built: MetricSuite) -> None:
-    card = built.protocol()
-    assert card["bootstrap"] == "20 resamples of pictures (FD 100 at most), seed 3"
-    assert (card["feature_network"], card["feature_resize"]) == ("small", "none")
-    assert card["clip"].endswith("/clip")
-    assert card["probe"].endswith("/probe on efficientnet_lite0")
 
 
 @pytest.mark.parametrize(

@@ -21,10 +21,8 @@ from asdm_cli.models.metadata import (
     claim,
     history,
     made_from,
-    read_metadata,
     record,
     refuse_changes,
-    taken,
 )
 from asdm_cli.models.patched import patches_of
 from asdm_cli.patches.feature_cache import caches_on
@@ -83,20 +81,6 @@ def test_a_plan_is_not_handed_on_and_the_history_is(tiny_pipeline: Path, tmp_pat
     assert steps == [("inherit", "tiny"), ("inherit", "first"), ("prune", "second")]
     assert (list(held), held["history"][-1]["removed"]) == (["history"], ["mid"])
     assert plans(second.path) == [cache(every(3))]
-
-
-def test_what_was_taken_from_whom_holds_until_blocks_are_renumbered(tiny_pipeline: Path, tmp_path: Path) -> None:
-    model = find(str(carrying(tiny_pipeline, tmp_path / "model", every(2))))
-    assert taken(model) == {}
-    for verb, facts, known in (
-        ("assemble", {"taken": {"a": ["up.3"]}}, {"a": ["up.3"]}),
-        ("distill", {"steps": 3, "of": None}, {"a": ["up.3"]}),
-        ("prune", {"removed": ["mid"]}, {}),
-    ):
-        record(model, model.path, verb, **facts)
-        assert taken(model) == known
-        assert facts.items() <= history(model)[-1].items()
-    assert read_metadata(model).patches == []
 
 
 def test_loading_puts_the_plan_in_force_unless_asked_not_to(tiny_pipeline: Path, tmp_path: Path) -> None:

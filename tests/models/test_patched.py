@@ -14,18 +14,18 @@ import torch
 from safetensors.torch import load_file, save_file
 
 import asdm_cli
-from asdm_cli.errors import AsdmError, ModelError
+from asdm_cli.errors import AsdmError
 from asdm_cli.models.directory import find
 from asdm_cli.models.load import load_pipeline
 from asdm_cli.models.metadata import record, stamps
-from asdm_cli.models.patched import checked_patches, configs_of, member, one_unet, patches_of, unet_components
+from asdm_cli.models.patched import checked_patches, configs_of, patches_of, unet_components
 from asdm_cli.patches.base import stats_of
 from asdm_cli.patches.feature_cache import caches_on
 from asdm_cli.patches.unet_schedule import schedule_on
 from asdm_cli.unet.weights import WEIGHTS
 from tests import tiny
 from tests.apart import shared
-from tests.carrying import carrying, every
+from tests.carrying import every
 from tests.forking import plain
 from tests.patches.pipes import draw
 from tests.turns import CACHE, EVERY_OTHER, PARTS, SCHEDULE, copied, patches, pruned, switching
@@ -97,23 +97,6 @@ def test_it_is_read_back_as_it_was_written(
     assert (first["layers_per_block"], other["layers_per_block"]) == (2, 1)
 
 
-def test_models_of_one_unet_are_what_they_are(tiny_pipeline: Path, small: Path, tmp_path: Path) -> None:
-    planned = carrying(tiny_pipeline, tmp_path / "planned", EVERY_OTHER)
-    for path, count in ((tiny_pipeline, 0), (small, 0), (small / "unet", 0), (planned, 1)):
-        directory = find(str(path))
-        assert len(patches_of(directory)) == len(checked_patches(directory)) == count
-        assert one_unet(directory) is directory
-        assert unet_components(patches_of(directory)) == {"unet": "unet"}
-
-
-@pytest.mark.parametrize("verb", ["prune", "distill"])
-def test_patches_are_not_handed_on_and_the_history_is(verb: str, model: Path, tmp_path: Path) -> None:
-    record(find(str(model)), tmp_path, verb)
-    held = json.loads((tmp_path / "asdm.json").read_text())
-    assert list(held) == ["history"]
-    assert [step["verb"] for step in held["history"]] == ["switch", verb]
-
-
 @pytest.mark.parametrize("offload", [False, True])
 def test_loaded_it_draws_bit_by_bit_as_before_it_was_saved(
     offload: bool, tiny_pipeline: Path, small: Path, tmp_path: Path
@@ -143,13 +126,6 @@ def test_without_its_patches_or_its_unet(model: Path, tiny_pipeline: Path) -> No
     assert torch.equal(draw(bare, 2), draw(plainly, 2))
     encoder: Any = load_pipeline(find(str(model)), CPU, torch.float32, with_unet=False)
     assert encoder.unet is None
-
-
-def test_each_unet_is_a_model_of_its_own(model: Path, small: Path) -> None:
-    directory = find(str(model))
-    other = member(directory, "small v1.5", OTHER)
-    assert other.config("unet") == find(str(small)).config("unet")
-    assert member(directory, "large", "unet").component("unet") == model / "unet"
 
 
 def test_plain_diffusers_draws_as_the_first_unet_alone(model: Path, tiny_pipeline: Path, tmp_path: Path) -> None:
@@ -209,26 +185,13 @@ def old(**held: Any) -> Callable[[Path], None]:
 
 KEY = "conv_in.weight"
 DAMAGED: dict[str, tuple[Callable[[Path], Any], str]] = {
-    "of 0.1": (
-        old(switch={"unets": ["large", "small v1.5"], "parts": PARTS}),
-        r"asdm\.json: is of asdm 0\.1 \(switch\); write the model again with `asdm switch`",
-    ),
     "of 0.1, both": (
         old(switch={"unets": ["large", "small v1.5"], "parts": PARTS}, inherit=EVERY_OTHER),
         r"asdm\.json: is of asdm 0\.1 \(inherit, switch\); write the model again with `asdm inherit` and `asdm switch`",
     ),
     "no word of it": (lambda model: (model / "asdm.json").unlink(), r"unets: holds UNets \(small v1\.5\) of which"),
     "no key": (lambda model: edit(model, lambda held: held.pop("patches")), r"unets: holds UNets .*says nothing"),
-    "no JSON": (lambda model: (model / "asdm.json").write_text("{"), r"asdm\.json: cannot be read as JSON"),
-    "a number": (lambda model: edit(model, lambda held: held.update(patches=3)), "patches: must be a list"),
-    "a number in it": (holding(SCHEDULE, 3), r"patches\[1\]: must be a mapping of keys"),
-    "no kind": (holding({"unets": ["large"]}), r"patches\[0\].kind: must be given: one of 'feature-cache', "),
-    "a kind from elsewhere": (
-        holding(SCHEDULE, {**CACHE, "kind": "feature-cash"}),
-        r"patches\[1\]\.kind: must be one of .*, got 'feature-cash' \(did you mean 'feature-cache'\?\)",
-    ),
     "no folder": (lambda model: shutil.rmtree(model / OTHER), r"'small v1\.5' has no folder unets/small v1\.5"),
-    "no folders": (lambda model: shutil.rmtree(model / "unets"), "has no folder unets/small"),
     "a folder more": (
         lambda model: shutil.copytree(model / OTHER, model / "unets" / "tiny"),
         r"unets/tiny: asdm\.json names no such UNet",
@@ -241,30 +204,9 @@ DAMAGED: dict[str, tuple[Callable[[Path], Any], str]] = {
         scheduling(parts=[{"unet": "smal v1.5", "until": 4}, {"unet": "large"}]),
         r"patches\[0\].parts\[0\]\.unet: no UNet is called 'smal v1\.5' \(did you mean 'small v1\.5'\?\)",
     ),
-    "out of order": (
-        scheduling(parts=[{"unet": "large", "until": 4}, {"unet": "large", "until": 9}, {"unet": "large"}]),
-        r"patches\[0\].parts\[1\]\.until: timesteps fall from part to part",
-    ),
-    "no UNets": (scheduling(unets=[]), r"patches\[0\].unets: needs 1 or more entries"),
-    "offload to a disk": (scheduling(offload="disk"), r"patches\[0\].offload: must be true or false"),
-    "unknown key": (scheduling(untill=4), r"patches\[0\].untill: unknown key"),
-    "no schedule in a rule": (
-        holding(SCHEDULE, {**CACHE, "rules": [{"nodes": "up.3"}]}),
-        r"patches\[1\]\.rules\[0\]\.schedule: must be",
-    ),
-    "a stranger's plan": (holding(SCHEDULE, {**CACHE, "unet": "tiny"}), r"no UNet is called 'tiny'; there are large, "),
     "a plan that does not fit": (
         holding(SCHEDULE, {**CACHE, "rules": [{**EVERY_OTHER["rules"][0], "nodes": "mid"}]}),
         r"patches: UNet 'small v1\.5': rules\[0\]\.nodes: .*mid",
-    ),
-    "plans twice": (
-        holding(SCHEDULE, CACHE, {"kind": "feature-cache", **EVERY_OTHER}),
-        r"patches: 'small v1\.5' has two plans; leave one out",
-    ),
-    "schedules twice": (holding(SCHEDULE, SCHEDULE), "patches: UNets take turns twice; give one unet-schedule"),
-    "a package for one UNet": (
-        holding(SCHEDULE, {"kind": "deepcache-package", "interval": 3, "steps": 4}),
-        "works on one UNet, and 2 take turns here",
     ),
     "no config": (lambda model: (model / OTHER / "config.json").unlink(), r"small v1\.5/config\.json: no such file"),
     "no weights": (lambda model: (model / OTHER / WEIGHTS).unlink(), r"small v1\.5: no weights"),
@@ -276,7 +218,6 @@ DAMAGED: dict[str, tuple[Callable[[Path], Any], str]] = {
         in_config(cross_attention_dim=8),
         r"cross_attention_dim must be the same .* large has 16, small v1\.5 has 8",
     ),
-    "other latents": (in_config(in_channels=9), r"in_channels must .* large has 4, small v1\.5 has 9"),
     "the other's config": (
         lambda model: shutil.copyfile(model / "unet" / "config.json", model / OTHER / "config.json"),
         r"small v1\.5: the weights lack \S+, which config\.json asks for",
@@ -309,13 +250,6 @@ def test_damaged_and_mixed_up_directories_are_refused(name: str, model: Path, tm
 
 def test_the_copy_that_is_damaged_was_whole(model: Path, tmp_path: Path) -> None:
     asdm_cli.load(str(copied(model, tmp_path / "model")), "cpu")
-
-
-def test_several_cannot_be_put_together_again(model: Path, tiny_pipeline: Path) -> None:
-    pipe: Any = asdm_cli.load(str(tiny_pipeline), "cpu")
-    message = r"holds several UNets that take turns \(large, small v1\.5\); do this to one model each, then switch"
-    with pytest.raises(ModelError, match=message):
-        asdm_cli.switch(pipe, {"a": pipe.unet, "b": str(model)}, [{"unet": "a"}])
 
 
 def test_a_bare_unet_takes_turns_too(tiny_pipeline: Path, tmp_path: Path) -> None:

@@ -13,10 +13,8 @@ import pytest
 import torch
 import yaml
 
-import asdm_cli
 from asdm_cli.errors import ModelError
 from asdm_cli.models.directory import find
-from asdm_cli.models.load import load_pipeline
 from asdm_cli.models.schedulers import SAMPLERS, own_scheduler, planned_scheduler, training_scheduler, unlike_noise
 from asdm_cli.patches.noise import alphas_cumprod
 from tests.hardening.test_broken_models import RECIPES
@@ -114,13 +112,6 @@ def test_two_models_that_meet_have_one_noise(
     for use in ("donor", "student", "switch, second"):
         told = said(use, other, tiny_pipeline, tmp_path)
         assert "the noise that models were trained with must be the same everywhere" in told, use
-
-
-def test_unets_of_another_noise_do_not_take_turns_in_python(make: Make, tiny_pipeline: Path) -> None:
-    pipe = load_pipeline(find(str(tiny_pipeline)), torch.device("cpu"), torch.float32)
-    unets: dict[str, Any] = {"a": pipe.unet, "b": str(make(*LINEAR))}
-    with pytest.raises(ModelError, match=r"unets: the noise .*: the pipeline has DDIM.*; b has DDIMScheduler, linear"):
-        asdm_cli.switch(pipe, unets, [{"unet": "b", "until": 500}, {"unet": "a"}])
 
 
 ASKED: dict[str, tuple[str, str, dict[str, Any]]] = {

@@ -10,7 +10,6 @@ from pathlib import Path
 from unittest.mock import Mock
 
 import pytest
-from safetensors import SafetensorError
 
 from asdm_cli.errors import ModelError, RunError
 from asdm_cli.models.directory import find
@@ -25,7 +24,6 @@ from asdm_cli.models.write import (
     make_partial,
     only_writer,
     partial_path,
-    refuse_existing,
     whole_file,
 )
 from tests.apart import shared
@@ -237,18 +235,7 @@ def test_overwrite_replaces_no_file_that_was_added(added: str, tmp_path: Path) -
     write_one(tmp_path / "one", "new", overwrite=True)
 
 
-def test_files_and_links_are_never_replaced(tmp_path: Path) -> None:
-    (tmp_path / "file").write_text("")
-    (tmp_path / "real").mkdir()
-    (tmp_path / "link").symlink_to("real")
-    for name, fault in {"file": "is a file", "link": "is a link"}.items():
-        with pytest.raises(ModelError, match=fault):
-            refuse_existing(tmp_path / name, overwrite=True)
-
-
 # --- trouble with a disk ---
-
-IN_WORDS = SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)")
 
 
 @pytest.mark.parametrize("number", TROUBLE)
@@ -258,12 +245,6 @@ def test_every_trouble_names_a_place_and_a_way_out(number: int) -> None:
         with pytest.raises(RunError, match=rf"^{place}: .*[;,] .*") as caught, explained(Path("runs/x")):
             raise error
         assert TROUBLE[number] in str(caught.value)
-
-
-def test_trouble_that_a_library_tells_in_words_only() -> None:
-    """As safetensors does, which is written in Rust."""
-    with pytest.raises(RunError, match="runs/x: the disk is full; make room"), explained(Path("runs/x")):
-        raise IN_WORDS
 
 
 @pytest.mark.parametrize(

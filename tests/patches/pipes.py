@@ -66,6 +66,13 @@ def draw(pipe: Any, steps: int = 3, size: int = 32, count: int = 1, seed: int = 
     return pipe(**given, generator=noise, **{**_pictures(type(pipe).__name__, size, count), **settings}).images
 
 
+def of_a_thread(pipe: Any) -> Any:
+    """As sampling.generate has it: the same networks, and a scheduler and a tokenizer of its own, which have states."""
+    made = copy.copy(pipe)
+    made.scheduler, made.tokenizer = copy.deepcopy(pipe.scheduler), copy.deepcopy(pipe.tokenizer)
+    return made
+
+
 def _pictures(pipeline: str, size: int, count: int) -> dict[str, Any]:
     """What else the pipelines of this name are given: sizes, or pictures of that size."""
     picture = torch.linspace(0, 1, 3 * size * size).reshape(1, 3, size, size).expand(count, -1, -1, -1)

@@ -28,16 +28,6 @@ def test_fractions_are_exact(until: float, first: int) -> None:
     assert served("fraction", f"a {until}", "b") == "a" * first + "b" * (25 - first)
 
 
-@pytest.mark.parametrize("calls", [1, 3, 7, 10, 25, 50, 100, 1000])
-def test_a_ratio_of_all_calls_is_that_many_calls(calls: int) -> None:
-    seen = 0
-    for tenth in range(11):
-        expected = -(-tenth * calls // 10)  # the call at the boundary is the next part's: round up
-        assert served("fraction", f"a {tenth / 10}", "b", calls=calls).count("a") == expected
-        seen += 1
-    assert seen == 11
-
-
 @pytest.mark.parametrize(("until", "first"), [(0, 0), (1, 1), (2, 2), (2.5, 3), (24, 24), (25, 25), (99, 25)])
 def test_steps_before_the_boundary(until: float, first: int) -> None:
     assert served("step", f"a {until}", "b") == "a" * first + "b" * (25 - first)

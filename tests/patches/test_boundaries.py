@@ -44,14 +44,6 @@ def test_strength_moves_no_boundary(kind: str, sampler: str, get: Get) -> None:
     assert second
 
 
-def test_a_base_that_leaves_the_end_to_a_refiner(get: Get) -> None:
-    pipe = get("xl")
-    assert_split(pipe, "timestep", steps=10, denoising_end=0.8)
-    first, second = split(pipe, "timestep", steps=10, denoising_end=0.3)
-    assert first
-    assert not second
-
-
 def assert_split(pipe: Any, by: str, **settings: Any) -> None:
     first, second = split(pipe, by, **settings)
     assert len(first) >= 1

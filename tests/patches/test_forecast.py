@@ -74,38 +74,6 @@ def test_of_two_values_at_one_coordinate_the_later_one_counts() -> None:
     assert torch.equal(memory.value(), torch.zeros(NODES, dtype=torch.float64))
 
 
-def test_order_zero_hands_on_the_very_tensor() -> None:
-    memory, value = FeatureHistory(0), torch.ones(3)
-    for place in (0.0, 3.0):
-        memory.prepare(place, stores=True)
-        memory.store(value)
-        memory.prepare(place + 1, stores=False)
-        assert memory.value() is value
-    assert len(memory.differences or ()) == 1
-
-
-@pytest.mark.parametrize("order", [1, 2])
-def test_nothing_known_of_the_change_is_plain_reuse(order: int) -> None:
-    memory, value = FeatureHistory(order), torch.randn(3)
-    memory.prepare(0.0, stores=True)
-    memory.store(value)
-    memory.prepare(5.0, stores=False)
-    assert torch.equal(memory.value(), value)
-    assert len(memory.differences or ()) == order + 1
-
-
-def test_scales_and_factors_by_hand() -> None:
-    assert extrapolate.scales(7.0, (5.0, 2.0), 2) == (1 / 2, 1 / 5)
-    assert extrapolate.scales(7.0, (5.0, 2.0, 0.0), 1) == (1 / 2,)
-    assert extrapolate.scales(7.0, (5.0,), 2) == (1 / 2, 0.0)
-    assert extrapolate.scales(7.0, (7.0, 2.0), 2) == (0.0, 1 / 5), "no distance, no slope"
-    assert extrapolate.scales(7.0, (), 2) == (0.0, 0.0)
-    assert extrapolate.factors(9.0, (7.0, 5.0, 2.0), 2) == (2.0, 2.0 * 4.0)
-    assert extrapolate.factors(9.0, (7.0, 5.0), 2) == (2.0, 0.0)
-    assert extrapolate.factors(9.0, (7.0,), 2) == (0.0, 0.0)
-    assert extrapolate.factors(9.0, (7.0, 5.0, 2.0), 0) == ()
-
-
 def test_differences_by_hand() -> None:
     """Values 1, 4, 8 at 0, 1, 3: slopes 3 and 2, and their change over 3."""
     values = [torch.tensor([value], dtype=torch.float64) for value in (1.0, 4.0, 8.0)]
@@ -130,9 +98,3 @@ def test_forecasts_keep_the_dtype_and_leave_what_is_kept_alone(dtype: torch.dtyp
     assert memory.value().dtype == dtype
     assert torch.equal(memory.value(), torch.tensor([5.0, -10.0], dtype=dtype))
     assert all(torch.equal(*pair) for pair in zip(values, before, strict=True))
-
-
-def test_relative_error_is_measured_in_single_precision() -> None:
-    truth = torch.full((4,), 300.0, dtype=torch.float16)
-    error = extrapolate.relative_error(truth * 1.5, truth)
-    assert (error.dtype, error.item()) == (torch.float32, 0.5)

@@ -43,22 +43,6 @@ def test_plans_that_inherit_change_it_until_they_are_removed(kind: str, get: Get
         assert not torch.equal(draw(pipe, controlnet_conditioning_scale=0.0), plain)
 
 
-@pytest.mark.parametrize("kind", ["text", "xl"])
-def test_freeu_and_no_guidance(kind: str, get: Get) -> None:
-    pipe = get(kind)
-    guided = draw(pipe)
-    for settings in ({}, {"guidance_scale": 1.0}):
-        pipe.enable_freeu(s1=0.9, s2=0.2, b1=1.4, b2=1.6)
-        pictures = [draw(pipe, **settings)]
-        for plan in (EVERY_CALL, EMPTY):
-            with inherit(pipe, plan):
-                pictures.append(draw(pipe, **settings))
-        pipe.disable_freeu()
-        pictures.append(draw(pipe, **settings))
-        assert [torch.equal(each, pictures[0]) for each in pictures] == [True, True, True, False]
-        assert torch.equal(pictures[-1], guided) is (not settings)
-
-
 def test_freeu_does_not_write_into_what_is_kept(get: Get) -> None:
     """Nodes whose inputs are frozen hand on what they would compute: only a kept value that was scaled differs."""
     pipe = get()

@@ -71,27 +71,6 @@ def test_log_snr_by_hand(kind: str, sampler: str, times: list[int], get: Get, se
     assert found == pytest.approx([log_snr(time) for time in times], rel=1e-3)
 
 
-def test_between_trained_timesteps_it_is_interpolated(get: Get, seen: list[list[float]]) -> None:
-    pipe = get("text", "euler")
-    with inherit(pipe, planned("log-snr")):
-        draw(pipe, 4)
-    times = pipe.scheduler.timesteps.tolist()
-    assert times == [999, 666, 333, 0]
-    assert seen[0] == pytest.approx([log_snr(time) for time in times], rel=1e-3)
-    pipe.scheduler.set_timesteps(5)
-    time = pipe.scheduler.timesteps.tolist()[1]
-    assert 749 < time < 750
-    (found,) = coordinates(pipe.scheduler, "log-snr", 1, time)
-    assert found == pytest.approx(log_snr(749) + (time - 749) * (log_snr(750) - log_snr(749)), rel=1e-4)
-
-
-def test_the_angle_by_hand(get: Get) -> None:
-    scheduler = get().scheduler
-    scheduler.set_timesteps(4)
-    expected = [math.atan2(math.sqrt(1 - signal(time)), math.sqrt(signal(time))) for time in (751, 501, 251, 1)]
-    assert coordinates(scheduler, "angle", 4, 751.0) == pytest.approx(expected, rel=1e-3)
-
-
 @pytest.mark.parametrize("axis", ["log-snr", "angle"])
 @pytest.mark.parametrize("sampler", SAMPLERS)
 def test_all_samplers_know_their_noise(sampler: str, axis: str, get: Get, seen: list[list[float]]) -> None:

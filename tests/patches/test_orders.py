@@ -15,7 +15,6 @@ import torch
 from accelerate import cpu_offload, cpu_offload_with_hook
 from accelerate.hooks import remove_hook_from_module
 from diffusers import (
-    StableDiffusionImg2ImgPipeline,
     StableDiffusionPanoramaPipeline,
     StableDiffusionPipeline,
     StableDiffusionSAGPipeline,
@@ -137,26 +136,6 @@ def test_after_the_plan(way: str) -> None:
     assert same(draw(pipe, STEPS), plain)
 
 
-def test_offload_that_is_put_on_anew_after_every_picture() -> None:
-    """Which takes off whatever forward it finds: with the plan beneath it, it stays."""
-    pipe = pipes.pipe()
-    _model_offload(pipe)
-    plain = draw(pipe, STEPS)
-    handle = asdm_cli.inherit(pipe, PLAN)
-    pictures = []
-    for _ in range(3):
-        pictures.append(draw(pipe, STEPS))
-        _model_offload(pipe)
-    assert same(pictures[1], pictures[0])
-    assert same(pictures[2], pictures[0])
-    assert not same(pictures[0], plain)
-    handle.remove()
-    assert same(draw(pipe, STEPS), plain)
-    remove_hook_from_module(pipe.unet, recurse=True)
-    assert hooked(pipe.unet) in ([], [pipe.unet])
-    assert same(draw(pipe, STEPS), plain)
-
-
 def test_group_offload_that_is_taken_off_and_put_on_again() -> None:
     """As load_lora_weights does: the plan draws on, or the next picture is refused."""
     pipe = pipes.pipe()
@@ -215,15 +194,6 @@ def test_a_plan_is_taken_off_by_another_pipeline_around_the_unet(carried: tuple[
     assert same(draw(other, STEPS), plain)
     with asdm_cli.inherit(other, PLAN):
         assert same(draw(other, STEPS), planned)
-
-
-def test_any_pipeline_around_the_unet_draws_by_its_plan(carried: tuple[Any, Tensor, Tensor]) -> None:
-    pipe, planned, _ = carried
-    for kind in (StableDiffusionPipeline, StableDiffusionImg2ImgPipeline):
-        other = kind.from_pipe(pipe)
-        other.set_progress_bar_config(disable=True)
-        draw(other, STEPS)
-    assert same(draw(StableDiffusionPipeline.from_pipe(pipe), STEPS), planned)
 
 
 def test_saving_or_copying_is_refused_in_words(carried: tuple[Any, Tensor, Tensor], tmp_path: Any) -> None:
@@ -286,17 +256,6 @@ def test_several_calls_a_step_inherit_each_from_itself(kind: str) -> None:
     assert (every_other - plain).abs().max() < plain.abs().max()
 
 
-@pytest.mark.parametrize("sampler", ["heun", "pndm"])
-def test_timesteps_that_the_scheduler_repeats_are_no_error(sampler: str) -> None:
-    pipe = pipes.pipe(sampler=sampler)
-    pipe.scheduler.set_timesteps(STEPS)
-    times = pipe.scheduler.timesteps.tolist()
-    assert len(set(times)) < len(times)
-    with asdm_cli.inherit(pipe, PLAN) as handle:
-        draw(pipe, STEPS)
-        assert len(handle.stats().reused["unet"]) == len(times)
-
-
 def test_no_timestep_is_read_from_its_device(monkeypatch: pytest.MonkeyPatch) -> None:
     """Where a plan counts in steps. What waits for a GPU are these."""
     pipe = pipes.pipe()
@@ -313,59 +272,6 @@ def test_no_timestep_is_read_from_its_device(monkeypatch: pytest.MonkeyPatch) ->
         monkeypatch.setattr(handle.cache, "step", watched)
         draw(pipe, STEPS)
     assert reads == []
-
-
-def test_a_lora_whose_scale_changes_in_the_middle() -> None:
-    """What a weight becomes meanwhile no plan sees that was not asked to keep what was computed with it."""
-
-    def lora(pipe: Any) -> list[Low]:
-        made = []
-        for _, module in list(pipe.unet.named_modules()):
-            if hasattr(module, "to_k") and isinstance(module.to_k, nn.Linear):
-                module.to_k = Low(module.to_k)
-                made.append(module.to_k)
-        return made
-
-    def drawn(pipe: Any, layers: list[Low]) -> Tensor:
-        def fade(_pipe: Any, step: int, _time: Any, _values: Any) -> dict[str, Any]:
-            for layer in layers:
-                layer.scale = 1 - step
-            return {}
-
-        for layer in layers:
-            layer.scale = 1.0
-        return draw(pipe, STEPS, callback_on_step_end=fade)
-
-    pipe = pipes.pipe()
-    layers = lora(pipe)
-    plain = drawn(pipe, layers)
-    with asdm_cli.inherit(pipe, {"rules": []}):
-        assert same(drawn(pipe, layers), plain)
-
-
-def test_text_is_not_kept_unless_it_is_asked_for() -> None:
-    from asdm_cli.recipe.patches import read_plan
-
-    assert read_plan({"rules": []}).cache_text is False
-    assert read_plan({"preset": "deepcache"}).cache_text is False
-
-
-def test_a_projection_that_is_asked_twice_a_call_answers_each() -> None:
-    """As attention processors may, with another text: the key is what it reads itself."""
-    pipe = pipes.pipe()
-    layer = pipe.unet.up_blocks[3].attentions[0].transformer_blocks[0].attn2.to_k
-    others = [torch.randn(1, 16, 16), torch.randn(1, 16, 16)]
-    seen: list[list[Tensor]] = []
-
-    def ask(*_: Any) -> None:
-        seen.append([layer(each) for each in others])
-
-    with asdm_cli.inherit(pipe, {"rules": [], "cache_text": True}), torch.no_grad():
-        pipe.unet.mid_block.register_forward_pre_hook(ask)
-        draw(pipe, 2)
-        wanted = [nn.functional.linear(each, layer.weight) for each in others]
-    assert len(seen) == 2
-    assert all(torch.equal(got, each) for answers in seen for got, each in zip(answers, wanted, strict=True))
 
 
 class Counter:

@@ -44,12 +44,6 @@ def test_everything_is_close_enough(longest: int, expected: list[int], order: in
         assert keys(handle.cache) == expected
 
 
-def test_first_calls_are_key_steps_whatever_is_measured(get: Get) -> None:
-    with inherit(get(), plan(1e9, 8, first=4)) as handle:
-        draw(handle.pipe, 7)
-        assert keys(handle.cache) == [0, 1, 2, 3]
-
-
 @pytest.mark.parametrize(("order", "expected"), [(0, [0, 1, 4, 12]), (1, [0, 1, 4, 9, 17]), (2, [0, 1, 4, 9, 16])])
 def test_distances_follow_from_the_error_and_the_order(
     order: int, expected: list[int], get: Get, monkeypatch: pytest.MonkeyPatch
@@ -87,11 +81,3 @@ def test_the_error_is_read_once_after_each_key_step_and_never_else(
     measured = [call for call in keys(handle.cache) if 0 < call < 11]
     assert 2 <= len(measured) < 10, "both kinds of calls"
     assert read == [call + 1 for call in measured]
-
-
-def test_rules_measure_for_themselves(get: Get) -> None:
-    close, far = plan(1e9, 3)["rules"][0], plan(1e-9, 3)["rules"][0]
-    with inherit(get(), {"rules": [{**far, "nodes": "up.3.2.cross"}, {**close, "nodes": "mid"}]}) as handle:
-        draw(handle.pipe, 8)
-        assert keys(handle.cache, 0) == list(range(8))
-        assert keys(handle.cache, 1) == [0, 1, 4, 7]

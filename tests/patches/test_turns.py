@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from diffusers import StableDiffusionImg2ImgPipeline, StableDiffusionPipeline
+from diffusers import StableDiffusionPipeline
 
 import asdm_cli
 from asdm_cli.errors import ModelError, RecipeError
@@ -46,22 +46,6 @@ def test_remove_leaves_everything_as_it_was() -> None:
         assert schedule_on(pipe) is None
         assert not [each for unet in (own, other) for each in unet.modules() if hasattr(each, "_diffusers_hook")]
         assert torch.equal(draw(pipe), before)
-
-
-def test_the_first_unet_is_asked_what_pipelines_want_to_know(get: Get) -> None:
-    pipe = get("xl")
-    own = pipe.unet
-    unet = UNetSchedule({"v1.5, base": own, "b": small("xl")}, alone("b"))
-    assert list(unet.unets) == ["v1.5, base", "b"]
-    assert unet.config is own.config
-    assert unet.add_embedding is own.add_embedding
-    assert unet.encoder_hid_proj is None
-    assert (unet.dtype, unet.device) == (torch.float32, torch.device("cpu"))
-    with pytest.raises(AttributeError, match="no_such_thing"):
-        _ = unet.no_such_thing
-    assert not hasattr(unet, "_diffusers_hook")
-    with pytest.raises(ModelError, match=r"load_lora_adapter\(\) is about one UNet; call it on each"):
-        unet.load_lora_adapter({})
 
 
 def test_modules_see_all_unets() -> None:
@@ -146,18 +130,6 @@ def test_pipelines_that_cannot_be_switched(get: Get) -> None:
         attach(pipe, {"a": twin()}, alone("a"))
 
 
-def test_other_rules_for_a_while(get: Get) -> None:
-    pipe = get()
-    with attach(pipe, {"a": pipe.unet, "b": small()}, alone("a")) as handle:
-        with pipe.unet.ruled(rules("step", "a 1", "b")):
-            draw(pipe, 2)
-            assert handle.unet.stats().served == ("a", "b")
-        with pytest.raises(ModelError, match=r"parts\[0\].unet: no UNet is called 'c'"), pipe.unet.ruled(alone("c")):
-            pass
-        draw(pipe, 2)
-        assert handle.unet.stats().served == ("a", "a")
-
-
 def test_a_plan_for_every_unet(get: Get) -> None:
     pipe = get()
     with attach(pipe, {"a": pipe.unet, "b": small()}, rules("step", "a 2", "b")) as handle:
@@ -209,19 +181,6 @@ def test_what_diffusers_cannot_do_is_refused(get: Get, tmp_path: Path) -> None:
         assert not (tmp_path / "saved").exists()
 
 
-def test_any_pipeline_around_them_lets_them_take_turns(get: Get) -> None:
-    """Also one whose class opens no generations."""
-    pipe = get()
-    with attach(pipe, {"a": pipe.unet, "b": small()}, rules("fraction", "a 0.5", "b")) as handle:
-        expected = draw(pipe, 4)
-        for kind, calls in ((StableDiffusionPipeline, 4), (StableDiffusionImg2ImgPipeline, 2)):
-            other = kind.from_pipe(pipe)
-            other.set_progress_bar_config(disable=True)
-            found = draw(other, 4)
-            assert handle.unet.stats().served == ("a",) * (calls // 2) + ("b",) * (calls // 2)
-            assert torch.equal(found, expected) is (calls == 4)
-
-
 def watch(unet: Any, name: str, moves: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(unet, "to", lambda place: moves.append(f"{name} {torch.device(place).type}"))
 
@@ -253,16 +212,3 @@ def test_only_one_unet_arrives_where_the_others_are_idle(monkeypatch: pytest.Mon
     unet.half()
     assert moves == ["b cpu", "c cpu"] * 2
     assert {each.dtype for member in (a, c) for each in member.parameters()} == {torch.float16}
-
-
-def test_on_the_cpu_nothing_moves(get: Get, monkeypatch: pytest.MonkeyPatch) -> None:
-    pipe, moves = get(), []
-    own, other = pipe.unet, twin()
-    with attach(pipe, {"a": own, "b": other}, rules("step", "a 1", "b"), offload=True):
-        for name, each in (("a", own), ("b", other)):
-            watch(each, name, moves, monkeypatch)
-        idle = draw(pipe)
-        monkeypatch.undo()
-    assert moves == []
-    with attach(pipe, {"a": own, "b": other}, rules("step", "a 1", "b")):
-        assert torch.equal(draw(pipe), idle)

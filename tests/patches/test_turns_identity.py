@@ -89,30 +89,3 @@ def test_one_unet_with_its_plan_is_its_inheriting_pipeline(kind: str, sampler: s
             assert torch.equal(draw(pipe, 5), inherited)
             with pipe.unet.ruled(alone("b")):
                 assert torch.equal(draw(pipe, 5), others)
-
-
-def test_free_u_goes_to_every_unet(get: Get) -> None:
-    pipe, scale = get(), {"s1": 0.9, "s2": 0.2, "b1": 1.4, "b2": 1.6}
-    pipe.enable_freeu(**scale)
-    expected = draw(pipe)
-    pipe.disable_freeu()
-    plain = draw(pipe)
-    with attach(pipe, {"b": small(), "a": pipe.unet}, alone("a")):
-        pipe.enable_freeu(**scale)
-        assert torch.equal(draw(pipe), expected)
-        pipe.disable_freeu()
-        assert torch.equal(draw(pipe), plain)
-    assert not torch.equal(expected, plain)
-
-
-def test_what_pipelines_pass_on_arrives(get: Get) -> None:
-    pipe, seen = get("xl"), []
-    hook = pipe.unet.register_forward_pre_hook(lambda _, args, named: seen.append((len(args), named)), with_kwargs=True)
-    with attach(pipe, {"a": pipe.unet, "b": small("xl")}, rules("step", "a 1", "b")):
-        draw(pipe, 2, cross_attention_kwargs={"ip_adapter_masks": None})
-    hook.remove()
-    ((count, named),) = seen
-    assert count == 3
-    assert named["cross_attention_kwargs"] == {"ip_adapter_masks": None}
-    assert {"time_ids", "text_embeds"} <= named["added_cond_kwargs"].keys()
-    assert not named["return_dict"]

@@ -46,17 +46,3 @@ def test_labels_come_from_code_points_or_words_and_flags_are_left_out(packages):
         (label, art_set.style) for label in ("fox", "woman red hair") for art_set in art.SETS
     }
     assert len(found) == 2 * len(art.SETS)
-
-
-def test_a_drawing_is_a_whole_svg_with_a_caption(packages):
-    fox = next(d for d in art.drawings(packages) if d.label == "fox" and d.style == "noto")
-    assert fox.caption == "fox, noto style"
-    assert fox.svg.startswith("<svg")
-    assert 'viewBox="0 0 32 32"' in fox.svg
-    assert "<circle/>" in fox.svg
-
-
-def test_packages_that_are_there_are_not_fetched(packages, monkeypatch):
-    monkeypatch.setattr(art.subprocess, "run", None)
-    art.fetch(packages)
-    assert len(list(packages.iterdir())) == len(art.SETS) + 1

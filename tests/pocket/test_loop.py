@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import multiprocessing
 import os
 import socket
@@ -14,7 +13,7 @@ from torch import Tensor, nn
 
 from asdm_cli.errors import RunError
 from pocket import loop
-from pocket.loop import Draws, Plan, newest, order, train
+from pocket.loop import Draws, Plan, newest, train
 
 PLAN = Plan(steps=8, batch=4, lr=1e-2, warmup=2, emas=(0.5, 0.9))
 
@@ -76,44 +75,11 @@ def test_a_torn_checkpoint_gives_way_to_the_one_before(tmp_path: Path, capsys: p
     assert same(whole, weights(tmp_path))
 
 
-def test_a_finished_stretch_is_followed_by_another(tmp_path: Path) -> None:
-    train(Line(), PLAN, tmp_path)
-    state = train(Line(), PLAN, tmp_path)
-    assert (state.start, state.step, state.finished) == (8, 16, True)
-
-
-def test_the_rate_warms_up_stays_and_falls(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(loop, "LOG_EVERY", 1)
-    train(Line(), Plan(steps=10, batch=4, lr=1.0, warmup=2, decay=0.3), tmp_path)
-    rates = [json.loads(line)["lr"] for line in (tmp_path / "log.jsonl").read_text().splitlines()]
-    assert rates == pytest.approx([0.5, *[1.0] * 7, 2 / 3, 1 / 3])
-
-
-def test_a_stretch_by_time_ends_and_its_clock_survives_a_kill(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    now = iter(range(0, 10_000, 10))
-    monkeypatch.setattr(loop.time, "monotonic", lambda: float(next(now)))
-    with pytest.raises(KeyboardInterrupt):
-        train(Line(stops_at=3), PLAN, tmp_path, minutes=4)
-    spent = newest(tmp_path)
-    assert spent is not None
-    assert 0 < spent["spent"] < 240
-    state = train(Line(), PLAN, tmp_path, minutes=4)
-    assert state.finished
-    assert 240 <= state.spent < 300
-    assert state.start == 0
-
-
 def test_a_loss_that_is_not_finite_is_told_before_it_is_saved(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(loop, "LOG_EVERY", 1)
     with pytest.raises(RunError, match=r"square.* not finite at step 4; the last checkpoint is good"):
         train(Line(spoilt_at=4), PLAN, tmp_path)
     assert all(torch.isfinite(each).all() for each in weights(tmp_path).values())
-
-
-def test_every_epoch_is_whole() -> None:
-    seen = torch.cat([order(10, 0, step, 4) for step in range(5)])
-    assert sorted(seen[:10].tolist()) == sorted(seen[10:].tolist()) == list(range(10))
-    assert seen[:10].tolist() != seen[10:].tolist()
 
 
 def _one_of_two(rank: int, port: int, folder: Path) -> None:

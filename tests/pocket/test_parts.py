@@ -4,23 +4,14 @@ from __future__ import annotations
 
 from typing import Any
 
-import pytest
 import torch
-from diffusers import AutoencoderKL, UNet2DConditionModel
-from transformers import CLIPTokenizer
+from diffusers import AutoencoderKL
 
 from asdm_cli.metrics.probe import CONFIG, WEIGHTS, read_probe
 from asdm_cli.training.losses import min_snr_weight
-from pocket import art, autoencoder, contrastive, denoiser, drawings, probe, stages
+from pocket import art, autoencoder, denoiser, drawings, probe, stages
 from pocket.drawings import to_unit
 from pocket.loop import Draws
-
-
-def test_the_scheduler_ends_in_pure_noise():
-    scheduler = denoiser.new_scheduler()
-    scheduler.set_timesteps(25)
-    assert scheduler.alphas_cumprod[-1] == 0
-    assert scheduler.timesteps[0] == 999
 
 
 def test_standardise_keeps_the_function_and_gives_unit_latents():
@@ -35,35 +26,6 @@ def test_standardise_keeps_the_function_and_gives_unit_latents():
     torch.testing.assert_close(after, before, atol=1e-4, rtol=1e-4)
     torch.testing.assert_close(latents.mean((0, 2, 3)), torch.zeros(4), atol=1e-4, rtol=0)
     torch.testing.assert_close(latents.std((0, 2, 3)), torch.ones(4), atol=1e-4, rtol=0)
-
-
-def test_recall_on_a_hand_made_matrix():
-    logits = torch.tensor([[3.0, 1, 2], [5, 4, 0], [9, 8, 7]])
-    assert contrastive.recall(logits, 1) == pytest.approx(1 / 3)
-    assert contrastive.recall(logits, 2) == pytest.approx(2 / 3)
-    assert contrastive.recall(logits, 3) == 1
-
-
-def test_the_tokenizer_is_a_clip_tokenizer_that_survives_saving(tmp_path):
-    captions = [f"{colour} {thing}, noto style" for colour in ("red", "blue") for thing in ("fox", "owl", "house")]
-    tokenizer = contrastive.train_tokenizer(captions)
-    tokenizer.save_pretrained(tmp_path)
-    again = CLIPTokenizer.from_pretrained(tmp_path)
-    for caption in [*captions, "An unseen word 7's!", ""]:
-        ids = contrastive.tokenize(tokenizer, [caption])
-        assert torch.equal(ids, contrastive.tokenize(again, [caption]))
-        assert ids.shape == (1, contrastive.TOKENS)
-        assert tokenizer.decode(ids[0], skip_special_tokens=True).replace(" ", "") == caption.lower().replace(" ", "")
-    whole_words = tokenizer.tokenize("red fox, noto style")
-    assert whole_words == ["red</w>", "fox</w>", ",</w>", "noto</w>", "style</w>"]
-
-
-def test_the_text_half_is_the_trained_clip_s() -> None:
-    clip = contrastive.new_clip(contrastive.train_tokenizer(["red fox, noto style"])).eval()
-    ids = torch.tensor([[1, 2, 3]])
-    with torch.no_grad():
-        encoder = stages._text_half(clip)
-        assert torch.equal(encoder(ids).last_hidden_state, clip.text_model(ids).last_hidden_state)
 
 
 def test_denoising_is_the_scheduler_s_own_mathematics() -> None:
@@ -88,26 +50,6 @@ def test_denoising_is_the_scheduler_s_own_mathematics() -> None:
     velocity = task.scheduler.get_velocity(chosen, noise, timesteps)
     weights = min_snr_weight(task.alphas[timesteps], denoiser.MIN_SNR_GAMMA, "v_prediction")
     torch.testing.assert_close(loss, (weights * velocity.square().mean((1, 2, 3))).mean())
-
-
-def test_the_unet_has_its_deepest_level_at_4_x_4() -> None:
-    unet = UNet2DConditionModel(**denoiser.CONFIG)
-    seen = []
-    unet.mid_block.register_forward_hook(lambda _module, inputs, _output: seen.append(inputs[0].shape))
-    with torch.no_grad():
-        unet(torch.zeros(1, 4, 32, 32), 5, torch.zeros(1, contrastive.TOKENS, contrastive.WIDTH))
-    assert seen == [(1, 192, 4, 4)]
-
-
-def test_copies_are_the_images_themselves_and_moved_ones() -> None:
-    torch.manual_seed(0)
-    vae = AutoencoderKL(**autoencoder.CONFIG).eval()
-    images = torch.randint(0, 255, (3, 3, 64, 64), dtype=torch.uint8)
-    latents = denoiser.copies(vae, images, 2)
-    assert latents.shape == (3, 3, 4, 32, 32)
-    torch.testing.assert_close(latents[0], denoiser.encode_latents(vae, to_unit(images)))
-    assert not torch.allclose(latents[1], latents[0])
-    assert torch.equal(latents, denoiser.copies(vae, images, 2)), "the same copies after a kill"
 
 
 def test_a_fitted_probe_separates_what_can_be_separated() -> None:

@@ -40,25 +40,6 @@ def test_a_chain_leaves_every_part_in_its_time(shop: Shop) -> None:
     assert latents.config["scaling_factor"] == 1
 
 
-def test_the_two_clips_are_apart(shop: Shop) -> None:
-    for name in ("clip", "score"):
-        run_stage(shop, name, shop.plan(name))
-    encoder = CLIPTextModel.from_pretrained(shop.folder / "parts" / "text_encoder", use_safetensors=True)
-    scoring = CLIPModel.from_pretrained(shop.folder / "parts" / "clip", use_safetensors=True)
-    ours, theirs = encoder.state_dict(), scoring.text_model.state_dict()
-    assert ours.keys() == theirs.keys()
-    assert any(not torch.equal(ours[name], theirs[name]) for name in ours)
-
-
-@pytest.mark.parametrize("name", ["vae", "score", "unet"])
-def test_what_ships_goes_on_with_what_it_learnt_with(name: str, shop: Shop) -> None:
-    """Whatever shapes an own training has left beside it."""
-    run_stage(shop, "vae", shop.plan("vae"))
-    figures = run_stage(replace(shop, folder=shop.folder / "more", go_on=True), name, shop.plan(name))
-    assert all(value == value for value in figures.values())
-    run_stage(replace(shop, go_on=True), "unet", shop.plan("unet"))
-
-
 def test_what_was_learnt_so_far_is_written_from_a_checkpoint(shop: Shop) -> None:
     with pytest.raises(RunError, match="has no checkpoint yet"):
         parts_of_checkpoint(shop, "vae")

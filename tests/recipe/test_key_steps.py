@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import random
 from itertools import pairwise, product
 from typing import Any
 
@@ -173,50 +172,6 @@ def test_late_is_early_backwards(calls: int, interval: int, power: float) -> Non
     assert distances("late") == distances("early")[::-1]
 
 
-def test_power_moves_steps_to_their_end() -> None:
-    def mean(mode: str, power: float) -> float:
-        return sum(steps(mode, 100, interval=10, power=power)) / 10
-
-    assert mean("early", 2) < mean("early", 1.4) < mean("early", 1) == 45
-    assert mean("late", 2) > mean("late", 1.4) > mean("late", 1) == 45
-
-
-def test_random_is_drawn_by_its_seed() -> None:
-    def draw(seed: int, interval: int = 4) -> set[int]:
-        return set(steps("random", 60, interval=interval, seed=seed))
-
-    assert draw(3) == draw(3)
-    assert len({frozenset(draw(seed)) for seed in range(20)}) == 20
-    assert draw(3, interval=12) < draw(3, interval=4), "fewer steps are some of the more"
-    seen = set[int]().union(*(draw(seed) for seed in range(100)))
-    assert seen == set(range(60)), "any call can be drawn"
-    random.seed(5)
-    before = random.getstate()
-    draw(3)
-    assert random.getstate() == before, "the shared generator is not touched"
-
-
-WORDS: dict[str, dict[str, Any]] = {
-    "every call": {"mode": "uniform", "interval": 1},
-    "every 3rd": {"mode": "uniform", "interval": 3},
-    "every 22nd, first 4": {"mode": "uniform", "interval": 22, "first": 4},
-    "early, 5 apart, power 1.4": {"mode": "early", "interval": 5},
-    "center 15, 5 apart, power 1.4": {"mode": "center", "interval": 5, "center": 15},
-    "center 30%, 5 apart, power 1.4, signed": {"mode": "center", "interval": 5, "form": "signed"},
-    "late, 5 apart, power 2": {"mode": "late", "interval": 5, "power": 2},
-    "quadratic, 5 apart": {"mode": "quadratic", "interval": 5},
-    "random, 5 apart, seed 1": {"mode": "random", "interval": 5, "seed": 1},
-    "steps 0 5-9 60%-": {"mode": "explicit", "steps": [0, "5-9", "60%-"]},
-    "steps 0 1 2 3 4 5, and 2 more": {"mode": "explicit", "steps": list(range(8))},
-    "threshold 0.05, at most 3 apart, first 2": {"mode": "threshold", "threshold": 0.05, "longest": 3, "first": 2},
-}
-
-
-@pytest.mark.parametrize("words", WORDS)
-def test_description(words: str) -> None:
-    assert str(ADAPTER.validate_python(WORDS[words])) == words
-
-
 def by(threshold: float, longest: int = 8) -> Threshold:
     return Threshold(mode="threshold", threshold=threshold, longest=longest)
 
@@ -256,10 +211,3 @@ def test_next_distance_is_the_largest(error: float, distance: int, order: int, t
     assert 1 <= found <= longest
     assert found == 1 or expected(found) <= threshold * (1 + 1e-6)
     assert found == longest or expected(found + 1) >= threshold * (1 - 1e-6)
-
-
-@given(ERRORS, ERRORS, st.integers(1, 12), st.integers(0, 3), ERRORS, ERRORS)
-def test_next_distance_is_monotone(a: float, b: float, distance: int, order: int, c: float, d: float) -> None:
-    less, more, strict, loose = min(a, b), max(a, b), min(c, d), max(c, d)
-    assert by(strict, 30).next_distance(more, distance, order) <= by(strict, 30).next_distance(less, distance, order)
-    assert by(strict, 30).next_distance(more, distance, order) <= by(loose, 30).next_distance(more, distance, order)

@@ -13,14 +13,11 @@ from asdm_cli.recipe.patches import (
     KINDS,
     CachePlan,
     CacheRule,
-    Center,
     Explicit,
     InheritPlan,
-    Preset,
     Schedule,
     Span,
     Uniform,
-    described,
     read_plan,
     read_switching,
 )
@@ -110,13 +107,6 @@ def test_what_is_no_range(entry: str) -> None:
         Span.of(entry)
 
 
-def test_a_schedule_is_written_back_with_its_mode_first_and_taken_as_it_is() -> None:
-    made = Center(mode="center", interval=2, center=15.0)
-    data = Recipe(it=made).model_dump(mode="json", exclude_none=True)
-    assert next(iter(data["it"])) == "mode"
-    assert Recipe.model_validate(data).it == Recipe(it=made).it == made
-
-
 FIFTY = Explicit(mode="explicit", steps=["0%-8%", 5, 10, 15, 25, 35])
 
 
@@ -140,14 +130,6 @@ def test_presets_stand_for_one_rule(plan: dict[str, Any], nodes: str, cache: Any
         rule = CacheRule(nodes=nodes, schedule=schedule, cache=cache, order=order, axis=axis)  # type: ignore[arg-type]
         assert read_plan({**plan, "order": order, "axis": axis}) == CachePlan(rules=[rule])
     assert read_plan(plan).rules[0].order == 0
-
-
-def test_what_is_read_already_stays() -> None:
-    rules = read_plan({"rules": [RULE]})
-    assert read_plan(rules) is rules
-    assert read_plan(rules.model_dump()) == rules
-    preset = Preset(preset="base-mask")
-    assert read_plan(preset) == preset.resolved()
 
 
 A, B = {"unet": "a", "until": 400}, {"unet": "b"}
@@ -230,22 +212,3 @@ def test_faults_of_what_stands_in_no_recipe_are_told_by_its_source(name: str) ->
         read(data, "asdm.json")
     known = one_of(list(KINDS))  # a plug-in, or another test, may have added one
     assert str(caught.value).splitlines() == [f"asdm.json: {each}".replace("KINDS", known) for each in told]
-
-
-@pytest.mark.parametrize(
-    ("rules", "told"),
-    [
-        ({"parts": [B]}, "b"),
-        ({"by": "log-snr", "parts": [{"unet": "a", "until": -1.5}, B]}, "a until log-snr -1.5, then b"),
-        (
-            {"by": "fraction", "parts": [{"unet": "a", "until": 0}, {"unet": "reuse", "until": 1}, B]},
-            "a until fraction 0, then reuse until fraction 1, then b",
-        ),
-    ],
-)
-def test_who_serves_what_in_words(rules: dict[str, Any], told: str) -> None:
-    read = read_switching(rules, "it")
-    assert described(read) == told
-    names = [*{part.unet for part in read.parts} - {"reuse"}]
-    (patch,) = read_patches([{"kind": "unet-schedule", **rules, "unets": names}], "it")
-    assert patch.rules == read

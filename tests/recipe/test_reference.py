@@ -12,7 +12,6 @@ import pytest
 from asdm_cli.recipe.load import load
 from asdm_cli.recipe.reference import json_schema, markdown
 from asdm_cli.recipe.verbs import VERBS
-from tests.typed import asdm
 
 PAGE = Path(__file__).parents[2] / "docs" / "recipes.md"
 ROW = re.compile(r"\| `([^`]+)` \| (.+) \| (.*) \| (.+) \|")
@@ -55,50 +54,3 @@ def test_every_key_is_described_and_no_other_taken(verb: str, tmp_path: Path) ->
     (tmp_path / "recipe.yaml").write_text(VERBS[verb].EXAMPLE)
     assert load(tmp_path / "recipe.yaml", verb)
     assert VERBS[verb].EXAMPLE.strip() in page
-
-
-def numbers(node: Any, way: str = "") -> Iterator[tuple[str, dict[str, Any]]]:
-    if isinstance(node, dict) and node.get("type") == "integer":
-        yield way, node
-    for key, inner in node.items() if isinstance(node, dict) else enumerate(node) if isinstance(node, list) else ():
-        yield from numbers(inner, f"{way}.{key}")
-
-
-def test_all_verbs_in_one_schema() -> None:
-    schema = json_schema()
-    assert schema["discriminator"]["propertyName"] == "verb"
-    assert set(schema["discriminator"]["mapping"]) == set(VERBS)
-    found = [(way, node) for way, node in numbers(schema) if "RunRecipe.properties.inputs" not in way]
-    assert len(found) > 80
-    unbounded = [way for way, node in found if not {"maximum", "exclusiveMaximum"} & node.keys()]
-    assert unbounded == [], "or 64 bits are not enough somewhere"
-
-
-@pytest.mark.parametrize(
-    ("verb", "key", "value", "default"),
-    [
-        ("distill", "batch", "whole number from 1", "`64`"),
-        ("distill", "text_dropout", "number from 0 to 1", "`0.1`"),
-        ("distill", "ema.decay", "number from 0 and below 1", "`0.9999`"),
-        ("distill", "data.cache", "`latents` or `none`", "`latents`"),
-        ("distill", "losses", "non-empty list of a [loss](#losses)", "see meaning"),
-        ("distill", "validation.prompts", "list of texts, at most 64", "`[]`"),
-        ("distill", "optimizer.options", None, "`{weight_decay: 0.01}`"),
-        ("assemble", "donors", "non-empty mapping of names to text", "required"),
-        ("eval", "models[].patches", "list of a [patch](#patches)", "`[]`"),
-        ("inherit", "metrics", None, "`[psnr, ssim]`"),
-        ("inherit", "product.levels.NAME.cache", "`output` or `residual`", "`output`"),
-        ("run", "stages", "non-empty mapping of names to mapping", "required"),
-    ],
-)
-def test_values_bounds_and_defaults_in_words(verb: str, key: str, value: str | None, default: str) -> None:
-    shown = rows(markdown(verb))[key]
-    assert shown[:2] == (value or shown[0], default)
-
-
-def test_own_keys_come_first_and_out_last() -> None:
-    own, _, unions = asdm("schema", "eval", "--markdown").out.partition("\n## P")
-    assert unions, "tables of plans, patches and schedules follow"
-    keys = list(rows(own))
-    assert keys[:2] == ["verb", "models"]
-    assert keys[-1] == "out"

@@ -7,7 +7,7 @@ import math
 import pytest
 
 from asdm_cli.records import Record
-from asdm_cli.report.metrics import METRICS, best, column, in_order, metric, number, shown, spread
+from asdm_cli.report.metrics import best, number, shown, spread
 
 
 @pytest.mark.parametrize(
@@ -52,12 +52,6 @@ def test_a_figure_has_the_digits_that_its_interval_supports(
     assert (shown(record), spread(record)) == (text, between)
 
 
-def test_points_of_a_column_stand_below_each_other() -> None:
-    figures = [Record("a", "image_speedup", 1.5, 1.3, 1.7), Record("b", "image_speedup", 12.34, 12.32, 12.36), None]
-    assert column(figures) == ["1.5\u2007", "12.34", "–"]
-    assert column([Record("a", "macs_g", 0.151), Record("b", "macs_g", 8.0)]) == ["0.151", "8.000"]
-
-
 def records(key: str, *values: tuple[float, float], **more: str) -> list[Record | None]:
     return [Record(str(at), key, value, value - half, value + half, **more) for at, (value, half) in enumerate(values)]
 
@@ -78,12 +72,3 @@ def records(key: str, *values: tuple[float, float], **more: str) -> list[Record 
 )
 def test_the_best_is_what_can_be_told_to_be(figures: list[Record | None], places: set[int]) -> None:
     assert best(figures) == places
-
-
-def test_the_table_of_figures_is_in_order() -> None:
-    assert len(METRICS) > 40
-    assert in_order(["zebra", "psnr_db", "params_m", "zebra", "kid"]) == ["params_m", "kid", "psnr_db", "zebra"]
-    assert all(
-        each.better in ("", "lower", "higher") and each.group in ("", "cost", "quality") for each in METRICS.values()
-    )
-    assert metric("zebra").title == "zebra"

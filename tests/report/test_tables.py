@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-import pytest
-
 from asdm_cli.records import Record, Report, under
 from asdm_cli.report import plots, tables, words
 from asdm_cli.report.tables import Table
@@ -23,25 +21,6 @@ def best(table: Table | None) -> dict[str, set[str]]:
     return {
         head.title: {row[0].text for row in table.rows if row[place].best} for place, head in enumerate(table.columns)
     }
-
-
-@pytest.mark.parametrize(
-    ("report", "title"),
-    [
-        (made.compared(), "base: 1.39 times as fast (image), KID 0.031 → 0.033, CLIP score 28.4 → 27.1"),
-        (made.pruned(), "base: 5.91 M of 8.77 M parameters (−33 %), 0.151 G of 0.220 G MACs a call (−31 %)"),
-        (made.trained(), "base: task loss 1 → 0.0542 in 1,998 steps"),
-        (Report("bench", {"pocket": {}}, [Record("pocket", "unet_ms", 31.2)]), "pocket: UNet call 31.20 ms"),
-        (Report("prune", {"pocket": {}}), "asdm prune, pocket"),
-    ],
-)
-def test_the_title_states_the_result(report: Report, title: str) -> None:
-    assert words.headline(report)[0] == title
-
-
-def test_the_words_below_the_title_tell_of_our_own_set_ups_first() -> None:
-    lines = words.headline(made.compared())[1].split("\n")
-    assert [line.partition(":")[0] for line in lines] == ["small", "tiny", "plans 0", "plans 1"]
 
 
 def test_the_main_table_has_what_matters_most_and_references_last() -> None:
@@ -82,22 +61,6 @@ def test_unlike_protocols_are_not_compared_and_that_is_said() -> None:
         assert ("not compared: KID" in table.note) == (not marked)
 
 
-def test_parts_have_tables_of_their_own_and_bars() -> None:
-    found = tables.parts(made.compared())
-    assert list(found) == ["UNet by block", "Images at once", "The parts of the data apart"]
-    blocks, batches, splits = (tables.of_parts(title, records) for title, records in found.items())
-    heads = [head.title for head in blocks.columns]
-    assert heads == ["part", "set-up", "parameters", "UNet call", "without attention matmuls"]
-    assert len(blocks.rows) == 5 * 4, "below each other where they are many"
-    assert [head.title for head in batches.columns][:2] == ["part", "pocket: images a second"], "or side by side"
-    assert texts(splits)["held-out"] == ["0.80", "0.70"]
-    bars = plots.bars("", found["UNet by block"])
-    assert bars is not None
-    assert (bars.metric, bars.categories) == ("params_m", made.BLOCKS)
-    assert bars.values["base"][0] == Record("base", "params_m", 0.5, of="block/down.0", protocol="cost")
-    assert plots.bars("", found["UNet by block"][:3]) is None, "nothing to compare in one part"
-
-
 def test_curves_are_lines_of_set_ups_or_of_the_parts_of_one() -> None:
     task, output, rate = plots.curves(made.trained())
     assert (task.title, list(task.lines), task.metric) == ("Task loss", ["base", "small"], "loss")
@@ -136,13 +99,6 @@ def test_fronts_are_compared_at_equal_fidelity_and_at_equal_speed() -> None:
     assert texts(fidelity)["40"] == ["39.1", "–", "61.5", "1.57"]
     assert texts(speed)["45.5"] == ["33.8", "42.1", "8.3"]
     assert plots.comparisons(made.trained()) == []
-
-
-def test_facts_are_tables_of_what_they_are() -> None:
-    plain, rules, weights = tables.facts(made.compared())
-    assert texts(plain) == {"written model": ["plans 0"]}, "the title stands elsewhere"
-    assert [head.title for head in rules.columns] == ["nodes", "key steps", "order"]
-    assert texts(weights) == {"up_blocks.0.resnets.1": ["up_blocks.0.resnets.2"]}
 
 
 def test_odd_reports_have_views() -> None:

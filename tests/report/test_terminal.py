@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from asdm_cli.console import Terminal
-from asdm_cli.records import Report, Timeline
+from asdm_cli.records import Report
 from asdm_cli.report.terminal import show
 from tests.report import made
 
@@ -42,36 +42,6 @@ def test_a_narrow_terminal_shows_fewer_figures_and_no_line_is_too_long(width: in
     assert "\\u" not in "".join(lines), "blanks that set figures under one another are no escapes"
     row = next(line for line in lines if line.startswith("tiny  "))
     assert len(re.sub(r"[\d.,]+–\S+", "", row).split()) == 1 + figures
-
-
-def test_a_plan_has_no_page_and_is_shown_whole() -> None:
-    out = shown(made.pruned(), 80, None)
-    assert {"down.0.1", "mid"} <= set(out.replace(",", "").split())
-    assert "UNet by block" in out
-    assert "report.html" not in out
-    assert "UNet by block" not in shown(made.pruned(), 80)
-
-
-def test_a_timeline_has_a_letter_per_call_and_a_legend() -> None:
-    lines = [line.rstrip() for line in shown(made.compared(), 80, None).splitlines()]
-    at = lines.index("What each UNet call computes")
-    assert lines[at + 1 : at + 6] == [
-        "down.0.0.res  ccccccccccc",
-        "up.2.1.attn   ciiicciiici",
-        "mid           cdddcddddcd",
-        "c computed  i reused  d skipped",
-        "Key steps: 0, 4, 9.",
-    ]
-
-
-def test_a_large_timeline_is_cut_and_says_so() -> None:
-    rows = {f"node {index} of a long name": "c" + "i" * 99 for index in range(60)}
-    report = Report("generate", timelines=[Timeline("", rows, {"c": "computed", "i": "reused"})])
-    lines = shown(report, 38, None).splitlines()
-    drawn = [line for line in lines if "iii" in line]
-    assert len(drawn) == 40
-    assert {len(line.rstrip()) for line in drawn} == {38}
-    assert "20 more rows" in [line.strip() for line in lines]
 
 
 def test_texts_are_no_markup() -> None:

@@ -7,7 +7,6 @@ import signal
 import threading
 import time
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -72,14 +71,6 @@ def test_images_are_equal_at_any_batch_number_of_threads_and_in_parts(pipe: Any,
     assert all(drawn(pipe, [index], seed=1)[index] != whole[index] for index in (0, 1))
     assert pipe.scheduler is before
     assert before.num_inference_steps is None, "the pipeline's scheduler is left alone"
-
-
-def test_calls_go_by_index_and_keep_their_rows() -> None:
-    four = Layout(rows=4, filled=True, workers=1, threads=1)
-    assert four.calls([9, 0, 3, 4, 3]) == [[0, 3], [4], [9]]
-    assert four.seats([0, 3]) == [0, 0, 0, 3]
-    assert four.seats([9]) == [9, 9, 9, 9]
-    assert Layout(rows=4, filled=False, workers=1, threads=1).seats([9]) == [9]
 
 
 @pytest.mark.parametrize("batch", [1, 4, 6])
@@ -175,22 +166,3 @@ def test_ctrl_c_stops_at_the_next_unet_call(pipe: Any, capsys: pytest.CaptureFix
     assert "stopping at the next UNet call" in capsys.readouterr().err
     assert not pipe.unet._forward_pre_hooks
     assert len(drawn(pipe, range(1), steps=1)) == 1
-
-
-@pytest.mark.parametrize(("sampler", "calls"), [("own", 3), ("heun", 5)])
-def test_the_bar_counts_unet_calls(sampler: str, calls: int, pipe: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    """An image can take minutes: a bar of images would stand still."""
-    shown: list[tuple[str, int]] = []
-    told: list[int] = []
-
-    @contextmanager
-    def watched(what: str, total: int) -> Iterator[Any]:
-        shown.append((what, total))
-        yield lambda: told.append(1)
-
-    monkeypatch.setattr(generate, "bar", watched)
-    set_sampler(pipe, sampler)
-    settings = SamplingSettings(3, 3.0, None, 0)
-    assert len(list(draw(pipe, PROMPTS, range(7), settings, what="drawing with a"))) == 7
-    assert shown == [("drawing with a", 2 * calls)], "two calls of four rows"
-    assert len(told) == 2 * calls

@@ -45,11 +45,3 @@ def test_a_failed_save_leaves_no_image(tmp_path: Path, monkeypatch: pytest.Monke
         made.save(0, drawing(0))
     assert not made.path(0).exists()
     assert made.missing([0]) == [0]
-
-
-def test_digest_is_of_the_images_and_their_order(tmp_path: Path) -> None:
-    drawings = [drawing(index) for index in range(3)]
-    one, same = picture_set(tmp_path / "a", drawings), picture_set(tmp_path / "b", drawings)
-    turned = picture_set(tmp_path / "c", drawings[::-1])
-    assert one.digest() == same.digest()
-    assert len({one.digest(), turned.digest(), one.first(2).digest()}) == 3

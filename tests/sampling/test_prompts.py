@@ -99,11 +99,6 @@ def test_what_pack_writes_is_read_as_training_reads_it(tmp_path: Path) -> None:
     assert (learnt[1] == 255).all()
 
 
-def test_json_that_says_no_split_is_no_fault(tmp_path: Path) -> None:
-    read = read_prompts(str(shard(tmp_path / "a.tar", 3, {0: {"json": None}, 1: {"json": b"[1]"}, 2: {"json": b"{}"}})))
-    assert read.about == ({}, {}, {})
-
-
 def test_faults_of_a_file(tmp_path: Path) -> None:
     torn = tmp_path / "torn.tar"
     torn.write_bytes(shard(tmp_path / "a.tar", 4).read_bytes()[: 512 * 3 + 100])

@@ -9,14 +9,13 @@ from typing import Any
 import numpy
 import pytest
 import torch
-from diffusers import EulerDiscreteScheduler
 from torch import Tensor
 
 import asdm_cli
 from asdm_cli.experts.router import ROUTINGS
 from asdm_cli.experts.unet import build, expert_layers
 from asdm_cli.sampling.generate import SamplingSettings
-from asdm_cli.sampling.routing import Routing, observe, watched
+from asdm_cli.sampling.routing import Routing, observe
 from tests import expanding
 
 PROMPTS = ("a fox", "two owls")
@@ -63,19 +62,6 @@ def test_every_router_call_by_call(pipe: Any) -> None:
     assert seen(pipe, guidance=1.0).weights[NAME].shape == (2, 3, 1, 3)
 
 
-def test_watching_changes_no_picture(pipe: Any) -> None:
-    def draw() -> list[Any]:
-        return [numpy.asarray(each) for each in observe(pipe, PROMPTS, SamplingSettings(3, 2.0, None, 0))[1]]
-
-    before = expanding.picture(pipe)
-    first, again = draw(), draw()
-    assert all(numpy.array_equal(*each) for each in zip(first, again, strict=True))
-    assert not numpy.array_equal(*first)
-    assert torch.equal(expanding.picture(pipe), before)
-    assert not any(layer.router._forward_hooks for layer in expert_layers(pipe.unet).values())
-    assert not pipe.unet._forward_pre_hooks
-
-
 def test_weights_by_time_by_hand(timed: Any) -> None:
     """From the timesteps of the sampler: nothing else is looked at."""
     found, unet = seen(timed), timed.unet
@@ -90,23 +76,6 @@ def test_weights_by_time_by_hand(timed: Any) -> None:
             assert spread["over_prompts"] == pytest.approx(0, abs=1e-6)
             assert spread["between_rows"] == pytest.approx(0, abs=1e-6)
             assert spread["over_calls"] == pytest.approx(float(wanted.std(0, correction=0).mean()), abs=1e-5)
-
-
-def test_rows_that_have_no_prompt_are_the_first(pipe: Any) -> None:
-    """With guidance they are alike for all prompts at the first call, but for the noise: so with equal noise."""
-    weights = []
-    for prompt in PROMPTS:
-        with watched(pipe.unet) as calls:
-            pipe(prompt, num_inference_steps=1, guidance_scale=2.0, generator=torch.Generator().manual_seed(0))
-        weights.append(calls[NAME][0])
-    assert torch.equal(weights[0][0], weights[1][0])
-    assert not torch.equal(weights[0][1], weights[1][1])
-
-
-def test_a_failure_takes_the_hooks_off(pipe: Any) -> None:
-    with pytest.raises(KeyError), watched(pipe.unet):
-        raise KeyError
-    assert not any(layer.router._forward_hooks for layer in expert_layers(pipe.unet).values())
 
 
 def test_means_by_hand() -> None:
@@ -124,16 +93,6 @@ def test_means_by_hand() -> None:
     assert spread["over_prompts"] == pytest.approx(0.05)
     assert spread["between_rows"] == pytest.approx((3 * 0.05 + 3 * 0.1) / 6)
     assert spread["effective"] == pytest.approx(exp(-mean * log(mean) - (1 - mean) * log(1 - mean)))
-
-
-@pytest.mark.parametrize(
-    ("weights", "effective"), [([1, 0, 0], 1), ([1 / 3] * 3, 3), ([0.9] * 3, 3), ([0.5, 0.5, 0], 2)]
-)
-def test_experts_in_effect(weights: list[float], effective: float) -> None:
-    """Of weights that sum to anything."""
-    found = routing(one=torch.tensor(weights, dtype=torch.float32).expand(2, 4, 2, 3)).spread("one")
-    assert found["effective"] == pytest.approx(effective)
-    assert found["over_calls"] == found["over_prompts"] == found["between_rows"] == 0
 
 
 def test_records_are_spreads_of_every_router_and_the_calls_of_the_one_that_varies_most() -> None:
@@ -156,29 +115,6 @@ def test_records_are_spreads_of_every_router_and_the_calls_of_the_one_that_varie
     assert len(records) == 12 + len(curve)
     assert list(curve) == [(f"calls/expert {expert}", call) for call in range(5) for expert in (1, 2)]
     assert [curve["calls/expert 1", call] for call in range(5)] == pytest.approx(steps.tolist())
-
-
-def test_of_a_model_without_experts_there_is_nothing_to_tell(tiny_pipeline: Path) -> None:
-    plain: Any = asdm_cli.load(str(tiny_pipeline), "cpu")
-    found, images = observe(plain, PROMPTS[:1], SamplingSettings(2, 1.0, None, 0))
-    assert (found.weights, list(found.records("plain")), len(images)) == ({}, [], 1)
-
-
-def test_other_samplers_and_layers_that_are_skipped(timed: Any) -> None:
-    """What a plan skips is not seen: only the calls that were computed."""
-    own = timed.scheduler
-    rule = {"nodes": "down.3", "cache": "output", "schedule": {"mode": "uniform", "interval": 2}}
-    try:
-        timed.scheduler = EulerDiscreteScheduler.from_config(own.config)
-        with asdm_cli.inherit(timed, {"rules": [rule]}):
-            found = seen(timed, steps=4)
-    finally:
-        timed.scheduler = own
-    calls = {name: weights.shape[1] for name, weights in found.weights.items()}
-    assert {name for name, count in calls.items() if count == 2} == {
-        name for name in calls if name.startswith("down_blocks.3")
-    }
-    assert set(calls.values()) == {2, 4}
 
 
 def test_unets_that_are_never_called_are_left_out(timed: Any) -> None:

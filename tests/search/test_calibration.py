@@ -17,7 +17,7 @@ from asdm_cli.models.schedulers import SAMPLERS
 from asdm_cli.patches.feature_cache.hooks import cache_on
 from asdm_cli.patches.unet_schedule import UNetSchedule, alone, schedule_on, switch
 from asdm_cli.recipe.patches import read_plan
-from asdm_cli.sampling.generate import SamplingSettings, prompt_seed
+from asdm_cli.sampling.generate import SamplingSettings
 from asdm_cli.search.calibration import Calibration, Panel, calibrate
 from asdm_cli.search.dynamic_programme import FARTHEST, GAPS, GRID
 from tests.carrying import every
@@ -153,30 +153,6 @@ def test_errors_are_how_far_the_next_latents_move(pipe: Any, guidance: float) ->
     )
 
 
-def test_means_are_over_pictures(pipe: Any, found: Calibration) -> None:
-    """Each with the noise of its index."""
-    each = []
-    for index in range(2):
-        panel = Panel(pipe, GUIDANCE)
-        with panel.listening():
-            draw(pipe, STEPS, seed=prompt_seed(SETTINGS.seed, index), guidance_scale=GUIDANCE)
-        each.append(panel.errors["small"])
-    assert found.errors["small"] == pytest.approx([(one + other) / 2 for one, other in zip(*each, strict=True)])
-    assert each[0] != pytest.approx(each[1])
-
-
-def test_nulls_are_not_to_be_had_before_there_were_predictions(found: Calibration) -> None:
-    choices = found.choices()
-    seen = 0
-    for distance in range(1, FARTHEST + 1):
-        for call in range(STEPS):
-            assert np.isfinite(choices.reuse[distance - 1, call]) == (distance <= call)
-            for gap in range(1, GAPS + 1):
-                assert np.isfinite(choices.extrapolate[distance - 1, gap - 1, call]) == (distance + gap <= call)
-                seen += 1
-    assert seen == FARTHEST * GAPS * STEPS
-
-
 def test_costs_are_whole_units_rounded_up() -> None:
     nulls = [[[None, 1.0]] * (GAPS + 1)] * FARTHEST
     seconds = {"a": [1.0, 3.0], "b": [0.5, 0.501], "c": [0.001, 2.0]}
@@ -198,13 +174,6 @@ def test_plans_are_in_force_while_their_unets_answer() -> None:
         assert cache.thread.generation is None
     assert [error > 0 for error in found.errors["equal"]] == [False, True] * 3
     assert len(set(found.seconds["equal"])) > 1, "its calls are unlike work"
-
-
-def test_a_plan_of_the_first_is_what_the_others_are_held_against() -> None:
-    with three(plans={"large": every(2, "up.3")}) as pipe:
-        found = calibrated(pipe, "a fox")
-    assert found.errors["large"] == [0.0] * STEPS
-    assert [error > 0 for error in found.errors["equal"]] == [False, True] * 3
 
 
 def test_a_broken_unet_is_named() -> None:

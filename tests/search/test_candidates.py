@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given, settings
 
 from asdm_cli.recipe.patches import NULLS
-from asdm_cli.search.candidates import candidates, least_cost, two_parts, weighed, without_nulls
-from asdm_cli.search.dynamic_programme import Choices, best
+from asdm_cli.search.candidates import candidates, least_cost, two_parts, weighed
+from asdm_cli.search.dynamic_programme import Choices
 from tests.search.test_dynamic_programme import INF, by_hand, everything, tables
 
 
@@ -38,27 +38,6 @@ def test_least_cost_is_that_of_the_cheapest(choices: Choices) -> None:
         assert least_cost(costless, nulls) == min(map(choices.cost, schedules))
 
 
-def test_every_way_to_weigh_is_named() -> None:
-    dice = np.random.default_rng(3)
-    choices = Choices(
-        {"a": np.zeros(12), "b": dice.random(12) ** 2},
-        {"a": np.full(12, 10), "b": np.full(12, 5)},
-        dice.random((3, 12)),
-        dice.random((3, 4, 12)),
-    )
-    found = candidates(choices, 80, nulls=True)
-    assert len(found) >= 6
-    said = set(found.values())
-    assert "errors, all calls alike" in said
-    assert "in two parts" in said
-    assert any("squared errors" in each for each in said)
-    assert any("early calls" in each for each in said)
-    assert any("late calls" in each for each in said)
-    assert any(each.endswith("no call skipped") for each in said)
-    for schedule, how in found.items():
-        assert not (how.endswith("no call skipped") and set(schedule) & set(NULLS))
-
-
 def test_two_parts_use_most_of_the_budget_in_both_orders() -> None:
     flat = Choices({"a": np.zeros(6), "b": np.ones(6)}, {"a": np.full(6, 10), "b": np.full(6, 4)}, *nothing(6))
     assert set(two_parts(flat, 45)) == {tuple("aaabbb"), tuple("bbbaaa")}, "42 units; one more a makes 48"
@@ -78,10 +57,3 @@ def test_weights_by_what_is_still_to_come(emphasis: float, first: float, last: f
     assert squared.errors["b"][0] == 100
     assert squared.reuse[1, 0] == 200**2
     assert squared.extrapolate[2, 3, 0] == 3400**2
-
-
-def test_without_nulls_nothing_is_skipped() -> None:
-    choices = without_nulls(by_hand())
-    assert best(choices, 5) is None
-    assert best(by_hand(), 5) is not None
-    assert best(choices, 15) == tuple("bbbbbb")

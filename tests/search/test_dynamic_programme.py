@@ -102,21 +102,3 @@ def test_a_budget_for_all_takes_the_best_and_one_below_the_cheapest_takes_nothin
     assert best(flat, -1) is None
     assert best(flat, 8) is not None, "two calls, and nulls after each"
     assert best(flat, 7) is None, "no null is farther than three calls from a prediction"
-
-
-def test_fifty_calls_are_no_trouble() -> None:
-    dice = np.random.default_rng(1)
-    calls = 50
-    choices = Choices(
-        {"a": np.zeros(calls), "b": dice.random(calls), "c": 2 * dice.random(calls)},
-        {"a": np.full(calls, 100), "b": np.full(calls, 70), "c": np.full(calls, 50)},
-        dice.random((FARTHEST, calls)) * 3,
-        dice.random((FARTHEST, GAPS, calls)) * 3,
-    )
-    errors = []
-    for budget in (4500, 3750, 3000):
-        found = best(choices, budget)
-        assert found is not None
-        assert choices.cost(found) <= budget
-        errors.append(choices.error(found))
-    assert 0 < errors[0] < errors[1] < errors[2], "less time, more error"

@@ -12,16 +12,15 @@ import torch
 
 from asdm_cli.compare.session import Session
 from asdm_cli.compare.setup import Setup
-from asdm_cli.errors import RunError
 from asdm_cli.models.directory import find
 from asdm_cli.patches.unet_schedule import alone, served_by
-from asdm_cli.recipe.patches import NULLS, read_switching
+from asdm_cli.recipe.patches import read_switching
 from asdm_cli.recipe.verbs import Search
 from asdm_cli.sampling.prompts import PromptList, read_prompts
 from asdm_cli.search import schedules
 from asdm_cli.search.calibration import Calibration
 from asdm_cli.search.dynamic_programme import FARTHEST, GAPS
-from asdm_cli.search.schedules import Chosen, Drawn, halves, records, search
+from asdm_cli.search.schedules import Chosen, Drawn, records, search
 from tests.compare.setups import CPU, PLACE, whole
 from tests.turns import patches, pruned
 
@@ -92,23 +91,6 @@ def test_what_is_chosen_keeps_its_budget_and_is_the_best_that_was_drawn(
     assert timed == [1, 1]
 
 
-def test_a_budget_that_no_schedule_keeps_to(
-    first: Setup, prompts: PromptList, tmp_path: Path, timed: list[int]
-) -> None:
-    asked = Search(budgets=[0.9, 0.3], prompts=2, nulls=False)
-    with pytest.raises(RunError, match=r"no schedule of these UNets keeps to 0.3 of the .* fastest takes 0.40 of it"):
-        search(Session(CPU, torch.float32), asked, first, {}, prompts, PLACE, tmp_path, ONE)
-    assert timed == [1]
-
-
-def test_without_nulls_nobody_is_skipped(first: Setup, prompts: PromptList, tmp_path: Path, timed: list[int]) -> None:
-    asked = Search(budgets=[0.6], prompts=2, nulls=False)
-    _, chosen = search(Session(CPU, torch.float32), asked, first, {}, prompts, PLACE, tmp_path, ONE)
-    assert timed == [1]
-    assert not set(chosen[0].best.schedule) & set(NULLS)
-    assert set(chosen[0].best.schedule) == {"large", "s"}
-
-
 def test_records_by_hand() -> None:
     nulls: Any = [[[None, 0.5, 0.25]] * (GAPS + 1) for _ in range(FARTHEST)]
     seconds = {"large": [0.002] * 3, "s": [0.001] * 3}
@@ -128,8 +110,3 @@ def test_records_by_hand() -> None:
     assert figures["searched 0.75", "psnr_db", "budget/0.75", None] == 40.0
     assert figures["searched 0.75", "best_fixed_db", "budget/0.75", None] == 30.0
     assert figures["searched 0.75", "schedules_tried", "budget/0.75", None] == 3
-
-
-def test_halves() -> None:
-    assert halves([1.0, 2.0, 6.0]) == (1.5, 6.0)
-    assert halves([2.0]) == (2.0, 2.0)

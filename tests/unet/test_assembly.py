@@ -19,7 +19,6 @@ from asdm_cli.unet.assembly import Assembly, Choice, Part, assemble, by_levels
 from asdm_cli.unet.blocks import Config, read_blocks
 from asdm_cli.unet.flops import parameters, shapes
 from asdm_cli.unet.presets import preset
-from asdm_cli.unet.stock import unlike
 from asdm_cli.unet.surgery import apply, remove
 from asdm_cli.unet.weights import WEIGHTS, copy_tensors, open_checkpoint
 from tests import tiny
@@ -138,21 +137,6 @@ def _write(folder: Path, configs: dict[str, Config], states: dict[str, Weights],
     return ask(found.config, made)
 
 
-def test_a_pruning_put_back_together_with_its_model_is_what_pruning_by_level_gives() -> None:
-    """Base's layers are renumbered already: result and donor have one name for them."""
-    config = tiny.shape("sd15")
-    state = tiny.unet(config).state_dict()
-    base, pruned = apply(config, state, "base")
-    levels = ["base", "original", "base", "original"]
-    found = assemble({"original": config, "base": base}, whole(levels, "original"))
-    expected_config, expected = apply(config, state, ["down.0.1", "up.3.1", "down.2.1", "up.1.1"])
-    assert found.config == expected_config
-    made = tensors(found, {"original": state, "base": pruned})
-    assert made.keys() == expected.keys()
-    assert all(torch.equal(made[key], expected[key]) for key in made)
-    assert found.made.sources["up_blocks.3.resnets.1"] == ("base", "up_blocks.3.resnets.1")
-
-
 def test_layer_by_layer_is_the_pruning() -> None:
     """Base, built from the original's layers one by one."""
     config = tiny.shape("sd15")
@@ -201,16 +185,6 @@ def test_taken_names_what_of_the_result_is_whose() -> None:
     inside = [address for own in taken.values() for address in own if address in found.made.result]
     covered = frozenset().union(*(found.made.result.inside(address) for address in inside))
     assert covered == set(found.made.result.addresses)
-
-
-def test_a_setting_left_out_is_its_default_and_others_are_told() -> None:
-    full = dict(UNet2DConditionModel.from_config(tiny.shape("sd15")).config)
-    assert not unlike({"short": tiny.shape("sd15"), "full": full, "listed": {**full, "cross_attention_dim": [16] * 4}})
-    told = unlike({"a": full, "b": {**full, "act_fn": "gelu", "cross_attention_dim": 8, "sample_size": 99}})
-    assert told == [
-        "donors: cross_attention_dim must be the same everywhere: a has 16, b has 8",
-        "donors: act_fn must be the same everywhere: a has 'silu', b has 'gelu'",
-    ]
 
 
 ORIGINAL, TINY = tiny.shape("sd15"), remove(tiny.SHAPES["sd15"], "tiny").config

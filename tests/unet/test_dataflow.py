@@ -57,14 +57,6 @@ def test_branches_of_sd15_are_deepcaches(branch: int) -> None:
     assert graph.live({kept: "output"}) - {kept} == deepcache_computes(branch)
 
 
-@pytest.mark.parametrize(("model", "count"), [("sd15", 12), ("sd21", 12), ("sdxl", 9)])
-def test_branches_end_where_the_skips_do(model: str, count: int) -> None:
-    graph = Dataflow.of(Anatomy.of(preset(model)))
-    assert len({graph.branch(number) for number in range(count)}) == count
-    with pytest.raises(ModelError, match=rf"deepcache\.{count}: this UNet has the branches 0 to {count - 1}"):
-        graph.branch(count)
-
-
 def test_without_a_mid_block_nothing_lies_below_the_last_skip() -> None:
     graph = Dataflow.of(Anatomy.of(remove(preset("sd15"), "small").config))
     last = len(graph.skips) - 1
@@ -78,15 +70,6 @@ def test_everything_is_live_where_nothing_is_inherited(model: str) -> None:
     graph = Dataflow.of(Anatomy.of(preset(model)))
     assert graph.live({}) == graph.reads.keys()
     assert len(graph.reads) > 30
-
-
-@pytest.mark.parametrize("model", PRESETS)
-def test_time_is_read_by_resnets_that_compute_their_branch(model: str) -> None:
-    graph = Dataflow.of(Anatomy.of(preset(model)))
-    resnets = [unit for unit in graph.reads if unit.endswith("resnet")]
-    assert len(resnets) > 15
-    assert graph.live(dict.fromkeys(resnets, "residual")) == graph.reads.keys() - {TIME}
-    assert graph.live(dict.fromkeys(resnets[1:], "residual")) == graph.reads.keys()
 
 
 @settings(max_examples=25, deadline=None)

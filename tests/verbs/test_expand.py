@@ -7,17 +7,13 @@ from itertools import product
 from pathlib import Path
 from typing import Any
 
-import numpy
 import pytest
 import torch
 from diffusers import UNet2DConditionModel
-from PIL import Image
-from safetensors.torch import load_file, save_file
-from torch import Tensor
+from safetensors.torch import save_file
 
 import asdm_cli
 from asdm_cli.experts.unet import expert_layers
-from asdm_cli.records import Report
 from asdm_cli.report.run_directory import read
 from asdm_cli.sampling.generate import SamplingSettings
 from asdm_cli.sampling.routing import observe
@@ -52,12 +48,6 @@ def test_begins_as_what_it_was(tiny_base: Path, tiny_pipeline: Path, tmp_path: P
         got, wanted = answer(wide, rows), answer(base, rows)
         torch.testing.assert_close(got, wanted, atol=1e-5, rtol=1e-5)
         assert torch.equal(got, wanted) or init != "copies" or (rows > 1 and router != "time")
-
-
-def test_copies_draw_the_same_pictures(tiny_base: Path, tmp_path: Path) -> None:
-    """Which takes a whole picture apart and together again: through guidance and over all steps."""
-    assert expand(tmp_path, tiny_base, at=["down.0", "up.1"], router="time").code == 0
-    assert torch.equal(expanding.drawn(tmp_path / "run"), expanding.drawn(tiny_base))
 
 
 def test_inherits_the_removed_kernels(tiny_base: Path, tiny_pipeline: Path, tmp_path: Path) -> None:
@@ -117,14 +107,6 @@ def test_the_rest_is_copied_or_linked_and_the_history_told(
     assert str(tiny_pipeline.parent) not in (made / "asdm.json").read_text()
 
 
-def test_a_bare_unet(tiny_base: Path, tmp_path: Path) -> None:
-    assert expand(tmp_path, tiny_base / "model/unet", experts=2, at=["mid", "level.1"]).code == 0
-    assert not (tmp_path / "run/model/model_index.json").exists()
-    wide = unet(tmp_path / "run")
-    assert len(expert_layers(wide)) == 2 * (2 + 1 + 2)
-    assert torch.equal(answer(wide), answer(unet(tiny_base)))
-
-
 REFUSED: dict[str, dict[str, Any]] = {
     "expand.donor: must be given, or 'at'": {},
     "expand.donor: must be given with 'start: inherited'": {"start": "inherited", "at": ["mid"]},
@@ -160,13 +142,6 @@ def test_models_that_do_not_fit_are_refused(
         said = expanding.run(tmp_path, {"verb": "condconv-expand", "model": str(model), **keys})
         assert (said.code, said.out) == (2, "")
         assert message in said.text
-
-
-def test_a_donor_of_experts_gives_no_single_kernel(tiny_experts: Path, tiny_base: Path, tmp_path: Path) -> None:
-    """Its banks are of another shape: copies fill up, and the model begins as it was."""
-    what = {"experts": 2, "donor": str(tiny_experts), "at": ["down.0"], "start": "inherited"}
-    assert expand(tmp_path, tiny_base, **what).code == 0
-    torch.testing.assert_close(answer(unet(tmp_path / "run")), answer(unet(tiny_base)), atol=1e-5, rtol=1e-5)
 
 
 def stock(model: Path) -> Any:
@@ -226,31 +201,6 @@ def test_a_bare_unet_folds(even: Path, tmp_path: Path) -> None:
     assert "mean routing is seen while drawing, which takes a whole StableDiffusionPipeline" in said.text
 
 
-@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
-def test_number_formats_stay(even: Path, tmp_path: Path, dtype: torch.dtype) -> None:
-    """And everything that is no bank stays as it is, byte for byte."""
-    (tmp_path / "unet").mkdir()
-    held: dict[str, Tensor] = {}
-    for file in sorted((even / "unet").iterdir()):
-        if file.suffix == ".safetensors":
-            tensors = {name: tensor.to(dtype) for name, tensor in load_file(file).items()}
-            save_file(tensors, tmp_path / "unet" / file.name, {"format": "pt"})
-            held |= tensors
-        else:
-            (tmp_path / "unet" / file.name).write_bytes(file.read_bytes())
-    assert fold(tmp_path, tmp_path / "unet", routing="constant").code == 0
-    found: dict[str, Tensor] = {}
-    for file in (tmp_path / "run/model").glob("*.safetensors"):
-        found |= load_file(file)
-    assert {tensor.dtype for tensor in found.values()} == {dtype}
-    assert found.keys() == {name for name in held if ".router." not in name}
-    banks = {name for name in found if not torch.equal(found[name], held[name])}
-    assert len(banks) == 2 * 24
-    for name in banks:
-        first, second = held[name].double().chunk(2)
-        torch.testing.assert_close(found[name].double(), (first + second) / 2, atol=1e-3, rtol=1e-2)
-
-
 def test_routers_that_choose_are_not_constant(tiny_experts: Path, even: Path, tmp_path: Path) -> None:
     said = fold(tmp_path, tiny_experts, routing="constant")
     assert (said.code, said.out) == (2, "")
@@ -281,36 +231,3 @@ def test_the_mean_is_of_what_was_seen(folded: Path, tiny_experts: Path) -> None:
             each = torch.stack(getattr(layer, part).detach().double().chunk(3))
             wanted = torch.einsum("k,k...->...", weights, each)
             torch.testing.assert_close(result[f"{name}.{part}"].double(), wanted, atol=1e-6, rtol=1e-5)
-
-
-def test_the_cost_is_of_the_model_that_was_written(folded: Path) -> None:
-    """Its pictures, and the figures are theirs."""
-    pipe: Any = asdm_cli.load(str(folded), "cpu")
-    _, drawn = observe(pipe, PROMPTS, SETTINGS)
-    report: Report = read(folded)
-    assert report.images is not None
-    assert report.images.prompts == list(PROMPTS)
-    decibels = []
-    for index, again in enumerate(drawn):
-        files = [folded / folder / f"{index:06}.png" for folder in report.images.folders.values()]
-        before, after = (numpy.asarray(Image.open(file)).astype(float) for file in files)
-        assert numpy.array_equal(after, numpy.asarray(again).astype(float))
-        decibels.append(10 * numpy.log10(255**2 / ((before - after) ** 2).mean()))
-    (psnr,) = (each for each in report.records if each.metric == "psnr_db")
-    found = (psnr.low, psnr.value, psnr.high)
-    assert found == pytest.approx([float(each(decibels)) for each in (min, numpy.mean, max)], abs=1e-3)
-    assert (psnr.setup, psnr.against, psnr.n) == ("folded", "with experts", 2)
-    assert report.protocols["quality"].items() >= {"pictures": 2, **LOOK}.items()
-    seen = [each for each in report.records if each.metric == "effective_experts"]
-    assert len(seen) == 24
-    assert all(1 <= each.value <= 3 + 1e-6 for each in seen)
-    steps = json.loads((folded / "model/asdm.json").read_text())["history"]
-    assert [step["verb"] for step in steps] == ["prune", "condconv-expand", "condconv-expand"]
-    assert (steps[-1]["fold"], steps[-1]["convolutions"]) == ("mean", 24)
-
-
-def test_a_dry_run_of_folding_tells_and_writes_nothing(tiny_experts: Path, tmp_path: Path) -> None:
-    said = fold(tmp_path, tiny_experts, "--dry-run", limit=2)
-    assert (said.code, said.out) == (0, ""), said.err
-    assert "convolutions 24 become plain; each router is frozen at its mean" in said.text
-    assert not (tmp_path / "run").exists()

@@ -14,9 +14,8 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 import asdm_cli
-from asdm_cli.errors import ModelError
 from asdm_cli.experts.spec import specs
-from asdm_cli.experts.unet import ExpertUNet, expert_layers
+from asdm_cli.experts.unet import expert_layers
 from asdm_cli.models.directory import find
 from asdm_cli.report.run_directory import read
 from asdm_cli.training.distillation import Distillation
@@ -100,15 +99,6 @@ def test_pruned_experts_follow_their_layers(tiny_experts: Path, tmp_path: Path) 
         assert all(torch.equal(mine[key], theirs[key]) for key in theirs)
 
 
-def test_judged_with_how_they_are_used(tiny_experts: Path, tiny_base: Path, tmp_path: Path) -> None:
-    (tmp_path / "prompts.txt").write_text("a fox\na red apple\n")
-    models = [{"name": "base", "model": str(tiny_base)}, {"name": "grown", "model": str(tiny_experts)}]
-    what = {"prompts": str(tmp_path / "prompts.txt"), "metrics": ["psnr"], "steps": 2, "device": "cpu"}
-    run = done(tmp_path / "eval", {"verb": "eval", "models": models, **what})
-    assert len(used(run)) == 24
-    assert {each.setup for each in read(run).records if each.metric == "effective_experts"} == {"grown"}
-
-
 @pytest.fixture(scope="module")
 def lesson(
     tiny_pipeline: Path, tiny_base: Path, tmp_path_factory: pytest.TempPathFactory
@@ -181,18 +171,6 @@ def test_an_interrupted_lesson_ends_the_same(
     assert all(torch.equal(mine[name], theirs[name]) for name in mine)
 
 
-def test_drawn_and_shown(tiny_experts: Path, tmp_path: Path) -> None:
-    told = asdm("generate", tiny_experts, "a fox", "--out", tmp_path / "drawn", "--steps", "2", "--device", "cpu")
-    assert told.code == 0, told.err
-    assert {file.name for file in (tmp_path / "drawn").glob("*.png")} == {"000.png", "sheet.png"}
-    shown = asdm("show", tiny_experts)
-    assert shown.code == 0, shown.err
-    assert "ExpertUNet" in shown.out
-    counts = [int(line.split()[-1].replace(",", "")) for line in shown.out.splitlines() if "down.1 " in line]
-    held = sum(each.numel() for name, each in weights(tiny_experts).items() if name.startswith("down_blocks.1."))
-    assert counts[:1] == [held]
-
-
 # In company
 
 
@@ -212,20 +190,6 @@ def test_residuals_of_experts_are_reused(tiny_pipeline: Path, tmp_path: Path, in
     assert torch.equal(pictures[0], picture(pipes[0], 4)) == (interval == 1)
 
 
-def test_a_written_plan_is_in_force(tiny_experts: Path, tmp_path: Path) -> None:
-    """Through `asdm inherit`, which measures it: what it writes draws by its plan."""
-    (tmp_path / "prompts.txt").write_text("a fox\ntwo owls\n")
-    what = {"prompts": str(tmp_path / "prompts.txt"), "plan": {"preset": "deepcache", "interval": 2}}
-    quick = {"metrics": ["psnr"], "steps": 4, "fewer_steps": [2], "repeats": 1, "warmups": 1}
-    run = done(tmp_path, {"verb": "inherit", "model": str(tiny_experts), **what, **quick})
-    pipe: Any = asdm_cli.load(str(run), "cpu")
-    assert type(pipe.unet) is ExpertUNet
-    plain = drawn(tiny_experts)
-    assert not torch.equal(picture(pipe), plain)
-    asdm_cli.remove(pipe)
-    assert torch.equal(picture(pipe), plain)
-
-
 def test_directories_of_several_unets(tiny_experts: Path, tiny_pipeline: Path, tmp_path: Path) -> None:
     """As the first UNet and as another one; where one serves everything it is as if it were alone."""
     alone, plain = drawn(tiny_experts), drawn(tiny_pipeline)
@@ -242,24 +206,3 @@ def test_directories_of_several_unets(tiny_experts: Path, tiny_pipeline: Path, t
         assert torch.equal(picture(pipe), alone)
         pipe.unet.unets[serves].train().eval()  # forgets every kernel
         assert torch.equal(picture(pipe), alone)
-
-
-def test_one_of_several_unets_is_not_expanded(tiny_experts: Path, tiny_base: Path, tmp_path: Path) -> None:
-    model = turns.switching(tiny_base, tiny_experts, tmp_path / "both")
-    said = expand(tmp_path / "no", model, at=["mid"])
-    assert (said.code, said.out) == (2, "")
-    assert "holds several UNets that take turns" in said.text
-
-
-def test_a_damaged_member_is_named(tiny_experts: Path, tiny_pipeline: Path, tmp_path: Path) -> None:
-    model = turns.switching(tiny_pipeline, tiny_experts, tmp_path / "both")
-    sorted((model / "unets" / "small v1.5").glob("*.safetensors"))[1].unlink()
-    with pytest.raises(ModelError, match=r"small v1\.5.*is missing"):
-        asdm_cli.load(str(model), "cpu")
-
-
-def test_half_precision_draws_alike(tiny_experts: Path) -> None:
-    half: Any = asdm_cli.load(str(tiny_experts), "cpu", "bfloat16")
-    found = picture(half)
-    torch.testing.assert_close(found, drawn(tiny_experts), atol=0.2, rtol=0)
-    assert torch.equal(found, picture(half))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,17 +13,16 @@ import yaml
 from PIL import Image
 
 import asdm_cli
-from asdm_cli.compare import pareto, setup
+from asdm_cli.compare import pareto
 from asdm_cli.compare import run as comparing
 from asdm_cli.errors import ModelError
-from asdm_cli.patches import deepcache
 from asdm_cli.recipe.verbs import InheritRecipe
 from asdm_cli.records import Report
 from asdm_cli.report.run_directory import Run, read
 from asdm_cli.verbs import inherit
 from tests.apart import shared
 from tests.carrying import every
-from tests.expanding import done, figures
+from tests.expanding import figures
 from tests.expanding import run as ran
 from tests.forking import plain
 from tests.typed import Said, asdm
@@ -120,13 +118,6 @@ def test_the_plan_is_compared_with_fewer_steps(run: Path) -> None:
     assert report.protocols["quality"]["pictures"] == 2
 
 
-def test_model_carries_the_plan_and_its_history(run: Path) -> None:
-    held = json.loads((run / "model/asdm.json").read_text())
-    (step,) = held["history"]
-    assert (step["verb"], step["measured_with"]) == ("inherit", {"sampler": "own", "steps": 4, "guidance": 3.0})
-    assert held["patches"] == [{"kind": "feature-cache", **PLAN}]
-
-
 def test_plain_diffusers_draws_the_plain_models_pictures(run: Path, tiny_pipeline: Path, tmp_path: Path) -> None:
     told = plain(PLAIN_DRAWS, run / "model", tiny_pipeline, tmp_path, cwd=tmp_path)
     assert told.code == 0, told.err[-2000:]
@@ -152,14 +143,6 @@ def test_generate_draws_by_the_plan(run: Path, tiny_pipeline: Path, tmp_path: Pa
         drawn = [pixels(tmp_path / name / f"{index:03}.png") for name in (inherit.PLAN, "plain")]
         assert drawn == [pixels(run / "samples" / name / f"{index:06}.png") for name in (inherit.PLAN, "plain")]
         assert drawn[0] != drawn[1]
-
-
-def test_a_pruned_model_keeps_the_history_and_not_the_plan(run: Path, tmp_path: Path) -> None:
-    pruned = done(tmp_path, {"verb": "prune", "model": str(run), "remove": "base"})
-    held = json.loads((pruned / "model/asdm.json").read_text())
-    assert [step["verb"] for step in held["history"]] == ["inherit", "prune"]
-    assert "patches" not in held
-    assert draw(asdm_cli.load(str(pruned), "cpu")).shape == (1, 32, 32, 3)
 
 
 def test_dry_run_shows_rules_and_calls_and_writes_nothing(settings: dict[str, Any], tmp_path: Path) -> None:
@@ -202,51 +185,6 @@ def test_plans_that_do_not_fit_are_told_all_at_once(recipe: Callable[..., Inheri
     assert len(told) == len(starts), told
     assert all(line.startswith(start) for line, start in zip(told, starts, strict=True)), told
     assert "up.9" in told[3]
-
-
-def test_the_converged_pictures_have_a_name_of_their_own(recipe: Callable[..., InheritRecipe]) -> None:
-    sweep = [{"name": "converged", "plan": every(2)}]
-    assert len(inherit.plan(recipe(sweep=sweep)).setups) == 3
-    assert faults(recipe(sweep=sweep, converged=6)) == [
-        "name 'converged' is taken by another way to draw; choose another"
-    ]
-
-
-def test_deepcache_must_be_installed(recipe: Callable[..., InheritRecipe], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(deepcache, "find_spec", lambda _: None)
-    (told,) = faults(recipe(plan=PLAN, deepcache={"intervals": [2]}))
-    assert "the DeepCache package is not installed; pip install " in told
-    assert inherit.plan(recipe(plan=PLAN))
-
-
-def test_what_is_not_there_is_told(recipe: Callable[..., InheritRecipe], tiny_pipeline: Path, tmp_path: Path) -> None:
-    (told,) = faults(recipe(plan=PLAN, model=str(tiny_pipeline / "unet")))
-    assert "must be a whole StableDiffusionPipeline" in told
-    (told,) = faults(recipe(plan=PLAN, prompts=str(tmp_path / "none.txt")))
-    assert "none.txt: no such file" in told
-
-
-def test_ways_to_draw(recipe: Callable[..., InheritRecipe]) -> None:
-    pytest.importorskip("DeepCache")
-    sweep = [{"name": "short", "steps": 3, "plan": PLAN, "series": "mine"}]
-    asked = recipe(plan=PLAN, sweep=sweep, product=LEVELS, deepcache={"intervals": [2], "branches": [0, 1]})
-    found = {each.name: each for each in inherit.plan(asked).setups}
-    assert list(found) == [
-        *("plain", "2 steps", inherit.PLAN, "short", "last, uniform 2", "last, uniform 3"),
-        *("cross, uniform 2", "cross, uniform 3", "DeepCache 0, every 2", "DeepCache 1, every 2"),
-    ]
-    assert (found["short"].steps, found["short"].series) == (3, "mine")
-    package: Any = found["DeepCache 1, every 2"].patches[0]
-    assert (package.interval, package.branch, package.steps) == (2, 1, 4)
-    assert {name for name, each in found.items() if not each.patches} == {"plain", "2 steps"}
-
-
-@pytest.mark.parametrize(("steps", "wanted"), [(50, [40, 32, 25, 18, 10]), (4, [3, 2, 1]), (1, [])])
-def test_fewer_steps_are_chosen_where_none_are_named(
-    recipe: Callable[..., InheritRecipe], steps: int, wanted: list[int]
-) -> None:
-    found = inherit.plan(recipe(plan=PLAN, fewer_steps=None, steps=steps)).setups
-    assert [each.steps for each in found if each.series == setup.FEWER] == wanted
 
 
 # Going on

@@ -16,10 +16,9 @@ import yaml
 
 from asdm_cli.errors import ModelError, RunError
 from asdm_cli.recipe.load import load
-from asdm_cli.recipe.verbs import VERBS
 from asdm_cli.records import Images
 from asdm_cli.report.run_directory import read
-from asdm_cli.verbs.process import TOGETHER, checked, command, run_stage
+from asdm_cli.verbs.process import run_stage
 from asdm_cli.verbs.run import _brought
 from asdm_cli.verbs.stages import stages
 from tests import tiny
@@ -95,18 +94,6 @@ def test_a_stage_is_what_its_recipe_makes_alone(recipe: Recipe, tiny_pipeline: P
     assert (whole / "stages/both" / weights).read_bytes() == (tmp_path / "by-hand" / weights).read_bytes()
 
 
-def test_by_link_every_stage_shares_weights_with_its_source_and_that_is_said(
-    recipe: Recipe, tiny_pipeline: Path, tmp_path: Path
-) -> None:
-    said = run(tmp_path, recipe, "--link")
-    assert said.code == 0, said.err
-    stages = tmp_path / "whole/stages"
-    weights = {"vae/diffusion_pytorch_model.safetensors", "text_encoder/model.safetensors", "clip/model.safetensors"}
-    for name in recipe["stages"]:
-        assert shared(stages / name / "model", tiny_pipeline) == weights
-    assert any("hard links to the source's files" in note for note in read(tmp_path / "whole").notes)
-
-
 def test_a_finished_stage_is_not_run_again(recipe: Recipe, tmp_path: Path) -> None:
     assert run(tmp_path, recipe).code == 0
     before = {path: path.stat().st_mtime_ns for path in (tmp_path / "stages").iterdir()}
@@ -138,17 +125,6 @@ def test_what_depends_on_a_change_is_run_again(
     file.write_text(yaml.safe_dump({**recipe, "inputs": {**recipe["inputs"], **change}}, sort_keys=False))
     changed = {stage.name: stage.home for stage in stages(load(file))}  # type: ignore[arg-type]
     assert sorted(name for name in homes if homes[name] != changed[name]) == again
-
-
-def test_a_model_that_was_changed_in_its_place_makes_new_stages(recipe: Recipe, tmp_path: Path) -> None:
-    model = tiny.pipeline(tmp_path / "own")
-    file = tmp_path / "recipe.yaml"
-    file.write_text(yaml.safe_dump({**recipe, "inputs": {**recipe["inputs"], "model": str(model)}}, sort_keys=False))
-    before = [stage.home for stage in stages(load(file))]  # type: ignore[arg-type]
-    config = model / "unet/config.json"
-    config.write_text(config.read_text() + "\n")
-    after = [stage.home for stage in stages(load(file))]  # type: ignore[arg-type]
-    assert not {*before} & {*after}
 
 
 def test_what_was_done_before_a_failure_is_kept(
@@ -280,22 +256,6 @@ def test_images_are_those_of_the_stage_as_it_is_now(tmp_path: Path) -> None:
         (tmp_path / "stage/000000.png").write_text(content)
         brought = _brought(images, tmp_path / "run")
     assert (tmp_path / "run" / brought.folders["a"] / "000000.png").read_text() == "now"
-
-
-def test_a_launcher_starts_only_what_shares_its_work() -> None:
-    file = Path("x.yaml")
-    launch = checked(f"{sys.executable} -O")
-    started = {verb: command(verb, file, launch, False)[:2] for verb in ("distill", "eval", "bench", "condconv-expand")}
-    assert started["distill"] == started["eval"] == [sys.executable, "-O"]
-    assert started["bench"] == started["condconv-expand"] == [sys.executable, "-m"]
-    assert "--allow-pipes" in command("distill", file, [], True)
-    linked = {verb for verb in VERBS if "--link" in command(verb, file, [], False, link=True)}
-    assert linked == VERBS.keys() - {"bench", "eval"}
-    assert {"distill", "eval"} < TOGETHER
-    with pytest.raises(ModelError, match="no program 'no-such-launcher'"):
-        checked("no-such-launcher --x 2")
-    with pytest.raises(ModelError, match="quotes closed"):
-        checked("torchrun 'two")
 
 
 def test_a_password_reaches_the_stage_and_nothing_that_stays(

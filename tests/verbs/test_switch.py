@@ -21,13 +21,11 @@ from asdm_cli.errors import ModelError, RunError
 from asdm_cli.patches.base import Stats
 from asdm_cli.profiling.macs import Count, Counts
 from asdm_cli.recipe.verbs import SwitchRecipe
-from asdm_cli.records import Report
 from asdm_cli.report.run_directory import Run, read
 from asdm_cli.search import schedules
 from asdm_cli.search.calibration import Calibration
 from asdm_cli.verbs import switch
-from tests import tiny
-from tests.carrying import carrying, every
+from tests.carrying import every
 from tests.expanding import figures
 from tests.expanding import run as ran
 from tests.turns import pruned
@@ -236,35 +234,6 @@ def test_who_serves_nothing_is_not_written(recipe: Callable[..., SwitchRecipe], 
     assert not (tmp_path / "model/unets").exists()
 
 
-@pytest.mark.usefixtures("_uncounted")
-def test_comparing_alone_writes_no_model(recipe: Callable[..., SwitchRecipe], tmp_path: Path) -> None:
-    ratios = {"unets": ["small", "large"], "shares": [0.5]}
-    report: Report = switch.run(switch.plan(recipe(ratios=ratios, fewer_steps=[], converged=6)), Run(tmp_path))
-    assert not (tmp_path / "model").exists()
-    assert not (tmp_path / "recipes").exists()
-    assert str(report.facts["model"]).startswith("none is written")
-    assert list(report.setups) == ["large", "small", "large first 50%", "large last 50%"]
-    near = figures(report, "psnr_converged_db")
-    assert near.keys() == report.setups.keys(), "the first UNet is compared with the solution too"
-
-
-def test_plans_are_in_force_and_are_written(
-    recipe: Callable[..., SwitchRecipe], settings: dict[str, Any], tiny_pipeline: Path, tmp_path: Path
-) -> None:
-    """The first carries its plan, the other one is given it."""
-    first = carrying(tiny_pipeline, tmp_path / "first", every(2))
-    other = {**settings["unets"]["small"], "plan": {"preset": "deepcache", "interval": 2}}
-    unets = {"large": {"model": str(first)}, "small": other}
-    asked = recipe(unets=unets, parts=PARTS, fewer_steps=[], search={"budgets": [0.9], "prompts": 1})
-    (tmp_path / "run").mkdir()
-    report = switch.run(switch.plan(asked), Run(tmp_path / "run"))
-    _, *caches = json.loads((tmp_path / "run/model/asdm.json").read_text())["patches"]
-    found = {each["unet"]: each["rules"][0]["nodes"] for each in caches}
-    assert found == {"large": "up.3", "small": "deepcache.0"}
-    kept = figures(report, "cache_mb")
-    assert all(kept[name] > 0 for name in ("large", "small", switch.SCHEDULE))
-
-
 def test_dry_run_shows_who_serves_what_and_writes_nothing(settings: dict[str, Any], tmp_path: Path) -> None:
     more = {"parts": PARTS, "search": {"prompts": 1}, "out": str(tmp_path / "run")}
     told = ran(tmp_path, {**settings, **more}, "--dry-run")
@@ -311,20 +280,6 @@ def test_unets_of_other_training_are_told(recipe: Callable[..., SwitchRecipe], s
         "unets.small: its scheduler has prediction_type 'v_prediction', and large's has 'epsilon'"
     )
     assert told[1].startswith("unets.small: its vae has scaling_factor 1.0, and large's has 0.18215; ")
-
-
-def test_unets_of_another_text_width_are_told(recipe: Callable[..., SwitchRecipe], small: Path, tmp_path: Path) -> None:
-    tiny.unet(tiny.shape("sd15", cross_attention_dim=24)).save_pretrained(tmp_path / "wide")
-    unets = {"large": {"model": str(small)}, "small": {"model": str(tmp_path / "wide")}}
-    (told,) = faults(recipe(unets=unets, parts=PARTS))
-    assert told.startswith("unets: cross_attention_dim must be the same in all UNets")
-
-
-def test_names_are_taken_once(recipe: Callable[..., SwitchRecipe]) -> None:
-    sweep = [{"name": name, "parts": [{"unet": "small"}]} for name in ("small", "searched 0.9", "2 steps", "free")]
-    taken = "name '{}' is taken by another way to draw; choose another"
-    told = faults(recipe(sweep=sweep, search={"prompts": 1}))
-    assert told == [taken.format(name) for name in ("2 steps", "searched 0.9", "small")]
 
 
 def test_a_budget_that_nothing_keeps_to_ends_the_run_before_it_draws(
