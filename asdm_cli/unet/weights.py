@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import os
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from hashlib import sha256
 from math import prod
@@ -227,33 +227,49 @@ def require(checkpoint: Checkpoint, promised: Mapping[str, tuple[int, ...]], fol
         raise ModelError(f"{have[surplus[0]].file}: {surplus[0]} has no place in the model of config.json; {again}")
 
 
+@dataclass(frozen=True)
+class Piece:
+    """A tensor of a new file: `parts`, one behind the other, as `dtype` and `shape`, `size` bytes. `change` makes its
+    bytes of theirs where they are not the same; it sees the whole tensor, which has to fit into memory."""
+
+    parts: tuple[Entry, ...]
+    dtype: str
+    shape: tuple[int, ...]
+    size: int
+    change: Callable[[bytes], bytes] | None = None
+
+
+def as_it_is(entry: Entry) -> Piece:
+    return Piece((entry,), entry.dtype, entry.shape, entry.size)
+
+
 def copy_tensors(tensors: Mapping[str, Entry], target: Path) -> None:
     """Write these tensors under these names to a new safetensors file, byte for byte, and wait for the disk.
 
-    Memory use does not depend on their size. Wide elements come first, as readers expect aligned tensors; inside
-    one width the order of the sources is kept, so that neighbours are copied in one go.
+    Memory use does not depend on their size.
     """
-    widths = {name: entry.size / (prod(entry.shape) or 1) for name, entry in tensors.items()}
-    order = sorted(tensors.items(), key=lambda item: (-widths[item[0]], item[1].file, item[1].start))
+    write_tensors({name: as_it_is(entry) for name, entry in tensors.items()}, target)
+
+
+def write_tensors(tensors: Mapping[str, Piece], target: Path) -> None:
+    """The same of tensors that are put together or changed on the way, one at a time.
+
+    Wide elements come first, as readers expect aligned tensors; inside one width the order of the sources is kept.
+    """
+    order = sorted(tensors.items(), key=lambda item: _place(item[1]))
     header: dict[str, object] = {"__metadata__": {"format": "pt"}}
-    ranges: list[tuple[Path, int, int]] = []  # file, start and end, neighbours joined
     end = 0
-    for name, entry in order:
-        header[name] = {"dtype": entry.dtype, "shape": entry.shape, "data_offsets": (end, end + entry.size)}
-        end += entry.size
-        start = entry.start
-        if ranges and (ranges[-1][0], ranges[-1][2]) == (entry.file, start):
-            start = ranges.pop()[1]
-        ranges.append((entry.file, start, entry.start + entry.size))
+    for name, each in order:
+        header[name] = {"dtype": each.dtype, "shape": each.shape, "data_offsets": (end, end + each.size)}
+        end += each.size
     text = json.dumps(header, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)
     try:
         with target.open("xb") as into:
             into.write(len(text).to_bytes(8, "little") + text)
             into.flush()
-            for file, start, stop in ranges:
-                with file.open("rb") as source:
-                    copy_range(source, into, start, stop - start)
+            for _, each in order:
+                _write(each, into)
             os.fsync(into.fileno())
     except ModelError:
         target.unlink(missing_ok=True)
@@ -263,6 +279,28 @@ def copy_tensors(tensors: Mapping[str, Entry], target: Path) -> None:
         if error.filename and Path(error.filename) != target:
             raise ModelError(f"{error.filename}: cannot be read any more ({error.strerror}); put it back") from None
         raise RunError(f"{target}: cannot be written ({error.strerror or error}); is the disk full?") from None
+
+
+def _place(made: Piece) -> tuple[float, Path, int]:
+    width = made.size / (prod(made.shape) or 1)
+    return (-width, made.parts[0].file, made.parts[0].start) if made.parts else (-width, Path(), 0)
+
+
+def _write(made: Piece, into: IO[bytes]) -> None:
+    held = bytearray()
+    for part in made.parts:
+        with part.file.open("rb") as source:
+            if made.change is None:
+                copy_range(source, into, part.start, part.size)
+                continue
+            source.seek(part.start)
+            held += source.read(part.size)
+    if made.change is None:
+        return
+    if len(held) < sum(part.size for part in made.parts):
+        raise ModelError(f"{made.parts[0].file}: ended early, so it was changed while it was read; fetch it again")
+    into.write(made.change(bytes(held)))
+    into.flush()
 
 
 def write_shards(kept: Mapping[str, Entry], new: Mapping[str, Tensor], folder: Path) -> None:

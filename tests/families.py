@@ -1,0 +1,89 @@
+"""Tiny pipelines of every family that single files are written for, with random weights, as diffusers saves them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import diffusers
+import torch
+from diffusers import AutoencoderKL
+from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
+
+from tests import tiny
+
+BETAS = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear", "clip_sample": False}
+XL_WIDTHS = (6, 10)
+"""Of SDXL's two text encoders: diffusers tells them apart by their widths."""
+KINDS: dict[str, dict[str, Any]] = {
+    "sd15": {"shape": "sd15"},
+    "sd15-inpaint": {"shape": "sd15", "in_channels": 9, "pipeline": "StableDiffusionInpaintPipeline"},
+    "sd15-pix2pix": {"shape": "sd15", "in_channels": 8, "pipeline": "StableDiffusionInstructPix2PixPipeline"},
+    "sd21": {"shape": "sd21", "prediction_type": "v_prediction"},
+    "sd21-inpaint": {"shape": "sd21", "in_channels": 9, "pipeline": "StableDiffusionInpaintPipeline"},
+    "sdxl": {"shape": "sdxl", "pipeline": "StableDiffusionXLPipeline"},
+    "sdxl-v": {"shape": "sdxl", "pipeline": "StableDiffusionXLPipeline", "prediction_type": "v_prediction"},
+    "sdxl-inpaint": {"shape": "sdxl", "in_channels": 9, "pipeline": "StableDiffusionXLInpaintPipeline"},
+    "sdxl-refiner": {"shape": "refiner", "pipeline": "StableDiffusionXLImg2ImgPipeline"},
+}
+REFINER = tiny.shape("sdxl", projection_class_embeddings_input_dim=5 * 4 + 8, cross_attention_dim=XL_WIDTHS[1])
+
+
+def pipeline(kind: str, folder: Path, **unet: Any) -> Path:
+    """The pipeline's directory; `unet` replaces settings of its UNet."""
+    torch.manual_seed(0)
+    told = dict(KINDS[kind])
+    shape, name = told.pop("shape"), told.pop("pipeline", "StableDiffusionPipeline")
+    config = REFINER if shape == "refiner" else tiny.shape(shape)
+    words = tiny.tokenizer(folder / "tokenizer")
+    parts: dict[str, Any] = {
+        "unet": tiny.unet({**config, "in_channels": told.get("in_channels", 4), **unet}),
+        "vae": vae(),
+        "scheduler": diffusers.DDIMScheduler(**BETAS, prediction_type=told.get("prediction_type", "epsilon")),
+    }
+    if shape.startswith("sd1") or shape.startswith("sd2"):
+        parts |= {"text_encoder": encoder(words, tiny.WIDTH, shape == "sd21"), "tokenizer": words}
+        parts |= {"safety_checker": None, "feature_extractor": None, "requires_safety_checker": False}
+    else:
+        both = shape == "sdxl"
+        parts |= {"text_encoder": encoder(words, XL_WIDTHS[0], False) if both else None}
+        parts |= {"tokenizer": words if both else None, "tokenizer_2": words}
+        parts |= {"text_encoder_2": encoder(words, XL_WIDTHS[1], True, projected=True)}
+        parts |= {} if name.endswith("XLPipeline") else {"requires_aesthetics_score": not both}
+    kind_of_pipeline = getattr(diffusers, name)
+    kind_of_pipeline(**parts).save_pretrained(folder)
+    return folder
+
+
+def encoder(words: Any, width: int, open_clip: bool, projected: bool = False) -> Any:
+    """A text encoder that is shaped like CLIP's, or like open_clip's."""
+    text = tiny._text(words) | {
+        "hidden_size": width,
+        "projection_dim": 8,
+        "hidden_act": "gelu" if open_clip else "quick_gelu",
+    }
+    model = (CLIPTextModelWithProjection if projected else CLIPTextModel)(CLIPTextConfig(**text)).eval()
+    return stirred(model)
+
+
+def vae() -> Any:
+    """With attention in the middle, as those of SD have."""
+    return stirred(
+        AutoencoderKL(
+            block_out_channels=(8, 16, 16),
+            down_block_types=("DownEncoderBlock2D",) * 3,
+            up_block_types=("UpDecoderBlock2D",) * 3,
+            layers_per_block=2,
+            norm_num_groups=4,
+            latent_channels=4,
+            sample_size=32,
+        ).eval()
+    )
+
+
+def stirred(model: Any) -> Any:
+    """Nothing at its initial zero or one, so that no tensor can stand for another."""
+    generator = torch.Generator().manual_seed(sum(map(ord, type(model).__name__)))
+    for parameter in model.parameters():
+        parameter.data.add_(torch.randn(parameter.shape, generator=generator) * 0.02)
+    return model
