@@ -1,21 +1,67 @@
-"""What sets of images are worth, as functions of features and of weights [resamples, n] (see `bootstrap`).
+"""What images are worth, as functions of features, pixels and weights, and intervals by resampling.
 
-torchmetrics' KID, FID and IS hold their sums inside and cannot be weighted, so a bootstrap through them would
-extract features again for each resample. The formulas here take weights instead; with all weights one they are
-torchmetrics' (tests hold them together).
+A resample of n things with replacement is how often each is in it: a row of n counts that sums to n. A figure is a
+function of such rows [resamples, n], so that no feature or kernel is computed twice; its row of ones is the figure
+itself. torchmetrics' KID, FID and IS hold their sums inside and cannot be weighted; with all weights one, the formulas
+here are torchmetrics' (tests hold them together).
 """
 
 from __future__ import annotations
 
+import math
+from collections.abc import Callable
+from functools import partial
+
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
+from torchmetrics.functional.image import peak_signal_noise_ratio, structural_similarity_index_measure
 from torchmetrics.image.kid import poly_kernel
+
+from asdm_cli.metrics.features import efficientnet_lite0, efficientnet_stages
+from asdm_cli.records import Interval
+from asdm_cli.sampling.image_set import ImageSet
 
 BLOCK = 1024
 """Rows of a kernel matrix that are in memory at a time."""
 SAME_CAPTION = 1e-4
 """Of 100: the score of a caption that stands in the list twice differs by rounding, and does not beat itself."""
+PSNR_CEILING = 100.0
+"""dB that a pair of equal images counts as, where the formula says infinity."""
+
+
+def resamples(n: int, count: int, seed: int) -> Tensor:
+    """float64 [1 + count, n]: the row of ones, then `count` seeded resamples."""
+    random = torch.Generator("cpu").manual_seed(seed)
+    drawn = torch.randint(n, (count, n), generator=random)
+    counts = torch.zeros(count, n, dtype=torch.float64)
+    counts.scatter_add_(1, drawn, torch.ones_like(drawn, dtype=torch.float64))
+    return torch.cat([torch.ones(1, n, dtype=torch.float64), counts])
+
+
+def interval(figures: Tensor, confidence: float, centred: bool = False) -> Interval:
+    """Percentile interval of `figures` [1 + count], as `resamples` orders them.
+
+    `centred` shifts it onto the figure: for a figure that is biased by the number of distinct things (FD, IS),
+    a resample has fewer of them, and its percentiles may all lie on one side of the figure.
+    """
+    value, spread = figures[0], figures[1:]
+    spread = spread[~spread.isnan()]  # of a handful of things, a resample may be one thing n times: no pair for a KID
+    if centred:
+        spread = spread - spread.mean() + value
+    tail = (1 - confidence) / 2
+    low, high = torch.quantile(spread.double(), torch.tensor([tail, 1 - tail], dtype=torch.float64))
+    kind = f"{100 * confidence:.4g} % bootstrap" + (", centred" if centred else "")
+    return Interval(float(value), float(low), float(high), kind)
+
+
+def wilson(hits: int, n: int, confidence: float) -> Interval:
+    """A share of independent images with Wilson's score interval (1927)."""
+    z = math.sqrt(2) * float(torch.erfinv(torch.tensor(confidence, dtype=torch.float64)))
+    share, spread = hits / n, z * z / n
+    centre = (share + spread / 2) / (1 + spread)
+    half = math.sqrt(share * (1 - share) * spread + spread * spread / 4) / (1 + spread)
+    return Interval(share, max(0.0, centre - half), min(1.0, centre + half), f"{100 * confidence:.4g} % Wilson")
 
 
 def mean(values: Tensor, weights: Tensor) -> Tensor:
@@ -102,3 +148,44 @@ def own_caption(images: Tensor, captions: Tensor) -> tuple[Tensor, Tensor]:
         scores.append(own)
         better.append((similarity > own[:, None] + SAME_CAPTION).sum(1))
     return torch.cat(scores), torch.cat(better)
+
+
+@torch.inference_mode()
+def compare(metric: str, images: ImageSet, reference: ImageSet, device: torch.device) -> Tensor:
+    """[n] figures of images beside the reference's of the same prompts and seeds, on the CPU; `metric` as recipes call
+    it."""
+    how: Callable[[Tensor, Tensor], Tensor]
+    how = (
+        partial(perceptual, efficientnet_lite0(device))
+        if metric == "perceptual"
+        else {"psnr": psnr, "ssim": ssim}[metric]
+    )
+    pairs = zip(images.batches(16), reference.batches(16), strict=True)
+    return torch.cat([how(mine.to(device), theirs.to(device)).cpu() for mine, theirs in pairs])
+
+
+def psnr(images: Tensor, reference: Tensor) -> Tensor:
+    """dB."""
+    each = peak_signal_noise_ratio(images / 255, reference / 255, data_range=1.0, reduction="none", dim=(1, 2, 3))
+    return each.clamp(max=PSNR_CEILING)
+
+
+def ssim(images: Tensor, reference: Tensor) -> Tensor:
+    """With an 11 x 11 Gaussian window."""
+    each = structural_similarity_index_measure(images / 255, reference / 255, data_range=1.0, reduction="none")
+    assert isinstance(each, Tensor), "no full image was asked for"
+    return each.reshape(len(images))
+
+
+def perceptual(network: nn.Module, images: Tensor, reference: Tensor) -> Tensor:
+    """LPIPS's formula with all channel weights one, on the five stages of EfficientNet-Lite0: 0 (equal) .. 4.
+
+    No weights were fitted to human judgement, so it is not LPIPS and its figures do not compare with LPIPS's.
+    See [arXiv:1801.03924], equation 1.
+    """
+    both, _ = efficientnet_stages(network, torch.cat([images, reference]))
+    distances = []
+    for stage in both:
+        mine, theirs = F.normalize(stage, dim=1).chunk(2)
+        distances.append((mine - theirs).square().sum(1).mean((1, 2)))
+    return torch.stack(distances).mean(0)

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from asdm_cli.errors import ModelError
 from asdm_cli.metrics import distances
-from asdm_cli.metrics.bootstrap import interval, resamples, wilson
+from asdm_cli.metrics.distances import compare, interval, resamples, wilson
 from asdm_cli.metrics.features import (
     EXTRAS,
     FeatureNetwork,
@@ -26,7 +26,6 @@ from asdm_cli.metrics.features import (
     require,
     text_embeddings,
 )
-from asdm_cli.metrics.paired import compare
 from asdm_cli.metrics.probe import TOP, Probe, read_probe
 from asdm_cli.models.check import check_clip
 from asdm_cli.models.directory import POCKET, ModelDirectory, find

@@ -13,7 +13,7 @@ from asdm_cli.compare.run import Place, draw_all, kept, sampling
 from asdm_cli.compare.session import Session
 from asdm_cli.compare.setup import Setup
 from asdm_cli.errors import RunError
-from asdm_cli.metrics.paired import compare
+from asdm_cli.metrics.distances import compare
 from asdm_cli.models.schedulers import planned_scheduler
 from asdm_cli.patches.unet_schedule import rules_of, served_by
 from asdm_cli.profiling.machine import versions

@@ -18,7 +18,7 @@ from asdm_cli.experts.init import Init
 from asdm_cli.experts.router import ROUTINGS
 from asdm_cli.experts.spec import Spec, specs
 from asdm_cli.experts.unet import expert_layers
-from asdm_cli.metrics.paired import compare
+from asdm_cli.metrics.distances import compare
 from asdm_cli.models.check import check_parts, check_unet
 from asdm_cli.models.directory import ModelDirectory, find
 from asdm_cli.models.load import PIPELINES, device_and_dtype, load_pipeline, load_unet

@@ -5,11 +5,14 @@ from __future__ import annotations
 import os
 import shutil
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
+from importlib import resources
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
+
+import yaml
 
 from asdm_cli.console import console, note
 from asdm_cli.errors import ModelError
@@ -19,9 +22,8 @@ from asdm_cli.models.write import carry, refuse_sources
 from asdm_cli.recipe.load import dump, dump_public
 from asdm_cli.recipe.schema import places, referenced_paths
 from asdm_cli.recipe.verbs import DistillRecipe, Drawing, Recipe, RunRecipe
-from asdm_cli.records import Images, Report
+from asdm_cli.records import Card, Images, Report
 from asdm_cli.report.join import join, moved
-from asdm_cli.report.literature import published
 from asdm_cli.report.run_directory import Run, read
 from asdm_cli.report.words import headline
 from asdm_cli.sampling.prompts import locate
@@ -119,6 +121,18 @@ def _report(plan: Plan, run: Run, seconds: Mapping[str, float]) -> Report:
     ran = f"Stages that ran: {len(seconds)} of {len(plan.stages)}; the others were finished before."
     cards |= whole.protocols
     return replace(whole, verb="run", images=images, protocols=cards, facts=facts, notes=[*whole.notes, ran])
+
+
+def published(names: Iterable[str]) -> tuple[dict[str, list[dict[str, Any]]], dict[str, Card]]:
+    """Figures that others published, to stand beside measured ones and never among them: the rows of a table per name,
+    and the cards that say how they were made."""
+    rows, cards = {}, {}
+    for name in names:
+        file = resources.files("asdm_cli.report") / "published" / f"{name}.yaml"
+        held = yaml.safe_load(file.read_text(encoding="utf-8"))
+        rows[held["title"]] = [dict(zip(held["columns"], row, strict=True)) for row in held["rows"]]
+        cards[held["title"]] = held["card"]
+    return rows, cards
 
 
 def _row(stage: Stage, seconds: Mapping[str, float] | None = None) -> dict[str, Any]:

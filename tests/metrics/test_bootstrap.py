@@ -6,8 +6,7 @@ import pytest
 import torch
 from scipy.stats import binomtest
 
-from asdm_cli.metrics.bootstrap import interval, resamples, wilson
-from asdm_cli.metrics.distances import mean
+from asdm_cli.metrics.distances import interval, mean, resamples, wilson
 
 
 def test_resamples_count_how_often_each_is_drawn() -> None:

@@ -9,7 +9,7 @@ import pytest
 import torch
 from PIL import Image, ImageFilter
 
-from asdm_cli.metrics.paired import PSNR_CEILING, compare, psnr, ssim
+from asdm_cli.metrics.distances import PSNR_CEILING, compare, psnr, ssim
 from tests.drawings import drawing, picture_set
 
 CPU = torch.device("cpu")

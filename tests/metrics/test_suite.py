@@ -15,7 +15,7 @@ from torch import Tensor
 
 from asdm_cli.errors import ModelError
 from asdm_cli.metrics import distances, suite
-from asdm_cli.metrics.bootstrap import resamples, wilson
+from asdm_cli.metrics.distances import resamples, wilson
 from asdm_cli.metrics.features import FeatureNetwork, Features
 from asdm_cli.metrics.suite import METRICS, MetricSuite, check
 from asdm_cli.models.directory import find

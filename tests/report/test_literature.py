@@ -6,8 +6,8 @@ from typing import get_args
 
 from asdm_cli.recipe.verbs import RunRecipe
 from asdm_cli.records import Report
-from asdm_cli.report.literature import published
 from asdm_cli.report.tables import facts, main
+from asdm_cli.verbs.run import published
 
 
 def test_every_published_table_that_a_recipe_may_name_is_there_with_its_protocol() -> None:
