@@ -14,7 +14,7 @@ from asdm_cli.errors import AsdmError, ModelError
 from asdm_cli.models.check import check_drawing, check_parts
 from asdm_cli.models.directory import ModelDirectory
 from asdm_cli.models.load import PIPELINES
-from asdm_cli.models.metadata import Origin, stamps
+from asdm_cli.models.metadata import Origin, history, stamps
 from asdm_cli.models.patched import UNET, checked_patches, schedule_of, unet_components
 from asdm_cli.models.schedulers import SCHEDULER, planned_scheduler
 from asdm_cli.patches.base import Layer, check_patches, patch_of
@@ -126,7 +126,9 @@ class Setup:
         """What a report says of it."""
         told = [line for spec in self.patches for line in spec.told()]
         found = {"model": self.source, "steps": self.steps, "guidance": self.guidance, "sampler": self.sampler}
-        return {**found, "series": self.series or self.name, **({"patches": told} if told else {})}
+        made = [step["verb"] for step in history(self.model)] if self.model else []
+        beside = {"patches": told, "made": made}
+        return {**found, "series": self.series or self.name, **{key: each for key, each in beside.items() if each}}
 
     def origin(self) -> Origin:
         """All that its images depend on besides prompts, seeds, size and machine."""

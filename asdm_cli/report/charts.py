@@ -11,11 +11,10 @@ import zlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import groupby, product
-from xml.etree import ElementTree
 
 import numpy as np
 from cycler import cycler
-from markupsafe import Markup
+from markupsafe import Markup, escape
 from matplotlib import rc_context
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -71,8 +70,6 @@ SIDES = (
 )
 """Where a name may stand beside its point: which side of the name is next to it; the first that is free."""
 AWAY = {"left": 8, "right": -8, "bottom": 9, "top": -9, "center": 0}
-SVG = "{http://www.w3.org/2000/svg}"
-LINK = "{http://www.w3.org/1999/xlink}href"
 TIP = "tip: "
 """What an id begins with that is to be shown when something is pointed at."""
 
@@ -87,7 +84,7 @@ class Chart:
 
 def scatter(view: Scatter, colours: Mapping[str, int]) -> Chart:
     label = f"{view.title}. Across: {view.x}, up: {view.y}. {len(view.points)} points."
-    series = dict.fromkeys(point.series for point in view.points if point.series)
+    series = dict.fromkeys(point.series for point in view.points if point.series) if view.lines else ()
     return _chart(label, series, colours, lambda axes: _scatter(axes, view, colours))
 
 
@@ -139,7 +136,7 @@ def _scatter(axes: Axes, view: Scatter, colours: Mapping[str, int]) -> list[Poin
         places = [[point.x.value for point in line], [point.y.value for point in line]]
         axes.plot(*places, color=SERIES[colours[series]], linewidth=1.5, zorder=2)
     for point in view.points:
-        colour = SERIES[colours[point.series]] if point.series else INK if view.lines else SERIES[0]
+        colour = SERIES[0] if not view.lines else SERIES[colours[point.series]] if point.series else INK
         place, alpha = (point.x.value, point.y.value), 1.0 if point.front else 0.4
         reach = {"xerr": _reach(point.x), "yerr": _reach(point.y)}
         axes.errorbar(*place, **reach, fmt="none", ecolor=colour, elinewidth=1, capsize=2.5, alpha=0.6 * alpha)
@@ -258,48 +255,21 @@ def _rows(axes: Axes, names: Iterable[str]) -> None:
 def _inline(source: str, name: str, label: str) -> Markup:
     """The drawing as a part of a page: no style attribute, which the page's policy would refuse, and no id but those
     that something refers to."""
-    ElementTree.register_namespace("", SVG.strip("{}"))
-    root, salt = ElementTree.fromstring(source), f"{name}-{zlib.crc32((label + source).encode()):x}-"
-    used = {
-        found
-        for each in root.iter()
-        for value in each.attrib.values()
-        for found in re.findall(r"^#(\w+)|url\(#(\w+)\)", value)
-    }
-    own = {first or second for first, second in used}
-    for parent in list(root.iter()):
-        for child in [child for child in parent if child.tag in (f"{SVG}metadata", f"{SVG}style")]:
-            parent.remove(child)
-    for each in list(root.iter()):
-        _restyle(each)
-        for key, value in list(each.attrib.items()):
-            if key in ("d", "x", "y"):
-                each.set(key, re.sub(r"(\.\d)\d+", r"\1", value).replace("\n", ""))
-            elif key == LINK:
-                del each.attrib[key]
-                each.set("href", f"#{salt}{value[1:]}")
-            elif key == "clip-path":
-                each.set(key, value.replace("#", f"#{salt}"))
-        key = each.attrib.pop("id", "")
-        if key in own:
-            each.set("id", salt + key)
-        if key.startswith(TIP):
-            title = ElementTree.Element(f"{SVG}title")
-            title.text = key.removeprefix(TIP)
-            each.insert(0, title)
-    _, _, width, height = (root.get("viewBox") or "0 0 1 1").split()
-    root.attrib.clear()
-    root.attrib.update({"class": name, "role": "img", "aria-label": label, "width": width, "height": height})
-    root.set("viewBox", f"0 0 {width} {height}")
-    text = ElementTree.tostring(root, encoding="unicode")
-    return Markup(re.sub('"(#0[0-9a-f]{5})"', lambda found: f'"var(--{VARIABLES[found[1]]})"', text))
+    _, width, height = re.findall(r'viewBox="0 0 (([\d.]+) ([\d.]+))"', source)[0]
+    salt = f"{name}-{zlib.crc32((label + source).encode()):x}-"
+    svg = re.sub(r"(?s)^.*?<svg[^>]*>|<metadata>.*?</metadata>|<style.*?</style>|</svg>\s*$", "", source)
+    svg = re.sub(rf'<g id="{TIP}([^"]*)">', r"<g><title>\1</title>", svg)
+    own = set(re.findall(r'(?:href="#|url\(#)(\w+)', svg))
+    svg = re.sub(r' id="([^"]*)"', lambda found: f' id="{salt}{found[1]}"' if found[1] in own else "", svg)
+    svg = re.sub(r'(?:xlink:)?(href="#|url\(#)', rf"\g<1>{salt}", svg)
+    svg = re.sub(r' style="([^"]*)"', lambda found: _attributes(found[1]), svg)
+    svg = re.sub(r' (?:d|x|y)="[^"]*"', lambda found: re.sub(r"(\.\d)\d+|\n", r"\1", found[0]), svg)
+    svg = re.sub('"(#0[0-9a-f]{5})"', lambda found: f'"var(--{VARIABLES[found[1]]})"', svg)
+    size = f'width="{width}" height="{height}" viewBox="0 0 {width} {height}"'
+    return Markup(f'<svg class="{name}" role="img" aria-label="{escape(label)}" {size}>{svg}</svg>')
 
 
-def _restyle(element: ElementTree.Element) -> None:
+def _attributes(style: str) -> str:
     """A style as attributes, which a page may have; the font is the page's."""
-    for entry in element.attrib.pop("style", "").split(";"):
-        key, _, value = (word.strip() for word in entry.partition(":"))
-        if key and key != "font-family":
-            element.set(key, value.removesuffix("px"))
-    if element.get("transform", "").startswith("rotate(-0"):
-        del element.attrib["transform"]
+    entries = [[word.strip() for word in entry.split(":", 1)] for entry in style.split(";") if entry.strip()]
+    return "".join(f' {key}="{value.removesuffix("px")}"' for key, value in entries if key != "font-family")

@@ -4,23 +4,17 @@ from __future__ import annotations
 
 import csv
 import io
-import re
 from collections.abc import Callable
 from dataclasses import asdict, fields
 
 from asdm_cli.records import Record, Report
-from asdm_cli.report.tables import Cell, Column, Table, main, of_parts, parts
+from asdm_cli.report.tables import Column, Table, main, of_parts, parts
 
-SPECIAL = {each: f"\\{each}" for each in "&%$#_{}"} | {
-    "\\": r"\textbackslash{}",
-    "~": r"\textasciitilde{}",
-    "^": r"\textasciicircum{}",
-    "−": "$-$",
-    "×": r"$\times$",
-    "∞": r"$\infty$",
-    "→": r"$\to$",
-    "–": "--",
-}
+SPECIAL = str.maketrans(
+    {each: f"\\{each}" for each in "&%$#_{}"}
+    | {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "–": "--"}
+    | {"−": "$-$", "×": r"$\times$", "∞": r"$\infty$", "→": r"$\to$"}
+)
 
 
 def to_csv(report: Report) -> str:
@@ -33,55 +27,30 @@ def to_csv(report: Report) -> str:
 
 
 def to_markdown(report: Report) -> str:
-    table = _table(report)
-    head = [_words(column).replace("|", "\\|") for column in table.columns]
-    rules = ["---:" if column.number else "---" for column in table.columns]
-    rows = [[_one_line(cell).replace("|", "\\|") for cell in row] for row in table.rows]
-    rows = [
-        [f"**{text}**" if cell.best else text for text, cell in zip(*each, strict=True)]
-        for each in zip(rows, table.rows, strict=True)
-    ]
-    return "\n".join(f"| {' | '.join(row)} |" for row in [head, rules, *rows])
+    kinds, rows = _table(report, lambda text: text.replace("|", "\\|"), "**{}**")
+    rows.insert(1, ["---:" if number else "---" for number in kinds])
+    return "\n".join(f"| {' | '.join(row)} |" for row in rows)
 
 
 def to_latex(report: Report) -> str:
     """A `tabular` for the package booktabs."""
-    table = _table(report)
-    kinds = "".join("r" if column.number else "l" for column in table.columns)
-    rows = [
-        [f"\\textbf{{{_latex(_one_line(cell))}}}" if cell.best else _latex(_one_line(cell)) for cell in row]
-        for row in table.rows
-    ]
-    lines = [" & ".join(row) + r" \\" for row in [[_latex(_words(column)) for column in table.columns], *rows]]
-    return "\n".join(
-        [
-            rf"\begin{{tabular}}{{{kinds}}}",
-            r"\toprule",
-            lines[0],
-            r"\midrule",
-            *lines[1:],
-            r"\bottomrule",
-            r"\end{tabular}",
-        ]
-    )
+    kinds, rows = _table(report, lambda text: text.translate(SPECIAL), r"\textbf{{{}}}")
+    head, *body = [" & ".join(row) + r" \\" for row in rows]
+    begin = rf"\begin{{tabular}}{{{''.join('r' if number else 'l' for number in kinds)}}}"
+    return "\n".join([begin, r"\toprule", head, r"\midrule", *body, r"\bottomrule", r"\end{tabular}"])
 
 
 FORMATS: dict[str, Callable[[Report], str]] = {"csv": to_csv, "markdown": to_markdown, "latex": to_latex}
 
 
-def _table(report: Report) -> Table:
+def _table(report: Report, escape: Callable[[str], str], bold: str) -> tuple[list[bool], list[list[str]]]:
+    """Which columns are figures; then the titles, and the rows of the main table, or of the first of parts."""
     found = (of_parts(title, records) for title, records in parts(report).items())
-    return main(report) or next(found, Table("", [Column("set-up")], []))
-
-
-def _words(column: Column) -> str:
-    return f"{column.title} ({column.unit})" if column.unit else column.title
-
-
-def _one_line(cell: Cell) -> str:
-    spread = f" ({cell.spread.strip()})" if cell.spread.strip() else ""
-    return " ".join(f"{cell.text.strip()}{spread}".split())
-
-
-def _latex(text: str) -> str:
-    return re.sub(r"[&%$#_{}\\~^−×∞→–]", lambda found: SPECIAL[found[0]], text)
+    table = main(report) or next(found, Table("", [Column("set-up")], []))
+    head = [f"{column.title} ({column.unit})" if column.unit else column.title for column in table.columns]
+    rows = [
+        [(" ".join(f"{cell.text} {cell.spread and f'({cell.spread})'}".split()), cell.best) for cell in row]
+        for row in table.rows
+    ]
+    told = [[bold.format(escape(text)) if best else escape(text) for text, best in row] for row in rows]
+    return [column.number for column in table.columns], [list(map(escape, head)), *told]

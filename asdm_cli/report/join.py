@@ -13,8 +13,10 @@ from asdm_cli.report.run_directory import read
 
 MEASURING = ("bench", "eval", "inherit", "switch")
 """Verbs whose recipes name set-ups themselves: their names and figures come first."""
-NOT_WAYS = ("model", "written", "series", "reference")
+NOT_WAYS = ("model", "written", "series", "reference", "made", "learned")
 """What is said of a set-up, but is nothing of how it draws."""
+PATCHES = "patches"
+"""Of set-ups that draw: what is not said is not there."""
 
 
 def read_all(runs: Sequence[Path]) -> dict[str, Report]:
@@ -90,7 +92,10 @@ def _same(one: Mapping[str, Any], other: Mapping[str, Any], called_alike: bool) 
         return called_alike and bool(one.get("reference")) == bool(other.get("reference"))
     if not one.get("model") or _place(one["model"]) != _place(other.get("model")):
         return False
-    return all(one[key] == other[key] for key in one.keys() & other.keys() - set(NOT_WAYS))
+    both = one.keys() & other.keys() - set(NOT_WAYS)
+    return all(one[key] == other[key] for key in both) and (
+        "steps" not in both or one.get(PATCHES) == other.get(PATCHES)
+    )
 
 
 def _place(model: Any) -> str:

@@ -35,24 +35,26 @@ class Metric:
     def label(self) -> str:
         return f"{self.title}, {self.unit}" if self.unit else self.title
 
+    @property
+    def is_loss(self) -> bool:
+        return "loss" in self.title
+
 
 METRICS = {
-    "steps": Metric("steps", digits=0, rank=4),
+    "steps": Metric("steps", digits=0, rank=6),
     "calls": Metric("UNet calls", digits=0, rank=7),
     "latents": Metric("latents in them", digits=0, rank=9),
     "layers": Metric("layers", digits=0, rank=6),
     "full_calls": Metric("calls in full", digits=0, rank=5),
     "params_m": Metric("parameters", "M", "lower", 2, COST, 2),
-    "learning_m": Metric("of these learn", "M", "", 2, "", 5),
     "macs_g": Metric("UNet call", "GMACs", "lower", 2, COST, 3),
     "plain_macs_g": Metric("without attention matmuls", "GMACs", "lower", 2, COST, 8),
     "image_macs_g": Metric("UNet, whole image", "GMACs", "lower", 1, COST, 4),
-    "macs_share": Metric("share of the MACs", "", "lower", 3, COST, 4, 1.0),
-    "plain_macs_share": Metric("share without attention matmuls", "", "lower", 3, COST, 8, 1.0),
+    "macs_share": Metric("share of the MACs", "", "lower", 3, COST, 6, 1.0),
     "time_share": Metric("share of the time", "", "lower", 3, COST, 6, 1.0),
     "unet_ms": Metric("UNet call", "ms", "lower", 2, COST, 4),
     "image_ms": Metric("image", "ms", "lower", 0, COST, 3),
-    "unet_speedup": Metric("UNet speed-up", "", "higher", 2, COST, 2, 1.0),
+    "unet_speedup": Metric("UNet speed-up", "", "higher", 2, COST, 4, 1.0),
     "image_speedup": Metric("image speed-up", "", "higher", 2, COST, 1, 1.0),
     "latency_cut_pct": Metric("latency cut", "%", "higher", 1, COST, 8),
     "throughput_gain_pct": Metric("throughput gain", "%", "higher", 1, COST, 8),
@@ -78,7 +80,11 @@ METRICS = {
     "perceptual": Metric("perceptual distance", "", "lower", 4, QUALITY, 4),
     "psnr_converged_db": Metric("PSNR to the converged", "dB", "higher", 1, QUALITY, 3),
     "loss": Metric("loss", "", "lower", None, QUALITY, 2, axis="step", log=True),
-    "loss_held_out": Metric("loss, held out", "", "lower", None, QUALITY, 2, axis="step"),
+    "task": Metric("task loss", "", "lower", None, QUALITY, 3, axis="step", log=True),
+    "output": Metric("output loss", "", "lower", None, QUALITY, 3, axis="step", log=True),
+    "features": Metric("features loss", "", "lower", None, QUALITY, 3, axis="step", log=True),
+    "task_held_out": Metric("held-out task loss", "", "lower", None, QUALITY, 1, axis="step"),
+    "output_held_out": Metric("held-out output loss", "", "lower", None, QUALITY, 2, axis="step"),
     "lr": Metric("learning rate", digits=None, axis="step"),
     "gradient_norm": Metric("gradient norm", digits=None, axis="step", log=True),
     "step_ms": Metric("time of a step", "ms", "lower", 1, COST, 6),
@@ -101,7 +107,7 @@ SPEEDS = ("image_speedup", "unet_speedup", "image_ms", "unet_ms", "image_macs_g"
 
 
 def metric(key: str) -> Metric:
-    return METRICS.get(key) or Metric(key, digits=None)
+    return METRICS.get(key) or Metric(key.replace("_", " "), digits=None)
 
 
 def in_order(keys: Sequence[str]) -> list[str]:
@@ -120,16 +126,16 @@ def number(value: float, digits: int | None = None) -> str:
         return f"{value:.2g}".replace("-", "−")
     if digits is None:
         digits = 0 if value == int(value) else max(0, 2 - math.floor(math.log10(size)))
-    return f"{value:,.{digits}f}".replace("-", "−")
+    return f"{round(value, digits):,.{max(0, digits)}f}".replace("-", "−")
 
 
 def digits_of(record: Record) -> int | None:
-    """As many as the interval supports: half its width is told to one significant digit, or to two where it begins with
-    a 1."""
+    """As many as the interval supports, fewer than none before the point: half its width is told to one significant
+    digit, or to two where it begins with a 1."""
     most = metric(record.metric).digits
     half = (record.high - record.low) / 2 if record.low is not None and record.high is not None else 0.0
     if 0 < half < math.inf:
-        return min(max(0, math.ceil(-math.log10(half / 2) - 1e-6)), 4 if most is None else most + 1)
+        return min(math.ceil(-math.log10(half / 2) - 1e-6), 4 if most is None else most + 1)
     if most and 0 < abs(record.value) < 1:
         return min(max(most, 2 - math.floor(math.log10(abs(record.value)))), most + 2)
     return most
@@ -143,7 +149,11 @@ def spread(record: Record) -> str:
     """From low to high; nothing without an interval."""
     if record.low is None or record.high is None:
         return ""
-    low, high = (number(end, digits_of(record)) for end in (record.low, record.high))
+    digits = digits_of(record)
+    ends = [
+        round(end, digits) if digits is not None and math.isfinite(end) else end for end in (record.low, record.high)
+    ]
+    low, high = (number(end + 0.0, digits) for end in ends)
     return f"{low} to {high}" if "−" in low + high else f"{low}–{high}"
 
 
@@ -162,18 +172,6 @@ def column(records: Sequence[Record | None]) -> list[str]:
     ]
 
 
-def spreads(records: Sequence[Record | None]) -> list[str]:
-    """The spreads of a column, padded to one width, so that the figures before them stand below each other."""
-    found = [spread(each) if each else "" for each in records]
-    digits = [sum(letter.isdigit() for letter in text) for text in found]
-    points = [len(text) - count for text, count in zip(found, digits, strict=True)]
-    widest = max(digits, default=0), max(points, default=0)
-    return [
-        FIGURE_SPACE * (widest[0] - wide) + POINT_SPACE * (widest[1] - thin) + text
-        for text, wide, thin in zip(found, digits, points, strict=True)
-    ]
-
-
 def best(records: Sequence[Record | None]) -> set[int]:
     """Places of those that nothing else is told to be better than: intervals that overlap the best one's share the
     mark. Nothing where figures were not made alike, and nothing where nothing is told apart."""
@@ -184,11 +182,21 @@ def best(records: Sequence[Record | None]) -> set[int]:
     if not better:
         return set()
     top = (min if better == "lower" else max)(known.values(), key=lambda each: each.value)
-    winners = {place for place, each in known.items() if _tied(each, top)}
+    winners = {place for place, each in known.items() if tied(each, top)}
     return winners if len(winners) < len(known) else set()
 
 
-def _tied(one: Record, top: Record) -> bool:
-    if one.low is None or one.high is None or top.low is None or top.high is None:
+def better(one: Record, other: Record) -> bool:
+    """By its value alone."""
+    return (one.value < other.value) == (metric(one.metric).better == "lower") and one.value != other.value
+
+
+def tied(one: Record, top: Record) -> bool:
+    """Whether nothing tells them apart: their intervals overlap, or they read alike."""
+    if (one.low is None or one.high is None) and (top.low is None or top.high is None):
         return shown(one) == shown(top)
-    return one.low <= top.high and top.low <= one.high
+    ends = [
+        (each.value, each.value) if each.low is None or each.high is None else (each.low, each.high)
+        for each in (one, top)
+    ]
+    return ends[0][0] <= ends[1][1] and ends[1][0] <= ends[0][1]

@@ -24,10 +24,12 @@ from asdm_cli.records import Images, Report
 from asdm_cli.report import charts, plots, tables
 from asdm_cli.report.charts import Chart
 from asdm_cli.report.tables import Table
-from asdm_cli.report.words import headline
+from asdm_cli.report.words import headline, ranked, unbroken
 
 GENERATOR = '<meta name="generator" content="asdm">'
 """Near a page's beginning: it is ours."""
+ROWS = 4
+"""Set-ups whose pictures are seen at once."""
 LARGEST_PX, SMALL_PX, WEBP_QUALITY = 256, 128, 85
 """Larger images are shrunk to the first; up to the second they are stored without loss."""
 
@@ -56,18 +58,23 @@ def render(report: Report, folder: Path) -> str:
     environment.trim_blocks = environment.lstrip_blocks = True
     environment.filters.update(prose=_prose, breakable=_breakable)
     entries = list(_entries(report))
-    first = [_first(entries, "figures", "part"), _first(entries, "plot", "curve", "timeline")]
-    opened = [entry for entry in first if entry]
+    opened = _first(entries, "figures", "part")
+    opened += _first([entry for entry in entries if entry not in opened], "plot", "curve", "timeline", "part")
     title, summary = headline(report)
+    images, others = _images(report, folder)
     style, script = _source("report.css"), _source("report.js")
     return environment.get_template("report.html.j2").render(
         report=report,
         title=title,
         summary=summary,
-        images=_images(report, folder),
+        images=images,
+        others=others,
         opened=opened,
         folded=[entry for entry in entries if entry not in opened],
-        cards=[tables.pairs(name, card) for name, card in report.protocols.items()],
+        cards=[
+            tables.pairs(name, {key.replace("_", " "): value for key, value in card.items()})
+            for name, card in report.protocols.items()
+        ],
         generator=GENERATOR,
         style=style,
         script=script,
@@ -94,13 +101,12 @@ def _entries(report: Report) -> Iterator[Entry]:
     names += [name for _, bars in parts.values() if bars for name in bars.values]
     names += [word for timeline in report.timelines for word in timeline.letters.values()]
     colours = {name: place % charts.COLOURS for place, name in enumerate(dict.fromkeys(names))}
-    lead, everything = tables.main(report), tables.main(report, tables.ALL)
-    if lead:
+    if lead := tables.main(report):
         yield Entry("figures", lead)
     for place, plot in enumerate(scatters):
         yield Entry(f"plot-{place}", plot.table, charts.scatter(plot, colours), plot.note)
-    if lead and everything and len(lead.columns) < len(everything.columns):
-        yield Entry("all", everything)
+    for place, table in enumerate(tables.everything(report)):
+        yield Entry(f"all-{place}", table)
     for place, table in enumerate(plots.comparisons(report)):
         yield Entry(f"table-{place}", table)
     for place, (table, bars) in enumerate(parts.values()):
@@ -113,16 +119,24 @@ def _entries(report: Report) -> Iterator[Entry]:
         yield Entry(f"fact-{place}", table)
 
 
-def _first(entries: Iterable[Entry], *kinds: str) -> Entry | None:
-    return next((entry for kind in kinds for entry in entries if entry.id.startswith(kind)), None)
+def _first(entries: Iterable[Entry], *kinds: str) -> list[Entry]:
+    """The first of the first of these kinds, if there is any."""
+    return [entry for kind in kinds for entry in entries if entry.id.startswith(kind)][:1]
 
 
-def _images(report: Report, folder: Path) -> dict[str, list[Picture | None]]:
-    """By the name of the set-up, references last; None where there is no image, or none that can be read."""
+def _images(report: Report, folder: Path) -> list[dict[str, list[Picture | None]]]:
+    """Those that are seen at once, and the others, by the name of the set-up, references last; None where there is no
+    image, or none that can be read."""
     held = report.images or Images([], {})
     names = sorted(held.folders, key=lambda name: tables.is_reference(report, name)) if held.prompts else []
-    places = range(len(held.prompts))
-    return {name: [_picture(folder / held.folders[name] / f"{place:06d}.png") for place in places] for name in names}
+    ours, places = [name for name in names if not tables.is_reference(report, name)], range(len(held.prompts))
+    matter = dict.fromkeys([*ours[:1], *ranked(report)[:2], *names[-1:], *ours[-1:], *names])
+    first = [name for name in matter if name in names][:ROWS]
+    grids = [[name for name in names if (name in first) == seen] for seen in (True, False)]
+    return [
+        {name: [_picture(folder / held.folders[name] / f"{place:06d}.png") for place in places] for name in grid}
+        for grid in grids
+    ]
 
 
 def _picture(file: Path) -> Picture | None:
@@ -140,7 +154,7 @@ def _picture(file: Path) -> Picture | None:
 
 def _prose(text: str) -> Markup:
     """Escaped text in which `words between backticks` are set as code, and figures keep their units beside them."""
-    together = re.sub(r"(?<=\d) (?=(?:%|dB|ms|MB|GB|M|G)(?!\w))", "\u00a0", str(escape(text)))
+    together = re.sub(r"(?<=\d)–(?=\d)", "\u2060–\u2060", unbroken(str(escape(text))))
     return Markup(re.sub("`([^`\n]+)`", r"<code>\1</code>", together))
 
 

@@ -59,9 +59,9 @@ class Bars:
 
 
 def scatters(report: Report) -> list[Scatter]:
-    """Quality over speed, for every quality that at least two set-ups have. The one with most points comes first."""
+    """Quality over speed, for the qualities that at least two set-ups have. The one with most points comes first."""
     columns = whole(report)
-    plots = [_scatter(report, columns, key) for key in columns if metric(key).group == QUALITY]
+    plots = [_scatter(report, columns, key) for key in columns if metric(key).group == QUALITY and metric(key).rank < 5]
     return sorted([plot for plot in plots if plot], key=lambda plot: -len(plot.points))
 
 
@@ -85,14 +85,19 @@ def _scatter(report: Report, columns: Columns, key: str) -> Scatter | None:
         )
         for name in sorted(shots, key=lambda name: columns[speed][name].value)
     }
-    title, first = f"{metric(key).title} and speed", named(report)[0]
+    first, title = (
+        named(report)[0],
+        f"{metric(key).title} and {'speed' if metric(speed).unit in ('', 'ms') else 'cost'}",
+    )
     lines = {
         own: [point for name, point in points.items() if name in names]
         for own, names in kept.items()
         if own and {*series[own]} - {first} != {own}  # what has its series to itself is a point
     }
     figures = [column(at, [columns[at][name] for name in shots]) for at in (speed, key)]
-    table = of_columns(title, ["set-up", "series"], [[name, _own(report, name)] for name in shots], figures)
+    title = title[:1].upper() + title[1:]
+    names = [[name, *([_own(report, name)] if lines else [])] for name in shots]
+    table = of_columns(title, ["set-up", "series"][: len(names[0])], names, figures)
     better = "Lower" if metric(key).better == "lower" else "Higher"
     side = "right" if metric(speed).better == "higher" else "left"
     joined = " Of each series a line joins what none of it beats in both." if lines else ""
@@ -177,7 +182,8 @@ def curves(report: Report) -> list[Curves]:
         _, _, part = each.of.partition("/")
         plot, line = ("", part or each.setup) if len(setups[each.metric]) == 1 else (part, each.setup)
         found.setdefault((each.metric, plot), {}).setdefault(line, []).append(each)
-    return [_curves(key, f"{part} {metric(key).title}".strip(), found[key, part]) for key, part in found]
+    ordered = sorted(found, key=lambda key: (not metric(key[0]).is_loss, metric(key[0]).rank))
+    return [_curves(key, f"{part} {metric(key).title}".strip(), found[key, part]) for key, part in ordered]
 
 
 def _curves(key: str, title: str, lines: dict[str, list[Record]]) -> Curves:
@@ -185,8 +191,8 @@ def _curves(key: str, title: str, lines: dict[str, list[Record]]) -> Curves:
     lowest = [min(line, key=lambda each: each.value, default=None) for line in finite]
     ends = [[line[end] for line in lines.values()] for end in (0, -1)]
     figures = [column(key, ends[0], "first"), column(key, ends[1], "last"), column(key, lowest, "lowest")]
-    table = of_columns(title, ["line"], [[name] for name in lines], figures)
-    return Curves(title[:1].upper() + title[1:], key, lines, table)
+    title = title[:1].upper() + title[1:]
+    return Curves(title, key, lines, of_columns(title, ["line"], [[name] for name in lines], figures))
 
 
 def bars(title: str, records: Sequence[Record]) -> Bars | None:

@@ -4,16 +4,24 @@ from __future__ import annotations
 
 import math
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from enum import IntEnum
 from typing import Any
 
 from asdm_cli.records import Record, Report
 from asdm_cli.report import metrics
-from asdm_cli.report.metrics import in_order, metric, number, shown
+from asdm_cli.report.metrics import COST, QUALITY, in_order, metric, number, shown, tied
 
-MOST = 7
-"""Columns of figures in the main table; a terminal of 80 letters has room for them."""
-ALL = 99
+MOST, FEW = 5, 3
+"""Columns of figures in the main table, and on a phone."""
+GROUPS = {COST: "All costs", QUALITY: "All that the pictures are worth", "": "Other figures"}
+JUDGES = ("kid", "label_accuracy", "clip_score", "fd")
+"""What pictures are judged by; where none of these is known, by how near they are to the first set-up's."""
+RUINED = {"kid": (1.5, 0.05), "label_accuracy": (2.0, 0.2)}
+"""So many times as bad, and by so much: pictures that show little of what they should. The KID of two feature networks
+is not the same, but by 0.05 more anybody sees it in any of them."""
+NEAR_DB, OTHER_DB = 30.0, 20.0
+"""PSNR from which pictures are hardly told apart; below the second they show other things."""
 PARTS = {
     "block": "UNet by block",
     "batch": "Images at once",
@@ -36,6 +44,12 @@ Columns = Mapping[str, Mapping[str, Record]]
 """Metric -> set-up -> its figure."""
 
 
+class Verdict(IntEnum):
+    """What became of the pictures of the first set-up. From OTHER on, speed is worth nothing."""
+
+    BETTER, ALIKE, NEAR, CHANGED, WORSE, OTHER, RUINED = range(7)
+
+
 @dataclass(frozen=True)
 class Cell:
     """`spread` stands behind the text, and rows are sorted by `sort`."""
@@ -48,12 +62,13 @@ class Cell:
 
 @dataclass(frozen=True)
 class Column:
-    """`interval` says what the spreads of its figures are."""
+    """`interval` says what the spreads of its figures are; what is `minor` a small screen leaves out."""
 
     title: str
     unit: str = ""
     number: bool = False
     interval: str = ""
+    minor: bool = False
 
 
 @dataclass(frozen=True)
@@ -88,20 +103,65 @@ def whole(report: Report) -> dict[str, dict[str, Record]]:
 
 
 def main(report: Report, most: int = MOST) -> Table | None:
-    """Set-ups down, the figures that matter most across. The best are marked, but never where figures were not made
-    alike. None where no set-up has figures."""
+    """The figures that matter most; None without figures."""
     columns = whole(report)
-    names = [name for name in named(report) if any(name in column for column in columns.values())]
+    return _figures(report, "Figures", leading(columns, most), leading(columns, FEW)) if columns else None
+
+
+def everything(report: Report) -> list[Table]:
+    """All figures of whole set-ups, where the main table has not all of them."""
+    keys = list(whole(report))
+    groups = {title: [key for key in keys if metric(key).group == group] for group, title in GROUPS.items()}
+    return [_figures(report, title, own, own) for title, own in groups.items() if own] if len(keys) > MOST else []
+
+
+def _figures(report: Report, title: str, keys: Sequence[str], major: Collection[str]) -> Table:
+    """Set-ups down, figures across. The best is marked among those that compete, and of costs among those whose
+    pictures are still what was asked for."""
+    columns, names = whole(report), named(report)
+    hurt = {name for name in names if (judged := verdict(report, columns, name)) and judged[0] >= Verdict.OTHER}
     figures, unlike = [], []
-    for key in leading(columns, most):
-        rivals = [None if is_reference(report, name) else columns[key].get(name) for name in names]
+    for key in keys:
+        out = hurt if metric(key).group == COST else set()
+        rivals = [None if is_reference(report, name) or name in out else columns[key].get(name) for name in names]
         alike = len({_how(report, each) for each in rivals if each}) < 2
         unlike += [] if alike else [metric(key).title]
-        best = metrics.best(rivals) if alike else ()
-        figures.append(column(key, [columns[key].get(name) for name in names], best=best))
+        head, cells = column(
+            key, [columns[key].get(name) for name in names], best=metrics.best(rivals) if alike else ()
+        )
+        figures.append((replace(head, minor=key not in major), cells))
     note = f"Not made alike, so not compared: {', '.join(unlike)}." if unlike else ""
-    title = "Figures" if most <= MOST else "All figures"
-    return of_columns(title, ["set-up"], [[name] for name in names], figures, note) if figures else None
+    return of_columns(title, ["set-up"], [[name] for name in names], figures, note)
+
+
+def verdict(report: Report, columns: Columns, name: str) -> tuple[Verdict, Record | None, Record] | None:
+    """The worst that is told of a set-up's pictures, with the first set-up's figure, where it has one, and its own.
+    None where nothing is known, or nothing that was made alike."""
+    first, *others = named(report)
+    pairs = [(columns.get(key, {}).get(first), columns.get(key, {}).get(name)) for key in JUDGES]
+    known = [(one, own) for one, own in pairs if one and own and math.isfinite(one.value + own.value)]
+    known = [(one, own) for one, own in known if _how(report, one) == _how(report, own)]
+    if name not in others or is_reference(report, name):
+        return None
+    if known:
+        return max(((_judged(one, own), one, own) for one, own in known), key=lambda each: each[0])
+    own = columns.get("psnr_db", {}).get(name)
+    if own is None or not math.isfinite(own.value):
+        return None
+    near = own.value >= NEAR_DB
+    return Verdict.NEAR if near else Verdict.CHANGED if own.value >= OTHER_DB else Verdict.OTHER, None, own
+
+
+def _judged(first: Record, own: Record) -> Verdict:
+    if tied(first, own):
+        return Verdict.ALIKE
+    if metrics.better(own, first):
+        return Verdict.BETTER
+    lower = metric(own.metric).better == "lower"
+    factor, gap = RUINED.get(own.metric, (math.inf, math.inf))
+    good, bad = sorted((first.value, own.value), reverse=not lower)
+    far = bad > factor * good if lower else factor * bad < good
+    return Verdict.RUINED if far and abs(bad - good) > gap else Verdict.WORSE
 
 
 def leading(columns: Columns, most: int) -> list[str]:
@@ -157,9 +217,8 @@ def column(
     intervals = dict.fromkeys(each.interval for each in known if each.interval and each.low is not None)
     unit = next((each.unit for each in known if each.unit), metric(key).unit)
     sorts = [each.value if each and math.isfinite(each.value) else "" for each in records]
-    cells = map(
-        Cell, metrics.column(records), metrics.spreads(records), [at in best for at in range(len(sorts))], sorts
-    )
+    spreads = [metrics.spread(each) if each else "" for each in records]
+    cells = map(Cell, metrics.column(records), spreads, [at in best for at in range(len(sorts))], sorts)
     return Column(title or metric(key).title, unit, True, ", ".join(intervals)), list(cells)
 
 

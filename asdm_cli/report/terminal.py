@@ -15,7 +15,7 @@ from rich.text import Text
 from asdm_cli.records import Report, Timeline
 from asdm_cli.report import plots, tables
 from asdm_cli.report.tables import MOST, Table
-from asdm_cli.report.words import headline
+from asdm_cli.report.words import headline, unbroken
 
 NARROWEST, WIDEST = 8, 32
 """Letters in a line of a head above narrower figures; of a name or a text."""
@@ -30,9 +30,8 @@ def show(report: Report, console: Console, page: Path | None = None, known: bool
     title, summary = headline(report)
     if title != (name := report.facts.get("title", title)):
         console.print(Text(name, style="dim"))
-    console.print(Text(title, style="bold"))
-    if summary:
-        console.print(Text(summary))
+    for line, style in [(title, "bold"), *((line, "") for line in summary.splitlines())]:
+        console.print(Text("\n".join(wrap(unbroken(line), console.width)).replace("\u00a0", " "), style=style))
     lead = _lead(report, console)
     parts = [_grid(tables.of_parts(name, records)) for name, records in tables.parts(report).items()]
     blocks = [lead] if lead else parts[:1]
@@ -75,19 +74,24 @@ def _grid(table: Table, spreads: bool = True) -> Group:
     grid = Grid(**PLAIN, show_header=any(column.title for column in table.columns))
     for place, column in enumerate(table.columns):
         cells = [row[place] for row in table.rows]
-        width = max([NARROWEST, *(len(cell.text) + (len(cell.spread) + 2) * spreads for cell in cells)])
-        head = Text("\n".join(wrap(f"{column.title} {column.unit}", min(width, WIDEST), break_long_words=False)))
-        if column.interval and spreads:
-            head.append(f"\n{column.interval}", "italic")
+        width = max([NARROWEST, *(len(cell.text) for cell in cells)])
+        head = "\n".join(wrap(f"{column.title} {column.unit}", min(width, WIDEST), break_long_words=False))
         if column.number:
             grid.add_column(head, justify="right", vertical="bottom", no_wrap=True)
         else:
             most = WIDEST if grid.show_header else None
             grid.add_column(head, vertical="bottom" if most else "top", max_width=most, overflow="fold")
+        if spreads and any(cell.spread for cell in cells):
+            grid.add_column(
+                Text("\n".join(wrap(column.interval, 2 * NARROWEST)), "italic"), vertical="bottom", no_wrap=True
+            )
     for row in table.rows:
-        texts = [Text(cell.text.replace("\n", ", "), "bold green" if cell.best else "") for cell in row]
-        between = [f"  {cell.spread}" if cell.spread and spreads else "" for cell in row]
-        grid.add_row(*(text.append(spread, "dim") for text, spread in zip(texts, between, strict=True)))
+        texts = []
+        for place, cell in enumerate(row):
+            texts.append(Text(cell.text.replace("\n", ", "), "bold green" if cell.best else ""))
+            if spreads and any(each[place].spread for each in table.rows):
+                texts.append(Text(cell.spread, "dim"))
+        grid.add_row(*texts)
     note = [Text(table.note, "dim")] if table.note else []
     return Group(Text(table.title, "bold cyan"), grid, *note)
 

@@ -13,6 +13,8 @@ from asdm_cli.unet.flops import latent_size, macs, parameters
 
 COUNTED = "multiply-accumulates of one UNet call, attention's matmuls (QK^T and AV) and mixing of kernels included"
 PROTOCOL = "macs"
+DONE = {"prune": "pruned", "assemble": "assembled", "condconv-expand": "converted"}
+"""What the result of a verb is called."""
 
 
 def change(  # noqa: PLR0913 - two models, and what to say of them
@@ -29,27 +31,25 @@ def change(  # noqa: PLR0913 - two models, and what to say of them
     `made` says in words what is made how; `becomes` names the result's block for each of the source's that has
     another address there, and nothing for those that go. A figure that cannot be had stops no surgery.
     """
+    result = DONE[verb] if source.name != DONE[verb] else f"{DONE[verb]} again"
     records = [
         record
-        for name, config in zip((source.name, RESULT), configs, strict=True)
+        for name, config in zip((source.name, result), configs, strict=True)
         for record in _figures(name, config, batch, source.tokens)
     ]
     counted = {record.setup for record in records if record.metric == "macs_g"}
-    unknown = [name for name in (source.name, RESULT) if name not in counted]
+    unknown = [name for name in (source.name, result) if name not in counted]
     moved = {block: to or "removed" for block, to in (becomes or {}).items() if to != block}
     facts = {"written": takes(written, carried_size(source, {"unet"})), **dict(made)}
     latent = " × ".join(map(str, latent_size(configs[1])))
     return Report(
         verb,
-        {source.name: {"model": source.source}, RESULT: {"written": "."}},
+        {source.name: {"model": source.source}, result: {"written": ".", "made": [verb]}},
         under(PROTOCOL, records),
         {PROTOCOL: {"counted": COUNTED, "batch": batch, "latent": latent, "tokens": source.tokens}},
         facts={**facts, **({"blocks": moved} if moved else {})},
         notes=[f"{name}: what a call costs is not known, because such a UNet cannot be called." for name in unknown],
     )
-
-
-RESULT = "the result"
 
 
 def _figures(name: str, config: Config, batch: int, tokens: int) -> Iterator[Record]:

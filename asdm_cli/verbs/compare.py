@@ -74,7 +74,7 @@ def _facts(plan: Plan) -> dict[str, object]:
     real = f"; {plan.prompts.real} real pictures" if plan.prompts.real else ""
     drawn = f"{len(plan.prompts.prompts)} each, at {plan.size} x {plan.size} pixels"
     asked = plan.metrics.metrics if plan.metrics else ()
-    return {"prompts": f"{plan.prompts.title}{real}", "pictures": drawn, "metrics": ", ".join(asked)}
+    return {"prompts": f"{plan.prompts.title}{real}", "pictures": drawn, "metrics": ", ".join(asked).replace("_", " ")}
 
 
 def plan(recipe: BenchRecipe | EvalRecipe) -> Plan:

@@ -109,6 +109,7 @@ def run(plan: Plan, run: Run) -> Report:
         assert first.model is not None, "the plain model is a pipeline"
         measured = {"sampler": recipe.sampler, "steps": recipe.steps, "guidance": recipe.guidance}
         write_patched(first.model, {}, plan.written, run.path / "model", "inherit", run.link, measured_with=measured)
+        report.setups[PLAN]["written"] = "."
     return finished(report, "inherit")
 
 

@@ -130,6 +130,7 @@ def run(plan: Plan, run: Run) -> Report:
     rules = recipe.rules or (chosen[0].rules if chosen else None)
     if rules is not None:
         _write_model(plan, rules, run)
+        report.setups[SCHEDULE if recipe.rules else chosen[0].name]["written"] = "."
     _write_recipes(recipe, chosen, run.path / RECIPES)
     shutil.rmtree(run.path / FOLDER, ignore_errors=True)
     if found:

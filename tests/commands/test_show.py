@@ -65,7 +65,7 @@ def runs(tmp_path: Path) -> list[str]:
 def test_a_run_is_shown_with_where_its_page_is(runs: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["show", runs[1]]) == 0
     said = capsys.readouterr().out
-    assert "base: KID 0.1000 → 0.3000" in said
+    assert "base: pictures ruined (KID 0.1000 → 0.3000)" in said
     assert "report.html" in said
 
 

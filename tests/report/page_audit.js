@@ -58,3 +58,10 @@ const twice = () => {
 };
 
 const wider = () => document.documentElement.scrollWidth - document.documentElement.clientWidth;
+
+// Names of elements that scroll inside the page.
+const scrolling = () =>
+  [...document.body.querySelectorAll("*")]
+    .filter((element) => ["auto", "scroll"].some((word) => getComputedStyle(element).overflow.includes(word)))
+    .filter(({ scrollWidth, clientWidth, scrollHeight, clientHeight }) => scrollWidth > clientWidth + 1 || scrollHeight > clientHeight + 1)
+    .map((element) => element.tagName);

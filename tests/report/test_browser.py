@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Iterator
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -44,6 +45,8 @@ def file(tmp_path_factory: pytest.TempPathFactory) -> str:
     report.records.extend([*training.records, made.interval(long, "kid", 0.2, 0.01)])
     report.facts[long] = {long: long}
     report.notes.append(long)
+    assert report.images is not None
+    report = replace(report, images=replace(report.images, prompts=[*made.PROMPTS, "fifth", "sixth"]))
     page = folder / "page.html"
     page.write_text(render(report, folder))
     return page.as_uri()
@@ -100,7 +103,7 @@ def test_an_image_is_enlarged_and_left_by_keys(page: Any) -> None:
     page.keyboard.press("ArrowDown")
     page.keyboard.press("Escape")
     assert not dialog.is_visible()
-    page.wait_for_function(f"document.activeElement.querySelector('img').alt === 'small: {made.PROMPTS[0]}'")
+    page.wait_for_function(f"document.activeElement.querySelector('img').alt === 'tiny: {made.PROMPTS[0]}'")
     images.nth(1).click()
     dialog.get_by_role("button", name="Close").click()
     assert not dialog.is_visible()
@@ -144,6 +147,27 @@ def test_the_page_is_in_order_for_readers_of_every_kind(page: Any) -> None:
     page.keyboard.press("Enter")
     page.keyboard.press("Tab")
     assert page.evaluate("document.activeElement.closest('main') !== null")
+
+
+def test_nothing_scrolls_inside_the_page_and_a_phone_has_the_figures_that_matter(page: Any) -> None:
+    page.evaluate("for (const fold of document.querySelectorAll('details')) fold.open = true")
+    for width in WIDTHS:
+        page.set_viewport_size({"width": width, "height": 800})
+        assert page.evaluate(f"{AUDIT}; scrolling()") == [], width
+    heads = page.locator("#figures thead th:visible")
+    assert heads.count() == 4
+
+
+def test_a_phone_shows_set_ups_before_references_side_by_side_and_a_press_shows_all(page: Any) -> None:
+    page.set_viewport_size({"width": 390, "height": 844})
+    boxes = [row.bounding_box() for row in page.locator("#images tbody tr").all()]
+    assert [box["x"] for box in boxes] == sorted({box["x"] for box in boxes})
+    assert len({box["y"] for box in boxes}) == 1
+    assert page.locator("#images tbody tr").last.locator("th").inner_text() == "real"
+    cells = page.locator("#images tbody tr").first.locator("td:visible")
+    assert cells.count() == 4
+    page.locator("#images .more").click()
+    assert cells.count() == 6
 
 
 def test_nothing_is_lost_without_a_script(browser: Any, file: str) -> None:

@@ -79,6 +79,22 @@ def test_a_model_that_a_run_made_is_that_which_a_later_recipe_names(
     assert len(join.join({"cut": join.moved(made, folder), "cost": Report("bench", elsewhere)}).setups) == 2
 
 
+def test_a_model_with_a_patch_is_not_the_model_without() -> None:
+    plain = {"model": "pocket", "steps": 25}
+    patched = Report("inherit", {"the plan": plain | {"patches": ["inherits up.3"]}}, [Record("the plan", "kid", 0.3)])
+    whole = join.join({"one": patched, "two": Report("bench", {"pocket": plain}, [Record("pocket", "kid", 0.1)])})
+    assert list(whole.setups) == ["the plan", "pocket"]
+
+
+def test_speed_ups_over_different_set_ups_are_not_compared() -> None:
+    other = Report("bench", {"x": {"model": "x"}, "y": {"model": "y"}}, [Record("y", "unet_speedup", 3.0, against="x")])
+    table = main(join.join({"one": bench(), "two": other}))
+    assert table is not None
+    speeds = [row[2] for row in table.rows]
+    assert [cell.text for cell in speeds] == ["1.00", "1.50", "1.00", "3.00"]
+    assert not any(cell.best for cell in speeds)
+
+
 def test_reports_are_read_with_their_images_and_one_is_itself(run: Path) -> None:
     (run / "report.json").write_text(json.dumps(to_json(made.compared())))
     reports = join.read_all([run])

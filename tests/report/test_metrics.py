@@ -36,7 +36,9 @@ def test_numbers(value: float, digits: int | None, text: str) -> None:
         ("kid", 0.43218, 0.03, "0.43", "0.40–0.46"),
         ("kid", 0.43218, 0.012, "0.432", "0.420–0.444"),
         ("kid", 0.001, 0.004, "0.001", "−0.003 to 0.005"),
-        ("image_ms", 1622.4, 40, "1,622", "1,582–1,662"),
+        ("image_ms", 1622.4, 40, "1,620", "1,580–1,660"),
+        ("image_ms", 1622.4, 400, "1,600", "1,200–2,000"),
+        ("kid", 0.03, 0.029, "0.03", "0.00–0.06"),
         ("image_ms", 12.3456, 0.0001, "12.3", "12.3–12.3"),
         ("psnr_db", 31.26, 0.0, "31.3", "31.3–31.3"),
         ("macs_g", 0.1512, None, "0.151", ""),
@@ -63,6 +65,7 @@ def records(key: str, *values: tuple[float, float], **more: str) -> list[Record 
         (records("clip_score", (20, 1), (25, 1)), {1}),
         (records("kid", (0.1, 0.06), (0.2, 0.06), (0.4, 0.01)), {0, 1}),  # they overlap
         (records("kid", (0.1, 0.06), (0.2, 0.06)), set()),  # nothing can be told
+        ([Record("a", "image_speedup", 1.0), *records("image_speedup", (1.4, 0.5))], set()),  # nor beside what has none
         (records("steps", (10, 0), (20, 0)), set()),  # neither is better
         (records("kid", (0.1, 0.01)), set()),  # nobody to compare with
         (records("image_speedup", (2, 0), against="a") + records("image_speedup", (1, 0), against="b"), set()),

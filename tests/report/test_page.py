@@ -60,6 +60,24 @@ def page(tmp_path_factory: pytest.TempPathFactory) -> Page:
     return Page(render(made.compared(), made.draw(tmp_path_factory.mktemp("page") / "run")))
 
 
+def test_the_first_screen_is_the_result_images_table_and_plot_and_the_rest_is_folded(page: Page) -> None:
+    order = [
+        "<h1>plans 2: 3.30\u00a0times as fast",
+        'id="images"',
+        '<section id="figures">',
+        '<section id="plot-0">',
+        '<section class="folds">',
+    ]
+    places = [page.source.index(each) for each in order]
+    assert places == sorted(places)
+    folds = re.findall(r'<details class="fold" id="([a-z]+)', page.source)
+    kinds = "others plot plot all all all table table part part part timeline fact fact fact protocols"
+    assert folds == kinds.split()
+    assert page.of_class("svg", "wide") == page.of_class("svg", "narrow") == 3 + 3 + 1
+    assert page.texts["p"][0] == "asdm compare · Everything"
+    assert "Fidelity is to pocket's pictures of the same prompts and seeds." in page.texts["p"]
+
+
 def test_the_page_needs_nothing_from_anywhere(page: Page) -> None:
     attributes = [(name, value or "") for each in page.elements.values() for one in each for name, value in one.items()]
     links = [value for name, value in attributes if name in {"src", "href", "action", "data", "srcset", "xlink:href"}]

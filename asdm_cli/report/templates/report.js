@@ -38,15 +38,6 @@ function sorted(rows, column, sign) {
   });
 }
 
-// Boxes: the tab key stops at those that scroll.
-const watch = new ResizeObserver((entries) => {
-  for (const { target: box } of entries) {
-    const scrolls = box.scrollWidth > box.clientWidth + 1 || box.scrollHeight > box.clientHeight + 1; // both are rounded
-    box.tabIndex = scrolls ? 0 : -1;
-  }
-});
-for (const box of document.querySelectorAll(".box")) watch.observe(box);
-
 // Folds: a link to something folded opens it.
 function unfold() {
   const target = location.hash && document.getElementById(location.hash.slice(1));
@@ -56,7 +47,18 @@ function unfold() {
 addEventListener("hashchange", unfold);
 unfold();
 
-// Images: a press enlarges, the arrow keys go to the neighbours.
+// Images: a press enlarges, the arrow keys go to the neighbours. A narrow screen has few of them until a press.
+const FEW = 4;
+for (const grid of document.querySelectorAll("table.grid")) {
+  const all = grid.tHead.rows[0].cells.length - 1;
+  if (all <= FEW) continue;
+  const more = button(`All ${all} prompts`);
+  more.className = "more";
+  grid.classList.add("few");
+  more.addEventListener("click", () => { grid.classList.remove("few"); more.remove(); });
+  grid.after(more);
+}
+
 const dialog = document.querySelector("dialog");
 const MOVES = { ArrowLeft: [-1, 0], ArrowRight: [1, 0], ArrowUp: [0, -1], ArrowDown: [0, 1] };
 let shown = null;
