@@ -56,7 +56,7 @@ def _rest(report: Report) -> str:
     drawn = len(plots.scatters(report)) + len(plots.curves(report))
     images = report.images and len(report.images.prompts) * len(report.images.folders)
     counted = [f"{count} {what}{'s' * (count != 1)}" for count, what in ((drawn, "plot"), (images, "image")) if count]
-    return " and ".join([*counted, "all figures"])
+    return " and ".join([", ".join(counted), "all figures"] if counted else ["all figures"])
 
 
 def _lead(report: Report, console: Console) -> Group | None:

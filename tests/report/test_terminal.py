@@ -30,7 +30,7 @@ def test_80_columns_show_the_result_the_main_table_and_where_the_rest_is() -> No
     assert lines[1] == "plans 2: 3.30 times as fast, pictures as good (KID 0.031 → 0.039)"
     row = next(line for line in lines if line.startswith("tiny "))
     assert row.split() == ["tiny", "3.20", "1.80", "0.131", "21.7", "–"]
-    assert "3 plots and 20 images and all figures: runs/x/report.html" in lines
+    assert "3 plots, 20 images and all figures: runs/x/report.html" in lines
     wide = shown(made.compared(), 160)
     assert "1.78–1.82" in wide, "intervals, where there is room"
 
