@@ -30,7 +30,7 @@ demo: setup ## Prune the bundled model, measure both side by side, and write one
 	@printf '\nOpen it in a browser: %s/runs/demo.html\n' "$(CURDIR)"
 
 test: setup ## Run the tests
-	$(BIN)/python -m pytest -n auto
+	$(BIN)/python -m pytest -n auto --dist loadscope
 
 check: setup ## Format, lint and types, without changing anything
 	$(BIN)/ruff format --check .

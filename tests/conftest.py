@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import os
+import shutil
 import signal
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,6 +13,7 @@ import pytest
 import torch
 
 from tests import expanding, tiny
+from tests.turns import pruned
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -43,6 +45,18 @@ def _interruptible() -> None:
 def tiny_pipeline(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A StableDiffusionPipeline directory with random weights; read-only by agreement."""
     return tiny.pipeline(tmp_path_factory.mktemp("models") / "tiny")
+
+
+@pytest.fixture
+def copy(tiny_pipeline: Path, tmp_path: Path) -> Path:
+    """The same, which a test may spoil."""
+    return Path(shutil.copytree(tiny_pipeline, tmp_path / "copy"))
+
+
+@pytest.fixture(scope="session")
+def tiny_small(tiny_pipeline: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The model directory of the tiny pipeline without the layers of Small; read-only by agreement."""
+    return pruned(tiny_pipeline, tmp_path_factory.mktemp("small") / "run")
 
 
 @pytest.fixture(scope="session")

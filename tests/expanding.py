@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 import yaml
+from PIL import Image
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
@@ -84,6 +85,11 @@ def answer(of: Any, rows: int = 2) -> Tensor:
 def picture(pipe: Any, steps: int = 3) -> Tensor:
     noise = torch.Generator().manual_seed(0)
     return torch.tensor(pipe("a fox", num_inference_steps=steps, generator=noise, output_type="np").images)
+
+
+def pixels(file: Path) -> bytes:
+    with Image.open(file) as held:
+        return held.tobytes()
 
 
 def drawn(model: Path) -> Tensor:

@@ -52,12 +52,11 @@ def test_another_model_and_its_data_reach_every_stage(table: str, tiny_pipeline:
     assert (given["model"], given["prompts"]) == (str(tiny_pipeline), str(prompts))
     assert ("data" in given) == (table in TRAINING)
     assert given["guidance"] == "7.5"
-    said = asdm("check", HOUSE / words[1])
-    assert said.code == 0, said.err
-    said = asdm(*words[:1], HOUSE / words[1], *words[2:], "--out", tmp_path / "run", "--dry-run")
-    told = ["no such file" in said.text, "shards.tar" in said.text]
-    assert said.code == 2, "the data and the prompts are not there, and that is all that is wrong"
-    assert told == [True, table in TRAINING], said.err
+    if table in (TABLES[0], TABLES[-1]):  # one that trains and one that does not
+        said = asdm(words[0], HOUSE / words[1], *words[2:], "--out", tmp_path / "run", "--dry-run")
+        told = ["no such file" in said.text, "shards.tar" in said.text]
+        assert said.code == 2, "the data and the prompts are not there, and that is all that is wrong"
+        assert told == [True, table in TRAINING], said.err
 
 
 def test_processes_are_started_where_there_are_several() -> None:

@@ -81,19 +81,6 @@ def test_pictures_keep_their_bytes_and_say_where_they_are_from(photos: Path, tmp
     assert seen == 6
 
 
-def test_the_same_folder_is_the_same_shards(photos: Path, tmp_path: Path) -> None:
-    runs = {"a": [], "b": [], "c": ["--shuffle"], "d": ["--shuffle"], "e": ["--shuffle", "--seed", "1"]}
-    for name, options in runs.items():
-        assert pack(photos, tmp_path / name, *options) == 0
-    made = {name: (tmp_path / name / "00000.tar").read_bytes() for name in runs}
-    assert made["a"] == made["b"]
-    assert made["c"] == made["d"]
-    assert len(set(made.values())) == 3
-    assert sorted(captions(tmp_path / "c")) == sorted(CAPTIONS)
-    with tarfile.open(tmp_path / "a" / "00000.tar") as archive:
-        assert {(member.mtime, member.uname, member.gname) for member in archive} == {(0, "", "")}
-
-
 FAULTY = {
     "no caption": ("q.png", tars.picture(9), None),
     "empty caption": ("q.png", tars.picture(9), b" "),
@@ -182,3 +169,16 @@ def test_an_existing_directory_is_kept(photos: Path, tmp_path: Path, capsys: pyt
     assert pack(photos, out, "--overwrite") == 2
     assert "home-2026.tar, which is not from asdm" in capsys.readouterr().err.replace("\n", " ")
     assert (out / "home-2026.tar").is_file()
+
+
+def test_the_same_folder_is_the_same_shards(photos: Path, tmp_path: Path) -> None:
+    runs = {"a": [], "b": [], "c": ["--shuffle"], "d": ["--shuffle"], "e": ["--shuffle", "--seed", "1"]}
+    for name, options in runs.items():
+        assert pack(photos, tmp_path / name, *options) == 0
+    made = {name: (tmp_path / name / "00000.tar").read_bytes() for name in runs}
+    assert made["a"] == made["b"]
+    assert made["c"] == made["d"]
+    assert len(set(made.values())) == 3
+    assert sorted(captions(tmp_path / "c")) == sorted(CAPTIONS)
+    with tarfile.open(tmp_path / "a" / "00000.tar") as archive:
+        assert {(member.mtime, member.uname, member.gname) for member in archive} == {(0, "", "")}

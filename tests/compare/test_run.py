@@ -27,7 +27,7 @@ from asdm_cli.unet.flops import macs
 from tests import tiny
 from tests.carrying import every
 from tests.compare.setups import CPU, PLACE, whole
-from tests.turns import patches, pruned
+from tests.turns import patches
 
 STEPS = 4
 
@@ -45,11 +45,10 @@ def prompts(tmp_path: Path) -> PromptList:
 
 
 @pytest.fixture(scope="module")
-def turns(tiny_pipeline: Path, tmp_path_factory: pytest.TempPathFactory) -> Setup:
-    small = pruned(tiny_pipeline, tmp_path_factory.mktemp("small") / "run")
+def turns(tiny_pipeline: Path, tiny_small: Path) -> Setup:
     parts = [{"unet": "small v1.5", "until": 1}, {"unet": "large"}]
     specs = tuple(patches({"kind": "feature-cache", "unet": "large", **every(2)}, by="step", parts=parts))
-    return replace(whole(tiny_pipeline, "turns"), patches=specs, unets={"small v1.5": find(str(small))})
+    return replace(whole(tiny_pipeline, "turns"), patches=specs, unets={"small v1.5": find(str(tiny_small))})
 
 
 def process(rank: int = 0, count: int = 1) -> Any:

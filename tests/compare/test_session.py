@@ -11,7 +11,6 @@ from typing import Any
 import pytest
 import torch
 
-from asdm_cli import inherit
 from asdm_cli.compare.session import Session, twin
 from asdm_cli.compare.setup import Setup
 from asdm_cli.models.directory import find
@@ -21,7 +20,7 @@ from tests import tiny
 from tests.carrying import every
 from tests.compare.setups import CPU, bare, whole
 from tests.patches import pipes
-from tests.turns import patches, pruned
+from tests.turns import patches
 
 STEPS = 5
 needs_package = pytest.mark.skipif(find_spec("DeepCache") is None, reason="the extra `peers` is not installed")
@@ -33,9 +32,8 @@ def session() -> Session:
 
 
 @pytest.fixture(scope="module")
-def cast(tiny_pipeline: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Setup]:
+def cast(tiny_pipeline: Path, tiny_small: Path) -> dict[str, Setup]:
     """Everything that can be in force, on one model."""
-    small = pruned(tiny_pipeline, tmp_path_factory.mktemp("small") / "run")
     plain = whole(tiny_pipeline, "plain", steps=STEPS)
     turns = tuple(patches({"kind": "feature-cache", "unet": "small v1.5", **every(2)}))
     return {
@@ -43,7 +41,7 @@ def cast(tiny_pipeline: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[
         "sampler": replace(plain, sampler="dpm++2m"),
         "plan": whole(tiny_pipeline, "plan", every(2), steps=STEPS),
         "package": replace(plain, patches=(DeepCacheSpec(interval=3, branch=1, steps=STEPS),)),
-        "turns": replace(plain, patches=turns, unets={"small v1.5": find(str(small))}),
+        "turns": replace(plain, patches=turns, unets={"small v1.5": find(str(tiny_small))}),
         "made": replace(plain, make=lambda read: twin_of(read(plain.model)), made_of={"by": "a test"}),
     }
 
@@ -90,19 +88,6 @@ def test_afterwards_the_pipeline_is_what_it_was(
             raise ZeroDivisionError
     assert state(pipe) == before
     assert torch.equal(pipes.draw(pipe, STEPS), image)
-
-
-def test_a_plan_on_the_stage_is_the_plan(session: Session, cast: dict[str, Setup]) -> None:
-    pipe = session.pipeline(cast["plain"].model)  # type: ignore[arg-type]
-    with inherit(pipe, every(2)):
-        wanted = pipes.draw(pipe, STEPS)
-    with session.stage(cast["plan"]) as (_, stats):
-        assert torch.equal(pipes.draw(pipe, STEPS), wanted)
-        assert stats().full_calls == 3
-    with session.stage(cast["turns"]) as (_, stats):
-        pipes.draw(pipe, STEPS)
-        assert set(stats().served or ()) == {"large", "small v1.5"}
-        assert list(stats().reused) == ["small v1.5"]
 
 
 def test_bodies_that_are_one_share_tensors_and_hooks_are_on_nobodys_modules_but_their_own() -> None:

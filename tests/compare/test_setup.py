@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -22,12 +21,6 @@ from tests import tiny
 from tests.carrying import cache, carrying, every
 from tests.compare.setups import CPU, bare, whole
 from tests.turns import patches, switching
-
-
-@pytest.fixture
-def copy(tiny_pipeline: Path, tmp_path: Path) -> Path:
-    """A pipeline that a test may spoil."""
-    return Path(shutil.copytree(tiny_pipeline, tmp_path / "copy"))
 
 
 def test_fewer_steps_are_shares_of_the_plain_ones_or_those_asked_for(tiny_pipeline: Path) -> None:
@@ -58,12 +51,6 @@ def test_sizes(tiny_pipeline: Path) -> None:
         common_size(None, [pipeline, larger])
     with pytest.raises(ModelError, match=r"36 is no multiple of 8.*try 40"):
         common_size(36, [pipeline])
-
-
-@pytest.mark.parametrize(("sampler", "calls"), [("own", 4), ("pndm", 5), ("heun", 7)])
-def test_calls_are_those_that_the_sampler_makes(tiny_pipeline: Path, sampler: str, calls: int) -> None:
-    assert whole(tiny_pipeline, sampler=sampler).calls == calls
-    assert bare(sampler=sampler).calls == 4
 
 
 def test_what_cannot_draw_is_refused(tiny_pipeline: Path, copy: Path) -> None:

@@ -14,8 +14,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from asdm_cli.experts import layer
-from asdm_cli.experts.layer import WAYS, ExpertConv2d, mix, mix_kernels, wide_dtype
-from asdm_cli.experts.router import LOOKS, ROUTINGS, SUM_TO_ONE, TimestepContext
+from asdm_cli.experts.layer import WAYS, ExpertConv2d, mix, wide_dtype
+from asdm_cli.experts.router import ROUTINGS, SUM_TO_ONE, TimestepContext
 from asdm_cli.experts.spec import Spec
 
 WIDTH = 6
@@ -143,20 +143,6 @@ def test_half_precision_is_rounded_once(dtype: torch.dtype, sums: bool) -> None:
     assert bool(((mix(routing, experts, sums).double() - wanted).abs() <= 0.51 * step + 1e-6).all())
 
 
-@pytest.mark.parametrize("learning", [True, False])
-@pytest.mark.parametrize("sums", [True, False])
-def test_mixing_keeps_the_memory_format_and_autocast_does_not_reach_it(sums: bool, learning: bool) -> None:
-    _, routing, bank, _ = tensors(torch.float32)
-    wanted = mix_kernels(routing, bank, sums)
-    last = bank.to(memory_format=torch.channels_last).requires_grad_(learning)
-    with torch.autocast("cpu", torch.bfloat16):
-        got = mix_kernels(routing, last, sums)
-        careless = routing @ bank.reshape(3, -1)
-    assert got.is_contiguous(memory_format=torch.channels_last)
-    torch.testing.assert_close(got, wanted, atol=1e-6, rtol=1e-6)
-    assert (careless.float().reshape(wanted.shape) - wanted).abs().max() > 1e-3, "the case shows nothing"
-
-
 @pytest.mark.parametrize("kind", CONVOLUTIONS)
 @pytest.mark.parametrize("way", WAYS)
 def test_convolves_as_its_conv2d_would(monkeypatch: pytest.MonkeyPatch, kind: str, way: str) -> None:
@@ -185,17 +171,3 @@ def test_one_expert_and_copies_are_its_conv2d(kind: str) -> None:
         got, wanted = expert(images(rows)), conv(images(rows))
         torch.testing.assert_close(got, wanted, atol=1e-6, rtol=1e-6)
         assert torch.equal(got, wanted) or (experts, rows) == (4, 4)
-
-
-@pytest.mark.parametrize("rows", [1, 4])
-@pytest.mark.parametrize("look", LOOKS)
-def test_rows_are_on_their_own(look: str, rows: int) -> None:
-    """Alone or in another order, bit by bit where it convolves row by row; with gradients and without."""
-    expert = made(Spec(3, look, "softmax"), nn.Conv2d(3, 5, 3, padding=1), torch.arange(4))
-    for learning in (False, True):
-        with torch.set_grad_enabled(learning):
-            whole, embedding, alone = expert(images()), expert.context.embedding, copy.deepcopy(expert)
-            alone.context.announce(torch.arange(rows) if rows > 1 else 2)
-            alone.context.hear(nn.Identity(), (), embedding[2:3] if rows == 1 else embedding.flip(0))
-            x = images()[2:3] if rows == 1 else images().flip(0)
-            assert torch.equal(alone(x), whole[2:3] if rows == 1 else whole.flip(0))

@@ -78,24 +78,6 @@ def test_weights_are_float32_whatever_the_layer_is(look: str) -> None:
     assert torch.equal(half(x, context), rounded(x, context)), "only the weights are coarse, not the sums"
 
 
-def test_a_drawing_thread_hears_its_own_call() -> None:
-    """And nothing of another thread's training."""
-    context, mine, other = TimestepContext(), torch.randn(2, WIDTH), torch.randn(2, WIDTH)
-    context.announce(torch.tensor([1, 2]))
-    context.hear(nn.Identity(), (), mine)
-
-    @torch.no_grad()
-    def drawing() -> tuple[bool, bool]:
-        context.announce(30)
-        context.hear(nn.Identity(), (), other)
-        return context.embedding is other, context.uniform
-
-    with ThreadPoolExecutor(1) as worker:
-        assert worker.submit(drawing).result() == (True, True)
-    assert context.embedding is mine
-    assert not context.uniform
-
-
 @pytest.mark.parametrize("timestep", [30, torch.tensor([1, 2])])
 def test_a_thread_that_computes_again_hears_the_call_that_learns(timestep: Any) -> None:
     """The backward pass of a GPU has a thread of its own; drawing in between does not matter."""

@@ -190,9 +190,9 @@ def test_threads_have_a_time_each(learning: bool) -> None:
     assert not torch.allclose(wanted[0], wanted[-1], atol=1e-3)
 
 
-@pytest.mark.parametrize(("look", "timestep"), [("time", 500), ("both", torch.tensor([500, 20]))])
-def test_a_compiled_unet_answers_alike(look: str, timestep: Any) -> None:
-    unet = expert_unet(of=expand(tiny.shape("sd15", **SMALL), Spec(3, look, "softmax"), ["mid"], None).config)
+def test_a_compiled_unet_answers_alike() -> None:
+    unet = expert_unet(of=expand(tiny.shape("sd15", **SMALL), Spec(3, "time", "softmax"), ["mid"], None).config)
+    timestep = 500
     given = {**inputs(dict(unet.config), 2, 8, 5, "cpu"), "timestep": timestep}
     torch.compiler.reset()
     compiled = torch.compile(unet, backend="eager")

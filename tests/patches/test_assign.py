@@ -20,46 +20,24 @@ def served(by: str, *parts: str, calls: int = 25) -> str:
     return "".join(name[0] for name in assign(rules(by, *parts), Trajectory(calls).places(by)))
 
 
-@pytest.mark.parametrize(
-    ("until", "first"),
-    [(0, 0), (0.2, 5), (0.20000001, 6), (0.1999999, 5), (0.28, 7), (0.96, 24), (0.97, 25), (1, 25)],
-)
-def test_fractions_are_exact(until: float, first: int) -> None:
-    assert served("fraction", f"a {until}", "b") == "a" * first + "b" * (25 - first)
+PLACES: dict[str, list[float]] = {
+    "timestep": [999.0, 750.5, 500.0, 500.0, 250.0, 0.0],
+    "log-snr": [-8.0, -2.5, 0.0, 3.0, 4.0],
+}
+BOUNDARIES: dict[str, dict[float, int]] = {
+    "fraction": {0: 0, 0.2: 5, 0.20000001: 6, 0.1999999: 5, 0.28: 7, 0.96: 24, 0.97: 25, 1: 25},
+    "step": {0: 0, 1: 1, 2: 2, 2.5: 3, 24: 24, 25: 25, 99: 25},
+    "timestep": {1000: 0, 999: 0, 998.99: 1, 750.5: 1, 500.001: 2, 500: 2, 499.999: 4, 1: 5, 0: 5},
+    "log-snr": {-9: 0, -8: 0, -7.999: 1, 0: 2, 0.001: 3, 4: 4, 9: 5},
+}
+"""Until -> how many calls come before: of 25 counted ones, or of those at the places above."""
 
 
-@pytest.mark.parametrize(("until", "first"), [(0, 0), (1, 1), (2, 2), (2.5, 3), (24, 24), (25, 25), (99, 25)])
-def test_steps_before_the_boundary(until: float, first: int) -> None:
-    assert served("step", f"a {until}", "b") == "a" * first + "b" * (25 - first)
-
-
-TIMES = [999.0, 750.5, 500.0, 500.0, 250.0, 0.0]
-
-
-@pytest.mark.parametrize(
-    ("until", "expected"),
-    [
-        (1000, "bbbbbb"),
-        (999, "bbbbbb"),
-        (998.99, "abbbbb"),
-        (750.5, "abbbbb"),
-        (500.001, "aabbbb"),
-        (500, "aabbbb"),
-        (499.999, "aaaabb"),
-        (1, "aaaaab"),
-        (0, "aaaaab"),
-    ],
-)
-def test_timesteps_above_the_boundary(until: float, expected: str) -> None:
-    assert "".join(assign(rules("timestep", f"a {until}", "b"), TIMES)) == expected
-
-
-@pytest.mark.parametrize(
-    ("until", "expected"),
-    [(-9, "bbbbb"), (-8, "bbbbb"), (-7.999, "abbbb"), (0, "aabbb"), (0.001, "aaabb"), (4, "aaaab"), (9, "aaaaa")],
-)
-def test_log_snr_below_the_boundary(until: float, expected: str) -> None:
-    assert "".join(assign(rules("log-snr", f"a {until}", "b"), [-8.0, -2.5, 0.0, 3.0, 4.0])) == expected
+@pytest.mark.parametrize(("by", "until"), [(by, until) for by, found in BOUNDARIES.items() for until in found])
+def test_a_call_at_the_boundary_is_the_next_part_s(by: str, until: float) -> None:
+    places = PLACES.get(by) or Trajectory(25).places(by)
+    first = BOUNDARIES[by][until]
+    assert assign(rules(by, f"a {until}", "b"), places) == ("a",) * first + ("b",) * (len(places) - first)
 
 
 def test_parts_that_end_before_they_begin_serve_nothing() -> None:

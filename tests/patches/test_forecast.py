@@ -8,7 +8,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from asdm_cli.patches.feature_cache import extrapolate
 from asdm_cli.patches.feature_cache.state import FeatureHistory
 
 NODES = 3
@@ -72,18 +71,6 @@ def test_of_two_values_at_one_coordinate_the_later_one_counts() -> None:
     memory.store(torch.zeros(NODES, dtype=torch.float64))
     memory.prepare(1.0, stores=False)
     assert torch.equal(memory.value(), torch.zeros(NODES, dtype=torch.float64))
-
-
-def test_differences_by_hand() -> None:
-    """Values 1, 4, 8 at 0, 1, 3: slopes 3 and 2, and their change over 3."""
-    values = [torch.tensor([value], dtype=torch.float64) for value in (1.0, 4.0, 8.0)]
-    known = extrapolate.first(values[0], 2)
-    assert [each.item() for each in known] == [1, 0, 0]
-    known = extrapolate.differences(values[1], known, (1.0, 0.0))
-    assert [each.item() for each in known] == [4, 3, 0]
-    known = extrapolate.differences(values[2], known, (1 / 2, 1 / 3))
-    assert [each.item() for each in known] == pytest.approx([8, 2, -1 / 3])
-    assert extrapolate.extrapolate(known, (1.0, 3.0)).item() == pytest.approx(8 + 2 - 1)
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32])

@@ -39,7 +39,7 @@ from tests.patches import pipes
 from tests.patches.half_rows import GROUPS, HalfRowsSpec
 from tests.patches.parts import small
 from tests.patches.pipes import draw
-from tests.turns import copied, pruned, read_patches
+from tests.turns import copied, read_patches
 from tests.typed import asdm
 
 STEPS = 8
@@ -224,26 +224,23 @@ FAULTS: dict[str, tuple[list[dict[str, Any]], str]] = {
 }
 
 
-@pytest.fixture(scope="module")
-def other(tiny_pipeline: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return pruned(tiny_pipeline, tmp_path_factory.mktemp("other") / "run")
-
-
 @pytest.mark.parametrize("name", FAULTS)
-def test_conflicts_are_told_before_anything_slow(name: str, tiny_pipeline: Path, other: Path, tmp_path: Path) -> None:
+def test_conflicts_are_told_before_anything_slow(
+    name: str, tiny_pipeline: Path, tiny_small: Path, tmp_path: Path
+) -> None:
     """In a recipe, and in the model that carries them."""
     patches, told = FAULTS[name]
     model: dict[str, Any] = {"name": "x", "model": str(tiny_pipeline), "patches": patches}
     if TURNS in patches:
         own = {**TURNS, "unets": ["x", "b"], "parts": [{"unet": "x", "until": 3}, {"unet": "b"}]}
-        model |= {"unets": {"b": str(other)}, "parts": own["parts"], "by": "step"}
+        model |= {"unets": {"b": str(tiny_small)}, "parts": own["parts"], "by": "step"}
         model["patches"] = [own if each is TURNS else each for each in patches]
         if patches.count(TURNS) < 2:
             model["patches"].remove(own)
     said = run(tmp_path / "bench", {"verb": "bench", "models": [model], "steps": 4}, "--dry-run")
     assert said.code == 2
     assert told in said.text
-    unets = {"b": find(str(other))} if TURNS in patches else {}
+    unets = {"b": find(str(tiny_small))} if TURNS in patches else {}
     write_patched(find(str(tiny_pipeline)), unets, read_patches(patches, "test"), tmp_path / "model", "test")
     said = asdm("generate", tmp_path / "model", "a", "--out", tmp_path / "drawn")
     assert said.code == 2
@@ -256,11 +253,11 @@ def test_conflicts_are_told_before_anything_slow(name: str, tiny_pipeline: Path,
 
 
 @pytest.fixture(scope="module")
-def carrying(tiny_pipeline: Path, other: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def carrying(tiny_pipeline: Path, tiny_small: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A model that carries it, beside a switch and a cache of one of the UNets. Read-only by agreement."""
     folder = tmp_path_factory.mktemp("carrying") / "model"
     patches = read_patches([{**CACHE, "unet": "a"}, HALF, TURNS], "test")
-    write_patched(find(str(tiny_pipeline)), {"b": find(str(other))}, patches, folder, "test")
+    write_patched(find(str(tiny_pipeline)), {"b": find(str(tiny_small))}, patches, folder, "test")
     return folder
 
 
@@ -357,7 +354,7 @@ def test_eval_judges_it_and_goes_on(carrying: Path, tiny_pipeline: Path, tmp_pat
     assert "halved" in page
 
 
-def test_what_inherit_and_switch_write_carries_it_on(tiny_pipeline: Path, other: Path, tmp_path: Path) -> None:
+def test_what_inherit_and_switch_write_carries_it_on(tiny_pipeline: Path, tiny_small: Path, tmp_path: Path) -> None:
     model = tmp_path / "model"
     write_patched(find(str(tiny_pipeline)), {}, read_patches([HALF], "test"), model, "test")
     (tmp_path / "prompts.txt").write_text("a fox\n")
@@ -366,7 +363,7 @@ def test_what_inherit_and_switch_write_carries_it_on(tiny_pipeline: Path, other:
     inherited = done(tmp_path / "inherit", inherit)
     assert [spec.kind for spec in patches_of(find(str(inherited)))] == ["half-rows", "feature-cache"]
     assert figures(run_directory.read(inherited), "full_calls") == {"the plan": 3}
-    both = {"a": {"model": str(inherited)}, "b": {"model": str(other)}}
+    both = {"a": {"model": str(inherited)}, "b": {"model": str(tiny_small)}}
     switch = {"verb": "switch", "unets": both, "by": "step", "parts": TURNS["parts"], **common}
     switched = done(tmp_path / "switch", switch)
     kinds = [spec.kind for spec in patches_of(find(str(switched)))]

@@ -1,7 +1,8 @@
-"""A generation begins with nothing, leaves nothing, and meets no other one."""
+"""A generation begins with nothing, leaves nothing, and meets no other one, whatever is in force."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from itertools import pairwise
 from typing import Any
@@ -14,10 +15,14 @@ from torch import Tensor, nn
 from asdm_cli import inherit
 from asdm_cli.errors import ModelError
 from asdm_cli.models.schedulers import set_sampler
+from asdm_cli.patches.base import Handle, live_on, stats_of
 from asdm_cli.patches.feature_cache import caches_on
+from asdm_cli.patches.unet_schedule import ScheduleHandle
+from asdm_cli.patches.unet_schedule import switch as attach
 from asdm_cli.recipe.patches import read_plan
 from tests.patches import pipes
 from tests.patches.conftest import Alive, Get
+from tests.patches.parts import rules, small
 from tests.patches.pipes import draw, of_a_thread
 
 PLAN = {
@@ -26,17 +31,30 @@ PLAN = {
         {"nodes": "up.3.1.cross", "schedule": {"mode": "threshold", "threshold": 0.3, "longest": 3}},
     ]
 }
+EVERY_OTHER = {"mode": "uniform", "interval": 2}
+OF_EACH = read_plan({"rules": [{"nodes": "deepcache.1", "order": 1, "axis": "log-snr", "schedule": EVERY_OTHER}]})
+"""Of UNets in turn."""
+THREE = rules("step", "a 3", "b 5", "a")
+"""Three stretches: two of a around one of b."""
 GENERATIONS: list[dict[str, Any]] = [
+    {"steps": 8},
     {"steps": 5},
-    {"steps": 3},
-    {"steps": 5, "size": 40},
-    {"steps": 5, "count": 2},
-    {"steps": 5, "guidance_scale": 1.0},
+    {"steps": 8, "size": 40},
+    {"steps": 8, "count": 2},
+    {"steps": 8, "guidance_scale": 1.0},
 ]
 
 
-def fresh(settings: dict[str, Any], sampler: str = "ddim") -> Tensor:
-    with inherit(pipes.pipe(sampler=sampler), PLAN) as handle:
+def switching(pipe: Any, switch: Any = THREE) -> ScheduleHandle:
+    return attach(pipe, {"a": pipe.unet, "b": small()}, switch, {"a": OF_EACH, "b": OF_EACH})
+
+
+IN_FORCE: dict[str, Callable[[Any], Handle]] = {"a cache": lambda pipe: inherit(pipe, PLAN), "UNets in turn": switching}
+every = pytest.mark.parametrize("kind", IN_FORCE)
+
+
+def fresh(kind: str, sampler: str = "ddim", **settings: Any) -> Tensor:
+    with IN_FORCE[kind](pipes.pipe(sampler=sampler)) as handle:
         return draw(handle.pipe, **settings)
 
 
@@ -45,11 +63,12 @@ def hooked(root: nn.Module) -> list[nn.Module]:
     return [each for each in root.modules() if {"_diffusers_hook", "forward"} & each.__dict__.keys()]
 
 
-def test_generations_in_a_row_are_those_of_fresh_engines(get: Get) -> None:
+@every
+def test_generations_in_a_row_are_those_of_fresh_engines(kind: str, get: Get) -> None:
     order = [0, 1, 0, 2, 0, 3, 4, 3, 2]
     assert {settings for pair in pairwise(order) for settings in pair} == set(range(len(GENERATIONS)))
-    alone = [fresh(settings, "pndm") for settings in GENERATIONS]
-    with inherit(get(sampler="pndm"), PLAN) as handle:
+    alone = [fresh(kind, "pndm", **settings) for settings in GENERATIONS]
+    with IN_FORCE[kind](get(sampler="pndm")) as handle:
         for index in order:
             assert torch.equal(draw(handle.pipe, **GENERATIONS[index]), alone[index])
 
@@ -88,34 +107,29 @@ def test_outside_a_generation_a_call_is_an_error_unless_it_is_meant(get: Get) ->
     assert [torch.equal(each, plain) for each in during] == [True] * 3
 
 
-def test_an_exception_leaves_nothing_behind(get: Get, alive: Alive) -> None:
+@every
+@pytest.mark.parametrize("at", [1, 3])
+def test_an_exception_leaves_nothing_behind_and_a_whole_generation_nothing_either(
+    kind: str, at: int, get: Get, alive: Alive
+) -> None:
     living = []
 
     def stop(pipe: Any, step: int, time: Any, values: dict[str, Any]) -> dict[str, Any]:  # noqa: ARG001
-        if step == 2:
+        if step == at:
             living.append(alive())
             raise KeyboardInterrupt
         return {}
 
-    with inherit(get(), PLAN) as handle:
+    with IN_FORCE[kind](get()) as handle:
         with pytest.raises(KeyboardInterrupt):
-            draw(handle.pipe, steps=5, callback_on_step_end=stop)
+            draw(handle.pipe, steps=8, callback_on_step_end=stop)
         assert living[0] > 0, "the watch saw kept tensors in the middle"
         assert alive() == 0
-        assert handle.cache.thread.generation is None
-        assert handle.cache.thread.step is None
-        assert torch.equal(draw(handle.pipe, steps=5), fresh({"steps": 5}))
-
-
-def test_nothing_is_kept_after_a_generation(get: Get, alive: Alive) -> None:
-    living: list[int] = []
-    with inherit(get(), PLAN) as handle:
-        hook = handle.pipe.unet.register_forward_pre_hook(lambda *_: living.append(alive()))
-        draw(handle.pipe, steps=5)
-        hook.remove()
-        assert max(living) > 0
+        for live in (*live_on(handle.pipe.unet), *caches_on(handle.pipe).values()):
+            assert (live.thread.generation, live.thread.handed, live.thread.step) == (None, None, None)
+        assert torch.equal(draw(handle.pipe, steps=8), fresh(kind, steps=8))
         assert alive() == 0
-        assert handle.stats().cache_bytes > 0
+        assert stats_of(handle.pipe).cache_bytes
 
 
 def test_only_what_is_read_later_is_kept(get: Get) -> None:
@@ -134,37 +148,38 @@ def test_only_what_is_read_later_is_kept(get: Get) -> None:
         assert handle.stats().cache_bytes == 0
 
 
-def test_threads_that_share_a_unet() -> None:
+@every
+def test_threads_that_share_a_unet(kind: str) -> None:
     """Whatever step the others are at."""
     seeds = range(4)
-    alone = [fresh({"steps": 3 + seed % 2, "seed": seed}) for seed in seeds]
-    with inherit(pipes.pipe(), PLAN) as handle, ThreadPoolExecutor(3) as threads:
+    alone = [fresh(kind, steps=7 + seed % 2, seed=seed) for seed in seeds]
+    with IN_FORCE[kind](pipes.pipe()) as handle, ThreadPoolExecutor(3) as threads:
 
         def one(seed: int) -> Tensor:
-            return draw(of_a_thread(handle.pipe), 3 + seed % 2, seed=seed)
+            return draw(of_a_thread(handle.pipe), 7 + seed % 2, seed=seed)
 
         together = list(threads.map(one, seeds))
     assert [torch.equal(*pair) for pair in zip(together, alone, strict=True)] == [True] * 4
 
 
-def test_remove_leaves_everything_as_it_was() -> None:
+@every
+def test_remove_leaves_everything_as_it_was(kind: str) -> None:
     pipe = pipes.pipe()
-    before = draw(pipe)
-    handle = inherit(pipe, PLAN)
-    assert len(hooked(pipe.unet)) > 30
+    own, before, config = pipe.unet, draw(pipe, 8), dict(pipe.config)
+    handle = IN_FORCE[kind](pipe)
+    assert len(hooked(own)) > 20
     assert type(pipe) is not StableDiffusionPipeline
     assert isinstance(pipe, StableDiffusionPipeline)
-    assert (type(pipe).__name__, type(pipe).__module__) == (
-        StableDiffusionPipeline.__name__,
-        StableDiffusionPipeline.__module__,
-    )
-    draw(pipe)
+    names = type(pipe).__name__, type(pipe).__module__
+    assert names == (StableDiffusionPipeline.__name__, StableDiffusionPipeline.__module__)
+    assert not torch.equal(draw(pipe, 8), before)
     for _ in range(2):
         handle.remove()
-        assert hooked(pipe.unet) == []
+        assert pipe.unet is own
+        assert dict(pipe.config) == config
+        assert hooked(own) == live_on(own) == []
         assert type(pipe) is StableDiffusionPipeline
-        assert caches_on(pipe).get("unet") is None
-        assert torch.equal(draw(pipe), before)
+        assert torch.equal(draw(pipe, 8), before)
 
 
 def test_remove_leaves_the_hooks_of_others() -> None:

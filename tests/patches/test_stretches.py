@@ -2,44 +2,24 @@
 
 from __future__ import annotations
 
-from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
-import pytest
 import torch
 from torch import Tensor
 
 from asdm_cli.patches.base import Trajectory, live_on
-from asdm_cli.patches.feature_cache import caches_on
 from asdm_cli.patches.feature_cache.hooks import FeatureCache
 from asdm_cli.patches.noise import coordinates
-from asdm_cli.patches.unet_schedule import ScheduleHandle
-from asdm_cli.patches.unet_schedule import switch as attach
-from asdm_cli.recipe.patches import read_plan
 from tests.patches import pipes
 from tests.patches.conftest import Alive, Get
 from tests.patches.parts import rules, scheduled, small
-from tests.patches.pipes import draw, of_a_thread
-
-EVERY_OTHER = {"mode": "uniform", "interval": 2}
-PLAN = read_plan({"rules": [{"nodes": "deepcache.1", "order": 1, "axis": "log-snr", "schedule": EVERY_OTHER}]})
-THREE = rules("step", "a 3", "b 5", "a")
-"""Three stretches: two of a around one of b."""
+from tests.patches.pipes import draw
+from tests.patches.test_state import OF_EACH, THREE, switching
 
 
 def call(unet: Any, seed: int, rows: int = 1, time: float = 500, **named: Any) -> Tensor:
     noise = torch.randn(rows, 4, 8, 8, generator=torch.Generator().manual_seed(seed))
     return unet(noise, time, torch.ones(rows, 16, 16), **named)[0]
-
-
-def switching(pipe: Any, switch: Any = THREE, plans: bool = True) -> ScheduleHandle:
-    both = {"a": PLAN, "b": PLAN} if plans else {}
-    return attach(pipe, {"a": pipe.unet, "b": small()}, switch, both)
-
-
-def fresh(seed: int = 0, steps: int = 8, **settings: Any) -> Tensor:
-    with switching(pipes.pipe()) as handle:
-        return draw(handle.pipe, steps, seed=seed, **settings)
 
 
 def test_every_stretch_is_a_generation_of_its_own(get: Get) -> None:
@@ -54,7 +34,7 @@ def test_every_stretch_draws_as_an_engine_of_its_own() -> None:
     """The same calls, each stretch by a fresh engine that is told of these calls alone."""
     pipe, other = pipes.pipe(), small()
     own, places = pipe.unet, []
-    unet = scheduled({"a": own, "b": other}, THREE, {"a": PLAN, "b": PLAN})
+    unet = scheduled({"a": own, "b": other}, THREE, {"a": OF_EACH, "b": OF_EACH})
     pipe.scheduler.set_timesteps(8)
     times = pipe.scheduler.timesteps.tolist()
     with torch.no_grad(), unet.generation(8, pipe.scheduler):
@@ -63,7 +43,7 @@ def test_every_stretch_draws_as_an_engine_of_its_own() -> None:
         live_on(member)[0].remove()
     expected = []
     for served, stretch in ((own, range(3)), (other, range(3, 5)), (own, range(5, 8))):
-        engine = FeatureCache(served, PLAN)
+        engine = FeatureCache(served, OF_EACH)
 
         def timeline(axis: str, _: str, stretch: range = stretch) -> list[float]:
             assert axis == "log-snr"
@@ -103,54 +83,6 @@ def test_poisoned_features_of_one_unet_do_not_reach_the_other(get: Get) -> None:
         hook.remove()
         clean = [bool(each.isfinite().all()) for each in outputs]
     assert clean == [False, False, False, True, True, False, False, False]
-
-
-@pytest.mark.parametrize("at", [1, 3])
-def test_an_exception_leaves_nothing_behind(at: int, get: Get, alive: Alive) -> None:
-    living = []
-
-    def stop(pipe: Any, step: int, time: Any, values: dict[str, Any]) -> dict[str, Any]:  # noqa: ARG001
-        if step == at:
-            living.append(alive())
-            raise KeyboardInterrupt
-        return {}
-
-    with switching(get()) as handle:
-        with pytest.raises(KeyboardInterrupt):
-            draw(handle.pipe, 8, callback_on_step_end=stop)
-        assert living[0] > 0, "the watch saw kept tensors in the middle"
-        assert alive() == 0
-        assert handle.unet.thread.generation is None
-        for engine in caches_on(handle.pipe).values():
-            assert engine.thread.handed is None
-            assert engine.thread.step is None
-        assert torch.equal(draw(handle.pipe, 8), fresh())
-
-
-def test_generations_in_a_row_are_those_of_fresh_ones(get: Get) -> None:
-    order = [(8, {}), (5, {}), (8, {"guidance_scale": 1.0}), (8, {"size": 40}), (8, {}), (8, {"count": 2})]
-    with switching(get()) as handle:
-        for steps, settings in order:
-            assert torch.equal(draw(handle.pipe, steps, **settings), fresh(0, steps, **settings))
-
-
-def test_threads_that_share_the_unets() -> None:
-    """Whatever step the others are at."""
-    seeds = range(4)
-    with_null = rules("step", "a 3", "b 5", "extrapolate 6", "a")
-
-    def alone(seed: int) -> Tensor:
-        with switching(pipes.pipe(), with_null) as handle:
-            return draw(handle.pipe, 7 + seed % 2, seed=seed)
-
-    expected = [alone(seed) for seed in seeds]
-    with switching(pipes.pipe(), with_null) as handle, ThreadPoolExecutor(3) as threads:
-
-        def one(seed: int) -> Tensor:
-            return draw(of_a_thread(handle.pipe), 7 + seed % 2, seed=seed)
-
-        together = list(threads.map(one, seeds))
-    assert [torch.equal(*pair) for pair in zip(together, expected, strict=True)] == [True] * 4
 
 
 def test_a_generation_inside_a_generation(get: Get) -> None:

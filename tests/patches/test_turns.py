@@ -7,16 +7,14 @@ from typing import Any
 
 import pytest
 import torch
-from diffusers import StableDiffusionPipeline
 
 import asdm_cli
 from asdm_cli.errors import ModelError, RecipeError
 from asdm_cli.patches.feature_cache import caches_on
-from asdm_cli.patches.unet_schedule import UNetSchedule, alone, schedule_on
+from asdm_cli.patches.unet_schedule import UNetSchedule, alone
 from asdm_cli.patches.unet_schedule import switch as attach
 from asdm_cli.recipe.patches import read_plan
 from tests import tiny
-from tests.patches import pipes
 from tests.patches.conftest import Get
 from tests.patches.parts import rules, small, twin
 from tests.patches.pipes import draw
@@ -24,28 +22,6 @@ from tests.patches.test_stretches import call
 
 PLAN = {"preset": "deepcache", "interval": 2}
 HALVES = [{"unet": "a", "until": 500}, {"unet": "b"}]
-
-
-def test_remove_leaves_everything_as_it_was() -> None:
-    pipe = pipes.pipe()
-    own, other, before, config = pipe.unet, small(), draw(pipe), dict(pipe.config)
-    handle = asdm_cli.switch(pipe, {"b": other, "a": own}, HALVES, plans={"a": PLAN, "b": PLAN})
-    assert schedule_on(pipe) is pipe.unet is handle.unet
-    assert type(pipe) is not StableDiffusionPipeline
-    assert isinstance(pipe, StableDiffusionPipeline)
-    assert (type(pipe).__name__, type(pipe).__module__) == (
-        StableDiffusionPipeline.__name__,
-        StableDiffusionPipeline.__module__,
-    )
-    assert not torch.equal(draw(pipe), before)
-    for _ in range(2):
-        handle.remove()
-        assert pipe.unet is own
-        assert dict(pipe.config) == config
-        assert type(pipe) is StableDiffusionPipeline
-        assert schedule_on(pipe) is None
-        assert not [each for unet in (own, other) for each in unet.modules() if hasattr(each, "_diffusers_hook")]
-        assert torch.equal(draw(pipe), before)
 
 
 def test_modules_see_all_unets() -> None:

@@ -94,18 +94,6 @@ def test_where_a_center_may_be() -> None:
         assert steps("center", 50, interval=interval, center=0, power=1.5, form=form) == early, "the law to one side"
 
 
-@pytest.mark.parametrize(
-    "keys",
-    [{"interval": 3, "center": 50, "form": "signed"}, {"interval": 3, "center": 50}, {"interval": 12, "center": 5}],
-)
-def test_power_falls_where_the_law_leaves_the_run(keys: dict[str, Any]) -> None:
-    """Before its start, as the complex form does with large powers, or onto its end."""
-    for power, calls in product((1.4, 10), (50, 75, 80)):
-        found = steps("center", calls, power=power, **keys)
-        assert set(found) <= set(range(calls))
-        assert len(found) == math.ceil(calls / keys["interval"])
-
-
 def test_vectors_by_hand() -> None:
     assert steps("uniform", 10, interval=3) == (0, 3, 6, 9)
     assert steps("early", 16, interval=4, power=2) == (0, 1, 4, 9), "squares"

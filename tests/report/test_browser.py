@@ -109,17 +109,6 @@ def test_an_image_is_enlarged_and_left_by_keys(page: Any) -> None:
     assert not dialog.is_visible()
 
 
-def test_what_is_folded_unfolds_by_a_key_and_by_a_link(page: Any) -> None:
-    card = page.locator("#protocols")
-    assert not card.locator("table").first.is_visible()
-    card.locator("summary").press("Enter")
-    assert card.locator("td").first.inner_text() == "cpu, 2 threads"
-    page.goto(page.url + "#part-0")
-    assert page.locator("#part-0").get_attribute("open") is not None
-    page.locator("#plot-0 summary").click()
-    assert page.locator("#plot-0 tbody tr").count() == 11
-
-
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_every_text_can_be_read_at_every_width(page: Any, scheme: str) -> None:
     page.emulate_media(color_scheme=scheme)

@@ -110,14 +110,6 @@ def test_the_policy_names_the_only_script_and_style(page: Page) -> None:
     assert "style" not in {name for each in page.elements.values() for one in each for name in one}
 
 
-def test_colours_of_plots_are_the_page_s(page: Page) -> None:
-    drawings = "".join(re.findall(r"<svg.*?</svg>", page.source, re.DOTALL))
-    assert not re.findall("#[0-9a-f]{6}", drawings), "nothing that a dark screen could not change"
-    used = set(re.findall(r"var\((--\w+)\)", drawings))
-    assert {"--ink", "--soft", "--rule", "--c0", "--c1", "--c2"} <= used
-    assert all(page.source.count(f"{name}: #") == 2 for name in used), "a light and a dark one"
-
-
 def test_images_are_small_enough_and_have_a_text(page: Page) -> None:
     images = [image for image in page.elements["img"] if image.get("src")]
     assert len(images) == 5 * 4 - 1

@@ -21,7 +21,7 @@ from asdm_cli.models.directory import find
 from asdm_cli.models.load import load_pipeline
 from asdm_cli.models.schedulers import set_sampler
 from asdm_cli.sampling import generate
-from asdm_cli.sampling.generate import Layout, SamplingSettings, Share, draw, layout, prompt_seed
+from asdm_cli.sampling.generate import Layout, SamplingSettings, draw, layout, prompt_seed
 from tests import tiny
 
 GOLDEN = [7896617691693857887, 2918264622725855778, 8460147692890830636]
@@ -71,18 +71,6 @@ def test_images_are_equal_at_any_batch_number_of_threads_and_in_parts(pipe: Any,
     assert all(drawn(pipe, [index], seed=1)[index] != whole[index] for index in (0, 1))
     assert pipe.scheduler is before
     assert before.num_inference_steps is None, "the pipeline's scheduler is left alone"
-
-
-@pytest.mark.parametrize("batch", [1, 4, 6])
-def test_shares_are_whole_calls_and_everything_once(batch: int) -> None:
-    shares = [Share(rank, 3).of(range(50), batch) for rank in range(3)]
-    assert sorted(index for share in shares for index in share) == list(range(50))
-    assert all(
-        len({index // 4 for index in one} & {index // 4 for index in other}) == 0
-        for one in shares
-        for other in shares
-        if one is not other
-    )
 
 
 @pytest.mark.usefixtures("threads")

@@ -22,7 +22,7 @@ from asdm_cli.search.calibration import Calibration
 from asdm_cli.search.dynamic_programme import FARTHEST, GAPS
 from asdm_cli.search.schedules import Chosen, Drawn, records, search
 from tests.compare.setups import CPU, PLACE, whole
-from tests.turns import patches, pruned
+from tests.turns import patches
 
 ASKED = Search(budgets=[0.9, 0.5], prompts=2)
 FIXED = {"small last": read_switching({"by": "step", "parts": [{"unet": "large", "until": 2}, {"unet": "s"}]}, "test")}
@@ -31,11 +31,10 @@ SECONDS = {"large": [1.0] * 4, "s": [0.4] * 4}
 
 
 @pytest.fixture(scope="module")
-def first(tiny_pipeline: Path, tmp_path_factory: pytest.TempPathFactory) -> Setup:
+def first(tiny_pipeline: Path, tiny_small: Path) -> Setup:
     """As the first UNet draws, in a schedule of both."""
-    small = pruned(tiny_pipeline, tmp_path_factory.mktemp("small") / "run")
     both = patches(unets=["large", "s"], parts=[{"unet": "large"}])
-    return replace(whole(tiny_pipeline, "large"), patches=tuple(both), unets={"s": find(str(small))})
+    return replace(whole(tiny_pipeline, "large"), patches=tuple(both), unets={"s": find(str(tiny_small))})
 
 
 @pytest.fixture

@@ -68,16 +68,6 @@ def test_pairs(shape: str, removed: str, patterns: Any, wanted: list[tuple[str, 
     assert pairs(feature_pairs(student(shape, removed), Anatomy.of(preset(shape)), patterns)) == wanted
 
 
-@pytest.mark.parametrize("layers", [[1, 1, 2, 2], [2, 1, 1, 2], [1, 2, 1, 1]])
-def test_assembled_unets_need_no_history(layers: list[int]) -> None:
-    config = {**preset("sd15"), "layers_per_block": layers}
-    found = feature_pairs(Anatomy.of(config), Anatomy.of(preset("sd15")), [*BLOCKS, "down.?.0"])
-    assert [pair for pair in pairs(found) if pair[0] in EIGHT] == [(name, name) for name in EIGHT]
-    assert {tap.student: tap.teacher for tap in found if tap.student.count(".") == 2} == {
-        f"down.{level}.0": f"down.{level}.{2 - count}" for level, count in enumerate(layers)
-    }
-
-
 def config(**changes: Any) -> dict[str, Any]:
     return {**preset("sd15"), **changes}
 
@@ -101,12 +91,6 @@ def config(**changes: Any) -> dict[str, Any]:
 def test_what_has_no_answer_is_refused_by_its_address(other: dict[str, Any], patterns: list[str], fault: str) -> None:
     with pytest.raises(ModelError, match=fault):
         feature_pairs(Anatomy.of(preset("sd15")), Anatomy.of(other), patterns)
-
-
-def test_a_deeper_student_is_refused() -> None:
-    shallow = student("sd15", "tiny")
-    with pytest.raises(ModelError, match=r"down\.3: the teacher has no down block of level 3"):
-        feature_pairs(Anatomy.of(preset("sd15")), shallow, BLOCKS)
 
 
 def test_a_block_that_ends_with_a_transformer_on_one_side_only_is_refused() -> None:

@@ -48,8 +48,7 @@ def test_golden_counts(name: str) -> None:
     assert sum(parameters(config).values()) == COUNTS[name]
 
 
-@pytest.mark.parametrize("mid", [True, False])
-@pytest.mark.parametrize("layers", COMBINATIONS)
+@pytest.mark.parametrize(("layers", "mid"), [*((each, True) for each in COMBINATIONS), ((2, 1, 2, 1), False)])
 def test_all_level_combinations(layers: tuple[int, ...], mid: bool, donor: dict[str, tuple[int, ...]]) -> None:
     surgery = remove(preset("sd15"), patterns(layers) + ([] if mid else ["mid"]))
     count = sum(parameters(surgery.config).values()) + (0 if mid else MID)
@@ -101,16 +100,6 @@ def test_config_keeps_its_form() -> None:
     assert shorter["block_out_channels"] == [8, 16, 32]
     assert shorter["attention_head_dim"] == [1, 2, 4]
     assert shorter["made_elsewhere"] == "yes"
-
-
-def test_transformers_of_a_block_and_half_a_mid_block_can_go() -> None:
-    surgery = remove(preset("sd15"), ["down.0.*.attn", "up.3.*.attn", "mid.0"])
-    assert surgery.config["down_block_types"][0] == "DownBlock2D"
-    assert surgery.config["up_block_types"][3] == "UpBlock2D"
-    assert surgery.config["mid_block_type"] == "UNetMidBlock2D"
-    assert surgery.removed == ("down.0.*.attn", "mid.0", "up.3.*.attn")
-    assert moved(surgery) == {"mid_block.resnets.0": "mid_block.resnets.1"}
-    assert_fits(surgery, shapes(preset("sd15")))
 
 
 @pytest.mark.parametrize(

@@ -160,15 +160,9 @@ def test_report_adds_up(tiny_pipeline: Path) -> None:
             blocks = [each.value for each in report.records if (each.setup, each.metric) == (name, metric) and each.of]
             assert len(blocks) == {before: 10, after: 7}[name]
             assert sum(blocks) == pytest.approx(whole)
-    layers = {name: sum(each.value for each in report.records if (each.setup, each.metric) == (name, "layers"))
-              for name in report.setups}  # fmt: skip
-    assert layers == {before: 22, after: 9}
     assert figures(report, "macs_g")[after] < figures(report, "macs_g")[before]
     renamed = {f"up.{level}": f"up.{level - 1}" for level in (1, 2, 3)}
     assert report.facts["blocks"] == dict.fromkeys(("down.3", "mid", "up.0"), "removed") | renamed
-    removed = str(report.facts["removed"])
-    assert removed.startswith("down.0.1, down.1.1, down.2.1, down.2.sampler, down.3, mid, up.0, ")
-    assert report.protocols["macs"]["tokens"] == tiny.TOKENS
 
 
 @pytest.mark.parametrize(

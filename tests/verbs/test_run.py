@@ -166,11 +166,10 @@ def test_the_report_is_the_records_of_all_stages(recipe: Recipe, tmp_path: Path)
 
 @pytest.mark.usefixtures("apart")
 def test_stages_have_processes_of_their_own(recipe: Recipe, tmp_path: Path) -> None:
-    what = {"verb": "condconv-expand", "model": "$pruned", "expand": {"donor": "$model", "experts": 2}}
-    said = run(tmp_path, {**recipe, "stages": {"pruned": recipe["stages"]["pruned"], "experts": what}})
+    said = run(tmp_path, {**recipe, "stages": {"pruned": recipe["stages"]["pruned"]}})
     assert said.code == 0, said.err
-    assert (tmp_path / "whole/stages/experts/model/unet/config.json").is_file()
-    assert states(tmp_path / "whole") == {"pruned": "ran", "experts": "ran"}
+    assert (tmp_path / "whole/stages/pruned/model/unet/config.json").is_file()
+    assert states(tmp_path / "whole") == {"pruned": "ran"}
 
 
 def test_a_dry_run_says_what_would_run_and_writes_nothing(recipe: Recipe, tmp_path: Path) -> None:

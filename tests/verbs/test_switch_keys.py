@@ -26,30 +26,32 @@ from tests.verbs.test_distill_keys import leaves
 
 PLANS = "unets.plan"
 """Its own keys are every plan's, which tests of plans look at."""
-PLAN: dict[str, Any] = {
-    "unets.model": "SMALL",
-    PLANS: every(2),
-    "by": "step",
-    "parts[].unet": "large",
-    "parts[].until": 300,
-    "sweep[].name": "another",
-    "sweep[].by": "step",
-    "sweep[].parts[].unet": "small",
-    "sweep[].parts[].until": 250,
-    "ratios.unets": ["small", "large"],
-    "ratios.shares": [0.25],
-    "search.budgets": [0.7],
-    "prompts": "nowhere.txt",
-    "limit": 1,
-    "features": "clip",
-    "sampler": "heun",
-    "steps": 3,
-    "size": 64,
-    "repeats": 2,
-    "fewer_steps": [3],
-}
+PLAN = "plan"
 """Seen before anything runs: in the plan, or as its refusal."""
-RUN: dict[str, tuple[str, Any]] = {
+KEYS: dict[str, tuple[str, Any]] = {
+    "unets.model": (PLAN, "SMALL"),
+    PLANS: (PLAN, every(2)),
+    "by": (PLAN, "step"),
+    "parts[].unet": (PLAN, "large"),
+    "parts[].until": (PLAN, 300),
+    "sweep[].name": (PLAN, "another"),
+    "sweep[].by": (PLAN, "step"),
+    "sweep[].series": ("series", "mine"),
+    "sweep[].parts[].unet": (PLAN, "small"),
+    "sweep[].parts[].until": (PLAN, 250),
+    "ratios.unets": (PLAN, ["small", "large"]),
+    "ratios.shares": (PLAN, [0.25]),
+    "search.budgets": (PLAN, [0.7]),
+    "search.prompts": ("pictures", 1),
+    "search.nulls": ("error", False),
+    "prompts": (PLAN, "nowhere.txt"),
+    "limit": (PLAN, 1),
+    "features": (PLAN, "clip"),
+    "sampler": (PLAN, "heun"),
+    "steps": (PLAN, 3),
+    "size": (PLAN, 64),
+    "repeats": (PLAN, 2),
+    "fewer_steps": (PLAN, [3]),
     "metrics": ("figures", ["psnr", "ssim"]),
     "device": ("error", "cuda:7"),
     "dtype": ("pictures", "bfloat16"),
@@ -63,19 +65,15 @@ RUN: dict[str, tuple[str, Any]] = {
     "converged": ("pictures", 5),
     "warmups": ("rounds", 2),
     "offload": ("model", True),
-    "sweep[].series": ("series", "mine"),
-    "search.prompts": ("pictures", 1),
-    "search.nulls": ("error", False),
 }
-"""Key -> what of a run changes with it."""
+"""Key -> what changes with it, and a value."""
 ELSEWHERE = {"verb", "out"}
 """The command itself, and the place that test_switch.py looks at."""
 
 
-def test_the_tables_have_every_key() -> None:
+def test_the_table_has_every_key() -> None:
     keys = {PLANS if key.startswith(PLANS) else key for key in leaves(SwitchRecipe)}
-    assert keys == PLAN.keys() | RUN.keys() | ELSEWHERE
-    assert not PLAN.keys() & RUN.keys()
+    assert keys == KEYS.keys() | ELSEWHERE
     assert len(keys) > 30
 
 
@@ -150,19 +148,6 @@ def _with_an_extra() -> Iterator[None]:
         yield
 
 
-@pytest.fixture(scope="module")
-def planned_before() -> Callable[[str], Any]:
-    """The plan without the change, by what is needed for the key."""
-    return cache(lambda text: planned(json.loads(text)))
-
-
-@pytest.mark.parametrize("key", PLAN)
-def test_the_plan_tells(key: str, base: dict[str, Any], home: Path, planned_before: Callable[[str], Any]) -> None:
-    before = planned_before(json.dumps(usual(base, key)))
-    assert isinstance(before, dict), before
-    assert planned(with_key(base, home, key, PLAN[key])) != before
-
-
 COUNTED = Counts(4, 8, {"unet": Count(2, 1)}), Stats(("large",) * 4)
 
 
@@ -201,23 +186,32 @@ def outcome(recipe: dict[str, Any], folder: Path) -> dict[str, Any]:
 
 
 @pytest.fixture(scope="module")
-def ran_before(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], dict[str, Any]]:
-    """The outcome without the change, by what is needed for the key."""
-    return cache(lambda text: outcome(json.loads(text), tmp_path_factory.mktemp("usual") / "run"))
+def seen(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str, bool], Any]:
+    """The plan, or the outcome, of what is needed for a key as it usually is."""
+
+    @cache
+    def look(text: str, plan: bool) -> Any:
+        recipe = json.loads(text)
+        return planned(recipe) if plan else outcome(recipe, tmp_path_factory.mktemp("usual") / "run")
+
+    return look
 
 
-@pytest.mark.parametrize("key", RUN)
-def test_the_run_shows(
-    key: str, base: dict[str, Any], home: Path, ran_before: Callable[[str], dict[str, Any]], tmp_path: Path
+@pytest.mark.parametrize("key", KEYS)
+def test_every_key_changes_something(
+    key: str, base: dict[str, Any], home: Path, seen: Callable[[str, bool], Any], tmp_path: Path
 ) -> None:
-    what, value = RUN[key]
-    usually = ran_before(json.dumps(usual(base, key)))
-    assert usually["error"] is None
-    found = outcome(with_key(base, home, key, value), tmp_path / "run")
-    assert found[what] != usually[what], found
+    what, value = KEYS[key]
+    before, changed = seen(json.dumps(usual(base, key)), what == PLAN), with_key(base, home, key, value)
+    assert isinstance(before, dict), before
+    if what == PLAN:
+        assert planned(changed) != before
+    else:
+        assert before["error"] is None
+        assert outcome(changed, tmp_path / "run")[what] != before[what]
 
 
-def test_a_run_is_its_recipe(base: dict[str, Any], ran_before: Callable[[str], dict[str, Any]], tmp_path: Path) -> None:
+def test_a_run_is_its_recipe(base: dict[str, Any], seen: Callable[[str, bool], Any], tmp_path: Path) -> None:
     """What differs above is the key's doing."""
     recipe = usual(base, "sweep")
-    assert outcome(recipe, tmp_path / "run") == ran_before(json.dumps(recipe))
+    assert outcome(recipe, tmp_path / "run") == seen(json.dumps(recipe), False)

@@ -18,7 +18,7 @@ from asdm_cli.report.run_directory import read
 from tests.data import tars
 from tests.expanding import done, figures, run
 from tests.patches.pipes import draw
-from tests.turns import CACHE, EVERY_OTHER, SCHEDULE, pruned, switching
+from tests.turns import CACHE, EVERY_OTHER, SCHEDULE, switching
 
 REFUSED = "holds several UNets that take turns (large, small v1.5); do this to one model each, then switch again"
 MID = {"rules": [{**EVERY_OTHER["rules"][0], "nodes": "mid"}]}
@@ -26,14 +26,9 @@ MID = {"rules": [{**EVERY_OTHER["rules"][0], "nodes": "mid"}]}
 
 
 @pytest.fixture(scope="module")
-def small(tiny_pipeline: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return pruned(tiny_pipeline, tmp_path_factory.mktemp("runs") / "small")
-
-
-@pytest.fixture(scope="module")
-def model(tiny_pipeline: Path, small: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def model(tiny_pipeline: Path, tiny_small: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Its small UNet reuses features at every other call. Read-only by agreement."""
-    return switching(tiny_pipeline, small, tmp_path_factory.mktemp("models") / "both", CACHE)
+    return switching(tiny_pipeline, tiny_small, tmp_path_factory.mktemp("models") / "both", CACHE)
 
 
 def prompts(folder: Path) -> str:
