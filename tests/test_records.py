@@ -2,12 +2,7 @@
 
 from __future__ import annotations
 
-from asdm_cli.records import Card, Interval, Record, common, differences
-
-
-def test_an_interval_is_the_middle_of_a_record() -> None:
-    record = Record("a", "kid", *Interval(2.0, 1.0, 3.0, "quartiles"), n=5)
-    assert (record.value, record.low, record.high, record.interval, record.of) == (2.0, 1.0, 3.0, "quartiles", "")
+from asdm_cli.records import Card, common, differences
 
 
 def test_cards_that_are_alike_differ_in_nothing() -> None:

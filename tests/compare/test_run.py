@@ -23,8 +23,6 @@ from asdm_cli.models.directory import find
 from asdm_cli.recipe.patches import DeepCacheSpec
 from asdm_cli.sampling.generate import ROWS
 from asdm_cli.sampling.prompts import PromptList, read_prompts
-from asdm_cli.unet.flops import macs
-from tests import tiny
 from tests.carrying import every
 from tests.compare.setups import CPU, PLACE, whole
 from tests.turns import patches
@@ -59,23 +57,6 @@ def process(rank: int = 0, count: int = 1) -> Any:
 
 
 # Costs ----------------------------------------------------------------------------------------------------------------
-
-
-def test_counts_of_an_image(session: Session, tiny_pipeline: Path, turns: Setup) -> None:
-    call = 2 * macs(tiny.SHAPES["sd15"], tokens=tiny.TOKENS).total
-
-    def counted(plan: Any = None, **changes: Any) -> int:
-        return run._count(session, whole(tiny_pipeline, "it", plan, **changes), PLACE)[0].components["unet"].total
-
-    assert counted() == counted(every(1)) == STEPS * call
-    assert counted(sampler="heun") == (2 * STEPS - 1) * call
-    assert counted(guidance=1.0) == STEPS * call / 2
-    once, inherited = (counted({**every(number), "cache_text": True}) for number in (1, 2))
-    assert STEPS * call > once > inherited > STEPS / 2 * call / 2
-    counts, stats = run._count(session, turns, PLACE)
-    assert counts.calls == STEPS
-    assert stats.served == ("small v1.5", *["large"] * 3)
-    assert counts.components["unet"].total < STEPS * call - call / 2, "one call is of the small one, one inherits"
 
 
 def test_finished_times_are_kept_for_what_they_depend_on(

@@ -35,22 +35,17 @@ _XL = Kind(XL, "EulerDiscreteScheduler", ("text_encoder_xl", "text_encoder_2"))
 KINDS = {
     "bk-tiny": Kind(),
     "gligen-sd-class": Kind(),
-    "instruct-pix2pix": Kind("StableDiffusionInstructPix2PixPipeline"),
     "ip-saved": Kind(),
     "kandinsky22": Kind("KandinskyV22Pipeline", encoders=()),
-    "koala-1b": _XL,
     "lcm-dreamshaper": Kind(scheduler="LCMScheduler"),
     "marigold": Kind("MarigoldDepthPipeline"),
     "playground-v25": Kind(XL, "EDMDPMSolverMultistepScheduler", _XL.encoders),
     "sd-x4-upscaler": Kind("StableDiffusionUpscalePipeline"),
     "sd15-inpaint": Kind("StableDiffusionInpaintPipeline", "PNDMScheduler"),
-    "sd2-depth": Kind("StableDiffusionDepth2ImgPipeline", "PNDMScheduler"),
     "sd21-unclip": Kind("StableUnCLIPImg2ImgPipeline"),
-    "sdxl-base": _XL,
     "sdxl-refiner": Kind("StableDiffusionXLImg2ImgPipeline", "EulerDiscreteScheduler", ("text_encoder_refiner",)),
     "ssd1b": _XL,
     "uncond-unet2d": Kind("DDPMPipeline", encoders=()),
-    "vega": _XL,
 }
 BETAS = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}
 

@@ -22,7 +22,7 @@ from asdm_cli.data.encoder import Encoder
 from asdm_cli.errors import ModelError
 from asdm_cli.models.check import FEEDS, check_clip, check_drawing, check_parts, check_unet
 from asdm_cli.models.directory import find
-from asdm_cli.models.load import PIPELINES, load_clip, load_pipeline, load_unet
+from asdm_cli.models.load import PIPELINES, load_clip, load_pipeline
 from asdm_cli.unet.weights import WEIGHTS
 from tests import tiny
 from tests.foreign import models
@@ -94,9 +94,9 @@ def test_parts_that_fit_pass(tiny_pipeline: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "file", "changes", "words"),
     [
-        ("koala-1b", "vae", {"latent_channels": 16}, "takes in 4 channels where the latents of .*vae.* have 16"),
-        ("koala-1b", "text_encoder_2", {"hidden_size": 24}, r"text is 16 \+ 24 wide"),
-        ("koala-1b", "text_encoder_2", {"projection_dim": 8}, "pooled text is 8 wide .* beside 6 sizes .* takes in 16"),
+        ("ssd1b", "vae", {"latent_channels": 16}, "takes in 4 channels where the latents of .*vae.* have 16"),
+        ("ssd1b", "text_encoder_2", {"hidden_size": 24}, r"text is 16 \+ 24 wide"),
+        ("ssd1b", "text_encoder_2", {"projection_dim": 8}, "pooled text is 8 wide .* beside 6 sizes .* takes in 16"),
         ("sdxl-refiner", "vae", {}, r"pooled text is 16 wide .* takes in 12"),  # it takes in five numbers beside it
     ],
 )
@@ -224,25 +224,6 @@ def test_weights_that_are_no_numbers_are_refused(part: str, value: float, copy: 
     with pytest.raises(ModelError, match="no finite numbers in float32") as caught:
         load_clip(find(str(copy))) if part == "clip" else load_pipeline(find(str(copy)), CPU, torch.float32)
     assert str(copy / part) in str(caught.value)
-
-
-def test_weights_too_large_for_the_dtype_are_refused(copy: Path) -> None:
-    change(copy, "unet", lambda held: held["conv_in.weight"].fill_(1e6))
-    assert load_unet(find(str(copy)), CPU, torch.float32)
-    with pytest.raises(ModelError, match="no finite numbers in float16"):
-        load_unet(find(str(copy)), CPU, torch.float16)
-
-
-def test_the_search_for_the_culprit_reads_no_pickle(copy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(torch, "load", lambda *_, **__: pytest.fail("a pickle was read"))
-    (copy / "vae" / "diffusion_pytorch_model.bin").write_bytes(b"\x80\x04.")
-    (copy / "tokenizer" / "tokenizer.json").unlink()
-    (copy / "tokenizer" / "tokenizer.json").write_text("{")
-    with pytest.raises(ModelError, match="tokenizer"):
-        load_pipeline(find(str(copy)), CPU, torch.float32)
-    (copy / "vae" / WEIGHTS).rename(copy / "vae" / "model.safetensors")
-    with pytest.raises(ModelError, match=r"vae.*pickled weights are not read"):
-        load_pipeline(find(str(copy)), CPU, torch.float32)
 
 
 @pytest.mark.parametrize("limit", ["10GB", "300KB"])
