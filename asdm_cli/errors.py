@@ -28,17 +28,17 @@ class ModelError(AsdmError):
 
 @contextmanager
 def blame(name: str, doing: str) -> Iterator[None]:
-    """Turn whatever goes wrong inside into one RunError that names the contestant."""
+    """Turn whatever goes wrong inside into one RunError that names the set-up."""
     try:
         yield
     except AsdmError:
         raise
     except Exception as error:
         if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":  # torch's, without torch
-            advice = "use smaller `batches`, a smaller `size`, or fewer contestants at once"
-            raise RunError(f"contestant {name!r}: out of memory while {doing}; {advice}") from None
+            advice = "use smaller batches, a smaller `size`, or compare fewer at once"
+            raise RunError(f"{name}: out of memory while {doing}; {advice}") from None
         reason = str(error).strip().splitlines()[0] if str(error).strip() else "no reason given"
-        raise RunError(f"contestant {name!r}: {doing} failed ({type(error).__name__}: {reason})") from error
+        raise RunError(f"{name}: {doing} failed ({type(error).__name__}: {reason})") from error
 
 
 @dataclass(frozen=True)

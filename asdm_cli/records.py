@@ -105,4 +105,4 @@ def differences(cards: Mapping[str, Card]) -> str:
     alike = common(cards)
     keys = sorted({key for card in cards.values() for key in card} - set(alike))
     each = [f"{key} ({', '.join(f'{name}: {card.get(key)}' for name, card in cards.items())})" for key in keys]
-    return f"Not made alike: the contestants differ in {'; '.join(each)}." if each else ""
+    return f"Not made alike: they differ in {'; '.join(each)}." if each else ""

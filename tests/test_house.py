@@ -53,6 +53,7 @@ NO_TORCH = (
     "asdm_cli.compare.pareto",
     "asdm_cli.search.candidates",
     "asdm_cli.search.dynamic_programme",
+    "asdm_cli.models.addressed",
     "asdm_cli.models.directory",
     "asdm_cli.models.check",
     "asdm_cli.models.write",

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from asdm_cli.console import BRIEF, console, hand_over, is_first
+from asdm_cli.models.addressed import unknown_addresses
 from asdm_cli.models.metadata import made_from, refuse_changes
 from asdm_cli.models.write import partial_path, refuse_existing, refuse_sources
 from asdm_cli.recipe.load import dump_public, load
@@ -35,7 +36,7 @@ def run_verb(
     for key in ("out", "device", "dtype"):
         value = more.pop(key, None)
         changes += [Override((key,), value, f"--{key}")] if value is not None else []
-    recipe: Any = load(file, verb, changes)
+    recipe: Any = load(file, verb, changes, unknown_addresses)
     from asdm_cli.report.run_directory import Run, run_directory, with_links
 
     target = Path(recipe.out)

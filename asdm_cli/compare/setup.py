@@ -167,7 +167,7 @@ def drawing(name: str, model: ModelDirectory, carried: bool = True, **settings: 
     force, unless `carried` is false. Raises ModelError."""
     if not model.is_pipeline or model.index["_class_name"] not in PIPELINES:
         kinds = " or ".join(PIPELINES)
-        raise ModelError(f"{model.path}: contestant {name!r} must be a whole {kinds} to draw pictures")
+        raise ModelError(f"{model.path}: must be a whole {kinds} to draw pictures; give the directory around it")
     specs = checked_patches(model)
     check_drawing(model)
     check_parts(model)
@@ -226,7 +226,7 @@ def common_size(asked: int | None, setups: Sequence[Setup]) -> int:
     own = {setup.name: latent_size(setup.config)[0] * setup.surroundings[0] for setup in setups}
     if len(set(own.values())) > 1:
         each = ", ".join(f"{name}: {size}" for name, size in own.items())
-        raise ModelError(f"size: the contestants draw at different sizes ({each}); give `size` in the recipe")
+        raise ModelError(f"size: these models draw at different sizes ({each}); give `size` in the recipe")
     return next(iter(own.values()))
 
 
@@ -260,7 +260,7 @@ def check_memory(setups: Iterable[Setup], device: torch.device, dtype: torch.dty
     if needed > free:
         each = ", ".join(f"{name} {size / 1e9:.2f}" for name, size in sizes.items())
         raise ModelError(
-            f"the contestants' weights take {needed / 1e9:.2f} GB ({each}) and {free / 1e9:.2f} GB are free on "
-            f"{device}: use a smaller dtype, or several runs with the first contestant in each"
+            f"the weights of all these take {needed / 1e9:.2f} GB ({each}) and {free / 1e9:.2f} GB are free on "
+            f"{device}: use a smaller dtype, or several runs with the first one in each"
         )
     return sizes

@@ -7,6 +7,8 @@ each set-up gets a fresh one, which no other's leftovers can blur.
 from __future__ import annotations
 
 import multiprocessing
+import os
+import pickle
 import signal
 import sys
 from collections.abc import Callable, Iterable
@@ -14,7 +16,8 @@ from contextlib import suppress
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from pathlib import Path
-from typing import TypeVar
+from tempfile import NamedTemporaryFile
+from typing import IO, TypeVar
 
 import psutil
 import torch
@@ -48,26 +51,36 @@ def in_fresh_process(name: str, function: Callable[..., Result], *arguments: obj
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload([function.__module__])
     here, there = context.Pipe(duplex=False)
-    child = context.Process(target=_answer, args=(there, function, arguments), daemon=True)
-    child.start()
-    there.close()
-    try:
-        done, result = here.recv()
-    except EOFError:
+    with NamedTemporaryFile() as stderr:
+        work = pickle.dumps((function, arguments))
+        child = context.Process(target=_answer, args=(there, stderr.name, work), daemon=True)
+        child.start()
+        there.close()
+        try:
+            done, result = here.recv()
+        except EOFError:
+            child.join()
+            raise RunError(f"{name}: the process that measured it {_death(child.exitcode or 0, stderr)}") from None
         child.join()
-        code = child.exitcode or 0
-        died = f"was killed by {signal.Signals(-code).name}" if code < 0 else f"ended with exit code {code}"
-        if code == -signal.SIGKILL:
-            died += ", most likely because memory ran out; use a smaller `size` or a smaller model"
-        raise RunError(f"contestant {name!r}: the process that measured it {died}") from None
-    child.join()
     if done:
         return result
     raise result
 
 
-def _answer(there: Connection, function: Callable[..., object], arguments: Iterable[object]) -> None:
+def _death(code: int, stderr: IO[bytes]) -> str:
+    """What it died of, and the last thing that it said."""
+    how = f"was killed by {signal.Signals(-code).name}" if code < 0 else f"ended with exit code {code}"
+    if code == -signal.SIGKILL:  # nobody else sends it unasked
+        how += ", most likely because memory ran out; use a smaller `size` or a smaller model"
+    said = stderr.read().decode(errors="replace").strip().splitlines()
+    return f"{how}; its last words: {said[-1]}" if said else how
+
+
+def _answer(there: Connection, stderr: str, work: bytes) -> None:
+    with open(stderr, "wb") as file:  # noqa: PTH123 - libraries in C write to the descriptor
+        os.dup2(file.fileno(), 2)
     try:
+        function, arguments = pickle.loads(work)  # our own parent's
         answer = True, function(*arguments)
     except BaseException as error:  # Ctrl-C too
         answer = False, error

@@ -16,14 +16,17 @@ from asdm_cli.errors import RecipeError
 from asdm_cli.recipe.messages import choice, faults, one_of
 from asdm_cli.recipe.reader import Dumper, Override, apply, read
 from asdm_cli.recipe.redact import redact
-from asdm_cli.recipe.stages import check
+from asdm_cli.recipe.stages import Look, check
 from asdm_cli.recipe.verbs import VERBS, Recipe, RunRecipe
 
 
-def load(path: Path, verb: str | None = None, overrides: Sequence[str | Override] = ()) -> Recipe:
+def load(
+    path: Path, verb: str | None = None, overrides: Sequence[str | Override] = (), look: Look = lambda _: ()
+) -> Recipe:
     """Read a recipe. `verb` is the command typed, which the recipe's own must equal; None takes the recipe's.
 
-    Overrides are `key.path=value` texts (as after --set) or Overrides. Raises RecipeError.
+    Overrides are `key.path=value` texts (as after --set) or Overrides. `look` finds what more is wrong with a recipe
+    that is right by itself, or with a stage. Raises RecipeError.
     """
     source = read(Path(path))
     apply(source, [Override.parse(each) if isinstance(each, str) else each for each in overrides])
@@ -45,8 +48,10 @@ def load(path: Path, verb: str | None = None, overrides: Sequence[str | Override
     except ValidationError as error:
         source.faults.extend(faults(error, source, recipe))
         raise RecipeError(source.file, source.faults) from None
+    for way, what in look(loaded):
+        source.tell(way, what)
     if isinstance(loaded, RunRecipe):
-        check(source, loaded)
+        check(source, loaded, look)
     if source.faults:
         raise RecipeError(source.file, source.faults)
     return loaded

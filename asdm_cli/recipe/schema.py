@@ -42,6 +42,10 @@ class Strict(BaseModel):
         """What does not fit together (gate 2); asked when every key is right for itself."""
         return ()
 
+    def subjects(self) -> list[str]:
+        """The models whose addresses the keys inside name; nothing where what stands around this says it."""
+        return [found for key in ("model", "random") if (found := getattr(self, key, None))]
+
     @model_validator(mode="after")
     def _fits_together(self) -> Self:
         if found := list(self.misfits()):
@@ -86,7 +90,9 @@ Guidance = Annotated[float, Field(ge=1, le=1000)]
 Share = Annotated[float, Field(ge=0, le=1)]
 Text = Annotated[str, StringConstraints(min_length=1)]
 Name = Annotated[str, AfterValidator(_file_name)]
-Patterns = Text | Annotated[list[Text], Field(min_length=1)]
+ADDRESSED = "addressed"
+"""Marks a key that names addresses of a UNet."""
+Patterns = Annotated[Text | Annotated[list[Text], Field(min_length=1)], ADDRESSED]
 
 Distinct = AfterValidator(lambda items: _refuse_repeats(items, items))
 DistinctlyNamed = AfterValidator(lambda items: _refuse_repeats(items, [each.name for each in items], ("name",)))
@@ -95,22 +101,44 @@ READ = "read"
 """Marks a key whose texts, or those inside its value, name what a verb reads: paths, URLs, or words for them."""
 
 
-def referenced_paths(recipe: Strict) -> Iterator[str]:
-    """Every path, URL or word for one that stands in the recipe, in its order; the defaults too."""
-    for name, field in type(recipe).model_fields.items():
+def _keys(value: Strict, mark: str) -> Iterator[tuple[str, Any, bool]]:
+    """Each key with its value, and whether it is marked so."""
+    for name, field in type(value).model_fields.items():
         kinds = (field, *get_args(field.annotation))
-        marked = any(READ in getattr(kind, "metadata", getattr(kind, "__metadata__", ())) for kind in kinds)
-        yield from _texts(getattr(recipe, name), marked)
+        marks = (getattr(kind, "metadata", getattr(kind, "__metadata__", ())) for kind in kinds)
+        yield name, getattr(value, name), any(mark in each for each in marks)
 
 
-def _texts(value: Any, marked: bool) -> Iterator[str]:
-    if marked and isinstance(value, str):
-        yield value
-    elif isinstance(value, Strict):
-        yield from referenced_paths(value)
+def referenced_paths(value: Any, marked: bool = False) -> Iterator[str]:
+    """Every path, URL or word for one that stands in a recipe, in its order; the defaults too."""
+    if isinstance(value, Strict):
+        for _, inner, read in _keys(value, READ):
+            yield from referenced_paths(inner, read)
     elif isinstance(value, dict | list):
-        for each in value.values() if isinstance(value, dict) else value:
-            yield from _texts(each, marked)
+        for inner in value.values() if isinstance(value, dict) else value:
+            yield from referenced_paths(inner, marked)
+    elif marked and isinstance(value, str):
+        yield value
+
+
+def addressed(value: Any, models: list[str], way: Inner = ()) -> Iterator[tuple[Inner, str, list[str]]]:
+    """Every address pattern in a recipe: the way there, and the models (or shapes) of whose UNets it is one.
+
+    Where a `remove` stands beside it, it is about what that leaves, which no model has.
+    """
+    if isinstance(value, Strict):
+        models = value.subjects() or models
+        for name, inner, marked in _keys(value, ADDRESSED):
+            here = models if name == "remove" or not getattr(value, "remove", None) else []
+            if marked and isinstance(inner, str):
+                yield (*way, name), inner, here
+            elif marked:
+                yield from (((*way, name, index), pattern, here) for index, pattern in enumerate(inner or ()))
+            else:
+                yield from addressed(inner, here, (*way, name))
+    elif isinstance(value, dict | list):
+        for key, inner in value.items() if isinstance(value, dict) else enumerate(value):
+            yield from addressed(inner, models, (*way, key))
 
 
 def places(text: str) -> list[Path]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -11,6 +11,7 @@ from pydantic import ValidationError
 
 from asdm_cli.recipe.messages import choice, did_you_mean, faults, got, one_of
 from asdm_cli.recipe.reader import Source, Where
+from asdm_cli.recipe.schema import Misfit
 from asdm_cli.recipe.verbs import VERBS, Recipe, RunRecipe
 
 REFERENCE = re.compile(r"\$([a-z][a-z0-9_-]*)(?:/(.+))?")
@@ -68,7 +69,11 @@ def references(data: Any, where: Where = ()) -> Iterator[Reference]:
         yield from references(value, (*where, key))
 
 
-def check(source: Source, recipe: RunRecipe) -> None:
+Look = Callable[[Recipe], Iterable[Misfit]]
+"""What is wrong with a recipe beside what it says itself."""
+
+
+def check(source: Source, recipe: RunRecipe, look: Look) -> None:
     """Gates 1 and 2 of every stage, in the order of the file; what is wrong becomes a fault of `source`."""
     scope, written = Scope(recipe.inputs), dict[str, list[str] | None]()
     used = set[str]()
@@ -81,8 +86,8 @@ def check(source: Source, recipe: RunRecipe) -> None:
             if problem := _misled(each, recipe, scope, written):
                 below.tell(each.where, problem)
                 below.unread.add(each.where)
-        written[name] = _check_recipe(below, scope)
-        scope.stages[name] = name
+        written[name] = _check_recipe(below, scope, look)
+        scope.stages[name] = f"${name}"
     for name in recipe.inputs:
         if name not in used:
             source.tell(("inputs", name), "no stage uses it; leave it out", on_key=True)
@@ -110,7 +115,7 @@ def _misled(each: Reference, recipe: RunRecipe, scope: Scope, written: Mapping[s
     return f"no input and no earlier stage is called {got(each.name)}{hint}; text that begins with $ is written $$"
 
 
-def _check_recipe(below: Source, scope: Scope) -> list[str] | None:
+def _check_recipe(below: Source, scope: Scope, look: Look) -> list[str] | None:
     """Which models the stage will write; None where that is not known."""
     verb = below.data.get("verb")
     if "out" in below.data:
@@ -122,7 +127,10 @@ def _check_recipe(below: Source, scope: Scope) -> list[str] | None:
         return None
     below.data = {**resolve(below.data, scope), "out": "out"}
     try:
-        return STAGES[verb].model_validate(below.data).written()
+        stage = STAGES[verb].model_validate(below.data)
     except ValidationError as error:
         below.faults.extend(faults(error, below, STAGES[verb]))
         return None
+    for way, what in look(stage):
+        below.tell(way, what)
+    return stage.written()

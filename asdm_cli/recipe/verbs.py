@@ -246,7 +246,7 @@ class Student(Strict):
     name: Called
     model: Annotated[Text, READ]
     """A model directory or a run directory: where it starts from."""
-    freeze: Patterns | None = None
+    freeze: Text | Annotated[list[Text], Field(min_length=1)] | None = None
     """What does not learn: addresses, modules outside the blocks (`conv_in`, `time_embedding`, ...), or
     `from DONOR`: all that `asdm assemble` took from there."""
 
@@ -372,6 +372,9 @@ steps: 2000
 optimizer: {lr: 3.0e-4, schedule: cosine, warmup: 50}
 out: runs/distilled
 """
+
+    def subjects(self) -> list[str]:
+        return [student.model for student in self.students]
 
     def written(self) -> list[str]:
         folders = [f"students/{student.name}" for student in self.students]

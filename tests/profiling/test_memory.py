@@ -18,15 +18,16 @@ MB = 1_000_000
 class Bomb:
     """Ends the process that unpickles it."""
 
-    def __init__(self, code: int):
-        self.code = code
+    def __init__(self, code: int, words: str = ""):
+        self.code, self.words = code, words
 
-    def __reduce__(self) -> tuple[object, tuple[int]]:
-        return end, (self.code,)
+    def __reduce__(self) -> tuple[object, tuple[int, str]]:
+        return end, (self.code, self.words)
 
 
-def end(code: int) -> None:
-    """By this exit code, or by this signal where it is below 0."""
+def end(code: int, words: str) -> None:
+    """By this exit code, or by this signal where it is below 0; these words are said as a library in C says them."""
+    os.write(2, words.encode())
     os.kill(os.getpid(), -code) if code < 0 else os._exit(code)
 
 
@@ -53,16 +54,18 @@ def test_weights_are_those_of_every_network_and_the_peak_is_on_top() -> None:
 
 
 @pytest.mark.parametrize(
-    ("code", "told"),
+    ("code", "words", "told"),
     [
-        (9, "'huge': the process that measured it ended with exit code 9$"),
-        (-signal.SIGTERM, "was killed by SIGTERM$"),
-        (-signal.SIGKILL, "was killed by SIGKILL, most likely because memory ran out; use a smaller `size`"),
+        (9, "", "^huge: the process that measured it ended with exit code 9$"),
+        (-signal.SIGTERM, "", "was killed by SIGTERM$"),
+        (-signal.SIGABRT, "loading\nstd::bad_alloc\n", "was killed by SIGABRT; its last words: std::bad_alloc$"),
+        (-signal.SIGKILL, "", "was killed by SIGKILL, most likely because memory ran out; use a smaller `size`"),
     ],
 )
-def test_what_a_process_died_of_is_told(code: int, told: str) -> None:
-    with pytest.raises(RunError, match=told):
-        in_fresh_process("huge", double, Bomb(code))
+def test_what_a_process_died_of_is_told(code: int, words: str, told: str) -> None:
+    with pytest.raises(RunError, match=told) as caught:
+        in_fresh_process("huge", double, Bomb(code, words))
+    assert ("memory ran out" in str(caught.value)) == (code == -signal.SIGKILL)
 
 
 def test_a_process_of_its_own_returns_and_raises_as_a_call_does() -> None:
