@@ -18,8 +18,8 @@ from typing import Annotated, Any, Literal
 import typer
 
 from asdm_cli import __version__, console
-from asdm_cli.console import hand_over, is_first, say
-from asdm_cli.errors import AsdmError, RecipeError
+from asdm_cli.console import hand_over, is_first, note, say
+from asdm_cli.errors import AsdmError, ModelError, RecipeError
 from asdm_cli.recipe import LARGEST_SEED, MOST
 
 log = logging.getLogger("asdm")
@@ -112,7 +112,7 @@ def verb(*own: str) -> Callable[[Callable[[], None]], Callable[..., None]]:
     def register(function: Callable[[], None]) -> Callable[..., None]:
         def run(verbose: bool, quiet: bool, **given: Any) -> None:
             set_verbosity(verbose, quiet)
-            from asdm_cli.commands.running import run_verb
+            from asdm_cli.verbs import run_verb
 
             run_verb(_name(function), **given)
 
@@ -353,9 +353,21 @@ def pack(
     asdm pack photos --out data/photos --shard-size 500 --shuffle --strict
     """
     set_verbosity(verbose, quiet)
-    from asdm_cli.commands.pack import pack
+    from asdm_cli.data.pack import pack
+    from asdm_cli.models.write import atomic_directory, refuse_existing, refuse_sources
 
-    pack(folder, out, shard_size, seed if shuffle else None, strict, overwrite)
+    if not is_first():
+        return
+    if not folder.is_dir():
+        raise ModelError(f"{folder}: no such directory; give the folder of pictures")
+    refuse_existing(out, overwrite)
+    refuse_sources(out, [folder])
+    with atomic_directory(out.resolve(), overwrite) as shards:
+        packed = pack(folder, shards, shard_size, seed if shuffle else None, strict)
+    if packed.faults.total():
+        note(f"{packed.faults.listed()}\nleft out: {packed.faults.summary()}")
+    note(f"{packed.samples} samples in {packed.shards} shards")
+    hand_over(out)
 
 
 @command

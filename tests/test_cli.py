@@ -14,15 +14,13 @@ from typing import Any
 
 import pytest
 
-from asdm_cli import __main__, __version__
+from asdm_cli import __main__, __version__, verbs
 from asdm_cli.cli import app, main
-from asdm_cli.commands import running
 from asdm_cli.console import console, is_first
 from asdm_cli.errors import ModelError, RunError
 from asdm_cli.recipe.verbs import VERBS
 from asdm_cli.records import Record, Report
 from asdm_cli.report.run_directory import to_json
-from asdm_cli.verbs import verb_of
 from tests.carrying import carrying, every
 from tests.typed import asdm
 
@@ -67,7 +65,7 @@ def test_every_verb_is_a_command_with_examples() -> None:
     registered = {command.name for command in app.registered_commands}
     assert registered == COMMANDS
     for verb in VERBS:
-        file = verb_of(verb)
+        file = verbs.verb_of(verb)
         assert callable(file.plan)
         assert callable(file.run)
         assert file.RESUMABLE in (True, False)
@@ -141,7 +139,7 @@ def test_a_process_that_lost_another_is_no_bug(
     error: Exception, recipe: Path, fake_prune: Installer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     fake_prune(error)
-    monkeypatch.setattr(running, "wait_for_everyone", lambda: None)
+    monkeypatch.setattr(verbs, "wait_for_everyone", lambda: None)
     monkeypatch.setenv("WORLD_SIZE", "2")
     said = asdm("prune", recipe, "-q")
     assert said.code == 1

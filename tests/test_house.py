@@ -119,7 +119,7 @@ def test_no_files_import_each_other_in_a_circle() -> None:
 def test_the_check_of_imports_sees_a_wrong_one() -> None:
     assert not allowed("recipe", "asdm_cli.unet.addresses")
     assert not allowed("compare", "asdm_cli.training.loop")
-    assert not allowed("recipe", "asdm_cli.commands.running")
+    assert not allowed("recipe", "asdm_cli.commands.show")
 
 
 def test_few_files_know_of_experts() -> None:

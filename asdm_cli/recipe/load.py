@@ -1,23 +1,29 @@
 """A recipe file in, a checked recipe out; or every fault of the file in one RecipeError.
 
-Gates 1 (syntax and types) and 2 (references inside the recipe); gate 3 is each verb's `plan`.
+Gates 1 (syntax and types) and 2 (references inside the recipe), for the stages of a pipeline file too, in which `$name`
+stands for something; gate 3 is each verb's `plan`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import re
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import yaml
 from pydantic import ValidationError
 
 from asdm_cli.errors import RecipeError
-from asdm_cli.recipe.messages import choice, faults, one_of
-from asdm_cli.recipe.reader import Dumper, Override, apply, read
+from asdm_cli.recipe.messages import choice, did_you_mean, faults, got, one_of
+from asdm_cli.recipe.reader import Dumper, Override, Source, Where, apply, read
 from asdm_cli.recipe.redact import redact
-from asdm_cli.recipe.stages import Look, check
+from asdm_cli.recipe.schema import Misfit
 from asdm_cli.recipe.verbs import VERBS, Recipe, RunRecipe
+
+Look = Callable[[Recipe], Iterable[Misfit]]
+"""What is wrong with a recipe beside what it says itself."""
 
 
 def load(
@@ -51,7 +57,7 @@ def load(
     for way, what in look(loaded):
         source.tell(way, what)
     if isinstance(loaded, RunRecipe):
-        check(source, loaded, look)
+        _check_stages(source, loaded, look)
     if source.faults:
         raise RecipeError(source.file, source.faults)
     return loaded
@@ -76,3 +82,123 @@ def dump_given(recipe: Recipe) -> str:
 
 def _yaml(data: dict[str, Any]) -> str:
     return yaml.dump(data, Dumper=Dumper, sort_keys=False, allow_unicode=True, width=120)
+
+
+# Stages ---------------------------------------------------------------------------------------------------------------
+
+REFERENCE = re.compile(r"\$([a-z][a-z0-9_-]*)(?:/(.+))?")
+STAGES = {verb: recipe for verb, recipe in VERBS.items() if verb != "run"}
+
+
+class Reference(NamedTuple):
+    """`$name/inner` at a place of a stage's recipe."""
+
+    where: Where
+    name: str
+    inner: str = ""
+
+
+@dataclass
+class Scope:
+    """What names stand for, as far as the file has come. Stages stand for their directories."""
+
+    inputs: Mapping[str, Any]
+    stages: dict[str, str] = field(default_factory=dict)
+
+    def value(self, text: str) -> Any:
+        """What a text of a recipe stands for. A reference that leads nowhere, which `check` tells, stays as it is."""
+        if not text.startswith("$") or text.startswith("$$"):
+            return text.removeprefix("$")
+        match = REFERENCE.fullmatch(text)
+        name, inner = match.groups() if match else ("", None)
+        value = self.stages.get(name, self.inputs.get(name, text))
+        if inner is None or value == text:
+            return value
+        return f"{value}/{inner}" if isinstance(value, str) else text
+
+
+def resolve(data: Any, scope: Scope) -> Any:
+    """A stage's recipe with every reference replaced."""
+    if isinstance(data, dict):
+        return {key: resolve(value, scope) for key, value in data.items()}
+    if isinstance(data, list):
+        return [resolve(value, scope) for value in data]
+    return scope.value(data) if isinstance(data, str) else data
+
+
+def stage_recipe(data: Mapping[str, Any], scope: Scope, out: str) -> Recipe:
+    """The recipe of a stage that `check` found right."""
+    return STAGES[data["verb"]].model_validate({**resolve(dict(data), scope), "out": out})
+
+
+def references(data: Any, where: Where = ()) -> Iterator[Reference]:
+    """Every `$name` inside a stage's recipe, with the way there."""
+    if isinstance(data, str) and data.startswith("$") and not data.startswith("$$"):
+        match = REFERENCE.fullmatch(data)
+        yield Reference(where, match[1], match[2] or "") if match else Reference(where, data[1:])
+    pairs = data.items() if isinstance(data, dict) else enumerate(data) if isinstance(data, list) else ()
+    for key, value in pairs:
+        yield from references(value, (*where, key))
+
+
+def _check_stages(source: Source, recipe: RunRecipe, look: Look) -> None:
+    """Gates 1 and 2 of every stage, in the order of the file; what is wrong becomes a fault of `source`."""
+    scope, written = Scope(recipe.inputs), dict[str, list[str] | None]()
+    used = set[str]()
+    for name, data in recipe.stages.items():
+        below = source.below(("stages", name), data)
+        if name in recipe.inputs:
+            below.tell((), f"'{name}' is the name of an input already", on_key=True)
+        for each in references(data):
+            used.add(each.name)
+            if problem := _misled(each, recipe, scope, written):
+                below.tell(each.where, problem)
+                below.unread.add(each.where)
+        written[name] = _check_recipe(below, scope, look)
+        scope.stages[name] = f"${name}"
+    for name in recipe.inputs:
+        if name not in used:
+            source.tell(("inputs", name), "no stage uses it; leave it out", on_key=True)
+    for index, name in enumerate(recipe.lead):
+        if name not in recipe.stages:
+            source.tell(("lead", index), f"no stage is called {got(name)}{did_you_mean(name, list(recipe.stages))}")
+
+
+def _misled(each: Reference, recipe: RunRecipe, scope: Scope, written: Mapping[str, list[str] | None]) -> str:
+    """Why a reference leads nowhere; nothing if it leads somewhere."""
+    if each.name in scope.stages:
+        folders = written[each.name]
+        if folders is None or each.inner.removesuffix("/model").removesuffix("model") in folders:
+            return ""
+        ways = [f"${each.name}" + (f"/{way}" if way else "") for way in folders]
+        if not ways:
+            return f"the stage '{each.name}' writes no model"
+        return f"there is no such model; the stage writes {one_of(ways)}"
+    if each.name in scope.inputs:
+        whole = isinstance(scope.inputs[each.name], str) or not each.inner
+        return "" if whole else f"the input '{each.name}' is no text, so nothing lies in it"
+    if each.name in recipe.stages:
+        return f"the stage '{each.name}' comes later, or is this one; stages run in the order of the file"
+    hint = did_you_mean(each.name, [*scope.inputs, *scope.stages])
+    return f"no input and no earlier stage is called {got(each.name)}{hint}; text that begins with $ is written $$"
+
+
+def _check_recipe(below: Source, scope: Scope, look: Look) -> list[str] | None:
+    """Which models the stage will write; None where that is not known."""
+    verb = below.data.get("verb")
+    if "out" in below.data:
+        below.tell(("out",), "stages have no 'out': they are kept together", on_key=True)
+    if not isinstance(verb, str) or verb not in STAGES:
+        known = list(STAGES)
+        what = choice(known, verb) if "verb" in below.data else f"must be given: {one_of(known)}"
+        below.tell(("verb",), "a pipeline is no stage of another" if verb == "run" else what)
+        return None
+    below.data = {**resolve(below.data, scope), "out": "out"}
+    try:
+        stage = STAGES[verb].model_validate(below.data)
+    except ValidationError as error:
+        below.faults.extend(faults(error, below, STAGES[verb]))
+        return None
+    for way, what in look(stage):
+        below.tell(way, what)
+    return stage.written()

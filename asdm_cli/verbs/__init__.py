@@ -1,12 +1,25 @@
-"""One verb, one file: what it would do (`plan`, from the recipe and from file headers only), and doing it (`run`)."""
+"""One verb, one file: what it would do (`plan`, from the recipe and from file headers only), and doing it (`run`).
+
+Here is how every verb runs: the three gates, then the work, then the report.
+"""
 
 from __future__ import annotations
 
+import os
 from importlib import import_module
+from pathlib import Path
 from typing import Any, Protocol, cast
 
+from asdm_cli.console import BRIEF, console, hand_over, is_first
+from asdm_cli.models.addressed import unknown_addresses
+from asdm_cli.models.metadata import made_from, refuse_changes
+from asdm_cli.models.write import partial_path, refuse_existing, refuse_sources
+from asdm_cli.recipe.load import dump_public, load
+from asdm_cli.recipe.reader import Override
+from asdm_cli.recipe.schema import places, referenced_paths
 from asdm_cli.recipe.verbs import VERBS
 from asdm_cli.records import Report
+from asdm_cli.verbs.process import end_with_starter
 
 
 class Plan(Protocol):
@@ -31,3 +44,66 @@ class Verb(Protocol):
 def verb_of(name: str) -> Verb:
     """Imported only when it runs."""
     return cast(Verb, import_module(f"asdm_cli.verbs.{VERBS[name].MODULE or name}"))
+
+
+def run_verb(
+    verb: str,
+    file: Path,
+    set_: list[str] | None = None,
+    dry_run: bool = False,
+    overwrite: bool = False,
+    link: bool = False,
+    **more: Any,
+) -> None:
+    """The three gates, then the work, then the report; prints the run directory.
+
+    `more` are options that stand for a recipe's key of the same name, and what only a command line can allow.
+    """
+    end_with_starter()
+    changes = [Override.parse(text) for text in set_ or []]
+    for key in ("out", "device", "dtype"):
+        value = more.pop(key, None)
+        changes += [Override((key,), value, f"--{key}")] if value is not None else []
+    recipe: Any = load(file, verb, changes, unknown_addresses)
+    from asdm_cli.report.run_directory import Run, run_directory, with_links
+
+    target = Path(recipe.out)
+    if is_first() and not dry_run:
+        refuse_existing(target, overwrite)
+    refuse_sources(target, (place for text in referenced_paths(recipe) for place in places(text)))
+    how, before = verb_of(verb), made_from(referenced_paths(recipe))
+    plan = how.plan(recipe, **more)
+    planned = with_links(plan.report(), link)
+    _show(planned)
+    if dry_run:
+        return
+    if not is_first():  # work in the folder that the first process made; it alone writes the report and publishes
+        wait_for_everyone()
+        how.run(plan, Run(partial_path(target)))
+        wait_for_everyone()
+        return
+    with run_directory(target, overwrite, how.RESUMABLE, dump_public(recipe), link) as run:
+        wait_for_everyone()
+        report = how.run(plan, run)
+        wait_for_everyone()
+        refuse_changes(before, made_from(referenced_paths(recipe)))
+        report = run.write(report)
+    _show(report, target / "report.html", planned)
+    hand_over(target)
+
+
+def wait_for_everyone() -> None:
+    """Return when every process of this run has come here; at once when there is only one."""
+    if os.environ.get("WORLD_SIZE", "1") != "1":
+        from asdm_cli.sampling.processes import processes
+
+        processes().wait_for_everyone()
+
+
+def _show(report: Report, page: Path | None = None, planned: Report | None = None) -> None:
+    """Figures that the plan had already are not shown twice."""
+    from asdm_cli.report.terminal import show
+
+    if BRIEF not in os.environ:
+        known = planned is not None and report.records == planned.records
+        show(report, console, page, known)

@@ -9,9 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from asdm_cli.recipe.load import load
+from asdm_cli.recipe.load import Scope, load, references, resolve, stage_recipe
 from asdm_cli.recipe.schema import referenced_paths
-from asdm_cli.recipe.stages import Scope, references, resolve, stage
 from asdm_cli.recipe.verbs import PruneRecipe
 
 SCOPE = Scope({"model": "pocket", "steps": 4, "names": ["a", "b"]}, {"made": "runs/made-1"})
@@ -55,7 +54,7 @@ def test_references_are_found_wherever_they_stand() -> None:
 
 
 def test_a_stage_is_its_verb_s_recipe() -> None:
-    made = stage({"verb": "prune", "model": "$made", "remove": "base"}, SCOPE, "runs/x")
+    made = stage_recipe({"verb": "prune", "model": "$made", "remove": "base"}, SCOPE, "runs/x")
     assert made == PruneRecipe(verb="prune", model="runs/made-1", remove="base", out="runs/x")
 
 

@@ -19,8 +19,7 @@ from asdm_cli.recipe.load import load
 from asdm_cli.records import Images
 from asdm_cli.report.run_directory import read
 from asdm_cli.verbs.process import run_stage
-from asdm_cli.verbs.run import _brought
-from asdm_cli.verbs.stages import stages
+from asdm_cli.verbs.run import _brought, stages
 from tests import tiny
 from tests.apart import shared
 from tests.typed import Said, asdm
