@@ -10,7 +10,7 @@ import re
 from collections.abc import Iterator
 from typing import Annotated, Any, ClassVar, Literal, get_args
 
-from pydantic import AfterValidator, BeforeValidator, Field, StringConstraints, model_validator
+from pydantic import AfterValidator, BeforeValidator, Field, StringConstraints
 
 from asdm_cli.recipe import MOST
 from asdm_cli.recipe.messages import did_you_mean, got
@@ -463,7 +463,7 @@ class AssembleRecipe(Recipe):
     """Name -> model directory, run directory or `pocket`. The first also gives what is not the UNet."""
     levels: Annotated[list[Text | None], Field(min_length=1)] | None = None
     """The donor of each level (its down and its up block), from fine to coarse; null leaves a level to `blocks`."""
-    mid: Text | None = None
+    mid: Annotated[Text | None, BeforeValidator(_said), Field(validate_default=False)] = None
     """The donor of the mid block, or `none` for a UNet without."""
     blocks: dict[Text, Text | Annotated[list[Text], Field(min_length=1)]] = {}
     """Block of the result -> donor, or a list of `donor/layer`, a resampler last: `[base/up.3.0, original/up.3.2]`."""
@@ -473,11 +473,6 @@ class AssembleRecipe(Recipe):
     """The donor of time_embedding and its like; that of the mid block if left out, or of the deepest level."""
     explore: Explore | None = None
     """Instead of `levels`, `mid` and `blocks`: many combinations, ranked."""
-
-    @model_validator(mode="before")
-    @classmethod
-    def _null_mid_is_none(cls, data: Any) -> Any:
-        return {**data, "mid": _said(data["mid"])} if isinstance(data, dict) and "mid" in data else data
 
     EXAMPLE = """\
 verb: assemble

@@ -23,17 +23,17 @@ PLACES = {
     ),
     "verb: condconv-expand\nmodel: pocket\nexpand: {at: X}": "3:14: expand.at",
     "verb: condconv-expand\nmodel: pocket\nexpand: {at: [compressed, X], donor: pocket}": "3:27: expand.at[1]",
-    f"verb: inherit\nmodel: pocket\nplan: {PLAN}": "3:46: plan.rules[0].nodes[2]",
-    f"verb: inherit\nmodel: pocket\nsweep:\n- {{name: a, plan: {PLAN}}}": "4:57: sweep[0].plan.rules[0].nodes[2]",
+    f"verb: inherit\nmodel: pocket\nplan: {PLAN}": "3:47: plan.rules[0].nodes[2]",
+    f"verb: inherit\nmodel: pocket\nsweep:\n- {{name: a, plan: {PLAN}}}": "4:59: sweep[0].plan.rules[0].nodes[2]",
     "verb: inherit\nmodel: pocket\nproduct: {levels: {a: {nodes: X}}}": "3:31: product.levels.a.nodes",
     f"verb: switch\nunets: {{a: {{model: pocket, plan: {PLAN}}}}}\nparts: [{{unet: a}}]": (
-        "2:69: unets.a.plan.rules[0].nodes[2]"
+        "2:74: unets.a.plan.rules[0].nodes[2]"
     ),
-    "verb: bench\nmodels:\n- {name: a, random: sd15, remove: X}": "3:36: models[0].remove",
-    f"verb: eval\nmodels:\n- {{name: a, model: pocket, plan: {PLAN}}}": "3:72: models[0].plan.rules[0].nodes[2]",
+    "verb: bench\nmodels:\n- {name: a, random: sd15, remove: X}": "3:35: models[0].remove",
+    f"verb: eval\nmodels:\n- {{name: a, model: pocket, plan: {PLAN}}}": "3:74: models[0].plan.rules[0].nodes[2]",
     "verb: run\ninputs: {of: pocket}\nstages:\n  a: {verb: prune, model: $of, remove: X}": "4:40: stages.a.remove",
 }
-WRONG, RIGHT = "down.7.1", "up.?"
+WRONG, RIGHT = "down.7.1", "mid"
 NOT_KNOWN = {
     "a model that is not there": "verb: prune\nmodel: nosuch\nremove: down.7.1",
     "what is left of a shape": f"verb: bench\nmodels:\n- {{name: a, random: sd15, remove: tiny, plan: {PLAN}}}",
