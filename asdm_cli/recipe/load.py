@@ -63,14 +63,11 @@ def load(
     return loaded
 
 
-def dump(recipe: Recipe) -> str:
-    """The recipe as resolved: defaults filled in, overrides applied; `load` reads it back as an equal recipe."""
-    return _yaml(recipe.model_dump(mode="json", exclude_none=True))
-
-
-def dump_public(recipe: Recipe) -> str:
-    """As `dump`, with digests for addresses and commands: for what lies about, and travels."""
-    return _yaml(redact(recipe.model_dump(mode="json", exclude_none=True)))
+def dump(recipe: Recipe, public: bool = False) -> str:
+    """The recipe as resolved: defaults filled in, overrides applied; `load` reads it back as an equal recipe. For what
+    lies about, and travels, `public`: with digests for addresses and commands."""
+    data = recipe.model_dump(mode="json", exclude_none=True)
+    return _yaml(redact(data) if public else data)
 
 
 def dump_given(recipe: Recipe) -> str:

@@ -257,16 +257,9 @@ class Span:
         return range(math.ceil(self.start * unit), end)
 
 
-def _spans(steps: list[int | str]) -> list[int | str]:
-    faults: list[Misfit] = []
-    for index, entry in enumerate(steps):
-        try:
-            Span.of(entry)
-        except ValueError as error:
-            faults.append(((index,), str(error)))
-    if faults:
-        raise Misplaced(faults)
-    return steps
+def _span(entry: str) -> str:
+    Span.of(entry)
+    return entry
 
 
 class Explicit(_Schedule):
@@ -274,7 +267,7 @@ class Explicit(_Schedule):
 
     mode: Literal["explicit"]
     """The calls of `steps`, and call 0."""
-    steps: Annotated[list[Whole | Text], Field(min_length=1), AfterValidator(_spans), Distinct]
+    steps: Annotated[list[Whole | Annotated[Text, AfterValidator(_span)]], Field(min_length=1), Distinct]
     """Calls from 0 and ranges: `5-9` (with both ends), `20-` (to the run's end), `0%-40%` (of the run, without its
     end). Calls that a run does not have are left out."""
 

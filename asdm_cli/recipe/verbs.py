@@ -585,10 +585,9 @@ class Expand(Strict):
     """Of noise and of routers that begin at random."""
 
     def misfits(self) -> Iterator[Misfit]:
-        if self.noise is not None and self.start != "noise":
-            yield ("noise",), f"goes with 'start: noise', and 'start' is {self.start}"
-        if self.share is not None and self.start != "inherited":
-            yield ("share",), f"goes with 'start: inherited', and 'start' is {self.start}"
+        for key, start in (("noise", "noise"), ("share", "inherited")):
+            if getattr(self, key) is not None and self.start != start:
+                yield (key,), f"goes with 'start: {start}', and 'start' is {self.start}"
         if self.donor is None and self.start == "inherited":
             yield ("donor",), "must be given with 'start: inherited': whose kernels?"
         if self.donor is None and self.at == COMPRESSED:

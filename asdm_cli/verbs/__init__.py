@@ -14,7 +14,7 @@ from asdm_cli.console import BRIEF, console, hand_over, is_first
 from asdm_cli.models.addressed import unknown_addresses
 from asdm_cli.models.metadata import made_from, refuse_changes
 from asdm_cli.models.write import partial_path, refuse_existing, refuse_sources
-from asdm_cli.recipe.load import dump_public, load
+from asdm_cli.recipe.load import dump, load
 from asdm_cli.recipe.reader import Override
 from asdm_cli.recipe.schema import places, referenced_paths
 from asdm_cli.recipe.verbs import VERBS
@@ -82,7 +82,7 @@ def run_verb(
         how.run(plan, Run(partial_path(target)))
         wait_for_everyone()
         return
-    with run_directory(target, overwrite, how.RESUMABLE, dump_public(recipe), link) as run:
+    with run_directory(target, overwrite, how.RESUMABLE, dump(recipe, public=True), link) as run:
         wait_for_everyone()
         report = how.run(plan, run)
         wait_for_everyone()

@@ -25,7 +25,7 @@ from asdm_cli.metrics.features import require
 from asdm_cli.metrics.suite import needed
 from asdm_cli.models.metadata import Stamps, stamps_of
 from asdm_cli.models.write import carry, refuse_sources
-from asdm_cli.recipe.load import Scope, dump, dump_public, references, stage_recipe
+from asdm_cli.recipe.load import Scope, dump, references, stage_recipe
 from asdm_cli.recipe.schema import places, referenced_paths
 from asdm_cli.recipe.verbs import DistillRecipe, Drawing, Recipe, RunRecipe
 from asdm_cli.records import Card, Images, Report
@@ -48,9 +48,6 @@ class Stage:
     """One stage, with every reference replaced. `home` is its run directory."""
 
     name: str
-    verb: str
-    given: dict[str, Any]
-    """Its recipe as the file has it."""
     recipe: Recipe
     home: Path
     needs: tuple[str, ...]
@@ -93,8 +90,8 @@ def plan(recipe: RunRecipe, launch: str | None = None, allow_pipes: bool = False
             if unfinished & {*stage.needs}:
                 _check_early(stage.recipe, allow_pipes)
             else:
-                permissions = {"allow_pipes": allow_pipes} if stage.verb == "distill" else {}
-                told[stage.name] = headline(verb_of(stage.verb).plan(stage.recipe, **permissions).report())[0]
+                permissions = {"allow_pipes": allow_pipes} if stage.recipe.verb == "distill" else {}
+                told[stage.name] = headline(verb_of(stage.recipe.verb).plan(stage.recipe, **permissions).report())[0]
     faults.raise_all()
     return Plan(recipe, found, words, allow_pipes, told)
 
@@ -121,16 +118,16 @@ def run(plan: Plan, run: Run) -> Report:
     with TemporaryDirectory(prefix="asdm-") as private:  # recipes whole, where only this user can read them
         for number, stage in enumerate(plan.stages, 1):
             recipe, link = run.path / RECIPES / f"{stage.name}.yaml", run.path / STAGES / stage.name
-            recipe.write_text(dump_public(stage.recipe), encoding="utf-8")  # runs alone too, but has no passwords
+            recipe.write_text(dump(stage.recipe, public=True), encoding="utf-8")  # runs alone too, but has no passwords
             link.unlink(missing_ok=True)
             link.symlink_to(os.path.relpath(stage.home.resolve(), link.parent.resolve()))
             if stage.finished:
                 note(f"stage {number} of {len(plan.stages)}, {stage.name}: kept from an earlier run ({stage.home})")
                 continue
-            console.rule(f"stage {number} of {len(plan.stages)}: {stage.name} (asdm {stage.verb})", align="left")
+            console.rule(f"stage {number} of {len(plan.stages)}: {stage.name} (asdm {stage.recipe.verb})", align="left")
             start, file = time.monotonic(), Path(private) / recipe.name
             file.write_text(dump(stage.recipe), encoding="utf-8")
-            run_stage(stage.name, command(stage.verb, file, plan.launch, plan.pipes, run.link))
+            run_stage(stage.name, command(stage.recipe.verb, file, plan.launch, plan.pipes, run.link))
             seconds[stage.name] = time.monotonic() - start
     return _report(plan, run, seconds)
 
@@ -164,7 +161,7 @@ def _row(stage: Stage, seconds: Mapping[str, float] | None = None) -> dict[str, 
     """What a stage is made from and where it is kept; with `seconds`, which have those that ran, whether it did."""
     took = (seconds or {}).get(stage.name)
     state = "ran" if took is not None else "finished before" if stage.finished else "to run"
-    row = {"stage": stage.name, "verb": stage.verb, "made from": ", ".join(stage.needs), "state": state}
+    row = {"stage": stage.name, "verb": stage.recipe.verb, "made from": ", ".join(stage.needs), "state": state}
     return row | ({"minutes": round(took / 60, 1)} if took is not None else {}) | {"kept in": stage.home.name}
 
 
@@ -198,24 +195,17 @@ def stages(recipe: RunRecipe) -> list[Stage]:
         scope.stages[name] = str(home)
         needs = dict.fromkeys(each.name for each in references(given) if each.name in recipe.stages)
         whole = draft.model_copy(update={"out": str(home)})
-        found.append(Stage(name, str(given["verb"]), given, whole, home, tuple(needs)))
+        found.append(Stage(name, whole, home, tuple(needs)))
     return found
 
 
 def _digest(recipe: Recipe, kept: Path) -> str:
-    files = [_stamps(text) for text in referenced_paths(recipe) if not Path(text).is_relative_to(kept)]
+    """Words for what is bundled stand for all of it; URLs, and words that are no files, for nothing."""
+    bundled = Path(str(resources.files("asdm_cli") / "pocket"))
+    files: list[list[Stamps]] = []
+    for text in referenced_paths(recipe):
+        read = [bundled / "weights", bundled / "data"] if text in SHIPPED else places(text)
+        if not Path(text).is_relative_to(kept):
+            files.append([stamps_of(place, place.rglob("*") if place.is_dir() else [place]) for place in read])
     whole = {"asdm": [__version__, SCHEMA], "recipe": recipe.model_dump(mode="json", exclude={"out"}), "files": files}
     return hashlib.sha256(json.dumps(whole, sort_keys=True).encode()).hexdigest()[:DIGITS]
-
-
-def _stamps(text: str) -> list[Stamps]:
-    """Of what is behind a path, a glob or a word; nothing for URLs and for words that are no files."""
-    return [stamps_of(place, place.rglob("*") if place.is_dir() else [place]) for place in _places(text)]
-
-
-def _places(text: str) -> list[Path]:
-    """Files and folders behind one of a recipe's texts. Words for what is bundled stand for all of it."""
-    if text in SHIPPED:
-        bundled = Path(str(resources.files("asdm_cli") / "pocket"))
-        return [bundled / "weights", bundled / "data"]
-    return places(text)
