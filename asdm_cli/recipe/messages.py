@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from difflib import get_close_matches
 from typing import Any, TypeVar, get_args
 
@@ -62,33 +62,28 @@ def validated(kind: Any, data: Any, name: str) -> Any:
 
 
 def faults(error: ValidationError, source: Source, recipe: Any) -> list[Fault]:
-    """One fault per place. Where a value fits none of several kinds, the kinds are joined by 'or'."""
+    return [source.fault(*each) for each in told(error, source.data, recipe, source.unread)]
+
+
+def told(
+    error: ValidationError, data: Any, recipe: Any, unread: Collection[Where] = ()
+) -> Iterator[tuple[Where, str, bool]]:
+    """The way to everything that is wrong, what it is, and whether it is the key; one for a place. Where a value fits
+    none of several kinds, the kinds are joined by 'or'."""
     by_place: dict[Where, list[ErrorDetails]] = {}
     for details in error.errors(include_url=False):
-        by_place.setdefault(_where(details, source.data), []).append(details)
-    told: list[Fault] = []
+        by_place.setdefault(_where(details, data), []).append(details)
+    places = 0
     for where, group in by_place.items():
         inside = any(other[: len(where)] == where and other != where for other in by_place)
         only_kinds = all(details["type"] in {*SHAPES, "literal_error"} for details in group)
-        if where in source.unread or (inside and only_kinds):
+        if where in unread or (inside and only_kinds):
             continue  # told already, or just 'no text' of a list in which something is wrong
-        if len(told) >= MOST_TOLD:
-            return [*told, source.fault(where, "wrong too, as more is; mend the others first")]
-        told.extend(_told(where, group, source, recipe))
-    return told
-
-
-def faults_inside(error: ValidationError, value: dict[str, Any], kind: Any) -> list[tuple[Where, str]]:
-    """Faults by their way from a value whose own place in the file somebody else knows."""
-    ways: list[tuple[Where, str]] = []
-
-    class Inside(Source):
-        def fault(self, where: Where, what: str, on_key: bool = False) -> Fault:
-            ways.append((where, what))
-            return super().fault(where, what, on_key)
-
-    faults(error, Inside("", value), kind)
-    return ways
+        places += 1
+        if places > MOST_TOLD:
+            yield where, "wrong too, as more is; mend the others first", False
+            return
+        yield from _told(where, group, recipe)
 
 
 RENAMED = {"carry": "cache", "coordinate": "axis", "text_once": "cache_text", "idle": "offload"}
@@ -135,30 +130,30 @@ def _where(details: ErrorDetails, data: Any) -> Where:
     return (*where, *missing)
 
 
-def _told(where: Where, group: list[ErrorDetails], source: Source, recipe: Any) -> Iterator[Fault]:
+def _told(where: Where, group: list[ErrorDetails], recipe: Any) -> Iterator[tuple[Where, str, bool]]:
     details = next((each for each in group if each["type"] not in SHAPES), group[0])
     kind, value, context = details["type"], details["input"], details.get("ctx", {})
     reason = context.get("error")
     if isinstance(reason, Misplaced):
-        yield from (source.fault((*where, *inner), what) for inner, what in reason.faults)
+        yield from (((*where, *inner), what, False) for inner, what in reason.faults)
     elif kind == "value_error":
-        yield source.fault(where, str(reason))
+        yield where, str(reason), False
     elif kind == "extra_forbidden":
         word, known = str(where[-1]), [key for model in _models_at(recipe, where[:-1]) for key in model.model_fields]
         what = "does not go with the other keys here" if word in known else f"unknown key{did_you_mean(word, known)}"
-        yield source.fault(where, what, on_key=True)
+        yield where, what, True
     elif kind.startswith("union_tag"):
         key = context["discriminator"].strip("'")
         known = re.findall(r"'([^']*)'", context.get("expected_tags", "")) or _tags(recipe, where, key)
         what = choice(known, value[key]) if key in value else f"must be given: {one_of(known)}"
-        yield source.fault((*where, key), what)
+        yield (*where, key), what, False
     elif any(each["type"] in SHAPES for each in group) and details["type"] in {*SHAPES, "literal_error"}:
         wants = dict.fromkeys(_wanted(each).removeprefix("must be ") for each in group)
-        yield source.fault(where, f"must be {' or '.join(wants)}, got {_shape(value, wants)}")
+        yield where, f"must be {' or '.join(wants)}, got {_shape(value, wants)}", False
     elif kind == "literal_error":
-        yield source.fault(where, choice(re.findall(r"'([^']*)'", context["expected"]), value))
+        yield where, choice(re.findall(r"'([^']*)'", context["expected"]), value), False
     else:
-        yield source.fault(where, _wanted(details) + ("" if kind in NO_VALUE else f", got {got(value)}"))
+        yield where, _wanted(details) + ("" if kind in NO_VALUE else f", got {got(value)}"), False
 
 
 def _wanted(details: ErrorDetails) -> str:

@@ -28,7 +28,7 @@ from pydantic import (
 from pydantic_core import PydanticCustomError
 
 from asdm_cli.recipe import MOST
-from asdm_cli.recipe.messages import did_you_mean, faults_inside, got, one_of, validated
+from asdm_cli.recipe.messages import did_you_mean, got, one_of, told, validated
 from asdm_cli.recipe.schema import (
     Above,
     Distinct,
@@ -596,7 +596,7 @@ def _of_its_kind(value: Any) -> PatchSpec:
     try:
         return KINDS[kind].model_validate(value)
     except ValidationError as error:
-        raise Misplaced(faults_inside(error, value, KINDS[kind])) from None
+        raise Misplaced((where, what) for where, what, _ in told(error, value, KINDS[kind])) from None
 
 
 _TOLD: Any = reduce(or_, KINDS.values())

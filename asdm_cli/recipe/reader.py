@@ -173,17 +173,7 @@ def read(path: Path) -> Source:
 
 def parse(text: str, file: str) -> Source:
     """Read the text of a recipe; see `read`."""
-    try:
-        root = yaml.compose(text, Loader=Loader)
-    except yaml.MarkedYAMLError as error:
-        place = error.problem_mark or error.context_mark
-        line, column = (place.line + 1, place.column + 1) if place else (0, 0)
-        raise RecipeError(file, [Fault(_plain(error), "", line, column)]) from None
-    except yaml.reader.ReaderError as error:
-        line, column = _position(text[: error.position])
-        raise RecipeError(file, [Fault("a character that YAML does not allow", "", line, column)]) from None
-    except RecursionError:
-        raise RecipeError(file, [Fault(f"nested far more than {MAX_DEPTH} levels deep", "", 1, 1)]) from None
+    root = _compose(text, file)
     if root is None:
         raise RecipeError(file, [Fault("the file is empty; a recipe starts with `verb:`", "", 1, 1)])
     source = Source(file)
@@ -193,6 +183,21 @@ def parse(text: str, file: str) -> Source:
         raise RecipeError(file, source.faults)
     source.data = data
     return source
+
+
+def _compose(text: str, file: str) -> Node | None:
+    try:
+        return yaml.compose(text, Loader=Loader)
+    except yaml.MarkedYAMLError as error:
+        place = error.problem_mark or error.context_mark
+        line, column = (place.line + 1, place.column + 1) if place else (0, 0)
+        what = _plain(error)
+    except yaml.reader.ReaderError as error:
+        line, column = _position(text[: error.position])
+        what = "a character that YAML does not allow"
+    except RecursionError:
+        line, column, what = 1, 1, f"nested far more than {MAX_DEPTH} levels deep"
+    raise RecipeError(file, [Fault(what, "", line, column)])
 
 
 def _position(before: str) -> tuple[int, int]:
@@ -233,12 +238,10 @@ class Override:
             raise RecipeError("--set", [Fault("write key.path=value, as in models.0.name=teacher", text)])
         source = Source("--set")
         try:
-            root = yaml.compose(value, Loader=Loader)
-            read = None if root is None else source.read(root)
-        except yaml.MarkedYAMLError as error:
-            raise RecipeError("--set", [Fault(f"is no YAML: {_plain(error)}", path)]) from None
-        except (yaml.YAMLError, RecursionError):
-            raise RecipeError("--set", [Fault("holds what YAML does not allow", path)]) from None
+            root = _compose(value, "--set")
+        except RecipeError as error:
+            raise RecipeError("--set", [Fault(f"is no YAML: {error.faults[0].what}", path)]) from None
+        read = None if root is None else source.read(root)
         if source.faults:
             raise RecipeError("--set", [Fault(source.faults[0].what, path)])
         return cls(where, read)
