@@ -6,9 +6,10 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 from functools import cache
+from pathlib import Path
 
 from asdm_cli.errors import ModelError
-from asdm_cli.models.directory import UNETS, find
+from asdm_cli.models.directory import POCKET, UNETS, find
 from asdm_cli.recipe.schema import Misfit, Strict, addressed
 from asdm_cli.unet.addresses import Anatomy
 from asdm_cli.unet.presets import PRESETS
@@ -32,6 +33,8 @@ def unknown_addresses(recipe: Strict) -> Iterator[Misfit]:
 def _anatomy(model: str) -> Anatomy | None:
     if model in PRESETS:
         return Anatomy.of(PRESETS[model])
+    if model != POCKET and not Path(model).is_dir():  # to fetch or convert one is no check
+        return None
     try:
         directory = find(model)
     except ModelError:
