@@ -11,8 +11,8 @@ from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
 from asdm_cli.console import hand_over, is_first, note
-from asdm_cli.errors import ModelError
-from asdm_cli.models.directory import ModelDirectory, find
+from asdm_cli.errors import ModelError, blame
+from asdm_cli.models.directory import find
 from asdm_cli.models.write import atomic_directory, refuse_existing, refuse_sources
 
 SHEET = "sheet.png"
@@ -29,9 +29,23 @@ def generate(
     refuse_sources(out, [source.path])
     if not source.is_pipeline:
         raise ModelError(f"{source.path}: a UNet alone draws nothing; give a whole pipeline directory")
+    from asdm_cli.models.load import device_and_dtype, load_pipeline
+    from asdm_cli.models.patched import patches_of
+    from asdm_cli.models.schedulers import planned_scheduler
+    from asdm_cli.patches.base import patch_of
+    from asdm_cli.sampling.generate import SamplingSettings, draw
+
     settings = {**settings, "model": source.name}
+    how = SamplingSettings(settings["steps"], settings["guidance"], None, settings["seed"], batch=8)
+    planned_scheduler(source, "own", how.steps)  # which must know as many
+    pipe, patches = load_pipeline(source, *device_and_dtype(*place)), patches_of(source)
+    for spec in patches:
+        note(f"{source.name}: {spec.kind} is in force; `asdm show` prints it")
+    reentrant = all(patch_of(spec).reentrant for spec in patches)
     with atomic_directory(out.resolve(), overwrite) as folder:
-        drawn = _draw(source, prompts, settings, place)
+        with blame(source.name, "drawing"):
+            unordered = dict(draw(pipe, prompts, range(len(prompts)), how, reentrant=reentrant))
+        drawn = [unordered[index] for index in range(len(prompts))]
         for index, (picture, prompt) in enumerate(zip(drawn, prompts, strict=True)):
             origin = PngInfo()
             for key, value in {"prompt": prompt, "index": index, **settings}.items():
@@ -39,27 +53,6 @@ def generate(
             picture.save(folder / f"{index:03}.png", pnginfo=origin)
         contact_sheet(drawn).save(folder / SHEET)
     hand_over(out)
-
-
-def _draw(
-    source: ModelDirectory, prompts: Sequence[str], settings: dict[str, Any], place: tuple[str, str]
-) -> list[Image.Image]:
-    from asdm_cli.errors import blame
-    from asdm_cli.models.load import device_and_dtype, load_pipeline
-    from asdm_cli.models.patched import patches_of
-    from asdm_cli.models.schedulers import planned_scheduler
-    from asdm_cli.patches.base import patch_of
-    from asdm_cli.sampling.generate import SamplingSettings, draw
-
-    how = SamplingSettings(settings["steps"], settings["guidance"], None, settings["seed"], batch=8)
-    planned_scheduler(source, "own", how.steps)  # which must know as many
-    pipe, patches = load_pipeline(source, *device_and_dtype(*place)), patches_of(source)
-    for spec in patches:
-        note(f"{source.name}: {spec.kind} is in force; `asdm show` prints it")
-    reentrant = all(patch_of(spec).reentrant for spec in patches)
-    with blame(source.name, "drawing"):
-        drawn = dict(draw(pipe, prompts, range(len(prompts)), how, reentrant=reentrant))
-    return [drawn[index] for index in range(len(prompts))]
 
 
 def contact_sheet(pictures: Sequence[Image.Image], margin: int = 4) -> Image.Image:

@@ -26,7 +26,12 @@ OUTSIDE = "outside"
 def show(sources: list[str], shape: str | None, page: Path | None, overwrite: bool) -> None:
     if page is None and shape is None:
         for source in sources:
-            _show_run(Path(source)) if (Path(source) / "report.json").is_file() else _show_model(source)
+            if (Path(source) / "report.json").is_file():
+                from asdm_cli.report import run_directory, terminal
+
+                terminal.show(run_directory.read(Path(source)), Terminal(), Path(source) / "report.html")
+            else:
+                _show_model(source)
         return
     from asdm_cli.report.join import join, read_all
 
@@ -38,12 +43,6 @@ def show(sources: list[str], shape: str | None, page: Path | None, overwrite: bo
     if page is not None:
         _write_page(page, report, overwrite)
         hand_over(page)
-
-
-def _show_run(run: Path) -> None:
-    from asdm_cli.report import run_directory, terminal
-
-    terminal.show(run_directory.read(run), Terminal(), run / "report.html")
 
 
 def _write_page(file: Path, report: Report, overwrite: bool) -> None:
@@ -62,6 +61,7 @@ def _write_page(file: Path, report: Report, overwrite: bool) -> None:
 
 def _show_model(source: str) -> None:
     from asdm_cli.models.directory import find
+    from asdm_cli.models.metadata import read_metadata
 
     model, out = find(source), Terminal()
     weights = {name: _weights(model, name) for name in model.components}
@@ -76,8 +76,9 @@ def _show_model(source: str) -> None:
     for name, (counts, _) in weights.items():
         if name == UNET or name.startswith(f"{UNET}s/"):
             out.print(_unet(model, name, counts))
-    for line in _at_run_time(model):
-        out.print(line)
+    for spec in read_metadata(model).patches:  # what the model carries into drawing: who serves what, and plans
+        for line in spec.told():
+            out.print(line)
 
 
 def _weights(model: ModelDirectory, name: str) -> tuple[dict[str, int], set[str]]:
@@ -114,10 +115,3 @@ def _unet(model: ModelDirectory, component: str, weights: dict[str, int]) -> Tre
         branches[node.address] = branches[node.parent].add(label(node.address, kind, counts[node.address]))
     root.add(label(OUTSIDE, "conv_in, time embedding, conv_out", counts[OUTSIDE]))
     return root
-
-
-def _at_run_time(model: ModelDirectory) -> list[str]:
-    """What the model carries into drawing: who serves what, where several UNets take turns, and plans."""
-    from asdm_cli.models.metadata import read_metadata
-
-    return [line for spec in read_metadata(model).patches for line in spec.told()]

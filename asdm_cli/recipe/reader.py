@@ -148,27 +148,25 @@ def dotted(where: Where) -> str:
 
 def read(path: Path) -> Source:
     """Read a file; what stops the reading is raised, what does not is collected in `.faults`."""
-    file, found = str(path), ""
+    file, raw, wrong = str(path), b"", ""
     if path.is_dir():
         hint = f" (did you mean '{path / 'recipe.yaml'}'?)" if (path / "recipe.yaml").is_file() else ""
-        raise RecipeError(file, [Fault(f"a directory, not a recipe{hint}")])
-    if not path.exists():
-        raise RecipeError(file, [Fault("no such file")])
-    if not path.is_file():
-        raise RecipeError(file, [Fault("not a regular file")])
+        wrong = f"a directory, not a recipe{hint}"
+    elif not path.is_file():
+        wrong = "not a regular file" if path.exists() else "no such file"
+    else:
+        try:
+            with path.open("rb") as stream:
+                raw = stream.read(MAX_BYTES + 1)
+        except OSError as error:
+            wrong = f"cannot be read: {error.strerror}"
+    if wrong or len(raw) > MAX_BYTES:
+        raise RecipeError(file, [Fault(wrong or f"larger than {MAX_BYTES // 1024} KiB; this is no recipe")])
     try:
-        with path.open("rb") as stream:
-            raw = stream.read(MAX_BYTES + 1)
-    except OSError as error:
-        raise RecipeError(file, [Fault(f"cannot be read: {error.strerror}")]) from None
-    if len(raw) > MAX_BYTES:
-        raise RecipeError(file, [Fault(f"larger than {MAX_BYTES // 1024} KiB; this is no recipe")])
-    try:
-        found = raw.decode("utf-8-sig")
+        return parse(raw.decode("utf-8-sig"), file)
     except UnicodeDecodeError as error:
         line, column = _position(raw[: error.start].decode("utf-8", "replace"))
         raise RecipeError(file, [Fault("not UTF-8 text; save the file as UTF-8", "", line, column)]) from None
-    return parse(found, file)
 
 
 def parse(text: str, file: str) -> Source:
