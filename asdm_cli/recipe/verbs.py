@@ -503,16 +503,15 @@ out: runs/assembled
 
     def _strangers(self) -> Iterator[Misfit]:
         """Names of no donor, and places that hold none."""
-        first = next(iter(self.donors))
-        if NONE in self.donors:
+        known = list(self.donors)
+        if NONE in known:
             yield ("donors", NONE), f"'{NONE}' stands for no donor; choose another name"
-        mids: dict[Inner, str | None] = {("mid",): self.mid}
-        named: dict[Inner, str | None] = {("ends",): self.ends, ("embeddings",): self.embeddings}
+        named: dict[Inner, str | None] = {(key,): getattr(self, key) for key in ("mid", "ends", "embeddings")}
         named |= {("levels", index): name for index, name in enumerate(self.levels or [])}
         listed = self.explore.combinations if self.explore and self.explore.combinations != "all" else []
         for index, each in enumerate(listed):
             here = ("explore", "combinations", index)
-            mids[(*here, "mid")] = each.mid
+            named[(*here, "mid")] = each.mid
             named |= {(*here, "levels", level): name for level, name in enumerate(each.levels)}
         for block, source in self.blocks.items():
             if not BLOCK.fullmatch(block):
@@ -524,11 +523,10 @@ out: runs/assembled
                 if slash and LAYER.fullmatch(address):
                     named["blocks", block, index] = donor
                 else:
-                    what = f"must be donor/layer, as in {first}/up.0.1 or {first}/up.0.sampler, got '{text}'"
+                    what = f"must be donor/layer, as in {known[0]}/up.0.1 or {known[0]}/up.0.sampler, got '{text}'"
                     yield ("blocks", block, index), what
-        known = list(self.donors)
-        for way, name in {**{way: mid for way, mid in mids.items() if mid != NONE}, **named}.items():
-            if name is not None and name not in known:
+        for way, name in named.items():
+            if name not in (None, *known) and not (way[-1] == "mid" and name == NONE and way[0] != "blocks"):
                 hint = did_you_mean(name, known)
                 yield way, f"no donor is called {got(name)}{hint}; there are {', '.join(known)}"
 
