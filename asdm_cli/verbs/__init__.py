@@ -64,7 +64,8 @@ def run_verb(
     for key in ("out", "device", "dtype"):
         value = more.pop(key, None)
         changes += [Override((key,), value, f"--{key}")] if value is not None else []
-    recipe: Any = load(file, verb, changes, unknown_addresses)
+    look = unknown_addresses if verb != "run" else lambda _: ()  # of all its stages at once the plan tells more
+    recipe: Any = load(file, verb, changes, look)
     from asdm_cli.report.run_directory import Run, run_directory, with_links
 
     target = Path(recipe.out)
