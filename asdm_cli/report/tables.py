@@ -10,7 +10,7 @@ from typing import Any
 
 from asdm_cli.records import Record, Report
 from asdm_cli.report import metrics
-from asdm_cli.report.metrics import COST, QUALITY, in_order, metric, number, shown, tied
+from asdm_cli.report.metrics import COST, METRICS, QUALITY, in_order, metric, number, shown, tied
 
 MOST, FEW = 5, 3
 """Columns of figures in the main table, and on a phone."""
@@ -20,6 +20,8 @@ JUDGES = ("kid", "label_accuracy", "clip_score", "fd")
 RUINED = {"kid": (1.5, 0.05), "label_accuracy": (2.0, 0.2)}
 """So many times as bad, and by so much: pictures that show little of what they should. The KID of two feature networks
 is not the same, but by 0.05 more anybody sees it in any of them."""
+PAPER = {"params_m", "macs_g", "plain_macs_g"}
+"""Costs that are counted, not measured: where they are all that is known, no set-up is told to be the best."""
 NEAR_DB, OTHER_DB = 30.0, 20.0
 """PSNR from which pictures are hardly told apart; below the second they show other things."""
 PARTS = {
@@ -126,9 +128,8 @@ def _figures(report: Report, title: str, keys: Sequence[str], major: Collection[
         rivals = [None if is_reference(report, name) or name in out else columns[key].get(name) for name in names]
         alike = len({_how(report, each) for each in rivals if each}) < 2
         unlike += [] if alike else [metric(key).title]
-        head, cells = column(
-            key, [columns[key].get(name) for name in names], best=metrics.best(rivals) if alike else ()
-        )
+        best = metrics.best(rivals) if alike and not columns.keys() <= PAPER else ()
+        head, cells = column(key, [columns[key].get(name) for name in names], best=best)
         figures.append((replace(head, minor=key not in major), cells))
     note = f"Not made alike, so not compared: {', '.join(unlike)}." if unlike else ""
     return of_columns(title, ["set-up"], [[name] for name in names], figures, note)
@@ -206,7 +207,8 @@ def of_parts(title: str, records: Sequence[Record]) -> Table:
         there = {key[:2] for key in found}
         rows = [[name, setup] for name in names for setup in setups if (name, setup) in there]
         figures = [column(key, [found.get((name, setup, key)) for name, setup in rows]) for key in keys]
-    return of_columns(title, ["part", "set-up"][: len(rows[0])], rows, figures)
+    titles = [[METRICS[part].title if part in METRICS else part, *setup] for part, *setup in rows]
+    return of_columns(title, ["part", "set-up"][: len(rows[0])], titles, figures)
 
 
 def column(

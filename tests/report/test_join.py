@@ -134,9 +134,9 @@ def test_csv_has_every_record_with_all_its_fields() -> None:
 
 
 def test_markdown_and_latex_have_the_main_table() -> None:
-    report = Report("bench", {"a|b": {}, "c_d": {}}, [Record("a|b", "params_m", 2.0), Record("c_d", "params_m", 1.0)])
+    report = Report("bench", {"a|b": {}, "c_d": {}}, [Record("a|b", "unet_ms", 2.0), Record("c_d", "unet_ms", 1.0)])
     assert export.to_markdown(report).split("\n") == [
-        "| set-up | parameters (M) |",
+        "| set-up | UNet call (ms) |",
         "| --- | ---: |",
         "| a\\|b | 2.00 |",
         "| c_d | **1.00** |",

@@ -144,6 +144,8 @@ def test_the_main_table_has_what_matters_most_and_references_last() -> None:
         (beside(SPEED, ("psnr_db", 0, 25.0, 0.5)), "image speed-up", {"base"}),
         (beside(NOISE), "image speed-up", set()),  # nothing can be told
         (beside(ALIKE), "KID", set()),
+        (beside(SMALL, SPEED), "parameters", {"base"}),
+        (beside(SMALL, LIGHT), "parameters", set()),  # nobody knows what it can do
         (fewer((1.5, 40), (2.5, 15)), "image speed-up", {"the plan"}),
     ],
 )
