@@ -24,8 +24,8 @@ PICTURES = {
     Verdict.OTHER: "other pictures",
     Verdict.RUINED: "pictures ruined",
 }
-UNTRAINED = ("prune", "assemble")
-"""Verbs that leave a UNet which is to be trained."""
+UNTRAINED, PATCHING = ("prune", "assemble"), ("inherit", "switch")
+"""Verbs that leave a UNet which is to be trained, and those that change no UNet."""
 
 
 def headline(report: Report) -> tuple[str, str]:
@@ -123,9 +123,10 @@ def _smaller(columns: Columns, first: str, name: str) -> list[str]:
 
 def _advice(report: Report, columns: Columns, name: str, hero: bool) -> str:
     """What the reader should do about it: train what nobody trained, or take what is better in both."""
-    judged, made = verdict(report, columns, name), report.setups.get(name, {}).get("made", [""])
+    judged, made = verdict(report, columns, name), report.setups.get(name, {}).get("made", [])
+    last = next((verb for verb in reversed(made) if verb not in PATCHING), "")
     hurt = judged is not None and judged[0] >= Verdict.WORSE
-    if made[-1] in UNTRAINED and (hurt or (judged is None and report.verb in UNTRAINED)):
+    if last in UNTRAINED and (hurt or (judged is None and report.verb in UNTRAINED)):
         return "distil it"
     if hero and judged and _series(report, name) not in PEERS:
         mine, speed = judged[2], _speed(columns, name)

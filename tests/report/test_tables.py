@@ -67,6 +67,7 @@ SMALL, LIGHT = ("params_m", 8.77, 5.91, 0.0), ("macs_g", 0.247, 0.162, 0.0)
         (beside(SPEED, RUIN, made=["prune"]), "base: 1.50 times as fast, pictures ruined (KID 0.22 → 0.43); distil it"),
         (beside(SPEED, RUIN, made=["prune", "distill"]), "base: 1.50 times as fast, pictures ruined (KID 0.22 → 0.43)"),
         (beside(SPEED, WORSE), "base: 1.50 times as fast, pictures worse (KID 0.220 → 0.270)"),
+        (beside(WORSE, made=["prune", "inherit"]), "base: pictures worse (KID 0.220 → 0.270); distil it"),
         (
             beside(SPEED, ALIKE, made=["prune"]),
             "base: 1.50 times as fast, pictures as good, as far as 16 tell (KID 0.22 → 0.23)",
