@@ -120,7 +120,8 @@ def everything(report: Report) -> list[Table]:
 def _figures(report: Report, title: str, keys: Sequence[str], major: Collection[str]) -> Table:
     """Set-ups down, figures across. The best is marked among those that compete, and of costs among those whose
     pictures are still what was asked for."""
-    columns, names = whole(report), named(report)
+    columns = whole(report)
+    names = [name for name in named(report) if any(name in columns[key] for key in keys)]
     hurt = {name for name in names if (judged := verdict(report, columns, name)) and judged[0] >= Verdict.OTHER}
     figures, unlike = [], []
     for key in keys:
@@ -182,12 +183,23 @@ def _how(report: Report, record: Record) -> str:
 
 
 def parts(report: Report) -> dict[str, list[Record]]:
-    """Figures of parts by what their kind is called."""
-    inside = [each for each in report.records if each.of and each.at is None]
-    kinds = dict.fromkeys(each.of.partition("/")[0] for each in inside)
-    return {
-        PARTS.get(kind, f"By {kind}"): [each for each in inside if each.of.partition("/")[0] == kind] for kind in kinds
-    }
+    """Figures of parts by what their kind is called. Of set-ups that have the same in all, the first stands for all."""
+    found: dict[str, dict[str, dict[tuple[str, str], Record]]] = {}
+    for each in report.records:
+        kind, _, name = each.of.partition("/")
+        if kind and each.at is None:
+            each = replace(each, of=f"{kind}/{METRICS[name].title if name in METRICS else name}")
+            found.setdefault(kind, {}).setdefault(each.setup, {})[each.of, each.metric] = each
+    tables: dict[str, list[Record]] = {}
+    for kind, setups in found.items():
+        alike: dict[str, list[str]] = {}
+        for setup, own in setups.items():
+            alike.setdefault(repr([(key, each.value) for key, each in own.items()]), []).append(setup)
+        for first, *others in alike.values():
+            name = f"{first} and {len(others)} alike" if others else first
+            same = [replace(each, setup=name) for each in setups[first].values()]
+            tables.setdefault(PARTS.get(kind, f"By {kind}"), []).extend(same)
+    return tables
 
 
 def of_parts(title: str, records: Sequence[Record]) -> Table:
@@ -207,8 +219,7 @@ def of_parts(title: str, records: Sequence[Record]) -> Table:
         there = {key[:2] for key in found}
         rows = [[name, setup] for name in names for setup in setups if (name, setup) in there]
         figures = [column(key, [found.get((name, setup, key)) for name, setup in rows]) for key in keys]
-    titles = [[METRICS[part].title if part in METRICS else part, *setup] for part, *setup in rows]
-    return of_columns(title, ["part", "set-up"][: len(rows[0])], titles, figures)
+    return of_columns(title, ["part", "set-up"][: len(rows[0])], rows, figures)
 
 
 def column(

@@ -178,6 +178,8 @@ def test_parts_have_tables_of_their_own_and_bars() -> None:
     assert (bars.metric, bars.categories) == ("params_m", made.BLOCKS)
     assert bars.values["base"][0] == Record("base", "params_m", 0.5, of="block/down.0", protocol="cost")
     assert plots.bars("", found["UNet by block"][:3]) is None, "nothing to compare in one part"
+    same = [Record(name, "params_m", value, of="block/x") for name, value in (("a", 1.0), ("b", 1.0), ("c", 2.0))]
+    assert [each.setup for each in tables.parts(Report("inherit", {}, same))["UNet by block"]] == ["a and 1 alike", "c"]
 
 
 def test_curves_are_lines_of_set_ups_or_of_the_parts_of_one() -> None:
