@@ -11,8 +11,9 @@ from asdm_cli.recipe.redact import told_apart
 from asdm_cli.records import Images, Report
 from asdm_cli.report.run_directory import read
 
-MEASURING = ("bench", "eval", "inherit", "switch")
-"""Verbs whose recipes name set-ups themselves: their names and figures come first."""
+FIRST = ("bench", "eval"), ("inherit", "switch")
+"""Verbs whose recipes name set-ups themselves, and those that compare a model with itself: their names and figures come
+before the others'."""
 NOT_WAYS = ("model", "written", "series", "reference", "made", "learned")
 """What is said of a set-up, but is nothing of how it draws."""
 PATCHES = "patches"
@@ -39,12 +40,14 @@ def moved(report: Report, folder: Path) -> Report:
     return replace(report, images=Images(report.images.prompts, folders))
 
 
-def join(reports: Mapping[str, Report]) -> Report:
-    """One report of all, `reports` by what each is called. The first figure of a set-up stays; cards that share a name
-    but differ are told apart. Figures that were made under unlike cards are never compared: see the main table."""
+def join(reports: Mapping[str, Report], lead: Sequence[str] = ()) -> Report:
+    """One report of all, `reports` by what each is called, those that `lead` first. The first figure of a set-up stays;
+    cards that share a name but differ are told apart. Figures that were made under unlike cards are never compared: see
+    the main table."""
     if len(reports) == 1:
         return next(iter(reports.values()))
-    ordered = sorted(reports.items(), key=lambda item: item[1].verb not in MEASURING)
+    ranks = {verb: rank for rank, verbs in enumerate(FIRST) for verb in verbs}
+    ordered = sorted(reports.items(), key=lambda item: (item[0] not in lead, ranks.get(item[1].verb, len(FIRST))))
     whole = Report(
         " + ".join(dict.fromkeys(each.verb for each in reports.values())), facts={"title": ", ".join(reports)}
     )

@@ -9,7 +9,18 @@ from dataclasses import dataclass
 from asdm_cli.compare.pareto import DEEPCACHE, PEERS, ParetoFront, ParetoPoint, front, quality_at, time_at
 from asdm_cli.records import Record, Report
 from asdm_cli.report.metrics import QUALITY, SPEEDS, in_order, metric, number
-from asdm_cli.report.tables import Cell, Columns, Table, column, is_reference, named, of_columns, of_rows, whole
+from asdm_cli.report.tables import (
+    Cell,
+    Columns,
+    Table,
+    column,
+    compared,
+    is_reference,
+    named,
+    of_columns,
+    of_rows,
+    whole,
+)
 
 LEVELS_DB = (25, 30, 35, 40, 45, 50, 55, 60)
 
@@ -109,7 +120,7 @@ def _scatter(report: Report, columns: Columns, key: str) -> Scatter | None:
 def _shots(report: Report, columns: Columns, speed: str, key: str) -> dict[str, ParetoPoint]:
     """Of all that compete and have both figures: less time and more quality are better, whichever way these go."""
     found = {}
-    for name in named(report):
+    for name in compared(report):
         x, y = columns[speed].get(name), columns[key].get(name)
         if x and y and x.value and math.isfinite(x.value) and math.isfinite(y.value) and not is_reference(report, name):
             time = 1 / x.value if metric(speed).better == "higher" else x.value

@@ -91,6 +91,19 @@ def is_reference(report: Report, name: str) -> bool:
     return bool(report.setups.get(name, {}).get("reference"))
 
 
+def compared(report: Report) -> list[str]:
+    """The set-ups of which something was measured as it was of the first one: of reports put together, not those of
+    another comparison."""
+    cards = {each.protocol: _how(report, each) for each in report.records}
+    ways: dict[str, set[str]] = {}
+    for each in report.records:
+        if not each.of and each.at is None:
+            ways.setdefault(each.setup, set()).add(cards[each.protocol])
+    names = named(report)
+    mine = ways.get(names[0]) if names else None
+    return [name for name in names if name == names[0] or not mine or mine & ways.get(name, set())]
+
+
 def whole(report: Report) -> dict[str, dict[str, Record]]:
     """Figures of whole set-ups by metric. One beside itself has the figure that needs no measuring."""
     inside = [each for each in report.records if not each.of and each.at is None]
@@ -107,25 +120,30 @@ def whole(report: Report) -> dict[str, dict[str, Record]]:
 def main(report: Report, most: int = MOST) -> Table | None:
     """The figures that matter most; None without figures."""
     columns = whole(report)
-    return _figures(report, "Figures", leading(columns, most), leading(columns, FEW)) if columns else None
+    names = compared(report)
+    mine = {key: own for key, each in columns.items() if (own := {name: each[name] for name in names if name in each})}
+    return _figures(report, "Figures", names, leading(mine, most), leading(mine, FEW)) if mine else None
 
 
 def everything(report: Report) -> list[Table]:
     """All figures of whole set-ups, where the main table has not all of them."""
-    keys = list(whole(report))
+    keys, names = list(whole(report)), named(report)
     groups = {title: [key for key in keys if metric(key).group == group] for group, title in GROUPS.items()}
-    return [_figures(report, title, own, own) for title, own in groups.items() if own] if len(keys) > MOST else []
+    if len(keys) <= MOST and names == compared(report):
+        return []
+    return [_figures(report, title, names, own, own) for title, own in groups.items() if own]
 
 
-def _figures(report: Report, title: str, keys: Sequence[str], major: Collection[str]) -> Table:
-    """Set-ups down, figures across. The best is marked among those that compete, and of costs among those whose
-    pictures are still what was asked for."""
+def _figures(report: Report, title: str, names: list[str], keys: list[str], major: Collection[str]) -> Table:
+    """Set-ups down, figures across. The best is marked among those that compete: of costs, and of nearness to another
+    set-up, those whose pictures are still what was asked for."""
     columns = whole(report)
-    names = [name for name in named(report) if any(name in columns[key] for key in keys)]
+    names = [name for name in names if any(name in columns[key] for key in keys)]
     hurt = {name for name in names if (judged := verdict(report, columns, name)) and judged[0] >= Verdict.OTHER}
     figures, unlike = [], []
     for key in keys:
-        out = hurt if metric(key).group == COST else set()
+        beside = any(each.against for each in columns[key].values())
+        out = hurt if metric(key).group == COST or beside else set()
         rivals = [None if is_reference(report, name) or name in out else columns[key].get(name) for name in names]
         alike = len({_how(report, each) for each in rivals if each}) < 2
         unlike += [] if alike else [metric(key).title]

@@ -8,7 +8,7 @@ import re
 from asdm_cli.compare.pareto import PEERS
 from asdm_cli.records import Record, Report
 from asdm_cli.report.metrics import better, metric, number, shown, spread, tied
-from asdm_cli.report.tables import Columns, Verdict, is_reference, leading, named, verdict, whole
+from asdm_cli.report.tables import Columns, Verdict, compared, is_reference, leading, named, verdict, whole
 
 LINES = 2
 """Set-ups that are told of below the title."""
@@ -30,7 +30,7 @@ UNTRAINED, PATCHING = ("prune", "assemble"), ("inherit", "switch")
 
 def headline(report: Report) -> tuple[str, str]:
     """What the hero gains and loses beside the first set-up, and what is to be done about it; then of the others."""
-    columns, names = whole(report), named(report)
+    columns, names = whole(report), compared(report)
     hero, *others = ranked(report) or [""]
     if hero:
         told = {name: _beside(report, columns, name) + _learned(report, name) for name in [hero, *others]}
@@ -46,7 +46,7 @@ def ranked(report: Report) -> list[str]:
     """The set-ups beside the first of which something is known. The hero leads: of ours that which the run wrote, or
     else of which most is known, whose pictures are least hurt, the fastest of these. The nearest in speed follow."""
     columns = whole(report)
-    told = {name: len(_beside(report, columns, name)) for name in named(report)[1:]}
+    told = {name: len(_beside(report, columns, name)) for name in compared(report)[1:]}
     known = [name for name, words in told.items() if words]
     ours = [name for name in known if _series(report, name) not in PEERS] or known
     written = [name for name in ours if "written" in report.setups.get(name, {})]
@@ -130,7 +130,7 @@ def _advice(report: Report, columns: Columns, name: str, hero: bool) -> str:
         return "distil it"
     if hero and judged and _series(report, name) not in PEERS:
         mine, speed = judged[2], _speed(columns, name)
-        for peer in [each for each in named(report) if _series(report, each) in PEERS]:
+        for peer in [each for each in compared(report) if _series(report, each) in PEERS]:
             theirs = columns[mine.metric].get(peer)
             if theirs and _speed(columns, peer) >= speed and (alike := tied(mine, theirs)) | better(theirs, mine):
                 return f"{peer} {'do' if peer.endswith('steps') else 'does'} {'as well' if alike else 'better'}"

@@ -138,7 +138,8 @@ def run(plan: Plan, run: Run) -> Report:
 def _report(plan: Plan, run: Run, seconds: Mapping[str, float]) -> Report:
     """The records of all stages put together, those that `lead` first, with published figures beside them."""
     homes = {stage.name: stage.home for stage in plan.stages}
-    whole = join({name: moved(read(homes[name]), homes[name]) for name in dict.fromkeys([*plan.recipe.lead, *homes])})
+    lead = plan.recipe.lead
+    whole = join({name: moved(read(homes[name]), homes[name]) for name in dict.fromkeys([*lead, *homes])}, lead)
     rows, cards = published(plan.recipe.beside)
     planned = plan.report().facts
     facts = whole.facts | planned | {"Stages": [_row(stage, seconds) for stage in plan.stages]} | rows

@@ -14,7 +14,7 @@ from asdm_cli.recipe.redact import told_apart
 from asdm_cli.records import Images, Record, Report, under
 from asdm_cli.report import export, join
 from asdm_cli.report.run_directory import to_json
-from asdm_cli.report.tables import main
+from asdm_cli.report.tables import everything, main
 from tests.report import made
 
 
@@ -83,16 +83,22 @@ def test_a_model_with_a_patch_is_not_the_model_without() -> None:
     plain = {"model": "pocket", "steps": 25}
     patched = Report("inherit", {"the plan": plain | {"patches": ["inherits up.3"]}}, [Record("the plan", "kid", 0.3)])
     whole = join.join({"one": patched, "two": Report("bench", {"pocket": plain}, [Record("pocket", "kid", 0.1)])})
-    assert list(whole.setups) == ["the plan", "pocket"]
+    assert list(whole.setups) == ["pocket", "the plan"]
 
 
 def test_speed_ups_over_different_set_ups_are_not_compared() -> None:
     other = Report("bench", {"x": {"model": "x"}, "y": {"model": "y"}}, [Record("y", "unet_speedup", 3.0, against="x")])
-    table = main(join.join({"one": bench(), "two": other}))
-    assert table is not None
-    speeds = [row[2] for row in table.rows]
-    assert [cell.text for cell in speeds] == ["1.00", "1.50", "1.00", "3.00"]
-    assert not any(cell.best for cell in speeds)
+    whole = join.join({"one": bench(), "two": other})
+    (table,) = [each for each in everything(whole) if len(each.columns) == 3]
+    assert [row[2].text for row in table.rows] == ["1.00", "1.50", "1.00", "3.00"]
+    assert not any(row[2].best for row in table.rows)
+
+
+def test_what_compares_models_comes_before_what_compares_a_model_with_itself_unless_that_leads() -> None:
+    itself = Report("inherit", {"plain": {"model": "x"}}, [Record("plain", "unet_ms", 5)])
+    reports = {"plans": itself, "cost": bench()}
+    assert list(join.join(reports).setups) == ["original", "base", "plain"]
+    assert list(join.join(reports, ["plans"]).setups) == ["plain", "original", "base"]
 
 
 def test_reports_are_read_with_their_images_and_one_is_itself(run: Path) -> None:

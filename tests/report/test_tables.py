@@ -148,6 +148,8 @@ def test_the_main_table_has_what_matters_most_and_references_last() -> None:
         (beside(SMALL, SPEED), "parameters", {"base"}),
         (beside(SMALL, LIGHT), "parameters", set()),  # nobody knows what it can do
         (fewer((1.5, 40), (2.5, 15)), "image speed-up", {"the plan"}),
+        (fewer((1.5, 40), (2.5, 15)), "PSNR", {"0 steps"}),
+        (fewer((2.5, 15)), "PSNR", set()),  # nobody is left to be nearer than
     ],
 )
 def test_the_best_is_marked_among_like_with_like(report: Report, key: str, marked: set[str]) -> None:
@@ -157,12 +159,15 @@ def test_the_best_is_marked_among_like_with_like(report: Report, key: str, marke
 def test_unlike_protocols_are_not_compared_and_that_is_said() -> None:
     figures = [Record("a", "kid", 0.1), Record("b", "kid", 0.2)]
     cards = {"one": {"device": "cpu"}, "same": {"device": "cpu", "contestants": ["b"]}, "other": {"device": "cuda"}}
-    for card, marked in (("same", {"a"}), ("other", set())):
-        report = Report("eval", {}, under("one", figures[:1]) + under(card, figures[1:]), cards)
-        table = tables.main(report)
-        assert best(table)["KID"] == marked
-        assert table is not None
-        assert ("not compared: KID" in table.note) == (not marked)
+    alike, unlike = (
+        Report("eval", {}, under("one", figures[:1]) + under(card, figures[1:]), cards) for card in ("same", "other")
+    )
+    assert best(tables.main(alike))["KID"] == {"a"}
+    assert tables.compared(unlike) == ["a"]
+    assert list(texts(tables.main(unlike))) == ["a"]
+    (everything,) = tables.everything(unlike)
+    assert (list(texts(everything)), best(everything)["KID"]) == (["a", "b"], set())
+    assert "not compared: KID" in everything.note
 
 
 def test_parts_have_tables_of_their_own_and_bars() -> None:
@@ -204,7 +209,8 @@ def test_plots_join_the_fronts_of_series() -> None:
     assert [each.name for each in psnr.lines["plans"]] == plans, "if it has the figure"
     assert not clip.lines
     assert "real" not in {point.name for point in kid.points}
-    beaten = Record("plans 3", "kid", 0.9), Record("plans 3", "image_speedup", 1.2, against="pocket")
+    beaten = [Record("plans 3", "kid", 0.9), Record("plans 3", "image_speedup", 1.2, against="pocket")]
+    beaten = under("quality", beaten[:1]) + under("cost", beaten[1:])
     worse = replace(report, setups=report.setups | {"plans 3": {"series": "plans"}}, records=[*report.records, *beaten])
     point = next(point for point in plots.scatters(worse)[0].points if point.name == "plans 3")
     assert not point.front
