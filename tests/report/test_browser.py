@@ -42,7 +42,7 @@ def file(tmp_path_factory: pytest.TempPathFactory) -> str:
     report, training = made.compared(), made.trained()
     long = "a_name_of_one_word_that_is_wider_than_any_phone_on_which_somebody_reads_it"
     report.setups[long] = {"model": long}
-    report.records.extend([*training.records, made.interval(long, "kid", 0.2, 0.01)])
+    report.records.extend([*training.records, made.interval(long, "kid", 0.2, 0.01, protocol="quality")])
     report.facts[long] = {long: long}
     report.notes.append(long)
     assert report.images is not None
