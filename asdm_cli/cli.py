@@ -297,10 +297,7 @@ def run() -> None:
 def generate(
     model: Annotated[
         str,
-        argument(
-            metavar="MODEL",
-            help="A model, as recipes name it: a directory, ORG/NAME of the hub, [bold]pocket[/] ...",
-        ),
+        argument(metavar="MODEL", help="A model directory, a run directory or [bold]pocket[/]."),
     ],
     prompts: Annotated[list[str], argument(metavar="PROMPT", help="One picture each.")],
     out: Annotated[Path, typer.Option("--out", metavar="DIR", help="Where the pictures go.")] = Path("runs/generate"),
@@ -374,6 +371,57 @@ def pack(
 
 
 @command
+def export(
+    model: Annotated[str, argument(metavar="MODEL|RUN", help="A model directory, a run directory or [bold]pocket[/].")],
+    to: Annotated[
+        Literal["single-file", "diffusers"],
+        option("--to", help="One file, as ComfyUI and A1111 read it, or a directory, as diffusers does."),
+    ],
+    unet_only: Annotated[bool, option("--unet-only", help="A file of the UNet without VAE and text encoder.")] = False,
+    dtype: Dtype = None,
+    fp16: Annotated[bool, option("--fp16", help="The same as --dtype float16.")] = False,
+    plain: Annotated[
+        bool, option("--plain", help="Leave out what the model carries besides weights: plans, UNets that take turns.")
+    ] = False,
+    out: Annotated[Path, typer.Option("--out", metavar="DIR", help="Where to write.")] = Path("runs/export"),
+    push: Annotated[
+        str | None, option("--push", metavar="ORG/NAME", help="Also send it to the hub, with its model card.")
+    ] = None,
+    private: Annotated[bool, option("--private", help="A repository that --push makes is for you alone.")] = False,
+    dry_run: Annotated[bool, option("--dry-run", help="Say what would be written and sent, and stop.")] = False,
+    overwrite: Overwrite = False,
+    verbose: Verbose = False,
+    quiet: Quiet = False,
+) -> None:
+    """Write a model for other programs, or send it to the hub.
+
+    A single file has the layout of the original code. Beside it lie a model card, and the
+    configurations that [bold]from_single_file[/] of diffusers needs. Who cannot read the file, and
+    what else they need, is said before anything is written.
+
+    Examples
+    asdm export pocket --to single-file --out runs/export
+    # a pruned model in half the bytes, and who could read it
+    asdm export runs/prune-pocket-base --to single-file --fp16 --dry-run
+    # a directory in half the bytes; a plan of inheritance goes with it
+    asdm export runs/prune-pocket-base --to diffusers --fp16 --out runs/export-fp16
+    """
+    set_verbosity(verbose, quiet)
+    if fp16 and dtype not in (None, "float16"):
+        raise typer.BadParameter(f"--fp16 and --dtype {dtype} contradict each other", param_hint="--fp16")
+    from asdm_cli.commands.export import export
+
+    how = {
+        "unet_only": unet_only,
+        "dtype": "float16" if fp16 else dtype,
+        "plain": plain,
+        "push": push,
+        "private": private,
+    }
+    export(model, to, out, how, overwrite, dry_run)
+
+
+@command
 def check(
     files: Annotated[list[Path], argument(metavar="FILE", help="Recipes of any verb.")],
     verbose: Verbose = False,
@@ -408,7 +456,7 @@ def show(
         list[str],
         argument(
             metavar="MODEL|RUN...",
-            help="A run directory shows its report; any model, as recipes name it, its components and UNet.",
+            help="A run directory shows its report; a model directory or [bold]pocket[/] its components and UNet.",
         ),
     ],
     shape: Annotated[

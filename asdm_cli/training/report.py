@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from statistics import fmean
 
-from huggingface_hub import ModelCard, ModelCardData
+from huggingface_hub import ModelCard
 
-from asdm_cli import __version__
 from asdm_cli.data.cache import CachedSamples, UncachedSamples
+from asdm_cli.models.card import loading, model_card, rows
+from asdm_cli.models.directory import ModelDirectory
+from asdm_cli.models.metadata import history
 from asdm_cli.records import Card, Images, Record, Report, under
 from asdm_cli.training.loop import NORM, Line
 from asdm_cli.training.plan import DistillPlan, StudentModel
@@ -89,31 +92,15 @@ def report(plan: DistillPlan, found: Sequence[Record], card: Card, looks: Mappin
     return Report("distill", setups, list(found), {PROTOCOL: card}, images, notes=[note])
 
 
-def model_card(plan: DistillPlan, student: StudentModel, found: Sequence[Record], card: Card) -> ModelCard:
-    """README.md beside a distilled model, for whoever gets the directory without the run."""
+def card_of(model: Path, plan: DistillPlan, student: StudentModel, found: Sequence[Record], card: Card) -> ModelCard:
+    """The card beside a distilled `model`."""
     experts = bool(student.directory.config("unet").get(EXPERTS))
-    data = ModelCardData(library_name="asdm-cli" if experts else "diffusers", tags=["stable-diffusion", "distillation"])
     teacher = f"distilled from {plan.teacher.name}" if plan.teacher else "trained on the task loss alone"
+    how = "asdm_cli.load reads it: it has expert convolutions." if experts else "Plain diffusers loads it."
+    size, source = f"{student.parameters / 1e6:.1f} M parameters", student.directory.name
+    what = [f"A Stable Diffusion UNet of {size} that started from {source} and was {teacher}.", how]
     ends = [each for each in found if each.setup == student.name and each.at is None]
     facts = {**card, **{f"{each.metric}, at the end": f"{each.value:.5g}" for each in ends}}
-    rows = ["| what | value |", "| --- | --- |"]
-    for key, value in facts.items():
-        text = "; ".join(value) if isinstance(value, list) else str(value)
-        rows.append(f"| {key} | {' '.join(text.split()).replace('|', '/')} |")
-    table = "\n".join(rows)
-    return ModelCard(
-        f"""---
-{data.to_yaml()}
----
-
-# {student.name}
-
-A Stable Diffusion UNet of {student.parameters / 1e6:.1f} M parameters that started from {student.directory.name}
-and was {teacher}, by asdm {__version__}.
-{"asdm_cli.load reads it: it has expert convolutions." if experts else "Plain diffusers loads it."}
-
-{table}
-
-What its pictures are worth: `asdm eval`; what it costs: `asdm bench`.
-"""
-    )
+    worth = "What its pictures are worth: `asdm eval`; what it costs: `asdm bench`."
+    done = history(ModelDirectory(model, student.name, student.name))
+    return model_card(student.name, what, done, loading(student.directory, "PATH"), [rows(facts), worth])

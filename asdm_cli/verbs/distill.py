@@ -31,7 +31,7 @@ from asdm_cli.sampling.routing import layers_of, observe
 from asdm_cli.training.distillation import Distillation
 from asdm_cli.training.loop import LOG, TRACKERS, read_log, train
 from asdm_cli.training.plan import DistillPlan, StudentModel, make_plan
-from asdm_cli.training.report import model_card, protocol, records, report
+from asdm_cli.training.report import card_of, protocol, records, report
 from asdm_cli.training.student import mixed_precision
 from asdm_cli.unet.weights import WEIGHTS
 
@@ -71,7 +71,7 @@ def run(plan: DistillPlan, run: Run) -> Report:
         facts = {key: card[key] for key in IN_HISTORY} | {"frozen_tensors": len(student.frozen)}
         teacher = plan.teacher.name if plan.teacher else None
         record(student.directory, model, "distill", teacher=teacher, **facts)
-        model_card(plan, student, found, card).save(model / "README.md")
+        card_of(model, plan, student, found, card).save(model / "README.md")
         found += routing
         if len(plan.students) > 1:  # each becomes a run directory of its own
             mine = [each for each in found if each.setup == student.name]
