@@ -19,7 +19,7 @@ __version__ = "0.1.0"
 
 
 def load(model: str, device: str = "auto", dtype: str = "auto") -> DiffusionPipeline:
-    """The pipeline of a model directory, a run directory or `pocket`. Raises ModelError."""
+    """The pipeline of a model, as a recipe names it (`docs/models.md`). Raises ModelError, RunError."""
     from asdm_cli.models.directory import find
     from asdm_cli.models.load import device_and_dtype, load_pipeline
 

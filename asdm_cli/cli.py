@@ -297,7 +297,10 @@ def run() -> None:
 def generate(
     model: Annotated[
         str,
-        argument(metavar="MODEL", help="A model directory, a run directory or [bold]pocket[/]."),
+        argument(
+            metavar="MODEL",
+            help="A model, as recipes name it: a directory, ORG/NAME of the hub, [bold]pocket[/] ...",
+        ),
     ],
     prompts: Annotated[list[str], argument(metavar="PROMPT", help="One picture each.")],
     out: Annotated[Path, typer.Option("--out", metavar="DIR", help="Where the pictures go.")] = Path("runs/generate"),
@@ -456,7 +459,7 @@ def show(
         list[str],
         argument(
             metavar="MODEL|RUN...",
-            help="A run directory shows its report; a model directory or [bold]pocket[/] its components and UNet.",
+            help="A run directory shows its report; any model, as recipes name it, its components and UNet.",
         ),
     ],
     shape: Annotated[

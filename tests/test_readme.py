@@ -21,7 +21,7 @@ import pytest
 
 import asdm_cli
 from asdm_cli.data import shards
-from asdm_cli.models import directory
+from asdm_cli.models import directory, sources
 from asdm_cli.models.directory import ModelDirectory
 from asdm_cli.recipe.load import load
 from tests import drawings, pages, tiny
@@ -109,7 +109,7 @@ def workshop(tiny_pipeline: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     monkeypatch.setenv("PATH", f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}")
     shutil.copytree(tiny_pipeline, tmp_path / "few" / "model")
     tiny.probe(tmp_path / "few" / "model" / "probe", drawings.COLOURS)
-    monkeypatch.setattr(directory, "_pocket", lambda: ModelDirectory(tmp_path / "few" / "model", "pocket", "pocket"))
+    monkeypatch.setattr(sources, "_pocket", lambda: ModelDirectory(tmp_path / "few" / "model", "pocket", "pocket"))
     shipped = str(drawings.shard(tmp_path / "few" / "shipped.tar", 6))
     monkeypatch.setattr(shards, "SHIPPED", dict.fromkeys(shards.SHIPPED, shipped))
     monkeypatch.setattr("asdm_cli.verbs.run.run_stage", in_this_process)

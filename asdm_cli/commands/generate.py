@@ -12,7 +12,7 @@ from PIL.PngImagePlugin import PngInfo
 
 from asdm_cli.console import hand_over, is_first, note
 from asdm_cli.errors import ModelError, blame
-from asdm_cli.models.directory import find
+from asdm_cli.models.directory import INDEX, find
 from asdm_cli.models.write import atomic_directory, refuse_existing, refuse_sources
 
 SHEET = "sheet.png"
@@ -28,7 +28,8 @@ def generate(
     source = find(settings["model"])
     refuse_sources(out, [source.path])
     if not source.is_pipeline:
-        raise ModelError(f"{source.path}: a UNet alone draws nothing; give a whole pipeline directory")
+        whole = source.path.parent if (source.path.parent / INDEX).is_file() else "a whole pipeline directory"
+        raise ModelError(f"{source.path}: a UNet alone draws nothing; give {whole}")
     from asdm_cli.models.load import device_and_dtype, load_pipeline
     from asdm_cli.models.patched import patches_of
     from asdm_cli.models.schedulers import planned_scheduler

@@ -65,7 +65,7 @@ def _show_model(source: str) -> None:
 
     model, out = find(source), Terminal()
     weights = {name: _weights(model, name) for name in model.components}
-    table = Table("component", "class", "parameters", "number format", title=str(model.path), title_justify="left")
+    table = Table("component", "class", "parameters", "number format", title=source, title_justify="left")
     table.columns[2].justify = "right"
     for name, (counts, formats) in weights.items():
         entry = model.index.get(name)

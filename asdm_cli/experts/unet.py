@@ -20,7 +20,7 @@ from asdm_cli.experts.router import LOOKS, ROUTINGS, TimestepContext
 from asdm_cli.experts.spec import specs
 from asdm_cli.unet.blocks import Config
 from asdm_cli.unet.stock import EXPERTS
-from asdm_cli.unet.weights import read_mapping, weight_files
+from asdm_cli.unet.weights import find_weights, read_mapping
 
 
 class ExpertUNet(UNet2DConditionModel):  # type: ignore[misc]
@@ -51,7 +51,7 @@ class ExpertUNet(UNet2DConditionModel):  # type: ignore[misc]
         with torch.device("meta"):
             unet = build(config)
         state: dict[str, Tensor] = {}
-        for file in weight_files(folder):
+        for file in find_weights(folder).files:
             # memory of their own: where in a file a tensor lies must not change the last bit of a product
             state |= {name: tensor.clone() for name, tensor in load_file(file).items()}
         unet.load_state_dict(state, assign=True)

@@ -11,18 +11,18 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from asdm_cli.errors import AsdmError, ModelError
-from asdm_cli.models.directory import CLASSES, CONFIG, ModelDirectory, check_folder
+from asdm_cli.models.directory import CLASSES, CONFIG, INDEX, ModelDirectory, check_folder
 from asdm_cli.unet.blocks import Config
 from asdm_cli.unet.weights import (
     TRANSFORMERS_STEM,
     Checkpoint,
     Entry,
+    find_weights,
     inside,
     open_checkpoint,
     read_headers,
     read_mapping,
     require,
-    weight_files,
 )
 
 Loaded = TypeVar("Loaded")
@@ -59,7 +59,9 @@ def check_drawing(directory: ModelDirectory, training: bool = False) -> None:
     kind = directory.index.get("_class_name")
     if kind not in FEEDS:
         what = f"a {kind}" if directory.is_pipeline else "a bare UNet"
-        raise ModelError(f"{directory.path}: is {what}; whole pictures need a {' or '.join(FEEDS)} directory")
+        whole = directory.path.parent
+        way = f"; give {whole}" if not directory.is_pipeline and (whole / INDEX).is_file() else ""
+        raise ModelError(f"{directory.path}: is {what}; whole pictures need a {' or '.join(FEEDS)} directory{way}")
     config, channels = directory.config("unet"), directory.config("vae").get("latent_channels", 4)
     faults = []
     for key, does in (("in_channels", "takes in"), ("out_channels", "gives")):
@@ -151,7 +153,7 @@ def check_clip(folder: Path) -> None:
         if not (folder / file).is_file():
             raise ModelError(f"{folder}: has no {file}; give a transformers CLIP directory as `clip`")
     check_folder(folder, folder)
-    _check_part(folder, CLASSES["clip"][0], weight_files(folder, stem=TRANSFORMERS_STEM))
+    _check_part(folder, CLASSES["clip"][0], find_weights(folder, stem=TRANSFORMERS_STEM).files)
 
 
 def _check_part(folder: Path, kind: str, files: list[Path]) -> None:

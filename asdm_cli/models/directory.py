@@ -8,14 +8,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache, cached_property
-from importlib import resources
 from pathlib import Path
 from typing import Any
 
 from asdm_cli.console import note
 from asdm_cli.errors import ModelError
 from asdm_cli.experts.spec import specs
-from asdm_cli.recipe.redact import told_apart
 from asdm_cli.unet.blocks import read_blocks
 from asdm_cli.unet.stock import EXPERT_CLASS as CLASS
 from asdm_cli.unet.stock import EXPERTS, STOCK
@@ -23,18 +21,19 @@ from asdm_cli.unet.weights import (
     DIFFUSERS_STEM,
     TRANSFORMERS_STEM,
     UNSAFE,
+    WeightFiles,
     check_text,
+    find_weights,
     inside,
     read_headers,
     read_mapping,
-    weight_files,
 )
 
 INDEX = "model_index.json"
 POCKET = "pocket"
 EXTRAS = ("clip", "probe")
 """Folders that may stand beside the components; stock diffusers does not look at them."""
-OPTIONAL = ("safety_checker", "feature_extractor")
+OPTIONAL = ("safety_checker", "feature_extractor", "image_encoder")
 UNETS = "unets"
 """The folder of those UNets that take turns with the component `unet`; each has a folder of its own in it."""
 OURS = "asdm_cli"
@@ -107,6 +106,8 @@ class ModelDirectory:
     name: str
     source: str
     """By what a recipe would name it again, without this machine's places."""
+    revision: str = ""
+    """The hub's commit, of a model from there."""
 
     @property
     def is_pipeline(self) -> bool:
@@ -163,9 +164,13 @@ class ModelDirectory:
         return length
 
     def weights(self, name: str) -> list[Path]:
-        """The component's safetensors files: one, or its shards. Each library looks for one name alone."""
+        """The component's safetensors files: one, or its shards."""
+        return self.weight_files(name).files
+
+    def weight_files(self, name: str) -> WeightFiles:
+        """The same, and how they are called. Each library looks for one name alone."""
         theirs = self.kind(name).startswith(("transformers.", *CLASSES["safety_checker"]))
-        return weight_files(self.component(name), self.path, TRANSFORMERS_STEM if theirs else DIFFUSERS_STEM)
+        return find_weights(self.component(name), self.path, TRANSFORMERS_STEM if theirs else DIFFUSERS_STEM)
 
     def kind(self, name: str) -> str:
         """A component's library and class."""
@@ -177,37 +182,18 @@ def _is_unet(component: str) -> bool:
 
 
 def find(source: str) -> ModelDirectory:
-    """The model directory that `source` names: a directory, a run directory (its `model/`), or `pocket`.
+    """The model directory that `source` names, checked: a path, a model of the hub or `pocket` (see `models.sources`).
 
-    Reads small JSON files and the headers of weights only. Raises ModelError with the file and the way out.
+    Reads small JSON files and the headers of weights only; what is not on this machine yet is fetched first. Raises
+    ModelError with the file and the way out, RunError where the network fails.
     """
-    directory = _pocket() if source == POCKET else _locate(source)
+    from asdm_cli.models.sources import locate  # which knows what a directory is
+
+    directory = locate(source)
     _check(directory)
     if directory.left_out:
-        _note_left_out(directory.path, directory.left_out)
+        _note_left_out(directory.name, directory.left_out)
     return directory
-
-
-def _locate(source: str) -> ModelDirectory:
-    path = Path(source)
-    if not path.exists():
-        raise ModelError(f"{source}: no such directory; give a model directory, a run directory or `{POCKET}`")
-    if path.is_file():
-        raise ModelError(
-            f"{source}: is a file; give the diffusers directory. One file becomes a directory in Python: "
-            "StableDiffusionPipeline.from_single_file(FILE).save_pretrained(DIRECTORY)"
-        )
-    for folder in (path, path / "model"):
-        if (folder / INDEX).is_file() or (folder / CONFIG).is_file():
-            return ModelDirectory(folder, path.resolve().name, told_apart(source))
-    raise ModelError(f"{source}: has neither {INDEX} nor {CONFIG} nor a model/ that has; is it a model directory?")
-
-
-def _pocket() -> ModelDirectory:
-    path = Path(str(resources.files("asdm_cli") / "pocket" / "weights"))
-    if (path / INDEX).is_file():
-        return ModelDirectory(path, POCKET, POCKET)
-    raise ModelError(f"{path}: the model that ships with the package is not there; install again, or run `make pocket`")
 
 
 def _is_there(folder: Path) -> bool:
@@ -218,13 +204,14 @@ def _is_there(folder: Path) -> bool:
 
 
 @cache
-def _note_left_out(path: Path, names: tuple[str, ...]) -> None:
+def _note_left_out(model: str, names: tuple[str, ...]) -> None:
     """Once, however often a model is looked at."""
-    note(f"{path}: {' and '.join(names)}: not downloaded; left out of what is drawn and of what is written")
+    note(f"{model}: {' and '.join(names)}: not downloaded; left out of what is drawn and of what is written")
 
 
-def _check(directory: ModelDirectory) -> None:
-    root, index = directory.path, directory.path / INDEX
+def check_index(directory: ModelDirectory) -> None:
+    """ModelError unless the index names a pipeline of diffusers, and only what Stable Diffusion is made of."""
+    index = directory.path / INDEX
     if directory.is_pipeline and not isinstance(directory.index.get("_class_name"), str):
         raise ModelError(f"{index}: `_class_name` names no diffusers pipeline; custom pipelines are never run")
     for name, kind in directory.classes.items():
@@ -234,6 +221,11 @@ def _check(directory: ModelDirectory) -> None:
                 f"{index}: {name} is a {kind}, and only what Stable Diffusion is made of is loaded (here: {known}): "
                 f"{OTHERS}, and no code from a model directory; give the folder unet/ by itself to work on the UNet"
             )
+
+
+def _check(directory: ModelDirectory) -> None:
+    root = directory.path
+    check_index(directory)
     check_folder(root, root)
     for name, folder in directory.components.items():
         if not inside(root, folder).is_dir():

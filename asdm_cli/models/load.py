@@ -24,7 +24,7 @@ from asdm_cli.patches.base import Load, patch_of, put_on
 from asdm_cli.patches.unet_schedule import ScheduleHandle, check_free, check_rules, switch
 from asdm_cli.recipe.patches import CachePlan, PatchSpec, Switching
 from asdm_cli.unet.stock import EXPERTS
-from asdm_cli.unet.weights import inside, read_mapping
+from asdm_cli.unet.weights import TRANSFORMERS_STEM, find_weights, inside, read_mapping
 
 Module = TypeVar("Module", bound=torch.nn.Module)
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -89,11 +89,16 @@ def _load_part(directory: ModelDirectory, name: str, dtype: torch.dtype) -> Any:
     """One component, so that trouble with it has its name."""
     folder, (library, kind) = directory.component(name), directory.kind(name).split(".")
     known: Any = getattr({"diffusers": diffusers, "transformers": transformers}[library], kind)
-    weights = {"dtype": dtype} if (folder / CONFIG).is_file() else {}
+    weights = {"dtype": dtype, **_variant(directory, name)} if (folder / CONFIG).is_file() else {}
     part = read_with(folder, lambda: known.from_pretrained(folder, **SAFELY, **weights))
     if weights:
         _require_finite(part, folder)
     return part
+
+
+def _variant(directory: ModelDirectory, name: str) -> dict[str, str | None]:
+    """What libraries must be told of the names of a component's files."""
+    return {"variant": directory.weight_files(name).variant or None}
 
 
 def unet_loader(directory: ModelDirectory, specs: Sequence[PatchSpec], pipe: Any) -> Load:
@@ -132,7 +137,10 @@ def load_unet(directory: ModelDirectory, device: torch.device, dtype: torch.dtyp
     folder = directory.component(UNET)
     kind = ExpertUNet if directory.config(UNET).get(EXPERTS) else UNet2DConditionModel
     unet = read_with(
-        folder, lambda: kind.from_pretrained(folder, dtype=dtype, use_safetensors=True, local_files_only=True)
+        folder,
+        lambda: kind.from_pretrained(
+            folder, dtype=dtype, use_safetensors=True, local_files_only=True, **_variant(directory, UNET)
+        ),
     )
     _require_finite(unet, folder)
     return unet.to(device).eval()
@@ -176,7 +184,8 @@ def load_clip(directory: ModelDirectory | Path, device: torch.device | str = "cp
     check_clip(folder)
     settings = read_mapping(inside(folder, folder / "preprocessor_config.json"))
     words = folder if (folder / "tokenizer_config.json").is_file() else folder.parent / "tokenizer"
-    model = read_with(folder, lambda: CLIPModel.from_pretrained(folder, **SAFELY))
+    variant = find_weights(folder, stem=TRANSFORMERS_STEM).variant or None
+    model = read_with(folder, lambda: CLIPModel.from_pretrained(folder, variant=variant, **SAFELY))
     _require_finite(model, folder)
     tokenizer = read_with(words, lambda: CLIPTokenizer.from_pretrained(words, **SAFELY))
     size = model.config.vision_config.image_size

@@ -14,7 +14,8 @@ from pydantic import BaseModel, Field
 
 from asdm_cli import __version__
 from asdm_cli.errors import ModelError, RunError
-from asdm_cli.models.directory import POCKET, ModelDirectory, find
+from asdm_cli.models.directory import ModelDirectory, find
+from asdm_cli.models.sources import names_directory
 from asdm_cli.models.write import write_json
 from asdm_cli.recipe.messages import validated
 from asdm_cli.recipe.patches import AnyPatch, PatchSpec
@@ -81,7 +82,8 @@ def record(source: ModelDirectory, target: Path, verb: str, patches: Sequence[Pa
 
     Patches of the source are not handed on: another UNet has other addresses.
     """
-    step = Step(verb=verb, asdm=__version__, source=source.name, **facts)
+    revision = {"revision": source.revision} if source.revision else {}
+    step = Step(verb=verb, asdm=__version__, source=source.name, **revision, **facts)
     steps = [each.model_dump(mode="json", exclude_unset=True) for each in (*read_metadata(source).history, step)]
     held: dict[str, Any] = {"history": steps}
     if patches:
@@ -107,7 +109,7 @@ def made_from(texts: Iterable[str]) -> Origin:
     found: Origin = {}
     for text in texts:
         try:
-            known = stamps(find(text)) if text == POCKET or Path(text).is_dir() else stamps_of(Path(), places(text))
+            known = stamps(find(text)) if names_directory(text) else stamps_of(Path(), places(text))
         except ModelError:  # no model: somebody else says so, or knows what it is
             continue
         found |= {text: known} if known else {}

@@ -15,9 +15,9 @@ from asdm_cli.errors import ModelError
 from asdm_cli.models.check import check_unet
 from asdm_cli.models.directory import UNETS, ModelDirectory
 from asdm_cli.models.metadata import FILE, history, read_metadata, record
-from asdm_cli.models.write import KEPT, assemble_directory, carry
+from asdm_cli.models.write import assemble_directory, carry_component, component_files
 from asdm_cli.recipe.patches import PatchSpec, UNetScheduleSpec
-from asdm_cli.unet.weights import inside, open_checkpoint
+from asdm_cli.unet.weights import open_checkpoint
 
 UNET = "unet"
 
@@ -109,23 +109,16 @@ def write_patched(
     assemble_directory(first, target, set(), link)
     named = [name for name, component in unet_components(specs).items() if component not in first.components]
     for name in named:
-        folder = target / UNETS / name
-        folder.mkdir(parents=True, exist_ok=True)
-        for file in unet_files(others[name]):
-            carry(file, folder / file.name, link)
+        carry_component(unet_files(others[name]), target / UNETS / name, link)
     if named:
         whole = {next(iter(unet_components(specs))): first, **{name: others[name] for name in named}}
         facts["unets"] = {name: _origin(directory) for name, directory in whole.items()}
     record(first, target, verb, patches=specs, **facts)
 
 
-def unet_files(source: ModelDirectory) -> list[Path]:
+def unet_files(source: ModelDirectory) -> dict[Path, str]:
     """Config and weights. A bare UNet has its history beside them, which the new model tells itself."""
-    return [
-        entry
-        for entry in sorted(source.component(UNET).iterdir())
-        if entry.suffix in KEPT and entry.name != FILE and inside(source.path, entry).is_file()
-    ]
+    return {file: name for file, name in component_files(source, UNET).items() if name != FILE}
 
 
 def _origin(directory: ModelDirectory) -> dict[str, Any]:

@@ -22,12 +22,9 @@ from asdm_cli.models.directory import CONFIG, INDEX, OURS, TEXTS, ModelDirectory
 from asdm_cli.models.disk import explained
 from asdm_cli.unet.blocks import Config
 from asdm_cli.unet.stock import EXPERT_CLASS, EXPERTS, STOCK
-from asdm_cli.unet.weights import WEIGHTS, Entry, copy_range, copy_tensors, inside, read_mapping
+from asdm_cli.unet.weights import INDEX_OF_SHARDS, WEIGHTS, Entry, copy_range, copy_tensors, inside, read_mapping
 
 WEIGHT_FILE = ".safetensors"
-WEIGHT_INDEX = ".safetensors.index.json"
-KEPT = TEXTS | {WEIGHT_FILE}
-"""File types that make up a component; code, pickles and read-me files are left behind."""
 PLACE = "_name_or_path"
 """What diffusers and transformers call the directory that a model was read from."""
 MARK = ".asdm"
@@ -47,57 +44,67 @@ class BusyError(RunError):
 def assemble_directory(source: ModelDirectory, target: Path, replaced: set[str], link: bool = False) -> None:
     """Put every component of `source` except the `replaced` ones under `target`: files of their own, but for weights
     with `link`."""
+    parts = {name: component_files(source, name) for name in source.components.keys() - replaced}
     target.mkdir(parents=True, exist_ok=True)
-    for name in source.components.keys() - replaced:
-        (target / name).mkdir(parents=True, exist_ok=True)
-        if (source.component(name) / CONFIG).is_file():
-            source.weights(name)  # they were there when it was looked at, which may be days ago
-    for file, name in _carried(source, replaced):
-        carry(file, target / name, link)
     if source.is_pipeline:
+        carry(inside(source.path, source.path / INDEX), target / INDEX)
         _change_index(target / INDEX, {name: [None, None] for name in source.left_out})
+    for name, files in parts.items():
+        carry_component(files, target / name, link)
+
+
+def component_files(source: ModelDirectory, component: str) -> dict[Path, str]:
+    """The files that make up a component, and what they are called where it is written: of weights those that count,
+    under the names that every library looks for."""
+    folder = source.component(component)
+    files = {
+        file: file.name
+        for file in sorted(folder.iterdir())
+        if file.suffix in TEXTS and not INDEX_OF_SHARDS.search(file.name) and inside(source.path, file).is_file()
+    }
+    if not (folder / CONFIG).is_file():
+        return files
+    weights = source.weight_files(component)
+    found = [*weights.files, *([weights.index] if weights.index else [])]
+    return files | {file: weights.plain_name(file.name) for file in found}
+
+
+def carry_component(files: Mapping[Path, str], folder: Path, link: bool = False) -> None:
+    """Put them there under these names, by which the index of shards names them too."""
+    folder.mkdir(parents=True, exist_ok=True)
+    names = {file.name: name for file, name in files.items()}
+    for file, name in files.items():
+        carry(file, folder / name, link)
+        if INDEX_OF_SHARDS.search(name) and file.name != name:
+            held = read_mapping(folder / name)
+            held["weight_map"] = {tensor: names[shard] for tensor, shard in held["weight_map"].items()}
+            (folder / name).write_text(json.dumps(held, indent=2) + "\n", encoding="utf-8")
 
 
 def carry_configs(source: ModelDirectory, target: Path, only: set[str] | None, without: Iterable[str]) -> None:
     """All that makes up the components, or `only` these, but their weights; a pipeline's index says that it has none of
     those `without` which it goes."""
     gone = {*without} & source.components.keys()
-    for file, name in _carried(source, gone):
-        component = name.rpartition("/")[0]
-        index = name == INDEX
-        if (
-            file.suffix in TEXTS
-            and not name.endswith(WEIGHT_INDEX)
-            and (only is None or (not index and component in only))
-        ):
-            place = target / (name if source.is_pipeline or only else file.name)
-            place.parent.mkdir(parents=True, exist_ok=True)
-            carry(file, place)
-    if (target / INDEX).is_file():
-        _change_index(
-            target / INDEX, {name: [None, None] for name in (*source.left_out, *gone) if name in source.classes}
-        )
+    for name in (only or source.components.keys()) - gone:
+        texts = {file: called for file, called in component_files(source, name).items() if file.suffix in TEXTS}
+        texts = {file: called for file, called in texts.items() if not INDEX_OF_SHARDS.search(called)}
+        carry_component(texts, target / name if source.is_pipeline or only else target)
+    if source.is_pipeline and only is None:
+        carry(inside(source.path, source.path / INDEX), target / INDEX)
+        changed = {name: [None, None] for name in (*source.left_out, *gone) if name in source.classes}
+        _change_index(target / INDEX, changed)
 
 
 def carried_size(source: ModelDirectory, replaced: set[str]) -> int:
     """Bytes of the files that `assemble_directory` takes over."""
-    return sum(file.stat().st_size for file, _ in _carried(source, replaced))
+    files = [file for name in source.components.keys() - replaced for file in component_files(source, name)]
+    return sum(file.stat().st_size for file in files)
 
 
 def takes(new: int, same: int) -> str:
     """In words, for a plan: so many bytes of models will be written, of which so many stay as they are."""
     whole, own = (f"{size / 1e9:.2f} GB" if size >= 1e9 else f"{size / 1e6:.2f} MB" for size in (new + same, same))
     return f"Writes {whole}, {own} of it as in the source."
-
-
-def _carried(source: ModelDirectory, replaced: set[str]) -> Iterator[tuple[Path, str]]:
-    """Every file that makes up the components but the `replaced` ones, with its place in a model directory."""
-    if source.is_pipeline:
-        yield inside(source.path, source.path / INDEX), INDEX
-    for name, folder in source.components.items():
-        for entry in sorted(folder.iterdir()) if name not in replaced else ():
-            if entry.suffix in KEPT and inside(source.path, entry).is_file():
-                yield entry, f"{name}/{entry.name}"
 
 
 def carry(source: Path, target: Path, link: bool = False) -> None:

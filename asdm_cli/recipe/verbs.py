@@ -58,7 +58,11 @@ Metric = Literal[
 ]
 Metrics = Annotated[list[Metric], Field(min_length=1), Distinct]
 VERB = Field(description="The command that this recipe is for.")
-Model = Annotated[Text, READ, Field(description="A model directory, a run directory, or `pocket`.")]
+Model = Annotated[
+    Text,
+    READ,
+    Field(description="A model or run directory, `ORG/NAME` of the hub, a `.safetensors` file, or `pocket`."),
+]
 Called = Annotated[Name, Field(description="What tables and plots call it, and its folder.")]
 Shards = Text | Annotated[list[Text], Field(min_length=1)]
 
@@ -823,7 +827,7 @@ class Contestant(Strict):
 
     name: Called
     model: Annotated[Text | None, READ] = None
-    """A model directory, a run directory, or `pocket`."""
+    """A model or run directory, `ORG/NAME` of the hub, a `.safetensors` file, or `pocket`."""
     random: Annotated[Text | None, READ] = None
     """`sd15`, `sd21`, `sdxl` or a UNet config file: that shape with random weights."""
     remove: Patterns | None = None

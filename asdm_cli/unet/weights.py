@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import os
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass
 from hashlib import sha256
 from math import prod
@@ -27,6 +27,9 @@ DIFFUSERS_STEM, TRANSFORMERS_STEM = STEMS = ("diffusion_pytorch_model", "model")
 """What each library calls its weights; neither reads the other's."""
 WEIGHTS = f"{DIFFUSERS_STEM}.safetensors"
 INDEX_FILE = f"{WEIGHTS}.index.json"
+INDEX_OF_SHARDS = re.compile(r"\.index(?:\.\w+)?\.json$")
+PREFERRED = ("", "fp16", "bf16")
+"""Of several variants of the same weights, the first of these that is there."""
 UNSAFE = {".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle"}
 CHUNK = 4 << 20
 LARGEST_TEXT = 1 << 26
@@ -34,8 +37,8 @@ LARGEST_TEXT = 1 << 26
 SNAPSHOTS, BLOBS = "snapshots", "blobs"
 """Folders of the hub's cache: a model's files are links from the first into the second."""
 CONVERT = (
-    "convert it once, where you trust it: load it with diffusers or transformers and call "
-    "save_pretrained(FOLDER, safe_serialization=True)"
+    "convert the whole model once, where you trust it, in Python: "
+    "diffusers.DiffusionPipeline.from_pretrained(MODEL).save_pretrained(FOLDER, safe_serialization=True)"
 )
 _LORA = ("a LoRA", "pipe.fuse_lora() and pipe.unload_lora_weights() (or only the second, to be rid of it)")
 _IMAGES = ("an image-prompt adapter", "pipe.unload_ip_adapter()")
@@ -103,18 +106,76 @@ def plain_name(name: object, file: Path) -> str:
     raise ModelError(f"{file}: {name!r} is not the plain name of a file beside it; correct the entry")
 
 
-def weight_files(folder: Path, root: Path | None = None, stem: str = DIFFUSERS_STEM) -> list[Path]:
-    """The safetensors files of one component, in order: one file, or the shards that its index names.
+@dataclass(frozen=True)
+class WeightFiles:
+    """A component's safetensors files, in order: one, or the shards that `index` names. `variant` is what stands in all
+    their names, as in `diffusion_pytorch_model.fp16.safetensors`: libraries read such only when they are told so."""
+
+    files: list[Path]
+    index: Path | None = None
+    variant: str = ""
+
+    def plain_name(self, name: str) -> str:
+        """The name by which every library finds that file of these untold."""
+        return name.replace(f".{self.variant}", "", 1) if self.variant else name
+
+
+def find_weights(folder: Path, root: Path | None = None, stem: str = DIFFUSERS_STEM) -> WeightFiles:
+    """A component's weights: those without a variant if they are there, as libraries choose, else its variant.
 
     Nothing outside `root` (default: `folder`) is accepted, whatever links or index entries say.
     """
     root = root or folder
-    single, index = folder / f"{stem}.safetensors", folder / f"{stem}.safetensors.index.json"
-    files = [single] if single.is_symlink() or single.is_file() else []
+    places = {"": (folder / f"{stem}.safetensors", folder / f"{stem}.safetensors.index.json")}
+    for file in sorted(folder.iterdir()) if folder.is_dir() else []:
+        if found := re.fullmatch(rf"{stem}\.(?:(\w+)\.safetensors|safetensors\.index\.(\w+)\.json)", file.name):
+            word = found[1] or found[2]
+            index = folder / f"{stem}.safetensors.index.{word}.json"
+            places[word] = (folder / f"{stem}.{word}.safetensors", index)
+    have = [word for word, (single, index) in places.items() if _is_there(single) or index.is_file()]
+    have = [word for word in have if len(have) == 1 or _has_weights(*places[word])] or have
+    if (word := preferred(have)) is not None:
+        return _read_places(word, *places[word], root)
+    if have:
+        kinds = ", ".join(have)
+        raise ModelError(f"{folder}: holds the variants {kinds}; take away the files of those that do not count")
+    raise ModelError(_why_no_weights(folder, stem))
+
+
+def preferred(variants: Collection[str]) -> str | None:
+    """Which of several variants of the same weights counts; None where nothing tells."""
+    known = [each for each in PREFERRED if each in variants]
+    return next(iter(known or variants), None) if known or len(variants) == 1 else None
+
+
+def by_variant(names: Iterable[str], stem: str) -> dict[str, list[str]]:
+    """Of the names of files those of a component's weights and of their indices, by their variant."""
+    number = r"(?:-\d+-of-\d+)?"
+    forms = rf"{stem}(?:\.(\w+))?{number}(?:\.(\w+))?\.safetensors|{stem}\.safetensors\.index(?:\.(\w+))?\.json"
+    found: dict[str, list[str]] = {}
+    for name in names:
+        if parts := re.fullmatch(forms, name):
+            found.setdefault(next(filter(None, parts.groups()), ""), []).append(name)
+    return found
+
+
+def _is_there(file: Path) -> bool:
+    return file.is_symlink() or file.is_file()
+
+
+def _has_weights(single: Path, index: Path) -> bool:
+    """Whether more than an index was fetched: those of other variants come along with all that is small."""
+    names = read_mapping(index).get("weight_map") if index.is_file() else None
+    shards = [index.parent / str(name) for name in names.values()] if isinstance(names, dict) else []
+    return _is_there(single) or any(map(_is_there, shards))
+
+
+def _read_places(variant: str, single: Path, index: Path, root: Path) -> WeightFiles:
+    files = [single] if _is_there(single) else []
     if files and index.is_file():
-        raise ModelError(f"{folder}: holds both {single.name} and {index.name}; take away the one that does not count")
-    if not files and not index.is_file():
-        raise ModelError(_why_no_weights(folder, root, stem))
+        raise ModelError(
+            f"{single.parent}: holds both {single.name} and {index.name}; take away the one that does not count"
+        )
     if not files:
         weight_map = read_mapping(inside(root, index)).get("weight_map")
         if not isinstance(weight_map, dict) or not weight_map:
@@ -122,28 +183,20 @@ def weight_files(folder: Path, root: Path | None = None, stem: str = DIFFUSERS_S
         names = sorted({plain_name(name, index) for name in weight_map.values()})
         if unsafe := [name for name in names if not name.endswith(".safetensors")]:
             raise ModelError(f"{index}: names {unsafe[0]!r}, which is not a safetensors file; {CONVERT}")
-        files = [folder / name for name in names]
+        files = [index.parent / name for name in names]
     for file in files:
         if not inside(root, file).is_file():
             raise ModelError(f"{file}: this weights file is missing; fetch it again")
-    return files
+    return WeightFiles(files, None if files == [single] else index, variant)
 
 
-def _why_no_weights(folder: Path, root: Path, stem: str) -> str:
-    number = r"(?:-\d+-of-\d+)?"
+def _why_no_weights(folder: Path, stem: str) -> str:
     for file in sorted(folder.iterdir()) if folder.is_dir() else []:
         if file.suffix in UNSAFE:
             return f"{file}: pickled weights are not read, because loading them can run code; {CONVERT}"
         if file.suffix == ".safetensors" and file.stem in STEMS:
             return f"{file}: the library that loads this component looks for {stem}.safetensors; rename it"
-        if variant := re.fullmatch(rf"{stem}{number}\.(\w+){number}\.safetensors", file.name):
-            kind = "UNet2DConditionModel" if folder == root else "DiffusionPipeline"
-            return (
-                f"{folder}: only the variant {variant[1]!r} is there; write the whole model once without it, in "
-                f"Python: diffusers.{kind}.from_pretrained({str(root)!r}, variant={variant[1]!r}, "
-                "use_safetensors=True, dtype=torch.float16).save_pretrained(FOLDER)"
-            )
-    return f"{folder}: no weights (looked for {stem}.safetensors and its shards); fetch them"
+    return f"{folder}: no weights (looked for {stem}.safetensors, its shards and its variants); fetch them"
 
 
 @dataclass(frozen=True)
@@ -172,7 +225,7 @@ class Checkpoint:
 
 def open_checkpoint(folder: Path, root: Path | None = None) -> Checkpoint:
     """Read the headers of a component's weights. ModelError for files that are missing, unsafe or broken."""
-    return read_headers(weight_files(folder, root))
+    return read_headers(find_weights(folder, root).files)
 
 
 def read_headers(files: Iterable[Path]) -> Checkpoint:

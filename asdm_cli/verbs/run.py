@@ -9,6 +9,7 @@ import os
 import shutil
 import time
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from importlib import resources
 from pathlib import Path
@@ -23,7 +24,9 @@ from asdm_cli.data.shards import SHIPPED
 from asdm_cli.errors import ModelError
 from asdm_cli.metrics.features import require
 from asdm_cli.metrics.suite import needed
+from asdm_cli.models.directory import find
 from asdm_cli.models.metadata import Stamps, stamps_of
+from asdm_cli.models.sources import hub_name
 from asdm_cli.models.write import carry, refuse_sources
 from asdm_cli.recipe.load import Scope, dump, references, stage_recipe
 from asdm_cli.recipe.schema import places, referenced_paths
@@ -206,6 +209,9 @@ def _digest(recipe: Recipe, kept: Path) -> str:
     files: list[list[Stamps]] = []
     for text in referenced_paths(recipe):
         read = [bundled / "weights", bundled / "data"] if text in SHIPPED else places(text)
+        if hub_name(text):
+            with suppress(ModelError):  # the stage that reads it says so
+                read = [find(text).path]
         if not Path(text).is_relative_to(kept):
             files.append([stamps_of(place, place.rglob("*") if place.is_dir() else [place]) for place in read])
     whole = {"asdm": [__version__, SCHEMA], "recipe": recipe.model_dump(mode="json", exclude={"out"}), "files": files}

@@ -14,13 +14,13 @@ import diffusers
 import pytest
 import torch
 import yaml
-from diffusers import AutoencoderKL, DiffusionPipeline
+from diffusers import AutoencoderKL
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from asdm_cli.data.encoder import Encoder
 from asdm_cli.errors import ModelError
-from asdm_cli.models.check import FEEDS, check_clip, check_drawing, check_parts, check_unet
+from asdm_cli.models.check import FEEDS, check_clip, check_drawing, check_parts
 from asdm_cli.models.directory import find
 from asdm_cli.models.load import PIPELINES, load_clip, load_pipeline
 from asdm_cli.unet.weights import WEIGHTS
@@ -224,20 +224,3 @@ def test_weights_that_are_no_numbers_are_refused(part: str, value: float, copy: 
     with pytest.raises(ModelError, match="no finite numbers in float32") as caught:
         load_clip(find(str(copy))) if part == "clip" else load_pipeline(find(str(copy)), CPU, torch.float32)
     assert str(copy / part) in str(caught.value)
-
-
-@pytest.mark.parametrize("limit", ["10GB", "300KB"])
-def test_the_advice_about_variants_works(limit: str, tiny_pipeline: Path, tmp_path: Path) -> None:
-    """Of one file and of shards, of all components at once."""
-    half = tmp_path / "half"
-    DiffusionPipeline.from_pretrained(tiny_pipeline, dtype=torch.float16, use_safetensors=True).save_pretrained(
-        half, variant="fp16", max_shard_size=limit
-    )
-    assert (len(list((half / "unet").glob("*fp16*.safetensors"))) > 1) == (limit == "300KB")
-    with pytest.raises(ModelError, match="only the variant 'fp16' is there") as caught:
-        find(str(half))
-    advice = str(caught.value).partition("in Python: ")[2].replace("FOLDER", repr(str(tmp_path / "plain")))
-    exec(advice, {"diffusers": diffusers, "torch": torch})
-    made = find(str(tmp_path / "plain"))
-    check_parts(made)
-    assert check_unet(made).tensors["conv_in.weight"].dtype == "F16"

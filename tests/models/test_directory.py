@@ -65,7 +65,7 @@ INDICES: list[tuple[dict[str, Any], str]] = [
     ({"../other": ["diffusers", "AutoencoderKL"]}, "no component of this name is known"),
     ({"..": ["diffusers", "AutoencoderKL"]}, "no component of this name is known"),
     ({"_class_name": ["pipeline", "Mine"]}, "custom pipelines are never run"),
-    ({"image_encoder": ["transformers", "CLIPVisionModelWithProjection"]}, "its folder is missing"),
+    ({"text_encoder_2": ["transformers", "CLIPTextModelWithProjection"]}, "its folder is missing"),
     ({"text_encoder": ["transformers", "BertModel"]}, r"text_encoder is a transformers\.BertModel, and only"),
     ({"scheduler": ["diffusers", "utils"]}, r"scheduler is a diffusers\.utils, and only"),
     ({"scheduler": ["diffusers", "AutoencoderKL"]}, r"scheduler is a diffusers\.AutoencoderKL, and only"),
@@ -149,24 +149,24 @@ def test_pickles_are_refused_and_beside_safetensors_do_not_matter(component: str
     assert file.with_suffix(".bin").name in str(caught.value)
 
 
-def test_a_safety_checker_that_was_not_downloaded_is_left_out(
-    copy: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_what_drawing_does_without_may_be_missing(copy: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     told: list[str] = []
     monkeypatch.setattr("asdm_cli.models.directory.note", told.append)
     named = {
         "safety_checker": ["stable_diffusion", "StableDiffusionSafetyChecker"],
         "feature_extractor": ["transformers", "CLIPImageProcessor"],
+        "image_encoder": ["transformers", "CLIPVisionModelWithProjection"],
     }
     change(copy / "model_index.json", **named)
     (copy / "safety_checker").mkdir()
     (copy / "safety_checker/config.json").write_text("{}")  # without its weights
     for _ in range(2):
         model = find(str(copy))
-    assert ["safety_checker and feature_extractor: not downloaded; left out" in each for each in told] == [True]
+    missing = "safety_checker and feature_extractor and image_encoder: not downloaded; left out"
+    assert [missing in each for each in told] == [True]
     assemble_directory(model, tmp_path / "made", set())
     written = json.loads((tmp_path / "made/model_index.json").read_text())
-    assert (written["safety_checker"], written["feature_extractor"]) == ([None, None], [None, None])
+    assert [written[name] for name in named] == [[None, None]] * 3
     assert not (tmp_path / "made/safety_checker").exists()
     pipe: Any = load_pipeline(model, torch.device("cpu"), torch.float32)
-    assert (pipe.safety_checker, pipe.feature_extractor) == (None, None)
+    assert (pipe.safety_checker, pipe.feature_extractor, pipe.image_encoder) == (None, None, None)

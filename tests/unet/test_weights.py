@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save_file
 
 from asdm_cli.errors import ModelError
 from asdm_cli.unet import weights
-from asdm_cli.unet.weights import WEIGHTS, copy_tensors, open_checkpoint, require
+from asdm_cli.unet.weights import WEIGHTS, copy_tensors, find_weights, open_checkpoint, require
 
 TENSORS = {
     "b.weight": torch.arange(6, dtype=torch.float16).reshape(2, 3),
@@ -203,7 +203,7 @@ def test_an_index_of_pickles_is_refused(tmp_path: Path) -> None:
         open_checkpoint(tmp_path)
 
 
-def test_a_lone_variant_and_an_empty_folder_are_explained(tmp_path: Path) -> None:
+def test_an_empty_folder_and_one_with_too_much_are_explained(tmp_path: Path) -> None:
     with pytest.raises(ModelError, match="no weights"):
         open_checkpoint(tmp_path)
     save_file(TENSORS, tmp_path / "model.safetensors")
@@ -213,6 +213,37 @@ def test_a_lone_variant_and_an_empty_folder_are_explained(tmp_path: Path) -> Non
     save_file(TENSORS, tmp_path / WEIGHTS)
     with pytest.raises(ModelError, match="holds both"):
         open_checkpoint(tmp_path)
+
+
+STEM, SHARDS = "diffusion_pytorch_model", "diffusion_pytorch_model.safetensors.index"
+VARIANTS = {
+    f"{STEM}.fp16.safetensors": "fp16",
+    f"{STEM}.non_ema.safetensors": "non_ema",
+    f"{STEM}.bf16.safetensors {STEM}.fp16.safetensors": "fp16",
+    f"{STEM}.bf16.safetensors {STEM}.non_ema.safetensors": "bf16",
+    f"{STEM}.fp16.safetensors {STEM}.safetensors": "",
+    f"{SHARDS}.fp16.json one.safetensors": "fp16",
+    f"{SHARDS}.json {STEM}.fp16.safetensors": "fp16",
+    f"{SHARDS}.json one.safetensors {STEM}.fp16.safetensors": "",
+    f"{SHARDS}.json": "one.safetensors: this weights file is missing",
+    f"{SHARDS}.fp16.json {STEM}.fp16.safetensors one.safetensors": "holds both",
+    f"{STEM}.ema.safetensors {STEM}.non_ema.safetensors": "holds the variants ema, non_ema; take away",
+    "model.fp16.safetensors": "no weights",
+}
+
+
+@pytest.mark.parametrize("names", VARIANTS)
+def test_which_of_several_variants_counts(names: str, tmp_path: Path) -> None:
+    for name in names.split():
+        text = json.dumps({"weight_map": {"a.weight": "one.safetensors"}}) if name.endswith(".json") else ""
+        (tmp_path / name).write_text(text)
+    if (told := VARIANTS[names]) in ("", "fp16", "bf16", "non_ema"):
+        found = find_weights(tmp_path)
+        assert found.variant == told
+        assert {each.name for each in [*found.files, found.index] if each} <= set(names.split())
+    else:
+        with pytest.raises(ModelError, match=told):
+            find_weights(tmp_path)
 
 
 @pytest.mark.parametrize(

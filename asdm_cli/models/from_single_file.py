@@ -1,0 +1,268 @@
+"""A whole pipeline in one file, as CompVis and Stability published them and user interfaces read them, becomes a model
+directory: once, into a cache. What the file holds is told from its header; torch only converts.
+
+The file has weights alone. All else is its family's (`models.families`), but for what a `.yaml` beside it says.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from shlex import quote
+from types import SimpleNamespace
+from typing import Any
+
+import yaml
+from filelock import FileLock
+
+from asdm_cli.console import bar, note
+from asdm_cli.errors import ModelError
+from asdm_cli.models.directory import CONFIG, INDEX, ModelDirectory
+from asdm_cli.models.families import configs, write_tokenizer
+from asdm_cli.models.write import atomic_directory, write_json
+from asdm_cli.recipe.redact import told_apart
+from asdm_cli.unet.weights import CHUNK, WEIGHTS, Entry, check_text, copy_tensors, read_headers
+
+UNET, VAE = "model.diffusion_model.", "first_stage_model."
+CLIP, OPEN_CLIP, CLIP_XL, OPEN_CLIP_XL = (
+    *("cond_stage_model.transformer.", "cond_stage_model.model."),
+    *("conditioner.embedders.0.transformer.", "conditioner.embedders.1.model."),
+)
+FAMILIES: dict[str, tuple[str, dict[str, str]]] = {
+    "sd15": ("SD 1.x", {"text_encoder": CLIP}),
+    "sd21": ("SD 2.x", {"text_encoder": OPEN_CLIP}),
+    "sdxl": ("SDXL", {"text_encoder": CLIP_XL, "text_encoder_2": OPEN_CLIP_XL}),
+}
+"""Family -> how people call it, and what the names of its text encoders' tensors begin with."""
+PIPELINES = {
+    4: "StableDiffusion{}Pipeline",
+    8: "StableDiffusion{}InstructPix2PixPipeline",
+    9: "StableDiffusion{}InpaintPipeline",
+}
+"""Channels that the UNet takes in -> the class of the pipeline, but for `XL`."""
+PARAMETERIZATIONS = {"eps": "epsilon", "v": "v_prediction", "x0": "sample"}
+"""What original configurations call it."""
+CONV_IN = f"{UNET}input_blocks.0.0.weight"
+OTHERS: tuple[tuple[str, str], ...] = (
+    (r"lora_(unet|te\d?)_|.*\.lora_(A|B|up|down)\.|.*_lora\.(up|down)\.", "a LoRA, which changes a model and is none"),
+    (
+        r"(model\.diffusion_model\.)?(double_blocks|joint_blocks|transformer_blocks)\.",
+        "no UNet but a transformer (FLUX, SD 3)",
+    ),
+    (r"control_model\.|controlnet_|input_hint_block\.", "a ControlNet, which stands beside a model"),
+    (r"emb_params|clip_[gl]$|string_to_param", "a textual inversion, which is a word and no model"),
+    (r"image_proj\.|ip_adapter\.", "an image-prompt adapter, which stands beside a model"),
+    (r"(down_blocks|up_blocks|mid_block)\.", "the UNet of a diffusers directory"),
+    (r"(encoder|decoder)\.(down|up|mid)", "a VAE"),
+    (r"(text_model\.)?(encoder\.layers|embeddings)\.", "a text encoder"),
+    (r"(input|output)_blocks\.", "a UNet alone"),
+)
+"""How names of tensors begin, and what such a file holds."""
+WHOLE = "give a file with a whole pipeline, or a diffusers directory"
+UNPICKLE = (
+    "import sys, torch, safetensors.torch as s; held = torch.load(sys.argv[1], map_location='cpu', weights_only=True); "
+    "held = held.get('state_dict', held); s.save_file({name: each.clone().contiguous() for name, each in held.items() "
+    "if isinstance(each, torch.Tensor)}, sys.argv[2])"
+)
+"""What makes a pickled file one that is read, without running what is in it."""
+
+
+def unpickled(file: str) -> str:
+    """Why a pickled file is not read, and the command that makes it one that is."""
+    new = str(Path(file).with_suffix(".safetensors"))
+    return (
+        f"{file}: is a pickle, and loading one can run any code; make a safetensors file of the whole pipeline of it, "
+        f'once, and give that: python -c "{UNPICKLE}" {quote(file)} {quote(new)}'
+    )
+
+
+def from_single_file(file: Path, text: str) -> ModelDirectory:
+    """The directory that a file's pipeline was converted to, now or before. Raises ModelError for other files."""
+    found = _read(file)
+    folder = _cache() / "single-files" / f"{_digest(file)[:16]}-{found.prediction}"
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(folder.parent / f".{folder.name}.converting"):
+        if not folder.is_dir():
+            note(f"{text}: {found.told}; converted once, and kept in {folder}")
+            with atomic_directory(folder) as partial:
+                _convert(found, partial)
+                _check(ModelDirectory(partial, file.stem, told_apart(text)), text)
+    return ModelDirectory(folder, file.stem, told_apart(text))
+
+
+@dataclass(frozen=True)
+class Held:
+    """What a file holds, by its header and by what stands beside it."""
+
+    file: Path
+    tensors: Mapping[str, Entry]
+    family: str
+    channels: int
+    """That its UNet takes in."""
+    prediction: str
+    zero_snr: bool
+    told: str
+    """In words."""
+
+    @property
+    def configs(self) -> dict[str, dict[str, Any]]:
+        held = configs(self.family)
+        held[INDEX]["_class_name"] = PIPELINES[self.channels].format("XL" if self.family == "sdxl" else "")
+        unet = held[f"unet/{CONFIG}"]
+        unet["in_channels"] = self.channels
+        if (self.family, self.prediction) == ("sd21", "epsilon"):
+            unet["sample_size"] = 64  # those of 2.x that were trained on 512 pixels
+        noise = held["scheduler/scheduler_config.json"]
+        noise["prediction_type"] = self.prediction
+        if self.zero_snr:
+            noise |= {"rescale_betas_zero_snr": True, "timestep_spacing": "trailing"}
+        return held
+
+
+def _read(file: Path) -> Held:
+    tensors = read_headers([file]).tensors
+    present = [
+        family
+        for family, (_, encoders) in FAMILIES.items()
+        if all(any(name.startswith(each) for name in tensors) for each in (UNET, VAE, *encoders.values()))
+    ]
+    if not present or CONV_IN not in tensors:
+        raise ModelError(f"{file}: {_what_else(tensors)}; {WHOLE}")
+    family, channels = present[0], tensors[CONV_IN].shape[1]
+    if channels not in PIPELINES:
+        known = ", ".join(map(str, PIPELINES))
+        raise ModelError(
+            f"{file}: its UNet takes in {channels} channels, and single files of {known} are read; such a model has "
+            "parts beside the file: give its diffusers directory"
+        )
+    prediction, why = _prediction(file, tensors, family, channels)
+    told = f"{FAMILIES[family][0]}, {channels} channels in, {prediction} {why}".rstrip()
+    return Held(file, tensors, family, channels, prediction, "ztsnr" in tensors, told)
+
+
+def _prediction(file: Path, tensors: Mapping[str, Entry], family: str, channels: int) -> tuple[str, str]:
+    """What the UNet has learnt to tell, and how it is known."""
+    beside = file.with_suffix(".yaml")
+    if (word := _parameterization(beside)) is not None:
+        if word not in PARAMETERIZATIONS:
+            known = ", ".join(PARAMETERIZATIONS)
+            raise ModelError(f"{beside}: parameterization is {word!r}; it must be one of {known}")
+        return PARAMETERIZATIONS[word], f"({beside.name})"
+    if "v_pred" in tensors:
+        return "v_prediction", "(the file says so)"
+    if family != "sd21":
+        return "epsilon", ""
+    given, other = ("v_prediction", "eps") if channels == 4 else ("epsilon", "v")
+    return given, f"(assumed; if not, write `model: {{params: {{parameterization: {other}}}}}` into {beside})"
+
+
+def _parameterization(file: Path) -> Any:
+    """What an original configuration says of it, if there is one and it does."""
+    try:
+        held = yaml.safe_load(check_text(file).read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError, yaml.YAMLError) as error:
+        raise ModelError(
+            f"{file}: cannot be read ({str(error).splitlines()[0]}); correct it, or take it away"
+        ) from None
+    for key in ("model", "params", "parameterization"):
+        held = held.get(key) if isinstance(held, dict) else None
+    return held
+
+
+def _what_else(tensors: Mapping[str, Entry]) -> str:
+    if CONV_IN in tensors:
+        parts = {"a VAE": (VAE,), "a text encoder": ("cond_stage_model.", "conditioner.")}
+        missing = [what for what, mark in parts.items() if not any(name.startswith(mark) for name in tensors)]
+        return f"holds a UNet without {' and '.join(missing or ['a text encoder that is known (an SDXL refiner?)'])}"
+    for start, what in OTHERS:
+        if any(re.match(start, name) for name in tensors):
+            return f"holds {what}"
+    return f"holds no pipeline that is known (its first tensor: {next(iter(tensors), 'none')})"
+
+
+# --- converting ---
+
+
+def _convert(found: Held, folder: Path) -> None:
+    """By diffusers' own mappings. Tensors that only get other names go from file to file."""
+    import diffusers
+    from diffusers.loaders import single_file_utils as mapping
+    from safetensors import safe_open
+
+    held = found.configs
+    held[INDEX]["_diffusers_version"] = diffusers.__version__
+    for place, config in held.items():
+        (folder / place).parent.mkdir(exist_ok=True)
+        (folder / place).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+        if place.startswith("tokenizer"):
+            write_tokenizer((folder / place).parent)
+    with safe_open(found.file, framework="pt") as opened:
+        state = {name: opened.get_tensor(name) for name in found.tensors}
+        unet = mapping.convert_ldm_unet_checkpoint(state, held[f"unet/{CONFIG}"])
+        _write(unet, state, found.tensors, folder / "unet" / WEIGHTS)
+        vae = mapping.convert_ldm_vae_checkpoint(state, held[f"vae/{CONFIG}"])
+        _write(vae, state, found.tensors, folder / "vae" / WEIGHTS)
+        for name, prefix in FAMILIES[found.family][1].items():
+            if prefix in (CLIP, CLIP_XL):
+                text = mapping.convert_ldm_clip_checkpoint(state)
+            else:
+                width = SimpleNamespace(hidden_size=held[f"{name}/{CONFIG}"]["hidden_size"])
+                text = mapping.convert_open_clip_checkpoint(SimpleNamespace(config=width), state, prefix)
+            text = {key: tensor for key, tensor in text.items() if not key.endswith("position_ids")}
+            _write(text, state, found.tensors, folder / name / "model.safetensors")
+
+
+def _write(converted: Mapping[str, Any], state: Mapping[str, Any], tensors: Mapping[str, Entry], file: Path) -> None:
+    from safetensors.torch import save_file
+
+    names = {id(tensor): name for name, tensor in state.items()}
+    if all(id(tensor) in names for tensor in converted.values()):
+        copy_tensors({key: tensors[names[id(tensor)]] for key, tensor in converted.items()}, file)
+    else:
+        save_file({key: tensor.contiguous() for key, tensor in converted.items()}, file, {"format": "pt"})
+
+
+def _check(made: ModelDirectory, text: str) -> None:
+    """ModelError, in terms of the file, unless all is there that the configs promise."""
+    from asdm_cli.models.check import check_parts, check_unet
+
+    try:
+        check_unet(made)
+        check_parts(made)
+    except ModelError as error:
+        raise ModelError(f"{text}: is not of a size that its family has ({error})") from None
+
+
+# --- the cache ---
+
+
+def _cache() -> Path:
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "asdm"
+
+
+def _digest(file: Path) -> str:
+    """SHA-256 of the file; calculated anew only when it has changed."""
+    about, place = file.stat(), hashlib.sha256(str(file.resolve()).encode()).hexdigest()[:16]
+    known = _cache() / "digests" / f"{place}.json"
+    stamp = [about.st_size, about.st_mtime_ns]
+    try:
+        held = json.loads(known.read_text())
+        if held["stamp"] == stamp:
+            return str(held["sha256"])
+    except (OSError, ValueError, KeyError):
+        pass
+    found = hashlib.sha256()
+    with file.open("rb") as opened, bar(f"reading {file.name}", about.st_size // CHUNK) as advance:
+        while block := opened.read(CHUNK):
+            found.update(block)
+            advance()
+    known.parent.mkdir(parents=True, exist_ok=True)
+    write_json(known, {"stamp": stamp, "sha256": found.hexdigest()})
+    return found.hexdigest()

@@ -1,0 +1,192 @@
+"""Single files of every family become the pipelines that they were made of, once, and say what they are taken for."""
+
+from __future__ import annotations
+
+import json
+import shlex
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from diffusers import DiffusionPipeline
+from safetensors.torch import load_file, save_file
+
+import asdm_cli
+from asdm_cli.errors import ModelError
+from asdm_cli.models import from_single_file
+from asdm_cli.models.directory import INDEX, find
+from asdm_cli.models.families import configs
+from asdm_cli.models.from_single_file import unpickled
+from asdm_cli.models.metadata import history
+from asdm_cli.models.single_file import pieces
+from asdm_cli.unet.weights import write_tensors
+from tests import families
+from tests.forking import plain
+from tests.typed import asdm
+
+PARTS = ("unet", "vae", "text_encoder", "text_encoder_2")
+KINDS = {
+    "sd15": ("StableDiffusionPipeline", "epsilon"),
+    "sd15-inpaint": ("StableDiffusionInpaintPipeline", "epsilon"),
+    "sd15-pix2pix": ("StableDiffusionInstructPix2PixPipeline", "epsilon"),
+    "sd21": ("StableDiffusionPipeline", "v_prediction"),
+    "sd21-inpaint": ("StableDiffusionInpaintPipeline", "epsilon"),
+    "sdxl": ("StableDiffusionXLPipeline", "epsilon"),
+    "sdxl-v": ("StableDiffusionXLPipeline", "v_prediction"),
+    "sdxl-inpaint": ("StableDiffusionXLInpaintPipeline", "epsilon"),
+}
+
+
+class Files:
+    """Tiny files, and their families' configurations as small as they are."""
+
+    def __init__(self, folder: Path, monkeypatch: pytest.MonkeyPatch):
+        self.folder, self.patch = folder, monkeypatch
+        self.told: list[str] = []
+        monkeypatch.setenv("XDG_CACHE_HOME", str(folder / "cache"))
+        monkeypatch.setattr(from_single_file, "note", self.told.append)
+
+    def make(self, kind: str) -> tuple[Path, Path]:
+        """The file, and the directory that it holds."""
+        source = families.pipeline(kind, self.folder / kind)
+
+        def small(family: str) -> dict[str, dict[str, Any]]:
+            held = configs(family)
+            own = [place for place in held if place.endswith("/config.json")]
+            held["tokenizer/tokenizer_config.json"]["model_max_length"] = families.tiny.TOKENS
+            return held | {place: json.loads((source / place).read_text()) for place in own}
+
+        self.patch.setattr(from_single_file, "configs", small)
+        words = shutil.ignore_patterns("tokenizer_config.json")
+        copied = lambda folder: shutil.copytree(source / folder.name, folder, ignore=words, dirs_exist_ok=True)  # noqa: E731
+        self.patch.setattr(from_single_file, "write_tokenizer", copied)
+        file = self.folder / f"{kind}.safetensors"
+        write_tensors(pieces(find(str(source))), file)
+        return file, source
+
+
+@pytest.fixture
+def files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Files:
+    return Files(tmp_path, monkeypatch)
+
+
+def states(folder: Path) -> dict[str, torch.Tensor]:
+    pipe: Any = DiffusionPipeline.from_pretrained(folder, use_safetensors=True)
+    found = [(name, getattr(pipe, name, None)) for name in PARTS]
+    return {f"{name}.{key}": each for name, part in found if part for key, each in part.state_dict().items()}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_file_is_the_pipeline_that_it_was_made_of(kind: str, files: Files) -> None:
+    """To the bit, as stock diffusers loads both; the file is written with our own names, and read with diffusers'."""
+    file, source = files.make(kind)
+    made = find(str(file))
+    assert (made.index["_class_name"], made.config("scheduler").get("prediction_type", "epsilon")) == KINDS[kind]
+    assert (made.name, len(files.told)) == (kind, 1)
+    assert ("(assumed; if not, write" in files.told[0]) == kind.startswith("sd21")
+    assert ("(the file says so)" in files.told[0]) == (kind == "sdxl-v")
+    torch.testing.assert_close(states(made.path), states(source), rtol=0, atol=0)
+    assert find(str(file)).path == made.path
+    assert len(files.told) == 1
+
+
+def test_half_precision_and_what_no_pipeline_needs(files: Files) -> None:
+    """Averaged weights, and what training and old libraries left in the file."""
+    file, source = files.make("sd15")
+    held = {name: tensor.half() for name, tensor in load_file(file).items()}
+    extra = {f"model_ema.{name.removeprefix('model.').replace('.', '')}": tensor + 1 for name, tensor in held.items()}
+    extra |= {"alphas_cumprod": torch.ones(1000), "model_ema.decay": torch.ones(())}
+    extra |= {"cond_stage_model.transformer.text_model.embeddings.position_ids": torch.arange(16)[None]}
+    save_file({**held, **extra}, file)
+    made = find(str(file))
+    wanted = {name: tensor.half() for name, tensor in states(source).items()}
+    assert {each.dtype for each in load_file(made.path / "unet/diffusion_pytorch_model.safetensors").values()} == {
+        torch.float16
+    }
+    torch.testing.assert_close({name: each.half() for name, each in states(made.path).items()}, wanted, rtol=0, atol=0)
+
+
+def test_what_stands_beside_the_file_decides_what_is_predicted(files: Files) -> None:
+    file, _ = files.make("sd21")
+    beside = file.with_suffix(".yaml")
+    sizes = {}
+    for text, told in {"": "v_prediction", "model:\n  params:\n    parameterization: eps\n": "epsilon",
+                       'model: {params: {parameterization: "v"}}\n': "v_prediction"}.items():  # fmt: skip
+        beside.write_text(text)
+        made = find(str(file))
+        assert made.config("scheduler")["prediction_type"] == told
+        sizes[told] = made.config("unet")["sample_size"]
+    assert sizes["epsilon"] == 64
+    beside.write_text("model: {params: {parameterization: flow}}")
+    with pytest.raises(ModelError, match=r"sd21\.yaml: parameterization is 'flow'; it must be one of eps, v, x0"):
+        find(str(file))
+
+
+def test_once_per_file_whole_or_not_at_all(files: Files, monkeypatch: pytest.MonkeyPatch) -> None:
+    file, _ = files.make("sd15")
+    cache = files.folder / "cache" / "asdm" / "single-files"
+    with monkeypatch.context() as patch:
+        patch.setattr(from_single_file, "_check", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+        with pytest.raises(KeyboardInterrupt):
+            find(str(file))
+    assert not [each for each in cache.iterdir() if each.is_dir()]
+    made = find(str(file))
+    copied = shutil.copy(file, files.folder / "other.safetensors")
+    assert (find(str(copied)).path, find(str(copied)).name) == (made.path, "other")
+    held = load_file(file)
+    held["model.diffusion_model.out.2.bias"] += 1
+    save_file(held, file)
+    assert find(str(file)).path != made.path
+    assert len(list(cache.glob("[0-9a-f]*"))) == 2
+
+
+def test_a_file_that_is_not_as_its_family_is(files: Files, monkeypatch: pytest.MonkeyPatch) -> None:
+    file, _ = files.make("sd15")
+    held = load_file(file)
+    for change, told in {
+        "cut": "is not a whole safetensors file",
+        "without a tensor": "is not of a size that its family has",
+        "depth": "takes in 5 channels, and single files of 4, 8, 9 are read",
+    }.items():
+        other = files.folder / "other.safetensors"
+        if change == "cut":
+            other.write_bytes(file.read_bytes()[:-100])
+        elif change == "depth":
+            save_file({**held, "model.diffusion_model.input_blocks.0.0.weight": torch.zeros(8, 5, 3, 3)}, other)
+        else:
+            save_file({name: each for name, each in held.items() if name != "model.diffusion_model.out.2.bias"}, other)
+        with pytest.raises(ModelError, match=told) as caught:
+            find(str(other))
+        assert str(other) in str(caught.value)
+    monkeypatch.setattr(from_single_file, "configs", configs)
+    with pytest.raises(ModelError, match="is not of a size that its family has"):
+        find(str(file))
+
+
+def test_a_pickle_becomes_a_file_by_the_command_that_is_told(files: Files, tmp_path: Path) -> None:
+    file, source = files.make("sd15")
+    pickle = file.rename(file.with_suffix(".tmp")).with_suffix(".ckpt")
+    torch.save({"state_dict": load_file(file.with_suffix(".tmp")), "global_step": 7}, pickle)
+    with pytest.raises(ModelError, match="loading one can run any code") as caught:
+        find(str(pickle))
+    words = shlex.split(str(caught.value).partition("give that: ")[2])
+    assert (words[:2], words[3:]) == (["python", "-c"], [str(pickle), str(file)])
+    done = plain(words[2], *words[3:], cwd=tmp_path)
+    assert done.code == 0, done.err
+    torch.testing.assert_close(states(find(str(file)).path), states(source), rtol=0, atol=0)
+    assert "'my models/a.ckpt' 'my models/a.safetensors'" in unpickled("my models/a.ckpt")
+
+
+def test_every_way_takes_it(files: Files) -> None:
+    file, _ = files.make("sd15")
+    recipe = files.folder / "recipe.yaml"
+    recipe.write_text(f"verb: prune\nmodel: {file}\nremove: base\nout: {files.folder / 'run'}\n")
+    told = asdm("prune", recipe, "-q")
+    assert told.code == 0, told.err
+    made = find(str(files.folder / "run"))
+    assert history(made)[0]["source"] == "sd15"
+    assert json.loads((made.path / INDEX).read_text())["unet"] == ["diffusers", "UNet2DConditionModel"]
+    pipe: Any = asdm_cli.load(str(file), "cpu")
+    assert pipe("a fox", num_inference_steps=1, output_type="np", height=32, width=32).images.shape == (1, 32, 32, 3)
