@@ -28,8 +28,8 @@ def generate(
     source = find(settings["model"])
     refuse_sources(out, [source.path])
     if not source.is_pipeline:
-        whole = source.path.parent if (source.path.parent / INDEX).is_file() else "a whole pipeline directory"
-        raise ModelError(f"{source.path}: a UNet alone draws nothing; give {whole}")
+        around = f", {source.path.parent}" if (source.path.parent / INDEX).is_file() else ""
+        raise ModelError(f"{source.path}: a UNet alone draws nothing; give a whole pipeline directory{around}")
     from asdm_cli.models.load import device_and_dtype, load_pipeline
     from asdm_cli.models.patched import patches_of
     from asdm_cli.models.schedulers import planned_scheduler

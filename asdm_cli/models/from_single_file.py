@@ -10,7 +10,7 @@ import hashlib
 import json
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from shlex import quote
@@ -22,6 +22,7 @@ from filelock import FileLock
 
 from asdm_cli.console import bar, note
 from asdm_cli.errors import ModelError
+from asdm_cli.models.check import check_parts, check_unet
 from asdm_cli.models.directory import CONFIG, INDEX, ModelDirectory
 from asdm_cli.models.families import configs, write_tokenizer
 from asdm_cli.models.write import atomic_directory, write_json
@@ -84,14 +85,18 @@ def unpickled(file: str) -> str:
 def from_single_file(file: Path, text: str) -> ModelDirectory:
     """The directory that a file's pipeline was converted to, now or before. Raises ModelError for other files."""
     found = _read(file)
-    folder = _cache() / "single-files" / f"{_digest(file)[:16]}-{found.prediction}"
+    taken_for = hashlib.sha256(json.dumps(found.configs, sort_keys=True).encode()).hexdigest()
+    folder = _cache() / "single-files" / f"{_digest(file)[:16]}-{taken_for[:8]}"
     folder.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(folder.parent / f".{folder.name}.converting"):
         if not folder.is_dir():
             note(f"{text}: {found.told}; converted once, and kept in {folder}")
             with atomic_directory(folder) as partial:
-                _convert(found, partial)
-                _check(ModelDirectory(partial, file.stem, told_apart(text)), text)
+                _write_configs(found.configs, partial)
+                _check(lambda: _convert(found, partial), text)
+                made = ModelDirectory(partial, file.stem, told_apart(text))
+                _check(lambda: check_unet(made), text)
+                _check(lambda: check_parts(made), text)
     return ModelDirectory(folder, file.stem, told_apart(text))
 
 
@@ -190,19 +195,25 @@ def _what_else(tensors: Mapping[str, Entry]) -> str:
 # --- converting ---
 
 
+def _write_configs(held: Mapping[str, dict[str, Any]], folder: Path) -> None:
+    """And the tokenizers' words."""
+    import diffusers
+
+    version = {"_diffusers_version": diffusers.__version__}  # without which it does not load an inpainting pipeline
+    for place, config in held.items():
+        (folder / place).parent.mkdir(exist_ok=True)
+        text = json.dumps({**config, **(version if place == INDEX else {})}, indent=2)
+        (folder / place).write_text(f"{text}\n", encoding="utf-8")
+        if place.startswith("tokenizer"):
+            write_tokenizer((folder / place).parent)
+
+
 def _convert(found: Held, folder: Path) -> None:
     """By diffusers' own mappings. Tensors that only get other names go from file to file."""
-    import diffusers
     from diffusers.loaders import single_file_utils as mapping
     from safetensors import safe_open
 
     held = found.configs
-    held[INDEX]["_diffusers_version"] = diffusers.__version__
-    for place, config in held.items():
-        (folder / place).parent.mkdir(exist_ok=True)
-        (folder / place).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
-        if place.startswith("tokenizer"):
-            write_tokenizer((folder / place).parent)
     with safe_open(found.file, framework="pt") as opened:
         state = {name: opened.get_tensor(name) for name in found.tensors}
         unet = mapping.convert_ldm_unet_checkpoint(state, held[f"unet/{CONFIG}"])
@@ -229,15 +240,12 @@ def _write(converted: Mapping[str, Any], state: Mapping[str, Any], tensors: Mapp
         save_file({key: tensor.contiguous() for key, tensor in converted.items()}, file, {"format": "pt"})
 
 
-def _check(made: ModelDirectory, text: str) -> None:
-    """ModelError, in terms of the file, unless all is there that the configs promise."""
-    from asdm_cli.models.check import check_parts, check_unet
-
+def _check(step: Callable[[], object], text: str) -> None:
+    """ModelError, in terms of the file, where all is not there that the configs promise."""
     try:
-        check_unet(made)
-        check_parts(made)
-    except ModelError as error:
-        raise ModelError(f"{text}: is not of a size that its family has ({error})") from None
+        step()
+    except (ModelError, KeyError, IndexError) as error:  # the latter where diffusers looks for a tensor
+        raise ModelError(f"{text}: is not as its family is ({error}); {WHOLE}") from None
 
 
 # --- the cache ---

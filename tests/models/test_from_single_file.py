@@ -147,7 +147,7 @@ def test_a_file_that_is_not_as_its_family_is(files: Files, monkeypatch: pytest.M
     held = load_file(file)
     for change, told in {
         "cut": "is not a whole safetensors file",
-        "without a tensor": "is not of a size that its family has",
+        "without a tensor": "is not as its family is",
         "depth": "takes in 5 channels, and single files of 4, 8, 9 are read",
     }.items():
         other = files.folder / "other.safetensors"
@@ -161,8 +161,13 @@ def test_a_file_that_is_not_as_its_family_is(files: Files, monkeypatch: pytest.M
             find(str(other))
         assert str(other) in str(caught.value)
     monkeypatch.setattr(from_single_file, "configs", configs)
-    with pytest.raises(ModelError, match="is not of a size that its family has"):
+    with pytest.raises(ModelError, match="is not as its family is"):
         find(str(file))
+    xl, _ = files.make("sdxl")
+    held = {name: each for name, each in load_file(xl).items() if "label_emb" not in name}
+    save_file(held, files.folder / "other.safetensors")
+    with pytest.raises(ModelError, match="is not as its family is .*label_emb"):
+        find(str(files.folder / "other.safetensors"))
 
 
 def test_a_pickle_becomes_a_file_by_the_command_that_is_told(files: Files, tmp_path: Path) -> None:

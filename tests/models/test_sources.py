@@ -287,4 +287,4 @@ def test_a_wrong_guess_is_told_what_would_be_right(guess: str, hub: Hub) -> None
 
 def test_a_unet_alone_names_the_model_around_it(place: Path) -> None:
     told = asdm("generate", "tiny/unet", "a fox", "--out", place / "out", "--steps", 1)
-    assert (told.code, "a UNet alone draws nothing; give tiny" in told.text) == (2, True), told.text
+    assert (told.code, "draws nothing; give a whole pipeline directory, tiny" in told.text) == (2, True), told.text
