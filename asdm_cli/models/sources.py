@@ -316,6 +316,8 @@ def _in_words(name: str, revision: str) -> Iterator[None]:
     except Exception as error:
         if way := next((way for kind, way in ways if isinstance(error, kind)), None):
             raise ModelError(f"{name}: {way}") from None
+        if isinstance(error, errors.EntryNotFoundError) and not isinstance(error, errors.LocalEntryNotFoundError):
+            raise ModelError(f"{name}: has no such file; see {page}/tree/main for those that it has") from None
         if constants.HF_HUB_OFFLINE:
             raise ModelError(
                 f"{name}: is no directory here and not (or not whole) in {constants.HF_HUB_CACHE}, and HF_HUB_OFFLINE "

@@ -14,7 +14,7 @@ from diffusers import DiffusionPipeline
 from safetensors.torch import load_file, save_file
 
 import asdm_cli
-from asdm_cli.errors import ModelError
+from asdm_cli.errors import AsdmError, ModelError
 from asdm_cli.models import from_single_file
 from asdm_cli.models.directory import INDEX, find
 from asdm_cli.models.families import configs
@@ -24,6 +24,7 @@ from asdm_cli.models.single_file import pieces
 from asdm_cli.unet.weights import write_tensors
 from tests import families
 from tests.forking import plain
+from tests.hub import Repository, serving, use
 from tests.typed import asdm
 
 PARTS = ("unet", "vae", "text_encoder", "text_encoder_2")
@@ -166,8 +167,24 @@ def test_a_file_that_is_not_as_its_family_is(files: Files, monkeypatch: pytest.M
     xl, _ = files.make("sdxl")
     held = {name: each for name, each in load_file(xl).items() if "label_emb" not in name}
     save_file(held, files.folder / "other.safetensors")
-    with pytest.raises(ModelError, match="is not as its family is .*label_emb"):
+    with pytest.raises(ModelError, match=r"is not as its family is .*label_emb"):
         find(str(files.folder / "other.safetensors"))
+
+
+def test_a_file_on_the_hub_is_named_by_its_address(files: Files, monkeypatch: pytest.MonkeyPatch) -> None:
+    file, _ = files.make("sd15")
+    with serving() as hub:
+        use(hub, files.folder / "hub", monkeypatch)
+        (files.folder / "served").mkdir()
+        hub.repositories["org/single"] = Repository(files.folder / "served")
+        file.rename(files.folder / "served" / file.name)
+        address = f"{hub.endpoint}/org/single/blob/main/{file.name}"
+        for _ in range(2):
+            made = find(address)
+            assert (made.name, made.is_pipeline) == ("sd15", True)
+        assert hub.fetched() == [file.name]
+        with pytest.raises(AsdmError, match=r"org/single: has no such file; see .*/org/single/tree/main"):
+            find(address.replace("sd15", "none"))
 
 
 def test_a_pickle_becomes_a_file_by_the_command_that_is_told(files: Files, tmp_path: Path) -> None:
