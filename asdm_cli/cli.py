@@ -585,7 +585,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _machine_trouble(error: Exception) -> str:
-    from asdm_cli.models.disk import TROUBLE
+    from asdm_cli.models.write import TROUBLE
 
     if isinstance(error, OSError) and error.errno in MACHINE:
         way_out = TROUBLE.get(error.errno)

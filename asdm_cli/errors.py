@@ -26,6 +26,30 @@ class ModelError(AsdmError):
     exit_code = 2
 
 
+def reason(error: Exception) -> str:
+    """The first line of what a library says."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0][:300]
+
+
+class Faults(list[str]):
+    """What is wrong with what a person gave, so that all of it is told at once."""
+
+    @contextmanager
+    def at(self, place: str = "") -> Iterator[None]:
+        """Such an error ends the block, not more."""
+        try:
+            yield
+        except AsdmError as error:
+            if error.exit_code != ModelError.exit_code:
+                raise
+            self.append(f"{place}: {error}" if place else str(error))
+
+    def raise_all(self) -> None:
+        """ModelError, if there are any."""
+        if self:
+            raise ModelError("\n".join(dict.fromkeys(self)))
+
+
 @contextmanager
 def blame(name: str, doing: str) -> Iterator[None]:
     """Turn whatever goes wrong inside into one RunError that names the set-up."""
@@ -37,8 +61,7 @@ def blame(name: str, doing: str) -> Iterator[None]:
         if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":  # torch's, without torch
             advice = "use smaller batches, a smaller `size`, or compare fewer at once"
             raise RunError(f"{name}: out of memory while {doing}; {advice}") from None
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else "no reason given"
-        raise RunError(f"{name}: {doing} failed ({type(error).__name__}: {reason})") from error
+        raise RunError(f"{name}: {doing} failed ({type(error).__name__}: {reason(error)})") from error
 
 
 @dataclass(frozen=True)

@@ -41,8 +41,8 @@ from asdm_cli.training.loop import Training
 from asdm_cli.training.plan import make_plan
 from asdm_cli.training.student import TrainingConfig
 from asdm_cli.unet.addresses import Anatomy
+from asdm_cli.unet.blocks import preset
 from asdm_cli.unet.feature_pairs import feature_pairs
-from asdm_cli.unet.presets import preset
 from asdm_cli.unet.surgery import remove
 from asdm_cli.verbs.distill import make_task
 from pocket.contrastive import tokenize

@@ -20,11 +20,10 @@ from diffusers import UNet2DConditionModel
 
 from asdm_cli.experts import layer
 from asdm_cli.experts.convert import expand
-from asdm_cli.experts.spec import Spec
 from asdm_cli.models.directory import find
 from asdm_cli.models.load import random_unet
+from asdm_cli.unet.blocks import Spec, preset
 from asdm_cli.unet.flops import inputs
-from asdm_cli.unet.presets import preset
 from asdm_cli.unet.surgery import remove
 
 ROUNDS = {"pocket": 20, "sd15": 3}

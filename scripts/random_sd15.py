@@ -11,8 +11,8 @@ import sys
 from math import prod
 from pathlib import Path
 
+from asdm_cli.unet.blocks import preset
 from asdm_cli.unet.flops import shapes
-from asdm_cli.unet.presets import preset
 from asdm_cli.unet.weights import WEIGHTS
 
 SIZE = 4

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from asdm_cli.models.directory import find
-from asdm_cli.models.patched import write_patched
+from asdm_cli.models.metadata import write_patched
 from asdm_cli.recipe.patches import FeatureCacheSpec, read_plan
 
 

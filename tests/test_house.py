@@ -44,8 +44,6 @@ NO_TORCH = (
     "asdm_cli.report.join",
     "asdm_cli.report.terminal",
     "asdm_cli.unet.addresses",
-    "asdm_cli.unet.layer_sets",
-    "asdm_cli.unet.presets",
     "asdm_cli.unet.surgery",
     "asdm_cli.unet.assembly",
     "asdm_cli.unet.dataflow",
@@ -55,10 +53,8 @@ NO_TORCH = (
     "asdm_cli.search.dynamic_programme",
     "asdm_cli.models.addressed",
     "asdm_cli.models.directory",
-    "asdm_cli.models.check",
     "asdm_cli.models.write",
     "asdm_cli.models.metadata",
-    "asdm_cli.models.donors",
 )
 
 

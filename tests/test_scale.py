@@ -14,8 +14,8 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from asdm_cli.recipe.load import load
 from asdm_cli.recipe.reader import Override
+from asdm_cli.unet.blocks import preset
 from asdm_cli.unet.flops import macs, shapes
-from asdm_cli.unet.presets import preset
 from asdm_cli.unet.surgery import remove
 from scripts import gpu_hours
 from tests import pages

@@ -19,7 +19,7 @@ from transformers import (
     CLIPTokenizer,
 )
 
-from asdm_cli.unet.presets import preset
+from asdm_cli.unet.blocks import preset
 
 TOKENS = 16
 WIDTH = 16

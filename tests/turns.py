@@ -7,8 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from asdm_cli.models.directory import find
-from asdm_cli.models.metadata import Metadata
-from asdm_cli.models.patched import write_patched
+from asdm_cli.models.metadata import Metadata, write_patched
 from asdm_cli.recipe.messages import validated
 from asdm_cli.recipe.patches import PatchSpec
 from asdm_cli.recipe.verbs import PruneRecipe

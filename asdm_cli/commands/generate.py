@@ -31,7 +31,7 @@ def generate(
         around = f", {source.path.parent}" if (source.path.parent / INDEX).is_file() else ""
         raise ModelError(f"{source.path}: a UNet alone draws nothing; give a whole pipeline directory{around}")
     from asdm_cli.models.load import device_and_dtype, load_pipeline
-    from asdm_cli.models.patched import patches_of
+    from asdm_cli.models.metadata import patches_of
     from asdm_cli.models.schedulers import planned_scheduler
     from asdm_cli.patches.base import patch_of
     from asdm_cli.sampling.generate import SamplingSettings, draw

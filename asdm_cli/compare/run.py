@@ -31,7 +31,7 @@ from asdm_cli.sampling.generate import SamplingSettings, Share, draw
 from asdm_cli.sampling.image_set import ImageSet, real_origin, real_set, reconstruct
 from asdm_cli.sampling.prompts import PromptList
 from asdm_cli.sampling.routing import observe
-from asdm_cli.unet.stock import EXPERTS
+from asdm_cli.unet.blocks import EXPERTS
 
 COST, QUALITY = "cost", "quality"
 REAL, VAE = "real pictures", "real, VAE reconstruction"

@@ -15,7 +15,7 @@ from asdm_cli.compare.setup import Setup, check_memory
 from asdm_cli.errors import blame
 from asdm_cli.models.directory import ModelDirectory
 from asdm_cli.models.load import load_pipeline, load_unet, random_unet
-from asdm_cli.models.patched import member, schedule_of, unet_components
+from asdm_cli.models.metadata import member, schedule_of, unet_components
 from asdm_cli.models.schedulers import set_sampler
 from asdm_cli.patches.base import Stats, applied, patch_of
 

@@ -11,11 +11,9 @@ import psutil
 import torch
 
 from asdm_cli.errors import AsdmError, ModelError
-from asdm_cli.models.check import check_drawing, check_parts
-from asdm_cli.models.directory import ModelDirectory
+from asdm_cli.models.directory import UNET, ModelDirectory, check_drawing, check_parts
 from asdm_cli.models.load import PIPELINES
-from asdm_cli.models.metadata import Origin, history, stamps
-from asdm_cli.models.patched import UNET, checked_patches, schedule_of, unet_components
+from asdm_cli.models.metadata import Origin, checked_patches, history, schedule_of, stamps, unet_components
 from asdm_cli.models.schedulers import SCHEDULER, planned_scheduler
 from asdm_cli.patches.base import Layer, check_patches, patch_of
 from asdm_cli.recipe.patches import CachePlan, FeatureCacheSpec, PatchSpec, Switching, UNetScheduleSpec

@@ -6,21 +6,15 @@ Everything that builds a UNet of a config does it here; a config without experts
 from __future__ import annotations
 
 from dataclasses import asdict
-from pathlib import Path
 from typing import Any
 
 import torch
 from diffusers import UNet2DConditionModel
-from safetensors.torch import load_file
 from torch import Tensor
 
 from asdm_cli.errors import ModelError
-from asdm_cli.experts.layer import ExpertConv2d
-from asdm_cli.experts.router import LOOKS, ROUTINGS, TimestepContext
-from asdm_cli.experts.spec import specs
-from asdm_cli.unet.blocks import Config
-from asdm_cli.unet.stock import EXPERTS
-from asdm_cli.unet.weights import find_weights, read_mapping
+from asdm_cli.experts.layer import LOOKS, ROUTINGS, ExpertConv2d, TimestepContext
+from asdm_cli.unet.blocks import EXPERTS, Config, specs
 
 
 class ExpertUNet(UNet2DConditionModel):  # type: ignore[misc]
@@ -40,24 +34,15 @@ class ExpertUNet(UNet2DConditionModel):  # type: ignore[misc]
         return build(dict(config))
 
     @classmethod
-    def from_pretrained(cls, pretrained_model_name_or_path: str | Path, **settings: Any) -> Any:
-        """A UNet folder; of diffusers' settings, dtype (torch_dtype) and output_loading_info have a meaning here.
-
-        Every tensor that the config promises comes from the files, and there is no other in them: `models.load`
-        has compared the headers.
-        """
-        folder = Path(pretrained_model_name_or_path)
-        config = read_mapping(folder / "config.json")
-        with torch.device("meta"):
-            unet = build(config)
-        state: dict[str, Tensor] = {}
-        for file in find_weights(folder).files:
-            # memory of their own: where in a file a tensor lies must not change the last bit of a product
-            state |= {name: tensor.clone() for name, tensor in load_file(file).items()}
-        unet.load_state_dict(state, assign=True)
-        dtype = settings.get("dtype") or settings.get("torch_dtype")
-        unet = (torch.nn.Module.to(unet, dtype) if dtype else unet).eval()
-        return (unet, {"missing_keys": []}) if settings.get("output_loading_info") else unet
+    def from_pretrained(cls, *args: Any, **settings: Any) -> Any:
+        """As that of the stock class, in memory of its own: where in a file a tensor lies must not change the last bit
+        of a product."""
+        settings.pop("use_safetensors", None)  # safetensors or nothing
+        loaded = super().from_pretrained(*args, use_safetensors=True, **settings)
+        unet = loaded[0] if isinstance(loaded, tuple) else loaded
+        for tensor in (*unet.parameters(), *unet.buffers()):
+            tensor.data = tensor.data.clone()
+        return loaded
 
 
 def build(config: Config) -> UNet2DConditionModel:

@@ -27,8 +27,7 @@ from asdm_cli.metrics.features import (
     text_embeddings,
 )
 from asdm_cli.metrics.probe import TOP, Probe, read_probe
-from asdm_cli.models.check import check_clip
-from asdm_cli.models.directory import POCKET, ModelDirectory, find
+from asdm_cli.models.directory import POCKET, ModelDirectory, check_clip, find
 from asdm_cli.models.load import Clip, load_clip
 from asdm_cli.models.metadata import claim, stamps_of
 from asdm_cli.records import Card, Interval, Record

@@ -12,7 +12,7 @@ from asdm_cli.errors import ModelError
 from asdm_cli.models.directory import POCKET, UNETS, find
 from asdm_cli.recipe.schema import Misfit, Strict, addressed
 from asdm_cli.unet.addresses import Anatomy
-from asdm_cli.unet.presets import PRESETS
+from asdm_cli.unet.blocks import PRESETS
 
 WORDS = re.compile(r"compressed|encoder|deepcache\.\d+")
 """What stands for addresses that only a verb can find."""

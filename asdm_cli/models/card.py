@@ -11,7 +11,7 @@ from huggingface_hub import ModelCard, ModelCardData
 from asdm_cli import __version__
 from asdm_cli.models.directory import OURS, ModelDirectory
 from asdm_cli.recipe.redact import redact
-from asdm_cli.unet.stock import STOCK
+from asdm_cli.unet.blocks import STOCK
 
 NAMED = ("removed", "taken", "unets", "experts", "teacher", "steps", "dtype")
 """Of what a verb tells of itself, the words that a card has; the rest is in asdm.json."""

@@ -14,16 +14,25 @@ from diffusers import StableDiffusionPipeline, StableDiffusionXLPipeline, UNet2D
 from diffusers.pipelines.pipeline_utils import DiffusionPipeline
 from transformers import CLIPModel, CLIPTokenizer
 
-from asdm_cli.errors import ModelError
+from asdm_cli.errors import ModelError, reason
 from asdm_cli.experts.unet import ExpertUNet, build
-from asdm_cli.models.check import check_clip, check_drawing, check_parts, check_unet, read_with
-from asdm_cli.models.directory import CONFIG, ModelDirectory, find
-from asdm_cli.models.patched import UNET, checked_patches, member, one_unet, schedule_of, unet_components
+from asdm_cli.models.directory import (
+    CONFIG,
+    UNET,
+    ModelDirectory,
+    check_clip,
+    check_drawing,
+    check_parts,
+    check_unet,
+    find,
+    read_with,
+)
+from asdm_cli.models.metadata import checked_patches, member, one_unet, schedule_of, unet_components
 from asdm_cli.models.schedulers import SCHEDULER, own_scheduler, unlike_noise
 from asdm_cli.patches.base import Load, patch_of, put_on
 from asdm_cli.patches.unet_schedule import ScheduleHandle, check_free, check_rules, switch
 from asdm_cli.recipe.patches import CachePlan, PatchSpec, Switching
-from asdm_cli.unet.stock import EXPERTS
+from asdm_cli.unet.blocks import EXPERTS
 from asdm_cli.unet.weights import TRANSFORMERS_STEM, find_weights, inside, read_mapping
 
 Module = TypeVar("Module", bound=torch.nn.Module)
@@ -48,8 +57,7 @@ def device_and_dtype(device: str = "auto", dtype: str = "auto") -> tuple[torch.d
         place = torch.device(name)
         torch.empty(1, device=place)
     except (RuntimeError, AssertionError, NotImplementedError) as error:
-        why = str(error).splitlines()[0]
-        raise ModelError(f"device {device!r} cannot be used here ({why}); use `cpu` or `auto`") from None
+        raise ModelError(f"device {device!r} cannot be used here ({reason(error)}); use `cpu` or `auto`") from None
     if dtype == "auto":
         return place, torch.float16 if place.type == "cuda" else torch.float32
     if dtype not in DTYPES:

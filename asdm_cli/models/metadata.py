@@ -1,26 +1,30 @@
-"""asdm.json beside a model's index: which verbs made it, from what, and what is in force when it draws. And what
-unfinished work was made from, by which it is gone on with. Stock diffusers looks at neither. No torch."""
+"""asdm.json beside a model's index: which verbs made it, from what, and the patches in force
+whenever it draws, read and written here alone. And what unfinished work was made from, by which it is gone on with.
+
+Several UNets that take turns lie beside each other: the first is the pipeline's `unet/`, each other one lies in
+`unets/NAME/`. Stock diffusers sees a plain model of the first. No torch.
+"""
 
 from __future__ import annotations
 
 import json
 import os
 import shutil
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from pydantic import BaseModel, Field
 
 from asdm_cli import __version__
-from asdm_cli.errors import ModelError, RunError
-from asdm_cli.models.directory import ModelDirectory, find
+from asdm_cli.errors import Faults, ModelError, RunError
+from asdm_cli.models.directory import UNET, UNETS, ModelDirectory, check_unet, find
 from asdm_cli.models.sources import names_directory
-from asdm_cli.models.write import write_json
+from asdm_cli.models.write import assemble_directory, carry_component, component_files, write_json
 from asdm_cli.recipe.messages import validated
-from asdm_cli.recipe.patches import AnyPatch, PatchSpec
+from asdm_cli.recipe.patches import AnyPatch, PatchSpec, UNetScheduleSpec
 from asdm_cli.recipe.schema import Strict, places
-from asdm_cli.unet.weights import inside, read_mapping
+from asdm_cli.unet.weights import Checkpoint, inside, open_checkpoint, read_mapping
 
 FILE = "asdm.json"
 ORIGIN = "origin.json"
@@ -142,3 +146,110 @@ def claim(folder: Path, origin: Origin, dear: bool = False) -> None:
         shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True, exist_ok=True)
     write_json(file, wanted)
+
+
+# --- what a model carries into drawing ---
+
+
+def patches_of(directory: ModelDirectory) -> tuple[PatchSpec, ...]:
+    """What a model carries, from small files alone. Raises RecipeError or ModelError, with the file, for what is
+    damaged, does not fit, or does not belong together."""
+    file = directory.path / FILE
+    specs = tuple(read_metadata(directory).patches)
+    found = {name.removeprefix(f"{UNETS}/") for name in directory.components if name.startswith(f"{UNETS}/")}
+    schedule = schedule_of(specs)
+    named = set(schedule.unets[1:]) if schedule else set()
+    if found and not schedule:
+        names = ", ".join(sorted(found))
+        what = f"holds UNets ({names}) of which {FILE} says nothing"
+        raise ModelError(f"{directory.path / UNETS}: {what}; copy the whole model again, or take the folder away")
+    faults = [f"{file}: {name!r} has no folder {UNETS}/{name}" for name in sorted(named - found)]
+    faults += [f"{directory.path / UNETS / name}: {FILE} names no such UNet" for name in sorted(found - named)]
+    if faults:
+        raise ModelError("\n".join(f"{fault}; copy the model again" for fault in faults))
+    if specs:
+        from asdm_cli.patches.base import check_patches, patch_of  # that takes torch
+
+        if wrong := check_patches([patch_of(spec) for spec in specs], configs_of(directory, specs)):
+            raise ModelError("\n".join(f"{file}: patches: {each}" for each in wrong))
+    return specs
+
+
+def checked_patches(directory: ModelDirectory) -> tuple[PatchSpec, ...]:
+    """Like `patches_of`; also holds the headers of every UNet's weights against its config."""
+    specs = patches_of(directory)
+    faults = Faults()
+    for component in unet_components(specs).values():
+        with faults.at():
+            check_unet(directory, component)
+    faults.raise_all()
+    return specs
+
+
+def schedule_of(specs: Sequence[PatchSpec]) -> UNetScheduleSpec | None:
+    """Who takes turns; None where one UNet serves all."""
+    return next((spec for spec in specs if isinstance(spec, UNetScheduleSpec)), None)
+
+
+def unet_components(specs: Sequence[PatchSpec]) -> dict[str, str]:
+    """The component of a model directory that each UNet is, by its name (`unet` where it is the only one)."""
+    schedule = schedule_of(specs)
+    if schedule is None:
+        return {UNET: UNET}
+    first, *others = schedule.unets
+    return {first: UNET} | {name: f"{UNETS}/{name}" for name in others}
+
+
+def configs_of(directory: ModelDirectory, specs: Sequence[PatchSpec]) -> dict[str, dict[str, Any]]:
+    return {name: directory.config(component) for name, component in unet_components(specs).items()}
+
+
+def member(directory: ModelDirectory, name: str, component: str) -> ModelDirectory:
+    """One of several UNets, as a model of its own: a bare UNet."""
+    return ModelDirectory(directory.component(component), f"{directory.name}/{name}", f"{directory.source}/{component}")
+
+
+def one_unet(directory: ModelDirectory) -> ModelDirectory:
+    """The same directory, for verbs that work on one UNet. Raises ModelError for a model of several."""
+    schedule = schedule_of(patches_of(directory))
+    if schedule is None:
+        return directory
+    what = f"holds several UNets that take turns ({', '.join(schedule.unets)})"
+    raise ModelError(f"{directory.path}: {what}; do this to one model each, then switch again")
+
+
+def write_patched(
+    first: ModelDirectory,
+    others: Mapping[str, ModelDirectory],
+    specs: Sequence[PatchSpec],
+    target: Path,
+    verb: str,
+    link: bool = False,
+    **facts: Any,
+) -> None:
+    """The model directory, anew: the first one's files, the UNets beside them that the specs name, and the specs.
+
+    Each of `others`, by the UNet's name, has one UNet; those that lie in the first one's directory need none. `facts`
+    go into the history. An interrupted run may have left a model here.
+    """
+    assemble_directory(first, target, link)
+    named = [name for name, component in unet_components(specs).items() if component not in first.components]
+    for name in named:
+        carry_component(unet_files(others[name]), target / UNETS / name, link)
+    if named:
+        whole = {next(iter(unet_components(specs))): first, **{name: others[name] for name in named}}
+        facts["unets"] = {name: origin(directory) for name, directory in whole.items()}
+    record(first, target, verb, patches=specs, **facts)
+
+
+def unet_files(source: ModelDirectory) -> dict[Path, str]:
+    """Config and weights. A bare UNet has its history beside them, which the new model tells itself."""
+    return {file: name for file, name in component_files(source, UNET).items() if name != FILE}
+
+
+def origin(directory: ModelDirectory, checkpoint: Checkpoint | None = None) -> dict[str, Any]:
+    """Where a UNet is from, for the history of what is made of it."""
+    checkpoint = checkpoint or open_checkpoint(directory.component(UNET), directory.path)
+    told = {"source": directory.name, "unet_header_sha256": checkpoint.digest}
+    before = history(directory)
+    return {**told, "history": before} if before else told

@@ -21,8 +21,7 @@ from diffusers import (
 )
 from diffusers.pipelines.pipeline_utils import DiffusionPipeline
 
-from asdm_cli.errors import ModelError
-from asdm_cli.models.check import reason
+from asdm_cli.errors import ModelError, reason
 from asdm_cli.models.directory import ModelDirectory
 from asdm_cli.patches.noise import alphas_cumprod
 
@@ -37,17 +36,19 @@ SAMPLERS: dict[str, tuple[Any, dict[str, Any]]] = {
 SCHEDULER = "scheduler"
 TRAINED = ("num_train_timesteps", "beta_start", "beta_end", "beta_schedule", "trained_betas", "rescale_betas_zero_snr")
 """Settings that say what noise a model was trained with."""
+AROUND: tuple[tuple[str, str, Any], ...] = (
+    ("vae", "latent_channels", 4),
+    ("vae", "scaling_factor", 0.18215),
+    ("text_encoder", "hidden_size", None),
+    ("scheduler", "prediction_type", "epsilon"),
+)
+"""Component, setting and its default: UNets that were trained in pipelines which differ here speak other languages."""
 
 
 def set_sampler(pipe: DiffusionPipeline, name: str) -> None:
     """Give `pipe` another scheduler, made from the settings of its own (betas, prediction type, spacing). ModelError
     where that would not be about the noise that the model was trained with."""
     pipe.scheduler = _sampler(pipe.scheduler, name)
-
-
-def unet_calls(directory: ModelDirectory, sampler: str, steps: int) -> int:
-    """UNet calls of one image, from the scheduler's config alone: some samplers make more than `steps`."""
-    return len(planned_scheduler(directory, sampler, steps).timesteps)
 
 
 def planned_scheduler(directory: ModelDirectory, sampler: str, steps: int) -> Any:
@@ -87,6 +88,21 @@ def unlike_noise(schedulers: Mapping[str, Any]) -> list[str]:
         return []
     each = "; ".join(f"{name} has {_noise(scheduler)}" for name, scheduler in schedulers.items())
     return [f"the noise that models were trained with must be the same everywhere: {each}"]
+
+
+def unlike_pipelines(models: Mapping[str, ModelDirectory]) -> list[str]:
+    """In words: what VAE, text encoder and scheduler say that is not the same in all of them. Raises ModelError where
+    no scheduler can be made."""
+    whole = {name: each for name, each in models.items() if "scheduler" in each.components}
+    faults = unlike_noise({name: own_scheduler(each) for name, each in whole.items()})
+    for component, key, default in AROUND:
+        having = {name: model for name, model in models.items() if component in model.components}
+        values = {name: model.config(component).get(key, default) for name, model in having.items()}
+        settings = list(values.values())  # of any kind: who broke the file decides
+        if any(other != settings[0] for other in settings):
+            each = ", ".join(f"{name} has {value!r}" for name, value in values.items())
+            faults.append(f"{key} of the {component} must be the same everywhere: {each}")
+    return faults
 
 
 def _sampler(own: Any, name: str) -> Any:

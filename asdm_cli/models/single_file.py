@@ -13,8 +13,8 @@ from math import prod
 
 from asdm_cli.errors import ModelError
 from asdm_cli.models.directory import ModelDirectory
+from asdm_cli.unet.addresses import unit_of
 from asdm_cli.unet.blocks import Config, read, read_blocks
-from asdm_cli.unet.stock import unit_of
 from asdm_cli.unet.weights import Entry, Piece, as_it_is, read_headers
 
 UNET, VAE = "unet", "vae"

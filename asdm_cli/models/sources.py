@@ -29,7 +29,7 @@ from asdm_cli.models.directory import (
     ModelDirectory,
     check_index,
 )
-from asdm_cli.models.disk import explained
+from asdm_cli.models.write import explained
 from asdm_cli.recipe.redact import told_apart
 from asdm_cli.unet.weights import CONVERT, INDEX_OF_SHARDS, SNAPSHOTS, STEMS, UNSAFE, by_variant, preferred
 

@@ -6,10 +6,12 @@ name; who holds `.NAME.lock` alone may write. What has one of these names and is
 
 from __future__ import annotations
 
+import errno
 import json
 import os
+import re
 import shutil
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from itertools import count
 from pathlib import Path
@@ -17,12 +19,10 @@ from typing import Any
 
 from filelock import BaseFileLock, FileLock, Timeout
 
-from asdm_cli.errors import ModelError, RunError
-from asdm_cli.models.directory import CONFIG, INDEX, OURS, TEXTS, ModelDirectory
-from asdm_cli.models.disk import explained
-from asdm_cli.unet.blocks import Config
-from asdm_cli.unet.stock import EXPERT_CLASS, EXPERTS, STOCK
-from asdm_cli.unet.weights import INDEX_OF_SHARDS, WEIGHTS, Entry, copy_range, copy_tensors, inside, read_mapping
+from asdm_cli.errors import AsdmError, ModelError, RunError
+from asdm_cli.models.directory import CONFIG, INDEX, OURS, TEXTS, UNET, ModelDirectory
+from asdm_cli.unet.blocks import EXPERT_CLASS, EXPERTS, STOCK, Config
+from asdm_cli.unet.weights import INDEX_OF_SHARDS, copy_range, inside, read_mapping
 
 WEIGHT_FILE = ".safetensors"
 PLACE = "_name_or_path"
@@ -41,16 +41,24 @@ class BusyError(RunError):
 # --- what a model directory is made of ---
 
 
-def assemble_directory(source: ModelDirectory, target: Path, replaced: set[str], link: bool = False) -> None:
-    """Put every component of `source` except the `replaced` ones under `target`: files of their own, but for weights
-    with `link`."""
-    parts = {name: component_files(source, name) for name in source.components.keys() - replaced}
-    target.mkdir(parents=True, exist_ok=True)
-    if source.is_pipeline:
-        carry(inside(source.path, source.path / INDEX), target / INDEX)
-        _change_index(target / INDEX, {name: [None, None] for name in source.left_out})
+def assemble_directory(source: ModelDirectory, target: Path, link: bool = False, unet: Config | None = None) -> Path:
+    """Write the model anew: an interrupted run may have left a part of it. Files are its own, but for weights with
+    `link`. Of another `unet` its config alone is written, in the place of the source's; the folder that its weights
+    belong in is returned."""
+    shutil.rmtree(target, ignore_errors=True)
+    parts = _carried(source, whole=unet is None)
+    folder = target / UNET if source.is_pipeline else target
+    folder.mkdir(parents=True)
     for name, files in parts.items():
-        carry_component(files, target / name, link)
+        carry_component(files, target / name if source.is_pipeline else target, link)
+    changed: dict[str, object] = {name: [None, None] for name in source.left_out}
+    if unet is not None:
+        text = json.dumps(_without_place(unet), indent=2, sort_keys=True)
+        (folder / CONFIG).write_text(f"{text}\n", encoding="utf-8")
+        changed[UNET] = [OURS, EXPERT_CLASS] if unet.get(EXPERTS) else ["diffusers", STOCK]
+    if source.is_pipeline:
+        _write_index(source, target, changed)
+    return folder
 
 
 def component_files(source: ModelDirectory, component: str) -> dict[Path, str]:
@@ -90,21 +98,32 @@ def carry_configs(source: ModelDirectory, target: Path, only: set[str] | None, w
         texts = {file: called for file, called in texts.items() if not INDEX_OF_SHARDS.search(called)}
         carry_component(texts, target / name if source.is_pipeline or only else target)
     if source.is_pipeline and only is None:
-        carry(inside(source.path, source.path / INDEX), target / INDEX)
         changed = {name: [None, None] for name in (*source.left_out, *gone) if name in source.classes}
-        _change_index(target / INDEX, changed)
+        _write_index(source, target, changed)
 
 
-def carried_size(source: ModelDirectory, replaced: set[str]) -> int:
-    """Bytes of the files that `assemble_directory` takes over."""
-    files = [file for name in source.components.keys() - replaced for file in component_files(source, name)]
-    return sum(file.stat().st_size for file in files)
+def _write_index(source: ModelDirectory, target: Path, changed: Mapping[str, object]) -> None:
+    """Byte for byte, where it stays what it was."""
+    index = {**source.index, **changed}
+    if index == source.index:
+        carry(inside(source.path, source.path / INDEX), target / INDEX)
+    else:
+        (target / INDEX).write_text(json.dumps(_without_place(index), indent=2) + "\n", encoding="utf-8")
+
+
+def carried_size(source: ModelDirectory, whole: bool = False) -> int:
+    """Bytes of the files that `assemble_directory` takes over, beside another UNet or as a `whole`."""
+    return sum(file.stat().st_size for files in _carried(source, whole).values() for file in files)
 
 
 def takes(new: int, same: int) -> str:
     """In words, for a plan: so many bytes of models will be written, of which so many stay as they are."""
     whole, own = (f"{size / 1e9:.2f} GB" if size >= 1e9 else f"{size / 1e6:.2f} MB" for size in (new + same, same))
     return f"Writes {whole}, {own} of it as in the source."
+
+
+def _carried(source: ModelDirectory, whole: bool) -> dict[str, dict[Path, str]]:
+    return {name: component_files(source, name) for name in source.components if whole or name != UNET}
 
 
 def carry(source: Path, target: Path, link: bool = False) -> None:
@@ -120,28 +139,6 @@ def carry(source: Path, target: Path, link: bool = False) -> None:
             return
     with source.open("rb") as old, target.open("xb") as new:
         copy_range(old, new, 0, os.fstat(old.fileno()).st_size)  # shares the blocks where the file system can
-
-
-def write_unet(config: Config, tensors: Mapping[str, Entry], folder: Path) -> None:
-    """A UNet's config, and its weights byte for byte from where they lie."""
-    write_config(config, folder)
-    copy_tensors(tensors, folder / WEIGHTS)
-
-
-def write_config(config: Config, folder: Path) -> None:
-    folder.mkdir(exist_ok=True)
-    text = json.dumps(_without_place(config), indent=2, sort_keys=True)
-    (folder / CONFIG).write_text(f"{text}\n", encoding="utf-8")
-    if folder.name == "unet" and (folder.parent / INDEX).is_file():
-        kind = [OURS, EXPERT_CLASS] if config.get(EXPERTS) else ["diffusers", STOCK]
-        _change_index(folder.parent / INDEX, {"unet": kind})
-
-
-def _change_index(file: Path, entries: Mapping[str, object]) -> None:
-    """Say in a pipeline's index what classes these components are."""
-    index = json.loads(file.read_text(encoding="utf-8"))
-    if (changed := {**index, **entries}) != index:
-        file.write_text(json.dumps(changed, indent=2) + "\n", encoding="utf-8")
 
 
 def _without_place(held: dict[str, Any]) -> dict[str, Any]:
@@ -385,3 +382,41 @@ def sync(path: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+# --- trouble with a place to write to, in words ---
+
+_GONE = "is not there any more; put it back, and give the same command again"
+_NO_LOCKS = "the file system has no locks; choose a place on a local disk"
+TROUBLE = {
+    errno.ENOENT: _GONE,
+    errno.ESTALE: _GONE,
+    errno.ENOSPC: "the disk is full; make room, or choose a place on another disk",
+    errno.EDQUOT: "your share of the disk is used up; make room, or choose a place on another disk",
+    errno.EACCES: "no permission to write there; choose another place",
+    errno.EPERM: "writing there is not permitted; choose another place",
+    errno.EROFS: "the file system is read-only; choose another place",
+    errno.EIO: "the disk reports an error; look after it, or choose a place on another disk",
+    errno.ENOTDIR: "a part of this path is a file; choose another place",
+    errno.ENAMETOOLONG: "the name is too long; choose a shorter one",
+    errno.ENOLCK: _NO_LOCKS,
+    errno.ENOTSUP: _NO_LOCKS,
+}
+"""What the operating system calls it, and the way out."""
+
+
+@contextmanager
+def explained(target: Path) -> Iterator[None]:
+    """Such trouble while the body writes to `target` becomes a RunError that says what to do."""
+    try:
+        yield
+    except AsdmError:
+        raise
+    except Exception as error:
+        in_words = re.search(r"\(os error (\d+)\)", str(error))  # all that libraries written in Rust tell
+        number = error.errno if isinstance(error, OSError) else int(in_words[1]) if in_words else None
+        if number not in TROUBLE:
+            raise
+        places = [getattr(error, name, None) for name in ("filename2", "filename")]
+        place = next(filter(None, reversed(places) if number == errno.ENOENT else places), target)
+        raise RunError(f"{place}: {TROUBLE[number]} ({os.strerror(number)})") from error

@@ -53,7 +53,7 @@ from asdm_cli.recipe.patches import (
     unknown_unets,
 )
 from asdm_cli.records import Timeline
-from asdm_cli.unet.stock import unlike_inputs
+from asdm_cli.unet.blocks import unlike_inputs
 
 FOR_ALL = frozenset(
     {

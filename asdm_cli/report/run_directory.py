@@ -17,8 +17,7 @@ from pydantic import ConfigDict, TypeAdapter, ValidationError
 
 from asdm_cli.console import note
 from asdm_cli.errors import ModelError
-from asdm_cli.models.disk import explained
-from asdm_cli.models.write import MARK, clear_the_way, make_partial, only_writer, partial_path, publish
+from asdm_cli.models.write import MARK, clear_the_way, explained, make_partial, only_writer, partial_path, publish
 from asdm_cli.recipe.redact import redact
 from asdm_cli.records import Images, Report
 from asdm_cli.unet.weights import inside, read_mapping

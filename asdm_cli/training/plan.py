@@ -20,21 +20,18 @@ from asdm_cli.data.cache import LatentCache
 from asdm_cli.data.encoder import check_resolution
 from asdm_cli.data.shards import Shard, find_shards
 from asdm_cli.errors import ModelError
-from asdm_cli.models.check import check_drawing, check_parts, check_unet
-from asdm_cli.models.directory import ModelDirectory, find
-from asdm_cli.models.donors import unlike_pipelines
-from asdm_cli.models.metadata import taken
-from asdm_cli.models.patched import one_unet
-from asdm_cli.models.schedulers import planned_scheduler, training_scheduler
+from asdm_cli.models.directory import ModelDirectory, check_drawing, check_parts, check_unet, find
+from asdm_cli.models.metadata import one_unet, taken
+from asdm_cli.models.schedulers import planned_scheduler, training_scheduler, unlike_pipelines
 from asdm_cli.models.write import carried_size, takes
 from asdm_cli.recipe.verbs import DistillRecipe, Ema, FeatureLoss
 from asdm_cli.records import Record, Report
 from asdm_cli.training.distillation import LossTerm
 from asdm_cli.training.student import TrainingConfig, mixed_precision
 from asdm_cli.unet.addresses import Anatomy
+from asdm_cli.unet.blocks import unlike_inputs
 from asdm_cli.unet.feature_pairs import FeaturePair, feature_pairs
 from asdm_cli.unet.flops import latent_size
-from asdm_cli.unet.stock import unlike_inputs
 from asdm_cli.unet.weights import Checkpoint
 
 FROM = "from "
@@ -106,7 +103,7 @@ class DistillPlan:
         """The dry run: who learns what, and what would be made."""
         names, teacher = ", ".join(each.name for each in self.students), self.teacher.name if self.teacher else "nobody"
         steps = f"{self.recipe.steps:,} steps of {self.recipe.batch} samples at {self.resolution} pixels"
-        carried = sum(carried_size(student.directory, {"unet"}) for student in self.students)
+        carried = sum(carried_size(student.directory) for student in self.students)
         size = takes(sum(student.checkpoint.size for student in self.students), carried)
         facts: dict[str, object] = {"learn": f"{names}, from {teacher}", "for": steps, "data": str(self.cache())}
         facts["written"] = size

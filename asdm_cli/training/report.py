@@ -16,7 +16,7 @@ from asdm_cli.records import Card, Images, Record, Report, under
 from asdm_cli.training.loop import NORM, Line
 from asdm_cli.training.plan import DistillPlan, StudentModel
 from asdm_cli.training.student import mixed_precision
-from asdm_cli.unet.stock import EXPERTS
+from asdm_cli.unet.blocks import EXPERTS
 
 LAST = 0.1
 """Share of the steps, at the end, over which final losses are means."""

@@ -11,11 +11,9 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from difflib import get_close_matches
 from fnmatch import fnmatchcase
-from functools import cached_property
 
 from asdm_cli.errors import ModelError
 from asdm_cli.unet.blocks import Block, Config, read_blocks
-from asdm_cli.unet.layer_sets import NAMED, named_set
 
 SAMPLERS = {"down": "downsamplers", "up": "upsamplers"}
 SUB_UNITS = {"self": "attn1", "cross": "attn2", "ff": "ff"}
@@ -24,16 +22,18 @@ NORMS = {"norm1": "self", "norm2": "cross", "norm3": "ff"}
 """The layer norm in front of a sub-unit belongs to it."""
 INSIDE = {**NORMS, **{module: word for word, module in SUB_UNITS.items()}}
 KEY = re.compile(r"(?:(down|up)_blocks\.(\d+)|mid_block)\.(resnets|attentions|downsamplers|upsamplers)\.(\d+)\.(.+)")
+NAMED = ("base", "small", "tiny")
+"""Named sets of layers: those of BK-SDM (arXiv 2305.15798), as rules that give its sets on SD 1.x."""
 UNITS = {"resnet", "attn", "self", "cross", "ff", "sampler"}
 
 
 @dataclass(frozen=True)
 class Node:
-    """One address. `kind` is block, layer, sampler, resnet, attn, self, cross or ff; level 0 is the finest."""
+    """One address. `kind` is block, layer, sampler, resnet, attn, self, cross or ff. `modules` are diffusers' names:
+    several for a layer (resnet, transformer) and for sub-units of deep transformers."""
 
     address: str
     kind: str
-    level: int
     parent: str | None
     modules: tuple[str, ...]
 
@@ -44,23 +44,16 @@ class Anatomy:
     def __init__(self, blocks: Iterable[Block]):
         self.blocks = tuple(blocks)
         self._nodes = {node.address: node for block in self.blocks for node in _block_nodes(block)}
-        self._children: dict[str | None, list[str]] = {}
-        for node in self._nodes.values():
-            self._children.setdefault(node.parent, []).append(node.address)
-        self._inside: dict[str, frozenset[str]] = {}
+        self.nodes, self.addresses = tuple(self._nodes.values()), tuple(self._nodes)
+        self._inside = {address: {address} for address in self.addresses}
+        for node in reversed(self.nodes):
+            if node.parent:
+                self._inside[node.parent] |= self._inside[node.address]
 
     @classmethod
     def of(cls, config: Config) -> Anatomy:
         """The anatomy of any UNet2DConditionModel of the SD family; ModelError for other block types."""
         return cls(read_blocks(config))
-
-    @cached_property
-    def nodes(self) -> tuple[Node, ...]:
-        return tuple(self._nodes.values())
-
-    @cached_property
-    def addresses(self) -> tuple[str, ...]:
-        return tuple(self._nodes)
 
     def __contains__(self, address: str) -> bool:
         return address in self._nodes
@@ -74,20 +67,9 @@ class Anatomy:
         """The block that an address is, or lies in."""
         return next(b for b in self.blocks if address == b.address or address.startswith(f"{b.address}."))
 
-    def module(self, address: str) -> str | tuple[str, ...]:
-        """diffusers' module name; several names for a layer (resnet, transformer) and for sub-units of deep ones."""
-        names = self.node(address).modules
-        return names[0] if len(names) == 1 else names
-
-    def children(self, address: str) -> tuple[str, ...]:
-        return tuple(self._children.get(self.node(address).address, ()))
-
     def inside(self, address: str) -> frozenset[str]:
         """The address and everything below it."""
-        if address not in self._inside:
-            below = (self.inside(child) for child in self.children(address))
-            self._inside[address] = frozenset({address}.union(*below))
-        return self._inside[address]
+        return frozenset(self._inside[self.node(address).address])
 
     def match(self, wanted: str | Iterable[str]) -> frozenset[str]:
         """Addresses that patterns, `level.N` and named sets stand for; ModelError for one that matches nothing.
@@ -150,21 +132,53 @@ class Anatomy:
         return f"{word}: this UNet has no such address ({hint})"
 
 
+def unit_of(key: str) -> str | None:
+    """`down_blocks.0.resnets.1.conv1.weight` -> `down_blocks.0.resnets.1`; None for what stands in no block."""
+    words = key.split(".")
+    length = {"down_blocks": 4, "mid_block": 3, "up_blocks": 4}.get(words[0])
+    return ".".join(words[:length]) if length else None
+
+
 def _block_nodes(block: Block) -> Iterable[Node]:
     prefix = "mid_block" if block.kind == "mid" else f"{block.kind}_blocks.{block.index}"
-    yield Node(block.address, "block", block.level, None, (prefix,))
+    yield Node(block.address, "block", None, (prefix,))
     for number, layer in enumerate(block.layers):
         address = f"{block.address}.{number}"
         resnet, attn = f"{prefix}.resnets.{number}", f"{prefix}.attentions.{number}"
         modules = (resnet, attn) if layer.transformer else (resnet,)
-        yield Node(address, "layer", block.level, block.address, modules)
-        yield Node(f"{address}.resnet", "resnet", block.level, address, (resnet,))
+        yield Node(address, "layer", block.address, modules)
+        yield Node(f"{address}.resnet", "resnet", address, (resnet,))
         if layer.transformer is None:
             continue
-        yield Node(f"{address}.attn", "attn", block.level, address, (attn,))
+        yield Node(f"{address}.attn", "attn", address, (attn,))
         for word, module in SUB_UNITS.items() if layer.transformer.depth else ():
             inner = tuple(f"{attn}.transformer_blocks.{k}.{module}" for k in range(layer.transformer.depth))
-            yield Node(f"{address}.{word}", word, block.level, f"{address}.attn", inner)
+            yield Node(f"{address}.{word}", word, f"{address}.attn", inner)
     if block.sampler is not None:
         name = f"{prefix}.{SAMPLERS[block.kind]}.0"
-        yield Node(f"{block.address}.sampler", "sampler", block.level, block.address, (name,))
+        yield Node(f"{block.address}.sampler", "sampler", block.address, (name,))
+
+
+def named_set(blocks: tuple[Block, ...], name: str) -> frozenset[str]:
+    """The addresses of a named set on these blocks; ModelError where nothing of it is there.
+
+    Down blocks keep their first layer. Up blocks keep the first (it takes the coarser level's width) and the last (it
+    takes the finer level's skip): only the layers between them are alike. Small lacks the mid block as well, and tiny
+    the whole deepest level.
+    """
+    deepest = max(block.level for block in blocks)
+    gone: set[str] = set()
+    if name == "small":
+        gone = {block.address for block in blocks if block.kind == "mid"}
+    if name == "tiny":
+        if deepest == 0:
+            raise ModelError("tiny: this UNet has one level only; nothing would be left of it")
+        gone = {block.address for block in blocks if block.level == deepest} | {f"down.{deepest - 1}.sampler"}
+    kept_at_the_end = {"down": 0, "up": 1}
+    for block in blocks:
+        if block.kind != "mid" and not (name == "tiny" and block.level == deepest):
+            between = range(1, len(block.layers) - kept_at_the_end[block.kind])
+            gone |= {f"{block.address}.{i}" for i in between}
+    if not gone:
+        raise ModelError(f"{name}: this UNet lacks all of it already; name other addresses")
+    return frozenset(gone)

@@ -9,26 +9,30 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
+from inspect import signature
 
-from asdm_cli.errors import ModelError
+from asdm_cli.errors import Faults, ModelError
 from asdm_cli.unet.addresses import Anatomy
-from asdm_cli.unet.blocks import Block, Config, per_level
-from asdm_cli.unet.stock import (
-    Grafted,
+from asdm_cli.unet.blocks import EXPERTS, Block, Config, differing, per_level, time_width
+from asdm_cli.unet.surgery import (
+    DEPTHS,
+    LISTED,
+    UP_DEPTHS,
+    Graft,
     Origin,
     Piece,
     Place,
     graft,
     misfits,
     stock_config,
-    time_width,
-    unit_of,
-    unlike,
 )
-from asdm_cli.unet.surgery import brief, closure
 
-ENDS = ("conv_in", "conv_norm_out", "conv_out")
-"""Modules outside the blocks that work on pictures; all others outside embed time and conditions."""
+HARMLESS = {"sample_size", EXPERTS}
+"""Says what a UNet is used for, not what its weights mean (the result has the first donor's), or is about single
+layers."""
+BY_BLOCKS = {*LISTED, DEPTHS, UP_DEPTHS, "layers_per_block", "down_block_types", "mid_block_type", "up_block_types"}
+"""The settings that follow from the blocks; all others are about the UNet as a whole."""
 
 
 @dataclass(frozen=True)
@@ -53,39 +57,6 @@ class Choice:
     embeddings: str
 
 
-@dataclass(frozen=True)
-class Assembly:
-    """`made` of blocks; `ends` and `embeddings` are the donors of what is outside of them."""
-
-    made: Grafted
-    ends: str
-    embeddings: str
-
-    @property
-    def config(self) -> Config:
-        return self.made.config
-
-    def key_map(self, keys: Mapping[str, Iterable[str]]) -> dict[str, Place]:
-        """Tensor name in the result -> donor and its name there, from the names of each donor's tensors."""
-        return self.made.key_map(keys, self._outside)
-
-    def taken(self, keys: Iterable[str]) -> dict[str, list[str]]:
-        """Donor -> what of the result is its: coarsest addresses in forward order, then modules outside the blocks.
-        `keys` are the names of the result's tensors."""
-        result, owners = self.made.result, {module: donor for module, (donor, _) in self.made.sources.items()}
-        outside = sorted({key.split(".")[0] for key in keys if unit_of(key) is None})
-        found = {}
-        for donor in dict.fromkeys([*owners.values(), self.embeddings, self.ends]):
-            units = [node for node in result.nodes if node.kind in ("resnet", "attn", "sampler")]
-            own = closure(result, [node.address for node in units if owners[node.modules[0]] == donor])
-            modules = [module for module in outside if self._outside(module) == donor]
-            found[donor] = [*brief(result, own), *modules]
-        return found
-
-    def _outside(self, key: str) -> str:
-        return self.ends if key.split(".")[0] in ENDS else self.embeddings
-
-
 def by_levels(levels: Sequence[str], mid: str | None, keys: tuple[str, str] = ("levels", "mid")) -> tuple[Part, ...]:
     """The parts of a UNet whose level i, from fine to coarse, is the donor `levels[i]`'s."""
     last = len(levels) - 1
@@ -94,24 +65,21 @@ def by_levels(levels: Sequence[str], mid: str | None, keys: tuple[str, str] = ("
     return (*down, *([Part("mid", keys[1], mid)] if mid else []), *up)
 
 
-def assemble(donors: Mapping[str, Config], choice: Choice) -> Assembly:
+def assemble(donors: Mapping[str, Config], choice: Choice) -> Graft:
     """The UNet that is made of these parts, which must be in forward order. Raises ModelError with all that does not
     fit."""
-    trees, pieces, faults, misplaced = {}, [], unlike(donors), []
+    trees, pieces, faults, misplaced = {}, [], Faults(), Faults()
     for name, config in donors.items():
-        try:
+        with faults.at(f"donors.{name}"):
             trees[name] = Anatomy.of(config)
-        except ModelError as error:
-            raise ModelError(f"donors.{name}: {error}") from None
+    faults.raise_all()
     last = sum(part.block.startswith("down") for part in choice.parts) - 1
     for part in choice.parts:
-        try:
+        with misplaced.at():
             pieces.append(_piece(donors, trees, part, last))
-        except ModelError as error:
-            misplaced.append(str(error))
-    if faults := faults + (misplaced or _unfit(donors, choice, pieces)):
-        raise ModelError("\n".join(dict.fromkeys(faults)))
-    return Assembly(graft(next(iter(donors.values())), pieces), choice.ends, choice.embeddings)
+    faults += [*unlike(donors), *(misplaced or _unfit(donors, choice, pieces))]
+    faults.raise_all()
+    return graft(next(iter(donors.values())), pieces, choice.ends, choice.embeddings)
 
 
 def _piece(donors: Mapping[str, Config], trees: Mapping[str, Anatomy], part: Part, last: int) -> Piece:
@@ -189,3 +157,20 @@ def _unfit(donors: Mapping[str, Config], choice: Choice, pieces: Sequence[Piece]
                 f"{time_width(config)}"
             )
     return faults
+
+
+def unlike(donors: Mapping[str, Config]) -> list[str]:
+    """A sentence for every setting that must be one for the whole UNet, and in which the donors differ."""
+    known = _defaults()
+    keys = {key for config in donors.values() for key in config if not key.startswith("_")} | known.keys()
+    wanted = ["cross_attention_dim", *sorted(keys - BY_BLOCKS - HARMLESS)]
+    found = differing(donors, wanted, known)
+    return [f"donors: {key} must be the same everywhere: {each}" for key, each in found]
+
+
+@cache
+def _defaults() -> Config:
+    """What diffusers assumes for every key that a config leaves out."""
+    from diffusers import UNet2DConditionModel  # takes torch
+
+    return {name: each.default for name, each in list(signature(UNet2DConditionModel.__init__).parameters.items())[1:]}

@@ -1,11 +1,11 @@
-"""What a UNet config says about its blocks: layers, channels and transformers, as diffusers would build them.
+"""What a UNet config says: layers, channels and transformers, as diffusers would build them, and experts of ours.
 
 No torch. Two configs with equal layers take each other's tensors, so this is what surgery compares.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -40,6 +40,30 @@ DEFAULTS: Config = {
     "sample_size": None,
 }
 """What diffusers assumes for a key that a config leaves out."""
+PRESETS: dict[str, Config] = {
+    "sd15": {"cross_attention_dim": 768, "sample_size": 64},
+    "sd21": {
+        "attention_head_dim": [5, 10, 20, 20],
+        "cross_attention_dim": 1024,
+        "sample_size": 96,
+        "upcast_attention": True,
+        "use_linear_projection": True,
+    },
+    "sdxl": {
+        "addition_embed_type": "text_time",
+        "addition_time_embed_dim": 256,
+        "attention_head_dim": [5, 10, 20],
+        "block_out_channels": [320, 640, 1280],
+        "cross_attention_dim": 2048,
+        "down_block_types": ["DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"],
+        "projection_class_embeddings_input_dim": 2816,
+        "sample_size": 128,
+        "transformer_layers_per_block": [1, 2, 10],
+        "up_block_types": ["CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"],
+        "use_linear_projection": True,
+    },
+}
+"""Stable Diffusion 1.x, 2.1 (768 px) and XL base, where they differ from that."""
 RANGES = {
     "block_out_channels": (1, 1 << 16, False),
     "layers_per_block": (1, 100, False),
@@ -54,6 +78,25 @@ RANGES = {
 far more would take all memory. A transformer of no blocks is two projections."""
 MOST = 10**9
 """Of any number in a config."""
+EXPERTS = "experts"
+"""A setting of ours: module name -> what `asdm_cli.experts` says of the convolution that stands there."""
+STOCK, EXPERT_CLASS = "UNet2DConditionModel", "ExpertUNet"
+"""The class of a config, without experts and with some."""
+INPUTS = (
+    "in_channels",
+    "out_channels",
+    "cross_attention_dim",
+    "encoder_hid_dim",
+    "encoder_hid_dim_type",
+    "class_embed_type",
+    "num_class_embeds",
+    "addition_embed_type",
+    "addition_time_embed_dim",
+    "projection_class_embeddings_input_dim",
+    "time_cond_proj_dim",
+)
+"""Settings in which UNets must be alike to see the same inputs, one in another's place: switched, or as student and
+teacher."""
 
 
 @dataclass(frozen=True)
@@ -92,6 +135,14 @@ class Block:
     @property
     def attends(self) -> bool:
         return any(layer.transformer for layer in self.layers)
+
+
+def preset(name: str) -> Config:
+    """The config of a model at its real size, so that costs can be measured without any download."""
+    if name in PRESETS:
+        held = {"_class_name": STOCK, **DEFAULTS, **PRESETS[name]}
+        return {key: plain(value) for key, value in held.items()}
+    raise ModelError(f"{name}: no such UNet preset; use one of {', '.join(PRESETS)}")
 
 
 def read(config: Config, key: str) -> Any:
@@ -188,3 +239,65 @@ def _check_numbers(config: Config) -> None:
         if isinstance(value, int | float) and not abs(value) <= MOST:  # not a number is not at most anything
             wrong = f"{key} is {value!r}, which no setting of a UNet can be"
             raise ModelError(f"UNet config: {wrong}; fetch the file again")
+
+
+@dataclass(frozen=True)
+class Spec:
+    """How one convolution is made of experts: how many, what its router looks at, how it weighs them.
+
+    The words are keys of `router.LOOKS` and `router.ROUTINGS`.
+    """
+
+    experts: int
+    router: str
+    weights: str
+
+
+def specs(config: Config) -> dict[str, Spec]:
+    """Module name -> spec; ModelError for entries that are none."""
+    held = config.get(EXPERTS) or {}
+    try:
+        found = {str(name): Spec(**entry) for name, entry in dict(held).items()}
+    except (TypeError, ValueError) as error:
+        raise ModelError(f"UNet config: {EXPERTS} cannot be read ({error}); write the model again") from None
+    for name, spec in found.items():
+        if type(spec.experts) is not int or spec.experts < 1:
+            raise ModelError(f"UNet config: {EXPERTS}: {name} has {spec.experts!r} experts; write the model again")
+    return found
+
+
+def with_experts(config: Config, experts: Mapping[str, Mapping[str, object]]) -> Config:
+    """The config with these experts and no others, and of the class that this asks for."""
+    rest = {key: value for key, value in config.items() if key not in (EXPERTS, "_class_name")}
+    named = {"_class_name": EXPERT_CLASS, EXPERTS: dict(experts)} if experts else {"_class_name": STOCK}
+    return {**rest, **named}
+
+
+def plain(value: Any) -> Any:
+    """Tuples as the lists that JSON makes of them."""
+    return [plain(each) for each in value] if isinstance(value, list | tuple) else value
+
+
+def unlike_inputs(unets: Mapping[str, Config]) -> list[str]:
+    """A sentence for every setting by which these UNets could not stand in one another's place."""
+    why = "must be the same in all UNets, which see the same inputs"
+    return [f"{key} {why}: {each}" for key, each in differing(unets, INPUTS, {})]
+
+
+def differing(unets: Mapping[str, Config], keys: Iterable[str], defaults: Config) -> Iterator[tuple[str, str]]:
+    """Each key in which they differ, and in words what each has; a list of equal entries is one of them."""
+    for key in keys:
+        values = {name: plain(config.get(key, defaults.get(key, read(config, key)))) for name, config in unets.items()}
+        for name, value in values.items():
+            if isinstance(value, list) and value and all(each == value[0] for each in value):
+                values[name] = value[0]
+        first = next(iter(values.values()))
+        if any(value != first for value in values.values()):
+            yield key, ", ".join(f"{name} has {value!r}" for name, value in values.items())
+
+
+def time_width(config: Config) -> Any:
+    """Channels of the time embedding that every resnet takes in."""
+    first = plain(read(config, "block_out_channels"))[0]
+    wide = 2 if config.get("time_embedding_type") == "fourier" else 4
+    return config.get("time_embedding_dim") or wide * first

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from copy import copy
 from dataclasses import dataclass
-from functools import lru_cache, partial
-from typing import Any
+from functools import lru_cache, partial, wraps
+from typing import Any, TypeVar, cast
 
 import torch
 from diffusers import UNet2DConditionModel
@@ -14,11 +15,12 @@ from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from asdm_cli.errors import ModelError
+from asdm_cli.errors import ModelError, reason
 from asdm_cli.experts.unet import build
 from asdm_cli.unet.addresses import Anatomy
-from asdm_cli.unet.blocks import Config, per_level
-from asdm_cli.unet.stock import time_width
+from asdm_cli.unet.blocks import Config, per_level, time_width
+
+Count = TypeVar("Count", bound=Callable[..., Any])
 
 ATTENTION = {
     torch.ops.aten._scaled_dot_product_flash_attention,
@@ -67,24 +69,50 @@ def meta_unet(config: Config) -> UNet2DConditionModel:
         with torch.device("meta"):
             return build(config)
     except Exception as error:  # a setting can be wrong in any way
-        reason = (str(error) or type(error).__name__).splitlines()[0]
-        raise ModelError(f"UNet config: diffusers cannot build it ({reason})") from None
+        raise ModelError(f"UNet config: diffusers cannot build it ({reason(error)})") from None
 
 
+def _remembered(count: Count) -> Count:
+    """Counted once for all configs that say the same, whoever reads them from where (diffusers' notes on that, which
+    change no cost, are left out)."""
+    kept = lru_cache(REMEMBERED)(lambda text, *args, **kwargs: count(json.loads(text), *args, **kwargs))
+
+    @wraps(count)
+    def asked(config: Config, *args: Any, **kwargs: Any) -> Any:
+        said = {key: value for key, value in config.items() if not key.startswith("_")}
+        return copy(kept(json.dumps(said, sort_keys=True), *args, **kwargs))
+
+    return cast(Count, asked)
+
+
+@_remembered
 def shapes(config: Config) -> dict[str, tuple[int, ...]]:
     """Name and shape of every tensor that the config promises."""
-    return dict(_shapes(_text(config)))
+    return {name: tuple(tensor.shape) for name, tensor in meta_unet(config).state_dict().items()}
 
 
+@_remembered
 def parameters(config: Config) -> dict[str, int]:
     """Parameters of every block address in forward order, and of what stands outside the blocks."""
-    return dict(_parameters(_text(config)))
+    anatomy = Anatomy.of(config)
+    counts = {block.address: 0 for block in anatomy.blocks} | {OUTSIDE: 0}
+    for name, tensor in meta_unet(config).named_parameters():
+        address = anatomy.address_of_key(name)
+        counts[anatomy.block(address).address if address else OUTSIDE] += tensor.numel()
+    return counts
 
 
+@_remembered
 def macs(config: Config, batch: int = 1, size: int | tuple[int, int] | None = None, tokens: int = 77) -> Macs:
     """Cost of one forward pass: `size` is height and width of the latent (default: the config's own). As when
     pipelines draw, all rows have one timestep. ModelError where nobody knows what such a UNet is called with."""
-    return _macs_of_call(_text(config), batch, (size, size) if isinstance(size, int) else size, tokens)
+    unet = meta_unet(config).eval()
+    try:
+        return macs_of(unet, {**inputs(config, batch, size, tokens), "timestep": 500})
+    except Exception as error:  # settings may contradict each other in any way
+        raise ModelError(
+            f"UNet config: a UNet of it cannot be called ({reason(error)}); fetch the config again"
+        ) from None
 
 
 def macs_of(unet: torch.nn.Module, arguments: dict[str, Any]) -> Macs:
@@ -95,7 +123,9 @@ def macs_of(unet: torch.nn.Module, arguments: dict[str, Any]) -> Macs:
     with torch.no_grad(), sdpa_kernel(SDPBackend.MATH), counter:
         unet(**arguments)
     counted, name = counter.get_flop_counts(), type(unet).__name__
-    parts = {block.address: counted.get(f"{name}.{anatomy.module(block.address)}", {}) for block in anatomy.blocks}
+    parts = {
+        block.address: counted.get(f"{name}.{anatomy.node(block.address).modules[0]}", {}) for block in anatomy.blocks
+    }
     totals, by_block = [], []
     for without in (set(), ATTENTION):
         # the counter counts a multiplication and an addition as two
@@ -106,37 +136,6 @@ def macs_of(unet: torch.nn.Module, arguments: dict[str, Any]) -> Macs:
         totals.append(whole)
         by_block.append({**dict(zip(parts, each, strict=True)), OUTSIDE: whole - sum(each)})
     return Macs(*totals, *by_block)
-
-
-def _text(config: Config) -> str:
-    """By which a config is known: without diffusers' notes of where it was read from, which change no cost."""
-    return json.dumps({key: value for key, value in config.items() if not key.startswith("_")}, sort_keys=True)
-
-
-@lru_cache(REMEMBERED)
-def _shapes(text: str) -> dict[str, tuple[int, ...]]:
-    return {name: tuple(tensor.shape) for name, tensor in meta_unet(json.loads(text)).state_dict().items()}
-
-
-@lru_cache(REMEMBERED)
-def _parameters(text: str) -> dict[str, int]:
-    anatomy = Anatomy.of(json.loads(text))
-    counts = {block.address: 0 for block in anatomy.blocks} | {OUTSIDE: 0}
-    for name, tensor in meta_unet(json.loads(text)).named_parameters():
-        address = anatomy.address_of_key(name)
-        counts[anatomy.block(address).address if address else OUTSIDE] += tensor.numel()
-    return counts
-
-
-@lru_cache(REMEMBERED)
-def _macs_of_call(text: str, batch: int, size: tuple[int, int] | None, tokens: int) -> Macs:
-    config = json.loads(text)
-    unet = meta_unet(config).eval()
-    try:
-        return macs_of(unet, {**inputs(config, batch, size, tokens), "timestep": 500})
-    except Exception as error:  # settings may contradict each other in any way
-        reason = (str(error) or type(error).__name__).splitlines()[0]
-        raise ModelError(f"UNet config: a UNet of it cannot be called ({reason}); fetch the config again") from None
 
 
 def latent_size(config: Config) -> tuple[int, int]:

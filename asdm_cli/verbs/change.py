@@ -40,7 +40,7 @@ def change(  # noqa: PLR0913 - two models, and what to say of them
     counted = {record.setup for record in records if record.metric == "macs_g"}
     unknown = [name for name in (source.name, result) if name not in counted]
     moved = {block: to or "removed" for block, to in (becomes or {}).items() if to != block}
-    facts = {"written": takes(written, carried_size(source, {"unet"})), **dict(made)}
+    facts = {"written": takes(written, carried_size(source)), **dict(made)}
     latent = " × ".join(map(str, latent_size(configs[1])))
     return Report(
         verb,

@@ -23,12 +23,10 @@ from asdm_cli.compare.setup import (
 )
 from asdm_cli.errors import AsdmError, ModelError
 from asdm_cli.experts.convert import expand
-from asdm_cli.experts.spec import Spec
 from asdm_cli.metrics.suite import MetricSettings, check
-from asdm_cli.models.check import check_unet
-from asdm_cli.models.directory import ModelDirectory, find
+from asdm_cli.models.directory import UNET, ModelDirectory, check_unet, find
 from asdm_cli.models.load import PIPELINES, device_and_dtype
-from asdm_cli.models.patched import UNET, patches_of
+from asdm_cli.models.metadata import patches_of
 from asdm_cli.models.schedulers import SCHEDULER, own_scheduler, unlike_noise
 from asdm_cli.profiling.memory import HOW
 from asdm_cli.recipe.patches import PatchSpec, UNetScheduleSpec
@@ -38,8 +36,7 @@ from asdm_cli.records import Report
 from asdm_cli.report.run_directory import Run
 from asdm_cli.sampling.processes import place, processes
 from asdm_cli.sampling.prompts import PromptList, read_prompts
-from asdm_cli.unet.presets import PRESETS, preset
-from asdm_cli.unet.stock import unlike_inputs
+from asdm_cli.unet.blocks import PRESETS, Spec, preset, unlike_inputs
 from asdm_cli.unet.surgery import remove
 from asdm_cli.unet.weights import read_mapping
 

@@ -19,7 +19,7 @@ from asdm_cli.data.samples import Samples
 from asdm_cli.models.load import in_own_memory, load_pipeline, load_unet
 from asdm_cli.models.metadata import claim, made_from, record
 from asdm_cli.models.schedulers import training_scheduler
-from asdm_cli.models.write import assemble_directory, write_config
+from asdm_cli.models.write import assemble_directory
 from asdm_cli.profiling.machine import machine
 from asdm_cli.recipe.schema import referenced_paths
 from asdm_cli.records import Record, Report
@@ -155,12 +155,9 @@ def _home(plan: DistillPlan, name: str, folder: Path) -> Path:
 
 
 def _write_model(student: StudentModel, module: nn.Module, run: Run) -> None:
-    """Anew: an interrupted run may have left a part. Weights are kept in the number formats that they came in."""
+    """Weights are kept in the number formats that they came in."""
     target, source = run.path / "model", student.directory
-    shutil.rmtree(target, ignore_errors=True)
-    assemble_directory(source, target, {"unet"}, run.link)
-    folder = target / "unet" if source.is_pipeline else target
-    write_config(source.config("unet"), folder)
+    folder = assemble_directory(source, target, run.link, source.config("unet"))
     state = module.state_dict()
     tensors = {
         key: state[key].detach().cpu().to(FORMATS.get(entry.dtype, torch.float32)).contiguous()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -13,19 +12,15 @@ from torch import Tensor
 
 from asdm_cli.compare.run import QUALITY, SAMPLES
 from asdm_cli.errors import ModelError
-from asdm_cli.experts.convert import Expansion, expand, first_experts
-from asdm_cli.experts.init import Init
-from asdm_cli.experts.router import ROUTINGS
-from asdm_cli.experts.spec import Spec, specs
+from asdm_cli.experts.convert import Expansion, Init, expand, first_experts
+from asdm_cli.experts.layer import ROUTINGS
 from asdm_cli.experts.unet import expert_layers
 from asdm_cli.metrics.distances import compare
-from asdm_cli.models.check import check_parts, check_unet
-from asdm_cli.models.directory import ModelDirectory, find
+from asdm_cli.models.directory import ModelDirectory, check_parts, check_unet, find
 from asdm_cli.models.load import PIPELINES, device_and_dtype, load_pipeline, load_unet
-from asdm_cli.models.metadata import record
-from asdm_cli.models.patched import one_unet
+from asdm_cli.models.metadata import one_unet, record
 from asdm_cli.models.schedulers import planned_scheduler, set_sampler
-from asdm_cli.models.write import assemble_directory, write_config
+from asdm_cli.models.write import assemble_directory
 from asdm_cli.profiling.machine import versions
 from asdm_cli.recipe.verbs import CondConvRecipe, Expand, Fold
 from asdm_cli.records import Images, Record, Report, under
@@ -35,9 +30,8 @@ from asdm_cli.sampling.image_set import ImageSet
 from asdm_cli.sampling.prompts import PromptList, read_prompts
 from asdm_cli.sampling.routing import Routing, observe
 from asdm_cli.unet.addresses import Anatomy
-from asdm_cli.unet.blocks import Config
+from asdm_cli.unet.blocks import Config, Spec, specs, with_experts
 from asdm_cli.unet.flops import parameters, shapes
-from asdm_cli.unet.stock import with_experts
 from asdm_cli.unet.weights import Checkpoint, Entry, open_checkpoint, require, write_shards
 from asdm_cli.verbs.change import change
 
@@ -212,10 +206,7 @@ def _write(
 ) -> None:
     """The model with these tensors in the place of its own; all others stay as they lie on disk."""
     model = run.path / "model"
-    shutil.rmtree(model, ignore_errors=True)
-    assemble_directory(source, model, {"unet"}, run.link)
-    folder = model / "unet" if source.is_pipeline else model
-    write_config(config, folder)
+    folder = assemble_directory(source, model, run.link, config)
     write_shards({name: entry for name, entry in own.items() if name not in changed}, changed, folder)
     require(open_checkpoint(folder), shapes(config), folder)
     record(source, model, VERB, **facts)

@@ -22,7 +22,7 @@ from asdm_cli.compare.setup import (
 from asdm_cli.errors import ModelError
 from asdm_cli.metrics.suite import MetricSettings, check
 from asdm_cli.models.directory import find
-from asdm_cli.models.patched import write_patched
+from asdm_cli.models.metadata import write_patched
 from asdm_cli.models.write import carried_size, takes
 from asdm_cli.patches.feature_cache.hooks import resolve
 from asdm_cli.recipe.patches import CachePlan, DeepCacheSpec, FeatureCacheSpec, PatchSpec, read_plan
@@ -62,7 +62,7 @@ class Plan:
         timelines = []
         if self.written is not None:
             assert first.model is not None, "the plain model is a pipeline"
-            facts["model"] = takes(0, carried_size(first.model, set()))
+            facts["model"] = takes(0, carried_size(first.model, whole=True))
             facts |= {"plan": [line for spec in self.written for line in spec.told()]}
             planned = next(setup for setup in self.setups if setup.name == PLAN)
             cache = next(spec for spec in self.written if isinstance(spec, FeatureCacheSpec))

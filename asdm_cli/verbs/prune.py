@@ -4,17 +4,15 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from asdm_cli.models.check import check_unet
-from asdm_cli.models.directory import ModelDirectory, find
-from asdm_cli.models.metadata import record
-from asdm_cli.models.patched import one_unet
-from asdm_cli.models.write import assemble_directory, write_unet
+from asdm_cli.models.directory import ModelDirectory, check_unet, find
+from asdm_cli.models.metadata import one_unet, record
+from asdm_cli.models.write import assemble_directory
 from asdm_cli.recipe.verbs import PruneRecipe
 from asdm_cli.records import Report
 from asdm_cli.report.run_directory import Run
 from asdm_cli.unet.flops import shapes
 from asdm_cli.unet.surgery import Surgery, remove
-from asdm_cli.unet.weights import Checkpoint, require
+from asdm_cli.unet.weights import WEIGHTS, Checkpoint, copy_tensors, require
 from asdm_cli.verbs.change import change
 
 RESUMABLE = False
@@ -32,7 +30,7 @@ class Plan:
     def report(self) -> Report:
         surgery, configs = self.surgery, (self.source.config("unet"), self.surgery.config)
         old, new = (
-            {str(tree.module(block.address)): block.address for block in tree.blocks}
+            {tree.node(block.address).modules[0]: block.address for block in tree.blocks}
             for tree in (surgery.donor, surgery.left.result)
         )
         becomes = dict.fromkeys(old.values(), "")
@@ -56,8 +54,7 @@ def plan(recipe: PruneRecipe) -> Plan:
 def run(plan: Plan, run: Run) -> Report:
     """Write the pruned model to `run.path / "model"`."""
     source, model = plan.source, run.path / "model"
-    assemble_directory(source, model, {"unet"}, run.link)
-    write_unet(plan.surgery.config, plan.kept.tensors, model / "unet" if source.is_pipeline else model)
+    copy_tensors(plan.kept.tensors, assemble_directory(source, model, run.link, plan.surgery.config) / WEIGHTS)
     removed = list(plan.surgery.removed)
     record(source, model, "prune", removed=removed, source_unet_header_sha256=plan.kept.digest)
     return plan.report()

@@ -13,9 +13,8 @@ from asdm_cli.compare.session import Session
 from asdm_cli.compare.setup import PLAIN, Setup, cache_spec, common_size, converged, drawing, fewer_steps, misfits
 from asdm_cli.errors import AsdmError, ModelError
 from asdm_cli.metrics.suite import MetricSettings, check
-from asdm_cli.models.check import check_unet
-from asdm_cli.models.directory import ModelDirectory, find
-from asdm_cli.models.patched import UNET, one_unet, patches_of, schedule_of, unet_files, write_patched
+from asdm_cli.models.directory import UNET, ModelDirectory, check_unet, find
+from asdm_cli.models.metadata import one_unet, patches_of, schedule_of, unet_files, write_patched
 from asdm_cli.models.schedulers import SCHEDULER, own_scheduler, planned_scheduler, unlike_noise
 from asdm_cli.models.write import carried_size, takes
 from asdm_cli.patches.feature_cache.hooks import resolve
@@ -28,7 +27,7 @@ from asdm_cli.report.run_directory import Run
 from asdm_cli.sampling.processes import place, processes
 from asdm_cli.sampling.prompts import PromptList, read_prompts
 from asdm_cli.search.schedules import FOLDER, SEARCHED, Chosen, name_of, records, search
-from asdm_cli.unet.stock import unlike_inputs
+from asdm_cli.unet.blocks import unlike_inputs
 
 RESUMABLE = True
 SCHEDULE, ONE, HAND = "the schedule", "one UNet", "by hand"
@@ -85,7 +84,9 @@ class Plan:
         first, *others = self.models
         serving = {part.unet for part in self.recipe.rules.parts} if self.recipe.rules else {*others}
         beside = [unet_files(self.models[name]) for name in others if name in serving]
-        return carried_size(self.models[first], set()) + sum(file.stat().st_size for files in beside for file in files)
+        return carried_size(self.models[first], whole=True) + sum(
+            file.stat().st_size for files in beside for file in files
+        )
 
 
 def plan(recipe: SwitchRecipe) -> Plan:

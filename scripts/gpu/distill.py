@@ -29,8 +29,8 @@ from asdm_cli.training.distillation import Distillation, LossTerm
 from asdm_cli.training.loop import Training
 from asdm_cli.training.student import TrainingConfig
 from asdm_cli.unet.addresses import Anatomy
+from asdm_cli.unet.blocks import preset
 from asdm_cli.unet.feature_pairs import feature_pairs
-from asdm_cli.unet.presets import preset
 from asdm_cli.unet.surgery import remove
 from scripts.distill_throughput import hooked
 from scripts.gpu.costs import CUDA, DEVICE, seconds

@@ -8,12 +8,11 @@ from typing import Any
 
 from asdm_cli.compare.costs import FULL, pattern_macs, patterns
 from asdm_cli.experts.convert import expand
-from asdm_cli.experts.spec import Spec
 from asdm_cli.patches.feature_cache.hooks import resolve
 from asdm_cli.patches.feature_cache.plan import ResolvedPlan, Reused
 from asdm_cli.recipe.patches import read_plan
+from asdm_cli.unet.blocks import Spec, preset
 from asdm_cli.unet.flops import macs
-from asdm_cli.unet.presets import preset
 from asdm_cli.unet.surgery import remove
 
 STEPS = 50

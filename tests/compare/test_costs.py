@@ -18,8 +18,8 @@ from asdm_cli.patches.feature_cache.hooks import resolve
 from asdm_cli.patches.feature_cache.plan import ResolvedPlan
 from asdm_cli.recipe.patches import read_plan
 from asdm_cli.records import Record
+from asdm_cli.unet.blocks import preset
 from asdm_cli.unet.flops import Macs, macs
-from asdm_cli.unet.presets import preset
 from tests import tiny
 from tests.carrying import every
 from tests.compare.setups import CPU, bare, value, values, whole

@@ -179,8 +179,8 @@ def test_who_breaks_is_named(
     monkeypatch.setattr(run, "image_call", lambda *_: broken)
     with pytest.raises(RunError, match=r"it: timing images, batch 1 failed \(RuntimeError: no kernel\)"):
         run._timed(session, [setup], Rounds(1, 1), PLACE, 1)
-    with pytest.raises(RunError, match=r"'it': drawing an image to count its operations failed \(Runt"):
+    with pytest.raises(RunError, match=r"it: drawing an image to count its operations failed \(Runt"):
         run._count(session, setup, PLACE)
     monkeypatch.setattr(run, "draw", broken)
-    with pytest.raises(RunError, match=r"'it': drawing failed \(RuntimeError: no kernel\)"):
+    with pytest.raises(RunError, match=r"it: drawing failed \(RuntimeError: no kernel\)"):
         draw_all(session, [setup], prompts, PLACE, tmp_path, process())

@@ -13,18 +13,15 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from asdm_cli.errors import ModelError
-from asdm_cli.experts.convert import Expansion, expand, first_experts
-from asdm_cli.experts.init import Init
-from asdm_cli.experts.router import SUM_TO_ONE
-from asdm_cli.experts.spec import Spec, specs
+from asdm_cli.experts.convert import Expansion, Init, expand, first_experts
+from asdm_cli.experts.layer import SUM_TO_ONE
 from asdm_cli.experts.unet import expert_layers
 from asdm_cli.models.directory import find
 from asdm_cli.models.load import load_unet
-from asdm_cli.models.write import write_config, write_unet
+from asdm_cli.unet.blocks import Spec, specs, with_experts
 from asdm_cli.unet.flops import parameters, shapes
-from asdm_cli.unet.stock import with_experts
 from asdm_cli.unet.surgery import remove
-from asdm_cli.unet.weights import INDEX_FILE, WEIGHTS, open_checkpoint, write_shards
+from asdm_cli.unet.weights import INDEX_FILE, WEIGHTS, copy_tensors, open_checkpoint, write_shards
 from tests import expanding, tiny
 
 CPU = torch.device("cpu")
@@ -123,7 +120,9 @@ def pair(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
     tensors = open_checkpoint(folder / "whole").tensors
     surgery = remove(tiny.shape(request.param), "base")
     kept = {new: tensors[old] for new, old in surgery.key_map(tensors).items()}
-    write_unet(surgery.config, kept, folder / "base")
+    (folder / "base").mkdir()
+    (folder / "base/config.json").write_text(json.dumps(surgery.config))
+    copy_tensors(kept, folder / "base" / WEIGHTS)
     return folder / "whole", folder / "base"
 
 
@@ -138,7 +137,8 @@ def experts(pair: tuple[Path, Path], spec: Spec, init: Init, seed: int = 0) -> d
 
 
 def write(made: Expansion, own: Path, changed: dict[str, Tensor], folder: Path) -> None:
-    write_config(made.config, folder)
+    folder.mkdir()
+    (folder / "config.json").write_text(json.dumps(made.config))
     kept = {name: entry for name, entry in open_checkpoint(own).tensors.items() if name not in changed}
     write_shards(kept, changed, folder)
 

@@ -8,11 +8,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from asdm_cli.experts import init
-from asdm_cli.experts.init import Init
-from asdm_cli.experts.layer import mix
-from asdm_cli.experts.router import LOOKS, ROUTINGS, SUM_TO_ONE, Router, TimestepContext
-from asdm_cli.experts.spec import Spec
+from asdm_cli.experts import convert
+from asdm_cli.experts.convert import Init
+from asdm_cli.experts.layer import LOOKS, ROUTINGS, SUM_TO_ONE, Router, TimestepContext, mix
+from asdm_cli.unet.blocks import Spec
 
 CHANNELS, WIDTH = 3, 6
 INITS = {"copies": Init("copies"), "noise": Init("noise", noise=0.5), "inherited": Init("inherited")}
@@ -33,11 +32,11 @@ def kernels(count: int, dtype: torch.dtype = torch.float32) -> list[Tensor]:
 def begun(spec: Spec, how: Init, inherited: int = 2) -> tuple[Tensor, Router]:
     """Bank [K O, ...] and router of one layer."""
     held = kernels(1 + inherited if how.kind == "inherited" else 1)
-    bank = init.bank(held, spec, how, generator())
+    bank = convert.bank(held, spec, how, generator())
     made = Router(
         CHANNELS if spec.router != "time" else 0, WIDTH if spec.router != "features" else 0, spec.experts, spec.weights
     )
-    tensors = init.router(spec, how, CHANNELS, WIDTH, generator())
+    tensors = convert.router(spec, how, CHANNELS, WIDTH, generator())
     made.load_state_dict(tensors)
     return bank, made
 
@@ -92,7 +91,7 @@ def test_noise_is_a_share_of_the_kernels_own(weights: str) -> None:
 def test_inherited_kernels_weigh_their_share(weights: str, share: float) -> None:
     """Together, while the router is shown nothing: whoever begins beside them weighs the rest."""
     spec = Spec(4, "both", weights)
-    tensors = init.router(spec, Init("inherited", share=share), CHANNELS, WIDTH, generator())
+    tensors = convert.router(spec, Init("inherited", share=share), CHANNELS, WIDTH, generator())
     first, *others = ROUTINGS[weights](tensors["bias"][None])[0].tolist()
     if weights == "sigmoid":
         assert first == 0.5
@@ -115,7 +114,7 @@ def test_inherited_kernels_stand_in_order_and_copies_fill_up(weights: str) -> No
         3: [0, 1, 2],
         5: [0, 1, 2, 0, 0],
     }.items():
-        bank = init.bank(held, Spec(experts, "time", weights), INITS["inherited"], generator())
+        bank = convert.bank(held, Spec(experts, "time", weights), INITS["inherited"], generator())
         parts = bank.chunk(experts)
         assert torch.equal(parts[0], first * held[0])
         assert all(torch.equal(part, held[number]) for part, number in zip(parts[1:], wanted[1:], strict=True))

@@ -14,9 +14,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from asdm_cli.experts import layer
-from asdm_cli.experts.layer import WAYS, ExpertConv2d, mix, wide_dtype
-from asdm_cli.experts.router import ROUTINGS, SUM_TO_ONE, TimestepContext
-from asdm_cli.experts.spec import Spec
+from asdm_cli.experts.layer import ROUTINGS, SUM_TO_ONE, WAYS, ExpertConv2d, TimestepContext, mix, wide_dtype
+from asdm_cli.unet.blocks import Spec
 
 WIDTH = 6
 HALVES = (torch.bfloat16, torch.float16)

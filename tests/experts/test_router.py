@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from asdm_cli.experts.router import LOOKS, ROUTINGS, SUM_TO_ONE, Router, TimestepContext
+from asdm_cli.experts.layer import LOOKS, ROUTINGS, SUM_TO_ONE, Router, TimestepContext
 
 CHANNELS, WIDTH = 3, 6
 

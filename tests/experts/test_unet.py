@@ -12,12 +12,10 @@ from torch import Tensor
 from asdm_cli.errors import ModelError
 from asdm_cli.experts import layer
 from asdm_cli.experts.convert import expand
-from asdm_cli.experts.layer import WAYS
-from asdm_cli.experts.router import LOOKS, SUM_TO_ONE
-from asdm_cli.experts.spec import Spec
+from asdm_cli.experts.layer import LOOKS, SUM_TO_ONE, WAYS
 from asdm_cli.experts.unet import ExpertUNet, build, expert_layers
+from asdm_cli.unet.blocks import Spec, with_experts
 from asdm_cli.unet.flops import inputs, macs, macs_of, meta_unet
-from asdm_cli.unet.stock import with_experts
 from asdm_cli.unet.surgery import remove
 from tests import tiny
 

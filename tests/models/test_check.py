@@ -20,8 +20,7 @@ from torch import Tensor
 
 from asdm_cli.data.encoder import Encoder
 from asdm_cli.errors import ModelError
-from asdm_cli.models.check import FEEDS, check_clip, check_drawing, check_parts
-from asdm_cli.models.directory import find
+from asdm_cli.models.directory import FEEDS, check_clip, check_drawing, check_parts, find
 from asdm_cli.models.load import PIPELINES, load_clip, load_pipeline
 from asdm_cli.unet.weights import WEIGHTS
 from tests import tiny

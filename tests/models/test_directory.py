@@ -164,7 +164,7 @@ def test_what_drawing_does_without_may_be_missing(copy: Path, tmp_path: Path, mo
         model = find(str(copy))
     missing = "safety_checker and feature_extractor and image_encoder: not downloaded; left out"
     assert [missing in each for each in told] == [True]
-    assemble_directory(model, tmp_path / "made", set())
+    assemble_directory(model, tmp_path / "made")
     written = json.loads((tmp_path / "made/model_index.json").read_text())
     assert [written[name] for name in named] == [[None, None]] * 3
     assert not (tmp_path / "made/safety_checker").exists()

@@ -21,10 +21,10 @@ from asdm_cli.models.metadata import (
     claim,
     history,
     made_from,
+    patches_of,
     record,
     refuse_changes,
 )
-from asdm_cli.models.patched import patches_of
 from asdm_cli.patches.feature_cache import caches_on
 from asdm_cli.recipe.patches import FeatureCacheSpec
 from tests.carrying import cache, carrying, every

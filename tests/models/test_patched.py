@@ -17,8 +17,7 @@ import asdm_cli
 from asdm_cli.errors import AsdmError
 from asdm_cli.models.directory import find
 from asdm_cli.models.load import load_pipeline
-from asdm_cli.models.metadata import record, stamps
-from asdm_cli.models.patched import checked_patches, configs_of, patches_of, unet_components
+from asdm_cli.models.metadata import checked_patches, configs_of, patches_of, record, stamps, unet_components
 from asdm_cli.patches.base import stats_of
 from asdm_cli.patches.feature_cache import caches_on
 from asdm_cli.patches.unet_schedule import schedule_on

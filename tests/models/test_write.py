@@ -13,19 +13,21 @@ import pytest
 
 from asdm_cli.errors import ModelError, RunError
 from asdm_cli.models.directory import find
-from asdm_cli.models.disk import TROUBLE, explained
 from asdm_cli.models.write import (
     LOCK,
     MARK,
+    TROUBLE,
     BusyError,
     assemble_directory,
     atomic_directory,
     atomic_file,
+    explained,
     make_partial,
     only_writer,
     partial_path,
     whole_file,
 )
+from asdm_cli.unet.blocks import Config
 from tests.apart import shared
 
 
@@ -38,8 +40,8 @@ def tree(folder: Path) -> dict[str, object]:
     }
 
 
-def assembled(source: Path, target: Path, replaced: set[str], link: bool = False) -> dict[str, object]:
-    assemble_directory(find(str(source)), target, replaced, link)
+def assembled(source: Path, target: Path, link: bool = False, unet: Config | None = None) -> dict[str, object]:
+    assemble_directory(find(str(source)), target, link, unet)
     return tree(target)
 
 
@@ -53,7 +55,8 @@ def test_what_is_not_replaced_is_the_same_and_shares_nothing_but_weights_on_requ
 ) -> None:
     if not links:
         monkeypatch.setattr(os, "link", Mock(side_effect=OSError(errno.EXDEV, "Invalid cross-device link")))
-    new = assembled(tiny_pipeline, tmp_path / "new", {"unet"}, link)
+    new = assembled(tiny_pipeline, tmp_path / "new", link, {"layers_per_block": 1})
+    assert new.pop("unet/config.json") == b'{\n  "layers_per_block": 1\n}\n'
     assert new == {name: data for name, data in tree(tiny_pipeline).items() if not name.startswith("unet/")}
     assert len(new) >= 12
     weights = {name for name in new if name.endswith(".safetensors")}
@@ -72,7 +75,7 @@ def test_nothing_that_is_done_to_a_copy_reaches_a_source_that_is_a_snapshot(
         shutil.copyfile(tiny_pipeline / name, blobs / str(number))
         (blobs / str(number)).chmod(0o444)
         (source / name).symlink_to(blobs / str(number))
-    for name in assembled(source, tmp_path / "new", set()):
+    for name in assembled(source, tmp_path / "new"):
         file = tmp_path / "new" / name
         assert not file.is_symlink()
         file.write_bytes(b"changed")
@@ -89,11 +92,11 @@ def test_only_what_makes_a_model_goes_along_and_links_become_files(tiny_pipeline
         (source / name).write_text("x")
     os.rename(source / "vae/config.json", source / "blob")
     (source / "vae/config.json").symlink_to("../blob")
-    assert assembled(source, tmp_path / "new", set()) == whole
+    assert assembled(source, tmp_path / "new") == whole
     (tmp_path / "private.json").write_text("{}")
     (source / "vae" / "extra.json").symlink_to(tmp_path / "private.json")
     with pytest.raises(ModelError, match=r"extra\.json: is a link that leaves"):
-        assembled(source, tmp_path / "newer", set())
+        assembled(source, tmp_path / "newer")
 
 
 # --- whole or not at all ---

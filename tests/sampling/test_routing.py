@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 import asdm_cli
-from asdm_cli.experts.router import ROUTINGS
+from asdm_cli.experts.layer import ROUTINGS
 from asdm_cli.experts.unet import build, expert_layers
 from asdm_cli.sampling.generate import SamplingSettings
 from asdm_cli.sampling.routing import Routing, observe

@@ -11,8 +11,8 @@ from asdm_cli.recipe.verbs import DistillRecipe
 from asdm_cli.training.plan import SHARDED, ErrorCollector, check_settings, frozen_keys
 from asdm_cli.training.student import TrainingConfig
 from asdm_cli.unet.addresses import Anatomy
+from asdm_cli.unet.blocks import preset
 from asdm_cli.unet.flops import shapes
-from asdm_cli.unet.presets import preset
 
 KEYS = list(shapes(preset("sd15")))
 TAKEN = {

@@ -6,7 +6,7 @@ import pytest
 
 from asdm_cli.errors import ModelError
 from asdm_cli.unet.addresses import Anatomy
-from asdm_cli.unet.presets import PRESETS, preset
+from asdm_cli.unet.blocks import PRESETS, preset
 from asdm_cli.unet.surgery import remove
 from tests import tiny
 
@@ -37,7 +37,7 @@ def test_every_tensor_of_a_block_has_an_owner_whose_block_it_is_in(name: str) ->
         if address is None:
             assert key.split(".")[0] in OUTSIDE
             continue
-        block = anatomy.module(".".join(address.split(".")[: 1 if address.startswith("mid") else 2]))
+        block = anatomy.node(anatomy.block(address).address).modules[0]
         assert key.startswith(f"{block}.")
         seen += 1
     assert seen > 150

@@ -15,11 +15,10 @@ from hypothesis import strategies as st
 
 from asdm_cli.errors import ModelError
 from asdm_cli.unet.addresses import Anatomy
-from asdm_cli.unet.assembly import Assembly, Choice, Part, assemble, by_levels
-from asdm_cli.unet.blocks import Config
+from asdm_cli.unet.assembly import Choice, Part, assemble, by_levels
+from asdm_cli.unet.blocks import Config, preset
 from asdm_cli.unet.flops import parameters, shapes
-from asdm_cli.unet.presets import preset
-from asdm_cli.unet.surgery import remove
+from asdm_cli.unet.surgery import Graft, remove
 from asdm_cli.unet.weights import WEIGHTS, copy_tensors, open_checkpoint
 from tests import tiny
 from tests.stock import LEVELS, MID, answers, ask, millions
@@ -32,7 +31,7 @@ def whole(levels: Any, mid: str | None, ends: str = "", embeddings: str = "") ->
     return Choice(by_levels(levels, mid), ends or levels[0], embeddings or mid or levels[-1])
 
 
-def tensors(assembly: Assembly, donors: dict[str, Weights]) -> Weights:
+def tensors(assembly: Graft, donors: dict[str, Weights]) -> Weights:
     keys = assembly.key_map(donors)
     return {new: donors[donor][old] for new, (donor, old) in keys.items()}
 
@@ -44,11 +43,11 @@ def family(model: str, **changes: Any) -> tuple[dict[str, Config], dict[str, Wei
     return configs, {name: tiny.unet(config, seed).state_dict() for seed, (name, config) in enumerate(configs.items())}
 
 
-def moved(found: Assembly) -> dict[str, tuple[str, str]]:
-    return {new: (donor, old) for new, (donor, old) in found.made.sources.items() if new != old}
+def moved(found: Graft) -> dict[str, tuple[str, str]]:
+    return {new: (donor, old) for new, (donor, old) in found.sources.items() if new != old}
 
 
-def assert_fits(found: Assembly, donors: dict[str, Config], at_least: int = 200) -> None:
+def assert_fits(found: Graft, donors: dict[str, Config], at_least: int = 200) -> None:
     """The weight map gives the result's config each tensor that it promises, of its shape, and no other."""
     have = {name: shapes(config) for name, config in donors.items()}
     mapped = {new: have[name][old] for new, (name, old) in found.key_map(have).items()}
@@ -124,7 +123,7 @@ def test_stock_diffusers_computes_what_live_blocks_of_the_donors_do(tmp_path: Pa
     assert [torch.equal(*pair) for pair in zip(found_outputs, expected, strict=True)] == [True] * len(BY_LEVELS)
 
 
-def _write(folder: Path, configs: dict[str, Config], states: dict[str, Weights], found: Assembly) -> dict[str, Any]:
+def _write(folder: Path, configs: dict[str, Config], states: dict[str, Weights], found: Graft) -> dict[str, Any]:
     have = {}
     for name, config in configs.items():
         unet = UNet2DConditionModel.from_config(config)
@@ -221,7 +220,7 @@ def test_random_donors_and_levels() -> None:
             seen["refused"] += 1
             return
         assert_fits(found, donors, at_least=30)
-        assert Anatomy.of(found.config).addresses == found.made.result.addresses
+        assert Anatomy.of(found.config).addresses == found.result.addresses
         seen["fits"] += 1
         seen["moved"] += bool(moved(found))
 

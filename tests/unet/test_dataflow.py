@@ -14,8 +14,8 @@ from torch import Tensor, nn
 
 from asdm_cli.errors import ModelError
 from asdm_cli.unet.addresses import Anatomy
+from asdm_cli.unet.blocks import PRESETS, preset
 from asdm_cli.unet.dataflow import CONV_IN, CONV_OUT, OUTSIDE, TIME, Dataflow
-from asdm_cli.unet.presets import PRESETS, preset
 from asdm_cli.unet.surgery import remove
 from tests.patches.shapes import SHAPES, unet
 

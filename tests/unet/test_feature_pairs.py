@@ -12,10 +12,9 @@ from hypothesis import strategies as st
 from asdm_cli.errors import ModelError
 from asdm_cli.training.distillation import FeatureRecorder
 from asdm_cli.unet.addresses import Anatomy
-from asdm_cli.unet.blocks import per_level
+from asdm_cli.unet.blocks import per_level, preset
 from asdm_cli.unet.feature_pairs import FeaturePair, feature_pairs
 from asdm_cli.unet.flops import inputs
-from asdm_cli.unet.presets import preset
 from asdm_cli.unet.surgery import remove
 from tests import tiny
 

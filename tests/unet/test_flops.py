@@ -8,8 +8,8 @@ import pytest
 
 from asdm_cli.errors import ModelError
 from asdm_cli.unet import flops
+from asdm_cli.unet.blocks import preset
 from asdm_cli.unet.flops import OUTSIDE, inputs, macs, macs_of, meta_unet, parameters, shapes
-from asdm_cli.unet.presets import preset
 from asdm_cli.unet.surgery import remove
 from tests import tiny
 

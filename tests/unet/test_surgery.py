@@ -7,8 +7,8 @@ from itertools import product
 import pytest
 
 from asdm_cli.errors import ModelError
+from asdm_cli.unet.blocks import preset
 from asdm_cli.unet.flops import parameters, shapes
-from asdm_cli.unet.presets import preset
 from asdm_cli.unet.surgery import Surgery, apply, remove
 from tests import tiny
 from tests.stock import LEVELS, MID, millions

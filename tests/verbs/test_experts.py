@@ -14,11 +14,11 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 import asdm_cli
-from asdm_cli.experts.spec import specs
 from asdm_cli.experts.unet import expert_layers
 from asdm_cli.models.directory import find
 from asdm_cli.report.run_directory import read
 from asdm_cli.training.distillation import Distillation
+from asdm_cli.unet.blocks import specs
 from asdm_cli.unet.weights import WEIGHTS
 from tests import expanding, turns
 from tests.data import tars

@@ -11,7 +11,7 @@ import torch
 
 import asdm_cli
 from asdm_cli.models.directory import find
-from asdm_cli.models.patched import patches_of
+from asdm_cli.models.metadata import patches_of
 from asdm_cli.patches.feature_cache import caches_on
 from asdm_cli.records import Report
 from asdm_cli.report.run_directory import read

@@ -11,7 +11,7 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
-from asdm_cli.unet.presets import preset
+from asdm_cli.unet.blocks import preset
 
 HERE = resources.files("asdm_cli") / "models" / "families"
 START, END = "<|startoftext|>", "<|endoftext|>"
