@@ -12,7 +12,7 @@ from asdm_cli.errors import ModelError
 from asdm_cli.models.directory import POCKET, UNETS, find
 from asdm_cli.recipe.schema import Misfit, Strict, addressed
 from asdm_cli.unet.addresses import Anatomy
-from asdm_cli.unet.blocks import PRESETS
+from asdm_cli.unet.blocks import PRESETS, preset
 
 WORDS = re.compile(r"compressed|encoder|deepcache\.\d+")
 """What stands for addresses that only a verb can find."""
@@ -32,7 +32,7 @@ def unknown_addresses(recipe: Strict) -> Iterator[Misfit]:
 
 def _anatomy(model: str) -> Anatomy | None:
     if model in PRESETS:
-        return Anatomy.of(PRESETS[model])
+        return Anatomy.of(preset(model))
     if model != POCKET and not Path(model).is_dir():  # to fetch or convert one is no check
         return None
     try:

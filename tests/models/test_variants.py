@@ -12,8 +12,7 @@ import pytest
 import torch
 from diffusers import DiffusionPipeline
 
-from asdm_cli.models.directory import check_parts, check_unet
-from asdm_cli.models.directory import ModelDirectory, find
+from asdm_cli.models.directory import ModelDirectory, check_parts, check_unet, find
 from asdm_cli.models.load import load_clip, load_pipeline
 from asdm_cli.models.write import assemble_directory, carried_size
 

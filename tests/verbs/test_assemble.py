@@ -73,7 +73,7 @@ def weights(model: Path) -> dict[str, torch.Tensor]:
 def test_stdout_is_the_path_and_the_plan_is_told(said: tuple[Path, Said]) -> None:
     path, told = said
     assert (told.code, told.out) == (0, f"{path}\n")
-    assert "0.514 M of 0.547 M parameters" in told.text, told.err
+    assert "(0.547 → 0.514 M)" in told.text, told.err
     assert "Writes 2.38 MB" in told.text
     assert {each.name for each in path.iterdir()} == {".asdm", "model", "report.json", "report.html", "recipe.yaml"}
 
