@@ -15,10 +15,8 @@ from asdm_cli.console import hand_over, note
 from asdm_cli.errors import ModelError
 from asdm_cli.models import formats, readers, single_file
 from asdm_cli.models.card import loading, model_card, rows
-from asdm_cli.models.directory import check_parts, check_unet
-from asdm_cli.models.directory import CONFIG, EXTRAS, UNETS, ModelDirectory, find
-from asdm_cli.models.metadata import history, record
-from asdm_cli.models.metadata import patches_of, unet_components
+from asdm_cli.models.directory import CONFIG, EXTRAS, UNETS, ModelDirectory, check_parts, check_unet, find
+from asdm_cli.models.metadata import history, patches_of, record, unet_components
 from asdm_cli.models.push import check_push, described, push
 from asdm_cli.models.write import atomic_directory, carry, carry_configs, refuse_existing, refuse_sources
 from asdm_cli.recipe.messages import choice

@@ -22,8 +22,7 @@ from filelock import FileLock
 
 from asdm_cli.console import bar, note
 from asdm_cli.errors import ModelError
-from asdm_cli.models.directory import check_parts, check_unet
-from asdm_cli.models.directory import CONFIG, INDEX, ModelDirectory
+from asdm_cli.models.directory import CONFIG, INDEX, ModelDirectory, check_parts, check_unet
 from asdm_cli.models.families import configs, write_tokenizer
 from asdm_cli.models.write import atomic_directory, write_json
 from asdm_cli.recipe.redact import told_apart

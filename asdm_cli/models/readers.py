@@ -13,8 +13,8 @@ from typing import Any
 from asdm_cli.models.directory import ModelDirectory
 from asdm_cli.models.families import configs
 from asdm_cli.models.single_file import UNET, VAE, family
+from asdm_cli.unet.assembly import BY_BLOCKS, HARMLESS
 from asdm_cli.unet.blocks import Block, Config, per_level, read, read_blocks
-from asdm_cli.unet.surgery import BY_BLOCKS, HARMLESS
 
 LIKE = {"sdxl-refiner": "sdxl"}
 """Families whose VAE and second text encoder are those of another."""
