@@ -35,7 +35,7 @@ from asdm_cli.data.samples import Condition, InMemory
 from asdm_cli.models.directory import find
 from asdm_cli.models.load import load_pipeline, random_unet
 from asdm_cli.recipe.verbs import DistillRecipe
-from asdm_cli.sampling.processes import processes
+from asdm_cli.sampling.generate import processes
 from asdm_cli.training.distillation import Distillation, LossTerm
 from asdm_cli.training.loop import Training
 from asdm_cli.training.plan import make_plan

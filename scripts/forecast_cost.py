@@ -16,7 +16,7 @@ from typing import Any
 import torch
 
 from asdm_cli.models.load import DTYPES
-from asdm_cli.patches.feature_cache.hooks import FeatureCache
+from asdm_cli.patches.feature_cache import FeatureCache
 from asdm_cli.patches.feature_cache.state import FeatureHistory
 from asdm_cli.recipe.patches import read_plan
 from asdm_cli.unet.flops import inputs, meta_unet

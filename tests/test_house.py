@@ -49,7 +49,6 @@ NO_TORCH = (
     "asdm_cli.unet.dataflow",
     "asdm_cli.unet.weights",
     "asdm_cli.compare.pareto",
-    "asdm_cli.search.candidates",
     "asdm_cli.search.dynamic_programme",
     "asdm_cli.models.addressed",
     "asdm_cli.models.directory",

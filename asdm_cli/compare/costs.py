@@ -12,13 +12,12 @@ from typing import Any
 
 import torch
 
-from asdm_cli.compare.session import Session, image_call, networks, twin
-from asdm_cli.compare.setup import Setup
+from asdm_cli.compare.setup import Session, Setup, image_call, networks, twin
 from asdm_cli.console import note, track
 from asdm_cli.errors import blame
 from asdm_cli.patches.base import Trajectory
-from asdm_cli.patches.feature_cache.hooks import FeatureCache, resolve
-from asdm_cli.patches.feature_cache.plan import ResolvedPlan, Reused
+from asdm_cli.patches.feature_cache import FeatureCache
+from asdm_cli.patches.feature_cache.plan import ResolvedPlan, Reused, resolve
 from asdm_cli.profiling.latency import (
     block_seconds,
     quartiles,

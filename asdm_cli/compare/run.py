@@ -12,20 +12,19 @@ import torch
 from accelerate import PartialState
 
 from asdm_cli.compare.costs import Rounds, by_block, memory, on_paper, plan_calls, ratios, three_ways, times, unet_calls
-from asdm_cli.compare.session import Session, image_call, networks
-from asdm_cli.compare.setup import CONVERGED, Setup
+from asdm_cli.compare.setup import CONVERGED, Session, Setup, image_call, networks
 from asdm_cli.console import track
 from asdm_cli.errors import RunError, blame
 from asdm_cli.metrics.suite import MetricSettings, MetricSuite, against_real, needed
 from asdm_cli.models.metadata import stamps
 from asdm_cli.models.write import write_json
 from asdm_cli.patches.base import Stats, patch_of
-from asdm_cli.patches.feature_cache.plan import LETTERS, ResolvedPlan, Reused
+from asdm_cli.patches.feature_cache.plan import LETTERS, ResolvedPlan, Reused, resolve
 from asdm_cli.patches.unet_schedule import who_serves
-from asdm_cli.profiling.latency import ORDER_RULE, clocked, round_robin, stopwatch
-from asdm_cli.profiling.machine import machine, versions
+from asdm_cli.profiling.latency import ORDER_RULE, clocked, machine, round_robin, stopwatch, versions
 from asdm_cli.profiling.macs import Counts, count
 from asdm_cli.profiling.memory import HOW
+from asdm_cli.recipe.patches import NULLS
 from asdm_cli.records import Card, Images, Record, Report, Timeline, under
 from asdm_cli.sampling.generate import SamplingSettings, Share, draw
 from asdm_cli.sampling.image_set import ImageSet, real_origin, real_set, reconstruct
@@ -99,7 +98,11 @@ def draw_all(
     sets = {setup.name: ImageSet(folder / setup.name, len(prompts.prompts)) for setup in setups}
     if state.is_main_process:
         for setup in setups:
-            sets[setup.name].claim(_origin(setup, prompts, place))
+            # all that images depend on; on CUDA their last bits depend on the batch, too
+            drawn = {"prompts": prompts.title, "size": place.size, "seed": place.seed, "versions": versions()}
+            batch = {"batch": place.batch} if place.device.type == "cuda" else {}
+            where = {"device": place.device.type, "dtype": str(place.dtype)}
+            sets[setup.name].claim({**drawn, **where, **batch, **setup.origin()})
     state.wait_for_everyone()
     share = Share(state.process_index, state.num_processes)
     for setup in setups:
@@ -125,13 +128,6 @@ def sampling(setup: Setup, place: Place) -> SamplingSettings:
     return SamplingSettings(setup.steps, setup.guidance, size, seed, *drawn_with)
 
 
-def _origin(setup: Setup, prompts: PromptList, place: Place) -> dict[str, Any]:
-    """All that its images depend on. Their last bits depend on the batch, but on CUDA only."""
-    drawn = {"prompts": prompts.title, "size": place.size, "seed": place.seed, "versions": versions()}
-    batch = {"batch": place.batch} if place.device.type == "cuda" else {}
-    return {**drawn, "device": place.device.type, "dtype": str(place.dtype), **batch, **setup.origin()}
-
-
 # Costs ----------------------------------------------------------------------------------------------------------------
 
 
@@ -149,7 +145,15 @@ def costs_of(
         records += plan_calls(session, setups, rounds)
     counted = {setup.name: _count(session, setup, place) for setup in track(drawing, "counting", len(drawing))}
     for name, (counts, stats) in counted.items():
-        records += _counted(name, counts, stats, counted[drawing[0].name][0], drawing[0].name)
+        against = drawing[0].name
+        unet, first = (counted[each][0].components["unet"].total for each in (name, against))
+        by_name = {"calls": counts.calls, "latents": counts.rows, "image_macs_g": unet / 1e9}
+        more = {"full_calls": stats.full_calls, "cache_mb": stats.cache_bytes and stats.cache_bytes / 1e6}
+        by_name |= {key: value for key, value in more.items() if value is not None} | stats.figures
+        records += [Record(name, metric, value) for metric, value in by_name.items()]
+        records.append(Record(name, "macs_share", unet / first, against=against))
+        parts = {f"component/{part}": each.total / 1e9 for part, each in counts.components.items()}
+        records += [Record(name, "image_macs_g", value, of=part) for part, value in parts.items()]
     if rounds and drawing:
         records += _image_times(session, drawing, rounds, place, out)
     return records, _timelines(drawing, {name: stats for name, (_, stats) in counted.items()})
@@ -162,25 +166,6 @@ def _count(session: Session, setup: Setup, place: Place) -> tuple[Counts, Stats]
         return counts, stats()
 
 
-def _counted(name: str, counts: Counts, stats: Stats, first: Counts, against: str) -> list[Record]:
-    unet = counts.components["unet"].total
-    found = [
-        Record(name, "calls", counts.calls),
-        Record(name, "latents", counts.rows),
-        Record(name, "image_macs_g", unet / 1e9),
-        Record(name, "macs_share", unet / first.components["unet"].total, against=against),
-    ]
-    found += [
-        Record(name, "image_macs_g", each.total / 1e9, of=f"component/{component}")
-        for component, each in counts.components.items()
-    ]
-    if stats.full_calls is not None:
-        found.append(Record(name, "full_calls", stats.full_calls))
-    if stats.cache_bytes is not None:
-        found.append(Record(name, "cache_mb", stats.cache_bytes / 1e6))
-    return [*found, *(Record(name, metric, value) for metric, value in stats.figures.items())]
-
-
 def _image_times(session: Session, setups: Sequence[Setup], rounds: Rounds, place: Place, out: Path) -> list[Record]:
     found: list[Record] = []
     for batch in sorted({1, *rounds.batches}):
@@ -190,8 +175,15 @@ def _image_times(session: Session, setups: Sequence[Setup], rounds: Rounds, plac
             "size": place.size,
             "setups": {one.name: one.origin() for one in setups},
         }
-        make = lambda batch=batch: _timed(session, setups, rounds, place, batch)  # noqa: E731
-        taken = kept(out / SAMPLES / f"times-{batch}.json", {**origin, "machine": _cpu(place)}, make)
+        own = machine(place.device)
+        del own["date"]
+        file = out / SAMPLES / f"times-{batch}.json"
+        origin |= {"machine": {**own, "dtype": str(place.dtype)}}  # what times depend on
+
+        def timed(batch: int = batch) -> Times:
+            return _timed(session, setups, rounds, place, batch)
+
+        taken = kept(file, origin, timed)
         of = "" if batch == 1 else f"batch/{batch}"
         whole, unet = ({name: each[part] for name, each in taken.items()} for part in ("image", "unet"))
         speeds = ratios("image_speedup", whole, of)
@@ -238,18 +230,13 @@ def _timelines(setups: Sequence[Setup], stats: Mapping[str, Stats]) -> list[Time
     if served:
         calls = len(next(iter(served.values())))
         alike = {name: each for name, each in served.items() if len(each) == calls}
-        found.append(who_serves(alike, [unet for each in alike.values() for unet in each if unet not in NULL]))
+        found.append(who_serves(alike, [unet for each in alike.values() for unet in each if unet not in NULLS]))
     for setup in setups:
         reused = stats[setup.name].reused.get("unet", [])
-        if setup.cache is not None and reused and setup.series not in (CONVERGED,):
-            from asdm_cli.patches.feature_cache.hooks import resolve
-
+        if setup.cache is not None and reused and setup.series != CONVERGED:
             found.append(picture(resolve(setup.cache, setup.config), reused, setup.name))
             break
     return found
-
-
-NULL = ("reuse", "extrapolate")
 
 
 def picture(resolved: ResolvedPlan, steps: Sequence[Reused], name: str) -> Timeline:
@@ -273,12 +260,6 @@ def picture(resolved: ResolvedPlan, steps: Sequence[Reused], name: str) -> Timel
 
 def _rounds(rounds: Rounds) -> dict[str, Any]:
     return {"rounds": rounds.repeats, "warmup_rounds": rounds.warmups, "batches": list(rounds.batches)}
-
-
-def _cpu(place: Place) -> dict[str, Any]:
-    """Of a machine, what times depend on."""
-    told = machine(place.device)
-    return {**{key: value for key, value in told.items() if key != "date"}, "dtype": str(place.dtype)}
 
 
 def _cost_card(setups: Sequence[Setup], rounds: Rounds | None, place: Place) -> Card:
@@ -319,9 +300,15 @@ def _judged(
     records: list[Record] = []
     for setup in track(setups, "comparing pictures", len(setups)):
         records += suite.measure(setup.name, sets[setup.name])
-        records += _routing(session, setup, prompts.prompts[: measures.grid], place)
-    if measures.converged is not None:
-        records += _to_converged(suite, setups, sets)
+        if any(config.get(EXPERTS) for config in setup.configs.values()):
+            with session.stage(setup) as (pipe, _), blame(setup.name, "watching its experts"):
+                watched, _ = observe(pipe, prompts.prompts[: measures.grid], sampling(setup, place))
+            records += watched.records(setup.name)
+    if measures.converged is not None:  # how far everybody is from the images near the solution
+        settings_near = replace(settings, metrics=("psnr",))
+        near = replace(suite, settings=settings_near, against=CONVERGED, reference=sets[CONVERGED])
+        found = [record for setup in setups for record in near.measure(setup.name, sets[setup.name])]
+        records += [replace(record, metric="psnr_converged_db") for record in found]
     shown = {setup.name: sets[setup.name] for setup in setups}
     if real is not None:
         through = ImageSet(out / "real-vae", prompts.distinct)
@@ -338,22 +325,6 @@ def _judged(
     folders = {name: images.folder.relative_to(out).as_posix() for name, images in shown.items()}
     report.notes.extend(_notes(settings, reference, len(prompts.prompts), real is not None))
     return replace(report, images=Images(first, folders))
-
-
-def _to_converged(suite: MetricSuite, setups: Sequence[Setup], sets: Mapping[str, ImageSet]) -> list[Record]:
-    """How far everybody is from the images near the solution."""
-    psnr = replace(suite.settings, metrics=("psnr",))
-    near = replace(suite, settings=psnr, against=CONVERGED, reference=sets[CONVERGED])
-    found = [record for setup in setups for record in near.measure(setup.name, sets[setup.name])]
-    return [replace(record, metric="psnr_converged_db") for record in found]
-
-
-def _routing(session: Session, setup: Setup, shown: Sequence[str], place: Place) -> list[Record]:
-    """How its experts are used on the prompts that are shown; nothing where it has none."""
-    if not any(config.get(EXPERTS) for config in setup.configs.values()):
-        return []
-    with session.stage(setup) as (pipe, _), blame(setup.name, "watching its experts"):
-        return list(observe(pipe, shown, sampling(setup, place))[0].records(setup.name))
 
 
 def _quality_card(setups: Sequence[Setup], prompts: PromptList, place: Place, suite: MetricSuite) -> Card:

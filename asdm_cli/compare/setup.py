@@ -1,21 +1,34 @@
 """A set-up: a model, what is in force on it, and how it draws. What a comparison compares, before its weights are
-read."""
+read and, in a session, in memory."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+import copy
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from functools import partial
+from pathlib import Path
 from typing import Any
 
 import psutil
 import torch
+from diffusers import UNet2DConditionModel
 
-from asdm_cli.errors import AsdmError, ModelError
+from asdm_cli.errors import AsdmError, ModelError, blame
 from asdm_cli.models.directory import UNET, ModelDirectory, check_drawing, check_parts
-from asdm_cli.models.load import PIPELINES
-from asdm_cli.models.metadata import Origin, checked_patches, history, schedule_of, stamps, unet_components
-from asdm_cli.models.schedulers import SCHEDULER, planned_scheduler
-from asdm_cli.patches.base import Layer, check_patches, patch_of
+from asdm_cli.models.load import PIPELINES, load_pipeline, load_unet, random_unet
+from asdm_cli.models.metadata import (
+    Origin,
+    checked_patches,
+    history,
+    member,
+    schedule_of,
+    stamps,
+    unet_components,
+)
+from asdm_cli.models.schedulers import SCHEDULER, planned_scheduler, set_sampler
+from asdm_cli.patches.base import Layer, Stats, applied, check_patches, patch_of
 from asdm_cli.recipe.patches import CachePlan, FeatureCacheSpec, PatchSpec, Switching, UNetScheduleSpec
 from asdm_cli.unet.blocks import Config
 from asdm_cli.unet.flops import latent_size, parameters
@@ -30,6 +43,9 @@ MAKER_STEP = 8
 """diffusers' pipelines draw only multiples of this many pixels, whatever the VAE's factor."""
 SHARES = (0.8, 0.65, 0.5, 0.35, 0.2)
 """Of the steps, at which the plain model draws too where a recipe names no `fewer_steps`."""
+PROMPT = "a red fox"
+"""What whole images are timed with; the text encoder pads it, so its length changes no cost."""
+CPU = torch.device("cpu")
 
 
 @dataclass(frozen=True)
@@ -102,7 +118,9 @@ class Setup:
         """Pixels per latent, and text tokens, of the pipeline around the UNet; those of SD where there is none."""
         if self.model is None or not self.model.is_pipeline:
             return SD_FACTOR, SD_TOKENS
-        return pixels_per_latent(self.model), self.model.tokens
+        if "vae" not in self.model.components:
+            return SD_FACTOR, self.model.tokens
+        return 2 ** (len(self.model.config("vae").get("block_out_channels", ())) - 1), self.model.tokens
 
     def latent(self, size: int | None) -> tuple[int, int]:
         """Height and width. Raises ModelError for a size that is no multiple of the VAE's factor."""
@@ -207,12 +225,6 @@ def misfits(setups: Iterable[Setup]) -> list[str]:
     return list(dict.fromkeys(faults))
 
 
-def pixels_per_latent(model: ModelDirectory) -> int:
-    if "vae" not in model.components:
-        return SD_FACTOR
-    return int(2 ** (len(model.config("vae").get("block_out_channels", ())) - 1))
-
-
 def common_size(asked: int | None, setups: Sequence[Setup]) -> int:
     """Pixels: the recipe's, or the UNet's latent size times the VAE's scale, which must be one for all."""
     if asked is not None:
@@ -235,15 +247,12 @@ def weight_bytes(setup: Setup, itemsize: int, device: torch.device) -> int:
     waits = schedule is not None and schedule.offload and device.type != "cpu"
     held = max(counts) if waits else sum(counts)
     if setup.draws and setup.model is not None:
-        others = [name for name in setup.model.classes if name not in (UNET, "safety_checker")]
-        held += sum(_elements(setup.model, name) for name in others if name in setup.model.components)
+        others = {*setup.model.classes} & {*setup.model.components} - {UNET, "safety_checker"}
+        for name in others:
+            if (setup.model.component(name) / "config.json").is_file():  # a part with weights
+                tensors = read_headers(setup.model.weights(name)).tensors
+                held += sum(torch.Size(entry.shape).numel() for entry in tensors.values())
     return held * itemsize
-
-
-def _elements(model: ModelDirectory, component: str) -> int:
-    if not (model.component(component) / "config.json").is_file():
-        return 0
-    return sum(torch.Size(entry.shape).numel() for entry in read_headers(model.weights(component)).tensors.values())
 
 
 def check_memory(setups: Iterable[Setup], device: torch.device, dtype: torch.dtype) -> dict[str, int]:
@@ -262,3 +271,108 @@ def check_memory(setups: Iterable[Setup], device: torch.device, dtype: torch.dty
             f"{device}: use a smaller dtype, or several runs with the first one in each"
         )
     return sizes
+
+
+# In memory ------------------------------------------------------------------------------------------------------------
+
+
+class Session:
+    """Where set-ups draw. On a GPU that does not hold all of them, models that wait live in the CPU's memory; moving
+    them is never timed."""
+
+    def __init__(self, device: torch.device, dtype: torch.dtype, setups: Sequence[Setup] = ()):
+        self.device, self.dtype = device, dtype
+        sizes = check_memory(setups, device, dtype) if setups else {}
+        self.crowded = device.type == "cuda" and sum(sizes.values()) > 0.8 * torch.cuda.mem_get_info(device)[0]
+        self._pipelines: dict[Path, Any] = {}
+        self._unets: dict[tuple[Any, ...], Any] = {}
+
+    @contextmanager
+    def stage(self, setup: Setup) -> Iterator[tuple[Any, Callable[[], Stats]]]:
+        """The pipeline, which draws as the set-up does, and what tells of its last drawing; afterwards it is what it
+        was."""
+        assert setup.model is not None, "only set-ups with a pipeline draw"
+        with blame(setup.name, "loading the weights"):
+            pipe = self.pipeline(setup.model)
+            unet = self.made(setup) if setup.make is not None else pipe.unet
+        own = pipe.scheduler, pipe.unet
+        try:
+            if self.crowded:
+                pipe.to(self.device)
+            set_sampler(pipe, setup.sampler)
+            pipe.unet = unet
+            with applied(pipe, [patch_of(spec) for spec in setup.patches], partial(self.turn, setup)) as stats:
+                yield pipe, stats
+        finally:
+            if self.crowded:
+                pipe.to("cpu")
+            pipe.scheduler, pipe.unet = own
+
+    def pipeline(self, model: ModelDirectory) -> Any:
+        """Without what it carries: a set-up says itself what is in force."""
+        if model.path not in self._pipelines:
+            place = CPU if self.crowded else self.device
+            self._pipelines[model.path] = load_pipeline(model, place, self.dtype, with_patches=False)
+        return self._pipelines[model.path]
+
+    def unet(self, model: ModelDirectory, device: torch.device | None = None) -> UNet2DConditionModel:
+        """That of a pipeline that is loaded, or read alone."""
+        if model.path in self._pipelines:
+            return self._pipelines[model.path].unet
+        if (model.path,) not in self._unets:
+            self._unets[model.path,] = load_unet(model, device or self.device, self.dtype)
+        return self._unets[model.path,]
+
+    def made(self, setup: Setup) -> UNet2DConditionModel:
+        """The UNet that is put together from others, whose tensors it shares."""
+        key = (*setup.body, setup.name)
+        if key not in self._unets:
+            assert setup.make is not None, "others have one of their own"
+            self._unets[key] = setup.make(self.unet)
+        return self._unets[key]
+
+    def turn(self, setup: Setup, name: str) -> UNet2DConditionModel:
+        """One of the UNets that take turns beside the first: of another model, or of this one's `unets/`."""
+        assert setup.model is not None, "only set-ups with a pipeline switch"
+        schedule, inside = schedule_of(setup.patches), unet_components(setup.patches)[name]
+        place = CPU if schedule is not None and schedule.offload else None
+        return self.unet(setup.unets[name] if name in setup.unets else member(setup.model, name, inside), place)
+
+    def bare(self, setup: Setup) -> UNet2DConditionModel:
+        """The UNet alone, without patches; those of one body share every tensor, in modules for hooks of their own."""
+        with blame(setup.name, "loading the weights" if setup.model else "making random weights"):
+            if setup.make is not None:
+                return self.made(setup)
+            if setup.model is not None:
+                return self.unet(setup.model)
+            if setup.body not in self._unets:
+                self._unets[setup.body] = random_unet(setup.config, self.device, self.dtype)
+            return self._unets[setup.body]
+
+
+def twin(unet: UNet2DConditionModel) -> UNet2DConditionModel:
+    """Modules of its own, for hooks of its own, around the same tensors."""
+    shared = {id(tensor): tensor for tensor in (*unet.parameters(), *unet.buffers())}
+    return copy.deepcopy(unet, shared)
+
+
+def networks(pipe: Any) -> dict[str, torch.nn.Module]:
+    """Every network of a pipeline, by its own names."""
+    return {name: part for name, part in pipe.components.items() if isinstance(part, torch.nn.Module)}
+
+
+def image_call(pipe: Any, setup: Setup, size: int | None, images: int = 1, steps: int | None = None) -> Any:
+    """Text to pixels of one seed, as a user would call the pipeline."""
+
+    def call() -> None:
+        pipe(
+            [PROMPT] * images,
+            num_inference_steps=steps or setup.steps,
+            guidance_scale=setup.guidance,
+            height=size,
+            width=size,
+            generator=torch.Generator("cpu").manual_seed(0),
+            output_type="np",
+        )
+
+    return call

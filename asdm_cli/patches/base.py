@@ -17,10 +17,10 @@ from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
 from enum import IntEnum
 from fractions import Fraction
-from functools import partial, reduce
+from functools import cache, partial, reduce
 from importlib import import_module
 from operator import or_
-from types import FrameType, TracebackType
+from types import FrameType
 from typing import Any, ClassVar, Generic, Self, TypeVar
 from weakref import WeakSet, ref
 
@@ -45,6 +45,13 @@ COPIED = (
     "a plan, or several UNets in turn, are in force here, and can be neither copied nor saved with it; take them off "
     "first: asdm_cli.remove(pipe), or remove() on the handle"
 )
+SAVED = (
+    "a plan, or several UNets in turn, are in force here, which diffusers would leave out; take them off first "
+    "(asdm_cli.remove(pipe), or remove() on the handle), or let `asdm inherit` or `asdm switch` write a model that "
+    "carries them"
+)
+REFUSED = {"__reduce_ex__": COPIED, "save_pretrained": SAVED}
+"""What a pipeline must not do while something is in force on it."""
 ONE_CALL = (
     "several views, or a guidance that calls it alone, can be told apart only where each is called at every timestep: "
     "draw this without plans and turns (asdm_cli.remove, or remove() on the handle)"
@@ -60,6 +67,9 @@ class Layer(IntEnum):
     MODULE = 3
 
 
+# Generations ----------------------------------------------------------------------------------------------------------
+
+
 @dataclass(frozen=True)
 class Trajectory:
     """The UNet calls of one generation, as a layer sees them.
@@ -73,6 +83,18 @@ class Trajectory:
     timeline: Callable[[str, str], Sequence[float]] | None = None
     rows: tuple[tuple[str, ...], ...] | None = None
     plan: Any = None
+
+    @classmethod
+    def of(cls, scheduler: Any, calls: int, first: Tensor | float) -> Trajectory:
+        """So many calls by a scheduler whose timesteps are set; the first one's is read from its device once, if at
+        all."""
+
+        @cache
+        def timeline(axis: str, instead: str) -> Sequence[float]:
+            start = float(first.flatten()[0]) if isinstance(first, Tensor) else first
+            return coordinates(scheduler, axis, calls, start, instead)
+
+        return cls(calls, None if scheduler is None else timeline)
 
     def places(self, axis: str, instead: str = "step") -> Sequence[float | Fraction]:
         """Where each call lies. Raises ModelError, which names the axis to use `instead`, where that is not known."""
@@ -128,6 +150,62 @@ class Stats:
         return len(unplanned) + sum(not rules for calls in self.reused.values() for rules in calls)
 
 
+@dataclass
+class Stream:
+    calls: int
+    state: Any
+    count: int = 0
+
+
+class Generation:
+    """The states of a layer in one generation. `calls` may be asked for at the first UNet call only.
+
+    Which element of the scheduler's list a timestep is, is told by where it lies in memory: nothing is read from a GPU,
+    and a value may stand in the list more than once. Timesteps that are no elements are only counted.
+    """
+
+    def __init__(self, live: Live, calls: int | Callable[[], int] | Trajectory, scheduler: Any = None):
+        self.live, self.calls, self.scheduler = live, calls, scheduler
+        self.streams: list[Stream] = []
+        self.last: Tensor | None = None
+        """The element of the list of timesteps at hand, and with it the list, whose memory nothing else can get."""
+        self.turn = 0
+
+    def next(self, timestep: Tensor | float) -> Any:
+        """The state for the next call. Raises ModelError for a call that was not announced."""
+        passed = self.passed(timestep)
+        if passed is not None and passed < 0:
+            raise ModelError(f"the UNet was called at an earlier timestep again; {ONE_CALL}")
+        self.turn = self.turn + 1 if passed == 0 else 0
+        self.last = timestep if isinstance(timestep, Tensor) else None
+        if self.turn == len(self.streams):
+            calls = self.calls() if callable(self.calls) else self.calls
+            known = calls if isinstance(calls, Trajectory) else Trajectory.of(self.scheduler, calls, timestep)
+            self.streams.append(Stream(known.calls, self.live.begin(known)))
+        stream = self.streams[self.turn]
+        stream.count += 1
+        if stream.count > stream.calls:
+            what = f"the UNet was called {stream.count} times where {stream.calls} calls were announced"
+            raise ModelError(f"{what}; {ONE_CALL}")
+        if stream.count < self.streams[0].count:
+            raise ModelError(f"the UNet was called again at a timestep (call {self.streams[0].count}); {ONE_CALL}")
+        return stream.state
+
+    @property
+    def done(self) -> bool:
+        return all(stream.count >= stream.calls for stream in self.streams)
+
+    def passed(self, timestep: Tensor | float) -> int | None:
+        """How many elements of their list lie between the last timestep and this one; None where one of them is of no
+        list (a single number has no neighbours; an expanded element is one still), or where they are of two."""
+        if self.last is None or not isinstance(timestep, Tensor) or any((*timestep.stride(), *self.last.stride())):
+            return None
+        mine, theirs = timestep.untyped_storage(), self.last.untyped_storage()
+        if theirs.data_ptr() != mine.data_ptr() or mine.nbytes() <= timestep.element_size():
+            return None
+        return timestep.storage_offset() - self.last.storage_offset()
+
+
 class ThreadState(threading.local):
     """Of each thread: what is under way. Threads that share a UNet do not meet here.
 
@@ -141,95 +219,10 @@ class ThreadState(threading.local):
         self.handed: Any = None
         """The state that the layer outside gives."""
         self.step: Any = None
-        self.plain = False
 
     def __reduce__(self) -> Any:
         """A copy's hooks would compute with this UNet's modules."""
         raise ModelError(COPIED)
-
-
-@dataclass
-class Stream:
-    trajectory: Trajectory
-    state: Any
-    count: int = 0
-
-
-class Generation:
-    """The states of a layer in one generation. `calls` may be asked for at the first UNet call only."""
-
-    def __init__(self, layer: Live, calls: int | Callable[[], int] | Trajectory, scheduler: Any = None):
-        self.layer, self.calls, self.scheduler = layer, calls, scheduler
-        self.streams: list[Stream] = []
-        self.last: Tensor | None = None
-        """The element of the list of timesteps at hand, and with it the list, whose memory nothing else can get."""
-        self.turn = 0
-
-    def next(self, timestep: Tensor | float) -> Any:
-        """The state for the next call. Raises ModelError for a call that was not announced.
-
-        Which element of the scheduler's list a timestep is, is told by where it lies in memory: nothing is read from a
-        GPU, and a value may stand in the list more than once. Timesteps that are no elements are only counted.
-        """
-        element = timestep if isinstance(timestep, Tensor) and _is_element(timestep) else None
-        passed = _passed(self.last, element)
-        if passed is not None and passed < 0:
-            raise ModelError(f"the UNet was called at an earlier timestep again; {ONE_CALL}")
-        self.turn = self.turn + 1 if passed == 0 else 0
-        self.last = element
-        if self.turn == len(self.streams):
-            trajectory = self._trajectory(timestep)
-            self.streams.append(Stream(trajectory, self.layer.begin(trajectory)))
-        stream = self.streams[self.turn]
-        stream.count += 1
-        if stream.count > stream.trajectory.calls:
-            what = f"the UNet was called {stream.count} times where {stream.trajectory.calls} calls were announced"
-            raise ModelError(f"{what}; {ONE_CALL}")
-        if stream.count < self.streams[0].count:
-            raise ModelError(f"the UNet was called again at a timestep (call {self.streams[0].count}); {ONE_CALL}")
-        return stream.state
-
-    @property
-    def done(self) -> bool:
-        return all(stream.count >= stream.trajectory.calls for stream in self.streams)
-
-    def goes_on(self, timestep: Tensor | float) -> bool:
-        """Whether a call at this timestep can be the next one: of the same list, and no earlier."""
-        element = timestep if isinstance(timestep, Tensor) and _is_element(timestep) else None
-        passed = _passed(self.last, element)
-        return passed is not None and passed >= 0 and not (passed > 0 and self.done)
-
-    def _trajectory(self, timestep: Tensor | float) -> Trajectory:
-        if isinstance(self.calls, Trajectory):
-            return self.calls
-        calls = self.calls if isinstance(self.calls, int) else self.calls()
-        return Trajectory(calls, None if self.scheduler is None else _timeline(self.scheduler, calls, timestep))
-
-
-def _timeline(scheduler: Any, calls: int, first: Tensor | float) -> Callable[[str, str], Sequence[float]]:
-    """The first call's timestep is read from its device once, if at all."""
-    known: dict[str, Sequence[float]] = {}
-
-    def timeline(axis: str, instead: str) -> Sequence[float]:
-        if axis not in known:
-            start = float(first.flatten()[0]) if isinstance(first, Tensor) else first
-            known[axis] = coordinates(scheduler, axis, calls, start, instead)
-        return known[axis]
-
-    return timeline
-
-
-def _is_element(timestep: Tensor) -> bool:
-    """Or an expanded one."""
-    return not any(timestep.stride()) and timestep.untyped_storage().nbytes() > timestep.element_size()
-
-
-def _passed(last: Tensor | None, element: Tensor | None) -> int | None:
-    """How many elements of their list lie between two; None where they are of no list, or of different ones."""
-    if last is None or element is None:
-        return None
-    alike = last.untyped_storage().data_ptr() == element.untyped_storage().data_ptr()
-    return element.storage_offset() - last.storage_offset() if alike else None
 
 
 class Live(ABC):
@@ -242,8 +235,9 @@ class Live(ABC):
 
     def __init__(self) -> None:
         self.thread = ThreadState()
-        self.undo: list[Callable[[], object]] = []
-        """What else is to be done when it is removed."""
+        self.undo = ExitStack()
+        """What takes it off."""
+        self.last = Stats()
 
     @abstractmethod
     def begin(self, trajectory: Trajectory) -> Any:
@@ -251,73 +245,64 @@ class Live(ABC):
 
     @abstractmethod
     def end(self, states: Sequence[Any]) -> None:
-        """A generation is over: keep its statistics, and nothing else."""
+        """A generation is over: keep its statistics as `last`, and nothing else."""
 
-    @abstractmethod
+    @property
+    def unets(self) -> Mapping[str, nn.Module]:
+        """Those that take turns in it, by name."""
+        return {}
+
     def stats(self) -> Stats:
         """Of the last generation."""
+        return self.last
 
-    @abstractmethod
+    def attach(self, module: nn.Module, made: ModelHook, name: str) -> None:
+        """A hook on a module, until `remove`."""
+        hook(module, made, name)
+        for each in dict.fromkeys((module, unwrap_module(module))):  # a compiled one keeps its registry within
+            self.undo.callback(unhook, each, name)
+
     def remove(self) -> None:
         """The UNet as it was. May be called again."""
-
-    @property
-    @abstractmethod
-    def unets(self) -> Mapping[str, nn.Module]:
-        """The UNets that it works on, by name."""
-
-    @property
-    def called(self) -> bool:
-        """Whether the generation under way has seen a call."""
-        return self.thread.generation is not None and bool(self.thread.generation.streams)
+        self.undo.close()
 
     @contextmanager
-    def generation(self, calls: int | Callable[[], int] | Trajectory, scheduler: Any = None) -> Iterator[None]:
+    def generation(self, calls: int | Callable[[], int] | Trajectory, scheduler: Any = None) -> Iterator[Generation]:
         """Everything that the UNet is called for inside is one generation of so many `calls`.
 
         A function is asked at the first UNet call. The scheduler, with its timesteps set, says where calls lie; plans
         that count in steps need none. Nothing is left behind, whatever happens.
         """
-        thread = self.thread
-        before, thread.generation = thread.generation, Generation(self, calls, scheduler)
+        thread, made = self.thread, Generation(self, calls, scheduler)
+        before, thread.generation = thread.generation, made
         try:
-            yield
+            yield made
         finally:
-            done, thread.generation, thread.step = thread.generation, before, None
-            if done.streams:
-                self.end([stream.state for stream in done.streams])
-
-    @contextmanager
-    def plain(self) -> Iterator[None]:
-        """Calls inside are computed as if this were not there."""
-        before, self.thread.plain = self.thread.plain, True
-        try:
-            yield
-        finally:
-            self.thread.plain = before
+            thread.generation, thread.step = before, None
+            if made.streams:
+                self.end([stream.state for stream in made.streams])
 
     def arriving(self, timestep: Tensor | float) -> Any:
-        """The state for the call that arrives; None where it is to be plain. Raises ModelError outside a generation."""
+        """The state for the call that arrives. Raises ModelError outside a generation."""
         thread = self.thread
         if thread.generation is not None:
             return thread.generation.next(timestep)
         if thread.handed is not None:
             return thread.handed
-        if thread.plain:
-            return None
-        if thread.found is None or not thread.found.goes_on(timestep):
+        found = thread.found
+        passed = None if found is None else found.passed(timestep)
+        if found is None or passed is None or passed < 0 or (passed and found.done):  # it cannot be the next call
             self.leave()
             pipe = pipeline_around(self)
             if pipe is None:
                 raise ModelError(self.outside)
-            thread.found = Generation(self, partial(unet_calls, pipe), pipe.scheduler)
-        return thread.found.next(timestep)
+            thread.found = found = Generation(self, partial(unet_calls, pipe), pipe.scheduler)
+        return found.next(timestep)
 
     def leave(self) -> None:
-        """Forget a generation that was found, unless it has calls to come."""
-        found = self.thread.found
-        if found is not None and found.streams and (found.done or self.thread.generation is None):
-            self.thread.found, self.thread.step = None, None
+        """Forget a generation that was found."""
+        found, self.thread.found, self.thread.step = self.thread.found, None, None
+        if found is not None and found.streams:
             self.end([stream.state for stream in found.streams])
 
 
@@ -337,6 +322,26 @@ class CallHook(ModelHook):
 
 def sample_and_timestep(arguments: tuple[Any, ...], named: Mapping[str, Any]) -> tuple[Tensor, Tensor | float]:
     return (*arguments, *(named[key] for key in ARGUMENTS[len(arguments) :]))[:2]
+
+
+def unet_calls(pipe: Any) -> int:
+    """UNet calls of the drawing under way; known from its first UNet call on."""
+    return getattr(pipe, "_num_timesteps", 0) or len(pipe.scheduler.timesteps)
+
+
+def pipeline_around(live: Live) -> Any:
+    """The pipeline that calls one of these UNets right now, whichever was patched; None where there is none."""
+    frame: FrameType | None = sys._getframe(1)
+    while frame is not None:
+        if frame.f_code.co_name == "__call__":
+            caller = frame.f_locals.get("self")
+            if isinstance(caller, DiffusionPipeline) and live in live_on(getattr(caller, "unet", None)):
+                return caller
+        frame = frame.f_back
+    return None
+
+
+# On modules and pipelines ---------------------------------------------------------------------------------------------
 
 
 def hook(module: nn.Module, made: ModelHook, name: str) -> None:
@@ -409,91 +414,49 @@ def inside(live: Live, unet: Any) -> Live | None:
     return there[there.index(live) + 1] if live in there[:-1] else None
 
 
-class Handle:
-    """What is in force on `pipe` until `remove()`, or to the end of a `with` block."""
-
-    def __init__(self, pipe: DiffusionPipeline, lives: Sequence[Live]):
-        self.pipe, self.lives = pipe, list(lives)
-
-    def remove(self) -> None:
-        """Pipeline and UNets as they were. May be called again."""
-        for live in self.lives:
-            live.remove()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.remove()
-
-
 def in_force(pipe: DiffusionPipeline, live: Live) -> Live:
-    """Make every call of the pipeline a generation, as long as the patch is on; what was in force before stays so."""
-    marked: list[Live] | None = getattr(type(pipe), MARK, None)
+    """Make every call of the pipeline a generation, as long as the patch is on; what was in force before stays so.
+
+    `pipe(...)` looks its `__call__` up on the class, nowhere else: the pipeline gets a subclass under the same name,
+    until its last patch goes.
+    """
+    kind, here = type(pipe), ref(pipe)
+    marked: list[Live] | None = getattr(kind, MARK, None)
     if marked is None:
-        pipe.__class__ = _subclass(type(pipe), [live])
-    else:
-        marked.append(live)
-    live.undo.append(partial(_restore, ref(pipe), live))
+        marked = []
+        pipe.__class__ = _generating(kind, marked)
+    marked.append(live)
+
+    def restore() -> None:
+        marked.remove(live)
+        held = here()
+        if not marked and getattr(type(held), MARK, None) is marked:
+            held.__class__ = type(held).__bases__[0]
+
+    live.undo.callback(restore)
     return live
 
 
-def _restore(pipe: ref[DiffusionPipeline], live: Live) -> None:
-    """The class that the pipeline had, when its last patch goes."""
-    held = pipe()
-    marked: list[Live] = getattr(type(held), MARK, [])
-    if live in marked:
-        marked.remove(live)
-        if not marked and held is not None:
-            held.__class__ = type(held).__bases__[0]
-
-
-@contextmanager
-def _generation(pipe: Any) -> Iterator[None]:
-    """Raises ModelError where the UNet that draws does not know of what was put on this pipeline."""
-    there = live_on(pipe.unet)
-    inside = [live for each in there for unet in each.unets.values() for live in live_on(unet)]
-    if any(live not in (*there, *inside) for live in getattr(type(pipe), MARK)):
-        raise ModelError(f"the plan on this pipeline is not on its UNet, which was replaced; {AGAIN}")
-    outermost = there[0]
-    with outermost.generation(partial(unet_calls, pipe), pipe.scheduler):
-        yield
-        if not outermost.called:
-            what = "the plan saw no call of the UNet, whose hooks were taken off: this is drawn plain"
-            raise ModelError(f"{what}; {AGAIN}")
-
-
-def unet_calls(pipe: Any) -> int:
-    """UNet calls of the drawing under way; known from its first UNet call on."""
-    return getattr(pipe, "_num_timesteps", 0) or len(pipe.scheduler.timesteps)
-
-
-def pipeline_around(live: Live) -> Any:
-    """The pipeline that calls one of these UNets right now, whichever was patched; None where there is none."""
-    frame: FrameType | None = sys._getframe(1)
-    while frame is not None:
-        if frame.f_code.co_name == "__call__":
-            caller = frame.f_locals.get("self")
-            if isinstance(caller, DiffusionPipeline) and live in live_on(getattr(caller, "unet", None)):
-                return caller
-        frame = frame.f_back
-    return None
-
-
-def _subclass(kind: type[DiffusionPipeline], marked: list[Live]) -> type[DiffusionPipeline]:
-    """A subclass under the same name, each call of which is a generation: `pipe(...)` looks its `__call__` up on the
-    class, nowhere else."""
+def _generating(kind: type[DiffusionPipeline], marked: list[Live]) -> type[DiffusionPipeline]:
+    """A subclass each call of which is a generation. Raises ModelError where the UNet that draws does not know of what
+    was put on this pipeline."""
 
     def call(self: Any, *args: Any, **kwargs: Any) -> Any:
-        with _generation(self):
-            return kind.__call__(self, *args, **kwargs)
+        there = live_on(self.unet)
+        within = [live for each in there for unet in each.unets.values() for live in live_on(unet)]
+        if any(live not in (*there, *within) for live in marked):
+            raise ModelError(f"the plan on this pipeline is not on its UNet, which was replaced; {AGAIN}")
+        with there[0].generation(partial(unet_calls, self), self.scheduler) as generation:
+            drawn = kind.__call__(self, *args, **kwargs)
+            if not generation.streams:
+                what = "the plan saw no call of the UNet, whose hooks were taken off: this is drawn plain"
+                raise ModelError(f"{what}; {AGAIN}")
+            return drawn
 
     call.__doc__, call.__wrapped__ = kind.__call__.__doc__, kind.__call__  # type: ignore[attr-defined]
-    names = {"__call__": call, "__module__": kind.__module__, "__qualname__": kind.__qualname__}
-    names |= {"__copy__": _shallow, "__reduce_ex__": _not_copied, "save_pretrained": _not_saved, MARK: marked}
-    return type(kind.__name__, (kind,), names)
+    names: dict[str, Any] = {"__call__": call, "__module__": kind.__module__, "__qualname__": kind.__qualname__}
+    refused = {key: staticmethod(partial(_refuse, why)) for key, why in REFUSED.items()}
+    return type(kind.__name__, (kind,), {**names, **refused, "__copy__": _shallow, MARK: marked})
 
 
 def _shallow(pipe: Any) -> Any:
@@ -503,16 +466,8 @@ def _shallow(pipe: Any) -> Any:
     return made
 
 
-def _not_copied(_pipe: Any, _protocol: int) -> Any:
-    raise ModelError(COPIED)
-
-
-def _not_saved(_pipe: DiffusionPipeline, *_: Any, **__: Any) -> None:
-    raise ModelError(
-        "a plan, or several UNets in turn, are in force here, which diffusers would leave out; take them off first "
-        "(asdm_cli.remove(pipe), or remove() on the handle), or let `asdm inherit` or `asdm switch` write a model that "
-        "carries them"
-    )
+def _refuse(why: str, *_: Any, **__: Any) -> None:
+    raise ModelError(why)
 
 
 def check_pipeline(pipe: Any) -> None:
@@ -534,6 +489,30 @@ def check_class(what: str, unet: Any) -> None:
         raise ModelError(f"{what} is a {kind}; only UNet2DConditionModel, as Stable Diffusion has it, is supported")
 
 
+@dataclass
+class Handle:
+    """What is in force on `pipe` until `remove()`, or to the end of a `with` block."""
+
+    pipe: DiffusionPipeline
+    lives: list[Live]
+
+    def stats(self) -> Stats:
+        return stats_of(self.pipe)
+
+    def remove(self) -> None:
+        """Pipeline and UNets as they were. May be called again."""
+        for live in self.lives:
+            live.remove()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.remove()
+
+
+# Patches --------------------------------------------------------------------------------------------------------------
+
 Spec = TypeVar("Spec", bound=PatchSpec)
 Configs = Mapping[str, Mapping[str, Any]]
 """UNet's name -> config: the pipeline's own first, under `unet` where it is the only one."""
@@ -541,15 +520,14 @@ Load = Callable[[str], nn.Module]
 """A UNet that takes turns, by its name."""
 
 
+@dataclass
 class Patch(ABC, Generic[Spec]):
     """What a recipe or a model's asdm.json says of a way of drawing, and how it is done. One file for each kind."""
 
+    spec: Spec
     layer: ClassVar[Layer]
     reentrant: ClassVar[bool] = True
     """Whether threads may share a pipeline that carries it."""
-
-    def __init__(self, spec: Spec):
-        self.spec = spec
 
     @abstractmethod
     def check(self, configs: Configs, others: Sequence[Patch[Any]]) -> list[str]:
@@ -566,16 +544,21 @@ def patch_of(spec: PatchSpec) -> Patch[Any]:
     return made
 
 
-def in_layers(patches: Sequence[Patch[Any]]) -> list[Patch[Any]]:
-    """In the order in which they are put on: UNets in their places first, then from the innermost to the outermost."""
-    return sorted(patches, key=lambda patch: (patch.layer != Layer.SCHEDULE, -patch.layer))
+def check_patches(patches: Sequence[Patch[Any]], configs: Configs) -> list[str]:
+    """Everything that does not fit, each fault once."""
+    faults = []
+    for patch in patches:
+        faults += patch.check(configs, [other for other in patches if other is not patch])
+    return list(dict.fromkeys(faults))
 
 
 @contextmanager
 def applied(pipe: Any, patches: Sequence[Patch[Any]], load: Load) -> Iterator[Callable[[], Stats]]:
-    """All of them on, in layers, and off again. What it yields tells of the last generation."""
+    """All of them on and off again: UNets in their places first, then layers from the innermost to the outermost. What
+    it yields tells of the last generation."""
+    inwards = sorted(patches, key=lambda patch: (patch.layer != Layer.SCHEDULE, -patch.layer))
     with ExitStack() as stack:
-        told = [stack.enter_context(patch.apply(pipe, load)) for patch in in_layers(patches)]
+        told = [stack.enter_context(patch.apply(pipe, load)) for patch in inwards]
         yield lambda: reduce(or_, (each() for each in told), Stats())
 
 
@@ -601,11 +584,3 @@ def _let_go() -> None:
 def stats_of(pipe: Any) -> Stats:
     """Of the last generation, whatever is in force."""
     return reduce(or_, (live.stats() for live in live_on(pipe.unet)), Stats())
-
-
-def check_patches(patches: Sequence[Patch[Any]], configs: Configs) -> list[str]:
-    """Everything that does not fit, each fault once."""
-    faults = []
-    for patch in patches:
-        faults += patch.check(configs, [other for other in patches if other is not patch])
-    return list(dict.fromkeys(faults))

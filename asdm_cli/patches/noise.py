@@ -40,7 +40,12 @@ def coordinates(scheduler: Any, name: str, calls: int, first: float, instead: st
     Between trained timesteps it is interpolated. Raises ModelError, which names the coordinate to use `instead`, for
     schedulers without a trained noise schedule.
     """
-    times = _times([float(time) for time in scheduler.timesteps.tolist()], calls, first)
+    times = [float(time) for time in scheduler.timesteps.tolist()]
+    # a pipeline may leave out steps at the start (image to image) or at the end (SDXL's base before its refiner)
+    starts = [start for start, time in enumerate(times) if time == first] or [0]
+    start = len(times) - calls if len(times) - calls in starts else starts[0]
+    times = times[start : start + calls]
+    times += times[-1:] * (calls - len(times))
     if name == TIMESTEP:
         return times
     alphas = alphas_cumprod(scheduler)
@@ -49,11 +54,3 @@ def coordinates(scheduler: Any, name: str, calls: int, first: float, instead: st
     signal = alphas.numpy()
     signal = signal.clip(signal[signal > 0].min())  # some schedules end in pure noise, infinitely far away
     return [float(level) for level in np.interp(times, np.arange(len(signal)), COORDINATES[name](signal))]
-
-
-def _times(times: list[float], calls: int, first: float) -> list[float]:
-    """A pipeline may leave out steps at the start (image to image) or at the end (SDXL's base before its refiner)."""
-    starts = [start for start, time in enumerate(times) if time == first]
-    start = len(times) - calls if len(times) - calls in starts else starts[0] if starts else 0
-    chosen = times[start : start + calls]
-    return chosen + chosen[-1:] * (calls - len(chosen))

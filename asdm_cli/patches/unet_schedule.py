@@ -8,10 +8,11 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from fractions import Fraction
 from functools import partial
 from inspect import ismethod
-from itertools import pairwise
+from itertools import pairwise, takewhile
 from typing import Any
 
 import torch
@@ -37,8 +38,7 @@ from asdm_cli.patches.base import (
     live_on,
     stats_of,
 )
-from asdm_cli.patches.feature_cache.hooks import FeatureCache, resolve
-from asdm_cli.patches.feature_cache.plan import Reused
+from asdm_cli.patches.feature_cache.plan import Reused, resolve
 from asdm_cli.patches.feature_cache.state import ALL, ModuleHistory
 from asdm_cli.recipe.messages import did_you_mean
 from asdm_cli.recipe.patches import (
@@ -83,23 +83,19 @@ def assign(rules: Switching, where: Sequence[float | Fraction]) -> tuple[str, ..
     Null models stay in the result. Only where nothing has been predicted yet, as when image to image begins inside
     such a part, the nearest UNet that follows serves instead; where none follows, the last one before.
     """
-    bounds = [None if part.until is None else _exact(part.until) for part in rules.parts]
+    names, bounds = zip(*((part.unet, part.until) for part in rules.parts), strict=True)
+    exact = [None if bound is None else Fraction(str(bound)) for bound in bounds]
     indices: list[int] = []
     at = 0
-    for place in map(_exact, where):
-        while (bound := bounds[at]) is not None and (place <= bound if rules.by in FALLING else place >= bound):
+    for place in (Fraction(str(place)) for place in where):
+        while (bound := exact[at]) is not None and (place <= bound if rules.by in FALLING else place >= bound):
             at += 1
         indices.append(at)
-    names = [part.unet for part in rules.parts]
     served = [names[index] for index in indices]
     if served and served[0] in NULLS:
         around = [*served, *names[indices[-1] :], *reversed(names[: indices[0]])]
         served[0] = next(name for name in around if name not in NULLS)
     return tuple(served)
-
-
-def _exact(place: float | Fraction) -> Fraction:
-    return Fraction(str(place))
 
 
 def rules_of(served: Sequence[str], timesteps: Sequence[float]) -> Switching:
@@ -127,10 +123,7 @@ def alone(name: str) -> Switching:
 def served_by(rules: Switching, scheduler: Any) -> tuple[str, ...]:
     """Who serves each call of a whole run of a scheduler whose timesteps are set. Raises ModelError for an axis that
     the scheduler does not know."""
-    from asdm_cli.patches.base import _timeline
-
-    calls = len(scheduler.timesteps)
-    whole = Trajectory(calls, _timeline(scheduler, calls, float(scheduler.timesteps[0])))
+    whole = Trajectory.of(scheduler, len(scheduler.timesteps), float(scheduler.timesteps[0]))
     return assign(rules, whole.places(rules.by, "timestep"))
 
 
@@ -144,6 +137,7 @@ class ScheduleState:
     def __init__(self, names: Sequence[str], trajectory: Trajectory, inside: Mapping[str, Live]):
         self.names, self.trajectory, self.inside = list(names), trajectory, inside
         self.call = -1
+        self.groups: tuple[str, ...] = ALL
         self.served: list[str] = []
         self.reused: dict[str, list[Reused]] = {}
         self.cache_bytes = 0
@@ -156,30 +150,36 @@ class ScheduleState:
     def next(self, sample: Tensor) -> str:
         """Who serves the next call. Of a new shape nothing has been predicted: the next UNet serves."""
         self.call += 1
-        at, groups = self.call, self._groups()
-        shape = (len(sample) // len(groups), *sample.shape[1:])
+        at, rows = self.call, self.trajectory.rows
+        self.groups = ALL if rows is None else rows[at]
+        shape = (len(sample) // len(self.groups), *sample.shape[1:])
         if shape != self.shape:
             self.shape, self.predicted = shape, ModuleHistory(LINE)
         known = self.predicted.groups
-        if self.names[at] in NULLS and not all(group in known and known[group].known for group in groups):
+        if self.names[at] in NULLS and not all(group in known and known[group].known for group in self.groups):
             around = (*self.names[at:], *reversed(self.names[:at]))
             self.names[at] = next(name for name in around if name not in NULLS)
             self.close()  # the stretch was announced without this call
         name = self.names[at]
         if name not in NULLS and name != self.serving:
-            self._open(name, at)
+            self.close()
+            self.serving = name
+            if live := self.inside.get(name):
+                stretch = takewhile(lambda call: self.names[call] in (name, *NULLS), range(at, len(self.names)))
+                mine = [call for call in stretch if self.names[call] == name]
+                self.stretch = live.begin(self.trajectory.part(mine))
         self.served.append(name)
         return name
 
     def keep(self, prediction: Tensor) -> None:
         """A UNet's answer to this call, a copy of it, if a null model may want it."""
         if any(name in NULLS for name in self.names[self.call :]):
-            self.predicted.prepare(self.call, True, self._groups())
+            self.predicted.prepare(self.call, True, self.groups)
             self.predicted.store(prediction.clone())
 
     def null(self, name: str) -> Tensor:
         """What stands for a prediction at a call of this null model; a tensor of its own."""
-        self.predicted.prepare(self.call, False, self._groups())
+        self.predicted.prepare(self.call, False, self.groups)
         if name == "reuse":
             for history in self.predicted.present:
                 history.factors = ()
@@ -197,25 +197,6 @@ class ScheduleState:
                 self.reused.setdefault(self.serving, []).extend(calls)
             self.cache_bytes = max(self.cache_bytes, found.cache_bytes or 0)
         self.serving, self.stretch = "", None
-
-    def _groups(self) -> tuple[str, ...]:
-        return ALL if self.trajectory.rows is None else self.trajectory.rows[self.call]
-
-    def _open(self, name: str, at: int) -> None:
-        self.close()
-        self.serving = name
-        if live := self.inside.get(name):
-            self.stretch = live.begin(self.trajectory.part(self._calls(name, at)))
-
-    def _calls(self, name: str, at: int) -> list[int]:
-        """The calls that it serves from here on until another UNet begins."""
-        found = []
-        for call in range(at, len(self.names)):
-            if self.names[call] == name:
-                found.append(call)
-            elif self.names[call] not in NULLS:
-                break
-        return found
 
 
 class UNetSchedule(nn.Module, Live):
@@ -239,7 +220,6 @@ class UNetSchedule(nn.Module, Live):
         self.members = nn.ModuleList(unets.values())  # by place: a name may hold what a module's name may not
         self.rules = rules
         self.offload = offload
-        self._stats = Stats()
         self._moving = threading.RLock()
         self._here = self.names[0]
         self._home: torch.device = self.members[0].device
@@ -264,18 +244,10 @@ class UNetSchedule(nn.Module, Live):
         for state in states:
             state.close()
         first = states[0]
-        caches = any(isinstance(live, FeatureCache) for unet in self.members for live in live_on(unet))
+        caches = any(feature_cache.cache_on(unet) for unet in self.members)
         kept = sum(state.cache_bytes for state in states) if caches else None
         timeline = who_serves({"UNet": first.served}, self.names)
-        self._stats = Stats(tuple(first.served), first.reused, kept, timelines=[timeline])
-
-    def stats(self) -> Stats:
-        return self._stats
-
-    def remove(self) -> None:
-        """The pipeline as it was, on its device; no UNet inherits."""
-        while self.undo:
-            self.undo.pop()()
+        self.last = Stats(tuple(first.served), first.reused, kept, timelines=[timeline])
 
     @contextmanager
     def ruled(self, rules: Switching) -> Iterator[None]:
@@ -312,9 +284,7 @@ class UNetSchedule(nn.Module, Live):
 
     @torch.compiler.disable
     def _next(self, sample: Tensor, timestep: Tensor | float) -> tuple[ScheduleState, str]:
-        state: ScheduleState | None = self.arriving(timestep)
-        if state is None:
-            raise ModelError(self.outside)
+        state: ScheduleState = self.arriving(timestep)
         return state, state.next(sample)
 
     @contextmanager
@@ -361,12 +331,11 @@ class UNetSchedule(nn.Module, Live):
             getattr(unet, method)(*args, **named)
 
 
+@dataclass
 class ScheduleHandle(Handle):
     """UNets that take turns in `pipe`."""
 
-    def __init__(self, pipe: DiffusionPipeline, unet: UNetSchedule):
-        super().__init__(pipe, [unet])
-        self.unet = unet
+    unet: UNetSchedule
 
 
 def switch(
@@ -391,10 +360,10 @@ def switch(
             whole.unet = before
 
     whole.unet = unet
-    unet.undo.append(back)
+    unet.undo.callback(back)
     in_force(pipe, unet)
-    feature_cache.put_on(pipe, plans or {})
-    return ScheduleHandle(pipe, unet)
+    feature_cache.inherit(pipe, plans or {})
+    return ScheduleHandle(pipe, [unet], unet)
 
 
 def check_free(pipe: DiffusionPipeline) -> None:
@@ -428,24 +397,22 @@ def check_members(unets: Mapping[str, Any], rules: Switching, plans: Mapping[str
     if len(set(formats.values())) > 1:
         each = ", ".join(f"{name} is in {form}" for name, form in formats.items())
         faults.append(f"unets: all must be in one number format: {each}")
-    faults += [*_unknown(unets, rules), *_unfit_plans(unets, plans or {})]
-    if faults:
-        raise ModelError("\n".join(faults))
-
-
-def _unfit_plans(unets: Mapping[str, Any], plans: Mapping[str, CachePlan]) -> Iterator[str]:
+    faults += _unknown(unets, rules)
+    plans = plans or {}
     for name, plan in plans.items():
         if name not in unets:
-            yield f"plans.{name}: no UNet is called '{name}'{did_you_mean(name, list(unets))}"
+            faults.append(f"plans.{name}: no UNet is called '{name}'{did_you_mean(name, list(unets))}")
             continue
         try:
             resolve(plan, dict(unets[name].config))
         except ModelError as error:
-            yield f"plans.{name}: {error}"
+            faults.append(f"plans.{name}: {error}")
         twins = [other for other in plans if other != name and unets.get(other) is unets[name]]
         if any(plans[other] != plan for other in twins) and name > min(twins):
             what = f"is the same UNet as {', '.join(twins)}, which has another plan; load it twice"
-            yield f"plans.{name}: {what}"
+            faults.append(f"plans.{name}: {what}")
+    if faults:
+        raise ModelError("\n".join(faults))
 
 
 def check_rules(names: Sequence[str] | Mapping[str, Any], rules: Switching) -> None:
@@ -495,7 +462,7 @@ class UNetSchedulePatch(Patch[UNetScheduleSpec]):
         first, *others = self.spec.unets
         unets: dict[str, Any] = {first: pipe.unet, **{name: load(name) for name in others}}
         with switch(pipe, unets, self.spec.rules, offload=self.spec.offload) as handle:
-            yield partial(stats_of, handle.pipe)
+            yield handle.stats
 
 
 patch = UNetSchedulePatch

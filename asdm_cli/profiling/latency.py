@@ -6,9 +6,14 @@ than a ratio of two medians.
 
 from __future__ import annotations
 
+import os
+import platform
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
+from datetime import datetime
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
 from statistics import median
 from typing import Any
 
@@ -18,7 +23,7 @@ from torch import nn
 
 from asdm_cli.console import track
 from asdm_cli.errors import blame
-from asdm_cli.records import Interval
+from asdm_cli.records import Card, Interval
 from asdm_cli.unet.addresses import Anatomy
 from asdm_cli.unet.flops import OUTSIDE
 
@@ -28,6 +33,8 @@ Stopwatch = Callable[[Work], float]
 ORDER_RULE = "round r starts with contestant r modulo their number and goes round the list once"
 PASSES = 5
 """Calls of a UNet of which each block's time is the median."""
+PACKAGES = ("asdm-cli", "torch", "diffusers", "transformers", "torchmetrics")
+CPU_INFO = Path("/proc/cpuinfo")
 
 
 def stopwatch(device: torch.device) -> Stopwatch:
@@ -124,3 +131,31 @@ def _between(start: Any, end: Any) -> float:
         return end - start
     end.synchronize()
     return start.elapsed_time(end) / 1e3
+
+
+def machine(device: torch.device) -> Card:
+    if device.type == "cuda":
+        name = torch.cuda.get_device_name(device)
+    else:  # as the maker calls it, where the system tells
+        lines = CPU_INFO.read_text().splitlines() if CPU_INFO.exists() else []
+        names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+        name = names[0] if names else platform.processor() or platform.machine()
+    return {
+        "device": f"{device}: {name}",
+        "cpu_cores": os.cpu_count() or 1,
+        "torch_threads": torch.get_num_threads(),
+        "system": platform.platform(terse=True),
+        "versions": versions(),
+        "date": datetime.now().astimezone().isoformat(timespec="seconds"),
+    }
+
+
+def versions() -> list[str]:
+    """`name version` of the packages that figures depend on."""
+    found = []
+    for package in PACKAGES:
+        try:
+            found.append(f"{package} {version(package)}")
+        except PackageNotFoundError:  # run from a checkout that was not installed
+            found.append(f"{package} (not installed)")
+    return found

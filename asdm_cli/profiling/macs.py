@@ -6,6 +6,7 @@ those that reached the dispatcher.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, field
@@ -14,11 +15,20 @@ from typing import Any
 
 import torch
 from diffusers import UNet2DConditionModel
+from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
 
 from asdm_cli.errors import blame
 from asdm_cli.unet.flops import ATTENTION, MIXING
 
+
+def _attention(query: torch.Size, key: torch.Size, value: torch.Size, *_: object, **__: object) -> int:
+    return sdpa_flop_count(query, key, value)
+
+
+OURS = {torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: _attention, **MIXING}
+"""Formulas that torch's table lacks; without the CPU's fused kernel there would be no attention in the count there."""
+FORMULAS = FlopCounterMode(display=False, custom_mapping=OURS).flop_registry
 DECODER = "vae"
 """Gets what no other network's forward accounts for: decoding is a method of its own, which hooks do not see."""
 
@@ -51,52 +61,62 @@ class Counts:
         return sum(self.components.values(), Count())
 
 
+class MacCounter(TorchDispatchMode):
+    """Counts what reaches the dispatcher, by torch's own table of formulas.
+
+    torch's FlopCounterMode also asks which module each operator is of, and of each whether it is made of others: that
+    takes twice as long as the drawing itself.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.flops: Counter[Any] = Counter()
+        self.whole: set[Any] = set()
+        """Operators that are made of no others."""
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None) -> Any:
+        named, formula = kwargs or {}, FORMULAS.get(func._overloadpacket)
+        if formula is None and func not in self.whole:
+            with self:
+                found = func.decompose(*args, **named)
+            if found is not NotImplemented:
+                return found
+            self.whole.add(func)
+        found = func(*args, **named)
+        if formula is not None:
+            self.flops[func._overloadpacket] += formula(*args, **named, out_val=found)
+        return found
+
+    def tally(self) -> Count:
+        """So far; the formulas count a multiplication and an addition as two."""
+        total, attention = self.flops.total(), sum(self.flops[operator] for operator in ATTENTION)
+        return Count(total // 2, (total - attention) // 2)
+
+
 def count(name: str, components: Mapping[str, torch.nn.Module], draw: Callable[[], object]) -> Counts:
     """What `draw`, which must end in decoding, takes of each component. RunError that names the set-up if it fails."""
-    seen, counter, started = Counts(), mac_counter(), list[Count]()
+    seen, counter, started = Counts(), MacCounter(), list[Count]()
 
     def before(*_: object) -> None:
-        started.append(tally(counter))
+        started.append(counter.tally())
 
     def computes(_: torch.nn.Module, args: tuple[Any, ...]) -> None:
         seen.calls += 1
         seen.rows += len(args[0])
 
     def after(component: str, *_: object) -> None:
-        taken = tally(counter) - started.pop()
+        taken = counter.tally() - started.pop()
         seen.components[component] = seen.components.get(component, Count()) + taken
 
     with blame(name, "drawing an image to count its operations"), ExitStack() as hooks:
         for component, part in components.items():
             hooks.callback(part.register_forward_pre_hook(before).remove)
             hooks.callback(part.register_forward_hook(partial(after, component)).remove)
-        for unet in _unets(components.get("unet")):
-            # whatever hooks of patches lie around it and in it, every forward of its own asks for the times of its rows
-            hooks.callback(unet.time_proj.register_forward_pre_hook(computes).remove)
+        for unet in components["unet"].modules() if "unet" in components else ():
+            # whatever is around UNets, and hooks of patches in them: each forward asks for the times of its rows
+            if isinstance(unet, UNet2DConditionModel):
+                hooks.callback(unet.time_proj.register_forward_pre_hook(computes).remove)
         with counter:
             draw()
-    seen.components[DECODER] = tally(counter) - seen.whole
+    seen.components[DECODER] = counter.tally() - seen.whole
     return seen
-
-
-def _unets(part: torch.nn.Module | None) -> list[UNet2DConditionModel]:
-    """Each once, whatever is around them."""
-    return [] if part is None else [each for each in part.modules() if isinstance(each, UNet2DConditionModel)]
-
-
-def mac_counter() -> FlopCounterMode:
-    """torch's table of formulas lacks the CPU's fused kernel: without it the count would miss all attention there."""
-
-    def attention(query: torch.Size, key: torch.Size, value: torch.Size, *_: object, **__: object) -> int:
-        return sdpa_flop_count(query, key, value)
-
-    formulas = {torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: attention, **MIXING}
-    return FlopCounterMode(display=False, custom_mapping=formulas)
-
-
-def tally(counter: FlopCounterMode) -> Count:
-    """The counter counts a multiplication and an addition as two."""
-    flops = counter.get_flop_counts().get("Global", {})
-    attention = sum(count for operator, count in flops.items() if operator in ATTENTION)
-    total = sum(flops.values())
-    return Count(total // 2, (total - attention) // 2)

@@ -17,21 +17,27 @@ import threading
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import CancelledError, ThreadPoolExecutor
 from dataclasses import dataclass
+from datetime import timedelta
 from typing import Any
 
 import numpy
 import torch
+from accelerate import PartialState
 from diffusers import UNet2DConditionModel
 from diffusers.pipelines.pipeline_utils import DiffusionPipeline
 from PIL.Image import Image
 
 from asdm_cli.console import bar, note
 from asdm_cli.errors import RunError
+from asdm_cli.models.load import device_and_dtype
 
 SMALL = 100_000_000
 """UNets of fewer parameters leave most of their time to per-call overhead, so they draw ROWS images per call."""
 ROWS = 4
 CPU, FLOAT32 = torch.device("cpu"), torch.float32
+PATIENCE = timedelta(hours=1)
+"""How long processes wait for each other: while the first one measures 30,000 pictures the others have nothing to do,
+and torch's own patience on GPUs is 10 minutes. A machine that falls silent without ending is noticed only then."""
 
 
 @dataclass(frozen=True)
@@ -47,6 +53,17 @@ class SamplingSettings:
     batch: int = 16
     device: torch.device = CPU
     dtype: torch.dtype = FLOAT32
+
+
+def processes() -> PartialState:
+    """This process among all. accelerate takes processes of a machine without a GPU for lone ones unless it is told."""
+    return PartialState(cpu=not torch.cuda.is_available(), timeout=PATIENCE)
+
+
+def place(device: str, dtype: str, state: PartialState) -> tuple[torch.device, torch.dtype]:
+    """Where a process works, and in what format: of several on GPUs each has one of its own. Raises ModelError."""
+    own, format_ = device_and_dtype(device, dtype)
+    return (state.device if own.type == "cuda" and state.num_processes > 1 else own), format_
 
 
 @dataclass(frozen=True)

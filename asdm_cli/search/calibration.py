@@ -20,8 +20,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from asdm_cli.compare.session import Session
-from asdm_cli.compare.setup import Setup
+from asdm_cli.compare.setup import Session, Setup
 from asdm_cli.console import track
 from asdm_cli.errors import RunError, blame
 from asdm_cli.patches.base import live_on, unet_calls
@@ -129,8 +128,11 @@ class Panel:
 
     def _led(self, answer: Tensor, timestep: Any, sample: Tensor, named: dict[str, Any]) -> Tensor:
         scheduler = copy.deepcopy(self.pipe.scheduler)
-        if named.get("generator") is not None:
-            named = {**named, "generator": _rolled_alike(named["generator"])}
+        if (
+            dice := named.get("generator")
+        ) is not None:  # others that give what these would, and leave them as they are
+            same = [each.clone_state() for each in dice] if isinstance(dice, list) else dice.clone_state()
+            named = {**named, "generator": same}
         led: Tensor = type(scheduler).step(scheduler, answer, timestep, sample, **named)[0]
         return led
 
@@ -190,8 +192,3 @@ def _means(panels: Sequence[Panel]) -> Calibration:
         for distance in range(1, FARTHEST + 1)
     ]
     return Calibration(timesteps, {name: means[name] for name in unet.names}, seconds, nulls)
-
-
-def _rolled_alike(dice: Any) -> Any:
-    """Generators that give what these would, and leave them as they are."""
-    return [each.clone_state() for each in dice] if isinstance(dice, list) else dice.clone_state()

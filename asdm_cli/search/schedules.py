@@ -4,26 +4,25 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 from statistics import fmean, median
 
 from accelerate import PartialState
 
 from asdm_cli.compare.run import Place, draw_all, kept, sampling
-from asdm_cli.compare.session import Session
-from asdm_cli.compare.setup import Setup
+from asdm_cli.compare.setup import Session, Setup
 from asdm_cli.errors import RunError
 from asdm_cli.metrics.distances import compare
 from asdm_cli.models.schedulers import planned_scheduler
 from asdm_cli.patches.unet_schedule import rules_of, served_by
-from asdm_cli.profiling.machine import versions
+from asdm_cli.profiling.latency import versions
 from asdm_cli.recipe.patches import Switching
 from asdm_cli.recipe.verbs import Search
 from asdm_cli.records import Record
 from asdm_cli.sampling.prompts import PromptList
 from asdm_cli.search.calibration import Calibration, calibrate
-from asdm_cli.search.candidates import candidates, least_cost
-from asdm_cli.search.dynamic_programme import Choices, Schedule
+from asdm_cli.search.dynamic_programme import Choices, Schedule, candidates, least_cost
 
 SEARCHED = "searched"
 FOLDER = "search"
@@ -111,7 +110,7 @@ def _calibration(
     style = asdict(settings) | {"device": place.device.type, "dtype": str(place.dtype)}
     origin = {"prompts": prompts.title, "style": style, "versions": versions(), **first.origin()}
     file = folder / FOLDER / "calibration.json"
-    read = lambda: kept(file, origin, lambda: asdict(calibrate(session, first, prompts.prompts, settings)))  # noqa: E731
+    read = partial(kept, file, origin, lambda: asdict(calibrate(session, first, prompts.prompts, settings)))
     if state.is_main_process:
         read()
     state.wait_for_everyone()

@@ -96,7 +96,7 @@ def run_verb(
 def wait_for_everyone() -> None:
     """Return when every process of this run has come here; at once when there is only one."""
     if os.environ.get("WORLD_SIZE", "1") != "1":
-        from asdm_cli.sampling.processes import processes
+        from asdm_cli.sampling.generate import processes
 
         processes().wait_for_everyone()
 

@@ -34,7 +34,7 @@ from asdm_cli.recipe.redact import without_place
 from asdm_cli.recipe.verbs import BenchRecipe, Contestant, EvalRecipe
 from asdm_cli.records import Report
 from asdm_cli.report.run_directory import Run
-from asdm_cli.sampling.processes import place, processes
+from asdm_cli.sampling.generate import place, processes
 from asdm_cli.sampling.prompts import PromptList, read_prompts
 from asdm_cli.unet.blocks import PRESETS, Spec, preset, unlike_inputs
 from asdm_cli.unet.surgery import remove
@@ -55,23 +55,15 @@ class Plan:
 
     def report(self) -> Report:
         """What would be drawn, and what it costs on paper."""
-        facts = {} if self.prompts is None else _facts(self)
-        records = [record for setup in self.setups for record in on_paper(setup, self.size)]
-        return Report(
-            self.recipe.verb,
-            {setup.name: setup.facts for setup in self.setups},
-            [record for record in records if not record.of],
-            facts=facts,
-            notes=list(self.notes),
-        )
-
-
-def _facts(plan: Plan) -> dict[str, object]:
-    assert plan.prompts is not None, "there are prompts where images are judged"
-    real = f"; {plan.prompts.real} real pictures" if plan.prompts.real else ""
-    drawn = f"{len(plan.prompts.prompts)} each, at {plan.size} x {plan.size} pixels"
-    asked = plan.metrics.metrics if plan.metrics else ()
-    return {"prompts": f"{plan.prompts.title}{real}", "pictures": drawn, "metrics": ", ".join(asked).replace("_", " ")}
+        facts: dict[str, object] = {}
+        if self.prompts is not None and self.metrics is not None:
+            real = f"; {self.prompts.real} real pictures" if self.prompts.real else ""
+            drawn = f"{len(self.prompts.prompts)} each, at {self.size} x {self.size} pixels"
+            facts = {"prompts": f"{self.prompts.title}{real}", "pictures": drawn}
+            facts["metrics"] = ", ".join(self.metrics.metrics).replace("_", " ")
+        told = {setup.name: setup.facts for setup in self.setups}
+        paper = [record for setup in self.setups for record in on_paper(setup, self.size) if not record.of]
+        return Report(self.recipe.verb, told, paper, facts=facts, notes=list(self.notes))
 
 
 def plan(recipe: BenchRecipe | EvalRecipe) -> Plan:
@@ -84,12 +76,11 @@ def run(plan: Plan, run: Run) -> Report:
     empty report."""
     recipe, state = plan.recipe, processes()
     device, dtype = place(recipe.device, recipe.dtype, state)
-    judged = isinstance(recipe, EvalRecipe)
-    seed, batch = (recipe.seed, recipe.batch) if isinstance(recipe, EvalRecipe) else (0, 16)
-    measures = Measures(plan.prompts, plan.metrics, plan.rounds, unet=not judged)
+    where, measures = Place(device, dtype, plan.size), Measures(rounds=plan.rounds, unet=True)
     if isinstance(recipe, EvalRecipe):
-        measures = replace(measures, reference=recipe.reference or "", grid=recipe.grid)
-    where = Place(device, dtype, plan.size, seed, batch)
+        where = replace(where, seed=recipe.seed, batch=recipe.batch)
+        reference, grid = recipe.reference or "", recipe.grid
+        measures = Measures(plan.prompts, plan.metrics, plan.rounds, reference=reference, grid=grid)
     report = compare(plan.setups, measures, where, run.path, state)
     if report is not None:
         report.notes.extend(plan.notes)

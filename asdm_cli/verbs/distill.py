@@ -20,13 +20,12 @@ from asdm_cli.models.load import in_own_memory, load_pipeline, load_unet
 from asdm_cli.models.metadata import claim, made_from, record
 from asdm_cli.models.schedulers import training_scheduler
 from asdm_cli.models.write import assemble_directory
-from asdm_cli.profiling.machine import machine
+from asdm_cli.profiling.latency import machine
 from asdm_cli.recipe.schema import referenced_paths
 from asdm_cli.records import Record, Report
 from asdm_cli.report.run_directory import TRAINING, Run
-from asdm_cli.sampling.generate import SamplingSettings, draw
+from asdm_cli.sampling.generate import SamplingSettings, draw, processes
 from asdm_cli.sampling.image_set import ImageSet
-from asdm_cli.sampling.processes import processes
 from asdm_cli.sampling.routing import layers_of, observe
 from asdm_cli.training.distillation import Distillation
 from asdm_cli.training.loop import LOG, TRACKERS, read_log, train

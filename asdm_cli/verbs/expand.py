@@ -21,7 +21,7 @@ from asdm_cli.models.load import PIPELINES, device_and_dtype, load_pipeline, loa
 from asdm_cli.models.metadata import one_unet, record
 from asdm_cli.models.schedulers import planned_scheduler, set_sampler
 from asdm_cli.models.write import assemble_directory
-from asdm_cli.profiling.machine import versions
+from asdm_cli.profiling.latency import versions
 from asdm_cli.recipe.verbs import CondConvRecipe, Expand, Fold
 from asdm_cli.records import Images, Record, Report, under
 from asdm_cli.report.run_directory import Run

@@ -13,19 +13,18 @@ from typing import Any
 
 from asdm_cli.compare.costs import Rounds, on_paper, unet_calls
 from asdm_cli.compare.run import COST, Measures, Place, compare, finished, kept
-from asdm_cli.compare.session import Session
-from asdm_cli.compare.setup import Setup, common_size, drawing, misfits
+from asdm_cli.compare.setup import Session, Setup, common_size, drawing, misfits
 from asdm_cli.console import track
 from asdm_cli.errors import ModelError
 from asdm_cli.metrics.suite import MetricSettings, check
 from asdm_cli.models.donors import Donor, Made, make, write
 from asdm_cli.models.metadata import stamps
 from asdm_cli.models.write import takes
-from asdm_cli.profiling.machine import versions
+from asdm_cli.profiling.latency import versions
 from asdm_cli.recipe.verbs import NONE, AssembleRecipe, Budget, Combination, Explore
 from asdm_cli.records import Record, Report, under
 from asdm_cli.report.run_directory import Run
-from asdm_cli.sampling.processes import place, processes
+from asdm_cli.sampling.generate import place, processes
 from asdm_cli.sampling.prompts import PromptList, read_prompts
 from asdm_cli.unet.assembly import Choice, by_levels
 from asdm_cli.unet.blocks import levels as count_levels

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from itertools import product
-from typing import Any
 
 from asdm_cli.compare.costs import Rounds
 from asdm_cli.compare.run import Measures, Place, compare, finished, picture
@@ -24,12 +23,12 @@ from asdm_cli.metrics.suite import MetricSettings, check
 from asdm_cli.models.directory import find
 from asdm_cli.models.metadata import write_patched
 from asdm_cli.models.write import carried_size, takes
-from asdm_cli.patches.feature_cache.hooks import resolve
-from asdm_cli.recipe.patches import CachePlan, DeepCacheSpec, FeatureCacheSpec, PatchSpec, read_plan
+from asdm_cli.patches.feature_cache.plan import resolve
+from asdm_cli.recipe.patches import DeepCacheSpec, FeatureCacheSpec, PatchSpec, read_plan
 from asdm_cli.recipe.verbs import InheritRecipe
 from asdm_cli.records import Report
 from asdm_cli.report.run_directory import Run
-from asdm_cli.sampling.processes import place, processes
+from asdm_cli.sampling.generate import place, processes
 from asdm_cli.sampling.prompts import PromptList, read_prompts
 
 RESUMABLE = True
@@ -78,13 +77,8 @@ def plan(recipe: InheritRecipe) -> Plan:
     settings = {"sampler": recipe.sampler, "steps": recipe.steps, "guidance": recipe.guidance}
     plain = drawing(PLAIN, find(recipe.model), carried=False, series=PLAIN, **settings)
     wanted = list(_wanted(recipe, plain))
-    setups = [
-        plain,
-        *fewer_steps(plain, recipe.fewer_steps),
-        *(setup for _, setup in wanted),
-        *_deepcache(recipe, plain),
-    ]
-    near, keys = converged(plain, recipe.converged), {setup.name: key for key, setup in wanted}
+    setups = [plain, *fewer_steps(plain, recipe.fewer_steps), *(setup for _, setup in wanted)]
+    near, keys = converged(plain, recipe.converged), {setup.name: key for key, setup in wanted if key}
     faults = []
     for each in misfits([*setups, *([near] if near else [])]):
         name, _, what = each.partition(": ")
@@ -114,30 +108,20 @@ def run(plan: Plan, run: Run) -> Report:
 
 
 def _wanted(recipe: InheritRecipe, plain: Setup) -> Iterator[tuple[str, Setup]]:
-    """Where each plan stands in the recipe, and who draws by it."""
+    """Where each plan stands in the recipe, and who draws by it; last the DeepCache package, which stands nowhere."""
     if recipe.plan:
         yield "plan", plain.with_cache(PLAN, recipe.plan.resolved(), series=OURS)
     for index, each in enumerate(recipe.sweep):
         steps = each.steps or recipe.steps
         yield f"sweep[{index}].plan", plain.with_cache(each.name, each.plan.resolved(), series=each.series, steps=steps)
-    for level, mode, interval in _product(recipe):
-        asked = recipe.product
-        assert asked is not None, "there is a product"
-        nodes, cache = asked.levels[level].nodes, asked.levels[level].cache
-        rule: dict[str, Any] = {"nodes": nodes, "cache": cache, "order": asked.order}
-        rule |= {"schedule": {"mode": mode, "interval": interval}, "axis": asked.axis}
-        rules: CachePlan = read_plan({"rules": [rule]})
-        yield f"product.levels.{level}", plain.with_cache(f"{level}, {mode} {interval}", rules, series=OURS)
-
-
-def _product(recipe: InheritRecipe) -> Iterator[tuple[str, str, int]]:
-    asked = recipe.product
-    return iter(()) if asked is None else product(asked.levels, asked.modes, asked.intervals)
-
-
-def _deepcache(recipe: InheritRecipe, plain: Setup) -> Iterator[Setup]:
-    asked = recipe.deepcache
-    for branch, interval in product(asked.branches, asked.intervals) if asked else ():
-        spec = DeepCacheSpec(interval=interval, branch=branch, steps=plain.steps)
-        name = f"DeepCache {branch}, every {interval}"
-        yield replace(plain, name=name, patches=(*plain.patches, spec), series=DEEPCACHE)
+    if asked := recipe.product:
+        for level, mode, interval in product(asked.levels, asked.modes, asked.intervals):
+            nodes, cache = asked.levels[level].nodes, asked.levels[level].cache
+            rule = {"nodes": nodes, "cache": cache, "order": asked.order, "axis": asked.axis}
+            rules = read_plan({"rules": [{**rule, "schedule": {"mode": mode, "interval": interval}}]})
+            yield f"product.levels.{level}", plain.with_cache(f"{level}, {mode} {interval}", rules, series=OURS)
+    if peer := recipe.deepcache:
+        for branch, interval in product(peer.branches, peer.intervals):
+            spec = DeepCacheSpec(interval=interval, branch=branch, steps=plain.steps)
+            name = f"DeepCache {branch}, every {interval}"
+            yield "", replace(plain, name=name, patches=(*plain.patches, spec), series=DEEPCACHE)

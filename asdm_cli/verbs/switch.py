@@ -9,22 +9,31 @@ from pathlib import Path
 
 from asdm_cli.compare.costs import Rounds, on_paper
 from asdm_cli.compare.run import Measures, Place, compare, finished
-from asdm_cli.compare.session import Session
-from asdm_cli.compare.setup import PLAIN, Setup, cache_spec, common_size, converged, drawing, fewer_steps, misfits
+from asdm_cli.compare.setup import (
+    PLAIN,
+    Session,
+    Setup,
+    cache_spec,
+    common_size,
+    converged,
+    drawing,
+    fewer_steps,
+    misfits,
+)
 from asdm_cli.errors import AsdmError, ModelError
 from asdm_cli.metrics.suite import MetricSettings, check
 from asdm_cli.models.directory import UNET, ModelDirectory, check_unet, find
 from asdm_cli.models.metadata import one_unet, patches_of, schedule_of, unet_files, write_patched
 from asdm_cli.models.schedulers import SCHEDULER, own_scheduler, planned_scheduler, unlike_noise
 from asdm_cli.models.write import carried_size, takes
-from asdm_cli.patches.feature_cache.hooks import resolve
+from asdm_cli.patches.feature_cache.plan import resolve
 from asdm_cli.patches.unet_schedule import alone, served_by, who_serves
 from asdm_cli.recipe.load import dump_given
 from asdm_cli.recipe.patches import NULLS, FeatureCacheSpec, PatchSpec, Segment, Switching, UNetScheduleSpec, described
 from asdm_cli.recipe.verbs import SwitchRecipe
 from asdm_cli.records import Report, under
 from asdm_cli.report.run_directory import Run
-from asdm_cli.sampling.processes import place, processes
+from asdm_cli.sampling.generate import place, processes
 from asdm_cli.sampling.prompts import PromptList, read_prompts
 from asdm_cli.search.schedules import FOLDER, SEARCHED, Chosen, name_of, records, search
 from asdm_cli.unet.blocks import unlike_inputs
@@ -60,40 +69,36 @@ class Plan:
         recipe, scheduler = self.recipe, _scheduler(self.setups[0])
         served = {setup.name: served_by(_rules(setup), scheduler) for setup in self.setups}
         several = {name: each for name, each in served.items() if len(set(each)) > 1}
-        ways = [setup.name for setup in self.setups] + [name_of(each) for each in _budgets(recipe)]
+        budgets = recipe.search.budgets if recipe.search else []
+        ways = [setup.name for setup in self.setups] + [name_of(each) for each in budgets]
         facts: dict[str, object] = {
             "prompts": f"{len(self.prompts.prompts)}, {self.prompts.title}",
             "ways": ", ".join(ways),
             "timed": f"{recipe.repeats} rounds of images in turn, {recipe.steps} steps",
             "model": _written(recipe, None),
         }
-        if recipe.rules or recipe.search:
-            facts["size"] = takes(0, self._bytes())
+        if recipe.rules or recipe.search:  # after a search the model may hold fewer of the UNets
+            leading, *others = self.models
+            serving = {part.unet for part in recipe.rules.parts} if recipe.rules else {*others}
+            files = [file for name in others if name in serving for file in unet_files(self.models[name])]
+            carried = carried_size(self.models[leading], whole=True)
+            facts["size"] = takes(0, carried + sum(file.stat().st_size for file in files))
         unets = [Setup(name, model, model.config(UNET), source=model.source) for name, model in self.models.items()]
         paper = [record for setup in unets for record in on_paper(setup, self.size) if not record.of]
         timelines = [who_serves(several, list(self.models))] if several else []
-        told = {name: {"model": model.source, **self._inherits(name)} for name, model in self.models.items()}
+        told: dict[str, dict[str, object]] = {name: {"model": model.source} for name, model in self.models.items()}
+        for spec in self.setups[0].patches:
+            if isinstance(spec, FeatureCacheSpec) and spec.unet:
+                told[spec.unet]["patches"] = spec.told()
         return Report("switch", told, paper, timelines=timelines, facts=facts)
-
-    def _inherits(self, name: str) -> dict[str, list[str]]:
-        caches = [spec for spec in self.setups[0].patches if isinstance(spec, FeatureCacheSpec) and spec.unet == name]
-        return {"patches": [line for spec in caches for line in spec.told()]} if caches else {}
-
-    def _bytes(self) -> int:
-        """Of the written model; after a search it may hold fewer of the UNets."""
-        first, *others = self.models
-        serving = {part.unet for part in self.recipe.rules.parts} if self.recipe.rules else {*others}
-        beside = [unet_files(self.models[name]) for name in others if name in serving]
-        return carried_size(self.models[first], whole=True) + sum(
-            file.stat().st_size for files in beside for file in files
-        )
 
 
 def plan(recipe: SwitchRecipe) -> Plan:
     """UNets held against each other, and schedules against the sampler. Raises ModelError with all that do not fit."""
     models, first = _models(recipe)
     setups, near = list(_setups(recipe, first)), converged(first, recipe.converged)
-    searched = [first.scheduled(name_of(each), alone(first.name), series=SEARCHED) for each in _budgets(recipe)]
+    budgets = recipe.search.budgets if recipe.search else []
+    searched = [first.scheduled(name_of(each), alone(first.name), series=SEARCHED) for each in budgets]
     faults = misfits([*setups, *searched, *([near] if near else [])])
     if not faults:
         for setup in setups:
@@ -105,7 +110,10 @@ def plan(recipe: SwitchRecipe) -> Plan:
         raise ModelError("\n".join(faults))
     prompts = read_prompts(recipe.prompts, recipe.limit, recipe.per_prompt)
     metrics, size = check(recipe, prompts, models[first.name]), common_size(recipe.size, [first])
-    return Plan(recipe, models, tuple(setups), near, prompts, _search_prompts(recipe), metrics, size)
+    searching = None
+    if recipe.search:  # prompts behind the ones that are measured, if there are as many; else the last that there are
+        searching = read_prompts(recipe.prompts, recipe.limit + recipe.search.prompts).last(recipe.search.prompts)
+    return Plan(recipe, models, tuple(setups), near, prompts, searching, metrics, size)
 
 
 def run(plan: Plan, run: Run) -> Report:
@@ -232,18 +240,6 @@ def _scheduler(first: Setup) -> object:
     return planned_scheduler(first.model, first.sampler, first.steps)
 
 
-def _budgets(recipe: SwitchRecipe) -> list[float]:
-    return recipe.search.budgets if recipe.search else []
-
-
-def _search_prompts(recipe: SwitchRecipe) -> PromptList | None:
-    """Those behind the ones that are measured, if there are as many; else the last ones that there are."""
-    if recipe.search is None:
-        return None
-    held = read_prompts(recipe.prompts, recipe.limit + recipe.search.prompts)
-    return held.last(recipe.search.prompts)
-
-
 def _write_model(plan: Plan, rules: Switching, run: Run) -> None:
     """The first UNet, which stock diffusers draws with, and those others that serve something."""
     first, recipe = plan.setups[0], plan.recipe
@@ -279,5 +275,5 @@ def _written(recipe: SwitchRecipe, rules: Switching | None) -> str:
     if rules is not None:
         return f"in the written model serve: {described(rules)}"
     if recipe.search:
-        return f"will have the schedule that is found for {_budgets(recipe)[0]:g} of the time"
+        return f"will have the schedule that is found for {recipe.search.budgets[0]:g} of the time"
     return "none is written: the recipe has neither `parts` nor `search`"

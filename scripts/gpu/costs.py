@@ -20,12 +20,11 @@ from typing import Any
 import torch
 from diffusers import DDIMScheduler, StableDiffusionPipeline
 
-from asdm_cli.compare.session import twin
-from asdm_cli.compare.setup import cache_spec
+from asdm_cli.compare.setup import cache_spec, twin
 from asdm_cli.errors import AsdmError
 from asdm_cli.models.load import random_unet
 from asdm_cli.patches.base import Trajectory, applied, patch_of
-from asdm_cli.patches.feature_cache.hooks import FeatureCache
+from asdm_cli.patches.feature_cache import FeatureCache
 from asdm_cli.patches.feature_cache.state import CacheState
 from asdm_cli.recipe.patches import DeepCacheSpec, PatchSpec, read_plan
 from asdm_cli.unet.flops import inputs, latent_size

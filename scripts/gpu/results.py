@@ -26,7 +26,7 @@ class Results:
 def machine() -> dict[str, Any]:
     """Card, driver, versions; in a process of its own, so that asking takes no memory of the card."""
     code = (
-        "import json, torch; from asdm_cli.profiling.machine import machine; "
+        "import json, torch; from asdm_cli.profiling.latency import machine; "
         "print(json.dumps(machine(torch.device('cuda' if torch.cuda.is_available() else 'cpu'))))"
     )
     told = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout

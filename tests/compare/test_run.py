@@ -16,8 +16,7 @@ from PIL import Image
 from asdm_cli.compare import run
 from asdm_cli.compare.costs import Rounds
 from asdm_cli.compare.run import Place, draw_all, kept
-from asdm_cli.compare.session import Session
-from asdm_cli.compare.setup import Setup
+from asdm_cli.compare.setup import Session, Setup
 from asdm_cli.errors import RunError
 from asdm_cli.models.directory import find
 from asdm_cli.recipe.patches import DeepCacheSpec

@@ -11,10 +11,9 @@ from typing import Any
 import pytest
 import torch
 
-from asdm_cli.compare.session import Session, twin
-from asdm_cli.compare.setup import Setup
+from asdm_cli.compare.setup import Session, Setup, twin
 from asdm_cli.models.directory import find
-from asdm_cli.patches.feature_cache.hooks import FeatureCache, cache_on
+from asdm_cli.patches.feature_cache import FeatureCache, cache_on
 from asdm_cli.recipe.patches import DeepCacheSpec, read_plan
 from tests import tiny
 from tests.carrying import every
@@ -104,6 +103,6 @@ def test_bodies_that_are_one_share_tensors_and_hooks_are_on_nobodys_modules_but_
     cache = FeatureCache(mine, read_plan(every(2)))
     assert (cache_on(mine), cache_on(unet)) == (cache, None)
     sample, text = torch.randn(1, 4, 8, 8), torch.randn(1, tiny.TOKENS, tiny.WIDTH)
-    with torch.no_grad(), cache.plain():
+    with torch.no_grad(), cache.generation(1):
         first, second = (each(sample, 500, text).sample for each in (unet, mine))
     assert torch.equal(first, second)

@@ -14,7 +14,7 @@ import torch
 
 from asdm_cli import inherit, switch
 from asdm_cli.experts.layer import WAYS
-from asdm_cli.patches.feature_cache.hooks import FeatureCache
+from asdm_cli.patches.feature_cache import FeatureCache
 from asdm_cli.recipe.patches import read_plan
 from tests.experts.test_layer import tensors
 from tests.gpu.pipes import CALLS, arguments, draw, pipe

@@ -3,7 +3,7 @@ rows nobody computes, and other calls are left out altogether: the last output s
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
@@ -22,13 +22,11 @@ from asdm_cli.patches.base import (
     Patch,
     Stats,
     Trajectory,
-    hook,
     in_force,
     inside,
     pipeline_around,
     sample_and_timestep,
     stats_of,
-    unhook,
 )
 from asdm_cli.recipe.patches import PatchSpec
 from asdm_cli.recipe.schema import Whole
@@ -66,11 +64,7 @@ class HalfRows(Live):
     def __init__(self, unet: nn.Module, spec: HalfRowsSpec):
         super().__init__()
         self.unet, self.spec, self.halved = unet, spec, 0
-        hook(unet, CallHook(self, self.call), NAME)
-
-    @property
-    def unets(self) -> Mapping[str, nn.Module]:
-        return {}
+        self.attach(unet, CallHook(self, self.call), NAME)
 
     def begin(self, trajectory: Trajectory) -> State:
         self.halved = 0
@@ -88,16 +82,9 @@ class HalfRows(Live):
     def stats(self) -> Stats:
         return Stats(figures={"halved_calls": self.halved})
 
-    def remove(self) -> None:
-        unhook(self.unet, NAME)
-        while self.undo:
-            self.undo.pop()()
-
     def call(self, forward: Callable[..., Any], arguments: tuple[Any, ...], named: dict[str, Any]) -> Any:
         sample, timestep = sample_and_timestep(arguments, named)
-        state: State | None = self.arriving(timestep)
-        if state is None:
-            return forward(*arguments, **named)
+        state: State = self.arriving(timestep)
         state.call += 1
         if state.call not in self.spec.skip or state.last is None:
             if inner := inside(self, self.unet):

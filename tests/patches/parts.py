@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from diffusers import UNet2DConditionModel
 
-from asdm_cli.patches.feature_cache.hooks import FeatureCache
+from asdm_cli.patches.feature_cache import FeatureCache
 from asdm_cli.patches.unet_schedule import UNetSchedule
 from asdm_cli.recipe.patches import CachePlan, Segment, Switching
 from tests import tiny

@@ -22,12 +22,11 @@ from diffusers import StableDiffusionPipeline
 from torch import Tensor
 
 import asdm_cli
-from asdm_cli.compare.session import networks
+from asdm_cli.compare.setup import networks
 from asdm_cli.models.directory import find
 from asdm_cli.models.metadata import patches_of, write_patched
 from asdm_cli.patches.base import Layer, Stats, Trajectory, applied, live_on, patch_of
-from asdm_cli.patches.feature_cache import caches_on
-from asdm_cli.patches.feature_cache.hooks import FeatureCache
+from asdm_cli.patches.feature_cache import FeatureCache, caches_on
 from asdm_cli.profiling.macs import Counts, count
 from asdm_cli.recipe.patches import read_plan
 from asdm_cli.report import run_directory

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from asdm_cli.patches.base import Trajectory, live_on
-from asdm_cli.patches.feature_cache.hooks import FeatureCache
+from asdm_cli.patches.feature_cache import FeatureCache
 from asdm_cli.patches.noise import coordinates
 from tests.patches import pipes
 from tests.patches.conftest import Alive, Get

@@ -8,8 +8,7 @@ import pytest
 import torch
 
 from asdm_cli import inherit
-from asdm_cli.patches.feature_cache import extrapolate
-from asdm_cli.patches.feature_cache.hooks import FeatureCache
+from asdm_cli.patches.feature_cache import FeatureCache, state
 from tests.patches.conftest import Get
 from tests.patches.pipes import draw
 
@@ -52,7 +51,7 @@ def test_distances_follow_from_the_error_and_the_order(
 
     With as many key steps as there are, order 2 is order 0 at call 1 and order 1 at call 4.
     """
-    monkeypatch.setattr(extrapolate, "relative_error", lambda *_: torch.tensor(0.1))
+    monkeypatch.setattr(state, "relative_error", lambda *_: torch.tensor(0.1))
     pipe = get()
     with inherit(pipe, plan(0.3000001, 8, order)) as handle, torch.no_grad(), handle.cache.generation(20):
         for _ in range(20):
@@ -65,7 +64,7 @@ def test_the_error_is_read_once_after_each_key_step_and_never_else(
     order: int, get: Get, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Reading it waits for the device."""
-    measure, read = extrapolate.relative_error, []
+    measure, read = state.relative_error, []
 
     class Error:
         def __init__(self, value: float):
@@ -75,7 +74,7 @@ def test_the_error_is_read_once_after_each_key_step_and_never_else(
             read.append(handle.cache.thread.generation.streams[0].state.call)
             return self.value
 
-    monkeypatch.setattr(extrapolate, "relative_error", lambda *tensors: Error(float(measure(*tensors))))
+    monkeypatch.setattr(state, "relative_error", lambda *tensors: Error(float(measure(*tensors))))
     with inherit(get(), plan(0.5, 3, order)) as handle:
         draw(handle.pipe, 12)
     measured = [call for call in keys(handle.cache) if 0 < call < 11]

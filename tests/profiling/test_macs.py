@@ -10,12 +10,13 @@ import pytest
 import torch
 from torch import nn
 from torch.nn.functional import scaled_dot_product_attention
+from torch.utils.flop_counter import FlopCounterMode
 
 from asdm_cli.errors import RunError
 from asdm_cli.models.directory import find
 from asdm_cli.models.load import load_pipeline
 from asdm_cli.models.schedulers import set_sampler
-from asdm_cli.profiling.macs import Count, Counts, count, mac_counter, tally
+from asdm_cli.profiling.macs import OURS, Count, Counts, MacCounter, count
 from asdm_cli.unet import flops
 from tests import tiny
 
@@ -36,13 +37,13 @@ def test_convolution_linear_and_attention_by_hand() -> None:
     convolution, linear = nn.Conv2d(3, 5, kernel_size=3, padding=1, stride=2), nn.Linear(7, 11, bias=False)
     heads, queries, keys, width = 4, 6, 9, 8
     query, key = torch.randn(2, heads, queries, width), torch.randn(2, heads, keys, width)
-    with torch.no_grad(), mac_counter() as counter:
+    with torch.no_grad(), MacCounter() as counter:
         convolution(torch.randn(2, 3, 8, 8))
         linear(torch.randn(2, 13, 7))
         scaled_dot_product_attention(query, key, key)
     weights = 2 * (4 * 4) * 5 * (3 * 3 * 3) + 2 * 13 * 7 * 11
     attention = 2 * heads * queries * keys * (width + width)
-    assert tally(counter) == Count(total=weights + attention, plain=weights)
+    assert counter.tally() == Count(total=weights + attention, plain=weights)
 
 
 @pytest.mark.parametrize(("sampler", "calls"), [("own", 4), ("pndm", 5), ("heun", 7)])
@@ -60,9 +61,20 @@ def test_components_count_what_the_meta_device_counts_and_no_hook_stays(pipe: An
     assert seen.components["text_encoder"].total > seen.components["text_encoder"].plain > 0
     parts = (pipe.unet, pipe.text_encoder, pipe.vae)
     assert not any(part._forward_hooks or part._forward_pre_hooks for part in parts)
-    with torch.no_grad(), mac_counter() as counter:
+    with torch.no_grad(), MacCounter() as counter:
         pipe.vae.to("meta").decode(torch.randn(1, 4, 8, 8, device="meta"))
-    assert seen.components["vae"] == tally(counter)
+    assert seen.components["vae"] == counter.tally()
+
+
+@pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])
+def test_operators_are_counted_as_torch_counts_them(mode: Any, pipe: Any) -> None:
+    theirs, ours = FlopCounterMode(display=False, custom_mapping=OURS), MacCounter()
+    for counter in (theirs, ours):
+        with mode(), counter:
+            pipe("x", num_inference_steps=2)
+    flops = theirs.get_flop_counts()["Global"]
+    assert len(flops) >= 3, "convolutions, matrices, attention"
+    assert flops == ours.flops
 
 
 def test_without_guidance_there_is_one_latent_per_call_and_one_text(pipe: Any) -> None:

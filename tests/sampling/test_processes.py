@@ -8,7 +8,7 @@ from tests.forking import ours, together
 
 CODE = """
 import torch
-from asdm_cli.sampling.processes import PATIENCE, processes
+from asdm_cli.sampling.generate import PATIENCE, processes
 state = processes()
 group = torch.distributed.group.WORLD._get_backend(torch.device("cpu"))
 print(state.process_index, state.num_processes, state.is_main_process, group.options._timeout == PATIENCE)

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from asdm_cli.errors import RunError
 from asdm_cli.models.schedulers import SAMPLERS
-from asdm_cli.patches.feature_cache.hooks import cache_on
+from asdm_cli.patches.feature_cache import cache_on
 from asdm_cli.patches.unet_schedule import UNetSchedule, alone, schedule_on, switch
 from asdm_cli.recipe.patches import read_plan
 from asdm_cli.sampling.generate import SamplingSettings

@@ -9,8 +9,7 @@ import pytest
 from hypothesis import given, settings
 
 from asdm_cli.recipe.patches import NULLS
-from asdm_cli.search.candidates import candidates, least_cost, two_parts, weighed
-from asdm_cli.search.dynamic_programme import Choices
+from asdm_cli.search.dynamic_programme import Choices, candidates, least_cost, two_parts, weighed
 from tests.search.test_dynamic_programme import INF, by_hand, everything, tables
 
 

@@ -10,8 +10,7 @@ from typing import Any
 import pytest
 import torch
 
-from asdm_cli.compare.session import Session
-from asdm_cli.compare.setup import Setup
+from asdm_cli.compare.setup import Session, Setup
 from asdm_cli.models.directory import find
 from asdm_cli.patches.unet_schedule import alone, served_by
 from asdm_cli.recipe.patches import read_switching

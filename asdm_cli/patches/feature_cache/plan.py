@@ -4,15 +4,16 @@ generation: which nodes are computed, reused or skipped. No torch."""
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
-from itertools import combinations, product
+from itertools import combinations
+from typing import Any
 
 from asdm_cli.errors import ModelError
 from asdm_cli.recipe.patches import CachePlan
 from asdm_cli.unet.addresses import NORMS, Anatomy
-from asdm_cli.unet.dataflow import CONV_IN, CONV_OUT, OUTSIDE, TIME, Dataflow
+from asdm_cli.unet.dataflow import OUTSIDE, Dataflow
 
 STORE, REUSE, SKIP = 1, 2, 3
 """What a module does at a call: compute and store its value, hand on a stored one, or nothing. Others just compute."""
@@ -38,17 +39,14 @@ Reused = frozenset[int]
 
 @dataclass(frozen=True)
 class Node:
-    """A unit or sub-unit that a rule owns. `cache` is `output` or `residual`; sub-units know no difference."""
+    """A unit or sub-unit that a rule owns. `cache` is `output` or `residual`; sub-units know no difference. `unit` is
+    the one without which it is not computed: itself, or the transformer around a sub-unit."""
 
     address: str
     kind: str
+    unit: str
     rule: int
     cache: str
-
-    @property
-    def unit(self) -> str:
-        """The unit without which this node is not computed: itself, or the transformer around a sub-unit."""
-        return self.address if self.kind in UNITS else f"{self.address.rsplit('.', 1)[0]}.attn"
 
 
 @dataclass(frozen=True)
@@ -64,45 +62,40 @@ class Outlet:
     tupled: bool = False
 
 
-def match(anatomy: Anatomy, patterns: str | Iterable[str]) -> frozenset[str]:
-    """Addresses of patterns and named sets, those of `Anatomy.match` and the two that only a cache knows."""
-    found: set[str] = set()
-    for pattern in [patterns] if isinstance(patterns, str) else patterns:
-        if branch := BRANCH.fullmatch(pattern):
-            found.add(Dataflow.of(anatomy).branch(int(branch[1])))
-        elif pattern == ENCODER:
-            found |= {block.address for block in anatomy.blocks if block.kind != "up"}
-        else:
-            found |= anatomy.match(pattern)
-    return frozenset(found)
-
-
-def owned_nodes(plan: CachePlan, anatomy: Anatomy) -> dict[str, Node]:
+def owned_nodes(plan: CachePlan, anatomy: Anatomy, flow: Dataflow) -> dict[str, Node]:
     """Node address -> node, in forward order; a node that two rules name belongs to the first.
 
-    Blocks and layers stand for the units inside them; resamplers have no residual branch. Raises ModelError, with the
-    rule's place in the plan, where one names nothing on this UNet or owns nothing.
+    Blocks and layers stand for the units inside them; resamplers have no residual branch. Two patterns are known here
+    alone, `encoder` and `deepcache.N`. Raises ModelError, with the rule's place in the plan, where one names nothing on
+    this UNet or owns nothing.
     """
     owned: dict[str, Node] = {}
     for index, rule in enumerate(plan.rules):
-        try:
-            addresses = match(anatomy, rule.nodes)
-        except ModelError as error:
-            raise ModelError(f"rules[{index}].nodes: {error}") from None
-        kinds = UNITS if rule.cache == "output" else tuple(BRANCHES)
-        below = frozenset().union(*(anatomy.inside(address) for address in addresses))
-        mine = {
-            node.address: Node(node.address, node.kind, index, rule.cache)
-            for node in anatomy.nodes
-            if (node.kind in kinds and node.address in below) or (node.kind in SUB_UNITS and node.address in addresses)
-        }
+        named: set[str] = set()
+        for pattern in [rule.nodes] if isinstance(rule.nodes, str) else rule.nodes:
+            try:
+                if branch := BRANCH.fullmatch(pattern):
+                    named.add(flow.branch(int(branch[1])))
+                elif pattern == ENCODER:
+                    named |= {block.address for block in anatomy.blocks if block.kind != "up"}
+                else:
+                    named |= anatomy.match(pattern)
+            except ModelError as error:
+                raise ModelError(f"rules[{index}].nodes: {error}") from None
+        below = frozenset[str]().union(*(anatomy.inside(address) for address in named))
+        mine = {}
+        for node in anatomy.nodes:
+            if node.kind in SUB_UNITS and node.address in named:
+                unit = f"{node.address.rsplit('.', 1)[0]}.attn"
+                mine[node.address] = Node(node.address, node.kind, unit, index, rule.cache)
+            elif node.kind in (UNITS if rule.cache == "output" else BRANCHES) and node.address in below:
+                mine[node.address] = Node(node.address, node.kind, node.address, index, rule.cache)
         if not mine.keys() - owned.keys():
             why = "every node it names belongs to an earlier rule"
             why += "" if rule.cache == "output" else ", or has no residual branch (resamplers)"
             raise ModelError(f"rules[{index}].nodes: {why}; take the rule out or name others")
         owned = mine | owned
-    order = {address: place for place, address in enumerate(anatomy.addresses)}
-    return {address: owned[address] for address in sorted(owned, key=order.__getitem__)}
+    return {address: owned[address] for address in anatomy.addresses if address in owned}
 
 
 def outlets(node: Node, anatomy: Anatomy) -> list[Outlet]:
@@ -119,14 +112,16 @@ def outlets(node: Node, anatomy: Anatomy) -> list[Outlet]:
 
 
 class ResolvedPlan:
-    """A plan on one UNet. Raises ModelError where they do not fit."""
+    """A plan on one UNet. Raises ModelError where they do not fit.
+
+    `by_module`: the module that hands on -> its outlet, in forward order.
+    """
 
     def __init__(self, plan: CachePlan, anatomy: Anatomy):
-        self.plan = plan
-        self.anatomy = anatomy
-        self.flow = Dataflow.of(anatomy)
-        self.owned = owned_nodes(plan, anatomy)
+        self.plan, self.anatomy, self.flow = plan, anatomy, Dataflow.of(anatomy)
+        self.owned = owned_nodes(plan, anatomy, self.flow)
         self.outlets = {node.address: outlets(node, anatomy) for node in self.owned.values()}
+        self.by_module = {outlet.module: outlet for group in self.outlets.values() for outlet in group}
         self._steps: dict[int, StepPlan] = {}
 
     def steps(self, calls: int) -> StepPlan:
@@ -143,17 +138,13 @@ class ResolvedPlan:
         roles = (self.roles(self.states(reused), stored=frozenset()) for reused in subsets)
         return frozenset().union(self.by_module, *roles)
 
-    @cached_property
-    def by_module(self) -> dict[str, Outlet]:
-        """Module that hands on -> its outlet, in forward order."""
-        return {outlet.module: outlet for group in self.outlets.values() for outlet in group}
-
     def states(self, reused: Reused) -> dict[str, str]:
         """COMPUTED, REUSED or UNREAD for every unit, and for the sub-units that a rule owns."""
         mine = [node for node in self.owned.values() if node.rule in reused]
         handed_on = {node.address: node.cache for node in mine if node.unit == node.address}
         live = self.flow.live(handed_on)
-        states = {unit: _state(unit, live, handed_on) for unit in self.flow.reads}
+        read = {unit: REUSED if unit in handed_on else COMPUTED for unit in live}
+        states = {unit: read.get(unit, UNREAD) for unit in self.flow.reads}
         for node in self.owned.values():
             if node.unit != node.address:
                 # inside a transformer that is itself reused, a sub-unit is not read
@@ -167,8 +158,8 @@ class ResolvedPlan:
         roles: dict[str, int] = {}
         for address, state in states.items():
             if state == UNREAD and address in self.flow.reads:
-                outside = address in (CONV_IN, TIME, CONV_OUT)
-                roles |= dict.fromkeys(OUTSIDE[address] if outside else self.anatomy.node(address).modules, SKIP)
+                modules = OUTSIDE[address] if address in OUTSIDE else self.anatomy.node(address).modules
+                roles |= dict.fromkeys(modules, SKIP)
             for outlet in self.outlets.get(address, ()):
                 if state == REUSED:
                     roles |= dict.fromkeys(outlet.shadows, SKIP) | {outlet.module: REUSE}
@@ -177,18 +168,9 @@ class ResolvedPlan:
         return roles
 
 
-def _state(unit: str, live: frozenset[str], handed_on: Mapping[str, str]) -> str:
-    if unit not in live:
-        return UNREAD
-    return REUSED if unit in handed_on else COMPUTED
-
-
-@dataclass(frozen=True)
-class StepPattern:
-    """All calls at which the same rules are reused."""
-
-    states: Mapping[str, str]
-    roles: Mapping[str, int]
+def resolve(plan: CachePlan, config: dict[str, Any]) -> ResolvedPlan:
+    """Raises ModelError where the plan does not fit a UNet of this config."""
+    return ResolvedPlan(plan, Anatomy.of(config))
 
 
 class StepPlan:
@@ -202,7 +184,7 @@ class StepPlan:
         self.calls = calls
         found = (rule.schedule.key_steps(calls) for rule in resolved.plan.rules)
         self.keys = keys or tuple(None if steps is None else frozenset(steps) for steps in found)
-        self._patterns: dict[Reused, StepPattern] = {}
+        self._roles: dict[Reused, dict[str, int]] = {}
 
     def digest(self) -> StepPlan:
         """A plan in which every pattern of this one comes once: a full call, another one that has a past, the rest.
@@ -215,39 +197,27 @@ class StepPlan:
         keys = tuple(frozenset(call for call, each in enumerate(patterns) if rule not in each) for rule in rules)
         return StepPlan(self.resolved, len(patterns), keys)
 
+    def reused(self, call: int) -> Reused:
+        """Rules that are reused at a call, of those whose key steps are known beforehand."""
+        return frozenset(rule for rule, keys in enumerate(self.keys) if keys is not None and call not in keys)
+
     @cached_property
     def reachable(self) -> frozenset[Reused]:
         """Every set of rules that may be reused together at some call."""
-
-        def choices(keys: frozenset[int] | None, call: int) -> tuple[bool, ...]:
-            if keys is None:
-                return (False, True) if call else (False,)
-            return (call not in keys,)
-
-        return frozenset(
-            frozenset(rule for rule, reused in enumerate(choice) if reused)
-            for call in range(self.calls)
-            for choice in product(*(choices(keys, call) for keys in self.keys))
-        )
+        adaptive = [rule for rule, keys in enumerate(self.keys) if keys is None]
+        some = [frozenset(each) for size in range(len(adaptive) + 1) for each in combinations(adaptive, size)]
+        later = {self.reused(call) for call in range(1, self.calls)}
+        return frozenset({self.reused(0)} | {known | each for known in later for each in some})
 
     @cached_property
     def stored(self) -> frozenset[str]:
         """Modules whose values are read at a later call; no others are kept in memory."""
-        states = (self.resolved.states(reused) for reused in self.reachable)
-        return frozenset(
-            outlet.module
-            for each in states
-            for address, state in each.items()
-            if state == REUSED
-            for outlet in self.resolved.outlets[address]
-        )
+        states = [self.resolved.states(reused) for reused in self.reachable]
+        reused = {address for each in states for address, state in each.items() if state == REUSED}
+        return frozenset(outlet.module for address in reused for outlet in self.resolved.outlets[address])
 
-    def pattern(self, reused: Reused) -> StepPattern:
-        if reused not in self._patterns:
-            states = self.resolved.states(reused)
-            self._patterns[reused] = StepPattern(states, self.resolved.roles(states, self.stored))
-        return self._patterns[reused]
-
-    def reused(self, call: int) -> Reused:
-        """Rules that are reused at a call, of those whose key steps are known beforehand."""
-        return frozenset(rule for rule, keys in enumerate(self.keys) if keys is not None and call not in keys)
+    def roles(self, reused: Reused) -> dict[str, int]:
+        """Of every module, at a call at which these rules are reused."""
+        if reused not in self._roles:
+            self._roles[reused] = self.resolved.roles(self.resolved.states(reused), self.stored)
+        return self._roles[reused]

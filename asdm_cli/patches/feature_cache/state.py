@@ -4,30 +4,41 @@ end, in one thread."""
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from itertools import accumulate
+from operator import mul
 
 import torch
 from torch import Tensor
 
 from asdm_cli.patches.base import Trajectory
-from asdm_cli.patches.feature_cache import extrapolate
-from asdm_cli.patches.feature_cache.plan import STORE, ResolvedPlan, Reused, StepPattern, StepPlan
-from asdm_cli.recipe.patches import CacheRule, Threshold
+from asdm_cli.patches.feature_cache.plan import STORE, ResolvedPlan, Reused
+from asdm_cli.recipe.patches import Threshold
 
 ALL = ("all",)
 """The one group of rows where they never change."""
 
 
 class FeatureHistory:
-    """What one module hands on, of one group of rows. `known` are the places of its newest key steps, newest first."""
+    """What one module hands on, of one group of rows, extrapolated by Newton's divided differences.
+
+    With values F at places c0 > c1 > c2 (of the newest key steps, newest first), D1 = (F0 - F1) / (c0 - c1) and
+    D2 = (D1 - D1') / (c0 - c2), the value at c is F0 + (c - c0) D1 + (c - c0)(c - c1) D2: exact for polynomials of its
+    order, however far apart the key steps are. Order 0 hands on F0 itself. Before enough is known of the change it is
+    taken for zero, which is a lower order.
+    """
 
     def __init__(self, order: int):
         self.order = order
         self.known: tuple[float, ...] = ()
-        self.differences: extrapolate.Differences | None = None
-        self.owned: extrapolate.Differences | None = None
+        """c0, c1, c2."""
+        self.differences: tuple[Tensor, ...] | None = None
+        """F0, D1, D2: as many as the order says and one more, all of the feature's shape and dtype."""
+        self.owned: tuple[Tensor, ...] | None = None
         self.scales: tuple[float, ...] = ()
+        """1 / (c - c_k) of a new key step at c; 0 where there is no such place, or no distance."""
         self.factors: tuple[float, ...] = ()
+        """Newton's products (c - c0), (c - c0)(c - c1)."""
         self.repeats = False
         self.probed = False
         self.error: Tensor | None = None
@@ -37,33 +48,52 @@ class FeatureHistory:
 
         Two calls may lie at one place (a sampler's timesteps may repeat): the later one's value counts there.
         """
-        self.factors = extrapolate.factors(place, self.known, self.order)
+        distances, unknown = [place - each for each in self.known], [0.0] * self.order
+        self.factors = tuple([*accumulate(distances[:-1], mul), *unknown][: self.order])
         self.repeats = stores and self.known[:1] == (place,)
         if stores and not self.repeats:
-            self.scales = extrapolate.scales(place, self.known, self.order)
+            inverse = [1 / distance if distance else 0.0 for distance in distances[: self.order]]
+            self.scales = tuple([*inverse, *unknown][: self.order])
             self.known = (place, *self.known[: self.order])
 
     def store(self, value: Tensor) -> None:
         if self.differences is None:
-            self.differences = extrapolate.first(value, self.order)
+            self.differences = (value, *(torch.zeros_like(value) for _ in range(self.order)))
             return
         if self.probed:
-            self.error = extrapolate.relative_error(self.value(), value)
-        before = self.differences
-        self.differences = (value, *before[1:]) if self.repeats else extrapolate.differences(value, before, self.scales)
+            self.error = relative_error(self.value(), value)
+        found = [value]
+        if self.repeats:
+            found += self.differences[1:]
+        else:
+            for old, scale in zip(self.differences, self.scales, strict=False):  # the last has nothing to differ from
+                found.append((found[-1] - old).mul_(scale))
+        self.differences = tuple(found)
+
+    def value(self) -> Tensor:
+        """At the place of this call; of order 0 the kept tensor, not a copy."""
+        assert self.differences is not None, "the first call of a generation computes everything"
+        if not self.factors:
+            return self.differences[0]
+        value = torch.add(self.differences[0], self.differences[1], alpha=self.factors[0])
+        for difference, factor in zip(self.differences[2:], self.factors[1:], strict=True):
+            value.add_(difference, alpha=factor)
+        return value
 
     def take_over(self) -> None:
         """Copy what is stored, if it is not copied yet: a CUDA graph's outputs are gone with the next run."""
         if self.differences is not None and self.differences is not self.owned:
             self.differences = self.owned = tuple(each.clone() for each in self.differences)
 
-    def value(self) -> Tensor:
-        assert self.differences is not None, "the first call of a generation computes everything"
-        return extrapolate.extrapolate(self.differences, self.factors)
-
     @property
     def nbytes(self) -> int:
         return sum(each.nbytes for each in self.differences or ())
+
+
+def relative_error(guess: Tensor, truth: Tensor) -> Tensor:
+    """Scalar: the norm of the difference over the norm of the truth, in float32."""
+    norm = torch.linalg.vector_norm
+    return norm(guess - truth, dtype=torch.float32) / norm(truth, dtype=torch.float32)
 
 
 class ModuleHistory:
@@ -115,69 +145,69 @@ class Adaptive:
     measured_order: int = 0
     next: int = 0
 
-    def is_key(self, call: int, history: FeatureHistory | None) -> bool:
+    def is_key(self, call: int, history: FeatureHistory | None, must: bool) -> bool:
         """Read the error of the last key step, if there is a new one; the only value that is read from the device."""
-        if history is not None and history.error is not None:
+        if history is not None and history.error is not None and not must:
             error, history.error = float(history.error), None
             self.next = self.last + self.schedule.next_distance(error, self.distance, self.measured_order)
-        return call >= self.next or call < self.schedule.first
-
-    def note_key(self, call: int, history: FeatureHistory | None) -> None:
+        if not must and self.schedule.first <= call < self.next:
+            return False
         self.distance, self.last, self.next = max(1, call - self.last), call, call + 1
-        known = len(history.known) if history else 0
-        self.measured_order = min(history.order if history else 0, max(0, known - 1))
+        self.measured_order = min(history.order, max(0, len(history.known) - 1)) if history else 0
+        return True
 
 
-@dataclass
 class CacheState:
     """Of one generation. `places`: name of a time axis -> where each call lies on it."""
 
-    steps: StepPlan
-    trajectory: Trajectory
-    places: Mapping[str, Sequence[float]]
-    call: int = -1
-    memory: dict[str, ModuleHistory] = field(default_factory=dict)
-    texts: Texts = field(default_factory=dict)
-    owned_texts: dict[str, Tensor] = field(default_factory=dict)
-    adaptive: dict[int, Adaptive] = field(default_factory=dict)
-    shape: tuple[int, ...] = ()
-    seen: set[str] = field(default_factory=set)
-    """Groups of rows that were computed in full."""
-    reused: list[Reused] = field(default_factory=list)
-    """Of each call so far."""
-
-    def __post_init__(self) -> None:
-        for rule, keys in enumerate(self.steps.keys):
-            schedule = self.rule(rule).schedule
-            if keys is None and isinstance(schedule, Threshold):
-                self.adaptive[rule] = Adaptive(schedule)
-
-    @staticmethod
-    def of(resolved: ResolvedPlan, trajectory: Trajectory) -> CacheState:
-        axes: set[str] = {"step", *(rule.axis for rule in resolved.plan.rules)}
-        places = {axis: [float(place) for place in trajectory.places(axis)] for axis in axes}
-        return CacheState(trajectory.plan or resolved.steps(trajectory.calls), trajectory, places)
-
-    def rule(self, index: int) -> CacheRule:
-        return self.steps.resolved.plan.rules[index]
+    def __init__(self, resolved: ResolvedPlan, trajectory: Trajectory):
+        self.rules, self.by_module = resolved.plan.rules, resolved.by_module
+        self.steps, self.trajectory = trajectory.plan or resolved.steps(trajectory.calls), trajectory
+        axes = {"step", *(rule.axis for rule in self.rules)}
+        self.places = {axis: [float(place) for place in trajectory.places(axis)] for axis in axes}
+        schedules = {index: self.rules[index].schedule for index, keys in enumerate(self.steps.keys) if keys is None}
+        self.adaptive = {index: Adaptive(each) for index, each in schedules.items() if isinstance(each, Threshold)}
+        self.call = -1
+        self.memory: dict[str, ModuleHistory] = {}
+        self.texts: Texts = {}
+        self.owned_texts: dict[str, Tensor] = {}
+        self.shape: tuple[int, ...] = ()
+        self.seen: set[str] = set()
+        """Groups of rows that were computed in full."""
+        self.reused: list[Reused] = []
+        """Of each call so far."""
 
     def next(self, sample: Tensor, protect: bool) -> StepContext:
         """Decide what the next UNet call does. A new shape in the middle of a generation starts from nothing, and so
         does a group of rows that was not there before."""
         self.call += 1
-        rows = self.trajectory.rows
-        groups = ALL if rows is None else rows[self.call]
+        groups = ALL if self.trajectory.rows is None else self.trajectory.rows[self.call]
         shape = (len(sample) // len(groups), *sample.shape[1:])
         if shape != self.shape:
             self.shape = shape
             self.memory.clear()
             self.seen.clear()
-        reused = self._reused(groups)
+        new = not self.seen.issuperset(groups)
         self.seen |= set(groups)
+        kept = {index for index, each in self.adaptive.items() if not each.is_key(self.call, self._probe(index), new)}
+        reused = frozenset(kept) if new else self.steps.reused(self.call) | kept
         self.reused.append(reused)
-        pattern = self.steps.pattern(reused)
-        self._prepare(pattern, groups)
-        return StepContext(pattern.roles, self.memory, self.texts, protect)
+        roles = self.steps.roles(reused)
+        for module in self.steps.stored.intersection(roles):
+            rule = self.rules[self.by_module[module].rule]
+            history = self.memory.setdefault(module, ModuleHistory(rule.order))
+            history.prepare(self.places[rule.axis][self.call], roles[module] == STORE, groups)
+        for index in self.adaptive:
+            if probe := self._probe(index):
+                probe.probed = True
+        return StepContext(roles, self.memory, self.texts, protect)
+
+    def _probe(self, rule: int) -> FeatureHistory | None:
+        """The history that a threshold is measured on: that of the rule's last node in forward order, and of the last
+        group of rows, which sees the prompt."""
+        mine = [module for module, outlet in self.by_module.items() if outlet.rule == rule and module in self.memory]
+        present = self.memory[mine[-1]].present if mine else []
+        return present[-1] if present else None
 
     def take_over(self) -> None:
         """Copy what the last call stored, if it is not copied yet."""
@@ -193,34 +223,3 @@ class CacheState:
     def cache_bytes(self) -> int:
         stored = sum(history.nbytes for module in self.memory.values() for history in module.groups.values())
         return stored + sum(answer.nbytes for _, _, answer in self.texts.values())
-
-    def _reused(self, groups: Sequence[str]) -> Reused:
-        reused: set[int] = set()
-        if self.seen.issuperset(groups):
-            reused |= self.steps.reused(self.call)
-            reused |= {rule for rule, each in self.adaptive.items() if not each.is_key(self.call, self._probe(rule))}
-        for rule, each in self.adaptive.items():
-            if rule not in reused:
-                each.note_key(self.call, self._probe(rule))
-        return frozenset(reused)
-
-    def _prepare(self, pattern: StepPattern, groups: Sequence[str]) -> None:
-        for module in self.steps.stored:
-            role = pattern.roles.get(module)
-            if role is None:
-                continue
-            rule = self.rule(self.steps.resolved.by_module[module].rule)
-            if module not in self.memory:
-                self.memory[module] = ModuleHistory(rule.order)
-            self.memory[module].prepare(self.places[rule.axis][self.call], role == STORE, groups)
-        for index in self.adaptive:
-            if probe := self._probe(index):
-                probe.probed = True
-
-    def _probe(self, rule: int) -> FeatureHistory | None:
-        """The history that a threshold is measured on: that of the rule's last node in forward order, and of the last
-        group of rows, which sees the prompt."""
-        by_module = self.steps.resolved.by_module
-        mine = [module for module, outlet in by_module.items() if outlet.rule == rule and module in self.memory]
-        present = self.memory[mine[-1]].present if mine else []
-        return present[-1] if present else None
