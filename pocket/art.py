@@ -14,16 +14,7 @@ from typing import Any
 from asdm_cli.errors import RunError
 
 # emojibase groups whose pictures are near-text or memorised one by one: components, symbols, flags.
-_LEFT_OUT_GROUPS = {2, 8, 9}
-_GROUPS = {
-    0: "smileys",
-    1: "people",
-    3: "nature",
-    4: "food",
-    5: "travel",
-    6: "activities",
-    7: "objects",
-}
+_GROUPS = {0: "smileys", 1: "people", 3: "nature", 4: "food", 5: "travel", 6: "activities", 7: "objects"}
 
 
 @dataclass(frozen=True)
@@ -41,49 +32,14 @@ class ArtSet:
         return f"{self.package.lstrip('@').replace('/', '-')}-{self.version}.tgz"
 
 
+_GOOGLE, _MICROSOFT = "https://github.com/googlefonts/noto-emoji", "https://github.com/microsoft/fluentui-emoji"
 SETS = (
-    ArtSet(
-        "@iconify-json/noto",
-        "1.2.9",
-        "noto",
-        "Apache-2.0",
-        "https://github.com/googlefonts/noto-emoji",
-    ),
-    ArtSet(
-        "@iconify-json/noto-v1",
-        "1.2.5",
-        "blob",
-        "Apache-2.0",
-        "https://github.com/googlefonts/noto-emoji",
-    ),
-    ArtSet(
-        "@iconify-json/twemoji",
-        "1.2.5",
-        "twemoji",
-        "CC-BY-4.0",
-        "https://github.com/jdecked/twemoji",
-    ),
-    ArtSet(
-        "@iconify-json/fluent-emoji",
-        "1.2.7",
-        "fluent",
-        "MIT",
-        "https://github.com/microsoft/fluentui-emoji",
-    ),
-    ArtSet(
-        "@iconify-json/fluent-emoji-flat",
-        "1.2.6",
-        "flat",
-        "MIT",
-        "https://github.com/microsoft/fluentui-emoji",
-    ),
-    ArtSet(
-        "@iconify-json/emojione",
-        "1.2.3",
-        "emojione",
-        "CC-BY-4.0",
-        "https://github.com/EmojiTwo/emojitwo",
-    ),
+    ArtSet("@iconify-json/noto", "1.2.9", "noto", "Apache-2.0", _GOOGLE),
+    ArtSet("@iconify-json/noto-v1", "1.2.5", "blob", "Apache-2.0", _GOOGLE),
+    ArtSet("@iconify-json/twemoji", "1.2.5", "twemoji", "CC-BY-4.0", "https://github.com/jdecked/twemoji"),
+    ArtSet("@iconify-json/fluent-emoji", "1.2.7", "fluent", "MIT", _MICROSOFT),
+    ArtSet("@iconify-json/fluent-emoji-flat", "1.2.6", "flat", "MIT", _MICROSOFT),
+    ArtSet("@iconify-json/emojione", "1.2.3", "emojione", "CC-BY-4.0", "https://github.com/EmojiTwo/emojitwo"),
 )
 LABELS = ArtSet("emojibase-data", "17.0.0", "", "MIT", "https://github.com/milesj/emojibase")
 # Styles that share one drawing: they stay on one side of the split.
@@ -111,12 +67,7 @@ def fetch(folder: Path) -> None:
     if not missing:
         return
     try:
-        subprocess.run(
-            ["npm", "pack", "--silent", *missing],
-            cwd=folder,
-            check=True,
-            stdout=subprocess.DEVNULL,
-        )
+        subprocess.run(["npm", "pack", "--silent", *missing], cwd=folder, check=True, stdout=subprocess.DEVNULL)
     except FileNotFoundError:
         raise RunError("npm is needed to fetch the drawings; install Node.js, then run again") from None
     except subprocess.CalledProcessError as error:
@@ -132,12 +83,8 @@ def drawings(folder: Path) -> Iterator[Drawing]:
         for slug, icon in sorted(icons["icons"].items()):
             concept = concepts.get(slug)
             if concept is not None and concept["group"] in _GROUPS:
-                yield Drawing(
-                    _words(concept["label"]),
-                    art.style,
-                    _GROUPS[concept["group"]],
-                    _svg(icon, icons),
-                )
+                label, group = _words(concept["label"]), _GROUPS[concept["group"]]
+                yield Drawing(label, art.style, group, _svg(icon, icons))
 
 
 def _concepts_by_slug(folder: Path) -> dict[str, dict]:

@@ -7,8 +7,8 @@ import torch.nn.functional as F
 from diffusers import AutoencoderKL
 from torch import Tensor, nn
 
+from asdm_cli.training.loop import Noise
 from pocket.drawings import Pairs, moved, to_unit
-from pocket.loop import Draws
 
 CONFIG = {
     "in_channels": 3,
@@ -49,7 +49,7 @@ class Autoencoding:
         side = train.images.shape[-1] // 2 ** (len(vae.config["block_out_channels"]) - 1)
         self.latent = (vae.config["latent_channels"], side, side)
 
-    def losses(self, module: nn.Module, rows: Tensor, noise: Draws) -> dict[str, Tensor]:
+    def losses(self, module: nn.Module, rows: Tensor, noise: Noise) -> dict[str, Tensor]:
         with torch.autocast(rows.device.type, enabled=False):
             images = moved(to_unit(self.images[rows]), noise)
         decoded, kl = module(images.to(memory_format=torch.channels_last), noise.normal(*self.latent))

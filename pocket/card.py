@@ -8,23 +8,25 @@ from statistics import median
 
 import torch
 from diffusers import StableDiffusionPipeline
+from PIL import Image, ImageDraw
 from transformers import CLIPModel, CLIPTokenizer
 
 from asdm_cli.compare.run import QUALITY, REAL, VAE
 from asdm_cli.records import Record, Report
 from asdm_cli.report.run_directory import read as read_report
 from asdm_cli.sampling.image_set import ImageSet, to_image
+from asdm_cli.sampling.image_set import read as read_image
 from pocket import worth
 from pocket.art import LABELS, SETS
 from pocket.autoencoder import reconstruction_psnr
 from pocket.contrastive import Contrasting
 from pocket.drawings import Pairs, read
 from pocket.probe import accuracies
-from pocket.sheet import of_run
 from pocket.stages import ORDER, RECORDS, SHARDS, WEIGHTS
 
 HELD, KNOWN = "held-out", "trained"
 SHOWN = 64
+TILE, GAP, LINE, COLUMNS = 96, 4, 26, 8
 CARD = """\
 ---
 license: apache-2.0
@@ -200,10 +202,18 @@ def _nearest(pictures: ImageSet, shard: Pairs) -> dict[str, float]:
 
 
 def _samples(pictures: ImageSet, shard: Pairs) -> None:
+    """samples.png: a grid of cells, drawn left, real right, the caption under them."""
     parts = {part: [i for i, about in enumerate(shard.about) if about["split"] == part] for part in (KNOWN, HELD)}
     rows = [row for part in parts.values() for row in part[: SHOWN // 2]]
-    real = [to_image(image) for image in shard.images]
-    of_run(pictures.folder, shard.captions, real, rows).save(WEIGHTS / "samples.png")
+    width, height = 2 * TILE + 2 * GAP, TILE + LINE
+    canvas = Image.new("RGB", (COLUMNS * width, -(-len(rows) // COLUMNS) * height), "#eceff1")
+    pen = ImageDraw.Draw(canvas)
+    for number, row in enumerate(rows):
+        x, y = (number % COLUMNS) * width + GAP // 2, (number // COLUMNS) * height + GAP // 2
+        for left, image in ((x, read_image(pictures.path(row))), (x + TILE + GAP // 2, shard.images[row])):
+            canvas.paste(to_image(image).resize((TILE, TILE), Image.Resampling.LANCZOS), (left, y))
+        pen.text((x + 2, y + TILE + 6), shard.captions[row][:34], fill="#263238")
+    canvas.save(WEIGHTS / "samples.png")
 
 
 def curves(target: Path) -> None:

@@ -11,8 +11,8 @@ from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_toke
 from torch import Tensor, nn
 from transformers import CLIPConfig, CLIPModel, CLIPTokenizer
 
+from asdm_cli.training.loop import Noise
 from pocket.drawings import Pairs, moved, to_unit
-from pocket.loop import Draws
 
 TOKENS, WIDTH, LAYERS, HEADS, VOCABULARY = 24, 128, 4, 4, 2048
 START, END = "<|startoftext|>", "<|endoftext|>"
@@ -92,7 +92,7 @@ class Contrasting:
         self.held_out = held_out.images.to(device), tokenize(tokenizer, held_out.captions).to(device)
         self.size = len(train)
 
-    def losses(self, module: nn.Module, rows: Tensor, noise: Draws) -> dict[str, Tensor]:
+    def losses(self, module: nn.Module, rows: Tensor, noise: Noise) -> dict[str, Tensor]:
         with torch.autocast(rows.device.type, enabled=False):
             images = moved(to_unit(self.images[rows]), noise, (0.75, 1.15), 0.12)
         logits = module(images, self.ids[rows])

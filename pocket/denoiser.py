@@ -8,8 +8,8 @@ from diffusers import AutoencoderKL, DDIMScheduler, UNet2DConditionModel
 from torch import Tensor, nn
 from transformers import CLIPTextModel
 
+from asdm_cli.training.loop import Noise, Part
 from pocket.drawings import moved, to_unit
-from pocket.loop import Draws
 
 CONFIG = {
     "sample_size": 32,
@@ -55,11 +55,10 @@ def encode_text(text_encoder: CLIPTextModel, ids: Tensor) -> Tensor:
     return torch.cat([text_encoder(chunk).last_hidden_state for chunk in ids.split(256)])
 
 
-def copies(vae: AutoencoderKL, images: Tensor, count: int, seed: int = 0) -> Tensor:
+def copies(vae: AutoencoderKL, images: Tensor, count: int) -> Tensor:
     """Latents [1 + count, n, ...] of uint8 images [n, 3, h, w] as they are and moved `count` times."""
     own = to_unit(images)
-    source = torch.Generator(images.device).manual_seed(seed)
-    noise = Draws(source, len(images), slice(None))
+    noise = Noise(0, 0, Part(len(images)), images.device)
     return torch.stack([encode_latents(vae, own), *(encode_latents(vae, moved(own, noise)) for _ in range(count))])
 
 
@@ -77,13 +76,13 @@ class Denoising:
         self.scheduler = new_scheduler()
         self.alphas = self.scheduler.alphas_cumprod.to(latents.device)
 
-    def losses(self, module: nn.Module, rows: Tensor, noise: Draws) -> dict[str, Tensor]:
+    def losses(self, module: nn.Module, rows: Tensor, noise: Noise) -> dict[str, Tensor]:
         latents = self.latents[noise.integers(len(self.latents)), rows]
         kept = noise.uniform() >= TEXT_DROPOUT
         text = self.text[torch.where(kept, rows, len(self.text) - 1)]
         return {"task": self._task(module, latents, text, noise, MIN_SNR_GAMMA)}
 
-    def _task(self, module: nn.Module, latents: Tensor, text: Tensor, noise: Draws, gamma: float | None) -> Tensor:
+    def _task(self, module: nn.Module, latents: Tensor, text: Tensor, noise: Noise, gamma: float | None) -> Tensor:
         timesteps, eps = noise.integers(len(self.alphas)), noise.normal(*latents.shape[1:])
         alpha = self.alphas[timesteps][:, None, None, None]
         noisy = alpha.sqrt() * latents + (1 - alpha).sqrt() * eps
@@ -100,9 +99,8 @@ class Denoising:
         """The loss without weights, on held-out samples and as many trained ones, always with the same noise."""
         n = len(self.held_out[0])
         sides = {"held_out": self.held_out, "trained": (self.latents[0, :n], self.text[:n])}
-        source = torch.Generator(self.latents.device)
         losses = {}
         for name, (latents, text) in sides.items():
-            noise = Draws(source.manual_seed(0), n, slice(None))
+            noise = Noise(0, 0, Part(n), self.latents.device)
             losses[f"{name}_loss"] = float(self._task(self.module, latents, text, noise, None))
         return losses

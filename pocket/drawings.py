@@ -30,8 +30,8 @@ from webdataset.tariterators import group_by_keys, tar_file_expander
 
 from asdm_cli.data.images import read_rgb
 from asdm_cli.errors import RunError
+from asdm_cli.training.loop import Noise
 from pocket.art import SAME_DRAWING, SETS, Drawing, drawings, fetch
-from pocket.loop import Draws
 
 SIZE = 64
 HERE = Path(__file__).parent
@@ -108,7 +108,7 @@ def to_unit(images: Tensor) -> Tensor:
     return images.float() / 127.5 - 1
 
 
-def moved(images: Tensor, noise: Draws, scale: tuple[float, float] = (0.85, 1.1), shift: float = 0.08) -> Tensor:
+def moved(images: Tensor, noise: Noise, scale: tuple[float, float] = (0.85, 1.1), shift: float = 0.08) -> Tensor:
     """Mirrored, scaled and shifted at random, white outside; [n, 3, h, w] in -1..1. `shift` is a share of the side."""
     low, high = scale
     size = 1 / (low + (high - low) * noise.uniform())  # the grid says where each pixel comes from

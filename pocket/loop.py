@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import os
-import signal
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -23,6 +22,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from asdm_cli.errors import RunError
+from asdm_cli.training.loop import Noise, Part, sampling_order, stop_signals
 from asdm_cli.training.student import native_bf16
 
 LOG_EVERY = 10
@@ -37,7 +37,7 @@ class Stage(Protocol):
     size: int
     """Samples in an epoch."""
 
-    def losses(self, module: nn.Module, rows: Tensor, noise: Draws) -> dict[str, Tensor]:
+    def losses(self, module: nn.Module, rows: Tensor, noise: Noise) -> dict[str, Tensor]:
         """The terms, already weighted, of these samples; all randomness comes from `noise`."""
 
     def figures(self) -> dict[str, float]:
@@ -60,24 +60,6 @@ class Plan:
     emas: tuple[float, ...] = (0.998, 0.9995)
     options: dict[str, Any] = field(default_factory=lambda: {"weight_decay": 0.01, "betas": (0.9, 0.99)})
     seed: int = 0
-
-
-@dataclass(frozen=True)
-class Draws:
-    """Random numbers of one step for the whole batch, of which this process keeps its rows."""
-
-    source: torch.Generator
-    batch: int
-    mine: slice
-
-    def normal(self, *shape: int) -> Tensor:
-        return torch.randn((self.batch, *shape), generator=self.source, device=self.source.device)[self.mine]
-
-    def uniform(self, *shape: int) -> Tensor:
-        return torch.rand((self.batch, *shape), generator=self.source, device=self.source.device)[self.mine]
-
-    def integers(self, high: int) -> Tensor:
-        return torch.randint(high, (self.batch,), generator=self.source, device=self.source.device)[self.mine]
 
 
 @dataclass
@@ -130,24 +112,24 @@ def train(stage: Stage, plan: Plan, folder: Path, minutes: float | None = None) 
     another. Ctrl-C and SIGTERM save first. Raises RunError for a loss that is not finite, and for a signal."""
     folder.mkdir(parents=True, exist_ok=True)
     device = place()
-    with _company(device) as (rank, world), _stop_signals() as stop:
+    with _company(device) as (rank, world), stop_signals() as stop:
         if plan.batch % world:
             raise RunError(f"a batch of {plan.batch} cannot be shared by {world} processes")
         stage.module.to(device, memory_format=torch.channels_last).train()
         state = resumed(stage.module, plan, folder, device).ready()
         wrapped = DistributedDataParallel(stage.module) if world > 1 else stage.module
-        mine = slice(rank * plan.batch // world, (rank + 1) * plan.batch // world)
+        part = Part(plan.batch, rank, world)
         log = _Log(folder / "log.jsonl", state.step, rank == 0)
         saved = time.monotonic()
         began = saved - state.spent
         while True:
-            done = _progress(state, plan, minutes)
+            done = (state.step - state.start) / plan.steps if minutes is None else state.spent / (60 * minutes)
             if done >= 1 or _anyone(bool(stop), state.step, world):
                 break
             lr = plan.lr * min(1.0, (state.step - state.start + 1) / plan.warmup, (1 - done) / plan.decay)
             for group in state.optimizer.param_groups:
                 group["lr"] = lr
-            terms = _step(stage, wrapped, state, plan, mine, device)
+            terms = _step(stage, wrapped, state, plan, part, device)
             state.step += 1
             if world == 1 or state.step % LOG_EVERY == 0:
                 state.spent = _agreed(time.monotonic() - began, world)
@@ -165,19 +147,11 @@ def train(stage: Stage, plan: Plan, folder: Path, minutes: float | None = None) 
     return state
 
 
-def _progress(state: State, plan: Plan, minutes: float | None) -> float:
-    """The share of the stretch that is over."""
-    if minutes is None:
-        return (state.step - state.start) / plan.steps
-    return state.spent / (60 * minutes)
-
-
 def _step(
-    stage: Stage, wrapped: nn.Module, state: State, plan: Plan, mine: slice, device: torch.device
+    stage: Stage, wrapped: nn.Module, state: State, plan: Plan, part: Part, device: torch.device
 ) -> dict[str, Tensor]:
-    source = torch.Generator(device).manual_seed(plan.seed * 1_000_003 + state.step)
-    noise = Draws(source, plan.batch, mine)
-    rows = order(stage.size, plan.seed, state.step, plan.batch)[mine].to(device)
+    noise = Noise(plan.seed, state.step, part, device)
+    rows = sampling_order(stage.size, plan.seed, state.step, part).to(device)
     with torch.autocast(device.type, torch.bfloat16, enabled=native_bf16()):
         terms = stage.losses(wrapped, rows, noise)
     total = torch.stack(list(terms.values())).sum()
@@ -188,17 +162,6 @@ def _step(
     for ema in state.emas:
         ema.step(state.module.parameters())
     return {name: term.detach() for name, term in terms.items()} | {"gradient_norm": norm}
-
-
-def order(size: int, seed: int, step: int, batch: int) -> Tensor:
-    """Numbers of the step's samples, int64 [batch]: every epoch is whole and in an order of its own."""
-    wanted = torch.arange(step * batch, (step + 1) * batch)
-    epochs = wanted // size
-    shuffled = [
-        torch.randperm(size, generator=torch.Generator().manual_seed(seed * 10_007 + int(epoch)))
-        for epoch in epochs.unique()
-    ]
-    return torch.stack(shuffled)[epochs - epochs[0], wanted % size]
 
 
 def newest(folder: Path) -> dict[str, Any] | None:
@@ -291,22 +254,3 @@ def _company(device: torch.device) -> Iterator[tuple[int, int]]:
     finally:
         if world > 1:
             dist.destroy_process_group()
-
-
-@contextmanager
-def _stop_signals() -> Iterator[list[int]]:
-    """A list that holds SIGTERM or SIGINT once it came; the second one acts at once."""
-    told: list[int] = []
-    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
-
-    def tell(number: int, _frame: object) -> None:
-        told.append(number)
-        signal.signal(number, before[signal.Signals(number)])
-
-    for number in before:
-        signal.signal(number, tell)
-    try:
-        yield told
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)

@@ -20,9 +20,9 @@ from torch import Tensor
 
 from asdm_cli.metrics.features import FeatureNetwork, Features, feature_network
 from asdm_cli.metrics.probe import CONFIG, WEIGHTS, Target, read_probe
+from asdm_cli.training.loop import Noise, Part
 from pocket.art import SETS
 from pocket.drawings import Pairs, labels, moved, to_unit
-from pocket.loop import Draws
 
 NETWORK = "efficientnet_lite0"
 COPIES = {"label": 7, "style": 1}
@@ -37,10 +37,9 @@ def look(images: Tensor, network: FeatureNetwork, title: str) -> Features:
     return network.features(track(batches, title, transient=True))
 
 
-def copies(images: Tensor, count: int, seed: int = 0) -> Iterator[Tensor]:
+def copies(images: Tensor, count: int) -> Iterator[Tensor]:
     """uint8 [n, 3, h, w], 1 + count times: as they are, then moved and a little blurred."""
-    source = torch.Generator(images.device).manual_seed(seed)
-    noise = Draws(source, len(images), slice(None))
+    noise = Noise(0, 0, Part(len(images)), images.device)
     yield images
     for _ in range(count):
         sharp = moved(to_unit(images), noise)

@@ -134,10 +134,7 @@ def write_parts(shop: Shop, name: str, learner: Learner, state: State, plan: Pla
         measured[decay] = learner.stage.figures()
     best = max(measured, key=lambda decay: _worth(measured[decay]))
     state.emas[plan.emas.index(best)].copy_to(module.parameters())
-    for (
-        part,
-        model,
-    ) in learner.parts().items():  # float16, as they ship: what comes after learns with what will be there
+    for part, model in learner.parts().items():  # float16, as they ship: what comes after learns with that
         copy.deepcopy(model).half().save_pretrained(shop.folder / "parts" / part)
     record = {"steps": state.step, "batch": plan.batch, "ema": best, "figures": measured[best]}
     _record(shop, name, record)

@@ -19,7 +19,7 @@ from diffusers import DiffusionPipeline, StableDiffusionPipeline, UNet2DConditio
 from transformers import CLIPTextModel, CLIPTokenizer
 """
 """In a process that never sees this package."""
-OURS = "import asdm_cli.verbs.compare, asdm_cli.training.checkpoints, asdm_cli.experts.unet"
+OURS = "import asdm_cli.verbs.compare, asdm_cli.training.loop, asdm_cli.experts.unet"
 SERVER = """
 import json, os, signal, sys, traceback
 import torch

@@ -16,7 +16,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal, NamedTuple, TypeVar
+from typing import Annotated, Any, Literal, NamedTuple, Protocol, TypeVar
 
 import numpy
 import torch
@@ -29,10 +29,9 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from asdm_cli.console import bar, note
-from asdm_cli.data.encoder import PARTS, Encoder
+from asdm_cli.data.encoder import PARTS, Batch, Condition, Encoder
 from asdm_cli.data.images import CROP, UnreadableError, square
-from asdm_cli.data.samples import Batch, Condition
-from asdm_cli.data.shards import DATA_FORMAT, Faults, Shard, reading_store, squares
+from asdm_cli.data.shards import DATA_FORMAT, Faults, Shard, decoded, reading_store
 from asdm_cli.errors import ModelError, RunError
 from asdm_cli.models.directory import TEXTS, ModelDirectory
 from asdm_cli.models.write import whole_file
@@ -76,6 +75,17 @@ class Done(BaseModel, strict=True, extra="forbid"):
 File = TypeVar("File", Note, Done)
 
 
+class Samples(Protocol):
+    """Told apart by their number alone: who reads which, in what order, is the loop's affair. `empty` is the condition
+    of the empty prompt, one row: what text dropout puts in a caption's place."""
+
+    size: int
+    empty: Condition
+
+    def read(self, rows: Tensor, flipped: Tensor | None = None) -> Batch:
+        """`rows` int64 [n]; `flipped` bool [n] asks for the mirrored picture's latents."""
+
+
 @dataclass(frozen=True)
 class LatentCache:
     """`shards` as `model` encodes them, below `root`; with `latents=False` an index of them.
@@ -116,47 +126,42 @@ class LatentCache:
     def folder(self) -> Path:
         return self.root / self.key[:16]
 
-    @property
-    def complete(self) -> bool:
-        return (self.folder / DONE).is_file()
+    def _note(self, number: int) -> Path:
+        return self.folder / f"{number:05}.json"
 
     def missing(self) -> list[int]:
         """Numbers of the shards that are still to be read."""
         return [number for number in range(len(self.shards)) if not self._note(number).is_file()]
 
-    def _note(self, number: int) -> Path:
-        return self.folder / f"{number:05}.json"
-
     def __str__(self) -> str:
         what = "encoded samples" if self.latents else "index of samples (encoded at every step)"
-        if self.complete:
-            return f"{what} in {self.folder}: complete, {sum(_read(Done, self.folder / DONE).samples)} samples"
         done = len(self.shards) - len(self.missing())
         state = f"{done} of {len(self.shards)} shards are there" if done else "to be made"
+        if (self.folder / DONE).is_file():
+            state = f"complete, {sum(_read(Done, self.folder / DONE).samples)} samples"
         return f"{what} in {self.folder}: {state}"
 
-    def open(self, device: torch.device, processes: PartialState) -> CachedSamples | UncachedSamples:
-        """All processes come here together; what is missing is made first."""
-        encoder = functools.cache(lambda: Encoder.load(self.model, self.resolution, device))
-        self.build(processes, encoder)
-        return CachedSamples(self.folder) if self.latents else UncachedSamples(self.folder, self.shards, encoder())
-
-    def build(self, processes: PartialState, encoder: Callable[[], Encoder]) -> None:
-        """Go on where an earlier build was killed; `encoder` is called only if something is left to encode."""
+    def open(
+        self, processes: PartialState, encoder: Callable[[], Encoder] | None = None
+    ) -> CachedSamples | UncachedSamples:
+        """All processes come here together. What is missing is made first, from where an earlier build was killed on;
+        `encoder` (this model's, on the processes' devices) is called only if something is to be encoded."""
+        encoder = functools.cache(encoder or (lambda: Encoder.load(self.model, self.resolution, processes.device)))
         first = processes.is_main_process
         if first:
             self.folder.mkdir(parents=True, exist_ok=True)
-        with _only_builder(self.folder) if first and not self.complete else nullcontext():
+        complete = (self.folder / DONE).is_file()
+        with _only_builder(self.folder) if first and not complete else nullcontext():
             processes.wait_for_everyone()
             if not self.folder.is_dir():
                 raise RunError(
                     f"{self.folder}: the first process made this folder, and this process does not see it; all must "
                     "see one and the same `cache_folder`: choose a place that the machines share"
                 )
-            complete = self.complete  # perhaps by another run, for which this one waited
+            complete = (self.folder / DONE).is_file()  # perhaps by another run, for which this one waited
             if not complete:
                 mine = range(processes.process_index, len(self.shards), processes.num_processes)
-                self._encode_shards([number for number in self.missing() if number in mine], encoder)
+                self._encode([number for number in self.missing() if number in mine], encoder)
             processes.wait_for_everyone()
             if first and not complete:
                 self._finish(encoder)
@@ -165,45 +170,45 @@ class LatentCache:
         self._stop(faults)
         if faults.total():
             note(f"data: faults were skipped, {faults.summary()}; for example {faults.examples[0]}")
+        return CachedSamples(self.folder) if self.latents else UncachedSamples(self.folder, self.shards, encoder())
 
-    def _encode_shards(self, numbers: Sequence[int], encoder: Callable[[], Encoder]) -> None:
-        done, total = 0, sum(self.shards[number].size for number in numbers)
+    def _encode(self, numbers: Sequence[int], encoder: Callable[[], Encoder]) -> None:
+        """Write the files of these shards."""
+        before, total = 0, sum(self.shards[number].size for number in numbers)
         with bar(f"{'encoding' if self.latents else 'indexing'}, KB of shards", total // 1000) as show:
             for number in numbers:
-                shard = self.shards[number]
-                for position in self._encode_shard(number, encoder):
-                    show((done + min(position, shard.size)) // 1000, shard.name)
-                done += shard.size
+                shard, faults, usable = self.shards[number], Faults(), 0
+                made: dict[str, list[Tensor]] = defaultdict(list)
+                samples: list[Placed] = []
+                for chunk in decoded(shard, faults, BATCH, functools.partial(square, resolution=self.resolution)):
+                    usable += len(chunk)
+                    if not chunk or (faults.total() and self.faults == "stop"):
+                        continue
+                    samples += [Placed(each.key, each.caption, each.offset, len(each.picture)) for each, _ in chunk]
+                    rows = self._rows(encoder(), chunk) if self.latents else {}
+                    for name, value in rows.items():
+                        made[name].append(value)
+                    show((before + min(chunk[-1][0].position, shard.size)) // 1000, shard.name)
+                if not usable:
+                    faults.add("no usable sample", shard.name)
+                self._stop(faults)
+                if made:
+                    file = self._note(number).with_suffix(".safetensors")
+                    _write(file, {name: torch.cat(each) for name, each in made.items()})
+                _write(self._note(number), Note(shard=shard.name, samples=samples, faults=faults))
+                before += shard.size
 
-    def _encode_shard(self, number: int, encoder: Callable[[], Encoder]) -> Iterator[int]:
-        """Write one shard's files; yields how many of its bytes were read."""
-        shard, faults, usable = self.shards[number], Faults(), 0
-        made: dict[str, list[Tensor]] = defaultdict(list)
-        samples: list[Placed] = []
-        for chunk in squares(shard, self.resolution, faults, BATCH):
-            usable += len(chunk)
-            if not chunk or (faults.total() and self.faults == "stop"):
-                continue
-            samples += [Placed(each.key, each.caption, each.offset, len(each.picture)) for each, _ in chunk]
-            if self.latents:
-                pictures = [pixels for _, pixels in chunk]
-                rows = {"latents": encoder().latents(pictures).half()}
-                if self.flip:
-                    rows["flipped"] = encoder().latents(pictures, flipped=True).half()
-                rows |= _stored(encoder().condition([sample.caption for sample, _ in chunk]))
-                for name, value in rows.items():
-                    if not torch.isfinite(value).all():
-                        raise RunError(f"{name} do not fit into float16, in which they are kept; train without a cache")
-                    made[name].append(value)
-            yield chunk[-1][0].position
-        if not usable:
-            faults.add("no usable sample", shard.name)
-        self._stop(faults)
-        if made:
-            _write(
-                self._note(number).with_suffix(".safetensors"), {name: torch.cat(each) for name, each in made.items()}
-            )
-        _write(self._note(number), Note(shard=shard.name, samples=samples, faults=faults))
+    def _rows(self, encoder: Encoder, chunk: Sequence[tuple[Any, numpy.ndarray]]) -> dict[str, Tensor]:
+        """What is kept of samples, by name."""
+        pictures = [pixels for _, pixels in chunk]
+        rows = {"latents": encoder.latents(pictures).half()}
+        if self.flip:
+            rows["flipped"] = encoder.latents(pictures, flipped=True).half()
+        rows |= _stored(encoder.condition([sample.caption for sample, _ in chunk]))
+        for name, value in rows.items():
+            if not torch.isfinite(value).all():
+                raise RunError(f"{name} do not fit into float16, in which they are kept; train without a cache")
+        return rows
 
     def _finish(self, encoder: Callable[[], Encoder]) -> None:
         """Count what all processes made; `cache.json` says that the folder is complete."""
@@ -238,11 +243,11 @@ class CachedSamples:
         done = _read(Done, folder / DONE)
         self.faults, self.starts = done.faults, numpy.cumsum([0, *done.samples])
         self.size = int(self.starts[-1])
-        files = [folder / f"{number:05}.safetensors" for number in range(len(done.samples))]
-        counted = zip(files, done.samples, strict=True)
-        self.shards = [_tensors(file, count) if count else {} for file, count in counted]
-        empty = _tensors(folder / EMPTY, 1)
-        self.empty = _condition({name: _rows([entry], [0]) for name, entry in empty.items()})
+        self.shards = [
+            _tensors(folder / f"{number:05}.safetensors", count) if count else {}
+            for number, count in enumerate(done.samples)
+        ]
+        self.empty = _condition({name: _rows([entry], [0]) for name, entry in _tensors(folder / EMPTY, 1).items()})
 
     def read(self, rows: Tensor, flipped: Tensor | None = None) -> Batch:
         numbers = rows.numpy()
@@ -277,8 +282,7 @@ class UncachedSamples:
             pictures = list(pool.map(self._picture, wanted))
         for seat in flipped.nonzero().flatten() if flipped is not None else ():
             pictures[seat] = pictures[seat][:, ::-1]
-        condition = self.encoder.condition([each.caption for _, each in wanted])
-        return Batch(self.encoder.latents(pictures), condition)
+        return Batch(self.encoder.latents(pictures), self.encoder.condition([each.caption for _, each in wanted]))
 
     def _picture(self, wanted: tuple[Shard, Placed]) -> numpy.ndarray:
         shard, placed = wanted
@@ -320,7 +324,7 @@ def _rows(entries: Sequence[Entry], rows: Sequence[int] | numpy.ndarray) -> Tens
 
 
 def _condition(tensors: dict[str, Tensor]) -> Condition:
-    return Condition(tensors["text"], {name: value for name, value in tensors.items() if name != "text"})
+    return Condition(tensors.pop("text"), tensors)
 
 
 def _stored(condition: Condition) -> dict[str, Tensor]:

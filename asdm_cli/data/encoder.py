@@ -1,8 +1,10 @@
-"""Pictures -> latents, captions -> what cross-attention reads, with the parts of a pipeline that distillation keeps."""
+"""What a UNet is trained on: pictures -> latents, captions -> what cross-attention reads, with the parts of a pipeline
+that distillation keeps."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy
@@ -10,13 +12,29 @@ import torch
 from diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion_img2img import retrieve_latents
 from torch import Tensor
 
-from asdm_cli.data.samples import Condition
 from asdm_cli.errors import ModelError, RunError
 from asdm_cli.models.directory import ModelDirectory
 from asdm_cli.models.load import load_pipeline
 
 PARTS = ("vae", "text_encoder", "text_encoder_2", "tokenizer", "tokenizer_2")
 """Components whose files say what latents and text states are."""
+
+
+@dataclass(frozen=True)
+class Condition:
+    """`text` [n, tokens, width]: what cross-attention reads; `added`: SDXL's `text_embeds` [n, width] and `time_ids`
+    [n, 6], empty for others. float32, on the CPU."""
+
+    text: Tensor
+    added: dict[str, Tensor] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Batch:
+    """`latents` [n, channels, height, width], scaled to the UNet's variance, float32 on the CPU."""
+
+    latents: Tensor
+    condition: Condition
 
 
 def check_resolution(model: ModelDirectory, resolution: int) -> None:

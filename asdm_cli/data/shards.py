@@ -19,17 +19,14 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from functools import partial
 from gzip import BadGzipFile
 from hashlib import sha256
 from importlib import resources
 from itertools import islice
 from pathlib import Path, PurePosixPath
-from typing import Any, Literal, TypeVar
+from typing import Any, ClassVar, Literal, TypeVar
 
-import numpy
-
-from asdm_cli.data.images import LARGEST_FILE, UnreadableError, square
+from asdm_cli.data.images import LARGEST_FILE, UnreadableError
 from asdm_cli.errors import ModelError, RunError
 from asdm_cli.models.directory import POCKET
 from asdm_cli.recipe.redact import PIPE, is_redacted, redact
@@ -45,6 +42,8 @@ SHIPPED = {POCKET: "train.tar.gz", f"{POCKET}-held-out": "held-out.tar.gz", EVAL
 """Words for the shards that come with the package."""
 IMAGES = ("png", "jpg", "jpeg", "webp")
 CAPTION, ABOUT = "txt", "json"
+META = re.compile(r"\.|__MACOSX|__.*__$")
+"""Parts of names that are hidden, that a Mac adds to archives, or webdataset's own (`__meta__`)."""
 EXAMPLES = 20
 """Faults that are told one by one."""
 LARGEST = LARGEST_FILE
@@ -63,20 +62,20 @@ DAMAGED = (tarfile.TarError, EOFError, BadGzipFile, zlib.error, lzma.LZMAError, 
 
 @dataclass
 class Faults:
-    """What is wrong with data: `counts` by kind; `examples` are the first twenty, each with its shard and sample."""
+    """What is wrong with data: `counts` by kind; `examples` are the first `KEPT`, each with its shard and sample."""
 
+    KEPT: ClassVar[int] = EXAMPLES
     counts: Counter[str] = field(default_factory=Counter)
     examples: list[str] = field(default_factory=list)
 
     def add(self, kind: str, where: object, what: object = "") -> None:
         self.counts[kind] += 1
-        if len(self.examples) < EXAMPLES:
-            told = f" ({what})" if str(what) else ""
-            self.examples.append(f"{where}: {kind}{told}")
+        if len(self.examples) < self.KEPT:
+            self.examples.append(f"{where}: {kind}" + (f" ({what})" if str(what) else ""))
 
     def merge(self, other: Faults) -> None:
         self.counts.update(other.counts)
-        self.examples = (self.examples + other.examples)[:EXAMPLES]
+        self.examples = (self.examples + other.examples)[: self.KEPT]
 
     def total(self) -> int:
         return self.counts.total()
@@ -86,20 +85,9 @@ class Faults:
         return ", ".join(f"{kind}: {count}" for kind, count in self.counts.most_common())
 
     def listed(self) -> str:
-        """The examples, one a line, and how many more there are."""
-        more = self.total() - len(self.examples)
-        return "\n".join([*self.examples, *([f"... and {more} more"] if more else [])])
-
-    def to_json(self) -> dict[str, Any]:
-        return {"faults": dict(self.counts), "examples": self.examples}
-
-    @classmethod
-    def from_json(cls, about: dict[str, Any]) -> Faults:
-        """Raises KeyError, TypeError or AttributeError for what `to_json` does not write."""
-        counts, examples = about["faults"], about["examples"]
-        if not all(type(count) is int for count in counts.values()) or not all(type(each) is str for each in examples):
-            raise TypeError("kinds with numbers, and examples in words, are expected")
-        return cls(Counter(counts), list(examples))
+        """The first of them, one a line, and how many more there are."""
+        more = self.total() - EXAMPLES
+        return "\n".join([*self.examples[:EXAMPLES], *([f"... and {more} more"] if more > 0 else [])])
 
 
 @dataclass(frozen=True)
@@ -163,20 +151,21 @@ def find_shards(sources: Sequence[str], allow_pipes: bool = False) -> list[Shard
     Reads names, sizes and times only. Raises one ModelError with everything that is wrong.
     `pipe:COMMAND` runs a shell, so it needs `allow_pipes`.
     """
-    shards: list[Shard] = []
-    faults: list[str] = []
-    with ThreadPoolExecutor(16) as pool:  # a remote look-up waits for its answer
-        looked_up = []
-        for source in sources:
-            try:
-                looked_up += [pool.submit(_find, url, allow_pipes) for url in _expanded(source)]
-            except ModelError as error:
-                faults.append(str(error))
-    for each in looked_up:
+
+    def tried(look: Callable[..., list[Any]], *about: Any) -> list[Any]:
         try:
-            shards += each.result()
+            return look(*about)
         except ModelError as error:
-            faults.append(str(error))
+            return [error]
+
+    def found(url: str | ModelError) -> list[Shard | ModelError]:
+        return [url] if isinstance(url, ModelError) else tried(_find, url, allow_pipes)
+
+    urls = [url for source in sources for url in tried(_expanded, source)]
+    with ThreadPoolExecutor(16) as pool:  # a remote look-up waits for its answer
+        looked_up = [each for some in pool.map(found, urls) for each in some]
+    shards = [each for each in looked_up if isinstance(each, Shard)]
+    faults = [str(each) for each in looked_up if isinstance(each, ModelError)]
     counts = Counter(shard.identity for shard in shards)
     twice = {shard.identity: shard.name for shard in shards if counts[shard.identity] > 1}
     faults += [f"{name}: is named twice; its samples would count double, name it once" for name in twice.values()]
@@ -207,45 +196,42 @@ def _expanded(source: str) -> list[str]:
 
 
 def _find(url: str, allow_pipes: bool) -> list[Shard]:
-    if not url.startswith(PIPE):
-        return _remote(url) if "://" in url else _local(url)
-    if allow_pipes:
+    if url.startswith(PIPE) and not allow_pipes:
+        raise ModelError(
+            f"{redact(url)}: runs a command in a shell, which a recipe may not do by itself; name the file or its URL, "
+            "or allow commands where you start the run"
+        )
+    if url.startswith(PIPE):
         return [Shard(url, "pipe", 0, redact(url))]
-    raise ModelError(
-        f"{redact(url)}: runs a command in a shell, which a recipe may not do by itself; name the file or its URL, "
-        "or allow commands where you start the run"
-    )
+    return _remote(url) if "://" in url else _local(url)
 
 
 def _local(url: str) -> list[Shard]:
     path = Path(url).expanduser()
     if path.is_dir():
         raise ModelError(f"{url}: is a directory; name its shards, as in {url.rstrip('/')}/*.tar")
-    if path.exists():
-        files = [path]
-    elif not set(WILD) & set(url):
+    if not path.exists() and not set(WILD) & set(url):
         raise ModelError(f"{url}: no such file; give a webdataset shard (.tar, .tar.gz)")
-    else:
-        names = sorted(glob.glob(str(path), recursive=True))  # noqa: PTH207 - absolute ones too
-        files = [Path(name) for name in names if Path(name).is_file()]
-    if not files:
-        raise ModelError(f"{url}: no file has such a name; look at the pattern")
+    names = [path] if path.exists() else sorted(glob.glob(str(path), recursive=True))  # noqa: PTH207 - absolute too
     found = []
-    for file in files:
+    for file in (Path(name) for name in names if Path(name).is_file()):
         about = file.stat()
         if about.st_size == 0:
             raise ModelError(f"{file}: is empty; fetch or write the shard again")
         identity = f"{file.resolve()} {about.st_size} bytes {about.st_mtime_ns} ns"
         found.append(Shard(str(file), "local", about.st_size, identity))
+    if not found:
+        raise ModelError(f"{url}: no file has such a name; look at the pattern")
     return found
 
 
 def _remote(url: str) -> list[Shard]:
     from fsspec.core import url_to_fs
+    from fsspec.implementations.local import LocalFileSystem
 
     try:
         system, path = url_to_fs(url)
-        if "local" in ((system.protocol,) if isinstance(system.protocol, str) else system.protocol):
+        if isinstance(system, LocalFileSystem):
             return _local(path)
         names = sorted(system.glob(path)) if "*" in path else [path]
         found = []
@@ -274,15 +260,11 @@ def _remote(url: str) -> list[Shard]:
 # --- reading them ---
 
 
-def squares(shard: Shard, resolution: int, faults: Faults, batch: int) -> Iterator[list[tuple[Sample, numpy.ndarray]]]:
-    """The usable samples of a shard with their pixels, up to `batch` at a time, in the shard's order."""
-    return decoded(shard, faults, batch, partial(square, resolution=resolution))
-
-
 def decoded(
     shard: Shard, faults: Faults, batch: int, decode: Callable[[bytes], Decoded]
 ) -> Iterator[list[tuple[Sample, Decoded]]]:
-    """The same with whatever `decode` makes of an image's bytes."""
+    """The usable samples of a shard with what `decode` makes of their images' bytes, up to `batch` at a time, in the
+    shard's order."""
 
     def tried(sample: Sample) -> Decoded | UnreadableError:
         try:
@@ -358,8 +340,7 @@ def reading_store() -> Iterator[None]:
 def _opened(shard: Shard) -> Iterator[_Stream]:
     try:
         with _open(shard) as opened:
-            stream = _Stream(opened)
-            yield stream
+            yield (stream := _Stream(opened))
             if shard.kind == "pipe":
                 stream.read()  # to its end, where the command's exit code is looked at
     except OSError as error:
@@ -369,16 +350,16 @@ def _opened(shard: Shard) -> Iterator[_Stream]:
 
 
 def _open(shard: Shard) -> Any:
+    if shard.kind == "pipe":
+        from webdataset.gopen import gopen
+
+        return gopen(shard.url)
     if shard.kind == "local":
         return Path(shard.url).open("rb")
-    if shard.kind == "remote":
-        import fsspec
+    import fsspec
 
-        with reading_store():
-            return fsspec.open(shard.url, "rb").open()
-    from webdataset.gopen import gopen
-
-    return gopen(shard.url)
+    with reading_store():
+        return fsspec.open(shard.url, "rb").open()
 
 
 class _Header(tarfile.TarInfo):
@@ -401,14 +382,9 @@ class _Header(tarfile.TarInfo):
             raise tarfile.ReadError(f"ends without tar's end mark, {error}") from None
 
 
-@dataclass(frozen=True)
-class _Part:
-    data: bytes
-    offset: int
-
-
 def _members(shard: Shard, stream: _Stream, faults: Faults) -> Iterator[dict[str, Any]]:
-    """The members that samples are made of, as `group_by_keys` takes them; `stream.cut` once the shard broke off."""
+    """The members that samples are made of, their bytes and their places in the file, as `group_by_keys` takes them;
+    `stream.cut` once the shard broke off."""
     # Compressed streams are told by their first bytes, but not where places in the file are wanted.
     mode: Any = "r|" if shard.seekable else "r|*"
     unsafe = ""
@@ -421,35 +397,30 @@ def _members(shard: Shard, stream: _Stream, faults: Faults) -> Iterator[dict[str
                     if key != unsafe:  # a sample's image and caption are one fault
                         faults.add("unsafe name", f"{shard.name}: {member.name}")
                     unsafe = key
-                elif any(map(_is_meta, path.parts)) or suffix.lower() not in (*IMAGES, CAPTION, ABOUT):
+                elif any(map(META.match, path.parts)) or suffix.lower() not in (*IMAGES, CAPTION, ABOUT):
                     continue
                 elif member.size > LARGEST:
                     faults.add("oversized member", f"{shard.name}: {member.name}", f"{member.size} bytes")
                 elif member.isreg() and not member.issparse():
-                    part = _Part(archive.extractfile(member).read(), member.offset_data)
+                    part = archive.extractfile(member).read(), member.offset_data
                     yield {"fname": member.name, "data": part, "__url__": shard.name}
     except DAMAGED as error:
         stream.cut = True
         faults.add("truncated shard", shard.name, error)
 
 
-def _is_meta(name: str) -> bool:
-    """Hidden names, webdataset's own `__meta__`, and what a Mac adds to archives."""
-    return name.startswith((".", "__MACOSX")) or (name.startswith("__") and name.endswith("__"))
-
-
 def _sample(parts: dict[str, Any], where: str, stream: _Stream, faults: Faults) -> Sample | None:
     """The caption is the .txt, else `caption` of the .json."""
-    picture = next((parts[name] for name in IMAGES if name in parts), None)
+    picture, offset = next((parts[name] for name in IMAGES if name in parts), (None, 0))
     if stream.cut and (picture is None or CAPTION not in parts):
         return None  # the sample in which the shard broke off: counted with it
     if picture is None:
         faults.add("no image", where)
         return None
-    about = parts[ABOUT].data if ABOUT in parts else b""
+    about = parts[ABOUT][0] if ABOUT in parts else b""
     try:
         if CAPTION in parts:
-            caption: Any = as_text(parts[CAPTION].data)
+            caption: Any = as_text(parts[CAPTION][0])
         else:
             held = json.loads(about) if about else None
             caption = held.get("caption") if isinstance(held, dict) else None
@@ -460,4 +431,4 @@ def _sample(parts: dict[str, Any], where: str, stream: _Stream, faults: Faults) 
     except (ValueError, RecursionError) as error:
         faults.add("unreadable caption", where, error)
         return None
-    return Sample(parts["__key__"], picture.data, caption.strip(), about, picture.offset, stream.position)
+    return Sample(parts["__key__"], picture, caption.strip(), about, offset, stream.position)

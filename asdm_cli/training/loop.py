@@ -1,4 +1,9 @@
-"""The training loop: any task, one student or several, one process or many, resumable to the bit."""
+"""The training loop: any task, one student or several, one process or many, resumable to the bit.
+
+Who learns from what, and with which noise, is a function of seed and step alone: a whole step's order and noise are
+drawn by every process, which keeps its part. So a run that was stopped goes on as if it had not been, and any number of
+processes and of accumulated parts see the same samples and noise.
+"""
 
 from __future__ import annotations
 
@@ -10,6 +15,7 @@ from abc import ABC, abstractmethod
 from collections import defaultdict
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass
 from math import isfinite
 from pathlib import Path
 from types import FrameType
@@ -22,15 +28,64 @@ from torch import Tensor, nn
 
 from asdm_cli.console import bar, note
 from asdm_cli.errors import RunError
-from asdm_cli.training import checkpoints
-from asdm_cli.training.sampling_order import Noise, Part, sampling_order
-from asdm_cli.training.student import StudentTrainer, TrainingConfig
+from asdm_cli.models.write import whole_file
+from asdm_cli.recipe.verbs import DistillRecipe
+from asdm_cli.training.student import StudentTrainer
 
 LOG, TRACKERS = "log.jsonl", "trackers"
 NORM = "gradient_norm"
 EVERY = 10
 """Steps behind one line of the log: reading a loss off a GPU makes it wait."""
 Line = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Part:
+    """The `index`-th of `count` equal parts of a step's `batch` samples."""
+
+    batch: int
+    index: int = 0
+    count: int = 1
+
+    @property
+    def rows(self) -> slice:
+        size = self.batch // self.count
+        return slice(self.index * size, (self.index + 1) * size)
+
+
+def sampling_order(size: int, seed: int, step: int, part: Part) -> Tensor:
+    """Numbers of this part's samples, int64: every epoch of `size` samples is in an order of its own, and whole."""
+    wanted = torch.arange(step * part.batch, (step + 1) * part.batch)
+    epochs = wanted // size
+    sources = [torch.Generator().manual_seed(_seed(seed, 10_007, int(epoch))) for epoch in epochs.unique()]
+    orders = [torch.randperm(size, generator=source) for source in sources]
+    return torch.stack(orders)[epochs - epochs[0], wanted % size][part.rows]
+
+
+def _seed(seed: int, factor: int, index: int) -> int:
+    """torch takes seeds of 64 bits, and on a CPU looks at 32 of them."""
+    return ((seed ^ seed >> 32) * factor + index) % 2**63
+
+
+class Noise:
+    """Random numbers of one part of one step, the same on every device of a kind; the calls must be the same in every
+    part."""
+
+    def __init__(self, seed: int, step: int, part: Part, device: torch.device | str = "cpu"):
+        source = torch.Generator(device).manual_seed(_seed(seed, 1_000_003, step))
+        self.part, self.drawn = part, {"generator": source, "device": device}
+
+    def normal(self, *shape: int) -> Tensor:
+        """[n, *shape] of the unit normal."""
+        return torch.randn((self.part.batch, *shape), **self.drawn)[self.part.rows]
+
+    def uniform(self, *shape: int) -> Tensor:
+        """[n, *shape] in [0, 1)."""
+        return torch.rand((self.part.batch, *shape), **self.drawn)[self.part.rows]
+
+    def integers(self, high: int) -> Tensor:
+        """[n] int64 in [0, high)."""
+        return torch.randint(high, (self.part.batch,), **self.drawn)[self.part.rows]
 
 
 class Task(ABC):
@@ -55,31 +110,29 @@ class Task(ABC):
         return {}
 
 
-def train(task: Task, modules: dict[str, nn.Module], config: TrainingConfig, folder: Path) -> Training:
-    """Train `modules` in place up to `config.steps`, going on from the newest checkpoint in `folder`.
+def train(task: Task, modules: dict[str, nn.Module], recipe: DistillRecipe, folder: Path) -> Training:
+    """Train `modules` in place up to `recipe.steps`, going on from the newest checkpoint in `folder`.
 
     Writes `folder/log.jsonl`, a line of figures per ten steps and student. On SIGTERM or Ctrl-C the step is
     finished and saved. Raises RunError for a loss that is not finite, with the last good checkpoint.
     """
-    training = Training(task, modules, config, folder)
-    if config.trackers:
+    training = Training(task, modules, recipe, folder)
+    if recipe.trackers:
         training.lead.init_trackers("asdm")
     try:
-        with _stop_signals() as told, bar("training", config.steps, training.start) as show:
-            for done in range(training.start + 1, config.steps + 1):
+        with stop_signals() as told, bar("training", recipe.steps, training.start) as show:
+            for done in range(training.start + 1, recipe.steps + 1):
                 training.step(done - 1)
-                last = done == config.steps
+                last = done == recipe.steps
                 if done % EVERY == 0 or last:
                     show(done, training.report(done))
-                if done % config.validate_every == 0 or last:
-                    training.validate(
-                        done
-                    )  # before it is saved: what a checkpoint leaves behind is not looked at again
+                if done % recipe.validation.every == 0 or last:
+                    training.validate(done)  # before it is saved: nothing before a checkpoint is looked at again
                 stop = training.agreed(told, done)
-                if done % config.save_every == 0 or last or stop:
+                if done % recipe.checkpoint == 0 or last or stop:
                     training.save(done)
                 if stop:
-                    note(f"stopped after step {done}, saved as {checkpoints.last_good(folder)}")
+                    note(f"stopped after step {done}, saved as {last_good(folder)}")
                     if stop == signal.SIGINT:
                         raise KeyboardInterrupt
                     name = signal.Signals(stop).name
@@ -93,15 +146,15 @@ def train(task: Task, modules: dict[str, nn.Module], config: TrainingConfig, fol
 class Training:
     """The state of one training; `start` is the step that it begins or goes on with."""
 
-    def __init__(self, task: Task, modules: dict[str, nn.Module], config: TrainingConfig, folder: Path):
-        self.task, self.config, self.folder = task, config, folder
+    def __init__(self, task: Task, modules: dict[str, nn.Module], recipe: DistillRecipe, folder: Path):
+        self.task, self.recipe, self.folder = task, recipe, folder
         AcceleratorState._reset_state()  # an earlier training of this process may have had another precision
         places = [folder / TRACKERS, *[None] * (len(modules) - 1)]
         self.students = [
-            StudentTrainer(name, modules[name], config, place) for name, place in zip(modules, places, strict=True)
+            StudentTrainer(name, modules[name], recipe, place) for name, place in zip(modules, places, strict=True)
         ]
         self.lead = lead = self.students[0].accelerator
-        state = checkpoints.latest(folder)
+        state = latest_checkpoint(folder)
         self.start = int(state["step"]) if state else 0
         if len(set(seen := gather_object([self.start]))) > 1:
             raise RunError(
@@ -119,23 +172,23 @@ class Training:
             (folder / LOG).write_text("".join(kept))
 
     def step(self, step: int) -> None:
-        config, task, phase = self.config, self.task, self.watch.phase
-        for index in range(config.accumulate):
+        recipe, task, phase = self.recipe, self.task, self.watch.phase
+        for index in range(recipe.accumulate):
             own, count = index * self.lead.num_processes + self.lead.process_index, self.lead.num_processes
-            part = Part(config.batch, own, count * config.accumulate)
+            part = Part(recipe.batch, own, count * recipe.accumulate)
             with phase("data"):
-                rows = sampling_order(task.size, config.seed, step, part)
-                batch = task.read(rows, Noise(config.seed, step, part))
+                rows = sampling_order(task.size, recipe.seed, step, part)
+                batch = task.read(rows, Noise(recipe.seed, step, part))
             with phase("teacher"):
                 batch = task.prepare(batch)
             for student in self.students:
-                last = index == config.accumulate - 1
+                last = index == recipe.accumulate - 1
                 with nullcontext() if last else student.accelerator.no_sync(student.wrapped):
                     with phase("students forward"):
                         terms = task.losses(student.name, student.wrapped, batch, step)
                         loss = torch.stack([weight * value for weight, value in terms.values()]).sum()
                     with phase("students backward"):
-                        student.accelerator.backward(loss / config.accumulate)
+                        student.accelerator.backward(loss / recipe.accumulate)
                 student.note({name: value for name, (_, value) in terms.items()} | {"loss": loss})
         for student in self.students:
             with phase("optimizer"):
@@ -156,12 +209,12 @@ class Training:
                     raise RunError(
                         f"{student.name}: {', '.join(broken)} is not finite between the steps {self.reported} and "
                         f"{step}; a lower learning rate may help; the last good state is "
-                        f"{checkpoints.last_good(self.folder)}"
+                        f"{last_good(self.folder)}"
                     )
                 self._log(step, student.name, {"lr": student.lr, **means})
                 shown = {"loss"} if len(self.students) > 1 else means.keys() - {NORM}
                 words += [f"{student.name} {name} {value:.4g}" for name, value in means.items() if name in shown]
-        samples = (step - self.reported) * self.config.batch / max(1e-9, time.monotonic() - self.since)
+        samples = (step - self.reported) * self.recipe.batch / max(1e-9, time.monotonic() - self.since)
         self.reported, self.since = step, time.monotonic()
         return f"{', '.join(words)}  lr {self.students[0].lr:.2g}  {samples:.1f} images/s"
 
@@ -171,7 +224,7 @@ class Training:
             self.report(step)
         if self.lead.is_main_process:
             state = {"step": step, "students": {student.name: student.state() for student in self.students}}
-            checkpoints.save(self.folder, step, state, self.config.keep)
+            save_checkpoint(self.folder, step, state, self.recipe.keep)
         self.lead.wait_for_everyone()
 
     @torch.no_grad()
@@ -188,7 +241,7 @@ class Training:
         """The signal that this or any other process was told to stop by, or 0; others are asked every few steps."""
         if self.lead.num_processes == 1:
             return told[0] if told else 0
-        if step % EVERY and step < self.config.steps:
+        if step % EVERY and step < self.recipe.steps:
             return 0
         if told:
             self.lead.set_trigger()
@@ -203,6 +256,57 @@ class Training:
                 handle.write(json.dumps(line) + "\n")
         place = f"{name}/held_out" if held_out else name
         self.lead.log({f"{place}/{key}": value for key, value in figures.items()}, step=step)
+
+
+def save_checkpoint(folder: Path, step: int, state: dict[str, Any], keep: int = 2) -> None:
+    """Write `folder/step-N.pt`; a kill at any moment leaves the previous one usable.
+
+    Raises RunError, with the last good checkpoint, where the disk is full.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    target = folder / f"step-{step:08d}.pt"
+    try:
+        with whole_file(target) as partial:
+            torch.save(state, partial)
+    except (OSError, RuntimeError) as error:  # torch's own writer turns a full disk into a RuntimeError
+        reason = getattr(error, "strerror", None) or str(error).splitlines()[0]
+        raise RunError(
+            f"{target}: cannot be written ({reason}); make room, then go on from {last_good(folder)}"
+        ) from None
+    for old in _checkpoints(folder)[:-keep]:
+        old.unlink()
+
+
+def latest_checkpoint(folder: Path) -> dict[str, Any] | None:
+    """The newest state that can be read, loaded on the CPU without running any code from the file; None if there is no
+    checkpoint. Raises RunError where there are some and all are damaged."""
+    found = _checkpoints(folder)
+    for file in reversed(found):
+        try:
+            if not file.is_file():  # a pipe would be waited for
+                raise ValueError("no regular file")
+            state: Any = torch.load(file, map_location="cpu", weights_only=True)
+            if not isinstance(state, dict) or type(state.get("step")) is not int:
+                raise ValueError("holds no state of a training")
+            return state
+        except MemoryError:
+            raise
+        except Exception as error:  # torch has many ways to say that a file is damaged
+            reason = (str(error) or type(error).__name__).splitlines()[0][:200]
+            note(f"{file}: cannot be read ({reason}); going on from the checkpoint before it")
+    if found:
+        raise RunError(f"{folder}: none of its {len(found)} checkpoints can be read; take it away, and start anew")
+    return None
+
+
+def last_good(folder: Path) -> str:
+    """In words, for messages."""
+    found = _checkpoints(folder)
+    return str(found[-1]) if found else "the start: there is no checkpoint yet"
+
+
+def _checkpoints(folder: Path) -> list[Path]:
+    return sorted(folder.glob("step-*.pt"))
 
 
 class Stopwatch:
@@ -245,7 +349,7 @@ def read_log(file: Path) -> list[Line]:
 
 
 @contextmanager
-def _stop_signals() -> Iterator[list[int]]:
+def stop_signals() -> Iterator[list[int]]:
     """A list that holds SIGTERM or SIGINT once it came; the second one acts at once, as always."""
     told: list[int] = []
 

@@ -7,11 +7,8 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
-from importlib import import_module
-from inspect import signature
 from math import prod
 from pathlib import Path
-from typing import Any
 
 import torch
 from accelerate.tracking import get_available_trackers
@@ -24,10 +21,10 @@ from asdm_cli.models.directory import ModelDirectory, check_drawing, check_parts
 from asdm_cli.models.metadata import one_unet, taken
 from asdm_cli.models.schedulers import planned_scheduler, training_scheduler, unlike_pipelines
 from asdm_cli.models.write import carried_size, takes
-from asdm_cli.recipe.verbs import DistillRecipe, Ema, FeatureLoss
+from asdm_cli.recipe.verbs import DistillRecipe, FeatureLoss, Student
 from asdm_cli.records import Record, Report
 from asdm_cli.training.distillation import LossTerm
-from asdm_cli.training.student import TrainingConfig, mixed_precision
+from asdm_cli.training.student import mixed_precision, optimizer_of
 from asdm_cli.unet.addresses import Anatomy
 from asdm_cli.unet.blocks import unlike_inputs
 from asdm_cli.unet.feature_pairs import FeaturePair, feature_pairs
@@ -91,7 +88,6 @@ class DistillPlan:
     resolution: int
     train: Sequence[Shard]
     held_out: Sequence[Shard]
-    config: TrainingConfig
 
     def cache(self, held_out: bool = False) -> LatentCache:
         """Where samples are encoded once; those held out always, since they are few and read again and again."""
@@ -120,7 +116,10 @@ def make_plan(recipe: DistillRecipe, allow_pipes: bool = False) -> DistillPlan:
         if recipe.teacher != "none":
             teacher = one_unet(find(recipe.teacher))
             check_unet(teacher)
-    students = _students(recipe, errors)
+    students: list[StudentModel] = []
+    for index, student in enumerate(recipe.students):
+        with errors.at(f"students[{index}].model"):
+            students.append(_student(student, index, errors))
     models = ({"teacher": teacher} if teacher else {}) | {f"student {each.name}": each.directory for each in students}
     host = next((model for model in models.values() if model.is_pipeline), None)
     if host is None and not errors.told:
@@ -145,26 +144,22 @@ def make_plan(recipe: DistillRecipe, allow_pipes: bool = False) -> DistillPlan:
             levels = len(host.config("vae").get("block_out_channels", (0,) * 4))
             resolution = resolution or latent_size(host.config("unet"))[0] * 2 ** (levels - 1)
             check_resolution(host, resolution)
-    settings = check_settings(recipe, errors, allow_pipes)
+    shards = check_settings(recipe, errors, allow_pipes)
     errors.raise_all()
     assert host, "no fault, so there is a host"
-    return DistillPlan(recipe, teacher, host, students, terms, resolution, *settings)
+    return DistillPlan(recipe, teacher, host, students, terms, resolution, *shards)
 
 
-def _students(recipe: DistillRecipe, errors: ErrorCollector) -> list[StudentModel]:
-    found = []
-    for index, student in enumerate(recipe.students):
-        with errors.at(f"students[{index}].model"):
-            directory = one_unet(find(student.model))
-            checkpoint, frozen = check_unet(directory), frozenset[str]()
-            with errors.at(f"students[{index}].freeze"):
-                if student.freeze is not None:
-                    anatomy = Anatomy.of(directory.config("unet"))
-                    frozen = frozen_keys(anatomy, checkpoint.tensors, student.freeze, taken(directory))
-                if len(frozen) == len(checkpoint.tensors):
-                    raise ModelError("all of it is frozen; leave something to learn")
-            found.append(StudentModel(student.name, directory, checkpoint, frozen))
-    return found
+def _student(student: Student, index: int, errors: ErrorCollector) -> StudentModel:
+    directory = one_unet(find(student.model))
+    checkpoint, frozen = check_unet(directory), frozenset[str]()
+    with errors.at(f"students[{index}].freeze"):
+        if student.freeze is not None:
+            anatomy = Anatomy.of(directory.config("unet"))
+            frozen = frozen_keys(anatomy, checkpoint.tensors, student.freeze, taken(directory))
+        if len(frozen) == len(checkpoint.tensors):
+            raise ModelError("all of it is frozen; leave something to learn")
+    return StudentModel(student.name, directory, checkpoint, frozen)
 
 
 def _loss_terms(
@@ -172,14 +167,14 @@ def _loss_terms(
 ) -> list[LossTerm]:
     terms = []
     for index, loss in enumerate(recipe.losses):
-        pairs: dict[str, list[FeaturePair]] = {}
         if not isinstance(loss, FeatureLoss):
             terms.append(LossTerm(loss.kind, loss.weight, loss.snr_gamma))
             continue
+        pairs: dict[str, list[FeaturePair]] = {}
         for student in students:
             with errors.at(f"losses[{index}].at: student {student.name!r}"):
                 if teacher:
-                    ours, theirs = Anatomy.of(student.directory.config("unet")), Anatomy.of(teacher.config("unet"))
+                    ours, theirs = (Anatomy.of(model.config("unet")) for model in (student.directory, teacher))
                     pairs[student.name] = feature_pairs(ours, theirs, loss.at)
         terms.append(LossTerm("features", loss.weight, None, loss.normalise == "teacher", pairs))
     return terms
@@ -218,17 +213,21 @@ def frozen_keys(
 
 def check_settings(
     recipe: DistillRecipe, errors: ErrorCollector, allow_pipes: bool = False
-) -> tuple[Sequence[Shard], Sequence[Shard], TrainingConfig]:
-    """What can be known before there is any model: the shards to learn from, those held out, and how the loop goes.
-    Incomplete where there are errors."""
+) -> tuple[Sequence[Shard], Sequence[Shard]]:
+    """What can be known before there is any model: whether the loop can go like this, and the shards to learn from and
+    those held out. Incomplete where there are errors."""
     shards: dict[str, Sequence[Shard]] = {"train": (), "held_out": ()}
     for key in shards:
         with errors.at(f"data.{key}"):
             if sources := getattr(recipe.data, key):
                 shards[key] = find_shards([sources] if isinstance(sources, str) else sources, allow_pipes)
-    optimizer, chosen = recipe.optimizer, (torch.optim.Optimizer, dict[str, Any]())
     with errors.at("optimizer"):
-        chosen = _optimizer(optimizer.name, optimizer.lr, optimizer.options)
+        weight = torch.nn.Parameter(torch.zeros(2, 2))
+        weight.grad = torch.ones(2, 2)
+        try:  # some take these options and then want a closure or sparse gradients
+            optimizer_of(recipe.optimizer, [weight]).step()
+        except (TypeError, ValueError, RuntimeError, NotImplementedError) as error:
+            raise ModelError(f"{recipe.optimizer.name} does not take the options ({error})") from None
     with errors.at("precision"):
         mixed_precision(recipe.precision, recipe.device)
     processes, gpu = int(os.environ.get("WORLD_SIZE", "1")), torch.cuda.is_available()
@@ -255,47 +254,4 @@ def check_settings(
         f"trackers: not installed; pip install {missing}": missing,
     }
     errors.told += [words for words, is_so in wrong.items() if is_so]
-    ema = recipe.ema if isinstance(recipe.ema, Ema) else None
-    config = TrainingConfig(
-        steps=recipe.steps,
-        batch=recipe.batch,
-        lr=optimizer.lr,
-        schedule=optimizer.schedule,
-        warmup=optimizer.warmup,
-        optimizer=chosen[0],
-        options=chosen[1],
-        accumulate=recipe.accumulate,
-        clip=recipe.clip if isinstance(recipe.clip, float) else None,
-        ema_decay=ema.decay if ema else None,
-        ema_after=ema.after if ema else 0,
-        seed=recipe.seed,
-        save_every=recipe.checkpoint,
-        keep=recipe.keep,
-        validate_every=recipe.validation.every,
-        precision=recipe.precision,
-        device=recipe.device,
-        compile=recipe.compile,
-        trackers=tuple(recipe.trackers),
-    )
-    return shards["train"], shards["held_out"], config
-
-
-def _optimizer(name: str, lr: float, options: Mapping[str, Any]) -> tuple[type[torch.optim.Optimizer], dict[str, Any]]:
-    """A class of torch.optim, or of an installed package (`package.module:Class`), and its arguments; tried."""
-    module, _, attribute = name.rpartition(":")
-    try:
-        kind = getattr(import_module(module) if module else torch.optim, attribute)
-    except (ImportError, AttributeError, TypeError) as error:  # TypeError: a relative name
-        told = f"{name!r} is not there ({error}); name a class of torch.optim, or package.module:Class"
-        raise ModelError(told) from None
-    if not (isinstance(kind, type) and issubclass(kind, torch.optim.Optimizer)):
-        raise ModelError(f"{name!r} is no torch optimizer; name a class that is one")
-    # torch's own choice on a CPU is a loop over tensors, several times slower than one fused pass
-    given = ({"fused": True} if "fused" in signature(kind).parameters else {}) | dict(options)
-    weight = torch.nn.Parameter(torch.zeros(2, 2))
-    weight.grad = torch.ones(2, 2)
-    try:  # some take these arguments and then want a closure or sparse gradients
-        kind([weight], lr=lr, **given).step()
-    except (TypeError, ValueError, RuntimeError, NotImplementedError) as error:
-        raise ModelError(f"{kind.__name__} does not take the options ({error})") from None
-    return kind, given
+    return shards["train"], shards["held_out"]

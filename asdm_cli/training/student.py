@@ -1,11 +1,12 @@
-"""One module that learns: how (`TrainingConfig`), its optimizer, its running mean, and its state on disk."""
+"""One module that learns: its optimizer, its running mean, what it notes, and its state."""
 
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from importlib import import_module
+from inspect import signature
 from pathlib import Path
 from typing import Any
 
@@ -16,34 +17,10 @@ from diffusers.training_utils import EMAModel
 from torch import Tensor, nn
 
 from asdm_cli.errors import ModelError
+from asdm_cli.recipe.verbs import DistillRecipe, Optimizer
 
 PRECISIONS = {"float32": "no", "bfloat16": "bf16", "float16": "fp16"}
 """What accelerate calls them."""
-
-
-@dataclass(frozen=True)
-class TrainingConfig:
-    """How long, how fast, how often to look. `batch` is over all processes and accumulated parts."""
-
-    steps: int
-    batch: int
-    lr: float
-    schedule: str = "cosine"
-    warmup: int = 50
-    optimizer: type[torch.optim.Optimizer] = torch.optim.AdamW
-    options: dict[str, Any] = field(default_factory=lambda: {"weight_decay": 0.01, "betas": (0.9, 0.99)})
-    accumulate: int = 1
-    clip: float | None = 1.0
-    ema_decay: float | None = 0.999
-    ema_after: int = 0
-    seed: int = 0
-    save_every: int = 100
-    keep: int = 2
-    validate_every: int = 200
-    precision: str = "auto"
-    device: str = "auto"
-    compile: bool = False
-    trackers: tuple[str, ...] = ()
 
 
 def native_bf16() -> bool:
@@ -62,36 +39,56 @@ def mixed_precision(precision: str, device: str = "auto") -> str:
     return PRECISIONS[precision]
 
 
+def optimizer_of(settings: Optimizer, weights: Sequence[nn.Parameter]) -> torch.optim.Optimizer:
+    """Of a class of torch.optim, or of an installed package (`package.module:Class`). ModelError where there is none;
+    what the class says of its options is raised as it is."""
+    module, _, attribute = settings.name.rpartition(":")
+    try:
+        kind = getattr(import_module(module) if module else torch.optim, attribute)
+    except (ImportError, AttributeError, TypeError) as error:  # TypeError: a relative name
+        told = f"{settings.name!r} is not there ({error}); name a class of torch.optim, or package.module:Class"
+        raise ModelError(told) from None
+    if not (isinstance(kind, type) and issubclass(kind, torch.optim.Optimizer)):
+        raise ModelError(f"{settings.name!r} is no torch optimizer; name a class that is one")
+    # torch's own choice on a CPU is a loop over tensors, several times slower than one fused pass
+    fused = {"fused": True} if "fused" in signature(kind).parameters else {}
+    return kind(weights, **{"lr": settings.lr, **fused, **settings.options})
+
+
 class StudentTrainer:
     """`module` is the plain one (hooks and state dicts belong there), `wrapped` what accelerate made of it.
 
     Every student has an Accelerator of its own, because the loss scale of float16 follows one optimizer. What does
-    not require a gradient when this is made stays as it is. `tracked` is where the config's trackers write, if they do.
+    not require a gradient when this is made stays as it is. `tracked` is where the recipe's trackers write, if they do.
     """
 
-    def __init__(self, name: str, module: nn.Module, config: TrainingConfig, tracked: Path | None = None):
-        self.name, self.module, self.clip = name, module, config.clip
+    def __init__(self, name: str, module: nn.Module, recipe: DistillRecipe, tracked: Path | None = None):
+        self.name, self.module, self.clip = name, module, recipe.clip
         self.accelerator = Accelerator(
-            cpu=config.device == "cpu"
+            cpu=recipe.device == "cpu"
             or not torch.cuda.is_available(),  # or it would not group processes without a GPU
-            mixed_precision=mixed_precision(config.precision, config.device),
-            dynamo_backend="inductor" if config.compile else None,
-            log_with=list(config.trackers) if tracked and config.trackers else None,
+            mixed_precision=mixed_precision(recipe.precision, recipe.device),
+            dynamo_backend="inductor" if recipe.compile else None,
+            log_with=list(recipe.trackers) if tracked and recipe.trackers else None,
             project_dir=tracked,
         )
         self.learning = [weight for weight in module.parameters() if weight.requires_grad]
-        if not self.learning:
-            raise ModelError(f"{name}: all of it is frozen; leave something to learn")
         module.to(self.accelerator.device, memory_format=torch.channels_last)
         for norm in module.modules() if self.accelerator.device.type == "cpu" else ():
             if isinstance(norm, nn.GroupNorm):
                 norm.register_forward_pre_hook(_spare)
-        optimizer = config.optimizer(self.learning, lr=config.lr, **config.options)
-        kind = "constant_with_warmup" if config.schedule == "constant" else config.schedule
-        self.schedule = get_scheduler(kind, optimizer, num_warmup_steps=config.warmup, num_training_steps=config.steps)
+        optimizer = optimizer_of(recipe.optimizer, self.learning)
+        kind = recipe.optimizer.schedule
+        self.schedule = get_scheduler(
+            "constant_with_warmup" if kind == "constant" else kind,
+            optimizer,
+            num_warmup_steps=recipe.optimizer.warmup,
+            num_training_steps=recipe.steps,
+        )
         self.ema: EMAModel | None = None
-        if config.ema_decay is not None:
-            self.ema = EMAModel(module.parameters(), config.ema_decay, update_after_step=config.ema_after, foreach=True)
+        if recipe.ema != "none":
+            ema = recipe.ema
+            self.ema = EMAModel(module.parameters(), ema.decay, update_after_step=ema.after, foreach=True)
         self.wrapped, self.optimizer = self.accelerator.prepare(module, optimizer)
         self._figures: dict[str, list[Tensor]] = defaultdict(list)
 
@@ -101,7 +98,7 @@ class StudentTrainer:
 
     def optimizer_step(self) -> Tensor:
         """With the gradients at hand; their norm before clipping."""
-        norm = self.accelerator.clip_grad_norm_(self.learning, torch.inf if self.clip is None else self.clip)
+        norm = self.accelerator.clip_grad_norm_(self.learning, torch.inf if self.clip == "none" else self.clip)
         self.optimizer.step()
         self.schedule.step()
         self.optimizer.zero_grad()

@@ -5,33 +5,40 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 import torch
 from accelerate import PartialState
+from huggingface_hub import ModelCard
 from safetensors.torch import save_file
 from torch import nn
 
-from asdm_cli.data.samples import Samples
+from asdm_cli import __version__
+from asdm_cli.data.cache import CachedSamples, UncachedSamples
 from asdm_cli.models.load import in_own_memory, load_pipeline, load_unet
 from asdm_cli.models.metadata import claim, made_from, record
 from asdm_cli.models.schedulers import training_scheduler
+from asdm_cli.models.card import loading, model_card, rows
+from asdm_cli.models.directory import ModelDirectory
+from asdm_cli.models.metadata import history
 from asdm_cli.models.write import assemble_directory
 from asdm_cli.profiling.latency import machine
 from asdm_cli.recipe.schema import referenced_paths
-from asdm_cli.records import Record, Report
+from asdm_cli.records import Card, Images, Record, Report, under
 from asdm_cli.report.run_directory import TRAINING, Run
 from asdm_cli.sampling.generate import SamplingSettings, draw, processes
 from asdm_cli.sampling.image_set import ImageSet
 from asdm_cli.sampling.routing import layers_of, observe
 from asdm_cli.training.distillation import Distillation
-from asdm_cli.training.loop import LOG, TRACKERS, read_log, train
+from asdm_cli.training.loop import LOG, NORM, TRACKERS, Line, read_log, train
 from asdm_cli.training.plan import DistillPlan, StudentModel, make_plan
-from asdm_cli.training.report import card_of, protocol, records, report
 from asdm_cli.training.student import mixed_precision
+from asdm_cli.unet.blocks import EXPERTS
 from asdm_cli.unet.weights import WEIGHTS
 
 RESUMABLE = True
@@ -39,6 +46,11 @@ IMAGES = "pictures"
 AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
 FORMATS = {"F16": torch.float16, "BF16": torch.bfloat16}
 IN_HISTORY = ("data", "samples", "steps", "batch", "optimizer", "seed")
+LAST = 0.1
+"""Share of the steps, at the end, over which final losses are means."""
+SHOWN = 8
+"""Most columns of a grid of pictures."""
+PROTOCOL, PHASE = "training", "phase/"
 
 plan = make_plan
 """Gate 3, from configs, file headers and names. Raises ModelError with all that does not fit."""
@@ -52,44 +64,36 @@ def run(plan: DistillPlan, run: Run) -> Report:
         read = made_from(referenced_paths(plan.recipe))
         claim(folder, read | {"data": hashlib.sha256(shards.encode()).hexdigest()}, dear=True)
     state.wait_for_everyone()
-    samples = plan.cache().open(state.device, state)
+    samples = plan.cache().open(state)
     task, modules = make_task(plan, samples, state, run.path)
-    training = train(task, modules, plan.config, folder)
+    training = train(task, modules, plan.recipe, folder)
     if not state.is_main_process:
         return Report("distill")
     card = protocol(plan, samples, state.num_processes) | machine(state.device)
     found = records(plan, read_log(folder / LOG), training.watch.per_step())
-    homes = {student.name: replace(run, path=_home(plan, student.name, run.path)) for student in plan.students}
-    looks = {name: _looks(plan, home.path) for name, home in homes.items()}
     for student, trainer in zip(plan.students, training.students, strict=True):
-        home = homes[student.name]
+        home = _home(plan, student.name, run.path)
+        model = home / "model"
         with trainer.ema_weights() as module:
-            _write_model(student, module, home)
+            _write_model(student, module, model, run.link)
             routing = _routing(plan, student, module, state)
-        model = home.path / "model"
-        facts = {key: card[key] for key in IN_HISTORY} | {"frozen_tensors": len(student.frozen)}
         teacher = plan.teacher.name if plan.teacher else None
+        facts = {key: card[key] for key in IN_HISTORY} | {"frozen_tensors": len(student.frozen)}
         record(student.directory, model, "distill", teacher=teacher, **facts)
         card_of(model, plan, student, found, card).save(model / "README.md")
         found += routing
         if len(plan.students) > 1:  # each becomes a run directory of its own
             mine = [each for each in found if each.setup == student.name]
-            own = {student.name: {step: _below(home.path, look) for step, look in looks[student.name].items()}}
-            home.write(report(replace(plan, students=[student]), mine, card, own))
-            shutil.copyfile(run.path / "recipe.yaml", home.path / "recipe.yaml")
+            replace(run, path=home).write(report(replace(plan, students=[student]), mine, card, home))
+            shutil.copyfile(run.path / "recipe.yaml", home / "recipe.yaml")
     shutil.copyfile(folder / LOG, run.path / LOG)
     if (folder / TRACKERS).exists():
         shutil.copytree(folder / TRACKERS, run.path / TRACKERS, dirs_exist_ok=True)
-    shown = {name: {step: _below(run.path, look) for step, look in each.items()} for name, each in looks.items()}
-    return report(plan, found, card, shown)
-
-
-def _below(folder: Path, images: ImageSet) -> str:
-    return images.folder.relative_to(folder).as_posix()
+    return report(plan, found, card, run.path)
 
 
 def make_task(
-    plan: DistillPlan, samples: Samples, state: PartialState, folder: Path
+    plan: DistillPlan, samples: CachedSamples | UncachedSamples, state: PartialState, folder: Path
 ) -> tuple[Distillation, dict[str, nn.Module]]:
     """What is learnt, and who learns."""
     recipe, device = plan.recipe, state.device
@@ -98,11 +102,11 @@ def make_task(
     scheduler = training_scheduler(plan.host)
     task = Distillation(samples, scheduler, plan.terms, recipe.text_dropout, recipe.data.flip, device, precise)
     if plan.held_out:
-        task.held_out = plan.cache(held_out=True).open(device, state)
+        task.held_out = plan.cache(held_out=True).open(state)
     if plan.teacher:  # on a GPU its weights are kept in the format that it computes in: half the memory
         teacher = load_unet(plan.teacher, device, dtype if device.type == "cuda" else torch.float32)
         teacher = in_own_memory(teacher).to(memory_format=torch.channels_last)
-        if plan.config.compile:
+        if recipe.compile:
             teacher.compile()
         task.attach_teacher(teacher)
     modules: dict[str, nn.Module] = {}
@@ -141,25 +145,100 @@ def _routing(plan: DistillPlan, student: StudentModel, unet: nn.Module, state: P
     return list(observe(pipe, look.prompts, settings)[0].records(student.name))
 
 
-def _looks(plan: DistillPlan, home: Path) -> dict[int, ImageSet]:
-    """By step: those looks of which every image is whole."""
-    count = len(plan.recipe.validation.prompts)
-    looks = [ImageSet(each, count) for each in sorted((home / IMAGES).glob("[0-9]*"))] if count else []
-    return {int(look.folder.name): look for look in looks if not look.missing()}
-
-
 def _home(plan: DistillPlan, name: str, folder: Path) -> Path:
     """Where a student's model, pictures and report go."""
     return folder if len(plan.students) == 1 else folder / "students" / name
 
 
-def _write_model(student: StudentModel, module: nn.Module, run: Run) -> None:
+def _write_model(student: StudentModel, module: nn.Module, target: Path, link: bool) -> None:
     """Weights are kept in the number formats that they came in."""
-    target, source = run.path / "model", student.directory
-    folder = assemble_directory(source, target, run.link, source.config("unet"))
+    source = student.directory
+    folder = assemble_directory(source, target, link, source.config("unet"))
     state = module.state_dict()
     tensors = {
         key: state[key].detach().cpu().to(FORMATS.get(entry.dtype, torch.float32)).contiguous()
         for key, entry in student.checkpoint.tensors.items()
     }
     save_file(tensors, folder / WEIGHTS, {"format": "pt"})
+
+
+def protocol(plan: DistillPlan, samples: CachedSamples | UncachedSamples, processes: int) -> Card:
+    recipe, optimizer = plan.recipe, plan.recipe.optimizer
+    precision = mixed_precision(recipe.precision, recipe.device)
+    return {
+        "teacher": plan.teacher.name if plan.teacher else "none",
+        "students": [str(student) for student in plan.students],
+        "losses": [str(term) for term in plan.terms],
+        "data": [shard.file for shard in plan.train],
+        "samples": samples.size,
+        "faulty_samples_left_out": samples.faults.summary() or "none",
+        "resolution": f"{plan.resolution} x {plan.resolution}",
+        "mirrored": "half" if recipe.data.flip else "no",
+        "steps": recipe.steps,
+        "batch": recipe.batch,
+        "epochs": recipe.steps * recipe.batch / samples.size,
+        "optimizer": f"{optimizer.name}, lr {optimizer.lr:g}, {optimizer.schedule}, warm-up {optimizer.warmup}",
+        "running_mean": "none" if recipe.ema == "none" else f"decay {recipe.ema.decay:g}",
+        "text_dropout": recipe.text_dropout,
+        "precision": "float32" if precision == "no" else precision,
+        "seed": recipe.seed,
+        "processes": processes,
+    }
+
+
+def records(plan: DistillPlan, lines: Sequence[Line], seconds: Mapping[str, float]) -> list[Record]:
+    """The log, with `at` for the step; without it, where each student ended (losses: means over the last tenth of the
+    steps), and the milliseconds of a step by phase, of all students together."""
+    everybody = ", ".join(student.name for student in plan.students)
+    found = [Record(everybody, "step_ms", 1e3 * each, of=f"{PHASE}{phase}") for phase, each in seconds.items()]
+    for student in plan.students:
+        points: dict[str, dict[int, float]] = {}
+        for line in lines:
+            held_out = {f"{kind}_held_out": value for kind, value in line.get("validation", {}).items()}
+            for metric, value in (held_out or line).items():
+                if line["student"] == student.name and metric not in ("step", "student"):
+                    points.setdefault(metric, {})[line["step"]] = value
+        for metric, values in points.items():
+            found += [Record(student.name, metric, value, at=step) for step, value in values.items()]
+            late = [value for step, value in values.items() if step > plan.recipe.steps * (1 - LAST)]
+            if metric not in ("lr", NORM):
+                last = list(values.values())[-1]
+                found.append(
+                    Record(student.name, metric, last if metric.endswith("held_out") else fmean(late or [last]))
+                )
+    return under(PROTOCOL, found)
+
+
+def report(plan: DistillPlan, found: Sequence[Record], card: Card, root: Path) -> Report:
+    """Of what lies in `root`, with those looks of which every image is whole; of many, some from first to last."""
+    recipe, folders, setups = plan.recipe, dict[str, str](), dict[str, dict[str, object]]()
+    teacher = f"from {plan.teacher.name}" if plan.teacher else "from the task alone"
+    learned = f"{recipe.steps:,} steps of {recipe.batch} samples, {teacher}"
+    count = len(recipe.validation.prompts)
+    for name in (student.name for student in plan.students):
+        home = _home(plan, name, root)
+        setups[name] = {"written": home.relative_to(root).as_posix(), "learned": learned}
+        looks = [
+            each for each in sorted((home / IMAGES).glob("[0-9]*")) if count and not ImageSet(each, count).missing()
+        ]
+        if len(looks) > SHOWN:
+            looks = [looks[round(index * (len(looks) - 1) / (SHOWN - 1))] for index in range(SHOWN)]
+        whose = f"{name}, " if len(plan.students) > 1 else ""
+        folders |= {f"{whose}step {int(look.name):,}": look.relative_to(root).as_posix() for look in looks}
+    images = Images(list(recipe.validation.prompts), folders) if folders else None
+    note = "Losses are means over the last tenth of the steps; held-out ones are of the weights as written, unweighted."
+    return Report("distill", setups, list(found), {PROTOCOL: card}, images, notes=[note])
+
+
+def card_of(model: Path, plan: DistillPlan, student: StudentModel, found: Sequence[Record], card: Card) -> ModelCard:
+    """The card beside a distilled `model`."""
+    experts = bool(student.directory.config("unet").get(EXPERTS))
+    teacher = f"distilled from {plan.teacher.name}" if plan.teacher else "trained on the task loss alone"
+    how = "asdm_cli.load reads it: it has expert convolutions." if experts else "Plain diffusers loads it."
+    size, source = f"{student.parameters / 1e6:.1f} M parameters", student.directory.name
+    what = [f"A Stable Diffusion UNet of {size} that started from {source} and was {teacher}.", how]
+    ends = [each for each in found if each.setup == student.name and each.at is None]
+    facts = {**card, **{f"{each.metric}, at the end": f"{each.value:.5g}" for each in ends}}
+    worth = "What its pictures are worth: `asdm eval`; what it costs: `asdm bench`."
+    done = history(ModelDirectory(model, student.name, student.name))
+    return model_card(student.name, what, done, loading(student.directory, "PATH"), [rows(facts), worth])

@@ -1,8 +1,8 @@
 """What a training step costs at the real size of Stable Diffusion 1.5: `asdm distill`, its bare work, a plain loop.
 
-    python -m scripts.gpu.distill --out FILE [--seconds 105] [--tiny]
+    python -m scripts.gpu.distill --out FILE [--seconds 105] [--batch 8] [--tiny]
 
-Random weights; Base, and three students in one; bfloat16, latents at hand, a batch of 8 and the largest that fits.
+Random weights; Base, and three students in one; bfloat16, latents at hand, a small batch and the largest that fits.
 They take turns, a stretch of steps each; `floor`, `distill` and `plain` are as in scripts/distill_throughput.py.
 """
 
@@ -19,22 +19,22 @@ from statistics import median
 
 import torch
 from diffusers import AutoencoderKL, DDPMScheduler
-from diffusers.training_utils import EMAModel
-from torch.nn import functional
+from torch import Tensor
 from transformers import CLIPTextConfig, CLIPTextModel
 
-from asdm_cli.data.samples import Condition, InMemory
+from asdm_cli.data.encoder import Condition
 from asdm_cli.models.load import random_unet
 from asdm_cli.training.distillation import Distillation, LossTerm
 from asdm_cli.training.loop import Training
-from asdm_cli.training.student import TrainingConfig
 from asdm_cli.unet.addresses import Anatomy
 from asdm_cli.unet.blocks import preset
 from asdm_cli.unet.feature_pairs import feature_pairs
 from asdm_cli.unet.surgery import remove
-from scripts.distill_throughput import hooked
+from scripts.distill_throughput import Work, floor, plain, steps
 from scripts.gpu.costs import CUDA, DEVICE, seconds
 from scripts.gpu.results import Results
+from tests.tiny import SHAPES
+from tests.training.students import PLAIN, InMemory, like
 
 SETS = ("base", "small", "tiny")
 VAE = {
@@ -54,9 +54,6 @@ class Size:
     """Shapes: real ones, or tiny ones for a try."""
 
     def __init__(self, tiny: bool):
-        if tiny:
-            from tests.tiny import SHAPES
-
         self.tiny, self.unet = tiny, SHAPES["sd15"] if tiny else preset("sd15")
         self.latent, self.width = self.unet["sample_size"], self.unet["cross_attention_dim"]
 
@@ -88,90 +85,31 @@ def training(size: Size, sets: tuple[str, ...], batch: int, folder: Path) -> Tra
     students = {name: random_unet(config, DEVICE, torch.float32).train() for name, config in configs.items()}
     for name, student in students.items():
         task.attach_student(name, student)
-    return Training(task, students, TrainingConfig(steps=10**6, batch=batch, lr=1e-5, precision="bfloat16"), folder)
+    recipe = like(PLAIN, steps=10**6, batch=batch, lr=1e-5, precision="bfloat16", device=DEVICE.type, ema=0.999)
+    return Training(task, students, recipe, folder)
 
 
-def steps(run: Training) -> Callable[[int], None]:
-    numbers = iter(range(10**6))
-
-    def stretch(count: int) -> None:
-        for _ in range(count):
-            last = next(numbers)
-            run.step(last)
-        run.report(last + 1)
-
-    return stretch
-
-
-def floor(run: Training) -> Callable[[int], None]:
-    """Teacher forward, student forward, backward and optimizer step on one batch at hand."""
-    task, student, batch = run.task, run.students[0], run.config.batch
-    read = task.samples.read(torch.arange(batch) % task.samples.size)
-    latents = read.latents.to(DEVICE, memory_format=torch.channels_last)
-    text, times = read.condition.text.to(DEVICE), torch.randint(0, 1000, (batch,), device=DEVICE)
-
-    def stretch(count: int) -> None:
-        for _ in range(count):
-            with AUTOCAST():
-                with torch.no_grad():
-                    wanted = task.teacher(latents, times, text, return_dict=False)[0]
-                got = student.module(latents, times, text, return_dict=False)[0]
-                loss = (got - wanted).float().square().mean()
-            loss.backward()
-            student.optimizer.optimizer.step()
-            student.optimizer.optimizer.zero_grad()
-
-    return stretch
-
-
-def plain(run: Training, size: Size) -> Callable[[int], None]:
-    """What BK-SDM's script does at every step: VAE and text encoder, gradient checkpointing, losses, running mean."""
-    unet, teacher, batch = run.students[0].module, run.task.teacher, run.config.batch
-    unet.enable_gradient_checkpointing()
-    for each in (unet, teacher):
-        each.to(memory_format=torch.contiguous_format)
+def encoding(size: Size, batch: int) -> Callable[[], tuple[Tensor, Tensor]]:
+    """VAE and text encoder on the same pictures and captions at every step."""
     vae, text_encoder = (each.to(DEVICE, torch.bfloat16).eval() for each in (size.vae(), size.text_encoder()))
     pixels = torch.rand(batch, 3, 8 * size.latent, 8 * size.latent, device=DEVICE, dtype=torch.bfloat16)
     ids = torch.randint(0, 40_000, (batch, 77), device=DEVICE)
-    scheduler, optimizer = DDPMScheduler(**NOISE), torch.optim.AdamW(unet.parameters(), lr=1e-5)
-    mean, ours, theirs = EMAModel(unet.parameters()), hooked(unet), hooked(teacher)
-
-    def step() -> None:
-        with torch.no_grad(), AUTOCAST():
-            latents = vae.encode(pixels).latent_dist.sample() * vae.config.scaling_factor
-            text = text_encoder(ids)[0]
-        noise, times = torch.randn_like(latents), torch.randint(0, 1000, (batch,), device=DEVICE)
-        noisy = scheduler.add_noise(latents, noise, times)
-        with AUTOCAST():
-            got = unet(noisy, times, text, return_dict=False)[0]
-            with torch.no_grad():
-                wanted = teacher(noisy, times, text, return_dict=False)[0]
-            features = sum(functional.mse_loss(ours[name].float(), theirs[name].float()) for name in ours)
-            output = functional.mse_loss(got.float(), wanted.float())
-            loss = functional.mse_loss(got.float(), noise.float()) + output + features
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(unet.parameters(), 1.0)
-        optimizer.step()
-        optimizer.zero_grad()
-        mean.step(unet.parameters())
-
-    def stretch(count: int) -> None:
-        for _ in range(count):
-            step()
-
-    return stretch
+    factor = vae.config.scaling_factor
+    return lambda: (vae.encode(pixels).latent_dist.sample() * factor, text_encoder(ids)[0])
 
 
 def one_batch(results: Results, size: Size, batch: int, names: list[str], end: float, place: Path) -> None:
     """Those of `names` take turns at this batch; each has models of its own."""
     fresh()
-    works: dict[str, Callable[[int], None]] = {}
+    works: dict[str, Work] = {}
     runs: dict[str, Training] = {}
     for name in names:
         sets = SETS if name == "three" else ("base",)
         runs[name] = training(size, sets, batch, place / f"{name}-{batch}")
-        makes = {"floor": floor, "plain": partial(plain, size=size)}
-        works[name] = makes.get(name, steps)(runs[name])
+        if name == "plain":
+            works[name] = plain(runs[name], encoding(size, batch))
+        else:
+            works[name] = (floor if name == "floor" else steps)(runs[name])
     times: dict[str, list[float]] = {name: [] for name in names}
     phases: dict[str, dict[str, float]] = {}
     for number in range(-2, ROUNDS):
@@ -227,12 +165,13 @@ def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--seconds", type=float, default=105.0)
+    parser.add_argument("--batch", type=int, default=BATCH)
     parser.add_argument("--tiny", action="store_true")
     given = parser.parse_args()
     start, results, size = time.monotonic(), Results(given.out), Size(given.tiny)
     with tempfile.TemporaryDirectory() as folder:
         place = Path(folder)
-        batch = 2 if given.tiny else BATCH
+        batch = 2 if given.tiny else given.batch
         one_batch(results, size, batch, ["floor", "distill", "plain"], start + 0.5 * given.seconds, place)
         one_batch(results, size, batch, ["distill", "three"], start + 0.75 * given.seconds, place / "three")
         largest(results, size, start + given.seconds, place)

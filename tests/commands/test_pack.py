@@ -108,7 +108,7 @@ def test_what_cannot_be_used(kind: str, photos: Path, tmp_path: Path, capsys: py
     assert captions(out) == CAPTIONS
     record = json.loads((out / "pack.json").read_text())
     assert record["faults"] == {kind: 1}
-    assert record["left_out"][0].startswith(f"{kind}: {name}")
+    assert record["left_out"][0].startswith(f"{name}: {kind}")
 
 
 def test_bad_rows_are_told_by_their_lines_and_the_others_used(

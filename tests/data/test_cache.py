@@ -86,15 +86,14 @@ ALONE = processes()
 
 
 def built(cache: LatentCache, encoder: Encoder, of: Any = ALONE) -> CachedSamples:
-    cache.build(of, lambda: encoder)
-    return CachedSamples(cache.folder)
+    return cache.open(of, lambda: encoder)
 
 
 def uncached(cache: LatentCache, encoder: Encoder) -> UncachedSamples:
     index = replace(cache, latents=False)
-    index.build(ALONE, lambda: pytest.fail("an index encodes nothing"))
-    assert not list(index.folder.rglob("*.safetensors"))
-    return UncachedSamples(index.folder, index.shards, encoder)
+    samples = index.open(ALONE, lambda: encoder)
+    assert not list(index.folder.rglob("*.safetensors")), "an index encodes nothing"
+    return samples
 
 
 def pixels(*numbers: int) -> list[numpy.ndarray]:
@@ -267,7 +266,7 @@ def test_a_complete_cache_is_only_read(cache: LatentCache, counting: Counting) -
     assert counting.seen == 20, "every picture and its mirror image"
     before = tree(cache.root)
     with FileLock(cache.folder / caching.LOCK):
-        cache.build(ALONE, lambda: pytest.fail("nothing is left to encode"))
+        cache.open(ALONE, lambda: pytest.fail("nothing is left to encode"))
     assert tree(cache.root) == before
     about = json.loads((cache.folder / "cache.json").read_text())
     assert about["key"].startswith(cache.folder.name)

@@ -6,6 +6,7 @@ import gzip
 import io
 import json
 import tarfile
+from functools import partial
 from pathlib import Path
 
 import numpy
@@ -13,7 +14,7 @@ import pytest
 from PIL import Image
 
 from asdm_cli.data.images import UnreadableError, read_rgb, square
-from asdm_cli.data.shards import Faults, find_shards, squares
+from asdm_cli.data.shards import Faults, decoded, find_shards
 from tests.data import tars
 
 GOOD = tars.samples(0, 1, 2)
@@ -25,7 +26,9 @@ def read(path: Path, data: list[tars.Member] | bytes) -> tuple[list[str], dict[s
     path.write_bytes(data if isinstance(data, bytes) else tars.tar_bytes(data))
     faults = Faults()
     (shard,) = find_shards([str(path)])
-    captions = [sample.caption for chunk in squares(shard, 32, faults, batch=2) for sample, _ in chunk]
+    captions = [
+        sample.caption for chunk in decoded(shard, faults, 2, partial(square, resolution=32)) for sample, _ in chunk
+    ]
     assert all(example.startswith(f"{path}: ") for example in faults.examples)
     return captions, dict(faults.counts)
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 import os
 import signal
-from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -14,20 +13,19 @@ import pytest
 import torch
 
 from asdm_cli.errors import RunError
+from asdm_cli.recipe.verbs import DistillRecipe
 from asdm_cli.training.distillation import Distillation
 from asdm_cli.training.loop import Training
-from asdm_cli.training.student import TrainingConfig
 from tests.patches import shapes
 from tests.training import students
 
-PLAN = TrainingConfig(
-    steps=8, batch=4, lr=1e-3, warmup=2, ema_decay=0.9, save_every=3, validate_every=4, accumulate=2, device="auto"
-)
+CHANGES = {"schedule": "cosine", "warmup": 2, "ema": 0.9, "checkpoint": 3, "every": 4}
+PLAN = students.like(students.PLAIN, steps=8, accumulate=2, device="auto", **CHANGES)
 PRECISIONS = ["bfloat16", pytest.param("float16", marks=pytest.mark.gpu)]
 AUTOCAST = {"bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
-def attempt(folder: Path, device: torch.device, plan: TrainingConfig, stop: int | None = None) -> Training:
+def attempt(folder: Path, device: torch.device, plan: DistillRecipe, stop: int | None = None) -> Training:
     """As `asdm distill` sets it up; `stop` is the sample read during which a signal comes."""
     teacher = copy.deepcopy(shapes.unet("two levels"))
     student = students.fresh(dict(teacher.config), seed=1)
@@ -48,7 +46,7 @@ def attempt(folder: Path, device: torch.device, plan: TrainingConfig, stop: int 
 
 @pytest.mark.parametrize("precision", PRECISIONS)
 def test_stopped_and_gone_on_with_it_ends_bit_equal(precision: str, tmp_path: Path, device: torch.device) -> None:
-    plan = replace(PLAN, precision=precision)
+    plan = students.like(PLAN, precision=precision)
     whole = attempt(tmp_path / "whole", device, plan).students[0].state()
     with pytest.raises(RunError, match="after step 5"):
         attempt(tmp_path / "broken", device, plan, stop=8)
@@ -62,8 +60,8 @@ def test_stopped_and_gone_on_with_it_ends_bit_equal(precision: str, tmp_path: Pa
 def test_parts_and_the_running_mean(precision: str, tmp_path: Path, device: torch.device) -> None:
     """A batch in two parts is the batch in one, up to rounding (float16 skips its first steps, not the same ones in
     both); the mean lies between the start and the end."""
-    plan = replace(PLAN, precision=precision)
-    one, two = (attempt(tmp_path / str(parts), device, replace(plan, accumulate=parts)).students[0] for parts in (1, 2))
+    plans = [students.like(PLAN, precision=precision, accumulate=parts) for parts in (1, 2)]
+    one, two = (attempt(tmp_path / str(plan.accumulate), device, plan).students[0] for plan in plans)
     start = students.fresh(dict(one.module.config), seed=1).to(device)
     moved = distance(one.module, start)
     assert distance(one.module, two.module) < (0.2 if precision == "bfloat16" else 1) * moved

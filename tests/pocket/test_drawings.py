@@ -9,9 +9,9 @@ import pytest
 import torch
 
 import asdm_cli
+from asdm_cli.training.loop import Noise, Part
 from pocket import drawings
 from pocket.drawings import HELD_OUT, TRAIN, TWIN, held_out, labels, moved, part_of, read
-from pocket.loop import Draws
 
 DATA = Path(asdm_cli.__file__).parent / "pocket" / "data"
 
@@ -53,12 +53,11 @@ def test_what_is_written_is_read_back(tmp_path: Path) -> None:
 
 
 def test_moving_keeps_white_white_and_moves_the_rest() -> None:
-    source = torch.Generator().manual_seed(0)
     white = torch.ones(5, 3, 64, 64)
-    torch.testing.assert_close(moved(white, Draws(source, 5, slice(None))), white)
+    torch.testing.assert_close(moved(white, Noise(0, 0, Part(5))), white)
     square = white.clone()
     square[:, :, 24:40, 24:40] = -1
-    found = moved(square, Draws(source, 5, slice(None)))
+    found = moved(square, Noise(0, 0, Part(5)))
     assert found.shape == square.shape
     assert (found[:, :, 0] == 1).all(), "white outside"
     areas = (found < 0).float().sum((1, 2, 3)) / 3

@@ -12,8 +12,9 @@ import torch
 from torch import Tensor, nn
 
 from asdm_cli.errors import RunError
+from asdm_cli.training.loop import Noise
 from pocket import loop
-from pocket.loop import Draws, Plan, newest, train
+from pocket.loop import Plan, newest, train
 
 PLAN = Plan(steps=8, batch=4, lr=1e-2, warmup=2, emas=(0.5, 0.9))
 
@@ -27,7 +28,7 @@ class Line:
         self.size, self.calls, self.stops_at, self.spoilt_at = 10, 0, stops_at, spoilt_at
         self.data = torch.randn(10, 3, generator=torch.Generator().manual_seed(1))
 
-    def losses(self, module: nn.Module, rows: Tensor, noise: Draws) -> dict[str, Tensor]:
+    def losses(self, module: nn.Module, rows: Tensor, noise: Noise) -> dict[str, Tensor]:
         self.calls += 1
         if self.calls == self.stops_at:
             raise KeyboardInterrupt

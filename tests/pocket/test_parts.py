@@ -8,10 +8,10 @@ import torch
 from diffusers import AutoencoderKL
 
 from asdm_cli.metrics.probe import CONFIG, WEIGHTS, read_probe
-from asdm_cli.training.losses import min_snr_weight
+from asdm_cli.training.distillation import min_snr_weight
+from asdm_cli.training.loop import Noise, Part
 from pocket import art, autoencoder, denoiser, drawings, probe, stages
 from pocket.drawings import to_unit
-from pocket.loop import Draws
 
 
 def test_standardise_keeps_the_function_and_gives_unit_latents():
@@ -39,9 +39,9 @@ def test_denoising_is_the_scheduler_s_own_mathematics() -> None:
 
     task = denoiser.Denoising(torch.nn.Identity(), latents, text, (latents[0], text[:-1]))
     rows = torch.tensor([3, 1, 4, 0])
-    draws = Draws(torch.Generator().manual_seed(7), 4, slice(None))
+    draws = Noise(0, 7, Part(4))
     loss = task.losses(unet, rows, draws)["task"]
-    again = Draws(torch.Generator().manual_seed(7), 4, slice(None))
+    again = Noise(0, 7, Part(4))
     chosen, kept = latents[again.integers(2), rows], again.uniform() >= denoiser.TEXT_DROPOUT
     timesteps, noise = again.integers(1000), again.normal(4, 8, 8)
     assert torch.equal(seen["timesteps"], timesteps)

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import gzip
+from functools import partial
 from pathlib import Path
 
 import numpy
 import pytest
 from PIL import Image
 
-from asdm_cli.data.shards import Faults, find_shards, squares
+from asdm_cli.data.images import square
+from asdm_cli.data.shards import Faults, decoded, find_shards
 from asdm_cli.errors import ModelError
 from asdm_cli.sampling.image_set import real_set
 from asdm_cli.sampling.prompts import read_prompts, real_images
@@ -91,7 +93,7 @@ def test_what_pack_writes_is_read_as_training_reads_it(tmp_path: Path) -> None:
     learnt = [
         pixels
         for part in find_shards([f"{tmp_path}/*.tar"])
-        for chunk in squares(part, 8, Faults(), 2)
+        for chunk in decoded(part, Faults(), 2, partial(square, resolution=8))
         for _, pixels in chunk
     ]
     (measured,) = real_set(read, 8, tmp_path / "real").batches()

@@ -15,7 +15,6 @@ import signal
 import sys
 import time
 from copy import deepcopy
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -23,9 +22,9 @@ import torch
 
 from asdm_cli.console import quiet
 from tests import tiny
-from tests.training.students import PLAIN, distillation, fresh, memory, pruned, trained
+from tests.training.students import PLAIN, distillation, fresh, like, memory, pruned, trained
 
-PLAN = replace(PLAIN, steps=14, batch=2, save_every=2, validate_every=4, ema_decay=0.9, schedule="cosine", warmup=2)
+PLAN = like(PLAIN, steps=14, batch=2, checkpoint=2, every=4, ema=0.9, schedule="cosine", warmup=2)
 Pair = tuple[Any, Any]
 
 

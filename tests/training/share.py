@@ -5,20 +5,19 @@ from __future__ import annotations
 import json
 import os
 import sys
-from dataclasses import replace
 from pathlib import Path
 
 import torch
 
-from asdm_cli.training.student import TrainingConfig
-from tests.training.students import PLAIN, Seen, distillation, memory, pair, trained
+from asdm_cli.recipe.verbs import DistillRecipe
+from tests.training.students import PLAIN, Seen, distillation, like, memory, pair, trained
 
-PLAN = replace(PLAIN, steps=6, batch=8, save_every=3, ema_decay=0.9)
+PLAN = like(PLAIN, steps=6, batch=8, checkpoint=3, ema=0.9)
 SIZE = 24
 """Three steps make an epoch."""
 
 
-def run(folder: Path, plan: TrainingConfig = PLAN) -> list[list[int]]:
+def run(folder: Path, plan: DistillRecipe = PLAN) -> list[list[int]]:
     """Train, leave the written weights, and return the rows part by part. The mid block is frozen."""
     teacher, student = pair("base")
     student.mid_block.requires_grad_(False)
@@ -34,6 +33,6 @@ def run(folder: Path, plan: TrainingConfig = PLAN) -> list[list[int]]:
 def main() -> None:
     home = Path(sys.argv[1])
     for accumulate in (1, 2):
-        rows = run(home / f"two-{accumulate}", replace(PLAN, accumulate=accumulate))
+        rows = run(home / f"two-{accumulate}", like(PLAN, accumulate=accumulate))
         (home / f"two-{accumulate}-{os.environ['RANK']}.json").write_text(json.dumps(rows))
     torch.distributed.destroy_process_group()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -10,29 +11,73 @@ import torch
 from diffusers import DDIMScheduler
 from torch import Tensor, nn
 
-from asdm_cli.data.samples import Condition, InMemory
+from asdm_cli.data.encoder import Batch, Condition
+from asdm_cli.recipe.verbs import DistillRecipe, Ema
 from asdm_cli.training.distillation import Distillation, LossTerm
-from asdm_cli.training.loop import Training, train
-from asdm_cli.training.sampling_order import Noise, Part
-from asdm_cli.training.student import TrainingConfig
+from asdm_cli.training.loop import Noise, Part, Training, train
 from asdm_cli.unet.addresses import Anatomy
 from asdm_cli.unet.feature_pairs import feature_pairs
 from asdm_cli.unet.surgery import apply
 from tests import tiny
 
-PLAIN = TrainingConfig(
-    steps=4,
-    batch=4,
-    lr=1e-3,
-    schedule="constant",
-    warmup=0,
-    ema_decay=None,
-    save_every=100,
-    validate_every=100,
-    device="cpu",
-    precision="float32",
+PLAIN = DistillRecipe.model_validate(
+    {
+        "verb": "distill",
+        "teacher": "none",
+        "students": [{"name": "s", "model": "m"}],
+        "losses": [{"kind": "task"}],
+        "out": "o",
+        "steps": 4,
+        "batch": 4,
+        "optimizer": {"lr": 1e-3, "options": {"weight_decay": 0.01, "betas": [0.9, 0.99]}},
+        "ema": "none",
+        "checkpoint": 100,
+        "validation": {"every": 100},
+        "device": "cpu",
+        "precision": "float32",
+    }
 )
 """As little as possible beside the losses."""
+INNER = {
+    "lr": "optimizer",
+    "options": "optimizer",
+    "schedule": "optimizer",
+    "warmup": "optimizer",
+    "every": "validation",
+}
+
+
+def like(recipe: DistillRecipe, **changes: Any) -> DistillRecipe:
+    """The same but for these keys, wherever they stand; `ema` is a decay."""
+    for key, value in changes.items():
+        inner = INNER.get(key, key)
+        if inner != key:
+            value = getattr(recipe, inner).model_copy(update={key: value})
+        elif key == "ema" and isinstance(value, float):
+            value = Ema(decay=value)
+        recipe = recipe.model_copy(update={inner: value})
+    return recipe
+
+
+@dataclass(frozen=True)
+class InMemory:
+    """Samples that are tensors already. `mirrored`, where there is any, are the latents of the mirrored pictures."""
+
+    latents: Tensor
+    condition: Condition
+    empty: Condition
+    mirrored: Tensor | None = None
+
+    @property
+    def size(self) -> int:
+        return len(self.latents)
+
+    def read(self, rows: Tensor, flipped: Tensor | None = None) -> Batch:
+        added = {name: value[rows].float() for name, value in self.condition.added.items()}
+        latents = self.latents[rows].float()
+        if flipped is not None and self.mirrored is not None:
+            latents = torch.where(flipped[:, None, None, None], self.mirrored[rows].float(), latents)
+        return Batch(latents, Condition(self.condition.text[rows].float(), added))
 
 
 class Seen(Distillation):
@@ -112,8 +157,8 @@ def first_batch(task: Distillation, rows: Tensor | None = None, step: int = 0) -
 
 
 def trained(
-    folder: Path, task: Distillation, students: dict[str, nn.Module], config: TrainingConfig = PLAIN
+    folder: Path, task: Distillation, students: dict[str, nn.Module], recipe: DistillRecipe = PLAIN
 ) -> Training:
     for student in students.values():
         student.train()
-    return train(task, students, config, folder)
+    return train(task, students, recipe, folder)

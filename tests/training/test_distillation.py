@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -11,9 +10,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from asdm_cli.recipe.verbs import Ema
 from asdm_cli.training.distillation import Distillation, FeatureRecorder, LossTerm
-from asdm_cli.training.loop import LOG, read_log
-from asdm_cli.training.sampling_order import Noise, Part
+from asdm_cli.training.loop import LOG, Noise, Part, read_log
 from asdm_cli.training.student import StudentTrainer
 from tests import tiny
 from tests.training.students import (
@@ -22,6 +21,7 @@ from tests.training.students import (
     distillation,
     first_batch,
     fresh,
+    like,
     memory,
     pair,
     pruned,
@@ -46,7 +46,7 @@ def test_a_model_learns_nothing_from_itself(tmp_path: Path) -> None:
     teacher, student = fresh(tiny.shape("sd15")), fresh(tiny.shape("sd15"))
     before = state(student)
     task = distillation({"s": student}, teacher, weights=(0, 1, 1))
-    trained(tmp_path, task, {"s": student}, replace(PLAIN, steps=5, batch=5, options={"weight_decay": 0.0}))
+    trained(tmp_path, task, {"s": student}, like(PLAIN, steps=5, batch=5, options={"weight_decay": 0.0}))
     (line,) = read_log(tmp_path / LOG)
     assert (line["output"], line["features"]) == (0.0, 0.0)
     assert line["task"] > 0
@@ -59,7 +59,7 @@ def test_teachers_and_what_is_frozen_keep_every_bit(tmp_path: Path) -> None:
     for name, weight in student.named_parameters():
         weight.requires_grad_(name not in frozen)
     before, taught = state(student), state(teacher)
-    config = replace(PLAIN, options={"weight_decay": 0.1}, ema_decay=0.9)
+    config = like(PLAIN, options={"weight_decay": 0.1}, ema=0.9)
     training = trained(tmp_path, distillation({"s": student}, teacher), {"s": student}, config)
     assert changed(before, student) == before.keys() - frozen
     with training.students[0].ema_weights() as module:
@@ -73,7 +73,7 @@ def test_the_running_mean_is_its_recurrence(tmp_path: Path, monkeypatch: pytest.
     teacher, student = pair("tiny")
     mean = [weight.detach().clone() for weight in student.parameters()]
     seen: list[list[Tensor]] = []
-    config = replace(PLAIN, steps=6, ema_decay=0.3, ema_after=2)
+    config = like(PLAIN, steps=6, ema=Ema(decay=0.3, after=2))
     original = StudentTrainer.ema_step
 
     def ema_step(self: StudentTrainer) -> None:
@@ -84,7 +84,7 @@ def test_the_running_mean_is_its_recurrence(tmp_path: Path, monkeypatch: pytest.
     training = trained(tmp_path, distillation({"s": student}, teacher), {"s": student}, config)
     assert len(seen) == 6
     for step, weights in enumerate(seen, 1):
-        age = max(0, step - config.ema_after - 1)
+        age = max(0, step - config.ema.after - 1)
         decay = min(0.3, (1 + age) / (10 + age)) if age else 0.0
         mean = [decay * old + (1 - decay) * new for old, new in zip(mean, weights, strict=True)]
     now = state(student)
@@ -202,7 +202,7 @@ def test_features_are_recorded_only_while_asked_for() -> None:
 def test_students_of_one_run_are_those_trained_alone(tmp_path: Path) -> None:
     teacher, calls = fresh(tiny.shape("sd15")), []
     teacher.register_forward_hook(lambda *_: calls.append(1))
-    config = replace(PLAIN, ema_decay=0.5, schedule="cosine", warmup=1)
+    config = like(PLAIN, ema=0.5, schedule="cosine", warmup=1)
     together = {kind: pruned(teacher, kind) for kind in KINDS}
     trained(tmp_path / "all", distillation(together, teacher, text_dropout=0.3), together, config)
     assert len(calls) == config.steps, "the teacher answers once for all students"
@@ -222,7 +222,7 @@ def test_accumulated_parts_are_the_whole_batch_and_lines_are_means(tmp_path: Pat
     for number, (accumulate, every) in enumerate([(1, 1), (1, 100), (4, 1)]):
         teacher, student = pair("base")
         task = distillation({"s": student}, teacher, memory(20), Seen, text_dropout=0.3)
-        config = replace(PLAIN, steps=5, batch=8, accumulate=accumulate, save_every=every)
+        config = like(PLAIN, steps=5, batch=8, accumulate=accumulate, checkpoint=every)
         trained(tmp_path / str(number), task, {"s": student}, config)
         keys = ("loss", "task", "output", "features", "gradient_norm")
         curves.append([{key: line[key] for key in keys} for line in read_log(tmp_path / str(number) / LOG)])
@@ -244,7 +244,7 @@ def test_held_out_losses_are_of_the_written_weights_and_the_same_noise(tmp_path:
     teacher, student = pair("base")
     task = distillation({"s": student}, teacher)
     task.held_out = held_out = memory(40)
-    training = trained(tmp_path, task, {"s": student}, replace(PLAIN, ema_decay=0.5, validate_every=2))
+    training = trained(tmp_path, task, {"s": student}, like(PLAIN, ema=0.5, every=2))
     first, last = [line for line in read_log(tmp_path / LOG) if "validation" in line]
     assert (first["step"], last["step"]) == (2, 4)
     assert first["validation"].keys() == {"task", "output"}

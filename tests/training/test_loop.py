@@ -7,7 +7,6 @@ import errno
 import os
 import signal
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,16 +16,25 @@ from torch import Tensor, nn
 from typing_extensions import override
 
 from asdm_cli.errors import RunError
-from asdm_cli.training import checkpoints, loop
-from asdm_cli.training.loop import LOG, Task, read_log, train
-from asdm_cli.training.sampling_order import Noise, Part, sampling_order
-from asdm_cli.training.student import StudentTrainer, TrainingConfig
+from asdm_cli.recipe.verbs import DistillRecipe
+from asdm_cli.training import loop
+from asdm_cli.training.loop import (
+    LOG,
+    Noise,
+    Part,
+    Task,
+    latest_checkpoint,
+    read_log,
+    sampling_order,
+    save_checkpoint,
+    train,
+)
+from asdm_cli.training.student import StudentTrainer
 from tests.forking import ours
 from tests.hardening.kinds import NO_FILES
+from tests.training.students import PLAIN, like
 
-CONFIG = TrainingConfig(
-    steps=20, batch=5, lr=0.05, warmup=3, save_every=4, validate_every=10, device="cpu", precision="float32"
-)
+CONFIG = like(PLAIN, steps=20, batch=5, lr=0.05, schedule="cosine", warmup=3, checkpoint=4, every=10, ema=0.999)
 KILLS, INSIDE = 10, 4
 ROOT = Path(__file__).parents[2]
 
@@ -56,10 +64,10 @@ class Line(Task):
         return {"slope": float(module.weight)}
 
 
-def go(folder: Path, task: Task | None = None, config: TrainingConfig = CONFIG) -> list[Tensor]:
+def go(folder: Path, task: Task | None = None, recipe: DistillRecipe = CONFIG) -> list[Tensor]:
     """What was learnt: weights, and their running mean."""
     torch.manual_seed(0)
-    student: StudentTrainer = train(task or Line(), {"line": nn.Linear(1, 1)}, config, folder).students[0]
+    student: StudentTrainer = train(task or Line(), {"line": nn.Linear(1, 1)}, recipe, folder).students[0]
     return [each.detach().clone() for each in (*student.module.parameters(), *student.ema.shadow_params)]
 
 
@@ -81,7 +89,7 @@ def test_an_interrupted_run_ends_bit_equal_with_the_same_log(tmp_path: Path, who
     for moment in (2, 9, 6):
         with pytest.raises(KeyboardInterrupt):
             go(tmp_path, Line({moment: stop(times=2)}))  # the second signal acts at once
-    assert checkpoints.latest(tmp_path)["step"] == 12
+    assert latest_checkpoint(tmp_path)["step"] == 12
     assert same(go(tmp_path), whole[1])
     assert read_log(tmp_path / LOG) == (lines := read_log(whole[0] / LOG))
     assert [line["step"] for line in lines if "task" in line] == [4, 8, 10, 12, 16, 20]
@@ -156,7 +164,7 @@ def test_a_full_disk_keeps_the_previous_checkpoint(
 def test_what_is_not_finite_is_never_saved(tmp_path: Path, nan: int, steps: int, between: str, last: int) -> None:
     """The step of a checkpoint itself is looked at, also between two lines of the log."""
     with pytest.raises(RunError) as caught:
-        go(tmp_path, Line(nan=nan), replace(CONFIG, steps=steps))
+        go(tmp_path, Line(nan=nan), like(CONFIG, steps=steps))
     good = tmp_path / f"step-{last:08}.pt" if last else "the start: there is no checkpoint yet"
     assert str(caught.value) == (
         f"line: task, loss, gradient_norm is not finite between the steps {between}; a lower learning rate may help; "
@@ -175,22 +183,22 @@ def test_processes_that_see_different_checkpoints_are_told(tmp_path: Path, monke
 def test_a_damaged_checkpoint_is_passed_over(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """By whatever damage; where no older one is whole, that is said. The newest few are kept."""
     for step in range(1, 6):
-        checkpoints.save(tmp_path, step, {"step": step}, keep=2)
+        save_checkpoint(tmp_path, step, {"step": step}, keep=2)
     oldest, newest = sorted(tmp_path.iterdir())
     assert [file.name for file in (oldest, newest)] == ["step-00000004.pt", "step-00000005.pt"]
-    assert checkpoints.latest(tmp_path) == {"step": 5}
+    assert latest_checkpoint(tmp_path) == {"step": 5}
     whole = newest.read_bytes()
     for raw in (b"", b"rubbish", whole[:-100], whole[: len(whole) // 2], bytes(len(whole))):
         newest.write_bytes(raw)
-        assert checkpoints.latest(tmp_path) == {"step": 4}
+        assert latest_checkpoint(tmp_path) == {"step": 4}
         assert f"{newest}: cannot be read" in " ".join(capsys.readouterr().err.split())
     for make in NO_FILES.values():
         newest.rmdir() if newest.is_dir() else newest.unlink()
         make(newest)
-        assert checkpoints.latest(tmp_path) == {"step": 4}
+        assert latest_checkpoint(tmp_path) == {"step": 4}
     oldest.write_bytes(whole[:-100])
     with pytest.raises(RunError, match="none of its 2 checkpoints can be read"):
-        checkpoints.latest(tmp_path)
+        latest_checkpoint(tmp_path)
 
 
 def test_checkpoints_hold_no_code(whole: tuple[Path, list[Tensor]]) -> None:

@@ -11,8 +11,14 @@ from diffusers.training_utils import compute_snr
 from torch import Tensor, nn
 from torch.nn import functional
 
-from asdm_cli.training.distillation import Distillation, LossTerm
-from asdm_cli.training.losses import feature_loss, min_snr_weight, prediction_loss, weight_at
+from asdm_cli.training.distillation import (
+    Distillation,
+    LossTerm,
+    feature_loss,
+    min_snr_weight,
+    prediction_loss,
+    weight_at,
+)
 from tests import tiny
 from tests.training.students import distillation, first_batch, memory, pair, scheduler
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -12,6 +11,7 @@ import torch
 from asdm_cli.training.loop import LOG, read_log
 from tests.forking import ours, together
 from tests.training.share import PLAN, SIZE, run
+from tests.training.students import like
 
 ROOT = Path(__file__).parents[2]
 
@@ -57,7 +57,7 @@ def test_two_processes_learn_as_one(two: Path, alone: tuple[Path, list[list[int]
 
 def test_parts_one_after_the_other_learn_as_one(alone: tuple[Path, list[list[int]]], tmp_path: Path) -> None:
     home, whole = alone
-    parts = run(tmp_path, replace(PLAN, accumulate=2))
+    parts = run(tmp_path, like(PLAN, accumulate=2))
     assert [a + b for a, b in zip(parts[::2], parts[1::2], strict=True)] == whole
     assert_alike(tmp_path, home)
 

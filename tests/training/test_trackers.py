@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -13,7 +12,7 @@ from accelerate.tracking import GeneralTracker
 
 from asdm_cli.training.loop import LOG, TRACKERS, read_log
 from tests import tiny
-from tests.training.students import PLAIN, distillation, fresh, memory, pruned, trained
+from tests.training.students import PLAIN, distillation, fresh, like, memory, pruned, trained
 
 
 class Heard(GeneralTracker):
@@ -50,7 +49,7 @@ def go(folder: Path, *trackers: str, **settings: Any) -> None:
     students = {kind: pruned(teacher, kind) for kind in ("base", "tiny")}
     task = distillation(students, teacher)
     task.held_out = memory(2)
-    config = replace(PLAIN, steps=4, save_every=2, validate_every=4, trackers=trackers, **settings)
+    config = like(PLAIN, steps=4, checkpoint=2, every=4, trackers=trackers, **settings)
     trained(folder, task, students, config)
 
 

@@ -20,9 +20,8 @@ from asdm_cli.models.directory import find
 from asdm_cli.models.write import partial_path
 from asdm_cli.records import Report
 from asdm_cli.report.run_directory import Run, is_run, read
-from asdm_cli.training import checkpoints
 from asdm_cli.training.distillation import Distillation
-from asdm_cli.training.loop import read_log
+from asdm_cli.training.loop import latest_checkpoint, read_log
 from asdm_cli.unet.weights import WEIGHTS
 from tests import expanding, stock, tiny
 from tests.apart import shared
@@ -247,7 +246,7 @@ def test_an_interrupted_run_goes_on_with_the_same_command(
     assert "stopped by signal SIGTERM after step 3; the same command goes on there" in told.err
     assert "step-00000003" in told.err
     assert "keeps what was done so far" in told.err
-    assert checkpoints.latest(partial_path(tmp_path / "run") / "training")["step"] == 3
+    assert latest_checkpoint(partial_path(tmp_path / "run") / "training")["step"] == 3
     told = distill(tmp_path, looking)
     assert told.code == 0, told.err
     assert "going on from what an interrupted run" in told.text
@@ -287,7 +286,7 @@ def test_it_goes_on_only_with_what_it_began_with(
         assert (told.code, told.out) == (2, ""), kind
         assert "was begun with other files than there are now (changed since: " in told.text
         assert str(next(each for each in (file, *file.parents) if str(each) in told.text)) in told.text
-        assert checkpoints.latest(partial_path(tmp_path / "run") / "training")["step"] == 1, "nothing is lost"
+        assert latest_checkpoint(partial_path(tmp_path / "run") / "training")["step"] == 1, "nothing is lost"
         os.utime(file, ns=times)
     told = distill(tmp_path, mine)
     assert told.code == 0, told.err

@@ -18,7 +18,7 @@ from pydantic import BaseModel
 from asdm_cli.errors import AsdmError
 from asdm_cli.recipe.verbs import DistillRecipe
 from asdm_cli.report.run_directory import Run
-from asdm_cli.training import checkpoints
+from asdm_cli.training import loop
 from asdm_cli.training.distillation import Distillation
 from asdm_cli.training.loop import read_log
 from asdm_cli.unet.weights import WEIGHTS
@@ -167,8 +167,8 @@ def outcome(recipe: dict[str, Any], folder: Path) -> dict[str, Any]:
     saved: list[tuple[int, int]] = []
     compiled = recipe.pop("compile", False)  # refused on a CPU
     plan = distill.plan(DistillRecipe.model_validate(recipe))
-    plan = replace(plan, config=replace(plan.config, compile=compiled))
-    save, look, reads = checkpoints.save, ResnetBlock2D.forward, Distillation.read
+    plan = replace(plan, recipe=plan.recipe.model_copy(update={"compile": compiled}))
+    save, look, reads = loop.save_checkpoint, ResnetBlock2D.forward, Distillation.read
 
     def forward(*them: Any, **more: Any) -> Any:
         seen.update(forwards=torch.is_grad_enabled())
@@ -177,7 +177,7 @@ def outcome(recipe: dict[str, Any], folder: Path) -> dict[str, Any]:
     folder.mkdir()
     (folder / "recipe.yaml").write_text("")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(checkpoints, "save", lambda *them: (saved.append((them[1], them[3])), save(*them))[1])
+        patch.setattr(loop, "save_checkpoint", lambda *them: (saved.append((them[1], them[3])), save(*them))[1])
         patch.setattr(Distillation, "read", lambda *them: (seen.update(["reads"]), reads(*them))[1])
         patch.setattr(ResnetBlock2D, "forward", forward)
         patch.setattr(torch, "compile", lambda model, **_: (seen.update(["compiled"]), model)[1])
