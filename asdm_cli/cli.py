@@ -366,10 +366,10 @@ def pack(
     refuse_existing(out, overwrite)
     refuse_sources(out, [folder])
     with atomic_directory(out.resolve(), overwrite) as shards:
-        packed = pack(folder, shards, shard_size, seed if shuffle else None, strict)
-    if packed.faults.total():
-        note(f"{packed.faults.listed()}\nleft out: {packed.faults.summary()}")
-    note(f"{packed.samples} samples in {packed.shards} shards")
+        counts, faults = pack(folder, shards, shard_size, seed if shuffle else None, strict)
+    if faults.total():
+        note(f"{faults.listed()}\nleft out: {faults.summary()}")
+    note(f"{sum(counts)} samples in {len(counts)} shards")
     hand_over(out)
 
 

@@ -13,7 +13,7 @@ from typing import Any
 
 from asdm_cli.errors import RunError
 
-# emojibase groups whose pictures are near-text or memorised one by one: components, symbols, flags.
+# emojibase's, but those whose drawings are near-text or memorised one by one: components, symbols, flags.
 _GROUPS = {0: "smileys", 1: "people", 3: "nature", 4: "food", 5: "travel", 6: "activities", 7: "objects"}
 
 

@@ -8,8 +8,8 @@ import json
 import math
 import os
 import random
+import sys
 from collections.abc import Iterator
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -26,28 +26,17 @@ OTHER_IMAGES = ("bmp", "gif", "tif", "tiff", "avif", "heic", "jxl")
 RECORD = "pack.json"
 
 
-@dataclass(frozen=True)
-class Packed:
-    samples: int
-    shards: int
-    faults: Faults
-
-
-@dataclass
 class _LeftOut(Faults):
-    """Everything that is not packed: beside the examples, all."""
+    """All that is not packed, one by one."""
 
-    every: list[str] = field(default_factory=list)
-
-    def add(self, kind: str, where: object, what: object = "") -> None:
-        super().add(kind, where, what)
-        self.every.append(f"{kind}: {where}: {what}")
+    KEPT = sys.maxsize
 
 
-def pack(folder: Path, target: Path, shard_size: int, seed: int | None, strict: bool) -> Packed:
+def pack(folder: Path, target: Path, shard_size: int, seed: int | None, strict: bool) -> tuple[list[int], Faults]:
     """Write `00000.tar`, ... and `pack.json` into the existing `target`, by path or, with a seed, shuffled.
 
-    Raises ModelError where nothing can be packed and, if `strict`, where anything cannot.
+    Gives the samples of each shard, and what was left out. Raises ModelError where nothing can be packed and, if
+    `strict`, where anything cannot.
     """
     faults = _LeftOut()
     images = _images(folder, faults)
@@ -81,9 +70,9 @@ def pack(folder: Path, target: Path, shard_size: int, seed: int | None, strict: 
         )
     if not sum(counts):
         raise ModelError(f"{faults.listed()}\n{folder}: no picture can be used ({faults.summary()})")
-    record = {"samples": counts, "faults": dict(faults.counts), "left_out": faults.every}
+    record = {"samples": counts, "faults": dict(faults.counts), "left_out": faults.examples}
     (target / RECORD).write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
-    return Packed(sum(counts), len(counts), faults)
+    return counts, faults
 
 
 def _images(folder: Path, faults: Faults) -> list[Path]:

@@ -18,14 +18,12 @@ from huggingface_hub import ModelCard
 from safetensors.torch import save_file
 from torch import nn
 
-from asdm_cli import __version__
 from asdm_cli.data.cache import CachedSamples, UncachedSamples
-from asdm_cli.models.load import in_own_memory, load_pipeline, load_unet
-from asdm_cli.models.metadata import claim, made_from, record
-from asdm_cli.models.schedulers import training_scheduler
 from asdm_cli.models.card import loading, model_card, rows
 from asdm_cli.models.directory import ModelDirectory
-from asdm_cli.models.metadata import history
+from asdm_cli.models.load import in_own_memory, load_pipeline, load_unet
+from asdm_cli.models.metadata import claim, history, made_from, record
+from asdm_cli.models.schedulers import training_scheduler
 from asdm_cli.models.write import assemble_directory
 from asdm_cli.profiling.latency import machine
 from asdm_cli.recipe.schema import referenced_paths

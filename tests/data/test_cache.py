@@ -19,11 +19,9 @@ import fsspec
 import numpy
 import pytest
 import torch
-from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionXLPipeline
 from filelock import FileLock
 from PIL import Image
 from safetensors.torch import load_file, save_file
-from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
 
 from asdm_cli.data import cache as caching
 from asdm_cli.data.cache import CachedSamples, LatentCache, UncachedSamples
@@ -34,6 +32,7 @@ from asdm_cli.models.directory import find
 from tests import tiny
 from tests.data import tars
 from tests.hardening import kinds
+from tests.patches import pipes
 
 SIDE = 32
 CPU = torch.device("cpu")
@@ -160,55 +159,29 @@ def test_uncached_needs_plain_tars_that_stay(
         store.rm("/shelf", recursive=True)
 
 
-def sdxl(folder: Path) -> Path:
-    """Two text encoders of half the UNet's text width, the second with the pooled projection."""
-    tiny.pipeline(folder)
-    torch.manual_seed(1)
-    words = tiny.tokenizer(folder / "tokenizer")
-    config = CLIPTextConfig(**{**tiny._text(words), "hidden_size": 8, "projection_dim": 8})
-    pipe = StableDiffusionXLPipeline(
-        vae=AutoencoderKL.from_pretrained(folder / "vae"),
-        text_encoder=CLIPTextModel(config),
-        text_encoder_2=CLIPTextModelWithProjection(config),
-        tokenizer=words,
-        tokenizer_2=words,
-        unet=tiny.unet(tiny.shape("sdxl")),
-        scheduler=DDIMScheduler.from_pretrained(folder / "scheduler"),
-        add_watermarker=False,
-    )
-    shutil.rmtree(folder)
-    pipe.save_pretrained(folder)
-    return folder
-
-
 def test_sdxl(cache: LatentCache, tmp_path: Path) -> None:
-    model = find(str(sdxl(tmp_path / "sdxl")))
+    pipes.pipe("xl").save_pretrained(tmp_path / "sdxl")
+    model = find(str(tmp_path / "sdxl"))
     encoder = Encoder.load(model, SIDE, CPU)
     samples = built(replace(cache, model=model), encoder)
     condition = samples.read(torch.tensor([3, 8])).condition
     wanted = encoder.pipe.encode_prompt(["picture 3", "picture 8"], do_classifier_free_guidance=False)
-    torch.testing.assert_close(condition.text, wanted[0], atol=5e-3, rtol=1e-3)
-    torch.testing.assert_close(condition.added["text_embeds"], wanted[2], atol=5e-3, rtol=1e-3)
+    for found, each in ((condition.text, wanted[0]), (condition.added["text_embeds"], wanted[2])):
+        torch.testing.assert_close(found, each, atol=5e-3, rtol=1e-3)
     assert condition.text.shape == (2, tiny.TOKENS, tiny.WIDTH)
     assert condition.added["time_ids"].tolist() == [[32.0, 32.0, 0.0, 0.0, 32.0, 32.0]] * 2
     assert not samples.empty.text.any(), "SDXL's missing prompt is zeros"
     assert not samples.empty.added["text_embeds"].any()
 
 
-@pytest.mark.parametrize(
-    ("given", "shift", "factor"),
-    [
-        ({"shift_factor": 0.5}, 0.5, 2),
-        ({"latents_mean": [1.0] * 4, "latents_std": [4.0] * 4}, 1, 0.5),
-    ],
-)
-def test_a_vae_with_shift_or_means(
-    given: dict[str, Any], shift: float, factor: float, encoder: Encoder, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_vae_with_shift_or_means(encoder: Encoder, monkeypatch: pytest.MonkeyPatch) -> None:
     plain = encoder.latents(pixels(0)) / encoder.vae.config.scaling_factor
-    config = type("Config", (dict,), {"__getattr__": dict.__getitem__})({"scaling_factor": 2.0, **given})
-    monkeypatch.setattr(type(encoder.vae), "config", config)
-    torch.testing.assert_close(encoder.latents(pixels(0)), (plain - shift) * factor)
+    means = {"latents_mean": [1.0] * 4, "latents_std": [4.0] * 4}
+    for given, shift, factor in (({"shift_factor": 0.5}, 0.5, 2), (means, 1, 0.5)):
+        config = type("Config", (dict,), {"__getattr__": dict.__getitem__})({"scaling_factor": 2.0, **given})
+        with monkeypatch.context() as patch:
+            patch.setattr(type(encoder.vae), "config", config)
+            torch.testing.assert_close(encoder.latents(pixels(0)), (plain - shift) * factor)
 
 
 def test_resolution_fits_the_vae(tiny_pipeline: Path) -> None:

@@ -9,7 +9,7 @@ import subprocess
 import sys
 import time
 from collections import Counter
-from collections.abc import Iterator
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -19,27 +19,18 @@ import yaml
 from asdm_cli.console import LINES
 from asdm_cli.report.run_directory import to_json
 from tests.hardening.kinds import HOSTILE, HUGE, NO_FILES, OTHERS, copied, leaves, renamed, replaced, rewritten
+from tests.hardening.uses import tried
 from tests.report import made
 from tests.typed import Said, asdm
 
 SECONDS = 10
 """Of computing, that an answer may take; here it is a second, and a file that hangs never answers."""
-FEW = {"steps": 2, "limit": 2, "device": "cpu"}
 HISTORY = [
     {"verb": "assemble", "asdm": "0.1.0", "source": "x", "taken": {"a": ["down.0"]}},
     {"verb": "distill", "asdm": "0.1.0", "source": "x"},
 ]
 CACHE = {"kind": "feature-cache", "rules": [{"nodes": "up.3", "schedule": {"mode": "uniform", "interval": 2}}]}
-MEANT: dict[str, Any] = {
-    "prune": lambda bad: {"verb": "prune", "model": bad, "remove": "base"},
-    "distill": lambda bad: {
-        "verb": "distill", "teacher": bad, "students": [{"name": "s", "model": bad, "freeze": "from a"}], "steps": 1,
-        "device": "cpu", "data": {"cache": "none"},
-    },
-    "eval": lambda bad: {"verb": "eval", "models": [{"name": "a", "model": bad}], "metrics": ["clip_score"], **FEW},
-    "bench": lambda bad: {"verb": "bench", "models": [{"name": "a", "model": bad}], "steps": 2, "device": "cpu"},
-}  # fmt: skip
-USES = ("show", "eval", "distill", "bench", "prune", "generate")
+USES = ("show", "eval", "student", "bench", "prune", "generate")
 
 
 @pytest.fixture
@@ -48,16 +39,6 @@ def model(tiny_pipeline: Path, tmp_path: Path) -> Path:
     whole = copied(tiny_pipeline, tmp_path / "model")
     (whole / "asdm.json").write_text(json.dumps({"history": HISTORY, "patches": [CACHE]}))
     return whole
-
-
-def use(how: str, bad: Path, folder: Path) -> Said:
-    if how == "show":
-        return asdm("show", bad)
-    if how == "generate":
-        return asdm("generate", bad, "x", "--out", folder / "drawn", "--steps", 1, "--device", "cpu", "--overwrite")
-    recipe = folder / "recipe.yaml"
-    recipe.write_text(yaml.safe_dump({**MEANT[how](str(bad)), "out": str(folder / "out")}, width=1000))
-    return asdm(how, recipe, "--dry-run")
 
 
 def fault(said: Said, seconds: float) -> str:
@@ -69,17 +50,12 @@ def fault(said: Said, seconds: float) -> str:
 
 
 def answered(how: str, bad: Path, folder: Path) -> tuple[Said, str]:
-    begin = time.process_time()
-    said = use(how, bad, folder)
+    begin, changes = time.process_time(), {}
+    if how == "student":  # the teacher too, and what asdm.json says of its donors
+        student = {"name": "s", "model": str(bad), "freeze": "from a"}
+        changes = {"teacher": str(bad), "students": [student], "data": {"cache": "none"}}
+    said = tried(how, bad, bad, folder, **changes)
     return said, fault(said, time.process_time() - begin)
-
-
-def texts(model: Path) -> Iterator[tuple[Path, Any, list[Any]]]:
-    """(file, its value, the ways to texts and numbers in it); of long vocabularies some."""
-    for file in sorted(model.rglob("*.json")):
-        held = json.loads(file.read_text())
-        ways = [way for way, _ in leaves(held)]
-        yield file.relative_to(model), held, ways[:60]
 
 
 def every(step: int, begin: int, cases: list[Any]) -> list[Any]:
@@ -90,8 +66,9 @@ def every(step: int, begin: int, cases: list[Any]) -> list[Any]:
 def changed(model: Path, kind: str) -> list[tuple[str, Path, Any]]:
     """(what was done, file, new value) for every place of a model's JSON files."""
     found = []
-    for file, held, ways in texts(model):
-        for way in ways:
+    for file in sorted(model.rglob("*.json")):
+        held, file = json.loads(file.read_text()), file.relative_to(model)
+        for way, _ in islice(leaves(held), 60):  # of long vocabularies some
             if kind == "text":
                 found.append((f"{file} {way}: text", file, replaced(held, way, HOSTILE)))
                 if isinstance(way[-1], str):

@@ -7,10 +7,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import yaml
 
+from tests import expanding
+from tests.hardening.damages import SCHEDULER, config
 from tests.hardening.kinds import HUGE, leaves, replaced
-from tests.hardening.test_broken_models import RECIPES
+from tests.hardening.uses import RECIPES, tried
 from tests.typed import asdm
 
 MORE: dict[str, dict[str, Any]] = {
@@ -40,25 +41,21 @@ def cases(use: str, model: str) -> Iterator[tuple[str, dict[str, Any]]]:
 
 @pytest.mark.parametrize("use", list(MORE))
 def test_numbers_of_recipes(use: str, tiny_pipeline: Path, tmp_path: Path) -> None:
-    faults, refused, file = [], 0, tmp_path / "recipe.yaml"
-    tried = list(cases(use, str(tiny_pipeline)))
-    for what, recipe in tried[::3]:
-        file.write_text(yaml.safe_dump({**recipe, "out": str(tmp_path / "out")}, width=1000))
-        said = asdm(recipe["verb"], file, "--dry-run", "-q")
+    faults, refused = [], 0
+    every = list(cases(use, str(tiny_pipeline)))
+    for what, recipe in every[::3]:
+        said = expanding.run(tmp_path, recipe, "--dry-run", "-q")
         refused += said.code == 2
         if said.code not in (0, 2) or "bug in asdm" in said.err:
             faults.append(f"{what}: {said.code}: {said.err[-200:]}")
     assert not faults, "\n".join(faults)
-    assert len(tried) >= 60
-    assert refused >= len(tried) // 6
+    assert len(every) >= 60
+    assert refused >= len(every) // 6
 
 
 @pytest.mark.parametrize("use", ["eval", "inherit", "bench", "switch, first"])
 def test_more_steps_than_timesteps(use: str, tiny_pipeline: Path, tmp_path: Path) -> None:
-    recipe = {**RECIPES[use](str(tiny_pipeline), str(tiny_pipeline)), "steps": 1001, "out": str(tmp_path / "out")}
-    file = tmp_path / "recipe.yaml"
-    file.write_text(yaml.safe_dump(recipe, width=1000))
-    said = asdm(recipe["verb"], file, "--dry-run")
+    said = tried(use, tiny_pipeline, tiny_pipeline, tmp_path, steps=1001)
     assert said.code == 2
     assert f"1001 are more than the 1000 that {tiny_pipeline}/scheduler/scheduler_config.json knows" in said.text
 
@@ -75,9 +72,7 @@ def test_numbers_of_a_command_line(option: str, tiny_pipeline: Path, tmp_path: P
 
 
 def test_one_beta_for_a_thousand_timesteps(tiny_pipeline: Path, tmp_path: Path) -> None:
-    from tests.hardening.damages import SCHEDULER, config
-
     bad = config(SCHEDULER, trained_betas=[0.1]).do(tiny_pipeline, tmp_path / "bad")
-    said = asdm("generate", bad, "x", "--out", tmp_path / "out", "--steps", 2, "--device", "cpu")
+    said = tried("generate", bad, bad, tmp_path)
     assert said.code == 2
     assert f"{bad / SCHEDULER}: has 1 betas for 1000 timesteps" in said.text

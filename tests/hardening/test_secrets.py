@@ -15,8 +15,9 @@ import yaml
 from asdm_cli.recipe.load import load
 from asdm_cli.report.run_directory import RECIPE, run_directory
 from asdm_cli.verbs import verb_of
+from tests import expanding
 from tests.data import tars
-from tests.hardening.test_broken_models import RECIPES
+from tests.hardening.uses import RECIPES, STUDENT
 from tests.typed import asdm
 
 SECRET = "xK3yZz9s3cr3t"
@@ -51,10 +52,7 @@ def leaks(folder: Path, *hidden: str) -> list[str]:
 
 
 def test_pruned_models_and_their_reports_name_no_place(private: Path, tmp_path: Path) -> None:
-    run = tmp_path / "run"
-    recipe = tmp_path / "recipe.yaml"
-    recipe.write_text(yaml.safe_dump({"verb": "prune", "model": str(private), "remove": "base", "out": str(run)}))
-    assert asdm("prune", recipe, "-q").code == 0
+    run = expanding.done(tmp_path, RECIPES["prune"](str(private), ""))
     (run / RECIPE).unlink()  # one needs to know what was run, here
     assert len(list(told(run))) >= 15
     assert leaks(run, str(tmp_path), "somebody", SECRET, str(Path.home()) + "/", str(Path.cwd())) == []
@@ -77,22 +75,17 @@ def test_a_distillation_from_a_place_that_takes_a_password(private: Path, tmp_pa
     shard = tars.write(tmp_path / "a.tar", tars.samples(*range(4)))
     command = f'pipe:cat {shard} && : -H "Authorization: Bearer {SECRET}" https://me:{SECRET}@host/b.tar?key={SECRET}'
     recipe = {
-        "verb": "distill",
+        **STUDENT,
         "teacher": "none",
         "students": [{"name": "s", "model": str(private)}],
         "data": {"train": command, "cache_folder": str(tmp_path / "cache")},
         "losses": [{"kind": "task"}],
-        "steps": 1,
         "batch": 2,
-        "device": "cpu",
-        "out": str(tmp_path / "run"),
     }
-    file = tmp_path / "recipe.yaml"
-    file.write_text(yaml.safe_dump(recipe, width=1000))
-    refused = asdm("distill", file)
+    refused = expanding.run(tmp_path, recipe)
     assert refused.code == 2
     assert SECRET not in refused.err
-    said = asdm("distill", file, "--allow-pipes")
+    said = expanding.run(tmp_path, recipe, "--allow-pipes")
     assert said.code == 0, said.err
     assert SECRET not in said.err
     assert leaks(tmp_path / "run", SECRET) == []

@@ -25,7 +25,7 @@ from asdm_cli.models.load import PIPELINES, load_clip, load_pipeline
 from asdm_cli.unet.weights import WEIGHTS
 from tests import tiny
 from tests.foreign import models
-from tests.hardening.test_broken_models import RECIPES
+from tests.hardening.uses import RECIPES
 from tests.typed import asdm
 
 CPU = torch.device("cpu")

@@ -17,7 +17,7 @@ from asdm_cli.errors import ModelError
 from asdm_cli.models.directory import find
 from asdm_cli.models.schedulers import SAMPLERS, own_scheduler, planned_scheduler, training_scheduler, unlike_noise
 from asdm_cli.patches.noise import alphas_cumprod
-from tests.hardening.test_broken_models import RECIPES
+from tests.hardening.uses import RECIPES
 from tests.typed import asdm
 
 Make = Callable[..., Path]

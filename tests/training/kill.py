@@ -21,8 +21,7 @@ from typing import Any
 import torch
 
 from asdm_cli.console import quiet
-from tests import tiny
-from tests.training.students import PLAIN, distillation, fresh, like, memory, pruned, trained
+from tests.training.students import PLAIN, distillation, like, memory, quick, trained
 
 PLAN = like(PLAIN, steps=14, batch=2, checkpoint=2, every=4, ema=0.9, schedule="cosine", warmup=2)
 Pair = tuple[Any, Any]
@@ -69,8 +68,7 @@ def _die_in_fsync(at: int) -> None:
 def main() -> None:
     home, (moments, inside) = Path(sys.argv[1]), map(int, sys.argv[2:])
     quiet(True)
-    teacher = fresh(tiny.shape("sd15"))
-    pair = (teacher, pruned(teacher, "tiny"))
+    pair = quick()
     attempt(home / "whole", pair)  # slower than those that follow: it warms up
     seconds = [time.monotonic()]
     for folder in ("again", "again"):  # a whole run, and nothing but its beginning and end

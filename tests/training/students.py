@@ -19,6 +19,7 @@ from asdm_cli.unet.addresses import Anatomy
 from asdm_cli.unet.feature_pairs import feature_pairs
 from asdm_cli.unet.surgery import apply
 from tests import tiny
+from tests.patches.shapes import SHAPES
 
 PLAIN = DistillRecipe.model_validate(
     {
@@ -88,10 +89,15 @@ class Seen(Distillation):
         return super().read(rows, noise)
 
 
-def pair(kind: str, shape: str = "sd15", seed: int = 0) -> tuple[Any, Any]:
+def pair(kind: str, shape: str = "sd15") -> tuple[Any, Any]:
     """A teacher, and what a pruning leaves of it."""
-    teacher = fresh(tiny.shape(shape), seed)
+    teacher = fresh(tiny.shape(shape))
     return teacher, pruned(teacher, kind)
+
+
+def quick() -> tuple[Any, Any]:
+    """A teacher and a student of its shape, of two levels: for what has nothing to do with their shapes."""
+    return fresh(SHAPES["two levels"], 1), fresh(SHAPES["two levels"])
 
 
 def fresh(config: dict[str, Any], seed: int = 0) -> Any:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from copy import deepcopy
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -11,8 +12,7 @@ from accelerate import tracking
 from accelerate.tracking import GeneralTracker
 
 from asdm_cli.training.loop import LOG, TRACKERS, read_log
-from tests import tiny
-from tests.training.students import PLAIN, distillation, fresh, like, memory, pruned, trained
+from tests.training.students import PLAIN, distillation, like, memory, quick, trained
 
 
 class Heard(GeneralTracker):
@@ -45,8 +45,8 @@ def told(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, Any]]:
 
 
 def go(folder: Path, *trackers: str, **settings: Any) -> None:
-    teacher = fresh(tiny.shape("sd15"))
-    students = {kind: pruned(teacher, kind) for kind in ("base", "tiny")}
+    teacher, student = quick()
+    students = {"base": student, "tiny": deepcopy(student)}
     task = distillation(students, teacher)
     task.held_out = memory(2)
     config = like(PLAIN, steps=4, checkpoint=2, every=4, trackers=trackers, **settings)

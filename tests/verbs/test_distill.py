@@ -240,13 +240,18 @@ def test_a_dry_run_tells_and_writes_nothing(recipe: dict[str, Any], tmp_path: Pa
 def test_an_interrupted_run_goes_on_with_the_same_command(
     looking: dict[str, Any], run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    calls = at_a_read(monkeypatch, stop_at(3))
+    """Stopped in the middle, then killed while reports are written, which must not cost the training."""
+    calls, partial = at_a_read(monkeypatch, stop_at(3)), partial_path(tmp_path / "run")
     told = distill(tmp_path, looking)
     assert (told.code, told.out) == (1, "")
     assert "stopped by signal SIGTERM after step 3; the same command goes on there" in told.err
     assert "step-00000003" in told.err
     assert "keeps what was done so far" in told.err
-    assert latest_checkpoint(partial_path(tmp_path / "run") / "training")["step"] == 3
+    assert latest_checkpoint(partial / "training")["step"] == 3
+    with monkeypatch.context() as patch:
+        patch.setattr(Run, "write", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+        assert distill(tmp_path, looking).code == 130
+    assert latest_checkpoint(partial / "training")["step"] == STEPS
     told = distill(tmp_path, looking)
     assert told.code == 0, told.err
     assert "going on from what an interrupted run" in told.text
@@ -319,32 +324,20 @@ def test_weights_that_are_overwritten_meanwhile_change_nothing_and_are_told(
     assert same_unet(done(tmp_path, mine), run)
 
 
-def test_what_was_trained_is_kept_until_the_run_is_published(
-    recipe: dict[str, Any], run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """A kill while reports are written or files are synced must not cost the training."""
-    with monkeypatch.context() as patch:
-        patch.setattr(Run, "write", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
-        assert distill(tmp_path, recipe).code == 130
-    calls = at_a_read(monkeypatch, lambda _: None)
-    assert same_unet(done(tmp_path, recipe), run)
-    assert not calls
-
-
-@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
-def test_stored_number_formats_are_kept(
-    recipe: dict[str, Any], tiny_base: Path, tmp_path: Path, dtype: torch.dtype
-) -> None:
-    model = Path(shutil.copytree(tiny_base / "model", tmp_path / "student"))
-    tensors = load_file(model / "unet" / WEIGHTS)
-    (model / "unet" / WEIGHTS).unlink()
-    mixed = {name: value.to(dtype) if value.ndim > 1 else value for name, value in tensors.items()}
-    save_file(mixed, model / "unet" / WEIGHTS)
-    made = done(tmp_path, {**recipe, "students": [{"name": "s", "model": str(model)}], "steps": 1}, "--link")
-    assert f"vae/{WEIGHTS}" in shared(made / "model", model)
-    assert {name: each.dtype for name, each in load_file(made / UNET).items()} == {
-        name: each.dtype for name, each in mixed.items()
-    }
+def test_stored_number_formats_are_kept(recipe: dict[str, Any], tiny_base: Path, tmp_path: Path) -> None:
+    students, wanted = [], {}
+    for name, dtype in (("half", torch.float16), ("brain", torch.bfloat16)):
+        model = Path(shutil.copytree(tiny_base / "model", tmp_path / name))
+        tensors = load_file(model / "unet" / WEIGHTS)
+        (model / "unet" / WEIGHTS).unlink()
+        mixed = {key: value.to(dtype) if value.ndim > 1 else value for key, value in tensors.items()}
+        save_file(mixed, model / "unet" / WEIGHTS)
+        students.append({"name": name, "model": str(model)})
+        wanted[name] = {key: each.dtype for key, each in mixed.items()}
+    made = done(tmp_path / "made", {**recipe, "students": students, "steps": 1}, "--link") / "students"
+    for name, dtypes in wanted.items():
+        assert f"vae/{WEIGHTS}" in shared(made / name / "model", tmp_path / name)
+        assert {key: each.dtype for key, each in load_file(made / name / UNET).items()} == dtypes
 
 
 def test_a_donors_share_stays_as_it_is(
@@ -364,19 +357,15 @@ def test_a_donors_share_stays_as_it_is(
     assert history(made)[-1]["frozen_tensors"] == len(same)
 
 
-@pytest.mark.parametrize(("size", "side"), [([8, 8], 32), (None, 256)])
 def test_resolution_and_prediction_are_the_models_own(
-    size: Any, side: int, recipe: dict[str, Any], tiny_pipeline: Path, tmp_path: Path
+    recipe: dict[str, Any], tiny_pipeline: Path, tmp_path: Path
 ) -> None:
     model = Path(shutil.copytree(tiny_pipeline, tmp_path / "odd"))
+    other = "teacher: odd: predicts 'sample'; only noise (epsilon) and v_prediction are trained"
     for file, change, code, words in (
-        ("unet/config.json", {"sample_size": size}, 0, f"at {side} pixels"),
-        (
-            "scheduler/scheduler_config.json",
-            {"prediction_type": "sample"},
-            2,
-            "teacher: odd: predicts 'sample'; only noise (epsilon) and v_prediction are trained",
-        ),
+        ("unet/config.json", {"sample_size": [8, 8]}, 0, "at 32 pixels"),
+        ("unet/config.json", {"sample_size": None}, 0, "at 256 pixels"),
+        ("scheduler/scheduler_config.json", {"prediction_type": "sample"}, 2, other),
     ):
         (model / file).write_text(json.dumps({**json.loads((model / file).read_text()), **change}))
         told = distill(tmp_path / "run", {**recipe, "teacher": str(model)}, "--dry-run")
