@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
@@ -69,31 +69,27 @@ def chain(
 
 @app.command()
 def parts(
-    stage: Annotated[str, typer.Argument(help="vae, clip, score or unet.")],
+    stage: Literal["vae", "clip", "score", "unet"],
     data: Data = Path("data"),
     folder: Folder = Path("runs/pocket"),
 ) -> None:
     """Write what a stage has learnt so far, from its newest checkpoint, without training on."""
-    from pocket.stages import STAGES, Shop, parts_of_checkpoint
+    from pocket.stages import Shop, parts_of_checkpoint
 
-    if stage not in STAGES:
-        raise typer.BadParameter(f"{stage}: not one of {', '.join(STAGES)}")
     print(stage, parts_of_checkpoint(Shop(data, folder), stage))
 
 
 @app.command()
 def export(
     what: Annotated[
-        str, typer.Argument(help="generator (VAE, text encoder, UNet) or judges (CLIP for scores, probe).")
+        Literal["generator", "judges"],
+        typer.Argument(help="VAE, text encoder and UNet, or what judges: CLIP for scores and probe."),
     ],
     folder: Folder = Path("runs/pocket"),
 ) -> None:
     """Put trained parts into the package as float16, with the records of their training."""
-    from pocket.export import PARTS
     from pocket.export import export as write
 
-    if what not in PARTS:
-        raise typer.BadParameter(f"{what}: not one of {', '.join(PARTS)}")
     print(write(folder, what))
 
 

@@ -9,9 +9,7 @@ asdm_cli/experts/layer.py is what came of it.
 
 from __future__ import annotations
 
-import statistics
 import sys
-import time
 from collections.abc import Callable
 from typing import Any
 
@@ -22,6 +20,7 @@ from asdm_cli.experts import layer
 from asdm_cli.experts.convert import expand
 from asdm_cli.models.directory import find
 from asdm_cli.models.load import random_unet
+from asdm_cli.profiling.latency import quartiles, stopwatch, time_interleaved
 from asdm_cli.unet.blocks import Spec, preset
 from asdm_cli.unet.flops import inputs
 from asdm_cli.unet.surgery import remove
@@ -42,15 +41,11 @@ def main(shape: str = "pocket", *rows: str) -> None:
         arguments = inputs(base, wanted, device=device, dtype=dtype)
         calls = {name: _call(unets[name], arguments) for name in ("base", "time")}
         calls |= {f"features, {way}": _call(unets["features"], arguments, way) for way in layer.WAYS}
-        times = _take_turns(calls, ROUNDS[shape])
+        times = time_interleaved(calls, warmups=1, rounds=ROUNDS[shape], seconds=stopwatch(device), doing="timed")
         for name, taken in times.items():
-            ratios = [mine / plain for mine, plain in zip(taken, times["base"], strict=True)]
-            low, middle, high = statistics.quantiles(ratios, n=4)
-            ms = 1e3 * statistics.median(taken)
-            print(
-                f"{shape}, {wanted} rows, {name}: {ms:,.1f} ms, {middle:.3f} ({low:.3f}-{high:.3f}) of base's",
-                flush=True,
-            )
+            ratio = quartiles([mine / plain for mine, plain in zip(taken, times["base"], strict=True)])
+            told = f"{1e3 * quartiles(taken).value:,.1f} ms, {ratio.value:.3f} ({ratio.low:.3f}-{ratio.high:.3f})"
+            print(f"{shape}, {wanted} rows, {name}: {told} of base's", flush=True)
 
 
 def _call(unet: UNet2DConditionModel, arguments: dict[str, Any], way: str = "") -> Callable[[], None]:
@@ -60,17 +55,6 @@ def _call(unet: UNet2DConditionModel, arguments: dict[str, Any], way: str = "") 
         unet(**{**arguments, "timestep": 500})
 
     return call
-
-
-def _take_turns(calls: dict[str, Callable[[], None]], rounds: int) -> dict[str, list[float]]:
-    times: dict[str, list[float]] = {name: [] for name in calls}
-    for each in range(1 + rounds):
-        for name, call in calls.items():
-            start = time.perf_counter()
-            call()
-            if each:  # the first round warms up
-                times[name].append(time.perf_counter() - start)
-    return times
 
 
 if __name__ == "__main__":
