@@ -19,7 +19,7 @@ import typer
 
 from asdm_cli import __version__, console
 from asdm_cli.console import hand_over, is_first, note, say
-from asdm_cli.errors import AsdmError, ModelError, RecipeError
+from asdm_cli.errors import AsdmError, Fault, ModelError, RecipeError
 from asdm_cli.recipe import LARGEST_SEED, MOST
 
 log = logging.getLogger("asdm")
@@ -48,7 +48,7 @@ Seed = Annotated[int, typer.Option(min=0, max=LARGEST_SEED, help="Prompt i is dr
 
 
 def _options_of_verbs(
-    file: Annotated[Path, argument(metavar="FILE", help="The recipe, a YAML file.")],
+    given: Annotated[list[str], argument(metavar="FILE", help="The recipe, a YAML file.")],
     set_: Annotated[
         list[str] | None,
         option(
@@ -62,6 +62,36 @@ def _options_of_verbs(
     ] = None,
     device: Device = None,
     dtype: Dtype = None,
+    remove: Annotated[
+        list[str] | None,
+        option(
+            "--remove",
+            metavar="SET",
+            help="[bold]base[/], [bold]small[/], [bold]tiny[/] or an address. May be given again.",
+        ),
+    ] = None,
+    plan: Annotated[
+        str | None, option("--plan", metavar="NAME", help="A plan by its name, as in [bold]deepcache[/].")
+    ] = None,
+    measure: Annotated[
+        bool | None,
+        option("--measure/--no-measure", help="Draw and time beside fewer steps, or only write the model."),
+    ] = None,
+    sampler: Annotated[
+        str | None, option("--sampler", metavar="NAME", help="[bold]own[/], [bold]ddim[/], [bold]dpm++2m[/], ...")
+    ] = None,
+    steps: Annotated[int | None, option("--steps", metavar="N", help="UNet steps per picture.")] = None,
+    guidance: Annotated[
+        float | None, option("--guidance", metavar="W", help="Classifier-free guidance; 1 is none.")
+    ] = None,
+    prompts: Annotated[str | None, option("--prompts", metavar="FILE", help="A prompt a line, or shards.")] = None,
+    limit: Annotated[int | None, option("--limit", metavar="N", help="Use the first so many prompts.")] = None,
+    metrics: Annotated[
+        list[str] | None,
+        option("--metrics", metavar="NAME", help="[bold]psnr[/], [bold]kid[/], ... May be given again."),
+    ] = None,
+    repeats: Annotated[int | None, option("--repeats", metavar="N", help="Timed rounds.")] = None,
+    size: Annotated[int | None, option("--size", metavar="PIXELS", help="Height and width.")] = None,
     launch: Annotated[
         str,
         option(
@@ -87,8 +117,13 @@ def _options_of_verbs(
     """A signature: what can be typed after `asdm VERB`, in the order of the help pages."""
 
 
-OF_SOME = {"device", "dtype", "launch", "allow_pipes", "link"}
-"""Options that a verb has only if it says so."""
+OF_ALL = {"set_", "out", "dry_run", "overwrite", "verbose", "quiet"}
+"""Options of every verb; the others a verb has only if it says so."""
+DRAWING = ("sampler", "steps", "guidance", "size", "prompts", "limit", "metrics")
+OR_MODELS = {
+    count: Annotated[list[str], argument(metavar=f"FILE|{count}", help="The recipe, or in its place what it is about.")]
+    for count in ("MODEL", "MODEL...")
+}
 
 
 def page(function: Callable[..., None]) -> dict[str, str]:
@@ -104,10 +139,13 @@ def command(function: Callable[..., None]) -> Callable[..., None]:
     return function
 
 
-def verb(*own: str) -> Callable[[Callable[[], None]], Callable[..., None]]:
-    """A command that runs a recipe. All verbs run alike; the function is only the help page, `own` its options."""
+def verb(*own: str, models: str = "") -> Callable[[Callable[[], None]], Callable[..., None]]:
+    """A command that runs a recipe. All verbs run alike; the function is only the help page, `own` its options, and
+    `models` what may stand in the recipe's place."""
     options = inspect.signature(_options_of_verbs, eval_str=True)
-    taken = [each for name, each in options.parameters.items() if name not in OF_SOME or name in own]
+    first, *others = options.parameters.values()
+    taken = [first.replace(annotation=OR_MODELS.get(models, first.annotation))]
+    taken += [each for each in others if each.name in OF_ALL or each.name in own]
 
     def register(function: Callable[[], None]) -> Callable[..., None]:
         def run(verbose: bool, quiet: bool, **given: Any) -> None:
@@ -139,7 +177,7 @@ def set_verbosity(verbose: bool, quiet: bool = False) -> None:
             os.environ.setdefault(f"{library}_VERBOSITY", "error")
 
 
-@verb("link")
+@verb("link", "remove", models="MODEL")
 def prune() -> None:
     """Remove blocks or layers from a UNet.
 
@@ -147,9 +185,9 @@ def prune() -> None:
     Weights go from file to file: a model larger than memory is no trouble.
 
     Examples
-    asdm prune recipes/prune-pocket-base.yaml
-    # another set, another place
-    asdm prune recipes/prune-pocket-base.yaml --set remove=small --out runs/small
+    asdm prune pocket --remove base
+    # the same from a file, another set, another place
+    asdm prune recipes/prune-pocket-base.yaml --remove small --out runs/small
     # what would be removed, and what is left
     asdm prune recipes/prune-pocket-base.yaml --dry-run
     """
@@ -210,15 +248,19 @@ def condconv_expand() -> None:
     """
 
 
-@verb("device", "dtype", "link")
+@verb("device", "dtype", "link", "plan", "measure", *DRAWING, "repeats", models="MODEL")
 def inherit() -> None:
     """Compute less at some steps, without training.
 
     The features of chosen blocks, layers or units are inherited from earlier
     steps, or forecast from them. Writes a [bold]model/[/] that carries the plan, and
-    says what it gains in speed and loses in fidelity, beside fewer steps.
+    says what it gains in speed and loses in fidelity, beside fewer steps. A model in
+    the recipe's place is written in seconds, with a plan that was measured elsewhere.
 
     Examples
+    asdm inherit pocket
+    # another plan; and what it gains and loses
+    asdm inherit pocket --plan deepcache --measure --out runs/deepcache
     asdm inherit recipes/inherit-pocket-block.yaml
     # what each UNet call would compute, and nothing else
     asdm inherit recipes/inherit-pocket-block.yaml --dry-run
@@ -227,7 +269,7 @@ def inherit() -> None:
     """
 
 
-@verb("device", "dtype", "link")
+@verb("device", "dtype", "link", "measure")
 def switch() -> None:
     """Let several UNets take turns in one generation.
 
@@ -245,7 +287,7 @@ def switch() -> None:
     """
 
 
-@verb("device", "dtype")
+@verb("device", "dtype", "sampler", "steps", "size", "repeats", models="MODEL...")
 def bench() -> None:
     """Measure what models cost, side by side.
 
@@ -253,13 +295,15 @@ def bench() -> None:
     turns, so that a machine that slows down slows all of them down.
 
     Examples
+    asdm bench pocket runs/inherit-pocket
+    # from a file
     asdm bench recipes/bench-pocket.yaml
     # on a GPU, more rounds
     asdm bench recipes/bench-pocket.yaml --device cuda --set repeats=50
     """
 
 
-@verb("device", "dtype")
+@verb("device", "dtype", *DRAWING, models="MODEL...")
 def eval_() -> None:
     """Measure what models' pictures are worth.
 
@@ -268,8 +312,8 @@ def eval_() -> None:
 
     Examples
     asdm eval recipes/eval-pocket.yaml
-    # a quick look at 64 prompts
-    asdm eval recipes/eval-pocket.yaml --set limit=64 --out runs/eval-quick
+    # a quick look at 64 prompts, without a file
+    asdm eval pocket runs/inherit-pocket --limit 64 --metrics psnr --out runs/eval-quick
     # several processes draw the same pictures, faster
     accelerate launch -m asdm_cli eval recipes/eval-pocket.yaml
     """
@@ -291,6 +335,40 @@ def run() -> None:
     # your own model; the stages that share work on two processes
     asdm run recipes/tables/table1.yaml --set inputs.model=PATH --launch "torchrun --nproc-per-node 2"
     """
+
+
+@command
+def init(
+    verb: Annotated[str, argument(metavar="VERB", help="The verb that the recipe is for.")],
+    model: Annotated[
+        str | None, option("--model", metavar="MODEL", help="Your model, in the place of the bundled one.")
+    ] = None,
+    out: Annotated[Path | None, option("--out", metavar="FILE", help="Write here instead of VERB.yaml.")] = None,
+    verbose: Verbose = False,
+) -> None:
+    """Write a recipe to start from.
+
+    The verb's example, then every other key with what it means and its default.
+
+    Examples
+    asdm init switch --model pocket
+    # then
+    asdm switch switch.yaml --dry-run
+    """
+    set_verbosity(verbose)
+    from asdm_cli.recipe.messages import choice
+    from asdm_cli.recipe.starter import starter
+    from asdm_cli.recipe.verbs import VERBS
+
+    if verb not in VERBS:
+        raise typer.BadParameter(choice(list(VERBS), verb), param_hint="VERB")
+    target = out or Path(f"{verb}.yaml")
+    try:
+        with target.open("x", encoding="utf-8") as file:
+            file.write(starter(verb, model))
+    except FileExistsError:
+        raise RecipeError(str(target), [Fault("is there already; choose another --out")]) from None
+    hand_over(target)
 
 
 @command

@@ -24,7 +24,7 @@ from asdm_cli.report.run_directory import to_json
 from tests.carrying import carrying, every
 from tests.typed import asdm
 
-COMMANDS = {*VERBS, "pack", "generate", "check", "show", "schema"}
+COMMANDS = {*VERBS, "init", "export", "pack", "generate", "check", "show", "schema"}
 
 
 @pytest.fixture

@@ -51,15 +51,16 @@ CPU = torch.device("cpu")
 
 
 def device_and_dtype(device: str = "auto", dtype: str = "auto") -> tuple[torch.device, torch.dtype]:
-    """`auto` is CUDA in float16 where there is one, else the CPU in float32."""
-    name = ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
+    """`auto` is the accelerator that torch finds (CUDA, MPS, ...) in float16, else the CPU in float32."""
+    found = torch.accelerator.current_accelerator(check_available=True)
+    name = (found.type if found else "cpu") if device == "auto" else device
     try:
         place = torch.device(name)
         torch.empty(1, device=place)
     except (RuntimeError, AssertionError, NotImplementedError) as error:
         raise ModelError(f"device {device!r} cannot be used here ({reason(error)}); use `cpu` or `auto`") from None
     if dtype == "auto":
-        return place, torch.float16 if place.type == "cuda" else torch.float32
+        return place, torch.float32 if place.type == "cpu" else torch.float16
     if dtype not in DTYPES:
         raise ModelError(f"dtype {dtype!r} is unknown; use one of auto, {', '.join(DTYPES)}")
     return place, DTYPES[dtype]

@@ -27,14 +27,18 @@ Look = Callable[[Recipe], Iterable[Misfit]]
 
 
 def load(
-    path: Path, verb: str | None = None, overrides: Sequence[str | Override] = (), look: Look = lambda _: ()
+    recipe: Path | Source,
+    verb: str | None = None,
+    overrides: Sequence[str | Override] = (),
+    look: Look = lambda _: (),
 ) -> Recipe:
-    """Read a recipe. `verb` is the command typed, which the recipe's own must equal; None takes the recipe's.
+    """Read a recipe's file, or what was typed in its place. `verb` is the command, which the recipe's own must equal;
+    None takes the recipe's.
 
     Overrides are `key.path=value` texts (as after --set) or Overrides. `look` finds what more is wrong with a recipe
     that is right by itself, or with a stage. Raises RecipeError.
     """
-    source = read(Path(path))
+    source = recipe if isinstance(recipe, Source) else read(Path(recipe))
     apply(source, [Override.parse(each) if isinstance(each, str) else each for each in overrides])
     given = source.data.get("verb")
     known = isinstance(given, str) and given in VERBS
@@ -48,11 +52,11 @@ def load(
         if known or verb is None:  # of another verb's recipe, or of no verb's, every other key would only add noise
             raise RecipeError(source.file, source.faults)
         source.data["verb"] = given = verb  # told once, and mended, so that the rest is checked too
-    recipe = VERBS[str(given)]
+    kind = VERBS[str(given)]
     try:
-        loaded = recipe.model_validate(source.data)
+        loaded = kind.model_validate(source.data)
     except ValidationError as error:
-        source.faults.extend(faults(error, source, recipe))
+        source.faults.extend(faults(error, source, kind))
         raise RecipeError(source.file, source.faults) from None
     for way, what in look(loaded):
         source.tell(way, what)

@@ -18,6 +18,7 @@ from typing import Annotated, Any, ClassVar, Literal, get_args
 
 from pydantic import (
     AfterValidator,
+    BeforeValidator,
     Discriminator,
     Field,
     PlainValidator,
@@ -354,20 +355,26 @@ class CachePlan(Strict):
         return self
 
 
-PRESETS: dict[str, tuple[str, Schedule, Cached]] = {
-    "deepcache": ("deepcache.{branch}", Uniform(mode="uniform", interval=3), "output"),
-    "encoder-propagation": ("encoder", Explicit(mode="explicit", steps=["0%-8%", 5, 10, 15, 25, 35]), "output"),
-    "base-mask": ("base", Uniform(mode="uniform", interval=2), "residual"),
+PRESETS: dict[str, CacheRule] = {
+    "last-block": CacheRule(nodes="level.0", schedule=Uniform(mode="uniform", interval=2), order=1),
+    "deepcache": CacheRule(nodes="deepcache.0", schedule=Uniform(mode="uniform", interval=3)),
+    "encoder-propagation": CacheRule(
+        nodes="encoder", schedule=Explicit(mode="explicit", steps=["0%-8%", 5, 10, 15, 25, 35])
+    ),
+    "base-mask": CacheRule(nodes="base", schedule=Uniform(mode="uniform", interval=2), cache="residual"),
 }
-"""Name -> what is inherited, its own schedule (Faster Diffusion's is the one published for 50 calls), what is handed
-on. Of the layers that BK-SDM Base lacks these are the residual branches: with outputs nothing before the last lives."""
+"""Name -> its rule as published, Faster Diffusion's schedule for 50 calls. Of the layers that BK-SDM Base lacks these
+are the residual branches: with outputs nothing before the last lives. `level.0` inherits down.0 too, which nobody reads
+when the last up block hands on its own output."""
+PresetName = Literal["last-block", "deepcache", "encoder-propagation", "base-mask"]
 
 
 class Preset(Strict):
     """A plan by its name."""
 
-    preset: Literal["deepcache", "encoder-propagation", "base-mask"]
-    """`deepcache`: all but the outermost layers are inherited, every 3rd call is computed in full.
+    preset: PresetName
+    """`last-block`: the last up block's output is extrapolated from two key steps, every 2nd call is computed in full.
+    `deepcache`: all but the outermost layers are inherited, every 3rd call is computed in full.
     `encoder-propagation` (Faster Diffusion): down blocks and mid are inherited, up blocks (and conv_in) always
     computed, by the schedule published for 50 calls. `base-mask`: the layers that BK-SDM Base lacks hand on their
     residual branches, every 2nd call is computed in full."""
@@ -375,8 +382,8 @@ class Preset(Strict):
     """Every so many calls are computed in full; left out, the preset's own schedule holds."""
     schedule: Schedule | None = None
     """Instead of `interval`: any schedule."""
-    order: Order = 0
-    """0 is the plan as published; 1 and 2 forecast what it would hand on."""
+    order: Order | None = None
+    """0 hands on the last value; 1 and 2 forecast it. Left out, the preset's own."""
     axis: Axis = "step"
     """What a forecast counts in, as in a rule."""
     branch: Whole | None = None
@@ -391,12 +398,14 @@ class Preset(Strict):
 
     def resolved(self) -> CachePlan:
         """The one rule that this preset stands for."""
-        nodes, own, cache = PRESETS[self.preset]
-        schedule = self.schedule or (Uniform(mode="uniform", interval=self.interval) if self.interval else own)
-        nodes = nodes.format(branch=self.branch or 0)
-        return CachePlan(
-            rules=[CacheRule(nodes=nodes, schedule=schedule, cache=cache, order=self.order, axis=self.axis)]
-        )
+        changed: dict[str, Any] = {"axis": self.axis}
+        if schedule := self.schedule or (Uniform(mode="uniform", interval=self.interval) if self.interval else None):
+            changed["schedule"] = schedule
+        if self.order is not None:
+            changed["order"] = self.order
+        if self.branch is not None:
+            changed["nodes"] = f"deepcache.{self.branch}"
+        return CachePlan(rules=[PRESETS[self.preset].model_copy(update=changed)])
 
 
 def _plan_tag(plan: Any) -> str:
@@ -405,9 +414,15 @@ def _plan_tag(plan: Any) -> str:
     return "plan by name" if named else "plan by rules"
 
 
-InheritPlan = Annotated[
+def _by_name(plan: Any) -> Any:
+    return {"preset": plan} if isinstance(plan, str) else plan
+
+
+_Plan = Annotated[
     Annotated[CachePlan, Tag("plan by rules")] | Annotated[Preset, Tag("plan by name")], Discriminator(_plan_tag)
 ]
+InheritPlan = Annotated[_Plan, BeforeValidator(_by_name, json_schema_input_type=PresetName | _Plan)]
+"""Rules, a preset, or a preset's name alone."""
 
 
 def read_plan(plan: Any, source: str = "plan") -> CachePlan:

@@ -52,7 +52,7 @@ def json_schema(verb: str | None = None) -> Node:
 
 def markdown(verb: str | None = None) -> str:
     """The whole page; of one verb its own part, and the tables that it refers to."""
-    tables, parts = _Tables(), [] if verb else [OPENING]
+    tables, parts = Tables(), [] if verb else [OPENING]
     for each in [verb] if verb else VERBS:
         schema, own = json_schema(each), VERBS[each].__annotations__
         tables.defs |= schema.get("$defs", {})
@@ -73,7 +73,7 @@ def markdown(verb: str | None = None) -> str:
 
 
 @dataclass
-class _Tables:
+class Tables:
     """Definitions of all verbs, and the unions that a table has referred to so far."""
 
     defs: dict[str, Node] = field(default_factory=dict)
@@ -83,11 +83,14 @@ class _Tables:
         """A row per key of a mapping, and behind each the rows of what lies in it."""
         for key, value in node["properties"].items():
             default = "required" if key in node.get("required", []) else _default(value)
-            # pydantic leaves out a key's description that says the same as its class
-            meaning = value.get("description") or self.defs[_name(value)]["description"]
+            meaning = self.meaning(value)
             yield f"| `{path}{key}` | {_cell(self.values(value))} | {default} | {_cell(meaning)} |"
             for steps, name in self.inside(value):
                 yield from self.rows(self.defs[name], f"{path}{key}{steps}.")
+
+    def meaning(self, node: Node) -> str:
+        """pydantic leaves out a key's description that says the same as its class."""
+        return str(node.get("description") or self.defs[_name(node)]["description"])
 
     def inside(self, node: Node) -> Iterator[tuple[str, str]]:
         """Classes whose keys follow, each with the way there; unions have tables of their own."""

@@ -155,6 +155,14 @@ class Comparing(Drawing):
     """Timed rounds; every round draws one image with everybody, in turn."""
     warmups: Positive = 1
     """Rounds before the timed ones, not counted."""
+    measure: bool = True
+    """Draw, judge and time. `false` only writes the model, in seconds."""
+
+    def unmeasured(self, *others: str) -> Iterator[Misfit]:
+        """What a recipe has for nothing where nothing is measured."""
+        for key in others if not self.measure else ():
+            if getattr(self, key):
+                yield (key,), "is only there to be measured, and 'measure' is false"
 
 
 def _free_series(taken: tuple[str, ...]) -> AfterValidator:
@@ -715,6 +723,7 @@ out: runs/inherited
         return [""] if self.plan else []
 
     def misfits(self) -> Iterator[Misfit]:
+        yield from self.unmeasured("sweep", "product", "deepcache")
         if self.plan is None and not self.sweep and self.product is None:
             yield ("plan",), "must be given, or 'sweep' or 'product'"
 
@@ -804,6 +813,7 @@ out: runs/switched
 
     def misfits(self) -> Iterator[Misfit]:
         known = list(self.unets)
+        yield from self.unmeasured("sweep", "ratios", "search")
         yield from ((("unets", name), reserved(name)) for name in known if name in NULLS)
         if self.parts is not None:
             yield from misordered(self.by, self.parts)

@@ -6,6 +6,7 @@ Here is how every verb runs: the three gates, then the work, then the report.
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from importlib import import_module
 from pathlib import Path
 from typing import Any, Protocol, cast
@@ -17,9 +18,29 @@ from asdm_cli.models.write import partial_path, refuse_existing, refuse_sources
 from asdm_cli.recipe.load import dump, load
 from asdm_cli.recipe.reader import Override
 from asdm_cli.recipe.schema import places, referenced_paths
+from asdm_cli.recipe.typed import is_recipe, typed
 from asdm_cli.recipe.verbs import VERBS
 from asdm_cli.records import Report
 from asdm_cli.verbs.process import end_with_starter
+
+KEYS = (
+    *(
+        "out",
+        "device",
+        "dtype",
+        "remove",
+        "plan",
+        "measure",
+        "sampler",
+        "steps",
+        "guidance",
+        "size",
+        "prompts",
+        "limit",
+    ),
+    *("metrics", "repeats"),
+)
+"""Options that stand for the recipe's key of the same name."""
 
 
 class Plan(Protocol):
@@ -48,7 +69,7 @@ def verb_of(name: str) -> Verb:
 
 def run_verb(
     verb: str,
-    file: Path,
+    given: Sequence[str],
     set_: list[str] | None = None,
     dry_run: bool = False,
     overwrite: bool = False,
@@ -57,15 +78,17 @@ def run_verb(
 ) -> None:
     """The three gates, then the work, then the report; prints the run directory.
 
-    `more` are options that stand for a recipe's key of the same name, and what only a command line can allow.
+    `given` is a recipe's file, or models in its place. `more` are options that stand for a recipe's key of the same
+    name (KEYS), and what only a command line can allow.
     """
     end_with_starter()
     changes = [Override.parse(text) for text in set_ or []]
-    for key in ("out", "device", "dtype"):
-        value = more.pop(key, None)
+    for key in [key for key in KEYS if key in more]:
+        value = more.pop(key)
         changes += [Override((key,), value, f"--{key}")] if value is not None else []
     look = unknown_addresses if verb != "run" else lambda _: ()  # of all its stages at once the plan tells more
-    recipe: Any = load(file, verb, changes, look)
+    one = given[0] if len(given) == 1 else ""
+    recipe: Any = load(Path(one) if is_recipe(one) else typed(verb, given, changes), verb, changes, look)
     from asdm_cli.report.run_directory import Run, run_directory, with_links
 
     target = Path(recipe.out)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from itertools import product
+from typing import Any
 
 from asdm_cli.compare.costs import Rounds
 from asdm_cli.compare.run import Measures, Place, compare, finished, picture
@@ -18,6 +19,7 @@ from asdm_cli.compare.setup import (
     fewer_steps,
     misfits,
 )
+from asdm_cli.console import is_first
 from asdm_cli.errors import ModelError
 from asdm_cli.metrics.suite import MetricSettings, check
 from asdm_cli.models.directory import find
@@ -26,12 +28,16 @@ from asdm_cli.models.write import carried_size, takes
 from asdm_cli.patches.feature_cache.plan import resolve
 from asdm_cli.recipe.patches import DeepCacheSpec, FeatureCacheSpec, PatchSpec, read_plan
 from asdm_cli.recipe.verbs import InheritRecipe
-from asdm_cli.records import Report
+from asdm_cli.records import Record, Report
 from asdm_cli.report.run_directory import Run
 from asdm_cli.sampling.generate import place, processes
 from asdm_cli.sampling.prompts import PromptList, read_prompts
 
 RESUMABLE = True
+UNMEASURED = (
+    "Not measured on this model: `asdm inherit {model} --measure` draws and times it beside fewer steps. What presets "
+    "do to the bundled model stands in docs/inherit.md."
+)
 PLAN, OURS = "the plan", "asdm"
 
 
@@ -41,8 +47,9 @@ class Plan:
     setups: tuple[Setup, ...]
     """The plain model first."""
     near: Setup | None
-    prompts: PromptList
-    metrics: MetricSettings
+    prompts: PromptList | None
+    """None, as the metrics, where nothing is measured."""
+    metrics: MetricSettings | None
     size: int
 
     @property
@@ -52,13 +59,14 @@ class Plan:
 
     def report(self) -> Report:
         recipe, first = self.recipe, self.setups[0]
-        facts: dict[str, object] = {
-            "prompts": f"{len(self.prompts.prompts)}, {self.prompts.title}",
-            "ways": ", ".join(setup.name for setup in self.setups),
-            "timed": f"{recipe.repeats} rounds of images in turn, {recipe.steps} steps",
-            "model": "none is written: the recipe has no `plan`",
-        }
-        timelines = []
+        facts: dict[str, object] = {"model": "none is written: the recipe has no `plan`"}
+        if self.prompts is not None:
+            facts |= {
+                "prompts": f"{len(self.prompts.prompts)}, {self.prompts.title}",
+                "ways": ", ".join(setup.name for setup in self.setups),
+                "timed": f"{recipe.repeats} rounds of images in turn, {recipe.steps} steps",
+            }
+        timelines, paper = [], list[Record]()
         if self.written is not None:
             assert first.model is not None, "the plain model is a pipeline"
             facts["model"] = takes(0, carried_size(first.model, whole=True))
@@ -69,7 +77,11 @@ class Plan:
             steps = resolved.steps(planned.calls)
             if planned.sees_all and None not in steps.keys:
                 timelines = [picture(resolved, [steps.reused(call) for call in range(steps.calls)], PLAN)]
-        return Report("inherit", {setup.name: setup.facts for setup in self.setups}, timelines=timelines, facts=facts)
+                full = sum(not steps.reused(call) for call in range(steps.calls))
+                paper = [Record(PLAN, "calls", steps.calls), Record(PLAN, "full_calls", full)]
+        notes = [] if recipe.measure else [UNMEASURED.format(model=recipe.model)]
+        setups = {setup.name: setup.facts for setup in self.setups}
+        return Report("inherit", setups, [] if recipe.measure else paper, timelines=timelines, facts=facts, notes=notes)
 
 
 def plan(recipe: InheritRecipe) -> Plan:
@@ -77,7 +89,8 @@ def plan(recipe: InheritRecipe) -> Plan:
     settings = {"sampler": recipe.sampler, "steps": recipe.steps, "guidance": recipe.guidance}
     plain = drawing(PLAIN, find(recipe.model), carried=False, series=PLAIN, **settings)
     wanted = list(_wanted(recipe, plain))
-    setups = [plain, *fewer_steps(plain, recipe.fewer_steps), *(setup for _, setup in wanted)]
+    fewer = fewer_steps(plain, recipe.fewer_steps) if recipe.measure else ()
+    setups = [plain, *fewer, *(setup for _, setup in wanted)]
     near, keys = converged(plain, recipe.converged), {setup.name: key for key, setup in wanted if key}
     faults = []
     for each in misfits([*setups, *([near] if near else [])]):
@@ -85,24 +98,29 @@ def plan(recipe: InheritRecipe) -> Plan:
         faults.append(f"{keys[name]}.{what}" if name in keys else each)
     if faults:
         raise ModelError("\n".join(dict.fromkeys(faults)))
+    size = common_size(recipe.size, [plain])
+    if not recipe.measure:
+        return Plan(recipe, tuple(setups), None, None, None, size)
     prompts = read_prompts(recipe.prompts, recipe.limit, recipe.per_prompt)
     assert plain.model is not None, "the plain model is a pipeline"
-    metrics = check(recipe, prompts, plain.model)
-    return Plan(recipe, tuple(setups), near, prompts, metrics, common_size(recipe.size, [plain]))
+    return Plan(recipe, tuple(setups), near, prompts, check(recipe, prompts, plain.model), size)
 
 
 def run(plan: Plan, run: Run) -> Report:
     """Draw what is missing, all processes their shares; the first one then times, counts and writes the model."""
-    recipe, state = plan.recipe, processes()
-    where = Place(*place(recipe.device, recipe.dtype, state), plan.size, recipe.seed, recipe.batch)
-    rounds = Rounds(recipe.repeats, recipe.warmups, (1,), plan.size)
-    measures = Measures(plan.prompts, plan.metrics, rounds, converged=plan.near, grid=recipe.grid)
-    report = compare(plan.setups, measures, where, run.path, state)
+    recipe, report = plan.recipe, plan.report() if is_first() else None
+    facts: dict[str, Any] = {}
+    if plan.prompts is not None and plan.metrics is not None:
+        state = processes()
+        where = Place(*place(recipe.device, recipe.dtype, state), plan.size, recipe.seed, recipe.batch)
+        rounds = Rounds(recipe.repeats, recipe.warmups, (1,), plan.size)
+        measures = Measures(plan.prompts, plan.metrics, rounds, converged=plan.near, grid=recipe.grid)
+        report = compare(plan.setups, measures, where, run.path, state)
+        facts["measured_with"] = {"sampler": recipe.sampler, "steps": recipe.steps, "guidance": recipe.guidance}
     if report is not None and plan.written is not None:
         first = plan.setups[0]
         assert first.model is not None, "the plain model is a pipeline"
-        measured = {"sampler": recipe.sampler, "steps": recipe.steps, "guidance": recipe.guidance}
-        write_patched(first.model, {}, plan.written, run.path / "model", "inherit", run.link, measured_with=measured)
+        write_patched(first.model, {}, plan.written, run.path / "model", "inherit", run.link, **facts)
         report.setups[PLAN]["written"] = "."
     return finished(report, "inherit")
 

@@ -6,6 +6,7 @@ import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from asdm_cli.compare.costs import Rounds, on_paper
 from asdm_cli.compare.run import Measures, Place, compare, finished
@@ -20,6 +21,7 @@ from asdm_cli.compare.setup import (
     fewer_steps,
     misfits,
 )
+from asdm_cli.console import is_first
 from asdm_cli.errors import AsdmError, ModelError
 from asdm_cli.metrics.suite import MetricSettings, check
 from asdm_cli.models.directory import UNET, ModelDirectory, check_unet, find
@@ -59,10 +61,11 @@ class Plan:
     setups: tuple[Setup, ...]
     """All that are known before a search; the first UNet alone is the first."""
     near: Setup | None
-    prompts: PromptList
+    prompts: PromptList | None
+    """None, as the metrics, where nothing is measured."""
     searched: PromptList | None
     """What a search draws."""
-    metrics: MetricSettings
+    metrics: MetricSettings | None
     size: int
 
     def report(self) -> Report:
@@ -71,12 +74,13 @@ class Plan:
         several = {name: each for name, each in served.items() if len(set(each)) > 1}
         budgets = recipe.search.budgets if recipe.search else []
         ways = [setup.name for setup in self.setups] + [name_of(each) for each in budgets]
-        facts: dict[str, object] = {
-            "prompts": f"{len(self.prompts.prompts)}, {self.prompts.title}",
-            "ways": ", ".join(ways),
-            "timed": f"{recipe.repeats} rounds of images in turn, {recipe.steps} steps",
-            "model": _written(recipe, None),
-        }
+        facts: dict[str, object] = {"model": _written(recipe, None)}
+        if self.prompts is not None:
+            facts |= {
+                "prompts": f"{len(self.prompts.prompts)}, {self.prompts.title}",
+                "ways": ", ".join(ways),
+                "timed": f"{recipe.repeats} rounds of images in turn, {recipe.steps} steps",
+            }
         if recipe.rules or recipe.search:  # after a search the model may hold fewer of the UNets
             leading, *others = self.models
             serving = {part.unet for part in recipe.rules.parts} if recipe.rules else {*others}
@@ -108,9 +112,11 @@ def plan(recipe: SwitchRecipe) -> Plan:
                 faults.append(f"{setup.name}: {error}")
     if faults:
         raise ModelError("\n".join(faults))
+    size, searching = common_size(recipe.size, [first]), None
+    if not recipe.measure:
+        return Plan(recipe, models, tuple(setups), near, None, None, None, size)
     prompts = read_prompts(recipe.prompts, recipe.limit, recipe.per_prompt)
-    metrics, size = check(recipe, prompts, models[first.name]), common_size(recipe.size, [first])
-    searching = None
+    metrics = check(recipe, prompts, models[first.name])
     if recipe.search:  # prompts behind the ones that are measured, if there are as many; else the last that there are
         searching = read_prompts(recipe.prompts, recipe.limit + recipe.search.prompts).last(recipe.search.prompts)
     return Plan(recipe, models, tuple(setups), near, prompts, searching, metrics, size)
@@ -121,6 +127,8 @@ def run(plan: Plan, run: Run) -> Report:
 
     Processes but the first return an empty report. Raises RunError, ModelError.
     """
+    if plan.prompts is None or plan.metrics is None:
+        return _only_written(plan, run) if is_first() else Report("switch")
     recipe, state, first = plan.recipe, processes(), plan.setups[0]
     where = Place(*place(recipe.device, recipe.dtype, state), plan.size, recipe.seed, recipe.batch)
     session = Session(where.device, where.dtype, plan.setups)
@@ -148,6 +156,13 @@ def run(plan: Plan, run: Run) -> Report:
         report.protocols["search"] = {"prompts": plan.searched.title, "pictures": len(plan.searched.prompts)}
         report.notes.append("Searched schedules were chosen on prompts and seeds of their own; `recipes/` has each.")
     return finished(report, "switch", model=_written(recipe, rules))
+
+
+def _only_written(plan: Plan, run: Run) -> Report:
+    rules = plan.recipe.rules
+    assert rules is not None, "a recipe that measures nothing has parts"
+    _write_model(plan, rules, run)
+    return finished(plan.report(), "switch", model=_written(plan.recipe, rules))
 
 
 def _models(recipe: SwitchRecipe) -> tuple[dict[str, ModelDirectory], Setup]:
@@ -249,9 +264,9 @@ def _write_model(plan: Plan, rules: Switching, run: Run) -> None:
     gone = [spec for spec in first.patches if isinstance(spec, FeatureCacheSpec) and spec.unet not in serving]
     patches = [spec for spec in first.patches if spec not in gone and not isinstance(spec, UNetScheduleSpec)]
     measured = {"sampler": recipe.sampler, "steps": recipe.steps, "guidance": recipe.guidance}
-    target = run.path / "model"
+    facts: dict[str, Any] = {"measured_with": measured} if recipe.measure else {}
     leading = plan.models[first.name]
-    write_patched(leading, plan.models, [schedule, *patches], target, "switch", run.link, measured_with=measured)
+    write_patched(leading, plan.models, [schedule, *patches], run.path / "model", "switch", run.link, **facts)
 
 
 def _write_recipes(recipe: SwitchRecipe, chosen: tuple[Chosen, ...], folder: Path) -> None:

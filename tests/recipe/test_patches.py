@@ -38,7 +38,7 @@ class Recipe(Strict):
 
 
 MODES = "one of 'uniform', 'early', 'late', 'center', 'quadratic', 'random', 'explicit', 'threshold'"
-PRESETS = "one of 'deepcache', 'encoder-propagation', 'base-mask'"
+PRESETS = "one of 'last-block', 'deepcache', 'encoder-propagation', 'base-mask'"
 RANGE = "must be a call or a range such as '5-9', '20-' or '0%-40%'"
 WRONG: dict[str, list[str]] = {
     "it: {mode: unifrom, interval: 2}": [f"12: it.mode: must be {MODES}, got 'unifrom' (did you mean 'uniform'?)"],
@@ -59,7 +59,8 @@ WRONG: dict[str, list[str]] = {
         "43: it.steps[3]: a run ends at 100%, got '40%-200%'",
         f"53: it.steps[4]: {RANGE}, got '5-40%'",
     ],
-    "plan: deepcache": ["7: plan: must be a mapping of keys, got the text 'deepcache'"],
+    "plan: deepcash": [f"7: plan: must be {PRESETS}, got 'deepcash' (did you mean 'deepcache'?)"],
+    "plan: 3": ["7: plan: must be a mapping of keys, got 3"],
     "plan: {}": ["7: plan.rules: must be given"],
     "plan: {preset: deepcash}": [f"16: plan.preset: must be {PRESETS}, got 'deepcash' (did you mean 'deepcache'?)"],
     "plan: {preset: deepcache, branch: -1, order: 3, intervall: 2}": [
@@ -130,6 +131,7 @@ def test_presets_stand_for_one_rule(plan: dict[str, Any], nodes: str, cache: Any
         rule = CacheRule(nodes=nodes, schedule=schedule, cache=cache, order=order, axis=axis)  # type: ignore[arg-type]
         assert read_plan({**plan, "order": order, "axis": axis}) == CachePlan(rules=[rule])
     assert read_plan(plan).rules[0].order == 0
+    assert read_plan("deepcache") == read_plan({"preset": "deepcache"})
 
 
 A, B = {"unet": "a", "until": 400}, {"unet": "b"}

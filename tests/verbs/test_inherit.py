@@ -119,6 +119,32 @@ def test_generate_draws_by_the_plan(run: Path, tiny_pipeline: Path, tmp_path: Pa
         assert drawn[0] != drawn[1]
 
 
+@pytest.mark.parametrize("words", [[], ["--plan", "deepcache"]], ids=["by default", "by name"])
+def test_a_model_alone_gets_a_plan_unmeasured(words: list[str], tiny_pipeline: Path, tmp_path: Path) -> None:
+    """It draws what the same plan draws on a pipeline, and the report has no figure that nobody measured."""
+    said = asdm("inherit", tiny_pipeline, *words, "--out", tmp_path / "run")
+    assert said.code == 0, said.err
+    assert "Not measured on this model" in said.text
+    report = read(tmp_path / "run")
+    assert {each.metric for each in report.records} == {"calls", "full_calls"}
+    assert {each.name for each in (tmp_path / "run").iterdir()} == {
+        *(".asdm", "model", "recipe.yaml", "report.json", "report.html")
+    }
+    pipe = asdm_cli.load(str(tiny_pipeline), "cpu")
+    with asdm_cli.inherit(pipe, words[1] if words else "last-block"):
+        wanted = picture(pipe)
+    assert torch.equal(picture(asdm_cli.load(str(tmp_path / "run"), "cpu")), wanted)
+    assert not torch.equal(picture(asdm_cli.load(str(tiny_pipeline), "cpu")), wanted)
+
+
+def test_what_is_only_there_to_be_measured_is_refused_where_nothing_is(tiny_pipeline: Path) -> None:
+    sweep = '[{"name": "a", "plan": "deepcache"}]'
+    said = asdm("inherit", tiny_pipeline, "--set", f"sweep={sweep}", "--set", "deepcache={intervals: [2]}")
+    assert said.code == 2
+    for key in ("sweep", "deepcache"):
+        assert f"{key}: is only there to be measured, and 'measure' is false" in said.text
+
+
 def test_dry_run_shows_rules_and_calls_and_writes_nothing(settings: dict[str, Any], tmp_path: Path) -> None:
     plan = {"preset": "deepcache", "branch": 1, "interval": 2}
     told = ran(tmp_path, {**settings, "plan": plan, "out": str(tmp_path / "run")}, "--dry-run")

@@ -1,0 +1,72 @@
+"""A recipe to start from: a verb's example, and every other key with its default as a comment. Made from the recipe
+classes, so that it is never older than they are."""
+
+from __future__ import annotations
+
+import re
+import textwrap
+from collections.abc import Iterator
+from typing import Any
+
+from asdm_cli.recipe.reference import Node, Tables, json_schema
+from asdm_cli.recipe.verbs import VERBS
+
+WIDTH = 96
+BUNDLED = re.compile(r"\b(model|teacher|original): pocket\b")
+"""Where an example names the model that a user would replace first."""
+
+
+def starter(verb: str, model: str | None = None) -> str:
+    """The text of the recipe, with `model` (None: the bundled one) where the example has a model of the user's."""
+    recipe = VERBS[verb]
+    example = BUNDLED.sub(rf"\1: {model}", recipe.EXAMPLE) if model else recipe.EXAMPLE
+    given = {block.partition(":")[0]: block.strip() for block in re.split(r"\n(?=\S)", example)}
+    schema = json_schema(verb)
+    tables = Tables(schema.get("$defs", {}))
+    what = schema["description"].split(". ")[0].rstrip(".")
+    head = (
+        f"# {what}.\n# asdm {verb} FILE --dry-run shows what it would do; asdm schema {verb} --markdown has every key."
+    )
+    order = [*given, *(key for key in schema["properties"] if key not in given)]
+    parts = [head]
+    for key in order:
+        node = schema["properties"][key]
+        if key == "verb":
+            parts.append(given[key])
+        elif key in given:
+            parts.append("\n".join([*_told(tables, node), given[key]]))
+        else:
+            parts.append("\n".join([*_told(tables, node), *(f"# {line}" for line in _left_out(tables, key, node))]))
+    return "\n\n".join(parts) + "\n"
+
+
+def _told(tables: Tables, node: Node, indent: str = "") -> list[str]:
+    """What a key means, and which values it takes."""
+    values = re.sub(r"\[(.*?)\]\(.*?\)", r"\1", tables.values(node))
+    meaning = " ".join(f"{tables.meaning(node)} ({values})".split())
+    return textwrap.wrap(meaning, WIDTH - len(indent), initial_indent=f"{indent}# ", subsequent_indent=f"{indent}# ")
+
+
+def _left_out(tables: Tables, key: str, node: Node, indent: str = "") -> Iterator[str]:
+    """The key with its default, in one line; the keys inside it below, where they have defaults of their own."""
+    inner = [name for step, name in tables.inside(node) if step == ""]
+    if not inner:
+        yield f"{indent}{key}:{_written(node.get('default'))}"
+        return
+    yield f"{indent}{key}:"
+    for name, value in tables.defs[inner[0]]["properties"].items():
+        yield from _told(tables, value, indent + "  ")
+        yield from _left_out(tables, name, value, indent + "  ")
+
+
+def _written(default: Any) -> str:
+    if default is None:
+        return ""
+    if isinstance(default, str):
+        return f" {default}"
+    import yaml
+
+    from asdm_cli.recipe.reader import Dumper
+
+    text = yaml.dump(default, Dumper=Dumper, default_flow_style=True, width=10_000, sort_keys=False)
+    return " " + text.removesuffix("...\n").strip()
