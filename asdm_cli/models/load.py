@@ -46,6 +46,8 @@ PIPELINES: dict[str, tuple[type[DiffusionPipeline], dict[str, Any]]] = {
     ),
     "StableDiffusionXLPipeline": (StableDiffusionXLPipeline, {**UNUSED, "add_watermarker": False}),
 }
+DTYPE = {"diffusers": "torch_dtype", "transformers": "dtype"}
+"""What the number format is called; before 0.39 diffusers knows the old word only."""
 SAFELY = {"use_safetensors": True, "local_files_only": True, "trust_remote_code": False}
 CPU = torch.device("cpu")
 
@@ -98,7 +100,7 @@ def _load_part(directory: ModelDirectory, name: str, dtype: torch.dtype) -> Any:
     """One component, so that trouble with it has its name."""
     folder, (library, kind) = directory.component(name), directory.kind(name).split(".")
     known: Any = getattr({"diffusers": diffusers, "transformers": transformers}[library], kind)
-    weights = {"dtype": dtype, **_variant(directory, name)} if (folder / CONFIG).is_file() else {}
+    weights = {DTYPE[library]: dtype, **_variant(directory, name)} if (folder / CONFIG).is_file() else {}
     part = read_with(folder, lambda: known.from_pretrained(folder, **SAFELY, **weights))
     if weights:
         _require_finite(part, folder)
@@ -148,7 +150,7 @@ def load_unet(directory: ModelDirectory, device: torch.device, dtype: torch.dtyp
     unet = read_with(
         folder,
         lambda: kind.from_pretrained(
-            folder, dtype=dtype, use_safetensors=True, local_files_only=True, **_variant(directory, UNET)
+            folder, torch_dtype=dtype, use_safetensors=True, local_files_only=True, **_variant(directory, UNET)
         ),
     )
     _require_finite(unet, folder)
