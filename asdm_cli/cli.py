@@ -382,8 +382,19 @@ def generate(
     ],
     prompts: Annotated[list[str], argument(metavar="PROMPT", help="One picture each.")],
     out: Annotated[Path, typer.Option("--out", metavar="DIR", help="Where the pictures go.")] = Path("runs/generate"),
-    steps: Annotated[int, typer.Option(min=1, max=MOST, help="UNet steps per picture.")] = 25,
-    guidance: Annotated[float, typer.Option(min=1.0, max=1000.0, help="Classifier-free guidance; 1 is none.")] = 3.0,
+    sampler: Annotated[
+        Literal["own", "ddim", "pndm", "euler", "heun", "dpm++2m", "unipc"] | None,
+        option("--sampler", help="[bold]own[/] is the one that the model came with."),
+    ] = None,
+    steps: Annotated[int | None, option("--steps", min=1, max=MOST, help="UNet steps per picture.")] = None,
+    guidance: Annotated[
+        float | None, option("--guidance", min=1.0, max=1000.0, help="Classifier-free guidance; 1 is none.")
+    ] = None,
+    size: Annotated[
+        int | None,
+        option("--size", min=8, max=1 << 14, help="Height and width in pixels; left out, the model's."),
+    ] = None,
+    negative: Annotated[str, option("--negative", metavar="PROMPT", help="What guidance leads away from.")] = "",
     seed: Seed = 0,
     device: Device = None,
     dtype: Dtype = None,
@@ -395,7 +406,8 @@ def generate(
 
     Writes 000.png, 001.png, ... and a contact sheet. Each prompt has a seed
     of its own, made of --seed and its place in the list, so two models draw
-    the same prompts from the same noise.
+    the same prompts from the same noise. Sampler, steps and guidance that are
+    left out are those that the model was measured with, or its pipeline's own.
 
     Examples
     asdm generate pocket "a fox, noto style" "a red apple" --out runs/fox
@@ -405,7 +417,8 @@ def generate(
     set_verbosity(verbose, quiet)
     from asdm_cli.commands.generate import generate
 
-    settings = {"model": model, "steps": steps, "guidance": guidance, "seed": seed}
+    settings = {"model": model, "sampler": sampler, "steps": steps, "guidance": guidance, "size": size}
+    settings |= {"negative": negative, "seed": seed}
     generate(prompts, out, settings, (device or "auto", dtype or "auto"), overwrite)
 
 

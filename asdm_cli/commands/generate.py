@@ -21,7 +21,9 @@ SHEET = "sheet.png"
 def generate(
     prompts: Sequence[str], out: Path, settings: dict[str, Any], place: tuple[str, str], overwrite: bool
 ) -> None:
-    """`settings` (model, steps, guidance, seed) stand in every PNG's text chunks; `place` is device and dtype."""
+    """`settings` (model, sampler, steps, guidance, size, negative, seed) stand in every PNG's text chunks; of sampler,
+    steps and guidance what is None is as the model was measured, or as its pipeline has it. `place` is device and
+    dtype."""
     if not is_first():
         return
     refuse_existing(out, overwrite)
@@ -30,16 +32,36 @@ def generate(
     if not source.is_pipeline:
         around = f", {source.path.parent}" if (source.path.parent / INDEX).is_file() else ""
         raise ModelError(f"{source.path}: a UNet alone draws nothing; give a whole pipeline directory{around}")
-    from asdm_cli.models.load import device_and_dtype, load_pipeline
-    from asdm_cli.models.metadata import patches_of
-    from asdm_cli.models.schedulers import planned_scheduler
+    from asdm_cli.compare.setup import common_size
+    from asdm_cli.models.directory import check_drawing
+    from asdm_cli.models.load import device_and_dtype, load_pipeline, own_settings
+    from asdm_cli.models.metadata import measured_with, patches_of
+    from asdm_cli.models.schedulers import planned_scheduler, set_sampler
     from asdm_cli.patches.base import patch_of
     from asdm_cli.sampling.generate import SamplingSettings, draw
 
-    settings = {**settings, "model": source.name}
-    how = SamplingSettings(settings["steps"], settings["guidance"], None, settings["seed"], batch=8)
-    planned_scheduler(source, "own", how.steps)  # which must know as many
+    check_drawing(source)
+    if settings["size"] is not None:
+        common_size(settings["size"], [])
+    measured = measured_with(source)
+    known = own_settings(source) | measured
+    if left_out := [key for key in known if settings[key] is None]:
+        said = ", ".join(f"{key} {known[key]}" for key in left_out)
+        note(f"{source.name}: {said}, as {'it was measured' if measured else 'its pipeline has it'}")
+    settings = {**settings, **{key: known[key] for key in left_out}, "model": source.name}
+    how = SamplingSettings(
+        settings["steps"],
+        settings["guidance"],
+        settings["size"],
+        settings["seed"],
+        settings["sampler"],
+        batch=8,
+        negative=settings["negative"],
+    )
+    planned_scheduler(source, how.sampler, how.steps)  # which must know as many
     pipe, patches = load_pipeline(source, *device_and_dtype(*place)), patches_of(source)
+    if how.sampler != "own":
+        set_sampler(pipe, how.sampler)
     for spec in patches:
         note(f"{source.name}: {spec.kind} is in force; `asdm show` prints it")
     reentrant = all(patch_of(spec).reentrant for spec in patches)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -66,6 +67,14 @@ def device_and_dtype(device: str = "auto", dtype: str = "auto") -> tuple[torch.d
     if dtype not in DTYPES:
         raise ModelError(f"dtype {dtype!r} is unknown; use one of auto, {', '.join(DTYPES)}")
     return place, DTYPES[dtype]
+
+
+def own_settings(directory: ModelDirectory) -> dict[str, Any]:
+    """What the pipeline draws with where nobody says anything, as its class has it."""
+    kind, _ = PIPELINES[directory.index["_class_name"]]
+    asked = inspect.signature(kind.__call__).parameters
+    steps, guidance = (asked[name].default for name in ("num_inference_steps", "guidance_scale"))
+    return {"sampler": "own", "steps": steps, "guidance": guidance}
 
 
 def load_pipeline(

@@ -70,6 +70,14 @@ def history(directory: ModelDirectory) -> list[dict[str, Any]]:
     return [step.model_dump(exclude_unset=True) for step in read_metadata(directory).history]
 
 
+def measured_with(directory: ModelDirectory) -> dict[str, Any]:
+    """Sampler, steps and guidance of the last verb that measured the model; nothing if none did."""
+    for step in reversed(read_metadata(directory).history):
+        if found := (step.model_extra or {}).get("measured_with"):
+            return dict(found)
+    return {}
+
+
 def taken(directory: ModelDirectory) -> dict[str, list[str]]:
     """What an assembly took from which donor; nothing for models that were not assembled, or whose blocks were
     renumbered since."""

@@ -53,6 +53,7 @@ class SamplingSettings:
     batch: int = 16
     device: torch.device = CPU
     dtype: torch.dtype = FLOAT32
+    negative: str = ""
 
 
 def processes() -> PartialState:
@@ -191,6 +192,7 @@ def _images(
         own.__dict__[name] = part
     drawn = own(
         prompt=prompts,
+        negative_prompt=[settings.negative] * len(prompts) if settings.negative else None,
         num_inference_steps=settings.steps,
         guidance_scale=settings.guidance,
         height=settings.size,

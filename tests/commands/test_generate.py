@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import json
+import shutil
 from pathlib import Path
 
 import pytest
 from PIL import Image
 
+from tests.expanding import pixels
 from tests.typed import Said, asdm
 
 
@@ -24,7 +27,17 @@ def test_pictures_and_sheet(tiny_pipeline: Path, tmp_path: Path) -> None:
     assert (made["prompt"], made["index"], made["seed"], made["steps"]) == ("Füchse", "1", "3", "2")
 
 
-@pytest.mark.parametrize(("option", "value"), [("--seed", "1"), ("--steps", "3"), ("--guidance", "1.0")])
+OPTIONS = [
+    ("--seed", "1"),
+    ("--steps", "3"),
+    ("--guidance", "1.0"),
+    ("--negative", "a tree"),
+    ("--sampler", "euler"),
+    ("--size", "64"),
+]
+
+
+@pytest.mark.parametrize(("option", "value"), OPTIONS)
 def test_every_option_matters(option: str, value: str, tiny_pipeline: Path, tmp_path: Path) -> None:
     for name, more in {"a": (), "b": (), "c": (option, value)}.items():
         assert draw(tiny_pipeline, ["a fox"], tmp_path / name, *more).code == 0
@@ -52,3 +65,19 @@ def test_a_unet_alone_draws_nothing(tiny_pipeline: Path, tmp_path: Path) -> None
     assert said.code == 2
     assert "whole pipeline" in said.err
     assert not (tmp_path / "out").exists()
+
+
+def test_what_is_left_out_is_as_the_model_was_measured(tiny_pipeline: Path, tmp_path: Path) -> None:
+    """Else as its pipeline has it."""
+    measured = tmp_path / "measured"
+    shutil.copytree(tiny_pipeline, measured)
+    step = {"verb": "inherit", "measured_with": {"sampler": "euler", "steps": 2, "guidance": 2.5}}
+    (measured / "asdm.json").write_text(json.dumps({"history": [step]}))
+    said = asdm("generate", measured, "a fox", "--out", tmp_path / "a", "--device", "cpu")
+    assert "sampler euler, steps 2, guidance 2.5, as it was measured" in said.text, said.err
+    given = ("--sampler", "euler", "--steps", 2, "--guidance", 2.5)
+    asdm("generate", tiny_pipeline, "a fox", "--out", tmp_path / "b", "--device", "cpu", *given)
+    assert pixels(tmp_path / "a/000.png") == pixels(tmp_path / "b/000.png")
+    said = asdm("generate", tiny_pipeline, "a fox", "--steps", 2, "--out", tmp_path / "c", "--device", "cpu")
+    assert "sampler own, guidance 7.5, as its pipeline has it" in said.text
+    assert "no multiple of 8" in asdm("generate", tiny_pipeline, "a fox", "--size", 36, "--out", tmp_path / "d").text
