@@ -17,7 +17,6 @@ from pathlib import Path
 import pytest
 import yaml
 
-from asdm_cli.commands import generate
 from asdm_cli.models.write import only_writer
 from asdm_cli.recipe.load import load
 from asdm_cli.records import Record, Report
@@ -62,7 +61,11 @@ def commands(tiny_pipeline: Path, tmp_path: Path, place: Path, monkeypatch: pyte
     planned = prune.plan(load(recipe))  # type: ignore[arg-type]
     planned.report()
     monkeypatch.setattr(prune, "plan", lambda _: planned)
-    monkeypatch.setattr(generate, "_draw", lambda *_: [tars.Image.new("RGB", (8, 8))])
+    monkeypatch.setattr("asdm_cli.models.load.load_pipeline", lambda *_: None)
+    monkeypatch.setattr(
+        "asdm_cli.sampling.generate.draw",
+        lambda _, __, indices, *___, **____: [(index, tars.Image.new("RGB", (8, 8))) for index in indices],
+    )
     replacing = ("-q", "--overwrite")
     return {
         "prune": Command(place / "pruned", ("prune", recipe, *replacing)),

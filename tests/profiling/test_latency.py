@@ -48,8 +48,8 @@ def test_rounds_are_timed_and_warmups_forgotten() -> None:
 @pytest.mark.parametrize(
     ("error", "told"),
     [
-        (ValueError("no such kernel\nand a long story"), r"'bad': timing calls failed \(ValueError: no such kernel\)"),
-        (MemoryError(), r"'bad': out of memory while timing calls; use smaller `batches`"),
+        (ValueError("no such kernel\nand a long story"), r"bad: timing calls failed \(ValueError: no such kernel\)"),
+        (MemoryError(), r"bad: out of memory while timing calls; use smaller batches"),
     ],
 )
 def test_who_fails_is_named(error: Exception, told: str) -> None:

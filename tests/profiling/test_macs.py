@@ -86,5 +86,5 @@ def test_without_guidance_there_is_one_latent_per_call_and_one_text(pipe: Any) -
 
 
 def test_who_cannot_draw_is_named() -> None:
-    with pytest.raises(RunError, match="'a': drawing an image to count its operations failed"):
+    with pytest.raises(RunError, match="a: drawing an image to count its operations failed"):
         count("a", {}, lambda: 1 / 0)
