@@ -272,7 +272,9 @@ def _check_unet(directory: ModelDirectory, name: str) -> None:
     file, config = directory.config_file(name), directory.config(name)
     kind = config.get("_class_name", STOCK)
     if kind not in (STOCK, EXPERT_CLASS):
-        raise ModelError(f"{file}: is of the class {kind}; {ONLY}; give a UNet or a pipeline, copied as a whole")
+        around = directory.path.parent
+        way = around if (around / INDEX).is_file() else "a UNet or a pipeline, copied as a whole"
+        raise ModelError(f"{file}: is of the class {kind}; {ONLY}; give {way}")
     has_experts = {kind == EXPERT_CLASS, bool(config.get(EXPERTS))}
     if directory.is_pipeline and name == "unet":
         has_experts.add(directory.kind(name).endswith(EXPERT_CLASS))

@@ -59,8 +59,11 @@ def locate(text: str) -> ModelDirectory:
         return _on_hub(*found)
     if (address := _address(text)) and address.file.endswith(".safetensors"):
         return _file_on_hub(address, text)
+    if "://" in text:
+        raise ModelError(f"{text}: is no model's address on the hub; download what it names, and give its path")
     near = difflib.get_close_matches(Path(text).name, _names(Path(text).parent), 1)
-    raise ModelError(f"{text}: no such directory; {f'give {Path(text).with_name(near[0])}' if near else _GIVE}")
+    kind = "file" if Path(text).suffix in _FILES else "directory"
+    raise ModelError(f"{text}: no such {kind}; {f'give {Path(text).with_name(near[0])}' if near else _GIVE}")
 
 
 def _names(folder: Path) -> list[str]:
@@ -128,8 +131,9 @@ def _on_disk(path: Path, text: str) -> ModelDirectory:
     for folder in (path, path / "model"):
         if (folder / INDEX).is_file() or (folder / CONFIG).is_file():
             return ModelDirectory(folder, path.resolve().name, told_apart(text))
-    inside = [each for each in sorted(path.iterdir()) if (each / INDEX).is_file() or each.suffix == ".safetensors"]
-    ask = f"give one of those in it, as {inside[0]}" if inside else "is it a model directory?"
+    inside = [*sorted(path.glob(f"*/{INDEX}")), *sorted(path.glob("*.safetensors"))]
+    first = inside[0].parent if inside and inside[0].name == INDEX else next(iter(inside), None)
+    ask = f"give one of those in it, as {first}" if first else "is it a model directory?"
     raise ModelError(f"{text}: has neither {INDEX} nor {CONFIG} nor a model/ that has; {ask}")
 
 

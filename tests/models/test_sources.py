@@ -217,15 +217,18 @@ GUESSES: dict[str, tuple[str, str]] = {
     "a file of the pipeline": ("tiny/model_index.json", "is a part of a model; give tiny"),
     "weights of the pipeline": ("tiny/unet/diffusion_pytorch_model.safetensors", "is a part of a model; give tiny"),
     "a report of a run": ("runs/first/report.html", "is a part of a model; give runs/first"),
-    "a component that is no UNet": ("tiny/vae", "of the class AutoencoderKL; only UNet2DConditionModel"),
-    "a folder of models": (".", "give one of those in it, as "),
+    "a component that is no UNet": ("tiny/vae", "of the class AutoencoderKL; only UNet2DConditionModel, .*; give tiny"),
+    "a folder of models": (".", "give one of those in it, as (flux|tiny)"),
     "a typo in a path": ("runs/frist", "no such directory; give runs/first"),
     "a typo in a model of the hub": ("orgg/tiny", "no such directory here, and no such model on .*; correct the name"),
     "a file that is not there": (
         "models/mine.safetensors",
-        "no such directory; give a model directory, .* as ORG/NAME",
+        "no such file; give a model directory, .* as ORG/NAME",
     ),
-    "an address elsewhere": ("https://example.com/models/12", "no such directory; give a model directory"),
+    "an address elsewhere": (
+        "https://example.com/models/12",
+        "is no model.s address on the hub; download what it names",
+    ),
     "a pickle": (
         "old.ckpt",
         r"old\.ckpt: is a pickle, and loading one can run any code; .* python -c .* old\.safetensors",
