@@ -10,7 +10,7 @@ import hashlib
 import json
 import os
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from shlex import quote
@@ -22,11 +22,20 @@ from filelock import FileLock
 
 from asdm_cli.console import bar, note
 from asdm_cli.errors import ModelError
-from asdm_cli.models.directory import CONFIG, INDEX, ModelDirectory, check_parts, check_unet
+from asdm_cli.models.directory import (
+    CONFIG,
+    CONFIGS,
+    INDEX,
+    TEXTS,
+    ModelDirectory,
+    check_index,
+    check_parts,
+    check_unet,
+)
 from asdm_cli.models.families import configs, write_tokenizer
-from asdm_cli.models.write import atomic_directory, write_json
+from asdm_cli.models.write import atomic_directory, carry, write_json
 from asdm_cli.recipe.redact import told_apart
-from asdm_cli.unet.weights import CHUNK, WEIGHTS, Entry, check_text, copy_tensors, read_headers
+from asdm_cli.unet.weights import CHUNK, WEIGHTS, Entry, check_text, copy_tensors, inside, read_headers, read_mapping
 
 UNET, VAE = "model.diffusion_model.", "first_stage_model."
 CLIP, OPEN_CLIP, CLIP_XL, OPEN_CLIP_XL = (
@@ -47,6 +56,8 @@ PIPELINES = {
 """Channels that the UNet takes in -> the class of the pipeline, but for `XL`."""
 PARAMETERIZATIONS = {"eps": "epsilon", "v": "v_prediction", "x0": "sample"}
 """What original configurations call it."""
+BESIDE = "config"
+"""The folder beside a file with the rest of its pipeline."""
 CONV_IN = f"{UNET}input_blocks.0.0.weight"
 OTHERS: tuple[tuple[str, str], ...] = (
     (r"lora_(unet|te\d?)_|.*\.lora_(A|B|up|down)\.|.*_lora\.(up|down)\.", "a LoRA, which changes a model and is none"),
@@ -91,7 +102,7 @@ def from_single_file(file: Path, text: str) -> ModelDirectory:
         if not folder.is_dir():
             note(f"{text}: {found.told}; converted once, and kept in {folder}")
             with atomic_directory(folder) as partial:
-                _write_configs(found.configs, partial)
+                _write_configs(found, partial)
                 _check(lambda: _convert(found, partial), text)
                 made = ModelDirectory(partial, file.stem, told_apart(text))
                 _check(lambda: check_unet(made), text)
@@ -112,9 +123,13 @@ class Held:
     zero_snr: bool
     told: str
     """In words."""
+    beside: Path | None = None
+    """The configurations that `asdm export` wrote with it."""
 
     @property
     def configs(self) -> dict[str, dict[str, Any]]:
+        if self.beside:
+            return {str(file.relative_to(self.beside)): read_mapping(file) for file in _texts(self.beside, CONFIGS)}
         held = configs(self.family)
         held[INDEX]["_class_name"] = PIPELINES[self.channels].format("XL" if self.family == "sdxl" else "")
         unet = held[f"unet/{CONFIG}"]
@@ -138,6 +153,9 @@ def _read(file: Path) -> Held:
     if not present or CONV_IN not in tensors:
         raise ModelError(f"{file}: {_what_else(tensors)}; {WHOLE}")
     family, channels = present[0], tensors[CONV_IN].shape[1]
+    if ((beside := file.parent / BESIDE) / INDEX).is_file():
+        check_index(ModelDirectory(beside, file.stem, file.stem))
+        return Held(file, tensors, family, channels, "", False, f"{FAMILIES[family][0]}, as {beside} says", beside)
     if channels not in PIPELINES:
         known = ", ".join(map(str, PIPELINES))
         raise ModelError(
@@ -194,12 +212,23 @@ def _what_else(tensors: Mapping[str, Entry]) -> str:
 # --- converting ---
 
 
-def _write_configs(held: Mapping[str, dict[str, Any]], folder: Path) -> None:
+def _texts(folder: Path, names: Sequence[str] = ()) -> list[Path]:
+    """Configurations and words of a pipeline without its weights, or those of these names and its index."""
+    found = [inside(folder, file) for place in ("*", "*/*") for file in sorted(folder.glob(place)) if file.is_file()]
+    return [file for file in found if file.suffix in TEXTS and (not names or file.name in (*names, INDEX))]
+
+
+def _write_configs(found: Held, folder: Path) -> None:
     """And the tokenizers' words."""
     import diffusers
 
+    if found.beside:
+        for file in _texts(found.beside):
+            (folder / file.relative_to(found.beside)).parent.mkdir(exist_ok=True)
+            carry(file, folder / file.relative_to(found.beside))
+        return
     version = {"_diffusers_version": diffusers.__version__}  # without which it does not load an inpainting pipeline
-    for place, config in held.items():
+    for place, config in found.configs.items():
         (folder / place).parent.mkdir(exist_ok=True)
         text = json.dumps({**config, **(version if place == INDEX else {})}, indent=2)
         (folder / place).write_text(f"{text}\n", encoding="utf-8")

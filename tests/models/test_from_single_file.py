@@ -171,6 +171,22 @@ def test_a_file_that_is_not_as_its_family_is(files: Files, monkeypatch: pytest.M
         find(str(files.folder / "other.safetensors"))
 
 
+@pytest.mark.parametrize("kind", ["sd15", "sdxl"])
+def test_what_export_writes_is_read_back(kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A pruned UNet and words of its own: the configurations beside the file say so."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    source = families.pipeline(kind, tmp_path / kind)
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text(f"verb: prune\nmodel: {source}\nremove: base\nout: {tmp_path / 'run'}\n")
+    assert asdm("prune", recipe, "-q").code == 0
+    told = asdm("export", tmp_path / "run", "--to", "single-file", "--out", tmp_path / "sent", "-q")
+    assert told.code == 0, told.err
+    made = find(str(next((tmp_path / "sent").glob("*.safetensors"))))
+    torch.testing.assert_close(states(made.path), states(tmp_path / "run" / "model"), rtol=0, atol=0)
+    for words in ("vocab.json", "merges.txt"):
+        assert (made.path / "tokenizer" / words).read_bytes() == (source / "tokenizer" / words).read_bytes()
+
+
 def test_a_file_on_the_hub_is_named_by_its_address(files: Files, monkeypatch: pytest.MonkeyPatch) -> None:
     file, _ = files.make("sd15")
     with serving() as hub:
