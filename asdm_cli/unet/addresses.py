@@ -24,6 +24,8 @@ INSIDE = {**NORMS, **{module: word for word, module in SUB_UNITS.items()}}
 KEY = re.compile(r"(?:(down|up)_blocks\.(\d+)|mid_block)\.(resnets|attentions|downsamplers|upsamplers)\.(\d+)\.(.+)")
 NAMED = ("base", "small", "tiny")
 """Named sets of layers: those of BK-SDM (arXiv 2305.15798), as rules that give its sets on SD 1.x."""
+SHOWN = 60
+"""Letters of a word that is none, in a message."""
 UNITS = {"resnet", "attn", "self", "cross", "ff", "sampler"}
 
 
@@ -129,7 +131,7 @@ class Anatomy:
         close = get_close_matches(word, [*self.addresses, *names], n=1)
         blocks = ", ".join(sorted(block.address for block in self.blocks))
         hint = f"did you mean {close[0]!r}?" if close else f"its blocks are {blocks}"
-        return f"{word}: this UNet has no such address ({hint})"
+        return f"{word[:SHOWN]}: this UNet has no such address ({hint})"
 
 
 def unit_of(key: str) -> str | None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import os
 import re
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from hashlib import sha256
 from math import prod
@@ -307,7 +307,8 @@ def copy_tensors(tensors: Mapping[str, Entry], target: Path) -> None:
 def write_tensors(tensors: Mapping[str, Piece], target: Path) -> None:
     """The same of tensors that are put together or changed on the way, one at a time.
 
-    Wide elements come first, as readers expect aligned tensors; inside one width the order of the sources is kept.
+    Wide elements come first, as readers expect aligned tensors; inside one width the order of the sources is kept, so
+    that neighbours are copied in one go.
     """
     order = sorted(tensors.items(), key=lambda item: _place(item[1]))
     header: dict[str, object] = {"__metadata__": {"format": "pt"}}
@@ -321,7 +322,7 @@ def write_tensors(tensors: Mapping[str, Piece], target: Path) -> None:
         with target.open("xb") as into:
             into.write(len(text).to_bytes(8, "little") + text)
             into.flush()
-            for _, each in order:
+            for each in _runs(each for _, each in order):
                 _write(each, into)
             os.fsync(into.fileno())
     except ModelError:
@@ -337,6 +338,30 @@ def write_tensors(tensors: Mapping[str, Piece], target: Path) -> None:
 def _place(made: Piece) -> tuple[float, Path, int]:
     width = made.size / (prod(made.shape) or 1)
     return (-width, made.parts[0].file, made.parts[0].start) if made.parts else (-width, Path(), 0)
+
+
+def _runs(pieces: Iterable[Piece]) -> Iterator[Piece]:
+    """The same bytes in the same order, neighbours that stay as they are in one go."""
+    run: tuple[Path, int, int] | None = None
+    for each in pieces:
+        for part in each.parts if each.change is None else ():
+            if run and run[0] == part.file and run[1] + run[2] == part.start:
+                run = (run[0], run[1], run[2] + part.size)
+                continue
+            if run:
+                yield _bytes(*run)
+            run = (part.file, part.start, part.size)
+        if each.change is not None:
+            if run:
+                yield _bytes(*run)
+            run = None
+            yield each
+    if run:
+        yield _bytes(*run)
+
+
+def _bytes(file: Path, start: int, size: int) -> Piece:
+    return as_it_is(Entry(file, "U8", (size,), start, size))
 
 
 def _write(made: Piece, into: IO[bytes]) -> None:

@@ -61,7 +61,7 @@ def commands(tiny_pipeline: Path, tmp_path: Path, place: Path, monkeypatch: pyte
     planned = prune.plan(load(recipe))  # type: ignore[arg-type]
     planned.report()
     monkeypatch.setattr(prune, "plan", lambda _: planned)
-    monkeypatch.setattr("asdm_cli.models.load.load_pipeline", lambda *_: None)
+    monkeypatch.setattr("asdm_cli.models.load.load_pipeline", lambda *_, **__: None)
     monkeypatch.setattr(
         "asdm_cli.sampling.generate.draw",
         lambda _, __, indices, *___, **____: [(index, tars.Image.new("RGB", (8, 8))) for index in indices],
