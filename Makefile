@@ -5,7 +5,7 @@ BIN := .venv/bin
 INSTALLED := .venv/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test check format docs data pocket pocket-figures tables table1 table2 table3 table4 table5 costs \
+.PHONY: help setup demo test test-oldest check format docs data pocket pocket-figures tables table1 table2 table3 table4 table5 costs \
 	inherit-figures throughput gpu
 
 help: ## Show this list
@@ -31,6 +31,11 @@ demo: setup ## Prune the bundled model, measure both side by side, and write one
 
 test: setup ## Run the tests
 	$(BIN)/python -m pytest -n auto --dist loadscope
+
+test-oldest: ## Run the tests with the oldest versions that are allowed, in .venv-oldest (fetches another torch)
+	test -x .venv-oldest/bin/python || $(PYTHON) -m venv .venv-oldest
+	.venv-oldest/bin/pip install --quiet -c constraints-oldest.txt -e '.[dev,features,peers]'
+	.venv-oldest/bin/python -m pytest -n auto --dist loadscope
 
 check: setup ## Format, lint and types, without changing anything
 	$(BIN)/ruff format --check .

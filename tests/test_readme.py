@@ -34,7 +34,6 @@ SMALL: dict[str, list[str]] = {
         "explore.budget.latency_ratio=9",
         *("explore.limit=1", "explore.steps=2", "explore.repeats=1", "explore.metrics=[psnr]"),
     ],
-    "bench-sd15": ["repeats=1", "warmups=1", "steps=2", "images=false"],
     "bench-pocket": ["repeats=1", "warmups=1", "steps=2", "batches=[1]"],
     "condconv-pocket-fold": ["fold.limit=1", "fold.steps=2"],
     "distill-pocket-base": [
@@ -42,7 +41,6 @@ SMALL: dict[str, list[str]] = {
         *("validation.every=2", "validation.steps=2", "validation.prompts=[a fox]"),
     ],
     "distill-sd15-base": ["steps=1", "batch=2", "validation.steps=2"],
-    "eval-sd15": ["limit=1", "steps=2", "bootstrap=10", "metrics=[psnr]"],
     "eval-pocket-together": ["limit=1", "steps=2", "repeats=1", "bootstrap=10", "metrics=[psnr]", "fewer_steps=[1]"],
     "eval-pocket": ["limit=4", "steps=2", "bootstrap=10", "metrics=[kid, clip_score]"],
     "inherit-pocket-block": ["limit=1", "steps=2", "repeats=1", "metrics=[psnr]", "fewer_steps=[1]"],
@@ -57,6 +55,12 @@ SMALL: dict[str, list[str]] = {
     "switch-pocket-base": ["limit=1", "steps=2", "repeats=1", "metrics=[psnr]", "fewer_steps=[1]", "ratios=null"],
 }
 """Recipe -> what makes it small: amounts and how many ways take part, nothing else."""
+OF_MODELS: dict[str, list[str]] = {
+    "bench": ["repeats=1", "warmups=1", "steps=2", "images=false"],
+    "eval": ["limit=1", "steps=2", "bootstrap=10"],
+    "inherit": ["limit=1", "steps=2", "repeats=1", "bootstrap=10", "metrics=[psnr]", "fewer_steps=[1]"],
+}
+"""Verb -> the same for what is typed without a recipe."""
 NOT_RUN: dict[str, str] = {
     "table1": "six stages; the tests of asdm run have a smaller one",
     "switch-pocket-search": "its students come from make table1; the search has tests of its own",
@@ -136,8 +140,10 @@ def small(page: str, words: list[str]) -> list[str]:
     stem = Path(rest[0]).stem if rest else ""
     if verb == "generate":
         return [*words, "--steps", "2"]
-    if "--dry-run" in words or verb in ("show", "check", "schema", "pack"):
+    if "--dry-run" in words or verb in ("show", "check", "schema", "pack", "init", "export"):
         return words
+    if not stem or not rest[0].endswith(".yaml"):
+        return [*words, *(part for setting in OF_MODELS.get(verb, []) for part in ("--set", setting))]
     if stem in NOT_RUN or (page, stem) in ONCE:
         return [*words, "--dry-run"]
     return [*words, *(part for setting in SMALL.get(stem, []) for part in ("--set", setting))]

@@ -12,11 +12,13 @@ from pathlib import Path
 from typing import Any, Protocol, cast
 
 from asdm_cli.console import BRIEF, console, hand_over, is_first
+from asdm_cli.errors import ModelError
 from asdm_cli.models.addressed import unknown_addresses
-from asdm_cli.models.metadata import made_from, refuse_changes
+from asdm_cli.models.directory import POCKET, find
+from asdm_cli.models.metadata import made_from, measured_with, refuse_changes
 from asdm_cli.models.write import partial_path, refuse_existing, refuse_sources
 from asdm_cli.recipe.load import dump, load
-from asdm_cli.recipe.reader import Override
+from asdm_cli.recipe.reader import Override, Source
 from asdm_cli.recipe.schema import places, referenced_paths
 from asdm_cli.recipe.typed import is_recipe, typed
 from asdm_cli.recipe.verbs import VERBS
@@ -41,6 +43,10 @@ KEYS = (
     *("metrics", "repeats"),
 )
 """Options that stand for the recipe's key of the same name."""
+
+
+GUIDANCE, GUIDANCE_XL = 7.5, 5.0
+"""What diffusers' pipelines of SD 1.x and 2.x, and of SDXL, draw with where nobody says anything."""
 
 
 class Plan(Protocol):
@@ -82,13 +88,17 @@ def run_verb(
     name (KEYS), and what only a command line can allow.
     """
     end_with_starter()
-    changes = [Override.parse(text) for text in set_ or []]
+    changes = list[Override]()
     for key in [key for key in KEYS if key in more]:
         value = more.pop(key)
         changes += [Override((key,), value, f"--{key}")] if value is not None else []
+    changes += [Override.parse(text) for text in set_ or []]
     look = unknown_addresses if verb != "run" else lambda _: ()  # of all its stages at once the plan tells more
-    one = given[0] if len(given) == 1 else ""
-    recipe: Any = load(Path(one) if is_recipe(one) else typed(verb, given, changes), verb, changes, look)
+    source: Path | Source = Path(given[0])
+    if len(given) > 1 or not is_recipe(given[0]):
+        source = typed(verb, given, changes)
+        source.data |= _usual(given[0]) if "guidance" in VERBS[verb].model_fields else {}
+    recipe: Any = load(source, verb, changes, look)
     from asdm_cli.report.run_directory import Run, run_directory, with_links
 
     target = Path(recipe.out)
@@ -114,6 +124,19 @@ def run_verb(
         report = run.write(report)
     _show(report, target / "report.html", planned)
     hand_over(target)
+
+
+def _usual(model: str) -> dict[str, Any]:
+    """The guidance that a model on this machine was measured with, or that its pipeline has; a recipe's default is
+    pocket's."""
+    if model != POCKET and not Path(model).is_dir():
+        return {"guidance": GUIDANCE}
+    try:
+        directory = find(model)
+    except ModelError:  # its verb tells
+        return {}
+    family = {"StableDiffusionXLPipeline": GUIDANCE_XL}.get(directory.index.get("_class_name", ""), GUIDANCE)
+    return {"guidance": measured_with(directory).get("guidance", family)}
 
 
 def wait_for_everyone() -> None:

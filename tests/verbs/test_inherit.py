@@ -112,7 +112,9 @@ def test_plain_diffusers_draws_the_plain_models_pictures(run: Path, tiny_pipelin
 def test_generate_draws_by_the_plan(run: Path, tiny_pipeline: Path, tmp_path: Path) -> None:
     for name, model in ((inherit.PLAN, run), ("plain", tiny_pipeline)):
         out = tmp_path / name
-        assert asdm("generate", model, *PROMPTS, "--steps", 4, "--device", "cpu", "--out", out).code == 0
+        assert (
+            asdm("generate", model, *PROMPTS, "--steps", 4, "--guidance", 3, "--device", "cpu", "--out", out).code == 0
+        )
     for index in range(2):
         drawn = [pixels(tmp_path / name / f"{index:03}.png") for name in (inherit.PLAN, "plain")]
         assert drawn == [pixels(run / "samples" / name / f"{index:06}.png") for name in (inherit.PLAN, "plain")]
@@ -125,6 +127,7 @@ def test_a_model_alone_gets_a_plan_unmeasured(words: list[str], tiny_pipeline: P
     said = asdm("inherit", tiny_pipeline, *words, "--out", tmp_path / "run")
     assert said.code == 0, said.err
     assert "Not measured on this model" in said.text
+    assert yaml.safe_load((tmp_path / "run/recipe.yaml").read_text())["guidance"] == 7.5, "its pipeline's, not pocket's"
     report = read(tmp_path / "run")
     assert {each.metric for each in report.records} == {"calls", "full_calls"}
     assert {each.name for each in (tmp_path / "run").iterdir()} == {
