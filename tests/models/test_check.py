@@ -223,3 +223,15 @@ def test_weights_that_are_no_numbers_are_refused(part: str, value: float, copy: 
     with pytest.raises(ModelError, match="no finite numbers in float32") as caught:
         load_clip(find(str(copy))) if part == "clip" else load_pipeline(find(str(copy)), CPU, torch.float32)
     assert str(copy / part) in str(caught.value)
+
+
+def test_the_search_for_the_culprit_reads_no_pickle(copy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch, "load", lambda *_, **__: pytest.fail("a pickle was read"))
+    (copy / "vae" / "diffusion_pytorch_model.bin").write_bytes(b"\x80\x04.")
+    (copy / "tokenizer" / "tokenizer.json").unlink()
+    (copy / "tokenizer" / "tokenizer.json").write_text("{")
+    with pytest.raises(ModelError, match="tokenizer"):
+        load_pipeline(find(str(copy)), CPU, torch.float32)
+    (copy / "vae" / WEIGHTS).rename(copy / "vae" / "model.safetensors")
+    with pytest.raises(ModelError, match=r"vae.*pickled weights are not read"):
+        load_pipeline(find(str(copy)), CPU, torch.float32)
