@@ -12,6 +12,7 @@ from asdm_cli.sampling.generate import PATIENCE, processes
 state = processes()
 group = torch.distributed.group.WORLD._get_backend(torch.device("cpu"))
 print(state.process_index, state.num_processes, state.is_main_process, group.options._timeout == PATIENCE)
+state.wait_for_everyone()  # or the first one may be gone while the other is still looking for it
 """
 
 

@@ -65,6 +65,7 @@ KEYS: dict[str, tuple[str, Any]] = {
     "converged": ("pictures", 5),
     "warmups": ("rounds", 2),
     "offload": ("model", True),
+    "measure": (PLAN, False),
 }
 """Key -> what changes with it, and a value."""
 ELSEWHERE = {"verb", "out"}
