@@ -173,3 +173,12 @@ def test_every_file_says_what_it_is() -> None:
         str(path) for path in SOURCES if path.read_text().strip() and not ast.get_docstring(ast.parse(path.read_text()))
     ]
     assert not silent
+
+
+def test_it_starts_where_a_unix_module_is_not() -> None:
+    code = (
+        "import sys; sys.modules['fcntl'] = None; import asdm_cli.models.write; "
+        "from asdm_cli.cli import main; sys.exit(main(['check']))"
+    )
+    done = subprocess.run([sys.executable, "-W", "ignore", "-c", code], capture_output=True, text=True, check=False)
+    assert (done.returncode, "Missing argument 'FILE'" in done.stderr) == (2, True), done.stderr
