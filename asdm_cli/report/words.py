@@ -140,6 +140,9 @@ def _advice(report: Report, columns: Columns, name: str, hero: bool) -> str:
 def _alone(columns: Columns, name: str) -> list[str]:
     """The figures that matter most of a set-up."""
     mine = {key: {name: column[name]} for key, column in columns.items() if name in column}
+    if mine.keys() == {"calls", "full_calls"}:  # a plan on paper
+        full, calls = (f"{mine[key][name].value:.0f}" for key in ("full_calls", "calls"))
+        return [f"{full} of {calls} UNet calls computed in full, not measured on this model"]
     return [f"{metric(key).title} {shown(mine[key][name])} {metric(key).unit}".strip() for key in leading(mine, 3)]
 
 

@@ -130,6 +130,8 @@ def test_a_model_alone_gets_a_plan_unmeasured(words: list[str], tiny_pipeline: P
     assert yaml.safe_load((tmp_path / "run/recipe.yaml").read_text())["guidance"] == 7.5, "its pipeline's, not pocket's"
     report = read(tmp_path / "run")
     assert {each.metric for each in report.records} == {"calls", "full_calls"}
+    full = 25 if not words else 17
+    assert f"the plan: {full} of 50 UNet calls computed in full, not measured on this model" in said.text
     assert {each.name for each in (tmp_path / "run").iterdir()} == {
         *(".asdm", "model", "recipe.yaml", "report.json", "report.html")
     }
