@@ -331,14 +331,19 @@ def unet_calls(pipe: Any) -> int:
 
 def pipeline_around(live: Live) -> Any:
     """The pipeline that calls one of these UNets right now, whichever was patched; None where there is none."""
+    return call_around(live)[0]
+
+
+def call_around(live: Live) -> tuple[Any, Mapping[str, Any]]:
+    """That pipeline, and the variables of its `__call__`; None and nothing where there is none."""
     frame: FrameType | None = sys._getframe(1)
     while frame is not None:
         if frame.f_code.co_name == "__call__":
             caller = frame.f_locals.get("self")
             if isinstance(caller, DiffusionPipeline) and live in live_on(getattr(caller, "unet", None)):
-                return caller
+                return caller, frame.f_locals
         frame = frame.f_back
-    return None
+    return None, {}
 
 
 # On modules and pipelines ---------------------------------------------------------------------------------------------

@@ -598,6 +598,52 @@ class DeepCacheSpec(PatchSpec):
     module: ClassVar[str] = "asdm_cli.patches.deepcache"
 
 
+UNGUIDED = {
+    "conditional": "the conditional output alone",
+    "reuse": "the last unconditional output again",
+    "difference": "the line through the last two differences of the outputs",
+}
+"""What stands for guidance at the calls that do without."""
+
+
+class GuidanceScheduleSpec(PatchSpec):
+    """Guidance in an interval of the generation alone: outside it only what sees the prompt is computed."""
+
+    kind: Literal["guidance-schedule"] = "guidance-schedule"
+    """The kind of patch."""
+    by: By = "timestep"
+    """What `start` and `until` are, as in `asdm switch`: the timestep (falling), the log of the signal-to-noise ratio
+    (rising), the fraction of the steps that are done (0 to 1), or the number of UNet calls that are done."""
+    start: float | None = None
+    """The first call with guidance is that at which the generation has come to this; left out, the first of all."""
+    until: float | None = None
+    """The call at which the generation has come to this is the first without again; left out, none is."""
+    outside: Literal["conditional", "reuse", "difference"] = "conditional"
+    """What guidance works with outside. `conditional`: with nothing, the output is that of the prompt alone. `reuse`:
+    the last unconditional output. `difference`: what lies between the two outputs, along the line through its last
+    two values. Before there is any of these, with nothing."""
+    module: ClassVar[str] = "asdm_cli.patches.guidance"
+
+    def told(self) -> list[str]:
+        bounds = {"from": self.start, "until": self.until}
+        spans = [f"{word} {self.by} {bound:g}" for word, bound in bounds.items() if bound is not None]
+        if not spans:
+            return ["guidance at every call"]
+        return [f"guidance {' '.join(spans)} only; outside: {UNGUIDED[self.outside]}"]
+
+    def misfits(self) -> Iterator[Misfit]:
+        (low, high), falls = LIMITS[self.by], self.by in FALLING
+        start, until = self.start, self.until
+        given = [(key, bound) for key, bound in (("start", start), ("until", until)) if bound is not None]
+        wrong = [(key, bound) for key, bound in given if not low <= bound <= high]
+        yield from (((key,), f"a {self.by} lies between {low:g} and {high:g}, got {bound:g}") for key, bound in wrong)
+        if start is None or until is None or wrong:
+            return
+        if until >= start if falls else until <= start:
+            way = "falls: give less" if falls else "rises: give more"
+            yield ("until",), f"no call is left for guidance; a {self.by} {way} than 'start', {start:g}"
+
+
 def _of_its_kind(value: Any) -> PatchSpec:
     """By `kind`, of the kinds that there are now: a plug-in may have added one."""
     if isinstance(value, PatchSpec):

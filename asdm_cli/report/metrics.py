@@ -43,6 +43,7 @@ class Metric:
 METRICS = {
     "steps": Metric("steps", digits=0, rank=6),
     "calls": Metric("UNet calls", digits=0, rank=7),
+    "guided_calls": Metric("calls with guidance", digits=0, rank=8),
     "latents": Metric("latents in them", digits=0, rank=9),
     "layers": Metric("layers", digits=0, rank=6),
     "full_calls": Metric("calls in full", digits=0, rank=5),
