@@ -17,6 +17,7 @@ import torch
 
 from asdm_cli.models.load import DTYPES
 from asdm_cli.patches.feature_cache import FeatureCache
+from asdm_cli.patches.feature_cache.forecast import Polynomial
 from asdm_cli.patches.feature_cache.state import FeatureHistory
 from asdm_cli.recipe.patches import read_plan
 from asdm_cli.unet.flops import inputs, meta_unet
@@ -38,7 +39,7 @@ def main(shape: str = "sd15", dtype: str = "bfloat16", rows: str = "2") -> None:
     for name, plan in PLANS.items():
         features = _features(shape, plan, int(rows), DTYPES[dtype])
         for order in (0, 1, 2):
-            histories = [FeatureHistory(order) for _ in features]
+            histories = [FeatureHistory(Polynomial(order)) for _ in features]
             keep, hand_on = _seconds(histories, features)
             held = sum(each.nbytes for each in histories)
             print(
@@ -54,7 +55,7 @@ def _features(shape: str, plan: dict[str, Any], rows: int, dtype: torch.dtype) -
     cache = FeatureCache(unet, read_plan(plan))
     with torch.no_grad(), cache.generation(2):
         unet(**{**inputs(config, batch=rows), "timestep": 500})
-        kept = [history.differences for module in cache.thread.step.memory.values() for history in module.present]
+        kept = [history.values for module in cache.thread.step.memory.values() for history in module.present]
     return [torch.randn(each[0].shape).to(dtype) for each in kept if each]
 
 
@@ -64,11 +65,11 @@ def _seconds(histories: list[FeatureHistory], features: list[torch.Tensor]) -> t
     for call in range(0, 2 * ROUNDS, 2):
         start = time.perf_counter()
         for history, feature in zip(histories, features, strict=True):
-            history.prepare(call, stores=True)
+            history.prepare(call, call, stores=True)
             history.store(feature)
         kept = time.perf_counter()
         for history in histories:
-            history.prepare(call + 1, stores=False)
+            history.prepare(call + 1, call + 1, stores=False)
             history.value()
         handing.append(time.perf_counter() - kept)
         keeping.append(kept - start)

@@ -76,13 +76,16 @@ class Trajectory:
 
     `timeline(axis, instead)` gives the place of each on an axis that the scheduler knows (`timestep`, `log-snr`,
     `angle`). `rows[i]` names the groups of rows that call i has, equal parts of its batch; None: they never change.
-    `plan` is a step plan that a cache follows instead of that of its own schedules.
+    `plan` is a step plan that a cache follows instead of that of its own schedules. `sampler` is the scheduler's class,
+    `prediction` what it says the model predicts.
     """
 
     calls: int
     timeline: Callable[[str, str], Sequence[float]] | None = None
     rows: tuple[tuple[str, ...], ...] | None = None
     plan: Any = None
+    sampler: str = ""
+    prediction: str = ""
 
     @classmethod
     def of(cls, scheduler: Any, calls: int, first: Tensor | float) -> Trajectory:
@@ -94,7 +97,11 @@ class Trajectory:
             start = float(first.flatten()[0]) if isinstance(first, Tensor) else first
             return coordinates(scheduler, axis, calls, start, instead)
 
-        return cls(calls, None if scheduler is None else timeline)
+        if scheduler is None:
+            return cls(calls)
+        return cls(
+            calls, timeline, sampler=type(scheduler).__name__, prediction=scheduler.config.get("prediction_type", "")
+        )
 
     def places(self, axis: str, instead: str = "step") -> Sequence[float | Fraction]:
         """Where each call lies. Raises ModelError, which names the axis to use `instead`, where that is not known."""

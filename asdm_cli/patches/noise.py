@@ -16,6 +16,7 @@ Levels = NDArray[np.float64]
 COORDINATES: dict[str, Callable[[Levels], Levels]] = {
     "log-snr": lambda signal: np.log(signal / (1 - signal)),
     "angle": lambda signal: np.arccos(np.sqrt(signal)),
+    "signal": lambda signal: signal,
 }
 """Name -> the coordinate at each share of signal alpha^2 = 1 - sigma^2, strictly between 0 and 1.
 
@@ -54,3 +55,23 @@ def coordinates(scheduler: Any, name: str, calls: int, first: float, instead: st
     signal = alphas.numpy()
     signal = signal.clip(signal[signal > 0].min())  # some schedules end in pure noise, infinitely far away
     return [float(level) for level in np.interp(times, np.arange(len(signal)), COORDINATES[name](signal))]
+
+
+PREDICTIONS: dict[str, Callable[[float, float], tuple[float, float]]] = {
+    "epsilon": lambda alpha, sigma: (1 / sigma, -alpha / sigma),
+    "v_prediction": lambda alpha, sigma: (alpha / sigma, -1 / sigma),
+    "sample": lambda *_: (0.0, 1.0),
+}
+"""What a model predicts -> the factors of its input x = alpha x0 + sigma eps, and of x0, of which it is the sum."""
+SPACES = {"x0": "sample", "eps": "epsilon", "v": "v_prediction"}
+
+
+def in_space(prediction: str, space: str, signal: float) -> tuple[float, float]:
+    """a and b by which a x + b y is in `space` what a model that predicts so said as y of x, at a share of signal
+    alpha^2. Raises ModelError for what is none of the three."""
+    if prediction not in PREDICTIONS:
+        raise ModelError(f"space {space!r}: the model predicts {prediction or 'nobody knows what'}; use `space: model`")
+    alpha, sigma = signal**0.5, (1 - signal) ** 0.5
+    of_input, of_clean = PREDICTIONS[prediction](alpha, sigma)
+    to_input, to_clean = PREDICTIONS[SPACES[space]](alpha, sigma)
+    return to_input - of_input * to_clean / of_clean, to_clean / of_clean

@@ -38,6 +38,7 @@ from asdm_cli.patches.base import (
     live_on,
     stats_of,
 )
+from asdm_cli.patches.feature_cache.forecast import LINE, NEWEST
 from asdm_cli.patches.feature_cache.plan import Reused, resolve
 from asdm_cli.patches.feature_cache.state import ALL, ModuleHistory
 from asdm_cli.recipe.messages import did_you_mean
@@ -67,8 +68,6 @@ FOR_ALL = frozenset(
     }
 )
 """Methods by which pipelines and people change how a UNet computes: they go to every one. Others are refused."""
-LINE = 1
-"""Order of what `extrapolate` makes: a straight line in the number of the call."""
 NULL_LETTERS = dict(zip(NULLS, "·~", strict=True))
 SPARE = "ABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789"
 
@@ -174,15 +173,15 @@ class ScheduleState:
     def keep(self, prediction: Tensor) -> None:
         """A UNet's answer to this call, a copy of it, if a null model may want it."""
         if any(name in NULLS for name in self.names[self.call :]):
-            self.predicted.prepare(self.call, True, self.groups)
+            self.predicted.prepare(self.call, self.call, True, self.groups)
             self.predicted.store(prediction.clone())
 
     def null(self, name: str) -> Tensor:
         """What stands for a prediction at a call of this null model; a tensor of its own."""
-        self.predicted.prepare(self.call, False, self.groups)
+        self.predicted.prepare(self.call, self.call, False, self.groups)
         if name == "reuse":
             for history in self.predicted.present:
-                history.factors = ()
+                history.weights, history.latent_weight = NEWEST
             return self.predicted.value().clone()
         return self.predicted.value()
 

@@ -224,15 +224,18 @@ class Random(_Counted):
 
 @dataclass(frozen=True)
 class Span:
-    """One entry of `steps`. Calls from `start` to before `end`; in hundredths of the run if `percent`; None is open."""
+    """One entry of `steps`. Every so many calls (`every`) from `start` to before `end`; in hundredths of the run if
+    `percent`; None is open."""
 
     start: Fraction
     end: Fraction | None
     percent: bool = False
+    every: int = 1
 
     NUMBER = r"[0-9]{1,9}"
     PERCENT = rf"({NUMBER}(?:\.{NUMBER})?)%"
-    FORMS = re.compile(rf"({NUMBER})-({NUMBER})?"), re.compile(rf"{PERCENT}-(?:{PERCENT})?")
+    EVERY = r"(?:/([1-9][0-9]{0,8}))?"
+    FORMS = re.compile(rf"({NUMBER})-({NUMBER})?{EVERY}"), re.compile(rf"{PERCENT}-(?:{PERCENT})?{EVERY}")
 
     @classmethod
     def of(cls, entry: int | str) -> Span:
@@ -242,9 +245,10 @@ class Span:
         calls, shares = (form.fullmatch(entry) for form in cls.FORMS)
         if not (match := calls or shares):
             raise ValueError(f"must be a call or a range such as '5-9', '20-' or '0%-40%', got {got(entry)}")
-        start, end = match.groups()
+        start, end, every = match.groups()
         inside = 1 if calls else 0  # '5-9' has both its ends, '0%-40%' and '40%-100%' share no call
-        span = cls(Fraction(start), None if end is None else Fraction(end) + inside, percent=calls is None)
+        last = None if end is None else Fraction(end) + inside
+        span = cls(Fraction(start), last, percent=calls is None, every=int(every or 1))
         if span.percent and max(span.start, span.end or 0) > 100:
             raise ValueError(f"a run ends at 100%, got {got(entry)}")
         if span.end is not None and span.end <= span.start:
@@ -255,7 +259,7 @@ class Span:
         """Those of a run of so many calls: call i is in 'a%-b%' if a <= 100 i / calls < b."""
         unit = Fraction(calls, 100) if self.percent else 1
         end = calls if self.end is None else min(calls, math.ceil(self.end * unit))
-        return range(math.ceil(self.start * unit), end)
+        return range(math.ceil(self.start * unit), end, self.every)
 
 
 def _span(entry: str) -> str:
@@ -270,7 +274,7 @@ class Explicit(_Schedule):
     """The calls of `steps`, and call 0."""
     steps: Annotated[list[Whole | Annotated[Text, AfterValidator(_span)]], Field(min_length=1), Distinct]
     """Calls from 0 and ranges: `5-9` (with both ends), `20-` (to the run's end), `0%-40%` (of the run, without its
-    end). Calls that a run does not have are left out."""
+    end), `24%-90%/3` (every third of them). Calls that a run does not have are left out."""
 
     def _calls(self, calls: int) -> Iterable[int]:
         return (call for entry in self.steps for call in Span.of(entry).within(calls))
@@ -279,6 +283,26 @@ class Explicit(_Schedule):
         yield "steps " + " ".join(str(entry) for entry in self.steps[:LISTED])
         if len(self.steps) > LISTED:
             yield f"and {len(self.steps) - LISTED} more"
+
+
+class Growing(_Schedule):
+    """Further and further apart."""
+
+    mode: Literal["growing"]
+    """After the `first` ones, a window of calls ends in a key step, and the next window is wider."""
+    window: Annotated[float, Field(ge=1, le=100)] = 2.0
+    """Calls of the first window; of each the whole part counts."""
+    growth: Annotated[float, Field(ge=0, le=100)] = 0.75
+    """What a window is wider than the one before."""
+
+    def _calls(self, calls: int) -> Iterator[int]:
+        call, window = max(0, self.first - 1), self.window
+        while (call := call + _whole(window)) < calls:
+            yield call
+            window += self.growth
+
+    def _words(self) -> Iterable[str]:
+        return (f"windows of {self.window:g} growing by {self.growth:g}",)
 
 
 class Threshold(_Schedule):
@@ -314,8 +338,26 @@ class Threshold(_Schedule):
             yield f"at most {self.longest} apart"
 
 
+class Calibrated(_Schedule):
+    """Worked out by a calibration of the model and its sampler; `asdm inherit` does it, and writes what it found."""
+
+    mode: Literal["calibrated"]
+    """The key steps from which all other calls are forecast with the least error together."""
+    calls: Positive
+    """How many there are."""
+
+    def _calls(self, calls: int) -> Iterable[int]:
+        """Before they are known: as many, evenly."""
+        count = min(self.calls, calls)
+        return (k * calls // count for k in range(count))
+
+    def _words(self) -> Iterable[str]:
+        return (f"{self.calls} calibrated",)
+
+
 Schedule = Annotated[
-    Uniform | Early | Late | Center | Quadratic | Random | Explicit | Threshold, Field(discriminator="mode")
+    Uniform | Early | Late | Center | Quadratic | Random | Explicit | Growing | Threshold | Calibrated,
+    Field(discriminator="mode"),
 ]
 CountedMode = Literal["uniform", "early", "late", "center", "quadratic", "random"]
 """The modes that need nothing but an interval."""
@@ -325,21 +367,113 @@ CountedMode = Literal["uniform", "early", "late", "center", "quadratic", "random
 Order = Annotated[int, Field(ge=0, le=2)]
 Cached = Literal["output", "residual"]
 Axis = Literal["step", "log-snr", "angle"]
+Space = Literal["model", "x0", "eps", "v"]
+ORDERS = {"reuse": 0, "linear": 1, "quadratic": 2, "fitted": 1, "interleaved": 1}
+"""Word of `extrapolate` -> the order that it is, or (fitted) falls back to."""
+FITTED = "fitted"
+OUT = "out"
+"""The word for the UNet's whole output, as a node."""
+
+
+class Chebyshev(Strict):
+    """A forecast by least squares, in Chebyshev polynomials of the place in the generation."""
+
+    form: Literal["chebyshev"]
+    """As described in Spectrum (CVPR 2026)."""
+    degree: Annotated[int, Field(ge=1, le=8)] = 4
+    """Of the polynomials."""
+    ridge: Annotated[float, Field(ge=0)] = 0.1
+    """The penalty on their coefficients (its lambda)."""
+    values: Annotated[int, Field(ge=2, le=100)] = 100
+    """Of so many last key steps, all of which are kept in memory."""
+
+
+Extrapolate = Literal["reuse", "linear", "quadratic", "fitted", "interleaved"] | Chebyshev
+
+
+class Fit(Strict):
+    """Forecasts fitted to a model, its sampler and its steps; what `asdm inherit` writes for `extrapolate: fitted`."""
+
+    sampler: Text
+    """diffusers' class of the scheduler."""
+    timesteps: Annotated[list[float], Field(min_length=1)]
+    """Of the UNet's calls."""
+    weights: list[list[float]]
+    """Of each call: of the UNet's input, then of the values of the last key steps, newest first. None at key steps."""
+
+    def misfits(self) -> Iterator[Misfit]:
+        if len(self.weights) != len(self.timesteps):
+            yield ("weights",), f"must be as many as timesteps, {len(self.timesteps)}; there are {len(self.weights)}"
+        if self.weights and self.weights[0]:
+            yield ("weights", 0), "must be empty: the first call is a key step"
 
 
 class CacheRule(Strict):
     """Some nodes, and the calls at which they are inherited."""
 
     nodes: Patterns
-    """Addresses (`level.3`, `up.*.1`, `*.cross`), named sets (base, small, tiny, encoder, deepcache.N), or a list."""
+    """Addresses (`level.3`, `up.*.1`, `*.cross`), named sets (base, small, tiny, encoder, deepcache.N), or a list; or
+    `out`, the UNet's whole output: then nothing of it is computed."""
     schedule: Schedule
     """Which UNet calls compute these nodes; at all others they are inherited."""
     cache: Cached = "output"
     """What is handed on: a node's output, or the branch that it adds to its input."""
+    extrapolate: Extrapolate | None = None
+    """What is handed on: the last value (`reuse`); the line or parabola through the last two or three (`linear`,
+    `quadratic`); a combination of the last values, and for `out` of the UNet's input, that a calibration fits call by
+    call (`fitted`); in turn the last value and its change again, and the last value (`interleaved`); or a fit by
+    Chebyshev polynomials. Left out, `order` says it."""
     order: Order = 0
-    """0 hands on the last value; 1 and 2 forecast it from the last two or three."""
+    """The same in short: 0 is `reuse`, 1 `linear`, 2 `quadratic`."""
     axis: Axis = "step"
     """What a forecast counts in: UNet calls, the log of the signal-to-noise ratio, or the angle between the two."""
+    space: Space = "model"
+    """For `out`: what is forecast, which is made of the UNet's output and input and turned back into an output: as the
+    model predicts it, the picture without noise (`x0`), the noise (`eps`), or the velocity (`v`)."""
+    fit: Fit | None = None
+    """For `fitted`: what the calibration found. Left out, `asdm inherit` calibrates."""
+
+    def misfits(self) -> Iterator[Misfit]:
+        if self.extrapolate is not None and "order" in self.model_fields_set:
+            yield ("order",), "either 'extrapolate' or 'order', not both"
+        whole = [self.nodes] if isinstance(self.nodes, str) else self.nodes
+        if OUT in whole and len(whole) > 1:
+            yield ("nodes",), f"'{OUT}' is the whole output: nothing else is read beside it; name it alone"
+        if self.cache == "residual" and OUT in whole:
+            yield ("cache",), f"'{OUT}' adds nothing to an input; leave it out"
+        if self.space != "model" and OUT not in whole:
+            yield ("space",), f"goes with 'nodes: {OUT}' alone"
+        if self.extrapolate == FITTED and (self.axis != "step" or self.space != "model"):
+            key = "axis" if self.axis != "step" else "space"
+            yield (key,), "goes with other forecasts; fitted ones know each call alone, as the model predicts"
+        if self.extrapolate == FITTED and isinstance(self.schedule, Threshold):
+            yield ("schedule",), "key steps of a fitted forecast are known beforehand; choose another mode"
+        if self.fit is not None and self.extrapolate != FITTED:
+            yield ("fit",), "goes with 'extrapolate: fitted'"
+
+    @property
+    def words(self) -> str:
+        """What is handed on, and how, for tables."""
+        named = next(word for word, order in ORDERS.items() if order == self.order)
+        how = self.extrapolate.form if isinstance(self.extrapolate, Chebyshev) else self.extrapolate or named
+        return ", ".join([self.cache, how, *([f"in {self.space}"] if self.space != "model" else [])])
+
+    @property
+    def uncalibrated(self) -> str:
+        """The key that only a calibration can fill; '' where there is none."""
+        if isinstance(self.schedule, Calibrated):
+            return "schedule"
+        return "fit" if self.extrapolate == FITTED and self.fit is None else ""
+
+    def standing_in(self, calls: int) -> CacheRule:
+        """A rule that costs the same and needs no calibration; itself, where it needs none."""
+        steps: list[Any] = [*(self.schedule.key_steps(calls) or ())]
+        changed: dict[str, Any] = {}
+        if isinstance(self.schedule, Calibrated):
+            changed["schedule"] = Explicit(mode="explicit", steps=steps)
+        if self.uncalibrated:
+            changed["extrapolate"] = "linear" if self.extrapolate == FITTED else self.extrapolate
+        return self.model_copy(update=changed)
 
 
 class CachePlan(Strict):
@@ -354,6 +488,15 @@ class CachePlan(Strict):
     def resolved(self) -> CachePlan:
         return self
 
+    @property
+    def uncalibrated(self) -> bool:
+        """Whether only a calibration can say what it is."""
+        return any(rule.uncalibrated for rule in self.rules)
+
+    def standing_in(self, calls: int) -> CachePlan:
+        """A plan that costs the same and needs no calibration."""
+        return self.model_copy(update={"rules": [rule.standing_in(calls) for rule in self.rules]})
+
 
 PRESETS: dict[str, CacheRule] = {
     "last-block": CacheRule(nodes="level.0", schedule=Uniform(mode="uniform", interval=2), order=1),
@@ -362,11 +505,26 @@ PRESETS: dict[str, CacheRule] = {
         nodes="encoder", schedule=Explicit(mode="explicit", steps=["0%-8%", 5, 10, 15, 25, 35])
     ),
     "base-mask": CacheRule(nodes="base", schedule=Uniform(mode="uniform", interval=2), cache="residual"),
+    "zeus": CacheRule(
+        nodes=OUT,
+        schedule=Explicit(mode="explicit", steps=["0%-22%", "24%-90%/3", "90%-"]),
+        extrapolate="interleaved",
+    ),
+    "spectrum": CacheRule(
+        nodes=OUT, schedule=Growing(mode="growing", first=5), extrapolate=Chebyshev(form="chebyshev")
+    ),
+    "t-gate": CacheRule(nodes="*.cross", schedule=Explicit(mode="explicit", steps=["0%-40%"])),
 }
-"""Name -> its rule as published, Faster Diffusion's schedule for 50 calls. Of the layers that BK-SDM Base lacks these
-are the residual branches: with outputs nothing before the last lives. `level.0` inherits down.0 too, which nobody reads
-when the last up block hands on its own output."""
-PresetName = Literal["last-block", "deepcache", "encoder-propagation", "base-mask"]
+"""Name -> its rule as published. Faster Diffusion's schedule is for 50 calls. Of the layers that BK-SDM Base lacks
+these are the residual branches: with outputs nothing before the last lives. `level.0` inherits down.0 too, which nobody
+reads when the last up block hands on its own output.
+
+ZEUS (arXiv 2604.01552), as its code has it at 50 steps, two of three calls left out, in shares of the run: 2 y1 - y2
+of the last two key steps, then y1. Spectrum (arXiv 2603.01623) with its windows, degree and penalty, but of the whole
+output, where its code keeps the last hidden state, and in places of the run at hand, where its code counts 50.
+T-GATE (arXiv 2404.02747) of its first version: cross-attention alone, each half of guidance its own, where its code
+keeps their mean and leaves guidance out after the gate (a guidance-schedule does that)."""
+PresetName = Literal["last-block", "deepcache", "encoder-propagation", "base-mask", "zeus", "spectrum", "t-gate"]
 
 
 class Preset(Strict):
@@ -377,7 +535,9 @@ class Preset(Strict):
     `deepcache`: all but the outermost layers are inherited, every 3rd call is computed in full.
     `encoder-propagation` (Faster Diffusion): down blocks and mid are inherited, up blocks (and conv_in) always
     computed, by the schedule published for 50 calls. `base-mask`: the layers that BK-SDM Base lacks hand on their
-    residual branches, every 2nd call is computed in full."""
+    residual branches, every 2nd call is computed in full. Of the output alone: `zeus`, two of three calls are its last
+    value and change, or its last value; `spectrum`, a fit by Chebyshev polynomials, over growing windows. `t-gate`:
+    cross-attention is frozen after 40% of the run."""
     interval: Positive | None = None
     """Every so many calls are computed in full; left out, the preset's own schedule holds."""
     schedule: Schedule | None = None
@@ -552,10 +712,7 @@ class FeatureCacheSpec(PatchSpec, CachePlan):
 
     def told(self) -> list[str]:
         whose = f"{self.unet}: " if self.unet else ""
-        return [
-            f"{whose}inherits {rule.nodes} ({rule.cache}, order {rule.order}); computed: {rule.schedule}"
-            for rule in self.rules
-        ]
+        return [f"{whose}inherits {rule.nodes} ({rule.words}); computed: {rule.schedule}" for rule in self.rules]
 
 
 class UNetScheduleSpec(PatchSpec, Switching):

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from diffusers import UNet2DConditionModel
 from diffusers.hooks import ModelHook
+from diffusers.models.unets.unet_2d_condition import UNet2DConditionOutput
 from diffusers.pipelines.pipeline_utils import DiffusionPipeline
 from diffusers.utils.torch_utils import unwrap_module
 from torch import Tensor, nn
@@ -35,7 +36,7 @@ from asdm_cli.patches.base import (
     live_on,
     sample_and_timestep,
 )
-from asdm_cli.patches.feature_cache.plan import REUSE, SKIP, STORE, ResolvedPlan, resolve
+from asdm_cli.patches.feature_cache.plan import REUSE, SKIP, STORE, WHOLE, ResolvedPlan, resolve
 from asdm_cli.patches.feature_cache.state import CacheState
 from asdm_cli.recipe.patches import CachePlan, FeatureCacheSpec
 
@@ -87,12 +88,13 @@ class FeatureCache(Live):
         self.unet = unet
         self.inner: UNet2DConditionModel = unwrap_module(unet)
         self.resolved = plan if isinstance(plan, ResolvedPlan) else resolve(plan, dict(self.inner.config))
+        self.whole_output = WHOLE in self.resolved.by_module
         self.last = Stats(reused={UNET: []}, cache_bytes=0)
         if cache_on(self.inner):
             raise ModelError("this UNet inherits already; take the earlier plan off: asdm_cli.remove(pipe)")
         modules = dict(self.inner.named_modules())
         try:
-            for name in sorted(self.resolved.touched):
+            for name in sorted(self.resolved.touched - {WHOLE}):
                 outlet = self.resolved.by_module.get(name)
                 # `.*` stands for all entries of a list; `add_embedding` is one that not every UNet has
                 entries = range(len(modules[name[:-2]])) if name.endswith(".*") else ()
@@ -116,7 +118,20 @@ class FeatureCache(Live):
 
     def call(self, forward: Callable[..., Any], arguments: tuple[Any, ...], named: dict[str, Any]) -> Any:
         self.step(arguments, named)
-        return forward(*arguments, **named)
+        return self.whole(forward, arguments, named) if self.whole_output else forward(*arguments, **named)
+
+    @torch.compiler.disable(recursive=False)
+    def whole(self, forward: Callable[..., Any], arguments: tuple[Any, ...], named: dict[str, Any]) -> Any:
+        """The UNet's answer, kept; or what stands for it, and nothing of the UNet is computed."""
+        output, (sample, _) = self.thread.step.output, sample_and_timestep(arguments, named)
+        if output is None:
+            return forward(*arguments, **named)
+        if output.reused:
+            answer = output.answer(sample)
+            return UNet2DConditionOutput(sample=answer) if named.get("return_dict", True) else (answer,)
+        answered = forward(*arguments, **named)
+        output.keep(sample, answered[0])
+        return answered
 
     @torch.compiler.disable
     def step(self, arguments: tuple[Any, ...], named: dict[str, Any]) -> None:

@@ -11,9 +11,9 @@ from itertools import combinations
 from typing import Any
 
 from asdm_cli.errors import ModelError
-from asdm_cli.recipe.patches import CachePlan
+from asdm_cli.recipe.patches import OUT, CachePlan, CacheRule
 from asdm_cli.unet.addresses import NORMS, Anatomy
-from asdm_cli.unet.dataflow import OUTSIDE, Dataflow
+from asdm_cli.unet.dataflow import CONV_OUT, OUTSIDE, Dataflow
 
 STORE, REUSE, SKIP = 1, 2, 3
 """What a module does at a call: compute and store its value, hand on a stored one, or nothing. Others just compute."""
@@ -21,6 +21,8 @@ COMPUTED, REUSED, UNREAD = "c", "i", "d"
 """The same of a node, as the picture of a plan shows it."""
 LETTERS = {COMPUTED: "computed", REUSED: "inherited", UNREAD: "dead"}
 UNITS = ("resnet", "attn", "sampler")
+WHOLE = ""
+"""The UNet among its modules, which hands on the whole output."""
 SUB_UNITS = ("self", "cross", "ff")
 BRANCH = re.compile(r"deepcache\.(\d+)")
 ENCODER = "encoder"
@@ -65,25 +67,17 @@ class Outlet:
 def owned_nodes(plan: CachePlan, anatomy: Anatomy, flow: Dataflow) -> dict[str, Node]:
     """Node address -> node, in forward order; a node that two rules name belongs to the first.
 
-    Blocks and layers stand for the units inside them; resamplers have no residual branch. Two patterns are known here
-    alone, `encoder` and `deepcache.N`. Raises ModelError, with the rule's place in the plan, where one names nothing on
-    this UNet or owns nothing.
+    Blocks and layers stand for the units inside them; resamplers have no residual branch. Raises ModelError, with the
+    rule's place in the plan, where one names nothing on this UNet or owns nothing.
     """
     owned: dict[str, Node] = {}
     for index, rule in enumerate(plan.rules):
-        named: set[str] = set()
-        for pattern in [rule.nodes] if isinstance(rule.nodes, str) else rule.nodes:
-            try:
-                if branch := BRANCH.fullmatch(pattern):
-                    named.add(flow.branch(int(branch[1])))
-                elif pattern == ENCODER:
-                    named |= {block.address for block in anatomy.blocks if block.kind != "up"}
-                else:
-                    named |= anatomy.match(pattern)
-            except ModelError as error:
-                raise ModelError(f"rules[{index}].nodes: {error}") from None
-        below = frozenset[str]().union(*(anatomy.inside(address) for address in named))
-        mine = {}
+        try:
+            named = _named(rule, anatomy, flow)
+        except ModelError as error:
+            raise ModelError(f"rules[{index}].nodes: {error}") from None
+        below = frozenset[str]().union(*(anatomy.inside(address) for address in named - {CONV_OUT}))
+        mine = {CONV_OUT: Node(CONV_OUT, OUT, CONV_OUT, index, rule.cache)} if CONV_OUT in named else {}
         for node in anatomy.nodes:
             if node.kind in SUB_UNITS and node.address in named:
                 unit = f"{node.address.rsplit('.', 1)[0]}.attn"
@@ -95,11 +89,28 @@ def owned_nodes(plan: CachePlan, anatomy: Anatomy, flow: Dataflow) -> dict[str, 
             why += "" if rule.cache == "output" else ", or has no residual branch (resamplers)"
             raise ModelError(f"rules[{index}].nodes: {why}; take the rule out or name others")
         owned = mine | owned
-    return {address: owned[address] for address in anatomy.addresses if address in owned}
+    return {address: owned[address] for address in (*anatomy.addresses, CONV_OUT) if address in owned}
+
+
+def _named(rule: CacheRule, anatomy: Anatomy, flow: Dataflow) -> set[str]:
+    """Addresses. Three patterns are known here alone, `out`, `encoder` and `deepcache.N`."""
+    named: set[str] = set()
+    for pattern in [rule.nodes] if isinstance(rule.nodes, str) else rule.nodes:
+        if pattern == OUT:
+            named.add(CONV_OUT)
+        elif branch := BRANCH.fullmatch(pattern):
+            named.add(flow.branch(int(branch[1])))
+        elif pattern == ENCODER:
+            named |= {block.address for block in anatomy.blocks if block.kind != "up"}
+        else:
+            named |= anatomy.match(pattern)
+    return named
 
 
 def outlets(node: Node, anatomy: Anatomy) -> list[Outlet]:
     """A sub-unit of a deep transformer hands on at each of its blocks; every other node at one module."""
+    if node.kind == OUT:
+        return [Outlet(WHOLE, node.rule)]
     modules = anatomy.node(node.address).modules
     if node.kind in SUB_UNITS:
         norm = next(norm for norm, word in NORMS.items() if word == node.kind)

@@ -5,89 +5,80 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from itertools import accumulate
-from operator import mul
 
 import torch
 from torch import Tensor
 
+from asdm_cli.errors import ModelError
 from asdm_cli.patches.base import Trajectory
-from asdm_cli.patches.feature_cache.plan import STORE, ResolvedPlan, Reused
-from asdm_cli.recipe.patches import Threshold
+from asdm_cli.patches.feature_cache.forecast import NEWEST, Forecast, forecast_of
+from asdm_cli.patches.feature_cache.plan import REUSE, STORE, WHOLE, ResolvedPlan, Reused
+from asdm_cli.patches.noise import in_space
+from asdm_cli.recipe.patches import CacheRule, Threshold
 
 ALL = ("all",)
 """The one group of rows where they never change."""
+SAME_TIMESTEP = 0.01
+OUTPUT = (0.0, 1.0)
+"""Of the input, and of the output: the output as the model predicts it."""
 
 
 class FeatureHistory:
-    """What one module hands on, of one group of rows, extrapolated by Newton's divided differences.
+    """What one module hands on, of one group of rows: its values at the last key steps, and what calls make of them."""
 
-    With values F at places c0 > c1 > c2 (of the newest key steps, newest first), D1 = (F0 - F1) / (c0 - c1) and
-    D2 = (D1 - D1') / (c0 - c2), the value at c is F0 + (c - c0) D1 + (c - c0)(c - c1) D2: exact for polynomials of its
-    order, however far apart the key steps are. Order 0 hands on F0 itself. Before enough is known of the change it is
-    taken for zero, which is a lower order.
-    """
-
-    def __init__(self, order: int):
-        self.order = order
+    def __init__(self, forecast: Forecast):
+        self.forecast = forecast
         self.known: tuple[float, ...] = ()
-        """c0, c1, c2."""
-        self.differences: tuple[Tensor, ...] | None = None
-        """F0, D1, D2: as many as the order says and one more, all of the feature's shape and dtype."""
-        self.owned: tuple[Tensor, ...] | None = None
-        self.scales: tuple[float, ...] = ()
-        """1 / (c - c_k) of a new key step at c; 0 where there is no such place, or no distance."""
-        self.factors: tuple[float, ...] = ()
-        """Newton's products (c - c0), (c - c0)(c - c1)."""
-        self.repeats = False
+        """Places of the values, newest first, no two alike."""
+        self.values: tuple[Tensor, ...] = ()
+        self.weights: tuple[float, ...] = ()
+        self.latent_weight = 0.0
+        """Of this call; apart, as torch's compiler reads them."""
+        self.kept: tuple[int, ...] = ()
+        """Which of the older values stay when this call's is stored."""
+        self.owned: Tensor | None = None
         self.probed = False
         self.error: Tensor | None = None
 
-    def prepare(self, place: float, stores: bool) -> None:
+    def prepare(self, place: float, call: int, stores: bool) -> None:
         """Set the numbers that this call multiplies with, before the UNet runs.
 
-        Two calls may lie at one place (a sampler's timesteps may repeat): the later one's value counts there.
+        Several calls may lie at one place (a sampler's timesteps may repeat): the last one's value counts there.
         """
-        distances, unknown = [place - each for each in self.known], [0.0] * self.order
-        self.factors = tuple([*accumulate(distances[:-1], mul), *unknown][: self.order])
-        self.repeats = stores and self.known[:1] == (place,)
-        if stores and not self.repeats:
-            inverse = [1 / distance if distance else 0.0 for distance in distances[: self.order]]
-            self.scales = tuple([*inverse, *unknown][: self.order])
-            self.known = (place, *self.known[: self.order])
+        self.weights, self.latent_weight = self.forecast.weights(self.known, place, call) if self.known else NEWEST
+        if stores:
+            older = [number for number, known in enumerate(self.known) if known != place]
+            self.kept = tuple(older[: self.forecast.depth - 1])
+            self.known = (place, *(self.known[number] for number in self.kept))
 
     def store(self, value: Tensor) -> None:
-        if self.differences is None:
-            self.differences = (value, *(torch.zeros_like(value) for _ in range(self.order)))
-            return
-        if self.probed:
+        if self.probed and self.values:
             self.error = relative_error(self.value(), value)
-        found = [value]
-        if self.repeats:
-            found += self.differences[1:]
-        else:
-            for old, scale in zip(self.differences, self.scales, strict=False):  # the last has nothing to differ from
-                found.append((found[-1] - old).mul_(scale))
-        self.differences = tuple(found)
+        self.values = (value, *[self.values[number] for number in self.kept])
 
-    def value(self) -> Tensor:
-        """At the place of this call; of order 0 the kept tensor, not a copy."""
-        assert self.differences is not None, "the first call of a generation computes everything"
-        if not self.factors:
-            return self.differences[0]
-        value = torch.add(self.differences[0], self.differences[1], alpha=self.factors[0])
-        for difference, factor in zip(self.differences[2:], self.factors[1:], strict=True):
-            value.add_(difference, alpha=factor)
-        return value
+    def value(self, latent: Tensor | None = None) -> Tensor:
+        """At the place of this call; without weights the kept tensor, not a copy. Sums are of float32 at least."""
+        assert self.values != (), "the first call of a generation computes everything"
+        newest = self.values[0]
+        if not self.weights:
+            return newest
+        wide = torch.promote_types(newest.dtype, torch.float32)
+        value = newest.to(wide) * self.weights[0]
+        for weight, each in zip(self.weights[1:], self.values[1:], strict=False):
+            value = torch.add(value, each.to(wide), alpha=weight)
+        if latent is not None and self.latent_weight:
+            value = torch.add(value, latent.to(wide), alpha=self.latent_weight)
+        return value.to(newest.dtype)
 
     def take_over(self) -> None:
-        """Copy what is stored, if it is not copied yet: a CUDA graph's outputs are gone with the next run."""
-        if self.differences is not None and self.differences is not self.owned:
-            self.differences = self.owned = tuple(each.clone() for each in self.differences)
+        """Copy what was stored last, if it is not copied yet: a CUDA graph's outputs are gone with the next run."""
+        if self.values and self.values[0] is not self.owned:
+            self.owned = self.values[0].clone()
+            self.values = (self.owned, *self.values[1:])
 
     @property
     def nbytes(self) -> int:
-        return sum(each.nbytes for each in self.differences or ())
+        return sum(each.nbytes for each in self.values)
 
 
 def relative_error(guess: Tensor, truth: Tensor) -> Tensor:
@@ -99,24 +90,56 @@ def relative_error(guess: Tensor, truth: Tensor) -> Tensor:
 class ModuleHistory:
     """What one module hands on: each group of rows has a history of its own, as one may be missing at a call."""
 
-    def __init__(self, order: int):
-        self.order = order
+    def __init__(self, forecast: Forecast):
+        self.forecast = forecast
         self.groups: dict[str, FeatureHistory] = {}
         self.present: list[FeatureHistory] = []
 
-    def prepare(self, place: float, stores: bool, groups: Sequence[str]) -> None:
-        self.present = [self.groups.setdefault(group, FeatureHistory(self.order)) for group in groups]
+    def prepare(self, place: float, call: int, stores: bool, groups: Sequence[str]) -> None:
+        self.present = [self.groups.setdefault(group, FeatureHistory(self.forecast)) for group in groups]
         for history in self.present:
-            history.prepare(place, stores)
+            history.prepare(place, call, stores)
 
     def store(self, value: Tensor) -> None:
-        parts = value.chunk(len(self.present)) if len(self.present) > 1 else (value,)
-        for history, part in zip(self.present, parts, strict=True):
+        for history, part in zip(self.present, self._parts(value), strict=True):
             history.store(part)
 
-    def value(self) -> Tensor:
-        values = [history.value() for history in self.present]
+    def value(self, latent: Tensor | None = None) -> Tensor:
+        latents = [None] * len(self.present) if latent is None else self._parts(latent)
+        values = [history.value(each) for history, each in zip(self.present, latents, strict=True)]
         return values[0] if len(values) == 1 else torch.cat(values)
+
+    def _parts(self, value: Tensor) -> Sequence[Tensor]:
+        return value.chunk(len(self.present)) if len(self.present) > 1 else (value,)
+
+
+@dataclass
+class OutputStep:
+    """What becomes of the UNet's whole output at this call. `mix`: a and b by which a * input + b * output is what is
+    kept."""
+
+    history: ModuleHistory
+    reused: bool
+    mix: tuple[float, float]
+
+    def keep(self, sample: Tensor, output: Tensor) -> None:
+        """A copy: what a pipeline does with its own is its affair."""
+        self.history.store(self._mixed(sample, output, *self.mix))
+
+    def answer(self, sample: Tensor) -> Tensor:
+        """Instead of the UNet, a tensor of its own."""
+        first = self.history.present[0].values[0]
+        latent = sample[:, : first.shape[1]]
+        of_input, of_output = self.mix
+        return self._mixed(latent, self.history.value(latent), -of_input / of_output, 1 / of_output)
+
+    @staticmethod
+    def _mixed(sample: Tensor, value: Tensor, of_input: float, of_output: float) -> Tensor:
+        if (of_input, of_output) == OUTPUT:
+            return value.clone()
+        wide = torch.promote_types(value.dtype, torch.float32)
+        latent = sample[:, : value.shape[1]].to(wide)
+        return torch.add(value.to(wide) * of_output, latent, alpha=of_input).to(value.dtype)
 
 
 Texts = dict[str, tuple[Tensor, int, Tensor]]
@@ -132,6 +155,7 @@ class StepContext:
     memory: Mapping[str, ModuleHistory]
     texts: Texts
     protect: bool
+    output: OutputStep | None = None
     compiled: bool = False
 
 
@@ -153,7 +177,7 @@ class Adaptive:
         if not must and self.schedule.first <= call < self.next:
             return False
         self.distance, self.last, self.next = max(1, call - self.last), call, call + 1
-        self.measured_order = min(history.order, max(0, len(history.known) - 1)) if history else 0
+        self.measured_order = min(history.forecast.order, max(0, len(history.known) - 1)) if history else 0
         return True
 
 
@@ -165,6 +189,11 @@ class CacheState:
         self.steps, self.trajectory = trajectory.plan or resolved.steps(trajectory.calls), trajectory
         axes = {"step", *(rule.axis for rule in self.rules)}
         self.places = {axis: [float(place) for place in trajectory.places(axis)] for axis in axes}
+        measuring = trajectory.plan is not None
+        for rule in self.rules if not measuring else ():
+            check_fit(rule, trajectory)
+        self.forecasts = [forecast_of(rule, self.places[rule.axis], measuring) for rule in self.rules]
+        self.mixes = mixes(self.rules, trajectory, resolved)
         schedules = {index: self.rules[index].schedule for index, keys in enumerate(self.steps.keys) if keys is None}
         self.adaptive = {index: Adaptive(each) for index, each in schedules.items() if isinstance(each, Threshold)}
         self.call = -1
@@ -194,13 +223,18 @@ class CacheState:
         self.reused.append(reused)
         roles = self.steps.roles(reused)
         for module in self.steps.stored.intersection(roles):
-            rule = self.rules[self.by_module[module].rule]
-            history = self.memory.setdefault(module, ModuleHistory(rule.order))
-            history.prepare(self.places[rule.axis][self.call], roles[module] == STORE, groups)
+            number = self.by_module[module].rule
+            rule = self.rules[number]
+            history = self.memory.setdefault(module, ModuleHistory(self.forecasts[number]))
+            history.prepare(self.places[rule.axis][self.call], self.call, roles[module] == STORE, groups)
         for index in self.adaptive:
             if probe := self._probe(index):
                 probe.probed = True
-        return StepContext(roles, self.memory, self.texts, protect)
+        return StepContext(roles, self.memory, self.texts, protect, self._output(roles))
+
+    def _output(self, roles: Mapping[str, int]) -> OutputStep | None:
+        role = roles.get(WHOLE)
+        return None if role is None else OutputStep(self.memory[WHOLE], role == REUSE, self.mixes[self.call])
 
     def _probe(self, rule: int) -> FeatureHistory | None:
         """The history that a threshold is measured on: that of the rule's last node in forward order, and of the last
@@ -223,3 +257,35 @@ class CacheState:
     def cache_bytes(self) -> int:
         stored = sum(history.nbytes for module in self.memory.values() for history in module.groups.values())
         return stored + sum(answer.nbytes for _, _, answer in self.texts.values())
+
+
+def check_fit(rule: CacheRule, trajectory: Trajectory) -> None:
+    """ModelError where a forecast was fitted for other calls than come."""
+    if rule.uncalibrated:
+        what = f"{rule.nodes}: this plan was not calibrated ({rule.uncalibrated}); `asdm inherit` does it, and writes"
+        raise ModelError(f"{what} a model that carries what it found")
+    if (fit := rule.fit) is None:
+        return
+    here = trajectory.sampler, trajectory.calls
+    if here != (fit.sampler, len(fit.timesteps)):
+        came = f"{trajectory.calls} UNet calls of {trajectory.sampler or 'no scheduler'}"
+    else:
+        apart = [abs(one - other) for one, other in zip(trajectory.places("timestep"), fit.timesteps, strict=True)]
+        if max(apart) <= SAME_TIMESTEP:
+            return
+        came = "other timesteps"
+    raise ModelError(
+        f"this plan's forecasts were fitted for {len(fit.timesteps)} UNet calls of {fit.sampler}, and {came} came; "
+        "draw with those steps and that sampler, or calibrate again: asdm inherit"
+    )
+
+
+def mixes(rules: Sequence[CacheRule], trajectory: Trajectory, resolved: ResolvedPlan) -> list[tuple[float, float]]:
+    """Of each call, what makes of input and output the quantity that a rule of the whole output forecasts."""
+    outlet = resolved.by_module.get(WHOLE)
+    space = "model" if outlet is None else rules[outlet.rule].space
+    if space == "model" or trajectory.plan is not None:
+        return [OUTPUT] * trajectory.calls
+    return [
+        in_space(trajectory.prediction, space, float(share)) for share in trajectory.places("signal", "space: model")
+    ]
