@@ -6,8 +6,8 @@ from collections.abc import Iterable, Sequence
 from itertools import pairwise
 from typing import NamedTuple
 
-FEWER_STEPS, DEEPCACHE = "fewer steps", "DeepCache"
-PEERS = (FEWER_STEPS, DEEPCACHE)
+FEWER_STEPS, OUTPUT_ALONE, DEEPCACHE = "fewer steps", "output alone", "DeepCache"
+PEERS = (FEWER_STEPS, OUTPUT_ALONE, DEEPCACHE)
 """Series of what a user would do instead; the others are held against them."""
 
 

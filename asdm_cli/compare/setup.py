@@ -29,12 +29,23 @@ from asdm_cli.models.metadata import (
 )
 from asdm_cli.models.schedulers import SCHEDULER, planned_scheduler, set_sampler
 from asdm_cli.patches.base import Layer, Stats, applied, check_patches, patch_of
-from asdm_cli.recipe.patches import CachePlan, FeatureCacheSpec, PatchSpec, Switching, UNetScheduleSpec
+from asdm_cli.patches.feature_cache.plan import resolve
+from asdm_cli.recipe.patches import (
+    OUT,
+    CachePlan,
+    CacheRule,
+    Explicit,
+    FeatureCacheSpec,
+    PatchSpec,
+    Switching,
+    Threshold,
+    UNetScheduleSpec,
+)
 from asdm_cli.unet.blocks import Config
 from asdm_cli.unet.flops import latent_size, parameters
 from asdm_cli.unet.weights import read_headers
 
-PLAIN, FEWER, DEEPCACHE, CONVERGED = "plain", "fewer steps", "DeepCache", "converged"
+PLAIN, FEWER, ALONE, DEEPCACHE, CONVERGED = "plain", "fewer steps", "output alone", "DeepCache", "converged"
 """Series, whose points a plot joins by a line."""
 SD_FACTOR, SD_TOKENS = 8, 77
 """Pixels per latent, and text tokens, in every Stable Diffusion so far; what a UNet without its pipeline is taken to
@@ -198,6 +209,26 @@ def fewer_steps(plain: Setup, counts: Sequence[int] | None) -> list[Setup]:
         counts = sorted(wanted, reverse=True)
     names = {count: "1 step" if count == 1 else f"{count} steps" for count in counts}
     return [replace(plain, name=names[count], steps=count, series=FEWER) for count in counts]
+
+
+def output_alone(setups: Iterable[Setup]) -> list[Setup]:
+    """For every plan's key steps a straight line through the UNet's output, with nothing of the UNet in it: the second
+    thing to beat, as it says what a plan's features add."""
+    found: dict[str, Setup] = {}
+    for setup in setups:
+        if setup.cache is None or all(rule.nodes == OUT for rule in setup.cache.rules):
+            continue
+        steps = resolve(setup.cache, setup.config).steps(setup.calls)
+        adaptive = [rule.schedule for rule in setup.cache.rules if isinstance(rule.schedule, Threshold)]
+        full = [call for call in range(steps.calls) if not steps.reused(call)]
+        schedule: Any = adaptive[0] if adaptive else Explicit(mode="explicit", steps=[*full])
+        line = CachePlan(rules=[CacheRule(nodes=OUT, schedule=schedule, extrapolate="linear")])
+        told = str(schedule) if adaptive else f"{len(full)} calls of {steps.calls}"
+        name = f"{ALONE}, {told}"
+        while name in found and (found[name].cache, found[name].steps) != (cache_spec(line), setup.steps):
+            name += "'"
+        found[name] = setup.with_cache(name, line, series=ALONE)
+    return list(found.values())
 
 
 def converged(plain: Setup, steps: int | None) -> Setup | None:

@@ -14,7 +14,7 @@ from asdm_cli.recipe.schema import Misfit, Strict, addressed
 from asdm_cli.unet.addresses import Anatomy
 from asdm_cli.unet.blocks import PRESETS, preset
 
-WORDS = re.compile(r"compressed|encoder|deepcache\.\d+")
+WORDS = re.compile(r"compressed|encoder|out|deepcache\.\d+")
 """What stands for addresses that only a verb can find."""
 
 

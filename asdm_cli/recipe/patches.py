@@ -398,14 +398,17 @@ class Fit(Strict):
     """diffusers' class of the scheduler."""
     timesteps: Annotated[list[float], Field(min_length=1)]
     """Of the UNet's calls."""
+    keys: Annotated[list[Whole], Field(min_length=1)]
+    """The key steps, in order; the first is 0."""
     weights: list[list[float]]
-    """Of each call: of the UNet's input, then of the values of the last key steps, newest first. None at key steps."""
+    """Of each call: of the UNet's input, then of the values of the last key steps, newest first. At a key step its own
+    value is the first of them, and the sum is what is handed on in its place; none: the value itself."""
 
     def misfits(self) -> Iterator[Misfit]:
         if len(self.weights) != len(self.timesteps):
             yield ("weights",), f"must be as many as timesteps, {len(self.timesteps)}; there are {len(self.weights)}"
-        if self.weights and self.weights[0]:
-            yield ("weights", 0), "must be empty: the first call is a key step"
+        if self.keys != sorted({0, *self.keys}) or self.keys[-1] >= len(self.timesteps):
+            yield ("keys",), "must be calls in order, from 0"
 
 
 class CacheRule(Strict):

@@ -656,7 +656,7 @@ class Candidate(Strict):
     """Rules, or a preset."""
     steps: Positive | None = None
     """UNet steps, where they differ from the others'."""
-    series: Annotated[Text, _free_series(("plain", "fewer steps", "DeepCache"))] = "asdm"
+    series: Annotated[Text, _free_series(("plain", "fewer steps", "output alone", "DeepCache"))] = "asdm"
     """Plans of one series are joined by a line in the plots; `asdm` is the series that the others are compared with."""
 
 
@@ -706,6 +706,9 @@ class InheritRecipe(Comparing):
     """More of a sweep: combinations of nodes, modes and intervals."""
     deepcache: DeepCachePackage | None = None
     """Let the DeepCache package draw too, for comparison."""
+    calibration: Positive = 8
+    """For `mode: calibrated` and `extrapolate: fitted`: prompts that the plain model draws to work them out, those that
+    follow the first `limit` and with seeds of their own, or the last ones where there are not as many."""
 
     EXAMPLE = """\
 verb: inherit
@@ -724,6 +727,8 @@ out: runs/inherited
 
     def misfits(self) -> Iterator[Misfit]:
         yield from self.unmeasured("sweep", "product", "deepcache")
+        if self.plan and self.plan.resolved().uncalibrated and not self.measure:
+            yield ("plan",), "has to be calibrated, and 'measure' is false"
         if self.plan is None and not self.sweep and self.product is None:
             yield ("plan",), "must be given, or 'sweep' or 'product'"
 

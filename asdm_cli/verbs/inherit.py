@@ -2,22 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
 from itertools import product
+from pathlib import Path
 from typing import Any
+
+from accelerate import PartialState
 
 from asdm_cli.compare.costs import Rounds
 from asdm_cli.compare.run import Measures, Place, compare, finished, picture
 from asdm_cli.compare.setup import (
     DEEPCACHE,
     PLAIN,
+    Session,
     Setup,
     common_size,
     converged,
     drawing,
     fewer_steps,
     misfits,
+    output_alone,
 )
 from asdm_cli.console import is_first
 from asdm_cli.errors import ModelError
@@ -26,12 +31,13 @@ from asdm_cli.models.directory import find
 from asdm_cli.models.metadata import write_patched
 from asdm_cli.models.write import carried_size, takes
 from asdm_cli.patches.feature_cache.plan import resolve
-from asdm_cli.recipe.patches import DeepCacheSpec, FeatureCacheSpec, PatchSpec, read_plan
+from asdm_cli.recipe.patches import CachePlan, DeepCacheSpec, FeatureCacheSpec, PatchSpec, read_plan
 from asdm_cli.recipe.verbs import InheritRecipe
 from asdm_cli.records import Record, Report
 from asdm_cli.report.run_directory import Run
 from asdm_cli.sampling.generate import place, processes
 from asdm_cli.sampling.prompts import PromptList, read_prompts
+from asdm_cli.search.forecasts import calibrate
 
 RESUMABLE = True
 UNMEASURED = (
@@ -51,11 +57,15 @@ class Plan:
     """None, as the metrics, where nothing is measured."""
     metrics: MetricSettings | None
     size: int
+    calibrated: PromptList | None = None
+    """What the plain model draws to work plans out; None where each says what it does."""
+    pending: Mapping[str, CachePlan] = field(default_factory=dict)
+    """Set-up -> the plan that is worked out for it, in whose place one of the same cost stands until then."""
 
     @property
     def written(self) -> tuple[PatchSpec, ...] | None:
         """What the written model will carry; None where none is written."""
-        return next((setup.patches for setup in self.setups if setup.name == PLAN), None)
+        return written(self.setups)
 
     def report(self) -> Report:
         recipe, first = self.recipe, self.setups[0]
@@ -88,7 +98,13 @@ def plan(recipe: InheritRecipe) -> Plan:
     """Every plan held against the UNet's config. Raises ModelError with all that do not fit."""
     settings = {"sampler": recipe.sampler, "steps": recipe.steps, "guidance": recipe.guidance}
     plain = drawing(PLAIN, find(recipe.model), carried=False, series=PLAIN, **settings)
-    wanted = list(_wanted(recipe, plain))
+    wanted, pending = [], dict[str, CachePlan]()
+    for key, setup in _wanted(recipe, plain):
+        standing_in = setup
+        if setup.cache is not None and setup.cache.uncalibrated:
+            pending[setup.name] = setup.cache
+            standing_in = setup.with_cache(setup.name, setup.cache.standing_in(setup.calls))
+        wanted.append((key, standing_in))
     fewer = fewer_steps(plain, recipe.fewer_steps) if recipe.measure else ()
     setups = [plain, *fewer, *(setup for _, setup in wanted)]
     near, keys = converged(plain, recipe.converged), {setup.name: key for key, setup in wanted if key}
@@ -103,7 +119,10 @@ def plan(recipe: InheritRecipe) -> Plan:
         return Plan(recipe, tuple(setups), None, None, None, size)
     prompts = read_prompts(recipe.prompts, recipe.limit, recipe.per_prompt)
     assert plain.model is not None, "the plain model is a pipeline"
-    return Plan(recipe, tuple(setups), near, prompts, check(recipe, prompts, plain.model), size)
+    metrics, calibrated = check(recipe, prompts, plain.model), None
+    if pending:  # prompts behind the ones that are measured, if there are as many; else the last that there are
+        calibrated = read_prompts(recipe.prompts, recipe.limit + recipe.calibration).last(recipe.calibration)
+    return Plan(recipe, tuple(setups), near, prompts, metrics, size, calibrated, pending)
 
 
 def run(plan: Plan, run: Run) -> Report:
@@ -113,9 +132,12 @@ def run(plan: Plan, run: Run) -> Report:
     if plan.prompts is not None and plan.metrics is not None:
         state = processes()
         where = Place(*place(recipe.device, recipe.dtype, state), plan.size, recipe.seed, recipe.batch)
+        session = Session(where.device, where.dtype, plan.setups)
+        plan = replace(plan, setups=_calibrated(plan, session, where, run.path, state))
+        setups = (*plan.setups, *output_alone(plan.setups))
         rounds = Rounds(recipe.repeats, recipe.warmups, (1,), plan.size)
         measures = Measures(plan.prompts, plan.metrics, rounds, converged=plan.near, grid=recipe.grid)
-        report = compare(plan.setups, measures, where, run.path, state)
+        report = compare(setups, measures, where, run.path, state, session)
         facts["measured_with"] = {"sampler": recipe.sampler, "steps": recipe.steps, "guidance": recipe.guidance}
     if report is not None and plan.written is not None:
         first = plan.setups[0]
@@ -123,6 +145,24 @@ def run(plan: Plan, run: Run) -> Report:
         write_patched(first.model, {}, plan.written, run.path / "model", "inherit", run.link, **facts)
         report.setups[PLAN]["written"] = "."
     return finished(report, "inherit")
+
+
+def written(setups: Iterable[Setup]) -> tuple[PatchSpec, ...] | None:
+    """What the written model carries; None where none is written."""
+    return next((setup.patches for setup in setups if setup.name == PLAN), None)
+
+
+def _calibrated(plan: Plan, session: Session, where: Place, folder: Path, state: PartialState) -> tuple[Setup, ...]:
+    """The set-ups, those whose plans were not worked out with them."""
+    if plan.calibrated is None:
+        return plan.setups
+    apart = replace(where, seed=where.seed + 1)  # not the seeds of the measurement
+    return tuple(
+        calibrate(session, each.with_cache(each.name, plan.pending[each.name]), plan.calibrated, apart, folder, state)
+        if each.name in plan.pending
+        else each
+        for each in plan.setups
+    )
 
 
 def _wanted(recipe: InheritRecipe, plain: Setup) -> Iterator[tuple[str, Setup]]:

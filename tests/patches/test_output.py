@@ -11,7 +11,7 @@ from torch import Tensor
 
 from asdm_cli import inherit
 from asdm_cli.errors import ModelError, RecipeError
-from asdm_cli.patches.feature_cache.forecast import ChebyshevRidge, Fitted, Polynomial
+from asdm_cli.patches.feature_cache.forecast import NEWEST, ChebyshevRidge, Fitted, Polynomial
 from asdm_cli.patches.noise import PREDICTIONS, in_space
 from asdm_cli.profiling.macs import count
 from asdm_cli.recipe.patches import Chebyshev, Fit, read_plan
@@ -130,21 +130,31 @@ def test_written_into_answers_do_no_damage() -> None:
 def fit(pipe: Any, weights: list[list[float]], **changed: Any) -> dict[str, Any]:
     pipe.scheduler.set_timesteps(STEPS)
     times = [float(time) for time in pipe.scheduler.timesteps]
-    return {"sampler": type(pipe.scheduler).__name__, "timesteps": times, "weights": weights, **changed}
+    own = {"sampler": type(pipe.scheduler).__name__, "timesteps": times, "keys": KEYS, "weights": weights}
+    return {**own, **changed}
 
 
-WEIGHTS = [[] if call in KEYS else [0.25, 2.0, -1.0][: 2 + (call > 1)] for call in range(STEPS)]
+WEIGHTS = [[] if call in KEYS else [0.25, 2.0, -1.0] for call in range(STEPS)]
 
 
 def test_fitted_forecasts_are_the_written_combination_of_input_and_key_values() -> None:
+    """At key step 3 one is handed on that is not the value, which the forecasts after it look at."""
     pipe = pipes.pipe(sampler="ddim")
+    corrected = [*WEIGHTS[:3], [0.5, 1.5, -0.5], *WEIGHTS[4:]]
     recorded = Recorded(pipe)
-    with inherit(pipe, plan(extrapolate="fitted", fit=fit(pipe, WEIGHTS))):
+    with inherit(pipe, plan(extrapolate="fitted", fit=fit(pipe, corrected))):
         draw(pipe, STEPS)
+    out, samples = recorded.outputs, recorded.samples
+    own = (out[3] - 0.5 * samples[3] + 0.5 * out[1]) / 1.5
+    values = {0: out[0], 1: out[1], 3: own, 6: out[6]}
     for call in set(range(STEPS)) - set(KEYS):
         newest, older = [key for key in reversed(KEYS) if key < call][:2]
-        by_hand = 0.25 * recorded.samples[call] + 2 * recorded.outputs[newest] - recorded.outputs[older]
-        assert torch.allclose(recorded.outputs[call], by_hand, atol=1e-5)
+        assert torch.allclose(out[call], 0.25 * samples[call] + 2 * values[newest] - values[older], atol=1e-4)
+    with torch.no_grad():
+        told = {"encoder_hidden_states": pipe.encode_prompt("a red fox", "cpu", 1, True)[0]}
+        text = torch.cat([pipe.encode_prompt("a red fox", "cpu", 1, True)[1], told["encoder_hidden_states"]])
+        truth = pipe.unet(samples[3], pipe.scheduler.timesteps[3], text)[0]
+    assert torch.allclose(own, truth, atol=1e-4)
 
 
 @pytest.mark.parametrize(
@@ -172,11 +182,12 @@ def test_what_was_not_calibrated_is_not_drawn_with(rule: dict[str, Any], get: Ge
 
 
 def test_fitted_forecasts_fall_back_to_a_line_where_other_values_are_known() -> None:
-    fitted = Fitted(
-        Fit(sampler="s", timesteps=[3.0, 2.0, 1.0, 0.0], weights=[[], [], [0.1, 5.0, 6.0], [0.1, 7.0, 8.0]])
-    )
+    weights = [[], [0.2, 3.0], [0.1, 5.0, 6.0], [0.1, 7.0, 8.0]]
+    fitted = Fitted(Fit(sampler="s", timesteps=[3.0, 2.0, 1.0, 0.0], keys=[0, 1], weights=weights))
     assert fitted.weights([1.0, 0.0], 2.0, 2) == ((5.0, 6.0), 0.1)
     assert fitted.weights([2.0, 0.0], 3.0, 3) == Polynomial(1).weights([2.0, 0.0], 3.0, 3)
+    assert fitted.correction([1.0, 0.0], 1) == ((3.0,), 0.2)
+    assert fitted.correction([2.0, 1.0], 2) == NEWEST
 
 
 # Chebyshev ------------------------------------------------------------------------------------------------------------
@@ -252,7 +263,7 @@ def test_presets_draw(preset: str, get: Get) -> None:
         ({"nodes": "mid", "space": "x0"}, "space: goes with 'nodes: out'"),
         ({"extrapolate": "fitted", "axis": "log-snr"}, "axis: goes with other forecasts"),
         ({"extrapolate": "fitted", "schedule": {"mode": "threshold", "threshold": 0.1}}, "schedule: key steps of a"),
-        ({"order": 1, "fit": {"sampler": "s", "timesteps": [1.0], "weights": [[]]}}, "fit: goes with"),
+        ({"order": 1, "fit": {"sampler": "s", "timesteps": [1.0], "keys": [0], "weights": [[]]}}, "fit: goes with"),
     ],
 )
 def test_rules_that_cannot_be_are_refused(rule: dict[str, Any], told: str) -> None:

@@ -126,12 +126,11 @@ class FeatureCache(Live):
         output, (sample, _) = self.thread.step.output, sample_and_timestep(arguments, named)
         if output is None:
             return forward(*arguments, **named)
-        if output.reused:
-            answer = output.answer(sample)
-            return UNet2DConditionOutput(sample=answer) if named.get("return_dict", True) else (answer,)
-        answered = forward(*arguments, **named)
-        output.keep(sample, answered[0])
-        return answered
+        answered = None if output.reused else forward(*arguments, **named)
+        answer = output.answer(sample) if answered is None else output.keep(sample, answered[0])
+        if answer is None:
+            return answered
+        return UNet2DConditionOutput(sample=answer) if named.get("return_dict", True) else (answer,)
 
     @torch.compiler.disable
     def step(self, arguments: tuple[Any, ...], named: dict[str, Any]) -> None:

@@ -32,6 +32,10 @@ class Forecast(ABC):
     def weights(self, known: Sequence[float], place: float, call: int) -> Weights:
         """At `place`, from values at the places `known`, newest first, no two alike, one at least."""
 
+    def correction(self, known: Sequence[float], call: int) -> Weights:  # noqa: ARG002 - of fitted ones
+        """At a key step, whose own value is the newest: what is handed on in its place."""
+        return NEWEST
+
 
 class Polynomial(Forecast):
     """Lagrange's: exact for polynomials of its order, however far apart the key steps are. Before enough is known, of a
@@ -88,21 +92,28 @@ class ChebyshevRidge(Forecast):
 
 
 class Fitted(Forecast):
-    """What a calibration found for each call. Where other values are known than were known there, a straight line."""
+    """What a calibration found for each call. Where other values are known than were known there, a straight line, and
+    key steps as they are."""
 
-    order, depth = 1, 0
+    order = 1
 
     def __init__(self, fit: Fit):
         self.fit = fit
         self.depth = max(2, *(len(each) - 1 for each in fit.weights))
-        keys = [call for call, each in enumerate(fit.weights) if not each]
-        self.seen = [[float(key) for key in reversed(keys) if key < call] for call in range(len(fit.weights))]
 
     def weights(self, known: Sequence[float], place: float, call: int) -> Weights:
-        latent, *values = self.fit.weights[call] or [0.0]
-        if not values or list(known[: len(values)]) != self.seen[call][: len(values)]:
-            return LINE.weights(known, place, call)
-        return Weights(tuple(values), latent)
+        return self._fitted(known, call, call - 1) or LINE.weights(known, place, call)
+
+    def correction(self, known: Sequence[float], call: int) -> Weights:
+        return self._fitted(known, call, call) or NEWEST
+
+    def _fitted(self, known: Sequence[float], call: int, last: int) -> Weights | None:
+        """None where there are no weights for this call, or not of the values that are known."""
+        if not self.fit.weights[call]:
+            return None
+        latent, *values = self.fit.weights[call]
+        seen = [float(key) for key in reversed(self.fit.keys) if key <= last][: len(values)]
+        return Weights(tuple(values), latent) if list(known[: len(values)]) == seen else None
 
 
 LINE = Polynomial(1)

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from asdm_cli.errors import ModelError
 from asdm_cli.patches.base import Trajectory
-from asdm_cli.patches.feature_cache.forecast import NEWEST, Forecast, forecast_of
+from asdm_cli.patches.feature_cache.forecast import NEWEST, Forecast, Weights, forecast_of
 from asdm_cli.patches.feature_cache.plan import REUSE, STORE, WHOLE, ResolvedPlan, Reused
 from asdm_cli.patches.noise import in_space
 from asdm_cli.recipe.patches import CacheRule, Threshold
@@ -34,6 +34,8 @@ class FeatureHistory:
         self.weights: tuple[float, ...] = ()
         self.latent_weight = 0.0
         """Of this call; apart, as torch's compiler reads them."""
+        self.corrected: Weights = NEWEST
+        """Of a key step, once its value is stored."""
         self.kept: tuple[int, ...] = ()
         """Which of the older values stay when this call's is stored."""
         self.owned: Tensor | None = None
@@ -50,11 +52,13 @@ class FeatureHistory:
             older = [number for number, known in enumerate(self.known) if known != place]
             self.kept = tuple(older[: self.forecast.depth - 1])
             self.known = (place, *(self.known[number] for number in self.kept))
+            self.corrected = self.forecast.correction(self.known, call)
 
     def store(self, value: Tensor) -> None:
         if self.probed and self.values:
             self.error = relative_error(self.value(), value)
         self.values = (value, *[self.values[number] for number in self.kept])
+        self.weights, self.latent_weight = self.corrected
 
     def value(self, latent: Tensor | None = None) -> Tensor:
         """At the place of this call; without weights the kept tensor, not a copy. Sums are of float32 at least."""
@@ -122,9 +126,10 @@ class OutputStep:
     reused: bool
     mix: tuple[float, float]
 
-    def keep(self, sample: Tensor, output: Tensor) -> None:
-        """A copy: what a pipeline does with its own is its affair."""
+    def keep(self, sample: Tensor, output: Tensor) -> Tensor | None:
+        """A copy: what a pipeline does with its own is its affair. What is answered in its place, if anything is."""
         self.history.store(self._mixed(sample, output, *self.mix))
+        return self.answer(sample) if any(each.weights for each in self.history.present) else None
 
     def answer(self, sample: Tensor) -> Tensor:
         """Instead of the UNet, a tensor of its own."""

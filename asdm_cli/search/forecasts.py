@@ -1,0 +1,330 @@
+"""Calibration of a plan: the plain model draws a few prompts once, and what is recorded of its calls says which key
+steps to take and how to forecast the rest (`key_steps`). Of several ways to fit, drawing tells the best."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import asdict, dataclass, field, replace
+from functools import partial, wraps
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from accelerate import PartialState
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from asdm_cli.compare.run import Place, kept, sampling
+from asdm_cli.compare.setup import Session, Setup
+from asdm_cli.console import track
+from asdm_cli.errors import ModelError, RunError, blame
+from asdm_cli.patches.feature_cache.forecast import forecast_of
+from asdm_cli.patches.feature_cache.plan import WHOLE, resolve
+from asdm_cli.patches.guidance import HALVES, PROMPT, groups_by_class
+from asdm_cli.profiling.latency import versions
+from asdm_cli.recipe.patches import FITTED, OUT, CachePlan, CacheRule, Calibrated, Explicit, Fit
+from asdm_cli.sampling.generate import SamplingSettings, prompt_seed
+from asdm_cli.sampling.prompts import PromptList
+from asdm_cli.search.key_steps import Combination, Moments, best_key_steps, fitted
+
+CALIBRATION = "calibration"
+SAMPLED = 16_384
+"""Of one feature map, so many elements are recorded, evenly spread: inner products are only estimated from them."""
+WAYS: dict[str, tuple[float, bool]] = {
+    "each call for itself": (0.0, False),
+    "with half of what earlier calls missed": (0.5, False),
+    "with half of it, at key steps too": (0.5, True),
+}
+"""How forecasts of the whole output may be fitted: `carried` and `corrected` of `fitted`."""
+PERTURBED = 1e-2
+"""Share of the last answer's size by which one is changed to see what becomes of it."""
+
+
+@dataclass
+class Recorder:
+    """Listens to drawings of one image each; `outlets` are modules whose features are recorded, beside the output."""
+
+    pipe: Any
+    steps: int
+    guidance: float
+    outlets: Sequence[str] = ()
+    mixes: list[tuple[tuple[str, float], ...]] = field(default_factory=list)
+    rows: list[Tensor] = field(default_factory=list)
+    inputs: list[Tensor] = field(default_factory=list)
+    features: dict[str, list[Tensor]] = field(default_factory=dict)
+    taken: list[tuple[Tensor, Any, Tensor, dict[str, Any]]] = field(default_factory=list)
+    """Of each of the scheduler's steps: the answer, the timestep, the latents, and what else it was given."""
+
+    @contextmanager
+    def listening(self) -> Iterator[None]:
+        modules, scheduler = dict(self.pipe.unet.named_modules()), self.pipe.scheduler
+        real = scheduler.step
+        with ExitStack() as undo:
+            undo.callback(self.pipe.unet.register_forward_hook(self._call, with_kwargs=True).remove)
+            for name in self.outlets:
+                self.features[name] = []
+                undo.callback(modules[name].register_forward_hook(self._feature(name)).remove)
+            undo.callback(scheduler.__dict__.pop, "step")
+
+            @wraps(real)  # pipelines look at its signature
+            def step(answer: Tensor, timestep: Any, sample: Tensor, **named: Any) -> Any:
+                self.taken.append((answer.clone(), timestep, sample.clone(), copied(named)))
+                return real(answer, timestep, sample, **named)
+
+            scheduler.step = step
+            yield
+
+    def _call(self, _: Any, arguments: tuple[Any, ...], named: Mapping[str, Any], output: Any) -> None:
+        sample = arguments[0] if arguments else named["sample"]
+        answer = output[0].double()
+        if len(answer) > len(HALVES):
+            raise ModelError("forecasts are fitted where guidance has two halves or none; use `extrapolate: linear`")
+        groups = HALVES if len(answer) == len(HALVES) else (PROMPT,)
+        weights = (1 - self.guidance, self.guidance) if len(groups) > 1 else (1.0,)
+        self.mixes.append(tuple(zip(groups, weights, strict=True)))
+        self.rows.append(answer.flatten(1).cpu())
+        self.inputs.append(sample[-1, : answer.shape[1]].double().flatten().cpu())
+
+    def _feature(self, name: str) -> Callable[..., None]:
+        def keep(_: Any, __: Any, output: Any) -> None:
+            value = (output[0] if isinstance(output, tuple) else output)[-1].flatten()  # the half that sees the prompt
+            self.features[name].append(value[:: max(1, len(value) // SAMPLED)].double().cpu())
+
+        return keep
+
+    @property
+    def sampler(self) -> str:
+        return type(self.pipe.scheduler).__name__
+
+    def gram_of_outputs(self) -> np.ndarray[Any, Any]:
+        """Of each group's rows at every call, then of inputs."""
+        parts = []
+        for group in HALVES:
+            for mix, rows in zip(self.mixes, self.rows, strict=True):
+                names = [name for name, _ in mix]
+                parts.append(rows[names.index(group)] if group in names else torch.zeros_like(rows[0]))
+        every = torch.stack([*parts, *self.inputs])
+        found: np.ndarray[Any, Any] = (every @ every.T).numpy()
+        return found
+
+    def gram_of_features(self, outlets: Sequence[str]) -> np.ndarray[Any, Any]:
+        """Summed over modules, each by its own size."""
+        total = np.zeros((len(self.mixes),) * 2)
+        for name in outlets:
+            every = torch.stack(self.features[name])
+            gram = (every @ every.T).numpy()
+            total += gram / gram.diagonal().mean()
+        return total
+
+    def gains(self) -> tuple[float, ...]:
+        """What a change of one of a call's answer becomes in the final latents, the UNet's other answers held: by going
+        through the scheduler's steps again."""
+        return tuple(self._replayed(call) for call in range(len(self.taken)))
+
+    def _replayed(self, changed: int) -> float:
+        answer = self.taken[changed][0]
+        noise = torch.Generator().manual_seed(0)
+        change = torch.randn(answer.shape, generator=noise).to(answer) * answer.std() * PERTURBED
+        ends = []
+        for added in (0, change):
+            scheduler = copy.deepcopy(self.pipe.scheduler)
+            scheduler.set_timesteps(self.steps)
+            sample = self.taken[0][2]
+            for call, (held, timestep, _, named) in enumerate(self.taken):
+                sample = type(scheduler).step(
+                    scheduler, held + added if call == changed else held, timestep, sample, **copied(named)
+                )[0]
+            ends.append(sample.double())
+        change = change.double()
+        return float(((ends[1] - ends[0]) * change).sum() / (change * change).sum())
+
+
+def copied(named: Mapping[str, Any]) -> dict[str, Any]:
+    """Arguments of a step whose generators give what these would, and leave these as they are."""
+    dice = named.get("generator")
+    if dice is None:
+        return dict(named)
+    same = [each.clone_state() for each in dice] if isinstance(dice, list) else dice.clone_state()
+    return {**named, "generator": same}
+
+
+@dataclass(frozen=True)
+class Recording:
+    """Of one way to draw; `features[rule]` of the rules whose nodes are inside the UNet, by their place in the plan."""
+
+    sampler: str
+    timesteps: list[float]
+    mixes: list[list[list[Any]]]
+    gains: list[float]
+    outputs: list[list[float]]
+    features: dict[str, list[list[float]]]
+
+    def moments(self, rule: int, whole: bool) -> Moments:
+        mixes = tuple(tuple((str(group), float(weight)) for group, weight in mix) for mix in self.mixes)
+        if whole:
+            return Moments(np.array(self.outputs), HALVES, mixes, tuple(self.gains))
+        alone = (((PROMPT, 1.0),),) * len(mixes)
+        return Moments(np.array(self.features[str(rule)]), (PROMPT,), alone, tuple(self.gains), inputs=False)
+
+
+def record(
+    session: Session, setup: Setup, prompts: Sequence[str], settings: SamplingSettings
+) -> tuple[Recording, Tensor]:
+    """Draw each prompt in full, and keep inner products, and the final latents."""
+    plan = setup.cache
+    assert plan is not None, "what is calibrated is a plan of one UNet"
+    outlets = outlets_of(setup, plan)
+    outputs: Any = 0
+    features: dict[str, Any] = {}
+    drawn, gains = list[Tensor](), tuple[float, ...]()
+    with session.stage(without_plan(setup)) as (pipe, _), blame(setup.name, "calibrating"):
+        groups_by_class(pipe)
+        for index, prompt in enumerate(track(prompts, f"calibrating {setup.name}", len(prompts))):
+            recorder = Recorder(
+                pipe, setup.steps, setup.guidance, [name for names in outlets.values() for name in names]
+            )
+            with recorder.listening():
+                drawn.append(latents(pipe, setup, prompt, index, settings)[0].float().cpu())
+            if len(recorder.taken) != len(recorder.mixes):
+                raise ModelError(
+                    "the sampler's steps are not its UNet calls, so no error's gain is known: choose another"
+                )
+            outputs = outputs + recorder.gram_of_outputs() / len(prompts)
+            for rule, names in outlets.items():
+                gram = recorder.gram_of_features(names)
+                features[rule] = features.get(rule, 0) + gram / len(prompts)
+            gains = recorder.gains() if index == 0 else gains
+    if not np.isfinite(outputs).all():
+        raise RunError(f"{setup.name}: the UNet answers with what is no number; try `dtype: float32`")
+    timesteps = [float(timestep) for _, timestep, _, _ in recorder.taken]
+    mixes = [[list(each) for each in mix] for mix in recorder.mixes]
+    lists = {rule: gram.tolist() for rule, gram in features.items()}
+    found = Recording(recorder.sampler, timesteps, mixes, list(gains), outputs.tolist(), lists)
+    return found, torch.stack(drawn)
+
+
+def outlets_of(setup: Setup, plan: CachePlan) -> dict[str, list[str]]:
+    """Place of a rule that has to be calibrated -> the modules inside the UNet that hand on its nodes."""
+    found: dict[str, list[str]] = {}
+    for name, outlet in resolve(plan, setup.config).by_module.items():
+        if name != WHOLE and plan.rules[outlet.rule].uncalibrated:
+            found.setdefault(str(outlet.rule), []).append(name)
+    return found
+
+
+def without_plan(setup: Setup) -> Setup:
+    return replace(setup, patches=tuple(spec for spec in setup.patches if spec is not setup.cache))
+
+
+def latents(pipe: Any, setup: Setup, prompt: str, index: int, settings: SamplingSettings) -> Tensor:
+    """Of one picture, before it is decoded."""
+    drawn: Tensor = pipe(
+        [prompt],
+        num_inference_steps=setup.steps,
+        guidance_scale=setup.guidance,
+        height=settings.size,
+        width=settings.size,
+        generator=[torch.Generator("cpu").manual_seed(prompt_seed(settings.seed, index))],
+        output_type="latent",
+    ).images
+    return drawn
+
+
+def calibrate(
+    session: Session, setup: Setup, prompts: PromptList, place: Place, folder: Path, state: PartialState
+) -> Setup:
+    """The same set-up with its plan worked out: by the first process, and read by all. Interrupted, it goes on.
+
+    Raises ModelError for a plan that cannot be worked out so, RunError for a UNet that answers with no numbers.
+    """
+    settings = sampling(setup, place)
+    style = asdict(settings) | {"device": place.device.type, "dtype": str(place.dtype)}
+    origin = {"prompts": prompts.title, "style": style, "versions": versions(), **setup.origin()}
+    file = folder / CALIBRATION / f"{setup.name}.safetensors"
+
+    def recorded() -> dict[str, Any]:
+        recording, drawn = record(session, setup, prompts.prompts, settings)
+        file.parent.mkdir(parents=True, exist_ok=True)
+        save_file({"latents": drawn}, file)
+        return asdict(recording)
+
+    def worked_out() -> dict[str, Any]:
+        recording = Recording(**kept(file.with_suffix(".json"), origin, recorded))
+        plans = list(candidates(setup, recording))
+        if len(plans) > 1:
+            wanted = load_file(file)["latents"]
+            errors = [apart(session, setup, plan, prompts.prompts, settings, wanted) for plan in plans]
+            plans = [plans[errors.index(min(errors))]]
+        return plans[0].model_dump(mode="json", exclude_none=True, exclude_unset=True)
+
+    read = partial(kept, file.with_name(f"{setup.name}.plan.json"), origin, worked_out)
+    if state.is_main_process:
+        read()
+    state.wait_for_everyone()
+    return setup.with_cache(setup.name, CachePlan.model_validate(read()))
+
+
+def candidates(setup: Setup, recording: Recording) -> Iterator[CachePlan]:
+    """The plan with all that was left to a calibration, once for each way in which forecasts may be fitted."""
+    plan = setup.cache
+    assert plan is not None, "what is calibrated is a plan of one UNet"
+    whole = {rule for rule, each in enumerate(plan.rules) if each.nodes in (OUT, [OUT])}
+    fits = any(plan.rules[rule].uncalibrated and plan.rules[rule].extrapolate == FITTED for rule in whole)
+    for way in WAYS.values() if fits else [next(iter(WAYS.values()))]:
+        rules = [
+            worked_out(each, recording, recording.moments(rule, rule in whole), way) if each.uncalibrated else each
+            for rule, each in enumerate(plan.rules)
+        ]
+        yield CachePlan(rules=rules, cache_text=plan.cache_text)
+
+
+def worked_out(rule: CacheRule, recording: Recording, moments: Moments, way: tuple[float, bool]) -> CacheRule:
+    """One rule. Raises ModelError for fewer key steps than there must be."""
+    fits = rule.extrapolate == FITTED
+    if isinstance(rule.schedule, Calibrated):
+        most = min(rule.schedule.calls, moments.calls)
+        found = best_key_steps(moments, most, None if fits else by_rule(rule, recording))
+        if most not in found:
+            least = min(found, default=moments.calls)
+            raise ModelError(
+                f"{rule.nodes}: {most} key steps leave some call nothing to be forecast from; give {least}"
+            )
+        keys: Sequence[int] = found[most]
+    else:
+        keys = rule.schedule.key_steps(moments.calls) or ()
+    changed: dict[str, Any] = {"schedule": Explicit(mode="explicit", steps=list(keys))}
+    if fits:
+        weights = fitted(moments, keys, *(way if moments.inputs else (0.0, False)))
+        changed["fit"] = Fit(sampler=recording.sampler, timesteps=recording.timesteps, keys=list(keys), weights=weights)
+    return rule.model_copy(update=changed)
+
+
+def by_rule(rule: CacheRule, recording: Recording) -> Combination:
+    """How a rule that fits nothing combines values; it counts in calls, whatever its axis."""
+    forecast = forecast_of(rule, range(len(recording.mixes)))
+
+    def combine(call: int, keys: Sequence[int]) -> Sequence[float]:
+        weights = forecast.weights(keys, call, call).values or (1.0,)
+        return [*weights, *[0.0] * (len(keys) - len(weights))]
+
+    return combine
+
+
+def apart(
+    session: Session,
+    setup: Setup,
+    plan: CachePlan,
+    prompts: Sequence[str],
+    settings: SamplingSettings,
+    wanted: Tensor,
+) -> float:
+    """Mean square distance of a plan's final latents to the wanted ones."""
+    total = 0.0
+    with session.stage(setup.with_cache(setup.name, plan)) as (pipe, _), blame(setup.name, "trying what was fitted"):
+        for index, prompt in enumerate(track(prompts, f"trying {setup.name}", len(prompts))):
+            drawn = latents(pipe, setup, prompt, index, settings)[0].float().cpu()
+            total += float((drawn - wanted[index]).square().mean())
+    return total / len(prompts) if np.isfinite(total) else float("inf")
