@@ -63,7 +63,8 @@ class Recorder:
         modules, scheduler = dict(self.pipe.unet.named_modules()), self.pipe.scheduler
         real = scheduler.step
         with ExitStack() as undo:
-            undo.callback(self.pipe.unet.register_forward_hook(self._call, with_kwargs=True).remove)
+            undo.callback(modules["conv_in"].register_forward_pre_hook(self._input).remove)
+            undo.callback(modules["conv_out"].register_forward_hook(self._output).remove)
             for name in self.outlets:
                 self.features[name] = []
                 undo.callback(modules[name].register_forward_hook(self._feature(name)).remove)
@@ -77,16 +78,19 @@ class Recorder:
             scheduler.step = step
             yield
 
-    def _call(self, _: Any, arguments: tuple[Any, ...], named: Mapping[str, Any], output: Any) -> None:
-        sample = arguments[0] if arguments else named["sample"]
-        answer = output[0].double()
+    def _input(self, _: Any, arguments: tuple[Any, ...]) -> None:
+        """At the first module: what patches around the UNet leave of its rows."""
+        self.inputs.append(arguments[0][-1].double().cpu())
+
+    def _output(self, _: Any, __: Any, output: Tensor) -> None:
+        answer = output.double().cpu()
         if len(answer) > len(HALVES):
             raise ModelError("forecasts are fitted where guidance has two halves or none; use `extrapolate: linear`")
         groups = HALVES if len(answer) == len(HALVES) else (PROMPT,)
         weights = (1 - self.guidance, self.guidance) if len(groups) > 1 else (1.0,)
         self.mixes.append(tuple(zip(groups, weights, strict=True)))
-        self.rows.append(answer.flatten(1).cpu())
-        self.inputs.append(sample[-1, : answer.shape[1]].double().flatten().cpu())
+        self.rows.append(answer.flatten(1))
+        self.inputs[-1] = self.inputs[-1][: answer.shape[1]].flatten()  # other channels are no latents
 
     def _feature(self, name: str) -> Callable[..., None]:
         def keep(_: Any, __: Any, output: Any) -> None:
@@ -179,7 +183,7 @@ def record(
     outlets = outlets_of(setup, plan)
     outputs: Any = 0
     features: dict[str, Any] = {}
-    drawn, gains = list[Tensor](), tuple[float, ...]()
+    drawn, gains, sampler = list[Tensor](), tuple[float, ...](), ""
     with session.stage(without_plan(setup)) as (pipe, _), blame(setup.name, "calibrating"):
         groups_by_class(pipe)
         for index, prompt in enumerate(track(prompts, f"calibrating {setup.name}", len(prompts))):
@@ -196,13 +200,13 @@ def record(
             for rule, names in outlets.items():
                 gram = recorder.gram_of_features(names)
                 features[rule] = features.get(rule, 0) + gram / len(prompts)
-            gains = recorder.gains() if index == 0 else gains
+            gains, sampler = (recorder.gains() if index == 0 else gains), recorder.sampler
     if not np.isfinite(outputs).all():
         raise RunError(f"{setup.name}: the UNet answers with what is no number; try `dtype: float32`")
     timesteps = [float(timestep) for _, timestep, _, _ in recorder.taken]
     mixes = [[list(each) for each in mix] for mix in recorder.mixes]
     lists = {rule: gram.tolist() for rule, gram in features.items()}
-    found = Recording(recorder.sampler, timesteps, mixes, list(gains), outputs.tolist(), lists)
+    found = Recording(sampler, timesteps, mixes, list(gains), outputs.tolist(), lists)
     return found, torch.stack(drawn)
 
 
@@ -286,9 +290,10 @@ def worked_out(rule: CacheRule, recording: Recording, moments: Moments, way: tup
     fits = rule.extrapolate == FITTED
     if isinstance(rule.schedule, Calibrated):
         most = min(rule.schedule.calls, moments.calls)
-        found = best_key_steps(moments, most, None if fits else by_rule(rule, recording))
+        combine = None if fits else by_rule(rule, recording)
+        found = best_key_steps(moments, most, combine)
         if most not in found:
-            least = min(found, default=moments.calls)
+            least = min(best_key_steps(moments, moments.calls, combine))
             raise ModelError(
                 f"{rule.nodes}: {most} key steps leave some call nothing to be forecast from; give {least}"
             )

@@ -1,0 +1,180 @@
+"""A calibration records what a plain run computes, and the plans that it works out draw nearer than lines do."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from asdm_cli.compare.run import Place
+from asdm_cli.compare.setup import Session, Setup, cache_spec, drawing
+from asdm_cli.errors import ModelError
+from asdm_cli.models.directory import find
+from asdm_cli.models.schedulers import SAMPLERS
+from asdm_cli.patches.guidance import HALVES, PROMPT
+from asdm_cli.recipe.patches import CachePlan, GuidanceScheduleSpec, read_plan
+from asdm_cli.sampling.generate import processes
+from asdm_cli.sampling.prompts import read_prompts
+from asdm_cli.search.forecasts import WAYS, Recorder, calibrate, candidates, copied, record, sampling
+from tests.patches import pipes
+from tests.patches.pipes import draw
+
+STEPS, GUIDANCE = 8, 3.0
+PLACE = Place(torch.device("cpu"), torch.float32, 32, batch=4)
+FITTED = {"rules": [{"nodes": "out", "schedule": {"mode": "calibrated", "calls": 4}, "extrapolate": "fitted"}]}
+
+
+@pytest.fixture
+def setup(tiny_pipeline: Path) -> Callable[..., Setup]:
+    def make(plan: Any = FITTED, *others: Any, sampler: str = "ddim") -> Setup:
+        plain = drawing("plan", find(str(tiny_pipeline)), sampler=sampler, steps=STEPS, guidance=GUIDANCE)
+        return Setup(**{**vars(plain), "patches": (cache_spec(read_plan(plan)), *others)})
+
+    return make
+
+
+@pytest.mark.parametrize(("kind", "sampler"), [*(("text", each) for each in SAMPLERS), ("xl", "euler")])
+def test_the_drawing_goes_on_as_if_nobody_listened(kind: str, sampler: str) -> None:
+    pipe = pipes.pipe(kind, sampler)
+    plain = draw(pipe, STEPS, guidance_scale=GUIDANCE)
+    recorder = Recorder(pipe, STEPS, GUIDANCE)
+    with recorder.listening():
+        assert torch.equal(draw(pipe, STEPS, guidance_scale=GUIDANCE), plain)
+    assert "step" not in vars(pipe.scheduler)
+    assert torch.equal(draw(pipe, STEPS, guidance_scale=GUIDANCE), plain)
+    calls = len(pipe.scheduler.timesteps)
+    assert len(recorder.mixes) == len(recorder.taken) == calls
+    for (guided, *_), rows in zip(recorder.taken, recorder.rows, strict=True):
+        mixed = (1 - GUIDANCE) * rows[0] + GUIDANCE * rows[1]
+        assert torch.allclose(guided.flatten().double(), mixed, atol=1e-4)
+
+
+@pytest.mark.parametrize("sampler", ["ddim", "euler", "dpm++2m", "unipc", "pndm"])
+def test_gains_are_what_a_change_of_an_answer_becomes(sampler: str) -> None:
+    """Held against the scheduler itself, stepped by hand with another change."""
+    pipe = pipes.pipe(sampler=sampler)
+    recorder = Recorder(pipe, STEPS, GUIDANCE)
+    with recorder.listening():
+        draw(pipe, STEPS, guidance_scale=GUIDANCE)
+    gains = recorder.gains()
+
+    def end(changed: int, by: float) -> torch.Tensor:
+        pipe.scheduler.set_timesteps(STEPS)
+        sample = recorder.taken[0][2].double()
+        for call, (answer, timestep, _, named) in enumerate(recorder.taken):
+            held = answer.double() + (by if call == changed else 0)
+            sample = pipe.scheduler.step(held, timestep, sample, **copied(named))[0]
+        return sample
+
+    for call in (0, 3, len(gains) - 1):
+        assert float((end(call, 0.5) - end(call, 0)).mean()) / 0.5 == pytest.approx(gains[call], abs=2e-3)
+
+
+def test_moments_are_means_of_inner_products(setup: Callable[..., Setup]) -> None:
+    session, one = Session(PLACE.device, PLACE.dtype), setup()
+    settings = sampling(one, PLACE)
+    both, _ = record(session, one, ["a fox", "an owl"], settings)
+    first, latents = record(session, one, ["a fox"], settings)
+    assert np.array(both.outputs).shape == (3 * STEPS,) * 2
+    assert not np.allclose(both.outputs, first.outputs)
+    assert np.linalg.matrix_rank(np.array(first.outputs), tol=1e-6) > 3
+    known = first.moments(0, whole=True)
+    assert known.groups == HALVES
+    assert latents.shape[0] == 1
+    assert first.timesteps == sorted(first.timesteps, reverse=True)
+
+
+def listed(folder: Path, *prompts: str) -> Path:
+    file = folder / f"{len(prompts)}.txt"
+    file.write_text("\n".join(prompts))
+    return file
+
+
+def error(session: Session, one: Setup, plan: CachePlan) -> float:
+    """Of latents, to the plain ones."""
+    from asdm_cli.search.forecasts import latents, without_plan
+
+    settings = sampling(one, PLACE)
+    with session.stage(without_plan(one)) as (pipe, _):
+        wanted = latents(pipe, one, "a hare", 5, settings)
+    with session.stage(one.with_cache("plan", plan)) as (pipe, stats):
+        drawn = latents(pipe, one, "a hare", 5, settings)
+        assert stats().full_calls == 4
+    return float((drawn - wanted).square().mean())
+
+
+@pytest.mark.parametrize("sampler", ["ddim", "dpm++2m"])
+def test_a_calibrated_plan_draws_nearer_than_a_line_and_is_kept(
+    sampler: str, setup: Callable[..., Setup], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    session, one = Session(PLACE.device, PLACE.dtype), setup(sampler=sampler)
+    prompts = read_prompts(str(listed(tmp_path, "a fox", "an owl")))
+    found = calibrate(session, one, prompts, PLACE, tmp_path, processes())
+    assert found.cache is not None
+    assert not found.cache.uncalibrated
+    line = {"rules": [{"nodes": "out", "schedule": {"mode": "uniform", "interval": 2}, "order": 1}]}
+    assert error(session, one, found.cache) < error(session, one, read_plan(line))
+
+    def again(*_: Any) -> None:
+        raise AssertionError("kept by the first run")
+
+    monkeypatch.setattr("asdm_cli.search.forecasts.record", again)
+    assert calibrate(session, one, prompts, PLACE, tmp_path, processes()) == found
+    with pytest.raises(AssertionError, match="kept by the first run"):
+        calibrate(session, one, read_prompts(str(listed(tmp_path, "a fox"))), PLACE, tmp_path, processes())
+
+
+def test_whole_outputs_are_fitted_in_several_ways_and_features_in_one(setup: Callable[..., Setup]) -> None:
+    session = Session(PLACE.device, PLACE.dtype)
+    block = {**FITTED["rules"][0], "nodes": "up.1"}
+    for plan, ways in ((FITTED, len(WAYS)), ({"rules": [block]}, 1)):
+        one = setup(plan)
+        recording, _ = record(session, one, ["a fox"], sampling(one, PLACE))
+        found = list(candidates(one, recording))
+        assert len({str(each) for each in found}) == len(found) == ways
+        for each in found:
+            fit = each.rules[0].fit
+            assert fit is not None
+            assert len(fit.keys) == 4
+            assert fit.sampler == "DDIMScheduler"
+            assert all(weights[0] == 0 for weights in fit.weights if weights) == (ways == 1), "no input beside features"
+
+
+def test_lines_may_have_calculated_key_steps_too(setup: Callable[..., Setup]) -> None:
+    plan = {"rules": [{"nodes": "out", "schedule": {"mode": "calibrated", "calls": 4}, "order": 1}]}
+    session, one = Session(PLACE.device, PLACE.dtype), setup(plan)
+    recording, _ = record(session, one, ["a fox"], sampling(one, PLACE))
+    ((rule,),) = [each.rules for each in candidates(one, recording)]
+    assert rule.fit is None
+    assert len(rule.schedule.key_steps(STEPS) or ()) == 4
+    assert rule.order == 1
+
+
+def test_calls_without_guidance_are_forecast_from_the_half_that_they_have(setup: Callable[..., Setup]) -> None:
+    interval = GuidanceScheduleSpec(by="step", start=2, until=6)
+    session, one = Session(PLACE.device, PLACE.dtype), setup(FITTED, interval)
+    recording, _ = record(session, one, ["a fox"], sampling(one, PLACE))
+    assert [len(mix) for mix in recording.mixes] == [1, 1, 2, 2, 2, 2, 1, 1]
+    plan = next(candidates(one, recording))
+    assert 2 in (plan.rules[0].schedule.key_steps(STEPS) or ()), "nothing is known of the other half before"
+    with session.stage(one.with_cache("plan", plan)) as (pipe, stats):
+        from asdm_cli.search.forecasts import latents
+
+        assert torch.isfinite(latents(pipe, one, "a fox", 0, sampling(one, PLACE))).all()
+        assert stats().full_calls == 4
+    assert PROMPT in dict(recording.moments(0, whole=True).mixes[0])
+
+
+def test_too_few_key_steps_are_told(setup: Callable[..., Setup]) -> None:
+    rule = {**FITTED["rules"][0], "schedule": {"mode": "calibrated", "calls": 1}}
+    session, one = (
+        Session(PLACE.device, PLACE.dtype),
+        setup({"rules": [rule]}, GuidanceScheduleSpec(by="step", start=2)),
+    )
+    recording, _ = record(session, one, ["a fox"], sampling(one, PLACE))
+    with pytest.raises(ModelError, match="1 key steps leave some call nothing to be forecast from; give 2"):
+        next(candidates(one, recording))
