@@ -11,10 +11,11 @@ from torch import Tensor
 
 from asdm_cli import inherit
 from asdm_cli.errors import ModelError, RecipeError
+from asdm_cli.patches.base import check_patches, patch_of
 from asdm_cli.patches.feature_cache.forecast import NEWEST, ChebyshevRidge, Fitted, Polynomial
 from asdm_cli.patches.noise import PREDICTIONS, in_space
 from asdm_cli.profiling.macs import count
-from asdm_cli.recipe.patches import Chebyshev, Fit, read_plan
+from asdm_cli.recipe.patches import Chebyshev, FeatureCacheSpec, Fit, read_plan
 from tests.patches import pipes
 from tests.patches.conftest import Get
 from tests.patches.pipes import draw
@@ -269,3 +270,13 @@ def test_presets_draw(preset: str, get: Get) -> None:
 def test_rules_that_cannot_be_are_refused(rule: dict[str, Any], told: str) -> None:
     with pytest.raises(RecipeError, match=told):
         read_plan(plan(**rule))
+
+
+@pytest.mark.parametrize(
+    ("rule", "key"),
+    [({"extrapolate": "fitted"}, "fit"), ({"schedule": {"mode": "calibrated", "calls": 3}, "order": 1}, "schedule")],
+)
+def test_what_was_not_calibrated_is_told_before_anything_is_drawn(rule: dict[str, Any], key: str, get: Get) -> None:
+    spec = FeatureCacheSpec(rules=read_plan(plan(**rule)).rules)
+    (fault,) = check_patches([patch_of(spec)], {"unet": dict(get().unet.config)})
+    assert fault.startswith(f"rules[0].{key}: only a calibration can say")

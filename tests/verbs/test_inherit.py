@@ -29,6 +29,7 @@ from tests.verbs.conftest import Drawing
 PLAN = every(2, "up.3", order=1)
 LEVELS = {"levels": {"last": {"nodes": "up.3"}, "cross": {"nodes": "*.cross"}}, "intervals": [2, 3]}
 PROMPTS = ["a fox", "an owl"]
+ALONE = "output alone, 2 calls of 4"
 PLAIN_DRAWS = """
 import sys
 import torch
@@ -82,13 +83,16 @@ def test_stdout_is_the_path_and_the_rest_is_told_to_people(
 
 def test_the_plan_is_compared_with_fewer_steps(run: Path) -> None:
     report = read(run)
-    assert {name: facts["steps"] for name, facts in report.setups.items()} == {"plain": 4, "2 steps": 2, "the plan": 4}
-    assert [report.setups[name].get("series") for name in ("plain", "2 steps")] == ["plain", pareto.FEWER_STEPS]
+    steps = {"plain": 4, "2 steps": 2, "the plan": 4, ALONE: 4}
+    assert {name: facts["steps"] for name, facts in report.setups.items()} == steps
+    series = [report.setups[name].get("series") for name in ("plain", "2 steps", ALONE)]
+    assert series == ["plain", pareto.FEWER_STEPS, pareto.OUTPUT_ALONE]
     share = figures(report, "macs_share")
     assert (share["plain"], share["2 steps"]) == (1, pytest.approx(0.5))
     assert 0 < share[inherit.PLAN] < 1
-    assert figures(report, "calls") == {"plain": 4, "2 steps": 2, "the plan": 4}
-    assert figures(report, "full_calls") == {"the plan": 2}
+    assert figures(report, "calls") == {**steps, ALONE: 2}, "of the UNet itself"
+    assert figures(report, "full_calls") == {"the plan": 2, ALONE: 2}
+    assert share[ALONE] == pytest.approx(0.5), "nothing of the UNet"
     assert figures(report, "cache_mb")[inherit.PLAN] > 0
     psnr = figures(report, "psnr_db")
     assert psnr.keys() == {"2 steps", "the plan"}, "the plain model is not compared with itself"
@@ -211,7 +215,7 @@ def test_an_interrupted_run_goes_on_and_ends_with_the_same_pictures(
         broken.setattr(comparing, "_timed", None)
         assert asdm("inherit", file).code == 1
     assert not (tmp_path / "run").exists()
-    assert sorted(drawing.indices[4:]) == [0, 1, 1], "only what was missing"
+    assert sorted(drawing.indices[4:]) == [0, 0, 1, 1, 1], "only what was missing"
     drawing.indices.clear()
     with monkeypatch.context() as broken:
         broken.setattr(comparing, "MetricSuite", None)
@@ -240,3 +244,26 @@ def test_every_way_to_draw_in_one_report(recipe: Callable[..., InheritRecipe], t
     assert share["DeepCache 0, every 2"] < 1
     assert share["order 0"] == pytest.approx(share["last, uniform 2"])
     assert not (tmp_path / "model").exists(), "a sweep only compares"
+
+
+# Calibrated -----------------------------------------------------------------------------------------------------------
+
+RULE = {"nodes": "out", "schedule": {"mode": "calibrated", "calls": 2}, "extrapolate": "fitted"}
+
+
+def test_a_calibrated_plan_is_worked_out_measured_and_written(settings: dict[str, Any], tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    said = ran(tmp_path, {**settings, "plan": {"rules": [RULE]}, "calibration": 1, "limit": 1, "out": str(out)})
+    assert said.code == 0, said.err
+    report = read(out)
+    assert figures(report, "full_calls") == {"the plan": 2}, "of the output alone nothing is held against itself"
+    pipe = asdm_cli.load(str(out / "model"), "cpu", "float32")
+    assert pipe("a fox", num_inference_steps=4, output_type="np").images.shape[0] == 1
+    with pytest.raises(ModelError, match="were fitted for 4 UNet calls"):
+        pipe("a fox", num_inference_steps=5)
+
+
+def test_what_must_be_calibrated_is_not_taken_for_a_plan(settings: dict[str, Any], tmp_path: Path) -> None:
+    said = ran(tmp_path, {**settings, "plan": {"rules": [RULE]}, "measure": False, "out": str(tmp_path / "x")})
+    assert said.code == 2
+    assert "plan: has to be calibrated" in said.err

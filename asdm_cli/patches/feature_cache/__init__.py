@@ -257,6 +257,10 @@ class FeatureCachePatch(Patch[FeatureCacheSpec]):
         plans = [other.spec.unet for other in others if isinstance(other, FeatureCachePatch)]
         names = list(configs) if self.spec.unet is None else [self.spec.unet]
         faults = [f"{name!r} has two plans; leave one out" for unet in plans for name in names if unet in (None, name)]
+        for index, rule in enumerate(self.spec.rules):
+            if rule.uncalibrated:
+                what = "only a calibration can say; let `asdm inherit` write a model with this plan"
+                faults.append(f"rules[{index}].{rule.uncalibrated}: {what}")
         for name in names:
             try:
                 resolve(self.spec, dict(configs[name]))
