@@ -73,6 +73,10 @@ def _options_of_verbs(
     plan: Annotated[
         str | None, option("--plan", metavar="NAME", help="A plan by its name, as in [bold]deepcache[/].")
     ] = None,
+    target: Annotated[
+        str | None,
+        option("--target", metavar="TARGET", help="Find a plan: [bold]2x[/] as fast, or at least [bold]35dB[/]."),
+    ] = None,
     measure: Annotated[
         bool | None,
         option("--measure/--no-measure", help="Draw and time beside fewer steps, or only write the model."),
@@ -248,7 +252,7 @@ def condconv_expand() -> None:
     """
 
 
-@verb("device", "dtype", "link", "plan", "measure", *DRAWING, "repeats", models="MODEL")
+@verb("device", "dtype", "link", "plan", "target", "measure", *DRAWING, "repeats", models="MODEL")
 def inherit() -> None:
     """Compute less at some steps, without training.
 
@@ -261,6 +265,8 @@ def inherit() -> None:
     asdm inherit pocket
     # another plan; and what it gains and loses
     asdm inherit pocket --plan deepcache --measure --out runs/deepcache
+    # find the plan that draws nearest at twice the speed, for this model
+    asdm inherit pocket --target 2x --out runs/twice
     asdm inherit recipes/inherit-pocket-block.yaml
     # what each UNet call would compute, and nothing else
     asdm inherit recipes/inherit-pocket-block.yaml --dry-run

@@ -181,7 +181,7 @@ def _image_times(session: Session, setups: Sequence[Setup], rounds: Rounds, plac
         origin |= {"machine": {**own, "dtype": str(place.dtype)}}  # what times depend on
 
         def timed(batch: int = batch) -> Times:
-            return _timed(session, setups, rounds, place, batch)
+            return image_times(session, setups, rounds, place, batch)
 
         taken = kept(file, origin, timed)
         of = "" if batch == 1 else f"batch/{batch}"
@@ -195,7 +195,7 @@ def _image_times(session: Session, setups: Sequence[Setup], rounds: Rounds, plac
     return found
 
 
-def _timed(session: Session, setups: Sequence[Setup], rounds: Rounds, place: Place, batch: int) -> Times:
+def image_times(session: Session, setups: Sequence[Setup], rounds: Rounds, place: Place, batch: int) -> Times:
     """An image a round with everybody in turn; putting a set-up in force is not timed."""
     by_name, seconds = {setup.name: setup for setup in setups}, stopwatch(place.device)
     taken: Times = {name: {"image": [], "unet": []} for name in by_name}

@@ -213,16 +213,18 @@ def fewer_steps(plain: Setup, counts: Sequence[int] | None) -> list[Setup]:
 
 def output_alone(setups: Iterable[Setup]) -> list[Setup]:
     """For every plan's key steps a straight line through the UNet's output, with nothing of the UNet in it: the second
-    thing to beat, as it says what a plan's features add."""
+    thing to beat, as it says what a plan's features add, or its fit."""
     found: dict[str, Setup] = {}
     for setup in setups:
-        if setup.cache is None or all(rule.nodes == OUT for rule in setup.cache.rules):
+        if setup.cache is None:
             continue
         steps = resolve(setup.cache, setup.config).steps(setup.calls)
         adaptive = [rule.schedule for rule in setup.cache.rules if isinstance(rule.schedule, Threshold)]
         full = [call for call in range(steps.calls) if not steps.reused(call)]
         schedule: Any = adaptive[0] if adaptive else Explicit(mode="explicit", steps=[*full])
         line = CachePlan(rules=[CacheRule(nodes=OUT, schedule=schedule, extrapolate="linear")])
+        if setup.cache.rules == line.rules:
+            continue
         told = str(schedule) if adaptive else f"{len(full)} calls of {steps.calls}"
         name = f"{ALONE}, {told}"
         while name in found and (found[name].cache, found[name].steps) != (cache_spec(line), setup.steps):

@@ -52,6 +52,8 @@ def typed(verb: str, models: Sequence[str], options: Sequence[Override] = ()) ->
         what = f"takes a recipe's FILE; `asdm init {verb} --model {models[0]}` writes one to start from"
         raise RecipeError(command, [Fault(what)])
     data = TYPED[verb]([*models])
+    if any(option.where == ("target",) for option in options):  # which is found by drawing, and stands for a plan
+        data = {key: value for key, value in data.items() if key not in ("plan", "measure")}
     if "model" in data and len(models) > 1:
         raise RecipeError(command, [Fault(f"takes one model, got {len(models)}: {', '.join(models)}")])
     removed = [each for option in options if option.where[0] == "remove" for each in _list(option.value)]

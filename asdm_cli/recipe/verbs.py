@@ -693,6 +693,44 @@ class Product(Strict):
     """What a forecast counts in."""
 
 
+TARGET = re.compile(r"([0-9]*\.?[0-9]+)(x|dB)")
+
+
+def _of_text(value: Any) -> Any:
+    """`2x` and `35dB`, as they are typed."""
+    if isinstance(value, str) and (typed := TARGET.fullmatch(value)):
+        return {"speedup" if typed[2] == "x" else "psnr_db": float(typed[1])}
+    return value
+
+
+class Target(Strict):
+    """What the written model has to reach; one of the three."""
+
+    speedup: Annotated[float, Field(gt=1, le=100)] | None = None
+    """So many times as fast, an image; `2x` in short."""
+    psnr_db: Annotated[float, Field(gt=0, lt=100)] | None = None
+    """Pictures as near to the plain ones, on average; `35dB` in short."""
+    perceptual: Annotated[float, Field(gt=0, lt=1)] | None = None
+    """A perceptual distance of at most so much, on average."""
+
+    def misfits(self) -> Iterator[Misfit]:
+        if sum(each is not None for each in (self.speedup, self.psnr_db, self.perceptual)) != 1:
+            yield (), "must be one of speedup, psnr_db and perceptual; or in short, such as 2x or 35dB"
+
+    @property
+    def metric(self) -> str:
+        """What says how near pictures are."""
+        return "psnr" if self.perceptual is None else "perceptual"
+
+    @property
+    def words(self) -> str:
+        if self.speedup is not None:
+            return f"{self.speedup:g} times as fast"
+        if self.psnr_db is not None:
+            return f"{self.psnr_db:g} dB"
+        return f"a perceptual distance of {self.perceptual:g}"
+
+
 class InheritRecipe(Comparing):
     """No training: compute less at some steps and inherit features from earlier ones."""
 
@@ -706,6 +744,11 @@ class InheritRecipe(Comparing):
     """More of a sweep: combinations of nodes, modes and intervals."""
     deepcache: DeepCachePackage | None = None
     """Let the DeepCache package draw too, for comparison."""
+    target: Annotated[Target, BeforeValidator(_of_text, json_schema_input_type=Text | Target)] | None = None
+    """Find the plan instead: the nearest pictures at a speed-up, or the fastest so near. It is measured beside fewer
+    steps at its speed, and a straight line through the output at its key steps."""
+    minutes: Annotated[float, Field(gt=0, le=MOST)] = 10.0
+    """After so many minutes a search begins nothing new."""
     calibration: Positive = 8
     """For `mode: calibrated` and `extrapolate: fitted`: prompts that the plain model draws to work them out, those that
     follow the first `limit` and with seeds of their own, or the last ones where there are not as many."""
@@ -723,14 +766,18 @@ out: runs/inherited
 """
 
     def written(self) -> list[str]:
-        return [""] if self.plan else []
+        return [""] if self.plan or self.target else []
 
     def misfits(self) -> Iterator[Misfit]:
-        yield from self.unmeasured("sweep", "product", "deepcache")
+        yield from self.unmeasured("sweep", "product", "deepcache", "target")
+        if self.plan and self.target:
+            yield ("target",), "finds the plan: leave 'plan' out, or this"
+        if "minutes" in self.model_fields_set and not self.target:
+            yield ("minutes",), "goes with 'target'"
         if self.plan and self.plan.resolved().uncalibrated and not self.measure:
             yield ("plan",), "has to be calibrated, and 'measure' is false"
-        if self.plan is None and not self.sweep and self.product is None:
-            yield ("plan",), "must be given, or 'sweep' or 'product'"
+        if self.plan is None and not self.sweep and self.product is None and self.target is None:
+            yield ("plan",), "must be given, or 'target', 'sweep' or 'product'"
 
 
 # switch ---------------------------------------------------------------------------------------------------------------

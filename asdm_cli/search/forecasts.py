@@ -14,13 +14,13 @@ from typing import Any
 import numpy as np
 import torch
 from accelerate import PartialState
-from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from asdm_cli.compare.run import Place, kept, sampling
+from asdm_cli.compare.run import Place, draw_all, kept, sampling
 from asdm_cli.compare.setup import Session, Setup
 from asdm_cli.console import track
 from asdm_cli.errors import ModelError, RunError, blame
+from asdm_cli.metrics.distances import compare
 from asdm_cli.patches.feature_cache.forecast import forecast_of
 from asdm_cli.patches.feature_cache.plan import WHOLE, resolve
 from asdm_cli.patches.guidance import HALVES, PROMPT, groups_by_class
@@ -174,16 +174,14 @@ class Recording:
         return Moments(np.array(self.features[str(rule)]), (PROMPT,), alone, tuple(self.gains), inputs=False)
 
 
-def record(
-    session: Session, setup: Setup, prompts: Sequence[str], settings: SamplingSettings
-) -> tuple[Recording, Tensor]:
-    """Draw each prompt in full, and keep inner products, and the final latents."""
+def record(session: Session, setup: Setup, prompts: Sequence[str], settings: SamplingSettings) -> Recording:
+    """Draw each prompt in full, and keep inner products."""
     plan = setup.cache
     assert plan is not None, "what is calibrated is a plan of one UNet"
     outlets = outlets_of(setup, plan)
     outputs: Any = 0
     features: dict[str, Any] = {}
-    drawn, gains, sampler = list[Tensor](), tuple[float, ...](), ""
+    gains, sampler = tuple[float, ...](), ""
     with session.stage(without_plan(setup)) as (pipe, _), blame(setup.name, "calibrating"):
         groups_by_class(pipe)
         for index, prompt in enumerate(track(prompts, f"calibrating {setup.name}", len(prompts))):
@@ -191,30 +189,38 @@ def record(
                 pipe, setup.steps, setup.guidance, [name for names in outlets.values() for name in names]
             )
             with recorder.listening():
-                drawn.append(latents(pipe, setup, prompt, index, settings)[0].float().cpu())
+                pipe(
+                    [prompt],
+                    num_inference_steps=setup.steps,
+                    guidance_scale=setup.guidance,
+                    height=settings.size,
+                    width=settings.size,
+                    generator=[torch.Generator("cpu").manual_seed(prompt_seed(settings.seed, index))],
+                    output_type="latent",
+                )
             if len(recorder.taken) != len(recorder.mixes):
                 raise ModelError(
                     "the sampler's steps are not its UNet calls, so no error's gain is known: choose another"
                 )
             outputs = outputs + recorder.gram_of_outputs() / len(prompts)
             for rule, names in outlets.items():
-                gram = recorder.gram_of_features(names)
-                features[rule] = features.get(rule, 0) + gram / len(prompts)
+                features[rule] = features.get(rule, 0) + recorder.gram_of_features(names) / len(prompts)
             gains, sampler = (recorder.gains() if index == 0 else gains), recorder.sampler
     if not np.isfinite(outputs).all():
         raise RunError(f"{setup.name}: the UNet answers with what is no number; try `dtype: float32`")
     timesteps = [float(timestep) for _, timestep, _, _ in recorder.taken]
     mixes = [[list(each) for each in mix] for mix in recorder.mixes]
     lists = {rule: gram.tolist() for rule, gram in features.items()}
-    found = Recording(sampler, timesteps, mixes, list(gains), outputs.tolist(), lists)
-    return found, torch.stack(drawn)
+    return Recording(sampler, timesteps, mixes, list(gains), outputs.tolist(), lists)
 
 
 def outlets_of(setup: Setup, plan: CachePlan) -> dict[str, list[str]]:
-    """Place of a rule that has to be calibrated -> the modules inside the UNet that hand on its nodes."""
+    """Place of a rule that has to be calibrated -> the modules inside the UNet whose values it hands on."""
     found: dict[str, list[str]] = {}
-    for name, outlet in resolve(plan, setup.config).by_module.items():
-        if name != WHOLE and plan.rules[outlet.rule].uncalibrated:
+    resolved = resolve(plan, setup.config)
+    stored = resolved.steps(setup.calls).stored
+    for name, outlet in resolved.by_module.items():
+        if name != WHOLE and name in stored and plan.rules[outlet.rule].uncalibrated:
             found.setdefault(str(outlet.rule), []).append(name)
     return found
 
@@ -223,66 +229,66 @@ def without_plan(setup: Setup) -> Setup:
     return replace(setup, patches=tuple(spec for spec in setup.patches if spec is not setup.cache))
 
 
-def latents(pipe: Any, setup: Setup, prompt: str, index: int, settings: SamplingSettings) -> Tensor:
-    """Of one picture, before it is decoded."""
-    drawn: Tensor = pipe(
-        [prompt],
-        num_inference_steps=setup.steps,
-        guidance_scale=setup.guidance,
-        height=settings.size,
-        width=settings.size,
-        generator=[torch.Generator("cpu").manual_seed(prompt_seed(settings.seed, index))],
-        output_type="latent",
-    ).images
-    return drawn
+def recorded(
+    session: Session, setup: Setup, prompts: PromptList, place: Place, folder: Path, state: PartialState
+) -> Recording:
+    """What `record` finds: by the first process, and read by all; kept for the next time."""
+    settings = sampling(setup, place)
+    style = asdict(settings) | {"device": place.device.type, "dtype": str(place.dtype)}
+    origin = {"prompts": prompts.title, "style": style, "versions": versions(), **setup.origin()}
+    file = folder / CALIBRATION / f"{setup.name}.json"
+    read = partial(kept, file, origin, lambda: asdict(record(session, setup, prompts.prompts, settings)))
+    if state.is_main_process:
+        read()
+    state.wait_for_everyone()
+    return Recording(**read())
 
 
 def calibrate(
     session: Session, setup: Setup, prompts: PromptList, place: Place, folder: Path, state: PartialState
 ) -> Setup:
-    """The same set-up with its plan worked out: by the first process, and read by all. Interrupted, it goes on.
+    """The same set-up with its plan worked out. Interrupted, it goes on.
 
     Raises ModelError for a plan that cannot be worked out so, RunError for a UNet that answers with no numbers.
     """
-    settings = sampling(setup, place)
-    style = asdict(settings) | {"device": place.device.type, "dtype": str(place.dtype)}
-    origin = {"prompts": prompts.title, "style": style, "versions": versions(), **setup.origin()}
-    file = folder / CALIBRATION / f"{setup.name}.safetensors"
-
-    def recorded() -> dict[str, Any]:
-        recording, drawn = record(session, setup, prompts.prompts, settings)
-        file.parent.mkdir(parents=True, exist_ok=True)
-        save_file({"latents": drawn}, file)
-        return asdict(recording)
-
-    def worked_out() -> dict[str, Any]:
-        recording = Recording(**kept(file.with_suffix(".json"), origin, recorded))
-        plans = list(candidates(setup, recording))
-        if len(plans) > 1:
-            wanted = load_file(file)["latents"]
-            errors = [apart(session, setup, plan, prompts.prompts, settings, wanted) for plan in plans]
-            plans = [plans[errors.index(min(errors))]]
-        return plans[0].model_dump(mode="json", exclude_none=True, exclude_unset=True)
-
-    read = partial(kept, file.with_name(f"{setup.name}.plan.json"), origin, worked_out)
-    if state.is_main_process:
-        read()
-    state.wait_for_everyone()
-    return setup.with_cache(setup.name, CachePlan.model_validate(read()))
+    recording = recorded(session, setup, prompts, place, folder, state)
+    ways = [setup.with_cache(f"{setup.name}, {way}", plan) for way, plan in candidates(setup, recording).items()]
+    near = fidelity("psnr", session, without_plan(setup), ways, prompts, place, folder, state) if ways[1:] else [0.0]
+    return replace(ways[near.index(max(near))], name=setup.name)
 
 
-def candidates(setup: Setup, recording: Recording) -> Iterator[CachePlan]:
-    """The plan with all that was left to a calibration, once for each way in which forecasts may be fitted."""
+def fidelity(  # noqa: PLR0913 - who draws what, and where
+    metric: str,
+    session: Session,
+    plain: Setup,
+    setups: Sequence[Setup],
+    prompts: PromptList,
+    place: Place,
+    folder: Path,
+    state: PartialState,
+) -> list[float]:
+    """Of each set-up, the mean over prompts of a metric that compares with the plain pictures."""
+    against = replace(
+        plain, name=f"{plain.name}, in full" if plain.name in {each.name for each in setups} else plain.name
+    )
+    sets = draw_all(session, [against, *setups], prompts, place, folder / CALIBRATION, state)
+    return [float(compare(metric, sets[each.name], sets[against.name], place.device).mean()) for each in setups]
+
+
+def candidates(setup: Setup, recording: Recording) -> dict[str, CachePlan]:
+    """The plan with all that was left to a calibration, for each way in which forecasts may be fitted."""
     plan = setup.cache
     assert plan is not None, "what is calibrated is a plan of one UNet"
     whole = {rule for rule, each in enumerate(plan.rules) if each.nodes in (OUT, [OUT])}
     fits = any(plan.rules[rule].uncalibrated and plan.rules[rule].extrapolate == FITTED for rule in whole)
-    for way in WAYS.values() if fits else [next(iter(WAYS.values()))]:
+    found = {}
+    for name, way in list(WAYS.items())[: None if fits else 1]:
         rules = [
             worked_out(each, recording, recording.moments(rule, rule in whole), way) if each.uncalibrated else each
             for rule, each in enumerate(plan.rules)
         ]
-        yield CachePlan(rules=rules, cache_text=plan.cache_text)
+        found[name] = CachePlan(rules=rules, cache_text=plan.cache_text)
+    return found
 
 
 def worked_out(rule: CacheRule, recording: Recording, moments: Moments, way: tuple[float, bool]) -> CacheRule:
@@ -316,20 +322,3 @@ def by_rule(rule: CacheRule, recording: Recording) -> Combination:
         return [*weights, *[0.0] * (len(keys) - len(weights))]
 
     return combine
-
-
-def apart(
-    session: Session,
-    setup: Setup,
-    plan: CachePlan,
-    prompts: Sequence[str],
-    settings: SamplingSettings,
-    wanted: Tensor,
-) -> float:
-    """Mean square distance of a plan's final latents to the wanted ones."""
-    total = 0.0
-    with session.stage(setup.with_cache(setup.name, plan)) as (pipe, _), blame(setup.name, "trying what was fitted"):
-        for index, prompt in enumerate(track(prompts, f"trying {setup.name}", len(prompts))):
-            drawn = latents(pipe, setup, prompt, index, settings)[0].float().cpu()
-            total += float((drawn - wanted[index]).square().mean())
-    return total / len(prompts) if np.isfinite(total) else float("inf")

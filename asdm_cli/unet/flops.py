@@ -131,7 +131,7 @@ def macs_of(unet: torch.nn.Module, arguments: dict[str, Any]) -> Macs:
         # the counter counts a multiplication and an addition as two
         whole, *each = (
             sum(count for operator, count in flops.items() if operator not in without) // 2
-            for flops in (counted["Global"], *parts.values())
+            for flops in (counted.get("Global", {}), *parts.values())
         )
         totals.append(whole)
         by_block.append({**dict(zip(parts, each, strict=True)), OUTSIDE: whole - sum(each)})

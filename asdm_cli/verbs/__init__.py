@@ -32,6 +32,7 @@ KEYS = (
         "dtype",
         "remove",
         "plan",
+        "target",
         "measure",
         "sampler",
         "steps",

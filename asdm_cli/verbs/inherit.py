@@ -32,12 +32,13 @@ from asdm_cli.models.metadata import write_patched
 from asdm_cli.models.write import carried_size, takes
 from asdm_cli.patches.feature_cache.plan import resolve
 from asdm_cli.recipe.patches import CachePlan, DeepCacheSpec, FeatureCacheSpec, PatchSpec, read_plan
-from asdm_cli.recipe.verbs import InheritRecipe
+from asdm_cli.recipe.verbs import InheritRecipe, Target
 from asdm_cli.records import Record, Report
 from asdm_cli.report.run_directory import Run
 from asdm_cli.sampling.generate import place, processes
 from asdm_cli.sampling.prompts import PromptList, read_prompts
 from asdm_cli.search.forecasts import calibrate
+from asdm_cli.search.target import find_plan
 
 RESUMABLE = True
 UNMEASURED = (
@@ -70,6 +71,11 @@ class Plan:
     def report(self) -> Report:
         recipe, first = self.recipe, self.setups[0]
         facts: dict[str, object] = {"model": "none is written: the recipe has no `plan`"}
+        if recipe.target is not None and self.calibrated is not None:
+            drawn = (
+                f"{len(self.calibrated.prompts)} prompts ({self.calibrated.title}), at most {recipe.minutes:g} minutes"
+            )
+            facts = {"target": recipe.target.words, "search": drawn}
         if self.prompts is not None:
             facts |= {
                 "prompts": f"{len(self.prompts.prompts)}, {self.prompts.title}",
@@ -105,7 +111,8 @@ def plan(recipe: InheritRecipe) -> Plan:
             pending[setup.name] = setup.cache
             standing_in = setup.with_cache(setup.name, setup.cache.standing_in(setup.calls))
         wanted.append((key, standing_in))
-    fewer = fewer_steps(plain, recipe.fewer_steps) if recipe.measure else ()
+    searched = recipe.target is not None and recipe.fewer_steps is None  # then at the speed of what is found
+    fewer = fewer_steps(plain, recipe.fewer_steps) if recipe.measure and not searched else ()
     setups = [plain, *fewer, *(setup for _, setup in wanted)]
     near, keys = converged(plain, recipe.converged), {setup.name: key for key, setup in wanted if key}
     faults = []
@@ -120,7 +127,9 @@ def plan(recipe: InheritRecipe) -> Plan:
     prompts = read_prompts(recipe.prompts, recipe.limit, recipe.per_prompt)
     assert plain.model is not None, "the plain model is a pipeline"
     metrics, calibrated = check(recipe, prompts, plain.model), None
-    if pending:  # prompts behind the ones that are measured, if there are as many; else the last that there are
+    if (
+        pending or recipe.target
+    ):  # prompts behind the ones that are measured, if there are as many; else the last that there are
         calibrated = read_prompts(recipe.prompts, recipe.limit + recipe.calibration).last(recipe.calibration)
     return Plan(recipe, tuple(setups), near, prompts, metrics, size, calibrated, pending)
 
@@ -129,15 +138,20 @@ def run(plan: Plan, run: Run) -> Report:
     """Draw what is missing, all processes their shares; the first one then times, counts and writes the model."""
     recipe, report = plan.recipe, plan.report() if is_first() else None
     facts: dict[str, Any] = {}
+    tried: list[dict[str, Any]] = []
     if plan.prompts is not None and plan.metrics is not None:
         state = processes()
         where = Place(*place(recipe.device, recipe.dtype, state), plan.size, recipe.seed, recipe.batch)
         session = Session(where.device, where.dtype, plan.setups)
         plan = replace(plan, setups=_calibrated(plan, session, where, run.path, state))
+        if recipe.target is not None and plan.calibrated is not None:
+            plan, tried = _found(plan, recipe.target, session, where, run.path, state)
         setups = (*plan.setups, *output_alone(plan.setups))
         rounds = Rounds(recipe.repeats, recipe.warmups, (1,), plan.size)
         measures = Measures(plan.prompts, plan.metrics, rounds, converged=plan.near, grid=recipe.grid)
         report = compare(setups, measures, where, run.path, state, session)
+        if report is not None and recipe.target is not None:
+            report.facts.update(target=_reached(recipe.target, report), tried=tried)
         facts["measured_with"] = {"sampler": recipe.sampler, "steps": recipe.steps, "guidance": recipe.guidance}
     if report is not None and plan.written is not None:
         first = plan.setups[0]
@@ -163,6 +177,29 @@ def _calibrated(plan: Plan, session: Session, where: Place, folder: Path, state:
         else each
         for each in plan.setups
     )
+
+
+def _found(
+    plan: Plan, target: Target, session: Session, where: Place, folder: Path, state: PartialState
+) -> tuple[Plan, list[dict[str, Any]]]:
+    """With the plan that meets the target, and fewer steps at its speed; and rows of all that were tried."""
+    assert plan.calibrated is not None, "there are prompts to try plans on"
+    plain, apart = plan.setups[0], replace(where, seed=where.seed + 1)
+    found = find_plan(session, plain, target, plan.recipe.minutes, plan.calibrated, apart, folder, state)
+    winner = replace(found.best.setup, name=PLAN, series=OURS)
+    fewer = [] if plan.recipe.fewer_steps else fewer_steps(plain, [found.steps])
+    return replace(plan, setups=(*plan.setups, *fewer, winner)), [each.row(target.metric) for each in found.tried]
+
+
+def _reached(target: Target, report: Report) -> str:
+    """What was asked for, and what was measured."""
+    metric = {"psnr": "psnr_db", "perceptual": "perceptual"}[target.metric] if not target.speedup else "image_speedup"
+    asked = target.speedup or target.psnr_db or target.perceptual or 0.0
+    found = next(each for each in report.records if (each.setup, each.metric, each.of) == (PLAN, metric, ""))
+    met = found.value <= asked if metric == "perceptual" else found.value >= asked
+    low, high = found.low, found.high
+    interval = "" if low is None or high is None else f", {low:.3g} to {high:.3g}"
+    return f"{target.words}: {'met' if met else 'missed'}, {found.value:.3g}{interval}"
 
 
 def _wanted(recipe: InheritRecipe, plain: Setup) -> Iterator[tuple[str, Setup]]:

@@ -19,7 +19,7 @@ from asdm_cli.patches.guidance import HALVES, PROMPT
 from asdm_cli.recipe.patches import CachePlan, GuidanceScheduleSpec, read_plan
 from asdm_cli.sampling.generate import processes
 from asdm_cli.sampling.prompts import read_prompts
-from asdm_cli.search.forecasts import WAYS, Recorder, calibrate, candidates, copied, record, sampling
+from asdm_cli.search.forecasts import WAYS, Recorder, calibrate, candidates, copied, record, sampling, without_plan
 from tests.patches import pipes
 from tests.patches.pipes import draw
 
@@ -77,14 +77,13 @@ def test_gains_are_what_a_change_of_an_answer_becomes(sampler: str) -> None:
 def test_moments_are_means_of_inner_products(setup: Callable[..., Setup]) -> None:
     session, one = Session(PLACE.device, PLACE.dtype), setup()
     settings = sampling(one, PLACE)
-    both, _ = record(session, one, ["a fox", "an owl"], settings)
-    first, latents = record(session, one, ["a fox"], settings)
+    both = record(session, one, ["a fox", "an owl"], settings)
+    first = record(session, one, ["a fox"], settings)
     assert np.array(both.outputs).shape == (3 * STEPS,) * 2
     assert not np.allclose(both.outputs, first.outputs)
     assert np.linalg.matrix_rank(np.array(first.outputs), tol=1e-6) > 3
     known = first.moments(0, whole=True)
     assert known.groups == HALVES
-    assert latents.shape[0] == 1
     assert first.timesteps == sorted(first.timesteps, reverse=True)
 
 
@@ -96,13 +95,10 @@ def listed(folder: Path, *prompts: str) -> Path:
 
 def error(session: Session, one: Setup, plan: CachePlan) -> float:
     """Of latents, to the plain ones."""
-    from asdm_cli.search.forecasts import latents, without_plan
-
-    settings = sampling(one, PLACE)
     with session.stage(without_plan(one)) as (pipe, _):
-        wanted = latents(pipe, one, "a hare", 5, settings)
+        wanted = draw(pipe, STEPS, guidance_scale=GUIDANCE)
     with session.stage(one.with_cache("plan", plan)) as (pipe, stats):
-        drawn = latents(pipe, one, "a hare", 5, settings)
+        drawn = draw(pipe, STEPS, guidance_scale=GUIDANCE)
         assert stats().full_calls == 4
     return float((drawn - wanted).square().mean())
 
@@ -133,8 +129,8 @@ def test_whole_outputs_are_fitted_in_several_ways_and_features_in_one(setup: Cal
     block = {**FITTED["rules"][0], "nodes": "up.1"}
     for plan, ways in ((FITTED, len(WAYS)), ({"rules": [block]}, 1)):
         one = setup(plan)
-        recording, _ = record(session, one, ["a fox"], sampling(one, PLACE))
-        found = list(candidates(one, recording))
+        recording = record(session, one, ["a fox"], sampling(one, PLACE))
+        found = list(candidates(one, recording).values())
         assert len({str(each) for each in found}) == len(found) == ways
         for each in found:
             fit = each.rules[0].fit
@@ -147,8 +143,8 @@ def test_whole_outputs_are_fitted_in_several_ways_and_features_in_one(setup: Cal
 def test_lines_may_have_calculated_key_steps_too(setup: Callable[..., Setup]) -> None:
     plan = {"rules": [{"nodes": "out", "schedule": {"mode": "calibrated", "calls": 4}, "order": 1}]}
     session, one = Session(PLACE.device, PLACE.dtype), setup(plan)
-    recording, _ = record(session, one, ["a fox"], sampling(one, PLACE))
-    ((rule,),) = [each.rules for each in candidates(one, recording)]
+    recording = record(session, one, ["a fox"], sampling(one, PLACE))
+    ((rule,),) = [each.rules for each in candidates(one, recording).values()]
     assert rule.fit is None
     assert len(rule.schedule.key_steps(STEPS) or ()) == 4
     assert rule.order == 1
@@ -157,14 +153,12 @@ def test_lines_may_have_calculated_key_steps_too(setup: Callable[..., Setup]) ->
 def test_calls_without_guidance_are_forecast_from_the_half_that_they_have(setup: Callable[..., Setup]) -> None:
     interval = GuidanceScheduleSpec(by="step", start=2, until=6)
     session, one = Session(PLACE.device, PLACE.dtype), setup(FITTED, interval)
-    recording, _ = record(session, one, ["a fox"], sampling(one, PLACE))
+    recording = record(session, one, ["a fox"], sampling(one, PLACE))
     assert [len(mix) for mix in recording.mixes] == [1, 1, 2, 2, 2, 2, 1, 1]
-    plan = next(candidates(one, recording))
+    plan = next(iter(candidates(one, recording).values()))
     assert 2 in (plan.rules[0].schedule.key_steps(STEPS) or ()), "nothing is known of the other half before"
     with session.stage(one.with_cache("plan", plan)) as (pipe, stats):
-        from asdm_cli.search.forecasts import latents
-
-        assert torch.isfinite(latents(pipe, one, "a fox", 0, sampling(one, PLACE))).all()
+        assert torch.isfinite(draw(pipe, STEPS, guidance_scale=GUIDANCE)).all()
         assert stats().full_calls == 4
     assert PROMPT in dict(recording.moments(0, whole=True).mixes[0])
 
@@ -175,6 +169,6 @@ def test_too_few_key_steps_are_told(setup: Callable[..., Setup]) -> None:
         Session(PLACE.device, PLACE.dtype),
         setup({"rules": [rule]}, GuidanceScheduleSpec(by="step", start=2)),
     )
-    recording, _ = record(session, one, ["a fox"], sampling(one, PLACE))
+    recording = record(session, one, ["a fox"], sampling(one, PLACE))
     with pytest.raises(ModelError, match="1 key steps leave some call nothing to be forecast from; give 2"):
-        next(candidates(one, recording))
+        next(iter(candidates(one, recording).values()))

@@ -14,6 +14,9 @@ import asdm_cli
 from asdm_cli.compare import pareto
 from asdm_cli.compare import run as comparing
 from asdm_cli.errors import ModelError
+from asdm_cli.models.directory import find
+from asdm_cli.models.metadata import patches_of
+from asdm_cli.recipe.patches import FeatureCacheSpec
 from asdm_cli.recipe.verbs import InheritRecipe
 from asdm_cli.records import Report
 from asdm_cli.report.run_directory import Run, read
@@ -95,10 +98,10 @@ def test_the_plan_is_compared_with_fewer_steps(run: Path) -> None:
     assert share[ALONE] == pytest.approx(0.5), "nothing of the UNet"
     assert figures(report, "cache_mb")[inherit.PLAN] > 0
     psnr = figures(report, "psnr_db")
-    assert psnr.keys() == {"2 steps", "the plan"}, "the plain model is not compared with itself"
+    assert psnr.keys() == {"2 steps", "the plan", ALONE}, "the plain model is not compared with itself"
     assert 0 < psnr["2 steps"] < psnr[inherit.PLAN] < 100
     assert figures(report, "image_ms").keys() == set(report.setups)
-    assert figures(report, "image_speedup").keys() == {"2 steps", "the plan"}
+    assert figures(report, "image_speedup").keys() == {"2 steps", "the plan", ALONE}
     assert {each.against for each in report.records if each.metric in ("psnr_db", "image_speedup")} == {"plain"}
     (timeline,) = report.timelines
     assert timeline.rows == {"time … up.3.2.resnet": "cdcd", "up.3.2.attn": "cici", "conv_out": "cccc"}
@@ -212,7 +215,7 @@ def test_an_interrupted_run_goes_on_and_ends_with_the_same_pictures(
     assert asdm("inherit", file).code == 130
     assert len(drawn(tmp_path / ".run.partial")) == 3
     with monkeypatch.context() as broken:
-        broken.setattr(comparing, "_timed", None)
+        broken.setattr(comparing, "image_times", None)
         assert asdm("inherit", file).code == 1
     assert not (tmp_path / "run").exists()
     assert sorted(drawing.indices[4:]) == [0, 0, 1, 1, 1], "only what was missing"
@@ -220,7 +223,7 @@ def test_an_interrupted_run_goes_on_and_ends_with_the_same_pictures(
     with monkeypatch.context() as broken:
         broken.setattr(comparing, "MetricSuite", None)
         assert asdm("inherit", file).code == 1
-    monkeypatch.setattr(comparing, "_timed", None)
+    monkeypatch.setattr(comparing, "image_times", None)
     assert asdm("inherit", file).code == 0, "after an end behind the timing, which is not done again"
     assert drawing.indices == []
     assert drawn(tmp_path / "run") == drawn(run)
@@ -256,7 +259,7 @@ def test_a_calibrated_plan_is_worked_out_measured_and_written(settings: dict[str
     said = ran(tmp_path, {**settings, "plan": {"rules": [RULE]}, "calibration": 1, "limit": 1, "out": str(out)})
     assert said.code == 0, said.err
     report = read(out)
-    assert figures(report, "full_calls") == {"the plan": 2}, "of the output alone nothing is held against itself"
+    assert figures(report, "full_calls") == {"the plan": 2, ALONE: 2}, "a line beside the fit"
     pipe = asdm_cli.load(str(out / "model"), "cpu", "float32")
     assert pipe("a fox", num_inference_steps=4, output_type="np").images.shape[0] == 1
     with pytest.raises(ModelError, match="were fitted for 4 UNet calls"):
@@ -267,3 +270,21 @@ def test_what_must_be_calibrated_is_not_taken_for_a_plan(settings: dict[str, Any
     said = ran(tmp_path, {**settings, "plan": {"rules": [RULE]}, "measure": False, "out": str(tmp_path / "x")})
     assert said.code == 2
     assert "plan: has to be calibrated" in said.err
+
+
+@pytest.mark.parametrize(("target", "metric"), [("1.2x", "image_speedup"), ("25dB", "psnr_db")])
+def test_a_target_is_searched_measured_and_written(
+    target: str, metric: str, settings: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = tmp_path / "run"
+    changed = {key: value for key, value in settings.items() if key != "fewer_steps"}
+    monkeypatch.setattr("asdm_cli.search.target.ROUNDS", 1)
+    said = ran(tmp_path, {**changed, "steps": 6, "target": target, "calibration": 1, "limit": 1, "out": str(out)})
+    assert said.code == 0, said.err
+    report = read(out)
+    assert report.facts["target"].startswith("1.2 times as fast: " if target == "1.2x" else "25 dB: ")
+    assert report.facts["tried"]
+    assert inherit.PLAN in figures(report, metric)
+    (patch,) = patches_of(find(str(out / "model")))
+    assert isinstance(patch, FeatureCacheSpec)
+    assert patch.rules[0].fit is not None

@@ -280,7 +280,7 @@ def test_an_interrupted_run_goes_on(
     held = calibrated.read_bytes()
     monkeypatch.setattr(schedules, "calibrate", None)
     with monkeypatch.context() as broken:
-        broken.setattr(comparing, "_timed", None)
+        broken.setattr(comparing, "image_times", None)
         assert asdm("switch", file).code == 1
     sought = len([each for each in calibrated.parent.iterdir() if each.is_dir()])
     wanted = 2 + sought - 1 + 3 * 2

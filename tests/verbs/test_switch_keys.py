@@ -165,7 +165,7 @@ def outcome(recipe: dict[str, Any], folder: Path) -> dict[str, Any]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(generate, "layout", lambda *given: (seen["batches"].append(given[2]), layout(*given))[1])
         patch.setattr(comparing, "_count", lambda *_: COUNTED)
-        patch.setattr(comparing, "_timed", timed)
+        patch.setattr(comparing, "image_times", timed)
         patch.setattr(switch.shutil, "rmtree", lambda *_, **__: None)  # what was drawn for a search is looked at
         try:
             report = switch.run(switch.plan(SwitchRecipe.model_validate(recipe)), Run(folder))
