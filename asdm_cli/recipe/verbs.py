@@ -747,8 +747,8 @@ class InheritRecipe(Comparing):
     target: Annotated[Target, BeforeValidator(_of_text, json_schema_input_type=Text | Target)] | None = None
     """Find the plan instead: the nearest pictures at a speed-up, or the fastest so near. It is measured beside fewer
     steps at its speed, and a straight line through the output at its key steps."""
-    minutes: Annotated[float, Field(gt=0, le=MOST)] = 10.0
-    """After so many minutes a search begins nothing new."""
+    minutes: Annotated[float, Field(gt=0, le=MOST)] | None = None
+    """After so many minutes (10 if left out) the search for a target begins with nothing new."""
     calibration: Positive = 8
     """For `mode: calibrated` and `extrapolate: fitted`: prompts that the plain model draws to work them out, those that
     follow the first `limit` and with seeds of their own, or the last ones where there are not as many."""
@@ -772,7 +772,7 @@ out: runs/inherited
         yield from self.unmeasured("sweep", "product", "deepcache", "target")
         if self.plan and self.target:
             yield ("target",), "finds the plan: leave 'plan' out, or this"
-        if "minutes" in self.model_fields_set and not self.target:
+        if self.minutes is not None and not self.target:
             yield ("minutes",), "goes with 'target'"
         if self.plan and self.plan.resolved().uncalibrated and not self.measure:
             yield ("plan",), "has to be calibrated, and 'measure' is false"

@@ -32,6 +32,7 @@ from asdm_cli.unet.addresses import Anatomy
 FEW, MORE = 2, 6
 """Steps of two images: their difference is what a step takes, and what is left is the rest of an image."""
 ROUNDS = 5
+MINUTES = 10.0
 LEAST = 2
 """Calls that are computed in full at least."""
 MARGIN = {"psnr": 0.5, "perceptual": 0.005}
@@ -99,19 +100,19 @@ def find_plan(  # noqa: PLR0913 - what a search depends on, each by its name
     session: Session,
     plain: Setup,
     target: Target,
-    minutes: float,
+    minutes: float | None,
     prompts: PromptList,
     place: Place,
     folder: Path,
     state: PartialState,
 ) -> Found:
     """The best plan that meets the target. By all processes, to the same end; interrupted, it goes on. After so many
-    `minutes` no other family is begun.
+    `minutes`, MINUTES if None, no other family is begun.
 
     Raises RunError for a target that cannot be had, and says what can.
     """
     known, began = costs(session, plain, place, folder, state), time.monotonic()
-    nodes, tried = families(plain), list[Tried]()
+    nodes, tried, minutes = families(plain), list[Tried](), minutes or MINUTES
 
     def draw(family: str, full: int) -> Tried:
         made = plain.with_cache(f"{family}, {full} calls", plan_of(nodes[family], full))

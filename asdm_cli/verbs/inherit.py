@@ -38,7 +38,7 @@ from asdm_cli.report.run_directory import Run
 from asdm_cli.sampling.generate import place, processes
 from asdm_cli.sampling.prompts import PromptList, read_prompts
 from asdm_cli.search.forecasts import calibrate
-from asdm_cli.search.target import find_plan
+from asdm_cli.search.target import MINUTES, find_plan
 
 RESUMABLE = True
 UNMEASURED = (
@@ -72,9 +72,8 @@ class Plan:
         recipe, first = self.recipe, self.setups[0]
         facts: dict[str, object] = {"model": "none is written: the recipe has no `plan`"}
         if recipe.target is not None and self.calibrated is not None:
-            drawn = (
-                f"{len(self.calibrated.prompts)} prompts ({self.calibrated.title}), at most {recipe.minutes:g} minutes"
-            )
+            listed, minutes = self.calibrated, recipe.minutes or MINUTES
+            drawn = f"{len(listed.prompts)} prompts ({listed.title}), at most {minutes:g} minutes"
             facts = {"target": recipe.target.words, "search": drawn}
         if self.prompts is not None:
             facts |= {
