@@ -169,10 +169,15 @@ class Setup:
             "made_of": self.made_of,
         }
 
+    def with_patches(self, specs: Sequence[PatchSpec], **changes: Any) -> Setup:
+        """The same with these in force, in the place of those of their kinds."""
+        kinds = {spec.kind for spec in specs}
+        kept = (spec for spec in self.patches if spec.kind not in kinds)
+        return replace(self, patches=(*kept, *specs), **changes)
+
     def with_cache(self, name: str, plan: CachePlan, **changes: Any) -> Setup:
         """The same with a plan on every UNet, in the place of those that each had of its own."""
-        kept = tuple(spec for spec in self.patches if not isinstance(spec, FeatureCacheSpec))
-        return replace(self, name=name, patches=(*kept, cache_spec(plan)), **changes)
+        return self.with_patches([cache_spec(plan)], name=name, **changes)
 
     def scheduled(self, name: str, rules: Switching, **changes: Any) -> Setup:
         """The same with other rules for the UNets that take turns."""
@@ -226,10 +231,10 @@ def output_alone(setups: Iterable[Setup]) -> list[Setup]:
         if setup.cache.rules == line.rules:
             continue
         told = str(schedule) if adaptive else f"{len(full)} calls of {steps.calls}"
-        name = f"{ALONE}, {told}"
-        while name in found and (found[name].cache, found[name].steps) != (cache_spec(line), setup.steps):
+        name, made = f"{ALONE}, {told}", setup.with_cache("", line, series=ALONE)
+        while name in found and (found[name].patches, found[name].steps) != (made.patches, made.steps):
             name += "'"
-        found[name] = setup.with_cache(name, line, series=ALONE)
+        found[name] = replace(made, name=name)
     return list(found.values())
 
 

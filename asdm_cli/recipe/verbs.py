@@ -23,6 +23,7 @@ from asdm_cli.recipe.patches import (
     CountedMode,
     InheritPlan,
     Order,
+    PatchSpec,
     Segment,
     Switching,
     misordered,
@@ -648,16 +649,34 @@ out: runs/expanded
 # inherit --------------------------------------------------------------------------------------------------------------
 
 
+def _beside_plans(patches: list[PatchSpec]) -> list[PatchSpec]:
+    """Refuses those for which there is a key, or a verb."""
+    ways = {"feature-cache": "is what 'plan' says", "unet-schedule": "is what `asdm switch` writes"}
+    kinds = [(index, spec.kind) for index, spec in enumerate(patches) if spec.kind in ways]
+    if kinds:
+        raise Misplaced(((index, "kind"), f"{kind} {ways[kind]}") for index, kind in kinds)
+    return patches
+
+
+BesidePlans = Annotated[list[AnyPatch], AfterValidator(_beside_plans)]
+
+
 class Candidate(Strict):
     """One plan of a sweep."""
 
     name: Called
-    plan: InheritPlan
+    plan: InheritPlan | None = None
     """Rules, or a preset."""
+    patches: BesidePlans = []
+    """What else changes how it draws, by `kind`."""
     steps: Positive | None = None
     """UNet steps, where they differ from the others'."""
     series: Annotated[Text, _free_series(("plain", "fewer steps", "output alone", "DeepCache"))] = "asdm"
     """Plans of one series are joined by a line in the plots; `asdm` is the series that the others are compared with."""
+
+    def misfits(self) -> Iterator[Misfit]:
+        if self.plan is None and not self.patches:
+            yield ("plan",), "must be given, or 'patches'"
 
 
 class DeepCachePackage(Strict):
@@ -737,7 +756,9 @@ class InheritRecipe(Comparing):
     verb: Annotated[Literal["inherit"], VERB]
     model: Model
     plan: InheritPlan | None = None
-    """The plan that the written model carries; left out, a sweep only compares."""
+    """The plan that the written model carries; without it and `patches`, a sweep only compares."""
+    patches: BesidePlans = []
+    """What else the written model carries, by `kind`; with a plan or alone."""
     sweep: Annotated[list[Candidate], DistinctlyNamed] = []
     """Plans to compare on the same prompts and seeds, for the front of speed and fidelity."""
     product: Product | None = None
@@ -766,18 +787,20 @@ out: runs/inherited
 """
 
     def written(self) -> list[str]:
-        return [""] if self.plan or self.target else []
+        return [""] if self.plan or self.patches or self.target else []
 
     def misfits(self) -> Iterator[Misfit]:
         yield from self.unmeasured("sweep", "product", "deepcache", "target")
         if self.plan and self.target:
             yield ("target",), "finds the plan: leave 'plan' out, or this"
+        if self.patches and self.target:
+            yield ("target",), "finds a plan alone: leave 'patches' out, or this"
         if self.minutes is not None and not self.target:
             yield ("minutes",), "goes with 'target'"
         if self.plan and self.plan.resolved().uncalibrated and not self.measure:
             yield ("plan",), "has to be calibrated, and 'measure' is false"
-        if self.plan is None and not self.sweep and self.product is None and self.target is None:
-            yield ("plan",), "must be given, or 'target', 'sweep' or 'product'"
+        if not (self.plan or self.patches or self.sweep or self.product or self.target):
+            yield ("plan",), "must be given, or 'target', 'patches', 'sweep' or 'product'"
 
 
 # switch ---------------------------------------------------------------------------------------------------------------

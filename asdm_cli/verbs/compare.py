@@ -159,7 +159,7 @@ def _of_shape(asked: Contestant, settings: dict[str, Any]) -> Setup:
         spec = Spec(wanted.experts, wanted.router, wanted.weights)
         config = expand(config, spec, wanted.at, donor).config
         told.append(f"with {asked.expand.experts} experts by {asked.expand.router}")
-    source, patches = " ".join(told), _patches(asked, ())
+    source, patches = " ".join(told), tuple(_patches(asked))
     return Setup(asked.name, None, config, patches, source=source, draws=False, **settings)
 
 
@@ -176,22 +176,21 @@ def _of_model(asked: Contestant, images: bool, judged: bool, settings: dict[str,
         own = patches_of(directory)
         config = directory.config(UNET)
         setup = Setup(asked.name, directory, config, own, source=directory.source, draws=False, **settings)
-    setup = replace(setup, patches=_patches(asked, setup.patches))
+    setup = setup.with_patches(_patches(asked))
     if asked.unets:
         setup = replace(setup, unets=_unets(directory, asked))
     return setup
 
 
-def _patches(asked: Contestant, own: Sequence[PatchSpec]) -> tuple[PatchSpec, ...]:
-    """What the recipe says takes the place of what the model carries, kind by kind."""
+def _patches(asked: Contestant) -> list[PatchSpec]:
+    """What the recipe says."""
     wanted: list[PatchSpec] = list(asked.patches)
     if asked.plan is not None:
         wanted.append(cache_spec(asked.plan.resolved()))
     if asked.parts is not None:
         names = [asked.name, *asked.unets]
         wanted.append(UNetScheduleSpec(unets=names, by=asked.by, parts=asked.parts, offload=asked.offload))
-    kinds = {spec.kind for spec in wanted}
-    return (*(spec for spec in own if spec.kind not in kinds), *wanted)
+    return wanted
 
 
 def _unets(leading: ModelDirectory, asked: Contestant) -> dict[str, ModelDirectory]:

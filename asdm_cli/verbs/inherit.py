@@ -17,6 +17,7 @@ from asdm_cli.compare.setup import (
     PLAIN,
     Session,
     Setup,
+    cache_spec,
     common_size,
     converged,
     drawing,
@@ -31,8 +32,8 @@ from asdm_cli.models.directory import find
 from asdm_cli.models.metadata import write_patched
 from asdm_cli.models.write import carried_size, takes
 from asdm_cli.patches.feature_cache.plan import resolve
-from asdm_cli.recipe.patches import CachePlan, DeepCacheSpec, FeatureCacheSpec, PatchSpec, read_plan
-from asdm_cli.recipe.verbs import InheritRecipe, Target
+from asdm_cli.recipe.patches import CachePlan, DeepCacheSpec, PatchSpec, read_plan
+from asdm_cli.recipe.verbs import Candidate, InheritRecipe, Target
 from asdm_cli.records import Record, Report
 from asdm_cli.report.run_directory import Run
 from asdm_cli.sampling.generate import place, processes
@@ -70,7 +71,7 @@ class Plan:
 
     def report(self) -> Report:
         recipe, first = self.recipe, self.setups[0]
-        facts: dict[str, object] = {"model": "none is written: the recipe has no `plan`"}
+        facts: dict[str, object] = {"model": "none is written: the recipe has neither `plan` nor `patches`"}
         if recipe.target is not None and self.calibrated is not None:
             listed, minutes = self.calibrated, recipe.minutes or MINUTES
             drawn = f"{len(listed.prompts)} prompts ({listed.title}), at most {minutes:g} minutes"
@@ -87,13 +88,13 @@ class Plan:
             facts["model"] = takes(0, carried_size(first.model, whole=True))
             facts |= {"plan": [line for spec in self.written for line in spec.told()]}
             planned = next(setup for setup in self.setups if setup.name == PLAN)
-            cache = next(spec for spec in self.written if isinstance(spec, FeatureCacheSpec))
-            resolved = resolve(cache, first.config)
-            steps = resolved.steps(planned.calls)
-            if planned.sees_all and None not in steps.keys:
-                timelines = [picture(resolved, [steps.reused(call) for call in range(steps.calls)], PLAN)]
-                full = sum(not steps.reused(call) for call in range(steps.calls))
-                paper = [Record(PLAN, "calls", steps.calls), Record(PLAN, "full_calls", full)]
+            if planned.cache is not None and planned.sees_all:
+                resolved = resolve(planned.cache, first.config)
+                steps = resolved.steps(planned.calls)
+                if None not in steps.keys:
+                    timelines = [picture(resolved, [steps.reused(call) for call in range(steps.calls)], PLAN)]
+                    full = sum(not steps.reused(call) for call in range(steps.calls))
+                    paper = [Record(PLAN, "calls", steps.calls), Record(PLAN, "full_calls", full)]
         notes = [] if recipe.measure else [UNMEASURED.format(model=recipe.model)]
         setups = {setup.name: setup.facts for setup in self.setups}
         return Report("inherit", setups, [] if recipe.measure else paper, timelines=timelines, facts=facts, notes=notes)
@@ -117,7 +118,8 @@ def plan(recipe: InheritRecipe) -> Plan:
     faults = []
     for each in misfits([*setups, *([near] if near else [])]):
         name, _, what = each.partition(": ")
-        faults.append(f"{keys[name]}.{what}" if name in keys else each)
+        inner = what.startswith("rules[")
+        faults.append(f"{keys[name]}{'.' if inner else ': '}{what}" if name in keys else each)
     if faults:
         raise ModelError("\n".join(dict.fromkeys(faults)))
     size = common_size(recipe.size, [plain])
@@ -203,11 +205,11 @@ def _reached(target: Target, report: Report) -> str:
 
 def _wanted(recipe: InheritRecipe, plain: Setup) -> Iterator[tuple[str, Setup]]:
     """Where each plan stands in the recipe, and who draws by it; last the DeepCache package, which stands nowhere."""
-    if recipe.plan:
-        yield "plan", plain.with_cache(PLAN, recipe.plan.resolved(), series=OURS)
+    if specs := _specs(recipe):
+        yield _key(recipe), plain.with_patches(specs, name=PLAN, series=OURS)
     for index, each in enumerate(recipe.sweep):
-        steps = each.steps or recipe.steps
-        yield f"sweep[{index}].plan", plain.with_cache(each.name, each.plan.resolved(), series=each.series, steps=steps)
+        settings = {"name": each.name, "series": each.series, "steps": each.steps or recipe.steps}
+        yield f"sweep[{index}].{_key(each)}", plain.with_patches(_specs(each), **settings)
     if asked := recipe.product:
         for level, mode, interval in product(asked.levels, asked.modes, asked.intervals):
             nodes, cache = asked.levels[level].nodes, asked.levels[level].cache
@@ -219,3 +221,11 @@ def _wanted(recipe: InheritRecipe, plain: Setup) -> Iterator[tuple[str, Setup]]:
             spec = DeepCacheSpec(interval=interval, branch=branch, steps=plain.steps)
             name = f"DeepCache {branch}, every {interval}"
             yield "", replace(plain, name=name, patches=(*plain.patches, spec), series=DEEPCACHE)
+
+
+def _specs(asked: InheritRecipe | Candidate) -> list[PatchSpec]:
+    return [*asked.patches, *([cache_spec(asked.plan.resolved())] if asked.plan else [])]
+
+
+def _key(asked: InheritRecipe | Candidate) -> str:
+    return "plan" if asked.plan else "patches"

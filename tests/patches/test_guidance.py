@@ -195,13 +195,22 @@ EVERY_ARGUMENT: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
         {"shape": "sdxl"},
         {"added_cond_kwargs": {"text_embeds": torch.randn(FOUR, 8), "time_ids": torch.randn(FOUR, 6)}},
     ),
+    "a picture for an adapter": (
+        {"image": True},
+        {"added_cond_kwargs": {"image_embeds": [torch.randn(FOUR, 1, tiny.IMAGE_WIDTH)]}},
+    ),
     "a scale for attention": ({}, {"cross_attention_kwargs": {"scale": 0.5}}),
 }
 
 
 def call_of(config: dict[str, Any], more: dict[str, Any]) -> tuple[UNet2DConditionModel, dict[str, Any]]:
     changes = {"shape": "sd15", **config}
+    adapted = changes.pop("image", False)
     unet = tiny.unet(tiny.shape(changes.pop("shape"), **changes))
+    if adapted:
+        unet._load_ip_adapter_weights([tiny.image_adapter(unet)])
+        for parameter in unet.parameters():  # the adapter's are zero
+            parameter.data.add_(torch.randn(parameter.shape, generator=torch.Generator().manual_seed(2)) * 0.05)
     noise = torch.Generator().manual_seed(1)
     text = torch.randn(FOUR, 16, 16, generator=noise)
     return unet, {

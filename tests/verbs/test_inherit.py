@@ -157,6 +157,49 @@ def test_what_is_only_there_to_be_measured_is_refused_where_nothing_is(tiny_pipe
         assert f"{key}: is only there to be measured, and 'measure' is false" in said.text
 
 
+GUIDANCE = {"kind": "guidance-schedule", "by": "step", "start": 1, "until": 3}
+
+
+@pytest.mark.parametrize("plan", [PLAN, None], ids=["with a plan", "alone"])
+def test_a_guidance_schedule_is_written_and_compared(
+    plan: dict[str, Any] | None, settings: dict[str, Any], tmp_path: Path
+) -> None:
+    sweep = [{"name": "early", "patches": [{**GUIDANCE, "start": 0}]}, {"name": "cached", "plan": PLAN}]
+    asked = {"plan": plan, "patches": [GUIDANCE], "sweep": sweep if plan else [], "out": str(tmp_path / "run")}
+    said = ran(tmp_path, {**settings, **asked})
+    assert said.code == 0, said.err
+    report = read(tmp_path / "run")
+    carried = patches_of(find(str(tmp_path / "run")))
+    assert [spec.kind for spec in carried] == ["guidance-schedule", *["feature-cache"] * (plan is not None)]
+    assert carried[0].written() == GUIDANCE
+    rows = {"plain": 8, "2 steps": 4, inherit.PLAN: 6, **({"early": 7, "cached": 8} if plan else {})}
+    assert figures(report, "latents") == rows
+    assert figures(report, "guided_calls") == {inherit.PLAN: 2, **({"early": 3} if plan else {})}
+    share = figures(report, "macs_share")
+    assert share[inherit.PLAN] < 6 / 8 if plan else share[inherit.PLAN] == pytest.approx(6 / 8)
+    pipe = asdm_cli.load(str(tmp_path / "run"), "cpu")
+    mine = picture(pipe, 4)
+    asdm_cli.remove(pipe)
+    assert not torch.equal(mine, picture(pipe, 4))
+
+
+def test_a_guidance_schedule_is_written_unmeasured(tiny_pipeline: Path, tmp_path: Path) -> None:
+    recipe = {"verb": "inherit", "model": str(tiny_pipeline), "patches": [GUIDANCE], "measure": False}
+    said = ran(tmp_path, recipe)
+    assert said.code == 0, said.err
+    assert "guidance from step 1 until step 3 only" in said.text
+    assert [spec.kind for spec in patches_of(find(str(tmp_path / "run")))] == ["guidance-schedule"]
+
+
+def test_patches_that_do_not_fit_are_told_at_their_places(recipe: Callable[..., InheritRecipe]) -> None:
+    package = {"kind": "deepcache-package", "interval": 2, "steps": 4}
+    told = faults(recipe(patches=[GUIDANCE, GUIDANCE], sweep=[{"name": "x", "plan": PLAN, "patches": [package]}]))
+    assert told == [
+        "patches: guidance is changed twice; leave one of the two out",
+        "sweep[0].plan: the DeepCache package is a cache of its own; leave it or the plan out",
+    ]
+
+
 def test_dry_run_shows_rules_and_calls_and_writes_nothing(settings: dict[str, Any], tmp_path: Path) -> None:
     plan = {"preset": "deepcache", "branch": 1, "interval": 2}
     told = ran(tmp_path, {**settings, "plan": plan, "out": str(tmp_path / "run")}, "--dry-run")
