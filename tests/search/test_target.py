@@ -78,6 +78,7 @@ def test_what_cannot_be_had_is_told_with_what_can() -> None:
     ("given", "told"),
     [
         ({"target": "2x", "plan": "last-block"}, "target: finds the plan"),
+        ({"target": "2x", "patches": [{"kind": "guidance-schedule"}]}, "target: finds a plan alone"),
         ({"target": "twice"}, "target: must be"),
         ({"target": {"speedup": 2.0, "psnr_db": 30.0}}, "target: must be one of"),
         ({"target": "0.5x"}, "target: must be more than 1"),
