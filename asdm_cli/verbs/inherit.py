@@ -152,7 +152,7 @@ def run(plan: Plan, run: Run) -> Report:
         measures = Measures(plan.prompts, plan.metrics, rounds, converged=plan.near, grid=recipe.grid)
         report = compare(setups, measures, where, run.path, state, session)
         if report is not None and recipe.target is not None:
-            report.facts.update(target=_reached(recipe.target, report), tried=tried)
+            report.facts.update(target=_reached(recipe.target, report), **{"plans tried": tried})
         facts["measured_with"] = {"sampler": recipe.sampler, "steps": recipe.steps, "guidance": recipe.guidance}
     if report is not None and plan.written is not None:
         first = plan.setups[0]
@@ -198,9 +198,9 @@ def _reached(target: Target, report: Report) -> str:
     asked = target.speedup or target.psnr_db or target.perceptual or 0.0
     found = next(each for each in report.records if (each.setup, each.metric, each.of) == (PLAN, metric, ""))
     met = found.value <= asked if metric == "perceptual" else found.value >= asked
-    low, high = found.low, found.high
-    interval = "" if low is None or high is None else f", {low:.3g} to {high:.3g}"
-    return f"{target.words}: {'met' if met else 'missed'}, {found.value:.3g}{interval}"
+    low, high = found.low or found.value, found.high or found.value
+    told = "met" if met else "not told apart" if low <= asked <= high else "missed"
+    return f"{target.words}: {told}, measured {found.value:.3g} ({low:.3g} to {high:.3g})"
 
 
 def _wanted(recipe: InheritRecipe, plain: Setup) -> Iterator[tuple[str, Setup]]:
