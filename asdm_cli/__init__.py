@@ -18,12 +18,16 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 
-def load(model: str, device: str = "auto", dtype: str = "auto") -> DiffusionPipeline:
-    """The pipeline of a model, as a recipe names it (`docs/models.md`). Raises ModelError, RunError."""
+def load(
+    model: str, device: str = "auto", dtype: str = "auto", adapters: Sequence[Mapping[str, Any]] = ()
+) -> DiffusionPipeline:
+    """The pipeline of a model, as a recipe names it (`docs/models.md`), with LoRAs in its weights: `{"path": FILE,
+    "scale": 0.8}` each. Raises RecipeError, ModelError, RunError."""
+    from asdm_cli.models.adapters import adapted, read_adapters
     from asdm_cli.models.directory import find
     from asdm_cli.models.load import device_and_dtype, load_pipeline
 
-    return load_pipeline(find(model), *device_and_dtype(device, dtype))
+    return load_pipeline(adapted(find(model), read_adapters(adapters)), *device_and_dtype(device, dtype))
 
 
 def inherit(pipe: DiffusionPipeline, plan: Any) -> Handle:

@@ -400,6 +400,10 @@ def generate(
         int | None,
         option("--size", min=8, max=1 << 14, help="Height and width in pixels; left out, the model's."),
     ] = None,
+    lora: Annotated[
+        list[str] | None,
+        option("--lora", metavar="FILE[:SCALE]", help="A LoRA in the weights; give it again for another one."),
+    ] = None,
     negative: Annotated[str, option("--negative", metavar="PROMPT", help="What guidance leads away from.")] = "",
     seed: Seed = 0,
     device: Device = None,
@@ -423,8 +427,8 @@ def generate(
     set_verbosity(verbose, quiet)
     from asdm_cli.commands.generate import generate
 
-    settings = {"model": model, "sampler": sampler, "steps": steps, "guidance": guidance, "size": size}
-    settings |= {"negative": negative, "seed": seed}
+    settings: dict[str, Any] = {"model": model, "sampler": sampler, "steps": steps, "guidance": guidance, "size": size}
+    settings |= {"negative": negative, "seed": seed, "lora": lora or []}
     generate(prompts, out, settings, (device or "auto", dtype or "auto"), overwrite)
 
 

@@ -21,14 +21,17 @@ SHEET = "sheet.png"
 def generate(
     prompts: Sequence[str], out: Path, settings: dict[str, Any], place: tuple[str, str], overwrite: bool
 ) -> None:
-    """`settings` (model, sampler, steps, guidance, size, negative, seed) stand in every PNG's text chunks; of sampler,
-    steps and guidance what is None is as the model was measured, or as its pipeline has it. `place` is device and
-    dtype."""
+    """`settings` (model, lora, sampler, steps, guidance, size, negative, seed) stand in every PNG's text chunks; of
+    sampler, steps and guidance what is None is as the model was measured, or as its pipeline has it. `place` is device
+    and dtype."""
     if not is_first():
         return
     refuse_existing(out, overwrite)
     source = find(settings["model"])
-    refuse_sources(out, [source.path])
+    from asdm_cli.models.adapters import adapted, read_adapters
+
+    adapters = read_adapters(settings["lora"], "--lora")
+    refuse_sources(out, [source.path, *(Path(each.path) for each in adapters)])
     if not source.is_pipeline:
         around = f", {source.path.parent}" if (source.path.parent / INDEX).is_file() else ""
         raise ModelError(f"{source.path}: a UNet alone draws nothing; give a whole pipeline directory{around}")
@@ -41,6 +44,7 @@ def generate(
     from asdm_cli.sampling.generate import SamplingSettings, draw
 
     check_drawing(source)
+    source = adapted(source, adapters)
     if settings["size"] is not None:
         common_size(settings["size"], [])
     measured = measured_with(source)
@@ -49,6 +53,7 @@ def generate(
         said = ", ".join(f"{key} {known[key]}" for key in left_out)
         note(f"{source.name}: {said}, as {'it was measured' if measured else 'its pipeline has it'}")
     settings = {**settings, **{key: known[key] for key in left_out}, "model": source.name}
+    settings["lora"] = ", ".join(each.name for each in source.adapters)
     how = SamplingSettings(
         settings["steps"],
         settings["guidance"],

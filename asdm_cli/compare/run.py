@@ -87,6 +87,8 @@ def compare(
     records, timelines = costs_of(session, setups, measures, place, out)
     report = Report("", {setup.name: setup.facts for setup in setups}, under(COST, records), timelines=timelines)
     report.protocols[COST] = _cost_card(setups, measures.rounds, place)
+    fused = {each.told: one.name for one in reversed(setups) if one.model for each in one.model.adapters}
+    report.notes.extend(f"{name}: {told}." for told, name in reversed(fused.items()))
     return _judged(report, session, setups, measures, place, sets) if sets else report
 
 

@@ -8,7 +8,6 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import psutil
@@ -121,7 +120,9 @@ class Setup:
     def body(self) -> tuple[Any, ...]:
         """Equal where UNet calls without patches are the same: they are measured, and in memory, only once."""
         return (
-            ("random", str(sorted(self.config.items()))) if self.model is None else (self.model.path, str(self.made_of))
+            ("random", str(sorted(self.config.items())))
+            if self.model is None
+            else (*_weights_of(self.model), str(self.made_of))
         )
 
     @property
@@ -154,7 +155,8 @@ class Setup:
         told = [line for spec in self.patches for line in spec.told()]
         found = {"model": self.source, "steps": self.steps, "guidance": self.guidance, "sampler": self.sampler}
         made = [step["verb"] for step in history(self.model)] if self.model else []
-        beside = {"patches": told, "made": made}
+        adapters = [each.told for each in self.model.adapters] if self.model else []
+        beside = {"patches": told, "adapters": adapters, "made": made}
         return {**found, "series": self.series or self.name, **{key: each for key, each in beside.items() if each}}
 
     def origin(self) -> Origin:
@@ -165,6 +167,7 @@ class Setup:
             "steps": self.steps,
             "guidance": self.guidance,
             "patches": [spec.written() for spec in self.patches],
+            "adapters": [each.told for each in self.model.adapters] if self.model else [],
             "files": {**files, **{name: stamps(directory) for name, directory in self.unets.items()}},
             "made_of": self.made_of,
         }
@@ -188,6 +191,11 @@ class Setup:
             for spec in self.patches
         )
         return replace(self, name=name, patches=patches, **changes)
+
+
+def _weights_of(model: ModelDirectory) -> tuple[Any, ...]:
+    """Equal where what is read is the same."""
+    return model.path, model.adapters
 
 
 def cache_spec(plan: CachePlan, unet: str | None = None) -> FeatureCacheSpec:
@@ -322,7 +330,7 @@ class Session:
         self.device, self.dtype = device, dtype
         sizes = check_memory(setups, device, dtype) if setups else {}
         self.crowded = device.type == "cuda" and sum(sizes.values()) > 0.8 * torch.cuda.mem_get_info(device)[0]
-        self._pipelines: dict[Path, Any] = {}
+        self._pipelines: dict[tuple[Any, ...], Any] = {}
         self._unets: dict[tuple[Any, ...], Any] = {}
 
     @contextmanager
@@ -348,18 +356,18 @@ class Session:
 
     def pipeline(self, model: ModelDirectory) -> Any:
         """Without what it carries: a set-up says itself what is in force."""
-        if model.path not in self._pipelines:
+        if (key := _weights_of(model)) not in self._pipelines:
             place = CPU if self.crowded else self.device
-            self._pipelines[model.path] = load_pipeline(model, place, self.dtype, with_patches=False)
-        return self._pipelines[model.path]
+            self._pipelines[key] = load_pipeline(model, place, self.dtype, with_patches=False)
+        return self._pipelines[key]
 
     def unet(self, model: ModelDirectory, device: torch.device | None = None) -> UNet2DConditionModel:
         """That of a pipeline that is loaded, or read alone."""
-        if model.path in self._pipelines:
-            return self._pipelines[model.path].unet
-        if (model.path,) not in self._unets:
-            self._unets[model.path,] = load_unet(model, device or self.device, self.dtype)
-        return self._unets[model.path,]
+        if (key := _weights_of(model)) in self._pipelines:
+            return self._pipelines[key].unet
+        if key not in self._unets:
+            self._unets[key] = load_unet(model, device or self.device, self.dtype)
+        return self._unets[key]
 
     def made(self, setup: Setup) -> UNet2DConditionModel:
         """The UNet that is put together from others, whose tensors it shares."""

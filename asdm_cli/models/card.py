@@ -13,7 +13,7 @@ from asdm_cli.models.directory import OURS, ModelDirectory
 from asdm_cli.recipe.redact import redact
 from asdm_cli.unet.blocks import STOCK
 
-NAMED = ("removed", "taken", "unets", "experts", "teacher", "steps", "dtype")
+NAMED = ("removed", "taken", "unets", "experts", "teacher", "steps", "adapters", "dtype")
 """Of what a verb tells of itself, the words that a card has; the rest is in asdm.json."""
 
 

@@ -102,6 +102,18 @@ ONLY = f"only {STOCK}, as SD 1.x, 2.x and XL have it, is supported: {OTHERS}"
 
 
 @dataclass(frozen=True)
+class Fused:
+    """A LoRA that is in a model's weights whenever they are read: by the names of `of`, a model that this one was made
+    from, or itself. `name` is what reports call it, `told` what they say of it."""
+
+    path: Path
+    scale: float
+    of: str
+    name: str
+    told: str
+
+
+@dataclass(frozen=True)
 class ModelDirectory:
     """A checked directory: either a diffusers pipeline or a bare UNet. `name` is how people know it."""
 
@@ -111,6 +123,7 @@ class ModelDirectory:
     """By what a recipe would name it again, without this machine's places."""
     revision: str = ""
     """The hub's commit, of a model from there."""
+    adapters: tuple[Fused, ...] = ()
 
     @property
     def is_pipeline(self) -> bool:

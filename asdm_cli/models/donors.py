@@ -5,14 +5,15 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from asdm_cli.errors import Faults
 from asdm_cli.models.directory import ModelDirectory, check_unet, find
-from asdm_cli.models.metadata import one_unet, origin, record
+from asdm_cli.models.metadata import UNET_CONFIG, UNITS, one_unet, origin, record
 from asdm_cli.models.schedulers import unlike_pipelines
 from asdm_cli.models.write import assemble_directory, carried_size
 from asdm_cli.unet.assembly import Choice, assemble
-from asdm_cli.unet.blocks import Config
+from asdm_cli.unet.blocks import Config, stated
 from asdm_cli.unet.surgery import Graft
 from asdm_cli.unet.weights import WEIGHTS, Checkpoint, Entry, copy_tensors
 
@@ -86,5 +87,11 @@ def write(made: Made, target: Path, link: bool = False) -> None:
     """The model directory, anew."""
     first, taken = made.first.directory, made.taken
     copy_tensors(made.tensors, assemble_directory(first, target, link, made.assembly.config) / WEIGHTS)
-    origins = {name: origin(made.donors[name].directory, made.donors[name].checkpoint) for name in taken}
-    record(first, target, "assemble", taken=taken, donors=origins)
+    donors = {
+        name: {**origin(donor.directory, donor.checkpoint), UNET_CONFIG: stated(donor.config)}
+        for name, donor in made.donors.items()
+        if name in taken
+    }
+    graft = made.assembly
+    facts: dict[str, Any] = {UNITS: graft.sources, "ends": graft.ends, "embeddings": graft.embeddings}
+    record(first, target, "assemble", taken=taken, donors=donors, **facts)

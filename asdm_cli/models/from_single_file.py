@@ -60,7 +60,10 @@ BESIDE = "config"
 """The folder beside a file with the rest of its pipeline."""
 CONV_IN = f"{UNET}input_blocks.0.0.weight"
 OTHERS: tuple[tuple[str, str], ...] = (
-    (r"lora_(unet|te\d?)_|.*\.lora_(A|B|up|down)\.|.*_lora\.(up|down)\.", "a LoRA, which changes a model and is none"),
+    (
+        r"lora_(unet|te\d?)_|.*\.lora_(A|B|up|down)\.|.*_lora\.(up|down)\.",
+        "a LoRA: name it under `adapters` beside a model",
+    ),
     (
         r"(model\.diffusion_model\.)?(double_blocks|joint_blocks|transformer_blocks)\.",
         "no UNet but a transformer (FLUX, SD 3)",
@@ -83,11 +86,11 @@ UNPICKLE = (
 """What makes a pickled file one that is read, without running what is in it."""
 
 
-def unpickled(file: str) -> str:
+def unpickled(file: str, what: str = "the whole pipeline of it") -> str:
     """Why a pickled file is not read, and the command that makes it one that is."""
     new = str(Path(file).with_suffix(".safetensors"))
     return (
-        f"{file}: is a pickle, and loading one can run any code; make a safetensors file of the whole pipeline of it, "
+        f"{file}: is a pickle, and loading one can run any code; make a safetensors file of {what}, "
         f'once, and give that: python -c "{UNPICKLE}" {quote(file)} {quote(new)}'
     )
 

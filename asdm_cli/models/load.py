@@ -17,6 +17,7 @@ from transformers import CLIPModel, CLIPTokenizer
 
 from asdm_cli.errors import ModelError, reason
 from asdm_cli.experts.unet import ExpertUNet, build
+from asdm_cli.models.adapters import fuse
 from asdm_cli.models.directory import (
     CONFIG,
     UNET,
@@ -112,6 +113,7 @@ def _load_part(directory: ModelDirectory, name: str, dtype: torch.dtype) -> Any:
     weights = {DTYPE[library]: dtype, **_variant(directory, name)} if (folder / CONFIG).is_file() else {}
     part = read_with(folder, lambda: known.from_pretrained(folder, **SAFELY, **weights))
     if weights:
+        fuse(part, directory, name)
         _require_finite(part, folder)
     return part
 
@@ -162,6 +164,7 @@ def load_unet(directory: ModelDirectory, device: torch.device, dtype: torch.dtyp
             folder, torch_dtype=dtype, use_safetensors=True, local_files_only=True, **_variant(directory, UNET)
         ),
     )
+    fuse(unet, directory, UNET)
     _require_finite(unet, folder)
     return unet.to(device).eval()
 

@@ -30,6 +30,8 @@ FILE = "asdm.json"
 ORIGIN = "origin.json"
 OLD = {"inherit": "asdm inherit", "switch": "asdm switch"}
 """Keys of 0.1, and what writes such a model anew."""
+UNET_CONFIG, UNITS = "unet_config", "units"
+"""Of a step: the config of the UNet that tensors were taken from, and unit of the result -> donor and unit there."""
 Origin = dict[str, Any]
 """All that images or weights depend on, as JSON: work of another origin is not gone on with."""
 Stamps = list[list[str | int]]
@@ -39,6 +41,10 @@ class Step(BaseModel, extra="allow"):
     """What one verb did; each adds what it likes to tell. After what was `removed`, addresses are others."""
 
     verb: str
+    removed: list[str] | None = None
+    """Addresses that a pruning took away; `unet_config` is what they are addresses of."""
+    unet_config: dict[str, Any] | None = None
+    units: dict[str, tuple[str, str]] | None = None
     taken: dict[str, list[str]] | None = None
     """Donor -> addresses, and names of modules outside the blocks, that an assembly took from it."""
 
@@ -84,7 +90,7 @@ def taken(directory: ModelDirectory) -> dict[str, list[str]]:
     for step in reversed(read_metadata(directory).history):
         if step.taken is not None:
             return step.taken
-        if "removed" in (step.model_extra or {}):
+        if step.removed is not None:
             break
     return {}
 
@@ -107,7 +113,8 @@ def record(source: ModelDirectory, target: Path, verb: str, patches: Sequence[Pa
 def stamps(directory: ModelDirectory) -> Stamps:
     """Of every file of a model: changed weights, or another plan, are noticed without reading gigabytes."""
     files = [file for folder in directory.components.values() for file in folder.rglob("*")]
-    return stamps_of(directory.path, [*files, directory.path / FILE])
+    adapters = [each.path for each in directory.adapters]
+    return stamps_of(directory.path, [*files, directory.path / FILE, *adapters])
 
 
 def stamps_of(root: Path, paths: Iterable[Path]) -> Stamps:
@@ -240,10 +247,17 @@ def write_patched(
     Each of `others`, by the UNet's name, has one UNet; those that lie in the first one's directory need none. `facts`
     go into the history. An interrupted run may have left a model here.
     """
+    from asdm_cli.models.adapters import write_fused  # that takes torch
+
     assemble_directory(first, target, link)
+    for component in first.components if first.adapters else ():
+        write_fused(first, component, target / component)
     named = [name for name, component in unet_components(specs).items() if component not in first.components]
     for name in named:
         carry_component(unet_files(others[name]), target / UNETS / name, link)
+        write_fused(others[name], UNET, target / UNETS / name)
+    if first.adapters:
+        facts["adapters"] = [each.told for each in first.adapters]
     if named:
         whole = {next(iter(unet_components(specs))): first, **{name: others[name] for name in named}}
         facts["unets"] = {name: origin(directory) for name, directory in whole.items()}

@@ -90,7 +90,7 @@ def family(directory: ModelDirectory) -> str:
 def pieces(directory: ModelDirectory, unet_only: bool = False) -> dict[str, Piece]:
     """The tensors of the file, by their names in it. Raises ModelError with all that the layout has no place for."""
     encoders = FAMILIES[family(directory)]
-    made, faults = _renamed(directory, UNET, _unet_names(directory.config(UNET)))
+    made, faults = _renamed(directory, UNET, unet_names(directory.config(UNET)))
     for component in (VAE, *encoders) if not unet_only else ():
         if component not in directory.components:
             faults.append(f"{directory.path}: has no {component}, which such a file holds; export the UNet alone")
@@ -102,7 +102,7 @@ def pieces(directory: ModelDirectory, unet_only: bool = False) -> dict[str, Piec
             found, wrong = _open_clip(directory, component, encoders[component][0])
             made |= found
         else:
-            found, wrong = _renamed(directory, component, _clip_name, encoders[component][0])
+            found, wrong = _renamed(directory, component, clip_name, encoders[component][0])
             made |= found
         faults += wrong
     if faults:
@@ -133,7 +133,7 @@ def _no_place(entry: Entry, key: str) -> str:
     return f"{entry.file}: {key} has no place in a single file of the original layout; export --to diffusers"
 
 
-def _unet_names(config: Config) -> Names:
+def unet_names(config: Config) -> Names:
     """By diffusers' name the original one; None where there is none."""
     units = dict(_unet_units(config))
 
@@ -214,7 +214,7 @@ def _as_convolution(name: str, held: Piece) -> Piece:
     return Piece(held.parts, held.dtype, (*held.shape, 1, 1), held.size)
 
 
-def _clip_name(key: str) -> str:
+def clip_name(key: str) -> str:
     return key if key.startswith((TEXT_MODEL, "text_projection.")) else TEXT_MODEL + key
 
 

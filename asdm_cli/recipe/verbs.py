@@ -86,6 +86,22 @@ class Recipe(Strict):
         return [""]
 
 
+class Adapter(Strict):
+    """A LoRA, fused into a model's weights in memory."""
+
+    path: Annotated[Text, READ]
+    """Its `.safetensors` file, as kohya's trainer, diffusers or peft write it."""
+    scale: Annotated[float, Field(ge=-100, le=100)] = 1.0
+    """How much of it; 1 is as it was trained."""
+    of: Text | None = None
+    """The model that it was trained on, by its name in asdm.json, where a pruned model and its original both fit."""
+
+
+class Adapted(Strict):
+    adapters: list[Adapter] = []
+    """LoRAs in the weights of the UNets and text encoders; of a pruned model, also those of its original."""
+
+
 class OnDevice(Strict):
     device: Text = "auto"
     """`auto` (a GPU if there is one), `cpu`, `cuda`, `cuda:1`, ..."""
@@ -750,7 +766,7 @@ class Target(Strict):
         return f"a perceptual distance of {self.perceptual:g}"
 
 
-class InheritRecipe(Comparing):
+class InheritRecipe(Adapted, Comparing):
     """No training: compute less at some steps and inherit features from earlier ones."""
 
     verb: Annotated[Literal["inherit"], VERB]
@@ -847,7 +863,7 @@ class Search(Strict):
     """Whether a call may be skipped: the last predictions again (`reuse`), or the line through them (`extrapolate`)."""
 
 
-class SwitchRecipe(Comparing):
+class SwitchRecipe(Adapted, Comparing):
     """Several UNets in one generation, and who serves which part of it."""
 
     verb: Annotated[Literal["switch"], VERB]
@@ -907,7 +923,7 @@ out: runs/switched
 # bench ----------------------------------------------------------------------------------------------------------------
 
 
-class Contestant(Strict):
+class Contestant(Adapted, Strict):
     """One set-up of a comparison: a model, what is in force on it, and how it draws. One of `model` and `random`."""
 
     name: Called
@@ -946,6 +962,8 @@ class Contestant(Strict):
         if self.model is not None and self.random is not None:
             yield ("random",), "either 'model' or 'random', not both"
             return
+        if self.model is None and self.adapters:
+            yield ("adapters",), "goes with 'model' only"
         first = {"remove": "prune the model first: asdm prune", "expand": "expand it first: asdm condconv-expand"}
         for key in first:
             if self.model is not None and getattr(self, key) is not None:

@@ -273,6 +273,11 @@ def with_experts(config: Config, experts: Mapping[str, Mapping[str, object]]) ->
     return {**rest, **named}
 
 
+def stated(config: Config) -> Config:
+    """The config without what diffusers notes of its file, which changes no UNet."""
+    return {key: value for key, value in config.items() if not key.startswith("_")}
+
+
 def plain(value: Any) -> Any:
     """Tuples as the lists that JSON makes of them."""
     return [plain(each) for each in value] if isinstance(value, list | tuple) else value

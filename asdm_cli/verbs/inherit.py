@@ -28,6 +28,7 @@ from asdm_cli.compare.setup import (
 from asdm_cli.console import is_first
 from asdm_cli.errors import ModelError
 from asdm_cli.metrics.suite import MetricSettings, check
+from asdm_cli.models.adapters import adapted, fused_size
 from asdm_cli.models.directory import find
 from asdm_cli.models.metadata import write_patched
 from asdm_cli.models.write import carried_size, takes
@@ -85,7 +86,8 @@ class Plan:
         timelines, paper = [], list[Record]()
         if self.written is not None:
             assert first.model is not None, "the plain model is a pipeline"
-            facts["model"] = takes(0, carried_size(first.model, whole=True))
+            new = fused_size(first.model)
+            facts["model"] = takes(new, carried_size(first.model, whole=True) - new)
             facts |= {"plan": [line for spec in self.written for line in spec.told()]}
             planned = next(setup for setup in self.setups if setup.name == PLAN)
             if planned.cache is not None and planned.sees_all:
@@ -103,7 +105,7 @@ class Plan:
 def plan(recipe: InheritRecipe) -> Plan:
     """Every plan held against the UNet's config. Raises ModelError with all that do not fit."""
     settings = {"sampler": recipe.sampler, "steps": recipe.steps, "guidance": recipe.guidance}
-    plain = drawing(PLAIN, find(recipe.model), carried=False, series=PLAIN, **settings)
+    plain = drawing(PLAIN, adapted(find(recipe.model), recipe.adapters), carried=False, series=PLAIN, **settings)
     wanted, pending = [], dict[str, CachePlan]()
     for key, setup in _wanted(recipe, plain):
         standing_in = setup

@@ -10,6 +10,7 @@ from asdm_cli.models.write import assemble_directory
 from asdm_cli.recipe.verbs import PruneRecipe
 from asdm_cli.records import Report
 from asdm_cli.report.run_directory import Run
+from asdm_cli.unet.blocks import stated
 from asdm_cli.unet.flops import shapes
 from asdm_cli.unet.surgery import Surgery, remove
 from asdm_cli.unet.weights import WEIGHTS, Checkpoint, copy_tensors, require
@@ -55,6 +56,6 @@ def run(plan: Plan, run: Run) -> Report:
     """Write the pruned model to `run.path / "model"`."""
     source, model = plan.source, run.path / "model"
     copy_tensors(plan.kept.tensors, assemble_directory(source, model, run.link, plan.surgery.config) / WEIGHTS)
-    removed = list(plan.surgery.removed)
-    record(source, model, "prune", removed=removed, source_unet_header_sha256=plan.kept.digest)
+    removed, config = list(plan.surgery.removed), stated(source.config("unet"))
+    record(source, model, "prune", removed=removed, unet_config=config, source_unet_header_sha256=plan.kept.digest)
     return plan.report()

@@ -235,7 +235,7 @@ GUESSES: dict[str, tuple[str, str]] = {
     ),
     "a LoRA": (
         "lora.safetensors",
-        "holds a LoRA, which changes a model and is none; give a file with a whole pipeline",
+        "holds a LoRA: name it under `adapters` beside a model; give a file with a whole pipeline",
     ),
     "a VAE": ("vae.safetensors", "holds a VAE; give a file with a whole pipeline"),
     "a ControlNet": ("control.safetensors", "holds a ControlNet, which stands beside a model"),
