@@ -18,6 +18,7 @@ from asdm_cli.errors import blame
 from asdm_cli.patches.base import Trajectory
 from asdm_cli.patches.feature_cache import FeatureCache
 from asdm_cli.patches.feature_cache.plan import ResolvedPlan, Reused, resolve
+from asdm_cli.profiling.expected import Work
 from asdm_cli.profiling.latency import (
     block_seconds,
     quartiles,
@@ -27,6 +28,7 @@ from asdm_cli.profiling.latency import (
     time_interleaved,
 )
 from asdm_cli.profiling.memory import FEW_STEPS, in_fresh_process, measure_memory
+from asdm_cli.recipe.verbs import OnDevice
 from asdm_cli.records import Record
 from asdm_cli.unet.flops import Macs, inputs, macs, macs_of, meta_unet, rows
 
@@ -58,6 +60,18 @@ def on_paper(setup: Setup, size: int | None) -> list[Record]:
         if setup.one_unet:
             found += [Record(setup.name, "macs_g", each / 1e9, of=f"block/{at}") for at, each in counted.blocks.items()]
     return found
+
+
+def work(setups: Sequence[Setup], images: int, rounds: Rounds | None, size: int | None, recipe: OnDevice) -> Work:
+    """Of the UNets, when everybody draws so many images, then one to be counted, and those of timed rounds; as if no
+    patch left anything out, and the largest of several UNets served all calls."""
+    total, timed = 0, (rounds.repeats + rounds.warmups) * sum({1, *rounds.batches}) if rounds else 0
+    for setup in setups:
+        latent, tokens = setup.latent(size), setup.surroundings[1]
+        call = max(macs(each, rows(each, setup.guidance), latent, tokens).total for each in setup.configs.values())
+        total += call * (setup.calls * (images + 1 + timed) if setup.draws else timed)
+    first = setups[0]
+    return Work(total, first.config, first.latent(size), first.surroundings[1], recipe.device, recipe.dtype)
 
 
 def ratios(metric: str, seconds: Seconds, of: str = "") -> list[Record]:

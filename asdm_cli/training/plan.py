@@ -21,6 +21,7 @@ from asdm_cli.models.directory import ModelDirectory, check_drawing, check_parts
 from asdm_cli.models.metadata import one_unet, taken
 from asdm_cli.models.schedulers import planned_scheduler, training_scheduler, unlike_pipelines
 from asdm_cli.models.write import carried_size, takes
+from asdm_cli.profiling.expected import Work
 from asdm_cli.recipe.verbs import DistillRecipe, FeatureLoss, Student
 from asdm_cli.records import Record, Report
 from asdm_cli.training.distillation import LossTerm
@@ -28,10 +29,12 @@ from asdm_cli.training.student import mixed_precision, optimizer_of
 from asdm_cli.unet.addresses import Anatomy
 from asdm_cli.unet.blocks import unlike_inputs
 from asdm_cli.unet.feature_pairs import FeaturePair, feature_pairs
-from asdm_cli.unet.flops import latent_size
+from asdm_cli.unet.flops import latent_size, macs
 from asdm_cli.unet.weights import Checkpoint
 
 FROM = "from "
+WORDS = {"bf16": "bfloat16", "fp16": "float16"}
+"""What accelerate calls number formats -> what recipes do."""
 SHARDED = ("FSDP", "DEEPSPEED", "MEGATRON_LM")
 """What accelerate can share out weights by, as it calls them in the environment."""
 
@@ -108,6 +111,16 @@ class DistillPlan:
         parameters = [Record(student.name, "params_m", student.parameters / 1e6) for student in self.students]
         return Report("distill", setups, parameters, facts=facts)
 
+    def work(self) -> Work:
+        """A step calls the teacher, and counts as three calls of each student: one forward, and twice that backward."""
+        recipe, side, tokens = self.recipe, self.resolution // _factor(self.host), self.host.tokens
+        calls = [(each.directory.config("unet"), 4 if recipe.gradient_checkpointing else 3) for each in self.students]
+        calls += [(self.teacher.config("unet"), 1)] if self.teacher else []
+        sample = sum(count * macs(config, 1, (side, side), tokens).total for config, count in calls)
+        dtype = WORDS.get(mixed_precision(recipe.precision, recipe.device), "float32")
+        config, _ = calls[0]
+        return Work(recipe.steps * recipe.batch * sample, config, (side, side), tokens, recipe.device, dtype)
+
 
 def make_plan(recipe: DistillRecipe, allow_pipes: bool = False) -> DistillPlan:
     """Raises ModelError with all that does not fit, each fault with its key."""
@@ -141,13 +154,17 @@ def make_plan(recipe: DistillRecipe, allow_pipes: bool = False) -> DistillPlan:
             if recipe.validation.prompts:
                 planned_scheduler(host, "own", recipe.validation.steps)
         with errors.at("data.resolution"):
-            levels = len(host.config("vae").get("block_out_channels", (0,) * 4))
-            resolution = resolution or latent_size(host.config("unet"))[0] * 2 ** (levels - 1)
+            resolution = resolution or latent_size(host.config("unet"))[0] * _factor(host)
             check_resolution(host, resolution)
     shards = check_settings(recipe, errors, allow_pipes)
     errors.raise_all()
     assert host, "no fault, so there is a host"
     return DistillPlan(recipe, teacher, host, students, terms, resolution, *shards)
+
+
+def _factor(host: ModelDirectory) -> int:
+    """Pixels per latent."""
+    return 2 ** (len(host.config("vae").get("block_out_channels", (0,) * 4)) - 1)
 
 
 def _student(student: Student, index: int, errors: ErrorCollector) -> StudentModel:

@@ -9,10 +9,10 @@ import os
 from collections.abc import Sequence
 from importlib import import_module
 from pathlib import Path
-from typing import Any, Protocol, cast
+from typing import TYPE_CHECKING, Any, Protocol, cast, runtime_checkable
 
-from asdm_cli.console import BRIEF, console, hand_over, is_first
-from asdm_cli.errors import ModelError
+from asdm_cli.console import BRIEF, console, hand_over, is_first, note
+from asdm_cli.errors import ModelError, reason
 from asdm_cli.models.addressed import unknown_addresses
 from asdm_cli.models.directory import POCKET, find
 from asdm_cli.models.metadata import made_from, measured_with, refuse_changes
@@ -24,6 +24,9 @@ from asdm_cli.recipe.typed import is_recipe, typed
 from asdm_cli.recipe.verbs import VERBS
 from asdm_cli.records import Report
 from asdm_cli.verbs.process import end_with_starter
+
+if TYPE_CHECKING:
+    from asdm_cli.profiling.expected import Work
 
 KEYS = (
     *(
@@ -54,6 +57,13 @@ class Plan(Protocol):
     """What a verb would do, found out from the recipe and from file headers only (gate 3)."""
 
     def report(self) -> Report: ...
+
+
+@runtime_checkable
+class SlowPlan(Protocol):
+    """That of what may take minutes."""
+
+    def work(self) -> Work | None: ...
 
 
 class Verb(Protocol):
@@ -111,6 +121,7 @@ def run_verb(
     planned = with_links(plan.report(), link)
     _show(planned)
     if dry_run:
+        _tell_time(plan)
         return
     if not is_first():  # work in the folder that the first process made; it alone writes the report and publishes
         wait_for_everyone()
@@ -146,6 +157,19 @@ def wait_for_everyone() -> None:
         from asdm_cli.sampling.generate import processes
 
         processes().wait_for_everyone()
+
+
+def _tell_time(plan: Plan) -> None:
+    """How long it would take; a figure that cannot be had stops nothing."""
+    work = plan.work() if isinstance(plan, SlowPlan) else None
+    if work is None:
+        return
+    from asdm_cli.profiling.expected import expected
+
+    try:
+        note(f"It would take {expected(work)}.")
+    except Exception as error:
+        note(f"How long it would take cannot be told here: {reason(error)}.")
 
 
 def _show(report: Report, page: Path | None = None, planned: Report | None = None) -> None:

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from asdm_cli.compare.costs import Rounds, on_paper
+from asdm_cli.compare.costs import Rounds, on_paper, work
 from asdm_cli.compare.run import Measures, Place, compare, finished
 from asdm_cli.compare.setup import (
     MAKER_STEP,
@@ -29,6 +29,7 @@ from asdm_cli.models.directory import UNET, ModelDirectory, check_unet, find
 from asdm_cli.models.load import PIPELINES, device_and_dtype
 from asdm_cli.models.metadata import patches_of
 from asdm_cli.models.schedulers import SCHEDULER, own_scheduler, unlike_noise
+from asdm_cli.profiling.expected import Work
 from asdm_cli.profiling.memory import HOW
 from asdm_cli.recipe.patches import PatchSpec, UNetScheduleSpec
 from asdm_cli.recipe.redact import without_place
@@ -65,6 +66,10 @@ class Plan:
         told = {setup.name: setup.facts for setup in self.setups}
         paper = [record for setup in self.setups for record in on_paper(setup, self.size) if not record.of]
         return Report(self.recipe.verb, told, paper, facts=facts, notes=list(self.notes))
+
+    def work(self) -> Work:
+        images = len(self.prompts.prompts) if self.prompts is not None else 0
+        return work(self.setups, images, self.rounds, self.size, self.recipe)
 
 
 def plan(recipe: BenchRecipe | EvalRecipe) -> Plan:

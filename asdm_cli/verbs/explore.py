@@ -11,7 +11,7 @@ from functools import cache, partial
 from itertools import product
 from typing import Any
 
-from asdm_cli.compare.costs import Rounds, on_paper, unet_calls
+from asdm_cli.compare.costs import Rounds, on_paper, unet_calls, work
 from asdm_cli.compare.run import COST, Measures, Place, compare, finished, kept
 from asdm_cli.compare.setup import Session, Setup, common_size, drawing, misfits
 from asdm_cli.console import track
@@ -20,6 +20,7 @@ from asdm_cli.metrics.suite import MetricSettings, check
 from asdm_cli.models.donors import Donor, Made, make, write
 from asdm_cli.models.metadata import stamps
 from asdm_cli.models.write import takes
+from asdm_cli.profiling.expected import Work
 from asdm_cli.profiling.latency import versions
 from asdm_cli.recipe.verbs import NONE, AssembleRecipe, Budget, Combination, Explore
 from asdm_cli.records import Record, Report, under
@@ -82,6 +83,9 @@ class Plan:
             facts={**facts, **self._above()},
             notes=self.found.notes,
         )
+
+    def work(self) -> Work:
+        return work((self.first, *self.setups), len(self.prompts.prompts), None, self.size, self.explore)
 
     def _above(self) -> dict[str, Any]:
         return {"above the budget": self.found.over} if self.found.over else {}

@@ -10,7 +10,7 @@ from typing import Any
 
 from accelerate import PartialState
 
-from asdm_cli.compare.costs import Rounds
+from asdm_cli.compare.costs import Rounds, work
 from asdm_cli.compare.run import Measures, Place, compare, finished, picture
 from asdm_cli.compare.setup import (
     DEEPCACHE,
@@ -33,6 +33,7 @@ from asdm_cli.models.directory import find
 from asdm_cli.models.metadata import write_patched
 from asdm_cli.models.write import carried_size, takes
 from asdm_cli.patches.feature_cache.plan import resolve
+from asdm_cli.profiling.expected import Work
 from asdm_cli.recipe.patches import CachePlan, DeepCacheSpec, PatchSpec, read_plan
 from asdm_cli.recipe.verbs import Candidate, InheritRecipe, Target
 from asdm_cli.records import Record, Report
@@ -70,6 +71,10 @@ class Plan:
         """What the written model will carry; None where none is written."""
         return written(self.setups)
 
+    @property
+    def rounds(self) -> Rounds:
+        return Rounds(self.recipe.repeats, self.recipe.warmups, (1,), self.size)
+
     def report(self) -> Report:
         recipe, first = self.recipe, self.setups[0]
         facts: dict[str, object] = {"model": "none is written: the recipe has neither `plan` nor `patches`"}
@@ -100,6 +105,12 @@ class Plan:
         notes = [] if recipe.measure else [UNMEASURED.format(model=recipe.model)]
         setups = {setup.name: setup.facts for setup in self.setups}
         return Report("inherit", setups, [] if recipe.measure else paper, timelines=timelines, facts=facts, notes=notes)
+
+    def work(self) -> Work | None:
+        if self.prompts is None:
+            return None
+        everybody = [*self.setups, *([self.near] if self.near else [])]
+        return work(everybody, len(self.prompts.prompts), self.rounds, self.size, self.recipe)
 
 
 def plan(recipe: InheritRecipe) -> Plan:
@@ -150,8 +161,7 @@ def run(plan: Plan, run: Run) -> Report:
         if recipe.target is not None and plan.calibrated is not None:
             plan, tried = _found(plan, recipe.target, session, where, run.path, state)
         setups = (*plan.setups, *output_alone(plan.setups))
-        rounds = Rounds(recipe.repeats, recipe.warmups, (1,), plan.size)
-        measures = Measures(plan.prompts, plan.metrics, rounds, converged=plan.near, grid=recipe.grid)
+        measures = Measures(plan.prompts, plan.metrics, plan.rounds, converged=plan.near, grid=recipe.grid)
         report = compare(setups, measures, where, run.path, state, session)
         if report is not None and recipe.target is not None:
             report.facts.update(target=_reached(recipe.target, report), **{"plans tried": tried})

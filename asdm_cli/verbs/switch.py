@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from asdm_cli.compare.costs import Rounds, on_paper
+from asdm_cli.compare.costs import Rounds, on_paper, work
 from asdm_cli.compare.run import Measures, Place, compare, finished
 from asdm_cli.compare.setup import (
     PLAIN,
@@ -31,6 +31,7 @@ from asdm_cli.models.schedulers import SCHEDULER, own_scheduler, planned_schedul
 from asdm_cli.models.write import carried_size, takes
 from asdm_cli.patches.feature_cache.plan import resolve
 from asdm_cli.patches.unet_schedule import alone, served_by, who_serves
+from asdm_cli.profiling.expected import Work
 from asdm_cli.recipe.load import dump_given
 from asdm_cli.recipe.patches import NULLS, FeatureCacheSpec, PatchSpec, Segment, Switching, UNetScheduleSpec, described
 from asdm_cli.recipe.verbs import SwitchRecipe
@@ -69,6 +70,10 @@ class Plan:
     metrics: MetricSettings | None
     size: int
 
+    @property
+    def rounds(self) -> Rounds:
+        return Rounds(self.recipe.repeats, self.recipe.warmups, (1,), self.size)
+
     def report(self) -> Report:
         recipe, scheduler = self.recipe, _scheduler(self.setups[0])
         served = {setup.name: served_by(_rules(setup), scheduler) for setup in self.setups}
@@ -96,6 +101,14 @@ class Plan:
             if isinstance(spec, FeatureCacheSpec) and spec.unet:
                 told[spec.unet]["patches"] = spec.told()
         return Report("switch", told, paper, timelines=timelines, facts=facts)
+
+    def work(self) -> Work | None:
+        """A search draws a schedule a budget, and not all of what it calibrates with is known before."""
+        if self.prompts is None:
+            return None
+        budgets = self.recipe.search.budgets if self.recipe.search else []
+        everybody = [*self.setups, *([self.near] if self.near else []), *(self.setups[0] for _ in budgets)]
+        return work(everybody, len(self.prompts.prompts), self.rounds, self.size, self.recipe)
 
 
 def plan(recipe: SwitchRecipe) -> Plan:
@@ -140,8 +153,7 @@ def run(plan: Plan, run: Run) -> Report:
         calibration, chosen = search(session, recipe.search, first, fixed, plan.searched, where, run.path, state)
         found = list(records(calibration, chosen))
     setups = [*plan.setups, *(first.scheduled(each.name, each.rules, series=SEARCHED) for each in chosen)]
-    rounds = Rounds(recipe.repeats, recipe.warmups, (1,), plan.size)
-    measures = Measures(plan.prompts, plan.metrics, rounds, converged=plan.near, grid=recipe.grid)
+    measures = Measures(plan.prompts, plan.metrics, plan.rounds, converged=plan.near, grid=recipe.grid)
     report = compare(setups, measures, where, run.path, state, session)
     if report is None:
         return Report("switch")

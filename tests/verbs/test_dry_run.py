@@ -1,0 +1,98 @@
+"""Dry runs of what takes minutes say how long; nothing stops where that cannot be told."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from asdm_cli.profiling import expected
+from asdm_cli.recipe.verbs import VERBS
+from asdm_cli.unet.flops import macs
+from asdm_cli.verbs import verb_of
+from tests import tiny
+from tests.carrying import every
+from tests.data import tars
+from tests.expanding import run as ran
+
+
+@pytest.fixture(scope="module")
+def recipes(tiny_pipeline: Path, tiny_base: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, Any]]:
+    folder = tmp_path_factory.mktemp("dry")
+    (folder / "prompts.txt").write_text("a fox\nan owl\na cat\n")
+    tars.shard(folder / "train.tar", 8)
+    model, base, prompts = str(tiny_pipeline), str(tiny_base), str(folder / "prompts.txt")
+    drawn = {"prompts": prompts, "metrics": ["psnr"], "steps": 4, "device": "cpu"}
+    two = {"large": {"model": model}, "base": {"model": base}}
+    explore = {"combinations": [{"name": "b", "levels": ["base"] * 4, "mid": "none"}], **drawn}
+    donors = {"large": model, "base": base}
+    students = [{"name": "base", "model": base}]
+    found = {
+        "prune": {"model": model, "remove": "base"},
+        "bench": {"models": [{"name": "one", "model": model}], "steps": 4},
+        "eval": {"models": [{"name": "one", "model": model}], **drawn},
+        "inherit": {"model": model, "plan": every(2, "up.3"), "fewer_steps": [2], **drawn},
+        "switch": {"unets": two, "search": {"budgets": [0.8], "prompts": 1}, "fewer_steps": [2], **drawn, "limit": 2},
+        "assemble": {"donors": donors, "explore": explore},
+        "distill": {"teacher": model, "students": students, "data": {"train": str(folder / "train.tar")}, "steps": 9},
+    }
+    return {verb: {"verb": verb, **recipe} for verb, recipe in found.items()}
+
+
+QUICK = {"prune": {}, "inherit": {"measure": False, "fewer_steps": None}}
+
+
+@pytest.mark.parametrize("verb", ["bench", "eval", "inherit", "switch", "assemble", "distill"])
+def test_it_says_how_long(
+    verb: str, recipes: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[expected.Work] = []
+    monkeypatch.setattr(expected, "expected", lambda work: asked.append(work) or "about a week")
+    said = ran(tmp_path, recipes[verb], "--dry-run")
+    assert (said.code, said.out) == (0, ""), said.err
+    assert said.text.endswith("It would take about a week.")
+    assert not (tmp_path / "run").exists()
+    (work,) = asked
+    assert work.macs > 0
+
+
+@pytest.mark.parametrize("verb", QUICK)
+def test_nothing_is_said_of_what_takes_seconds(verb: str, recipes: dict[str, Any], tmp_path: Path) -> None:
+    said = ran(tmp_path, {**recipes[verb], **QUICK[verb]}, "--dry-run")
+    assert said.code == 0, said.err
+    assert "would take" not in said.text
+
+
+def test_a_machine_that_cannot_make_the_call(
+    recipes: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(_: expected.Work) -> str:
+        raise RuntimeError("not enough memory\nat all")
+
+    monkeypatch.setattr(expected, "expected", broken)
+    said = ran(tmp_path, recipes["eval"], "--dry-run")
+    assert said.code == 0
+    assert said.text.endswith("How long it would take cannot be told here: not enough memory.")
+
+
+def test_a_step_of_training_is_three_calls_of_each_student_and_one_of_the_teacher(
+    recipes: dict[str, Any], tiny_base: Path
+) -> None:
+    def works(**changes: Any) -> float:
+        recipe = VERBS["distill"].model_validate({**recipes["distill"], "out": "unused", "batch": 4, **changes})
+        plan: Any = verb_of("distill").plan(recipe)
+        work: expected.Work = plan.work()
+        assert (work.latent, work.tokens) == ((8, 8), tiny.TOKENS)
+        return work.macs / (9 * 4)
+
+    teacher, student = (macs(config, 1, (8, 8), tiny.TOKENS).total for config in (tiny.shape("sd15"), base(tiny_base)))
+    assert works() == teacher + 3 * student
+    assert works(gradient_checkpointing=True) == teacher + 4 * student
+    assert works(teacher="none", losses=[{"kind": "task"}], students=[{"name": "x", "model": str(tiny_base)}] * 1) == 3 * student
+
+
+def base(run: Path) -> dict[str, Any]:
+    from asdm_cli.models.directory import find
+
+    return find(str(run)).config("unet")
