@@ -12,7 +12,7 @@ import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from math import prod
+from math import isfinite, prod
 from pathlib import Path
 from typing import Any
 
@@ -164,9 +164,8 @@ def write_fused(directory: ModelDirectory, component: str, folder: Path) -> None
     pieces = {name: as_it_is(entry) for name, entry in read_headers(directory.weights(component)).tensors.items()}
     for name, piece in pieces.items():
         if change := changes.get(_plain(component, name)):
-            pieces[name] = replace(
-                piece, change=partial(_bytes, change, getattr(torch, FLOATS[piece.dtype]), piece.shape)
-            )
+            as_bytes = partial(_bytes, change, getattr(torch, FLOATS[piece.dtype]), piece.shape)
+            pieces[name] = replace(piece, change=as_bytes)
     for name in component_files(directory, component).values():
         if ".safetensors" in name:
             (folder / name).unlink()
@@ -218,7 +217,10 @@ def _read(file: Path) -> dict[str, LowRank]:
         if not rank or up.numel() != up.shape[0] * rank:
             what = f"{name} is of {list(down.shape)} and {list(up.shape)}, which multiply to no weight"
             raise ModelError(f"{file}: {what}; fetch the file again")
-        found[name] = LowRank(down, up, _factor(name, rank, held.get(name + ALPHA), settings))
+        try:
+            found[name] = LowRank(down, up, _factor(name, rank, held.get(name + ALPHA), settings))
+        except (AttributeError, TypeError, ValueError, RuntimeError, re.error):  # a header may say anything
+            raise ModelError(f"{file}: {name}: its alpha is no number; fetch the file again") from None
     return found
 
 
@@ -254,7 +256,7 @@ def _settings(file: Path) -> dict[str, Any]:
         text = (opened.metadata() or {}).get(PEFT, "{}")
     try:
         return dict(json.loads(text))
-    except (ValueError, TypeError):
+    except (ValueError, TypeError, RecursionError):
         raise ModelError(f"{file}: {PEFT} in its header cannot be read; fetch the file again") from None
 
 
@@ -264,6 +266,8 @@ def _factor(name: str, rank: int, alpha: Tensor | None, settings: Mapping[str, A
     said = settings.get(f"{component}.lora_alpha", rank) if alpha is None else alpha.item()
     for end, other in (settings.get(f"{component}.alpha_pattern") or {}).items():
         said = other if re.fullmatch(rf"(.*\.)?({end})", module) else said
+    if not isfinite(float(said)):
+        raise ValueError
     return float(said) / (rank**0.5 if settings.get(f"{component}.use_rslora") else rank)
 
 

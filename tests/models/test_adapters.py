@@ -204,6 +204,13 @@ def text(name: str) -> Make:
     return make
 
 
+def headed(_: Lora, folder: Path, said: str) -> Path:
+    """Of peft, with these settings."""
+    tensors = {f"unet.mid_block.attentions.0.proj_in.lora_{half}.weight": torch.zeros(1, 1) for half in "AB"}
+    save_file(tensors, folder / "a.safetensors", {"format": "pt", "lora_adapter_metadata": said})
+    return folder / "a.safetensors"
+
+
 FIRST, NONE = "lora_unet_down_blocks_0_attentions_0_proj_in", torch.zeros(1, 1)
 STRANGER = more(**{f"lora_unet_x.lora_{half}.weight": torch.zeros(1, 1) for half in ("up", "down")})
 WRONG: dict[str, tuple[Make, str]] = {
@@ -218,6 +225,12 @@ WRONG: dict[str, tuple[Make, str]] = {
     "DoRA": (more(**{f"{FIRST}.dora_scale": NONE}), r"holds a DoRA .*only plain LoRAs"),
     "LoHa": (more(**{f"{FIRST}.hada_w1_a": NONE}), "holds a LoHa"),
     "NaN": (more(**{f"{FIRST}.lora_up.weight": NONE / 0}), f"{FIRST}.lora_up.weight holds values that are no finite"),
+    "alpha": (more(**{f"{FIRST}.alpha": torch.zeros(2)}), f"{FIRST}: its alpha is no number"),
+    "header": (lambda lora, folder: headed(lora, folder, "[1"), "lora_adapter_metadata in its header cannot be read"),
+    "header's alpha": (
+        lambda lora, folder: headed(lora, folder, '{"unet.lora_alpha": "x", "unet.alpha_pattern": {"(": 1}}'),
+        "its alpha is no number",
+    ),
     "ranks": (more(**{f"{FIRST}.lora_up.weight": torch.zeros(8, 2)}), f"{FIRST} is of .*, which multiply to no weight"),
     "stranger": (STRANGER, "is no LoRA of tiny: it has no lora_unet_x; give one that was trained on this model, or on"),
 }

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from asdm_cli.models.directory import find
 from asdm_cli.profiling import expected
 from asdm_cli.recipe.verbs import VERBS
 from asdm_cli.unet.flops import macs
@@ -18,10 +19,12 @@ from tests.expanding import run as ran
 
 
 @pytest.fixture(scope="module")
-def recipes(tiny_pipeline: Path, tiny_base: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, Any]]:
+def recipes(
+    tiny_pipeline: Path, tiny_base: Path, tmp_path_factory: pytest.TempPathFactory
+) -> dict[str, dict[str, Any]]:
     folder = tmp_path_factory.mktemp("dry")
     (folder / "prompts.txt").write_text("a fox\nan owl\na cat\n")
-    tars.shard(folder / "train.tar", 8)
+    tars.write(folder / "train.tar", tars.samples(*range(8)))
     model, base, prompts = str(tiny_pipeline), str(tiny_base), str(folder / "prompts.txt")
     drawn = {"prompts": prompts, "metrics": ["psnr"], "steps": 4, "device": "cpu"}
     two = {"large": {"model": model}, "base": {"model": base}}
@@ -44,9 +47,7 @@ QUICK = {"prune": {}, "inherit": {"measure": False, "fewer_steps": None}}
 
 
 @pytest.mark.parametrize("verb", ["bench", "eval", "inherit", "switch", "assemble", "distill"])
-def test_it_says_how_long(
-    verb: str, recipes: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_it_says_how_long(verb: str, recipes: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[expected.Work] = []
     monkeypatch.setattr(expected, "expected", lambda work: asked.append(work) or "about a week")
     said = ran(tmp_path, recipes[verb], "--dry-run")
@@ -86,13 +87,8 @@ def test_a_step_of_training_is_three_calls_of_each_student_and_one_of_the_teache
         assert (work.latent, work.tokens) == ((8, 8), tiny.TOKENS)
         return work.macs / (9 * 4)
 
-    teacher, student = (macs(config, 1, (8, 8), tiny.TOKENS).total for config in (tiny.shape("sd15"), base(tiny_base)))
+    configs = tiny.shape("sd15"), find(str(tiny_base)).config("unet")
+    teacher, student = (macs(config, 1, (8, 8), tiny.TOKENS).total for config in configs)
     assert works() == teacher + 3 * student
     assert works(gradient_checkpointing=True) == teacher + 4 * student
-    assert works(teacher="none", losses=[{"kind": "task"}], students=[{"name": "x", "model": str(tiny_base)}] * 1) == 3 * student
-
-
-def base(run: Path) -> dict[str, Any]:
-    from asdm_cli.models.directory import find
-
-    return find(str(run)).config("unet")
+    assert works(teacher="none", losses=[{"kind": "task"}]) == 3 * student
