@@ -113,7 +113,7 @@ def _options_of_verbs(
         bool,
         option("--link", help="Unchanged weights as hard links to the source's files: a change of one changes both."),
     ] = False,
-    dry_run: Annotated[bool, option("--dry-run", help="Check everything, print the plan, and stop.")] = False,
+    dry_run: Annotated[bool, option("--dry-run", help="Check everything, print the plan and how long it would take, and stop.")] = False,
     overwrite: Overwrite = False,
     verbose: Verbose = False,
     quiet: Quiet = False,
