@@ -23,11 +23,11 @@ def load(
 ) -> DiffusionPipeline:
     """The pipeline of a model, as a recipe names it (`docs/models.md`), with LoRAs in its weights: `{"path": FILE,
     "scale": 0.8}` each. Raises RecipeError, ModelError, RunError."""
-    from asdm_cli.models.adapters import adapted, read_adapters
     from asdm_cli.models.directory import find
     from asdm_cli.models.load import device_and_dtype, load_pipeline
+    from asdm_cli.recipe.typed import read_adapters
 
-    return load_pipeline(adapted(find(model), read_adapters(adapters)), *device_and_dtype(device, dtype))
+    return load_pipeline(find(model, read_adapters(adapters)), *device_and_dtype(device, dtype))
 
 
 def inherit(pipe: DiffusionPipeline, plan: Any) -> Handle:

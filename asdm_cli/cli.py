@@ -113,7 +113,9 @@ def _options_of_verbs(
         bool,
         option("--link", help="Unchanged weights as hard links to the source's files: a change of one changes both."),
     ] = False,
-    dry_run: Annotated[bool, option("--dry-run", help="Check everything, print the plan and how long it would take, and stop.")] = False,
+    dry_run: Annotated[
+        bool, option("--dry-run", help="Check everything, say what and how long it would be, and stop.")
+    ] = False,
     overwrite: Overwrite = False,
     verbose: Verbose = False,
     quiet: Quiet = False,

@@ -14,6 +14,7 @@ from asdm_cli.console import hand_over, is_first, note
 from asdm_cli.errors import ModelError, blame
 from asdm_cli.models.directory import INDEX, find
 from asdm_cli.models.write import atomic_directory, refuse_existing, refuse_sources
+from asdm_cli.recipe.typed import read_adapters
 
 SHEET = "sheet.png"
 
@@ -27,10 +28,8 @@ def generate(
     if not is_first():
         return
     refuse_existing(out, overwrite)
-    source = find(settings["model"])
-    from asdm_cli.models.adapters import adapted, read_adapters
-
     adapters = read_adapters(settings["lora"], "--lora")
+    source = find(settings["model"], adapters)
     refuse_sources(out, [source.path, *(Path(each.path) for each in adapters)])
     if not source.is_pipeline:
         around = f", {source.path.parent}" if (source.path.parent / INDEX).is_file() else ""
@@ -44,7 +43,6 @@ def generate(
     from asdm_cli.sampling.generate import SamplingSettings, draw
 
     check_drawing(source)
-    source = adapted(source, adapters)
     if settings["size"] is not None:
         common_size(settings["size"], [])
     measured = measured_with(source)

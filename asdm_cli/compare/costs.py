@@ -63,15 +63,16 @@ def on_paper(setup: Setup, size: int | None) -> list[Record]:
 
 
 def work(setups: Sequence[Setup], images: int, rounds: Rounds | None, size: int | None, recipe: OnDevice) -> Work:
-    """Of the UNets, when everybody draws so many images, then one to be counted, and those of timed rounds; as if no
-    patch left anything out, and the largest of several UNets served all calls."""
+    """Of the UNets, when everybody draws so many images, then one to be counted, and those of timed rounds; at most,
+    where patches leave something out: as if none did, and the largest of several UNets served all calls."""
     total, timed = 0, (rounds.repeats + rounds.warmups) * sum({1, *rounds.batches}) if rounds else 0
     for setup in setups:
         latent, tokens = setup.latent(size), setup.surroundings[1]
         call = max(macs(each, rows(each, setup.guidance), latent, tokens).total for each in setup.configs.values())
         total += call * (setup.calls * (images + 1 + timed) if setup.draws else timed)
     first = setups[0]
-    return Work(total, first.config, first.latent(size), first.surroundings[1], recipe.device, recipe.dtype)
+    at_most = any(setup.patches for setup in setups)
+    return Work(total, first.config, first.latent(size), first.surroundings[1], recipe.device, recipe.dtype, at_most)
 
 
 def ratios(metric: str, seconds: Seconds, of: str = "") -> list[Record]:

@@ -29,9 +29,8 @@ from asdm_cli.models.from_single_file import unpickled
 from asdm_cli.models.metadata import UNET_CONFIG, UNITS, history, one_unet
 from asdm_cli.models.single_file import clip_name, unet_names
 from asdm_cli.models.write import component_files
-from asdm_cli.recipe.messages import validated
 from asdm_cli.recipe.redact import without_place
-from asdm_cli.recipe.verbs import Adapted, Adapter
+from asdm_cli.recipe.verbs import Adapter
 from asdm_cli.unet.addresses import Anatomy
 from asdm_cli.unet.blocks import Config, stated
 from asdm_cli.unet.flops import shapes
@@ -72,7 +71,6 @@ BEFORE_PEFT = (
     (re.compile(r"self_attn\.(q|k|v|out)_proj$"), r"self_attn.to_\1"),
 )
 """What diffusers called the projections of attention."""
-TYPED = re.compile(r"(.+?)(?::([-+]?\d*\.?\d+)(?::(.+))?)?")
 SHOWN = 3
 """Names in a message."""
 Place = tuple[str, str]
@@ -114,25 +112,9 @@ class Matched:
     left_out: int
 
 
-def read_adapters(given: Sequence[Mapping[str, Any] | str], source: str = "load") -> list[Adapter]:
-    """Those that do not come from a recipe: mappings as there, or `FILE[:SCALE[:OF]]`. Raises RecipeError; `source`
-    names them."""
-    held = [_typed(each) if isinstance(each, str) else dict(each) for each in given]
-    read: Adapted = validated(Adapted, {"adapters": held}, source)
-    return read.adapters
-
-
-def _typed(text: str) -> dict[str, Any]:
-    found = TYPED.fullmatch(text)
-    path, scale, of = found.groups() if found else (text, None, None)
-    return {"path": path, "scale": float(scale or 1), "of": of}
-
-
 def adapted(directory: ModelDirectory, adapters: Sequence[Adapter]) -> ModelDirectory:
     """The same model with these in its weights whenever they are read; what they change, and what is left out, is
     noted. Raises ModelError with all that cannot be used."""
-    if not adapters:
-        return directory
     one_unet(directory)
     found, faults = list[Fused](), Faults()
     for index, adapter in enumerate(adapters):

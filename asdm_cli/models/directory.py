@@ -7,11 +7,11 @@ seconds.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache, cached_property
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from asdm_cli.console import note
 from asdm_cli.errors import AsdmError, Faults, ModelError, reason
@@ -31,6 +31,9 @@ from asdm_cli.unet.weights import (
     read_mapping,
     require,
 )
+
+if TYPE_CHECKING:
+    from asdm_cli.recipe.verbs import Adapter
 
 INDEX = "model_index.json"
 POCKET = "pocket"
@@ -197,8 +200,9 @@ def _is_unet(component: str) -> bool:
     return component == UNET or component.startswith(f"{UNETS}/")
 
 
-def find(source: str) -> ModelDirectory:
-    """The model directory that `source` names, checked: a path, a model of the hub or `pocket` (see `models.sources`).
+def find(source: str, adapters: Sequence[Adapter] = ()) -> ModelDirectory:
+    """The model directory that `source` names, checked: a path, a model of the hub or `pocket` (see `models.sources`);
+    with LoRAs, as `models.adapters` has it.
 
     Reads small JSON files and the headers of weights only; what is not on this machine yet is fetched first. Raises
     ModelError with the file and the way out, RunError where the network fails.
@@ -209,7 +213,11 @@ def find(source: str) -> ModelDirectory:
     _check(directory)
     if directory.left_out:
         _note_left_out(directory.name, directory.left_out)
-    return directory
+    if not adapters:
+        return directory
+    from asdm_cli.models.adapters import adapted  # that takes torch
+
+    return adapted(directory, adapters)
 
 
 def _is_there(folder: Path) -> bool:

@@ -113,7 +113,8 @@ def _load_part(directory: ModelDirectory, name: str, dtype: torch.dtype) -> Any:
     weights = {DTYPE[library]: dtype, **_variant(directory, name)} if (folder / CONFIG).is_file() else {}
     part = read_with(folder, lambda: known.from_pretrained(folder, **SAFELY, **weights))
     if weights:
-        fuse(part, directory, name)
+        if directory.adapters:
+            fuse(part, directory, name)
         _require_finite(part, folder)
     return part
 
@@ -164,7 +165,8 @@ def load_unet(directory: ModelDirectory, device: torch.device, dtype: torch.dtyp
             folder, torch_dtype=dtype, use_safetensors=True, local_files_only=True, **_variant(directory, UNET)
         ),
     )
-    fuse(unet, directory, UNET)
+    if directory.adapters:
+        fuse(unet, directory, UNET)
     _require_finite(unet, folder)
     return unet.to(device).eval()
 

@@ -255,7 +255,8 @@ def write_patched(
     named = [name for name, component in unet_components(specs).items() if component not in first.components]
     for name in named:
         carry_component(unet_files(others[name]), target / UNETS / name, link)
-        write_fused(others[name], UNET, target / UNETS / name)
+        if others[name].adapters:
+            write_fused(others[name], UNET, target / UNETS / name)
     if first.adapters:
         facts["adapters"] = [each.told for each in first.adapters]
     if named:

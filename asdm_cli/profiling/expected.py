@@ -32,6 +32,8 @@ class Work:
     tokens: int
     device: str
     dtype: str
+    at_most: bool = False
+    """Whether some of that may be left out."""
 
 
 def expected(work: Work) -> str:
@@ -52,7 +54,8 @@ def expected(work: Work) -> str:
     seconds(call)  # libraries choose their ways at the first
     speed = macs(work.config, batch, latent, work.tokens).total / seconds(call)
     one = f"one of one picture takes {duration(whole / speed)}"
-    return f"about {duration(work.macs / speed)} on this machine for UNet calls ({one})"
+    about = "at most" if work.at_most else "about"
+    return f"{about} {duration(work.macs / speed)} on this machine for UNet calls ({one})"
 
 
 def hollow_unet(config: Config, device: torch.device, dtype: torch.dtype) -> torch.nn.Module:

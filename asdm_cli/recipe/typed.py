@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from asdm_cli.errors import Fault, RecipeError
+from asdm_cli.recipe.messages import validated
 from asdm_cli.recipe.reader import Mark, Override, Source
+from asdm_cli.recipe.verbs import Adapted, Adapter
 
 RECIPES = (".yaml", ".yml")
 WEIGHTS = (".safetensors", ".ckpt", ".bin", ".pt", ".pth", ".json")
@@ -17,6 +19,8 @@ LONGEST = 64
 """Letters of a run directory's name that is made of its models'."""
 FOLDERS = ("model", "students", "stages", "runs")
 """Names of folders that say nothing of the model in them."""
+ADAPTER = re.compile(r"(.+?)(?::([-+]?\d*\.?\d+)(?::(.+))?)?")
+"""A LoRA: its file, how much of it, and the model that it was trained on."""
 
 
 def _of_one(verb: str, models: list[str], **more: Any) -> dict[str, Any]:
@@ -79,3 +83,17 @@ def named(models: Sequence[str]) -> dict[str, str]:
         count = sum(re.fullmatch(rf"{re.escape(short)}(-\d+)?", name) is not None for name in found)
         found[f"{short}-{count + 1}" if count else short] = text
     return found
+
+
+def read_adapters(given: Sequence[Mapping[str, Any] | str], source: str = "load") -> list[Adapter]:
+    """Those that do not come from a recipe: mappings as there, or `FILE[:SCALE[:OF]]`. Raises RecipeError; `source`
+    names them."""
+    held = [_adapter(each) if isinstance(each, str) else dict(each) for each in given]
+    read: Adapted = validated(Adapted, {"adapters": held}, source)
+    return read.adapters
+
+
+def _adapter(text: str) -> dict[str, Any]:
+    found = ADAPTER.fullmatch(text)
+    path, scale, of = found.groups() if found else (text, None, None)
+    return {"path": path, "scale": float(scale or 1), "of": of}

@@ -24,7 +24,6 @@ from asdm_cli.compare.setup import (
 from asdm_cli.errors import AsdmError, ModelError
 from asdm_cli.experts.convert import expand
 from asdm_cli.metrics.suite import MetricSettings, check
-from asdm_cli.models.adapters import adapted
 from asdm_cli.models.directory import UNET, ModelDirectory, check_unet, find
 from asdm_cli.models.load import PIPELINES, device_and_dtype
 from asdm_cli.models.metadata import patches_of
@@ -170,7 +169,7 @@ def _of_shape(asked: Contestant, settings: dict[str, Any]) -> Setup:
 
 
 def _of_model(asked: Contestant, images: bool, judged: bool, settings: dict[str, Any]) -> Setup:
-    directory = adapted(find(asked.model or ""), asked.adapters)
+    directory = find(asked.model or "", asked.adapters)
     draws = judged or (images and directory.is_pipeline)
     if draws and not judged and (kind := directory.index["_class_name"]) not in PIPELINES:
         way = "use one of those, or measure UNet calls only (images: false)"
@@ -201,7 +200,7 @@ def _patches(asked: Contestant) -> list[PatchSpec]:
 
 def _unets(leading: ModelDirectory, asked: Contestant) -> dict[str, ModelDirectory]:
     """The UNets that take turns beside the model's own. Raises ModelError for what cannot stand in its place."""
-    found = {name: adapted(find(source), asked.adapters) for name, source in asked.unets.items()}
+    found = {name: find(source, asked.adapters) for name, source in asked.unets.items()}
     for directory in found.values():
         check_unet(directory)
     configs = {asked.name: leading.config(UNET), **{name: each.config(UNET) for name, each in found.items()}}

@@ -28,7 +28,7 @@ from asdm_cli.compare.setup import (
 from asdm_cli.console import is_first
 from asdm_cli.errors import ModelError
 from asdm_cli.metrics.suite import MetricSettings, check
-from asdm_cli.models.adapters import adapted, fused_size
+from asdm_cli.models.adapters import fused_size
 from asdm_cli.models.directory import find
 from asdm_cli.models.metadata import write_patched
 from asdm_cli.models.write import carried_size, takes
@@ -91,7 +91,7 @@ class Plan:
         timelines, paper = [], list[Record]()
         if self.written is not None:
             assert first.model is not None, "the plain model is a pipeline"
-            new = fused_size(first.model)
+            new = fused_size(first.model) if first.model.adapters else 0
             facts["model"] = takes(new, carried_size(first.model, whole=True) - new)
             facts |= {"plan": [line for spec in self.written for line in spec.told()]}
             planned = next(setup for setup in self.setups if setup.name == PLAN)
@@ -109,14 +109,15 @@ class Plan:
     def work(self) -> Work | None:
         if self.prompts is None:
             return None
-        everybody = [*self.setups, *([self.near] if self.near else [])]
+        everybody = [*self.setups, *output_alone(self.setups), *([self.near] if self.near else [])]
+        everybody += [self.setups[0]] if self.pending else []  # which draws to work plans out
         return work(everybody, len(self.prompts.prompts), self.rounds, self.size, self.recipe)
 
 
 def plan(recipe: InheritRecipe) -> Plan:
     """Every plan held against the UNet's config. Raises ModelError with all that do not fit."""
     settings = {"sampler": recipe.sampler, "steps": recipe.steps, "guidance": recipe.guidance}
-    plain = drawing(PLAIN, adapted(find(recipe.model), recipe.adapters), carried=False, series=PLAIN, **settings)
+    plain = drawing(PLAIN, find(recipe.model, recipe.adapters), carried=False, series=PLAIN, **settings)
     wanted, pending = [], dict[str, CachePlan]()
     for key, setup in _wanted(recipe, plain):
         standing_in = setup

@@ -24,7 +24,6 @@ from asdm_cli.compare.setup import (
 from asdm_cli.console import is_first
 from asdm_cli.errors import AsdmError, ModelError
 from asdm_cli.metrics.suite import MetricSettings, check
-from asdm_cli.models.adapters import adapted
 from asdm_cli.models.directory import UNET, ModelDirectory, check_unet, find
 from asdm_cli.models.metadata import one_unet, patches_of, schedule_of, unet_files, write_patched
 from asdm_cli.models.schedulers import SCHEDULER, own_scheduler, planned_scheduler, unlike_noise
@@ -188,7 +187,7 @@ def _models(recipe: SwitchRecipe) -> tuple[dict[str, ModelDirectory], Setup]:
     faults: list[str] = []
     for name, asked in recipe.unets.items():
         try:
-            models[name] = adapted(one_unet(find(asked.model)), recipe.adapters)
+            models[name] = one_unet(find(asked.model, recipe.adapters))
             check_unet(models[name])
             carried = patches_of(models[name])
             own = [spec for spec in carried if isinstance(spec, FeatureCacheSpec)]

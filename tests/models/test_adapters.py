@@ -14,10 +14,10 @@ from safetensors.torch import load_file, save_file
 import asdm_cli
 from asdm_cli.compare.setup import Session
 from asdm_cli.errors import AsdmError
-from asdm_cli.models.adapters import adapted, read_adapters
 from asdm_cli.models.directory import ModelDirectory, find
 from asdm_cli.models.load import load_pipeline, load_unet
 from asdm_cli.models.metadata import write_patched
+from asdm_cli.recipe.typed import read_adapters
 from asdm_cli.unet.weights import WEIGHTS
 from tests import expanding, families, loras
 from tests.compare.setups import whole
@@ -28,7 +28,7 @@ CPU = torch.device("cpu")
 
 
 def of(model: Path, *adapters: Any) -> ModelDirectory:
-    return adapted(find(str(model)), read_adapters(adapters))
+    return find(str(model), read_adapters(adapters))
 
 
 def networks(directory: ModelDirectory) -> dict[str, dict[str, torch.Tensor]]:

@@ -104,7 +104,7 @@ def test_the_model_remembers_what_was_taken_from_whom(run: Path, base: Path, tmp
         "base": ["down.0", "down.1", "up.2", "up.3", "conv_in", "conv_norm_out", "conv_out"],
     }
     (step,) = json.loads((run / "model/asdm.json").read_text())["history"]
-    assert step["donors"]["original"].keys() == {"source", "unet_header_sha256"}
+    assert step["donors"]["original"].keys() == {"source", "unet_header_sha256", "unet_config"}
     assert step["donors"]["base"]["history"][0]["verb"] == "prune"
     assert str(base.parent) not in (run / "model/asdm.json").read_text()
     assert taken(find(str(base))) == {}
