@@ -52,7 +52,7 @@ def expected(work: Work) -> str:
 
     seconds = stopwatch(device)
     seconds(call)  # libraries choose their ways at the first
-    speed = macs(work.config, batch, latent, work.tokens).total / seconds(call)
+    speed = batch * macs(work.config, 1, latent, work.tokens).total / seconds(call)
     one = f"one of one picture takes {duration(whole / speed)}"
     about = "at most" if work.at_most else "about"
     return f"{about} {duration(work.macs / speed)} on this machine for UNet calls ({one})"
