@@ -122,7 +122,7 @@ class Setup:
         return (
             ("random", str(sorted(self.config.items())))
             if self.model is None
-            else (*_weights_of(self.model), str(self.made_of))
+            else (self.model.path, self.model.adapters, str(self.made_of))
         )
 
     @property
@@ -191,11 +191,6 @@ class Setup:
             for spec in self.patches
         )
         return replace(self, name=name, patches=patches, **changes)
-
-
-def _weights_of(model: ModelDirectory) -> tuple[Any, ...]:
-    """Equal where what is read is the same."""
-    return model.path, model.adapters
 
 
 def cache_spec(plan: CachePlan, unet: str | None = None) -> FeatureCacheSpec:
@@ -356,14 +351,14 @@ class Session:
 
     def pipeline(self, model: ModelDirectory) -> Any:
         """Without what it carries: a set-up says itself what is in force."""
-        if (key := _weights_of(model)) not in self._pipelines:
+        if (key := (model.path, model.adapters)) not in self._pipelines:
             place = CPU if self.crowded else self.device
             self._pipelines[key] = load_pipeline(model, place, self.dtype, with_patches=False)
         return self._pipelines[key]
 
     def unet(self, model: ModelDirectory, device: torch.device | None = None) -> UNet2DConditionModel:
         """That of a pipeline that is loaded, or read alone."""
-        if (key := _weights_of(model)) in self._pipelines:
+        if (key := (model.path, model.adapters)) in self._pipelines:
             return self._pipelines[key].unet
         if key not in self._unets:
             self._unets[key] = load_unet(model, device or self.device, self.dtype)
