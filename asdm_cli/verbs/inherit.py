@@ -71,10 +71,6 @@ class Plan:
         """What the written model will carry; None where none is written."""
         return written(self.setups)
 
-    @property
-    def rounds(self) -> Rounds:
-        return Rounds(self.recipe.repeats, self.recipe.warmups, (1,), self.size)
-
     def report(self) -> Report:
         recipe, first = self.recipe, self.setups[0]
         facts: dict[str, object] = {"model": "none is written: the recipe has neither `plan` nor `patches`"}
@@ -111,7 +107,8 @@ class Plan:
             return None
         everybody = [*self.setups, *output_alone(self.setups), *([self.near] if self.near else [])]
         everybody += [self.setups[0]] if self.pending else []  # which draws to work plans out
-        return work(everybody, len(self.prompts.prompts), self.rounds, self.size, self.recipe)
+        rounds = Rounds(self.recipe.repeats, self.recipe.warmups, (1,), self.size)
+        return work(everybody, len(self.prompts.prompts), rounds, self.size, self.recipe)
 
 
 def plan(recipe: InheritRecipe) -> Plan:
@@ -162,7 +159,8 @@ def run(plan: Plan, run: Run) -> Report:
         if recipe.target is not None and plan.calibrated is not None:
             plan, tried = _found(plan, recipe.target, session, where, run.path, state)
         setups = (*plan.setups, *output_alone(plan.setups))
-        measures = Measures(plan.prompts, plan.metrics, plan.rounds, converged=plan.near, grid=recipe.grid)
+        rounds = Rounds(recipe.repeats, recipe.warmups, (1,), plan.size)
+        measures = Measures(plan.prompts, plan.metrics, rounds, converged=plan.near, grid=recipe.grid)
         report = compare(setups, measures, where, run.path, state, session)
         if report is not None and recipe.target is not None:
             report.facts.update(target=_reached(recipe.target, report), **{"plans tried": tried})
