@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial, wraps
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -28,17 +29,22 @@ from asdm_cli.profiling.latency import versions
 from asdm_cli.recipe.patches import FITTED, OUT, CachePlan, CacheRule, Calibrated, Explicit, Fit
 from asdm_cli.sampling.generate import SamplingSettings, prompt_seed
 from asdm_cli.sampling.prompts import PromptList
-from asdm_cli.search.key_steps import Combination, Moments, best_key_steps, fitted
+from asdm_cli.search.key_steps import Combination, Moments, best_key_steps, fitted, summed
 
 CALIBRATION = "calibration"
 SAMPLED = 16_384
 """Of one feature map, so many elements are recorded, evenly spread: inner products are only estimated from them."""
-WAYS: dict[str, tuple[float, bool]] = {
+WAYS: dict[str, tuple[float, bool] | None] = {
     "each call for itself": (0.0, False),
     "with half of what earlier calls missed": (0.5, False),
     "with half of it, at key steps too": (0.5, True),
+    "a straight line": None,
 }
-"""How forecasts of the whole output may be fitted: `carried` and `corrected` of `fitted`."""
+"""How forecasts of the whole output may be made: `carried` and `corrected` of `fitted`; or nothing is fitted."""
+INSIDE = ("each call for itself", "a straight line")
+"""The ways that features can take: what they missed in the latents, no feature tells."""
+FIRST, FINALISTS = 4, 3
+"""Every candidate draws so many prompts, and the best few then all."""
 PERTURBED = 1e-2
 """Share of the last answer's size by which one is changed to see what becomes of it."""
 
@@ -251,10 +257,13 @@ def calibrate(
 
     Raises ModelError for a plan that cannot be worked out so, RunError for a UNet that answers with no numbers.
     """
-    recording = recorded(session, setup, prompts, place, folder, state)
-    ways = [setup.with_cache(f"{setup.name}, {way}", plan) for way, plan in candidates(setup, recording).items()]
-    near = fidelity("psnr", session, without_plan(setup), ways, prompts, place, folder, state) if ways[1:] else [0.0]
-    return replace(ways[near.index(max(near))], name=setup.name)
+    plans = candidates(setup, recorded(session, setup, prompts, place, folder, state))
+    several = [setup.with_cache(f"{setup.name}, {how}", plan) for how, plan in plans.items()]
+    for listed, most in ((prompts.last(FIRST), FINALISTS), (prompts, 1)):
+        if len(several) > most:
+            near = fidelity("psnr", session, without_plan(setup), several, listed, place, folder, state)
+            several = [several[number] for number in np.argsort(near)[::-1][:most]]
+    return replace(several[0], name=setup.name)
 
 
 def fidelity(  # noqa: PLR0913 - who draws what, and where
@@ -271,46 +280,72 @@ def fidelity(  # noqa: PLR0913 - who draws what, and where
     against = replace(
         plain, name=f"{plain.name}, in full" if plain.name in {each.name for each in setups} else plain.name
     )
-    sets = draw_all(session, [against, *setups], prompts, place, folder / CALIBRATION, state)
+    pictures = folder / CALIBRATION / f"{len(prompts.prompts)} prompts"
+    sets = draw_all(session, [against, *setups], prompts, place, pictures, state)
     return [float(compare(metric, sets[each.name], sets[against.name], place.device).mean()) for each in setups]
 
 
 def candidates(setup: Setup, recording: Recording) -> dict[str, CachePlan]:
-    """The plan with all that was left to a calibration, for each way in which forecasts may be fitted."""
+    """The plan with all that was left to a calibration, in every way that is worth a try. Raises ModelError for fewer
+    key steps than there must be."""
     plan = setup.cache
     assert plan is not None, "what is calibrated is a plan of one UNet"
-    whole = {rule for rule, each in enumerate(plan.rules) if each.nodes in (OUT, [OUT])}
-    fits = any(plan.rules[rule].uncalibrated and plan.rules[rule].extrapolate == FITTED for rule in whole)
+    several = [
+        worked_out(rule, recording, number) if rule.uncalibrated else {"": rule}
+        for number, rule in enumerate(plan.rules)
+    ]
     found = {}
-    for name, way in list(WAYS.items())[: None if fits else 1]:
-        rules = [
-            worked_out(each, recording, recording.moments(rule, rule in whole), way) if each.uncalibrated else each
-            for rule, each in enumerate(plan.rules)
-        ]
-        found[name] = CachePlan(rules=rules, cache_text=plan.cache_text)
+    for ways in product(*(rules.items() for rules in several)):
+        name = "; ".join(how for how, _ in ways if how)
+        found[name] = CachePlan(rules=[rule for _, rule in ways], cache_text=plan.cache_text)
     return found
 
 
-def worked_out(rule: CacheRule, recording: Recording, moments: Moments, way: tuple[float, bool]) -> CacheRule:
-    """One rule. Raises ModelError for fewer key steps than there must be."""
-    fits = rule.extrapolate == FITTED
+def worked_out(rule: CacheRule, recording: Recording, number: int) -> dict[str, CacheRule]:
+    """How it was done -> one rule of the plan."""
+    whole, fits = rule.nodes in (OUT, [OUT]), rule.extrapolate == FITTED
+    moments = recording.moments(number, whole)
+    given = rule.schedule.key_steps(moments.calls) or ()
+    chosen: dict[str, Sequence[int]] = {"": given}
     if isinstance(rule.schedule, Calibrated):
-        most = min(rule.schedule.calls, moments.calls)
-        combine = None if fits else by_rule(rule, recording)
-        found = best_key_steps(moments, most, combine)
-        if most not in found:
-            least = min(best_key_steps(moments, moments.calls, combine))
-            raise ModelError(
-                f"{rule.nodes}: {most} key steps leave some call nothing to be forecast from; give {least}"
-            )
-        keys: Sequence[int] = found[most]
-    else:
-        keys = rule.schedule.key_steps(moments.calls) or ()
-    changed: dict[str, Any] = {"schedule": Explicit(mode="explicit", steps=list(keys))}
-    if fits:
-        weights = fitted(moments, keys, *(way if moments.inputs else (0.0, False)))
-        changed["fit"] = Fit(sampler=recording.sampler, timesteps=recording.timesteps, keys=list(keys), weights=weights)
-    return rule.model_copy(update=changed)
+        chosen = chosen_keys(rule, recording, moments, len(given))
+    found = {}
+    for keys_by, keys in chosen.items():
+        schedule = Explicit(mode="explicit", steps=list(keys))
+        for way, how in WAYS.items() if fits else ():
+            if not whole and way not in INSIDE:
+                continue
+            changed: dict[str, Any] = {"schedule": schedule, "extrapolate": "linear" if how is None else FITTED}
+            if how is not None:
+                weights = fitted(moments, keys, *how)
+                changed["fit"] = Fit(
+                    sampler=recording.sampler, timesteps=recording.timesteps, keys=list(keys), weights=weights
+                )
+            found[", ".join(filter(None, (keys_by, way)))] = rule.model_copy(update=changed)
+        if not fits:
+            found[keys_by] = rule.model_copy(update={"schedule": schedule})
+    return found
+
+
+def chosen_keys(rule: CacheRule, recording: Recording, moments: Moments, count: int) -> dict[str, Sequence[int]]:
+    """How key steps were chosen -> those, all of which leave every call something to be forecast from."""
+    line = rule if rule.extrapolate != FITTED else rule.model_copy(update={"extrapolate": "linear"})
+    combine = by_rule(line, recording)
+    by_fit = best_key_steps(moments, count) if rule.extrapolate == FITTED else {}
+    by_line = best_key_steps(moments, count, combine)
+    evenly = tuple(round(step) for step in np.linspace(0, moments.calls - 1, count)) if count > 1 else (0,)
+    found: dict[str, Sequence[int]] = {}
+    for name, keys in {
+        "least left by fits": by_fit.get(count),
+        "least left by lines": by_line.get(count),
+        "evenly": evenly,
+    }.items():
+        if keys is not None and keys not in found.values() and np.isfinite(summed(moments, keys, combine)):
+            found[name] = keys
+    if not found:
+        least = min(best_key_steps(moments, moments.calls, combine))
+        raise ModelError(f"{rule.nodes}: {count} key steps leave some call nothing to be forecast from; give {least}")
+    return found
 
 
 def by_rule(rule: CacheRule, recording: Recording) -> Combination:

@@ -19,7 +19,17 @@ from asdm_cli.patches.guidance import HALVES, PROMPT
 from asdm_cli.recipe.patches import CachePlan, GuidanceScheduleSpec, read_plan
 from asdm_cli.sampling.generate import processes
 from asdm_cli.sampling.prompts import read_prompts
-from asdm_cli.search.forecasts import WAYS, Recorder, calibrate, candidates, copied, record, sampling, without_plan
+from asdm_cli.search.forecasts import (
+    INSIDE,
+    WAYS,
+    Recorder,
+    calibrate,
+    candidates,
+    copied,
+    record,
+    sampling,
+    without_plan,
+)
 from tests.patches import pipes
 from tests.patches.pipes import draw
 
@@ -124,30 +134,37 @@ def test_a_calibrated_plan_draws_nearer_than_a_line_and_is_kept(
         calibrate(session, one, read_prompts(str(listed(tmp_path, "a fox"))), PLACE, tmp_path, processes())
 
 
-def test_whole_outputs_are_fitted_in_several_ways_and_features_in_one(setup: Callable[..., Setup]) -> None:
+def test_whole_outputs_are_fitted_in_several_ways_and_features_in_fewer(setup: Callable[..., Setup]) -> None:
     session = Session(PLACE.device, PLACE.dtype)
     block = {**FITTED["rules"][0], "nodes": "up.1"}
-    for plan, ways in ((FITTED, len(WAYS)), ({"rules": [block]}, 1)):
+    for plan, ways in ((FITTED, len(WAYS)), ({"rules": [block]}, len(INSIDE))):
         one = setup(plan)
         recording = record(session, one, ["a fox"], sampling(one, PLACE))
-        found = list(candidates(one, recording).values())
-        assert len({str(each) for each in found}) == len(found) == ways
-        for each in found:
-            fit = each.rules[0].fit
-            assert fit is not None
-            assert len(fit.keys) == 4
-            assert fit.sampler == "DDIMScheduler"
-            assert all(weights[0] == 0 for weights in fit.weights if weights) == (ways == 1), "no input beside features"
+        found = candidates(one, recording)
+        assert len(found) % ways == 0
+        assert len(found) > ways, "and key steps in several"
+        assert len({str(each) for each in found.values()}) == len(found)
+        for name, each in found.items():
+            (rule,) = each.rules
+            assert len(rule.schedule.key_steps(STEPS) or ()) == 4
+            assert (rule.fit is None) == ("a straight line" in name)
+            if rule.fit is not None:
+                assert rule.fit.sampler == "DDIMScheduler"
+                no_input = all(weights[0] == 0 for weights in rule.fit.weights if weights)
+                assert no_input == (ways == len(INSIDE)), "no input beside features"
 
 
 def test_lines_may_have_calculated_key_steps_too(setup: Callable[..., Setup]) -> None:
     plan = {"rules": [{"nodes": "out", "schedule": {"mode": "calibrated", "calls": 4}, "order": 1}]}
     session, one = Session(PLACE.device, PLACE.dtype), setup(plan)
     recording = record(session, one, ["a fox"], sampling(one, PLACE))
-    ((rule,),) = [each.rules for each in candidates(one, recording).values()]
-    assert rule.fit is None
-    assert len(rule.schedule.key_steps(STEPS) or ()) == 4
-    assert rule.order == 1
+    found = candidates(one, recording)
+    assert set(found) <= {"least left by lines", "evenly"}
+    for each in found.values():
+        (rule,) = each.rules
+        assert rule.fit is None
+        assert len(rule.schedule.key_steps(STEPS) or ()) == 4
+        assert rule.order == 1
 
 
 def test_calls_without_guidance_are_forecast_from_the_half_that_they_have(setup: Callable[..., Setup]) -> None:
