@@ -4,10 +4,12 @@ steps to take and how to forecast the rest (`key_steps`). Of several ways to fit
 from __future__ import annotations
 
 import copy
+import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial, wraps
+from hashlib import sha256
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -231,6 +233,11 @@ def outlets_of(setup: Setup, plan: CachePlan) -> dict[str, list[str]]:
     return found
 
 
+def short(origin: Mapping[str, Any]) -> str:
+    """A name for what is made of this."""
+    return sha256(json.dumps(origin, sort_keys=True, default=str).encode()).hexdigest()[:12]
+
+
 def without_plan(setup: Setup) -> Setup:
     return replace(setup, patches=tuple(spec for spec in setup.patches if spec is not setup.cache))
 
@@ -241,8 +248,11 @@ def recorded(
     """What `record` finds: by the first process, and read by all; kept for the next time."""
     settings = sampling(setup, place)
     style = asdict(settings) | {"device": place.device.type, "dtype": str(place.dtype)}
-    origin = {"prompts": prompts.title, "style": style, "versions": versions(), **setup.origin()}
-    file = folder / CALIBRATION / f"{setup.name}.json"
+    plan = setup.cache
+    assert plan is not None, "what is calibrated is a plan of one UNet"
+    origin = {"prompts": prompts.title, "style": style, "versions": versions(), **without_plan(setup).origin()}
+    origin["outlets"] = outlets_of(setup, plan)
+    file = folder / CALIBRATION / f"recorded-{short(origin)}.json"  # one for all plans of these nodes
     read = partial(kept, file, origin, lambda: asdict(record(session, setup, prompts.prompts, settings)))
     if state.is_main_process:
         read()
@@ -277,9 +287,7 @@ def fidelity(  # noqa: PLR0913 - who draws what, and where
     state: PartialState,
 ) -> list[float]:
     """Of each set-up, the mean over prompts of a metric that compares with the plain pictures."""
-    against = replace(
-        plain, name=f"{plain.name}, in full" if plain.name in {each.name for each in setups} else plain.name
-    )
+    against = replace(plain, name=f"in full, {short(plain.origin())}")
     pictures = folder / CALIBRATION / f"{len(prompts.prompts)} prompts"
     sets = draw_all(session, [against, *setups], prompts, place, pictures, state)
     return [float(compare(metric, sets[each.name], sets[against.name], place.device).mean()) for each in setups]

@@ -35,6 +35,7 @@ from tests.patches.pipes import draw
 
 STEPS, GUIDANCE = 8, 3.0
 PLACE = Place(torch.device("cpu"), torch.float32, 32, batch=4)
+LINE = {"rules": [{"nodes": "out", "schedule": {"mode": "calibrated", "calls": 5}, "order": 1}]}
 FITTED = {"rules": [{"nodes": "out", "schedule": {"mode": "calibrated", "calls": 4}, "extrapolate": "fitted"}]}
 
 
@@ -130,6 +131,7 @@ def test_a_calibrated_plan_draws_nearer_than_a_line_and_is_kept(
 
     monkeypatch.setattr("asdm_cli.search.forecasts.record", again)
     assert calibrate(session, one, prompts, PLACE, tmp_path, processes()) == found
+    calibrate(session, setup(LINE, sampler=sampler), prompts, PLACE, tmp_path, processes())  # recorded for all plans
     with pytest.raises(AssertionError, match="kept by the first run"):
         calibrate(session, one, read_prompts(str(listed(tmp_path, "a fox"))), PLACE, tmp_path, processes())
 
