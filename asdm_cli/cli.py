@@ -89,6 +89,9 @@ def _options_of_verbs(
         float | None, option("--guidance", metavar="W", help="Classifier-free guidance; 1 is none.")
     ] = None,
     prompts: Annotated[str | None, option("--prompts", metavar="FILE", help="A prompt a line, or shards.")] = None,
+    inputs: Annotated[
+        str | None, option("--inputs", metavar="DIR", help="Pictures to draw from, captions and masks beside them.")
+    ] = None,
     limit: Annotated[int | None, option("--limit", metavar="N", help="Use the first so many prompts.")] = None,
     metrics: Annotated[
         list[str] | None,
@@ -125,7 +128,7 @@ def _options_of_verbs(
 
 OF_ALL = {"set_", "out", "dry_run", "overwrite", "verbose", "quiet"}
 """Options of every verb; the others a verb has only if it says so."""
-DRAWING = ("sampler", "steps", "guidance", "size", "prompts", "limit", "metrics")
+DRAWING = ("sampler", "steps", "guidance", "size", "prompts", "inputs", "limit", "metrics")
 OR_MODELS = {
     count: Annotated[list[str], argument(metavar=f"FILE|{count}", help="The recipe, or in its place what it is about.")]
     for count in ("MODEL", "MODEL...")
@@ -295,7 +298,7 @@ def switch() -> None:
     """
 
 
-@verb("device", "dtype", "sampler", "steps", "size", "repeats", models="MODEL...")
+@verb("device", "dtype", "sampler", "steps", "size", "inputs", "repeats", models="MODEL...")
 def bench() -> None:
     """Measure what models cost, side by side.
 
@@ -407,6 +410,18 @@ def generate(
         option("--lora", metavar="FILE[:SCALE]", help="A LoRA in the weights; give it again for another one."),
     ] = None,
     negative: Annotated[str, option("--negative", metavar="PROMPT", help="What guidance leads away from.")] = "",
+    image: Annotated[Path | None, option("--image", metavar="FILE", help="The picture to draw from.")] = None,
+    mask: Annotated[
+        Path | None, option("--mask", metavar="FILE", help="White where to paint, as large as the picture.")
+    ] = None,
+    strength: Annotated[
+        float | None,
+        option("--strength", min=0.0, max=1.0, help="Share of the steps that are made, from the picture on."),
+    ] = None,
+    image_guidance: Annotated[
+        float | None,
+        option("--image-guidance", min=1.0, max=1000.0, help="How near InstructPix2Pix keeps to the picture."),
+    ] = None,
     seed: Seed = 0,
     device: Device = None,
     dtype: Dtype = None,
@@ -425,12 +440,15 @@ def generate(
     asdm generate pocket "a fox, noto style" "a red apple" --out runs/fox
     # the pruned model, the same seeds
     asdm generate runs/prune-pocket-base "a fox, noto style" "a red apple" --out runs/fox-base
+    # inpainting, image to image, editing ...: from a picture
+    asdm generate MODEL "a fox" --image photo.png --mask mask.png --out runs/painted
     """
     set_verbosity(verbose, quiet)
     from asdm_cli.commands.generate import generate
 
     settings: dict[str, Any] = {"model": model, "sampler": sampler, "steps": steps, "guidance": guidance, "size": size}
     settings |= {"negative": negative, "seed": seed, "lora": lora or []}
+    settings |= {"image": image, "mask": mask, "strength": strength, "image_guidance": image_guidance}
     generate(prompts, out, settings, (device or "auto", dtype or "auto"), overwrite)
 
 

@@ -2,13 +2,21 @@
 
 from __future__ import annotations
 
+import inspect
 from pathlib import Path
 from typing import Any
 
 import diffusers
 import torch
 from diffusers import AutoencoderKL
-from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
+from transformers import (
+    CLIPTextConfig,
+    CLIPTextModel,
+    CLIPTextModelWithProjection,
+    DPTConfig,
+    DPTForDepthEstimation,
+    DPTImageProcessorPil,
+)
 
 from tests import tiny
 
@@ -26,33 +34,70 @@ KINDS: dict[str, dict[str, Any]] = {
     "sdxl-inpaint": {"shape": "sdxl", "in_channels": 9, "pipeline": "StableDiffusionXLInpaintPipeline"},
     "sdxl-refiner": {"shape": "refiner", "pipeline": "StableDiffusionXLImg2ImgPipeline"},
 }
+OTHERS: dict[str, dict[str, Any]] = {
+    "sd15-image": {"shape": "sd15", "pipeline": "StableDiffusionImg2ImgPipeline"},
+    "sd21-depth": {"shape": "sd21", "in_channels": 5, "pipeline": "StableDiffusionDepth2ImgPipeline"},
+    "sd21-upscale": {"shape": "sd21", "in_channels": 7, "pipeline": "StableDiffusionUpscalePipeline"},
+    "sdxl-image": {"shape": "sdxl", "pipeline": "StableDiffusionXLImg2ImgPipeline"},
+    "sdxl-pix2pix": {"shape": "sdxl", "in_channels": 8, "pipeline": "StableDiffusionXLInstructPix2PixPipeline"},
+    "lcm": {"shape": "sd15", "pipeline": "LatentConsistencyModelPipeline", "scheduler": diffusers.LCMScheduler},
+}
+"""Pipelines that no single file is written for."""
+UNETS = {"sd21-upscale": {"num_class_embeds": 1000}, "lcm": {"time_cond_proj_dim": 8}}
 REFINER = tiny.shape("sdxl", projection_class_embeddings_input_dim=5 * 4 + 8, cross_attention_dim=XL_WIDTHS[1])
 
 
 def pipeline(kind: str, folder: Path, **unet: Any) -> Path:
     """The pipeline's directory; `unet` replaces settings of its UNet."""
     torch.manual_seed(0)
-    told = dict(KINDS[kind])
+    told = {**KINDS, **OTHERS}[kind].copy()
+    scheduler = told.get("scheduler", diffusers.DDIMScheduler)
     shape, name = told.pop("shape"), told.pop("pipeline", "StableDiffusionPipeline")
     config = REFINER if shape == "refiner" else tiny.shape(shape)
     words = tiny.tokenizer(folder / "tokenizer")
     parts: dict[str, Any] = {
-        "unet": tiny.unet({**config, "in_channels": told.get("in_channels", 4), **unet}),
+        "unet": tiny.unet({**config, "in_channels": told.get("in_channels", 4), **UNETS.get(kind, {}), **unet}),
         "vae": vae(),
-        "scheduler": diffusers.DDIMScheduler(**BETAS, prediction_type=told.get("prediction_type", "epsilon")),
+        "scheduler": scheduler(**BETAS, prediction_type=told.get("prediction_type", "epsilon")),
     }
     if shape.startswith("sd1") or shape.startswith("sd2"):
         parts |= {"text_encoder": encoder(words, tiny.WIDTH, shape == "sd21"), "tokenizer": words}
-        parts |= {"safety_checker": None, "feature_extractor": None, "requires_safety_checker": False}
+        parts |= _besides(name)
     else:
         both = shape == "sdxl"
         parts |= {"text_encoder": encoder(words, XL_WIDTHS[0], False) if both else None}
         parts |= {"tokenizer": words if both else None, "tokenizer_2": words}
         parts |= {"text_encoder_2": encoder(words, XL_WIDTHS[1], True, projected=True)}
-        parts |= {} if name.endswith("XLPipeline") else {"requires_aesthetics_score": not both}
+        asks = inspect.signature(getattr(diffusers, name).__init__).parameters
+        parts |= {"requires_aesthetics_score": not both} if "requires_aesthetics_score" in asks else {}
+    parts["vae"].register_to_config(scaling_factor=0.08333 if kind.endswith("upscale") else 0.18215)
     kind_of_pipeline = getattr(diffusers, name)
     kind_of_pipeline(**parts).save_pretrained(folder)
     return folder
+
+
+def _besides(name: str) -> dict[str, Any]:
+    """What pipelines around SD 1.x and 2.x have, or are told, besides."""
+    if name == "StableDiffusionDepth2ImgPipeline":
+        return {"depth_estimator": _depth_estimator(), "feature_extractor": DPTImageProcessorPil(size=SEEN)}
+    if name == "StableDiffusionUpscalePipeline":
+        return {"low_res_scheduler": diffusers.DDPMScheduler(**BETAS), "max_noise_level": 350}
+    return {"safety_checker": None, "feature_extractor": None, "requires_safety_checker": False}
+
+
+SEEN = {"height": 32, "width": 32}
+
+
+def _depth_estimator() -> DPTForDepthEstimation:
+    """That of MiDaS in small, which looks at pictures of `SEEN`."""
+    config = DPTConfig(
+        hidden_size=8, intermediate_size=8, num_hidden_layers=4, num_attention_heads=1, image_size=32, patch_size=8,
+        backbone_out_indices=[0, 1, 2, 3], neck_hidden_sizes=[4, 4, 4, 4], fusion_hidden_size=4, is_hybrid=False,
+    )  # fmt: skip
+    made = DPTForDepthEstimation(config).eval()
+    for name, parameter in made.head.named_parameters():  # deep enough for its last layer to see something
+        torch.nn.init.constant_(parameter, 1.0) if name.endswith("bias") else torch.nn.init.normal_(parameter)
+    return stirred(made)
 
 
 def encoder(words: Any, width: int, open_clip: bool, projected: bool = False) -> Any:

@@ -2,29 +2,38 @@
 
 from __future__ import annotations
 
+import io
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from inspect import signature
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
 from asdm_cli.console import hand_over, is_first, note
-from asdm_cli.errors import ModelError, blame
-from asdm_cli.models.directory import INDEX, find
+from asdm_cli.data.images import UnreadableError, cut, read_file
+from asdm_cli.errors import Faults, ModelError, blame
+from asdm_cli.models.directory import INDEX, UNET, ModelDirectory, find
+from asdm_cli.models.pipelines import CALLED, PIPELINES
 from asdm_cli.models.write import atomic_directory, refuse_existing, refuse_sources
 from asdm_cli.recipe.typed import read_adapters
 
+if TYPE_CHECKING:
+    from asdm_cli.sampling.prompts import Given
+
 SHEET = "sheet.png"
+TAKEN = tuple(CALLED)
+"""What is told only where a pipeline takes it."""
 
 
 def generate(
     prompts: Sequence[str], out: Path, settings: dict[str, Any], place: tuple[str, str], overwrite: bool
 ) -> None:
-    """`settings` (model, lora, sampler, steps, guidance, size, negative, seed) stand in every PNG's text chunks; of
-    sampler, steps and guidance what is None is as the model was measured, or as its pipeline has it. `place` is device
-    and dtype."""
+    """`settings` (model, lora, sampler, steps, guidance, size, negative, seed, and TAKEN) stand in every PNG's text
+    chunks; what is None of sampler, steps and guidance is as the model was measured, or as its pipeline has it. `place`
+    is device and dtype."""
     if not is_first():
         return
     refuse_existing(out, overwrite)
@@ -34,17 +43,18 @@ def generate(
     if not source.is_pipeline:
         around = f", {source.path.parent}" if (source.path.parent / INDEX).is_file() else ""
         raise ModelError(f"{source.path}: a UNet alone draws nothing; give a whole pipeline directory{around}")
-    from asdm_cli.compare.setup import common_size
+    from asdm_cli.compare.setup import Setup, common_size
     from asdm_cli.models.directory import check_drawing
     from asdm_cli.models.load import device_and_dtype, load_pipeline, own_settings
     from asdm_cli.models.metadata import measured_with, patches_of
-    from asdm_cli.models.schedulers import planned_scheduler, set_sampler
+    from asdm_cli.models.schedulers import set_sampler
     from asdm_cli.patches.base import patch_of
-    from asdm_cli.sampling.generate import SamplingSettings, draw
+    from asdm_cli.sampling.generate import draw
 
     check_drawing(source)
     if settings["size"] is not None:
         common_size(settings["size"], [])
+    given = _given(source, settings)
     measured = measured_with(source)
     known = own_settings(source) | measured
     if left_out := [key for key in known if settings[key] is None]:
@@ -52,16 +62,10 @@ def generate(
         note(f"{source.name}: {said}, as {'it was measured' if measured else 'its pipeline has it'}")
     settings = {**settings, **{key: known[key] for key in left_out}, "model": source.name}
     settings["lora"] = ", ".join(each.name for each in source.adapters)
-    how = SamplingSettings(
-        settings["steps"],
-        settings["guidance"],
-        settings["size"],
-        settings["seed"],
-        settings["sampler"],
-        batch=8,
-        negative=settings["negative"],
-    )
-    planned_scheduler(source, how.sampler, how.steps)  # which must know as many
+    asked = {key: settings[key] for key in ("sampler", "steps", "guidance", "strength", "image_guidance")}
+    setup = Setup(source.name, source, source.config(UNET), **asked)
+    assert setup.calls, "its scheduler knows as many steps"
+    how = setup.sampling(settings["size"], settings["seed"], batch=8, negative=settings["negative"])
     pipe, patches = load_pipeline(source, *device_and_dtype(*place)), patches_of(source)
     if how.sampler != "own":
         set_sampler(pipe, how.sampler)
@@ -70,15 +74,60 @@ def generate(
     reentrant = all(patch_of(spec).reentrant for spec in patches)
     with atomic_directory(out.resolve(), overwrite) as folder:
         with blame(source.name, "drawing"):
-            unordered = dict(draw(pipe, prompts, range(len(prompts)), how, reentrant=reentrant))
+            pictures = given * len(prompts)
+            unordered = dict(draw(pipe, prompts, range(len(prompts)), how, given=pictures, reentrant=reentrant))
         drawn = [unordered[index] for index in range(len(prompts))]
         for index, (picture, prompt) in enumerate(zip(drawn, prompts, strict=True)):
             origin = PngInfo()
             for key, value in {"prompt": prompt, "index": index, **settings}.items():
-                origin.add_itxt(key, str(value))
+                if value is not None or key not in TAKEN:
+                    origin.add_itxt(key, value.name if isinstance(value, Path) else str(value))
             picture.save(folder / f"{index:03}.png", pnginfo=origin)
         contact_sheet(drawn).save(folder / SHEET)
     hand_over(out)
+
+
+def _given(source: ModelDirectory, settings: Mapping[str, Any]) -> list[Given]:
+    """What is drawn from, cut to a square where a size is asked for; empty of pipelines that draw from prompts alone.
+    Raises ModelError with all that does not fit."""
+    from asdm_cli.compare.setup import MAKER_STEP, Setup
+    from asdm_cli.models.load import pipeline_class
+    from asdm_cli.sampling.prompts import Given
+
+    name, size = str(source.index["_class_name"]), settings["size"]
+    kind, faults, pictures = PIPELINES[name], Faults(), dict[str, Image.Image]()
+    asked = signature(pipeline_class(source).__call__).parameters
+    taken = {*kind.takes, *(("negative",) if "negative_prompt" in asked else ())}
+    for key in (*TAKEN, "negative"):
+        option, value = f"--{key.replace('_', '-')}", settings[key]
+        if value not in (None, "") and key not in taken:
+            faults.append(f"{option}: a {name} takes none; leave it out")
+        elif key in kind.given and value is None:
+            faults.append(f"{option}: a {name} needs a {'mask' if key == 'mask' else 'picture'}; name its file")
+        elif key in kind.given:
+            try:
+                pictures[key] = read_file(value)
+            except UnreadableError as error:
+                faults.append(f"{option}: {value}: cannot be read ({error}); give a PNG, JPEG or WEBP file")
+    scale = Setup(name, source, source.config(UNET)).surroundings[0] if kind.enlarges else 1
+    if len({each.size for each in pictures.values()}) > 1:
+        each = " and ".join(f"{picture.width} x {picture.height}" for picture in pictures.values())
+        faults.append(f"--mask: must be as large as the picture; they have {each} pixels")
+    if size is not None:
+        pictures = {key: cut(picture, size // scale) for key, picture in pictures.items()}
+    elif odd := [each for each in pictures.values() if any(side * scale % MAKER_STEP for side in each.size)][:1]:
+        side = max(MAKER_STEP, min(odd[0].size) * scale // MAKER_STEP * MAKER_STEP)
+        what = f"is {odd[0].width} x {odd[0].height} pixels, and both must be multiples of {MAKER_STEP // scale}"
+        faults.append(f"--image: {settings['image']}: {what}; give --size {side}, which cuts a square from it")
+    faults.raise_all()
+    data = {key: _png(picture) for key, picture in pictures.items()}
+    return [Given("--image", data["image"], data.get("mask", b""), pictures["image"].size)] if data else []
+
+
+def _png(picture: Image.Image) -> bytes:
+    file = io.BytesIO()
+    picture.save(file, "PNG")
+    return file.getvalue()
 
 
 def contact_sheet(pictures: Sequence[Image.Image], margin: int = 4) -> Image.Image:

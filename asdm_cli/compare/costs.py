@@ -3,10 +3,11 @@ pattern by pattern, beside the bound that their multiply-accumulates set."""
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from statistics import median
 from typing import Any
 
@@ -15,6 +16,7 @@ import torch
 from asdm_cli.compare.setup import Session, Setup, image_call, networks, twin
 from asdm_cli.console import note, track
 from asdm_cli.errors import blame
+from asdm_cli.models.schedulers import strength_of
 from asdm_cli.patches.base import Trajectory
 from asdm_cli.patches.feature_cache import FeatureCache
 from asdm_cli.patches.feature_cache.plan import ResolvedPlan, Reused, resolve
@@ -30,7 +32,7 @@ from asdm_cli.profiling.latency import (
 from asdm_cli.profiling.memory import FEW_STEPS, in_fresh_process, measure_memory
 from asdm_cli.recipe.verbs import OnDevice
 from asdm_cli.records import Record
-from asdm_cli.unet.flops import Macs, inputs, macs, macs_of, meta_unet, rows
+from asdm_cli.unet.flops import Macs, inputs, macs, macs_of, meta_unet
 
 FULL: Reused = frozenset()
 Seconds = Mapping[str, list[float]]
@@ -68,7 +70,7 @@ def work(setups: Sequence[Setup], images: int, rounds: Rounds | None, size: int 
     total, timed = 0, (rounds.repeats + rounds.warmups) * sum({1, *rounds.batches}) if rounds else 0
     for setup in setups:
         latent, tokens = setup.latent(size), setup.surroundings[1]
-        call = max(macs(each, rows(each, setup.guidance), latent, tokens).total for each in setup.configs.values())
+        call = max(macs(each, setup.rows, latent, tokens).total for each in setup.configs.values())
         total += call * (setup.calls * (images + 1 + timed) if setup.draws else timed)
     first = setups[0]
     at_most = any(setup.patches for setup in setups)
@@ -153,7 +155,8 @@ def _measured(
     with ExitStack() as stack:
         if setup.draws:
             pipe, _ = stack.enter_context(session.stage(setup))
-            work = image_call(pipe, setup, size, steps=min(setup.steps, FEW_STEPS))
+            few = math.ceil(FEW_STEPS / strength_of(setup.kind, setup.strength))
+            work = image_call(pipe, replace(setup, steps=min(setup.steps, few)), size)
             components = list(networks(pipe).values())
         else:
             work = _call(stack, session, setup, size, 1)
@@ -169,7 +172,7 @@ def _call(stack: ExitStack, session: Session, setup: Setup, size: int | None, im
     if session.crowded:
         stack.callback(unet.to, "cpu")
         unet.to(session.device)
-    count = images * rows(setup.config, setup.guidance)
+    count = images * setup.rows
     shape = setup.latent(size), setup.surroundings[1], session.device, session.dtype
     arguments = inputs(setup.config, count, *shape)
 
@@ -236,9 +239,8 @@ def _planned(session: Session, setup: Setup) -> FeatureCache:
 
 
 def _one_round(session: Session, setup: Setup, cache: FeatureCache | None, rounds: Rounds) -> dict[Reused, float]:
-    count = rows(setup.config, setup.guidance)
     shape = setup.latent(rounds.size), setup.surroundings[1], session.device, session.dtype
-    arguments = inputs(setup.config, count, *shape)
+    arguments = inputs(setup.config, setup.rows, *shape)
     unet, seconds = (cache.unet if cache else session.bare(setup)), stopwatch(session.device)
 
     @torch.no_grad()  # as pipelines call: their tensors are no inference tensors

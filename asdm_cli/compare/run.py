@@ -17,6 +17,7 @@ from asdm_cli.console import track
 from asdm_cli.errors import RunError, blame
 from asdm_cli.metrics.suite import MetricSettings, MetricSuite, against_real, needed
 from asdm_cli.models.metadata import stamps
+from asdm_cli.models.pipelines import PIPELINES
 from asdm_cli.models.write import write_json
 from asdm_cli.patches.base import Stats, patch_of
 from asdm_cli.patches.feature_cache.plan import LETTERS, ResolvedPlan, Reused, resolve
@@ -34,7 +35,7 @@ from asdm_cli.unet.blocks import EXPERTS
 
 COST, QUALITY = "cost", "quality"
 REAL, VAE = "real pictures", "real, VAE reconstruction"
-SAMPLES = "samples"
+SAMPLES, INPUTS = "samples", "inputs"
 FEW_FOR_FRECHET = 2000
 Times = dict[str, dict[str, list[float]]]
 
@@ -115,7 +116,10 @@ def draw_all(
         settings = sampling(setup, place)
         with blame(setup.name, "drawing"), session.stage(setup) as (pipe, _):
             what, reentrant = f"drawing with {setup.name}", all(patch_of(spec).reentrant for spec in setup.patches)
-            for index, image in draw(pipe, prompts.prompts, wanted, settings, reentrant=reentrant, what=what):
+            given = prompts.given
+            for index, image in draw(
+                pipe, prompts.prompts, wanted, settings, given=given, reentrant=reentrant, what=what
+            ):
                 target.save(index, image)
     state.wait_for_everyone()
     for name, images in sets.items():
@@ -125,9 +129,7 @@ def draw_all(
 
 
 def sampling(setup: Setup, place: Place) -> SamplingSettings:
-    size, seed = place.size, place.seed
-    drawn_with = setup.sampler, place.batch, place.device, place.dtype
-    return SamplingSettings(setup.steps, setup.guidance, size, seed, *drawn_with)
+    return setup.sampling(place.size, place.seed, batch=place.batch, device=place.device, dtype=place.dtype)
 
 
 # Costs ----------------------------------------------------------------------------------------------------------------
@@ -265,6 +267,7 @@ def _rounds(rounds: Rounds) -> dict[str, Any]:
 
 
 def _cost_card(setups: Sequence[Setup], rounds: Rounds | None, place: Place) -> Card:
+    given = next((setup.given.name for setup in setups if setup.given), "")
     timed: Card = {} if rounds is None else {**_rounds(rounds), "order": ORDER_RULE}
     return {
         **machine(place.device),
@@ -275,6 +278,7 @@ def _cost_card(setups: Sequence[Setup], rounds: Rounds | None, place: Place) -> 
         "speed_up": "median over rounds of (time of the first / time of this), both of one round",
         "macs": "FLOPs of torch's FlopCounterMode / 2, counted while an image is drawn; of a call, on one latent",
         "peak_memory": HOW.get(place.device.type, ""),
+        **({"drawn_from": given} if given else {}),
         "contestants": [f"{setup.name}: {setup.source}, {setup.steps} steps" for setup in setups],
     }
 
@@ -304,7 +308,8 @@ def _judged(
         records += suite.measure(setup.name, sets[setup.name])
         if any(config.get(EXPERTS) for config in setup.configs.values()):
             with session.stage(setup) as (pipe, _), blame(setup.name, "watching its experts"):
-                watched, _ = observe(pipe, prompts.prompts[: measures.grid], sampling(setup, place))
+                few, given = prompts.prompts[: measures.grid], prompts.given[: measures.grid]
+                watched, _ = observe(pipe, few, sampling(setup, place), given)
             records += watched.records(setup.name)
     if measures.converged is not None:  # how far everybody is from the images near the solution
         settings_near = replace(settings, metrics=("psnr",))
@@ -321,6 +326,13 @@ def _judged(
         records += [*suite.measure(VAE, through, paired=False), *suite.measure_real(REAL)]
         report.setups.update({name: {"reference": True} for name in (VAE, REAL)})
         shown |= {VAE: through, REAL: real.first(prompts.distinct)}
+    if prompts.given:
+        pictures = ImageSet(out / INPUTS, min(measures.grid, len(prompts.given)))
+        masked = any("mask" in PIPELINES[setup.kind].takes for setup in setups)
+        pictures.claim({"prompts": prompts.title, "masked": masked})
+        for index in pictures.missing():
+            pictures.save(index, prompts.given[index].shown(masked))
+        report.setups[INPUTS], shown[INPUTS] = {"reference": True}, pictures
     report.records.extend(under(QUALITY, records))
     report.protocols[QUALITY] = _quality_card(setups, prompts, place, suite)
     first = list(prompts.prompts[: measures.grid])

@@ -16,7 +16,7 @@ from diffusers import UNet2DConditionModel
 
 from asdm_cli.errors import AsdmError, ModelError, blame
 from asdm_cli.models.directory import UNET, ModelDirectory, check_drawing, check_parts
-from asdm_cli.models.load import PIPELINES, load_pipeline, load_unet, random_unet
+from asdm_cli.models.load import load_pipeline, load_unet, random_unet
 from asdm_cli.models.metadata import (
     Origin,
     checked_patches,
@@ -26,9 +26,11 @@ from asdm_cli.models.metadata import (
     stamps,
     unet_components,
 )
-from asdm_cli.models.schedulers import SCHEDULER, planned_scheduler, set_sampler
+from asdm_cli.models.pipelines import PIPELINES
+from asdm_cli.models.schedulers import SCHEDULER, planned_scheduler, set_sampler, strength_of
 from asdm_cli.patches.base import Layer, Stats, applied, check_patches, patch_of
 from asdm_cli.patches.feature_cache.plan import resolve
+from asdm_cli.patches.guidance import GROUPS, HALVES
 from asdm_cli.recipe.patches import (
     OUT,
     CachePlan,
@@ -40,8 +42,10 @@ from asdm_cli.recipe.patches import (
     Threshold,
     UNetScheduleSpec,
 )
+from asdm_cli.sampling.generate import SamplingSettings, arguments
+from asdm_cli.sampling.prompts import Given, PromptList
 from asdm_cli.unet.blocks import Config
-from asdm_cli.unet.flops import latent_size, parameters
+from asdm_cli.unet.flops import latent_size, parameters, rows
 from asdm_cli.unet.weights import read_headers
 
 PLAIN, FEWER, ALONE, DEEPCACHE, CONVERGED = "plain", "fewer steps", "output alone", "DeepCache", "converged"
@@ -71,6 +75,11 @@ class Setup:
     sampler: str = "own"
     steps: int = 25
     guidance: float = 3.0
+    strength: float | None = None
+    """This and the next two: of pipelines that draw from a picture; None is the pipeline's own."""
+    image_guidance: float | None = None
+    given: Given | None = None
+    """The picture that it is timed with."""
     series: str = ""
     source: str = ""
     """What reports call its model."""
@@ -147,13 +156,40 @@ class Setup:
         """UNet calls of an image, of which some samplers make more than steps; of a UNet alone, its steps."""
         if self.model is None or SCHEDULER not in self.model.components:
             return self.steps
-        return len(planned_scheduler(self.model, self.sampler, self.steps).timesteps)
+        return len(self.scheduler.timesteps)
+
+    @property
+    def scheduler(self) -> Any:
+        """Of its pipeline, with the timesteps of one image's UNet calls. Raises ModelError."""
+        assert self.model is not None, "only set-ups with a pipeline draw"
+        return planned_scheduler(self.model, self.sampler, self.steps, self.strength)
+
+    @property
+    def kind(self) -> str:
+        """The class of its pipeline."""
+        return "" if self.model is None else str(self.model.index.get("_class_name", ""))
+
+    @property
+    def rows(self) -> int:
+        """Latents in a UNet call of one picture."""
+        return rows(self.config, self.guidance, len(GROUPS.get(self.kind, HALVES)) or 1)
+
+    @property
+    def begun(self) -> dict[str, float]:
+        """What it was told of how to draw from a picture."""
+        told = {"strength": self.strength, "image_guidance": self.image_guidance}
+        return {key: value for key, value in told.items() if value is not None}
+
+    def sampling(self, size: int | None, seed: int = 0, **where: Any) -> SamplingSettings:
+        drawn_with: dict[str, Any] = {"sampler": self.sampler, **self.begun, **where}
+        return SamplingSettings(self.steps, self.guidance, size, seed, **drawn_with)
 
     @property
     def facts(self) -> dict[str, Any]:
         """What a report says of it."""
         told = [line for spec in self.patches for line in spec.told()]
         found = {"model": self.source, "steps": self.steps, "guidance": self.guidance, "sampler": self.sampler}
+        found |= self.begun
         made = [step["verb"] for step in history(self.model)] if self.model else []
         adapters = [each.told for each in self.model.adapters] if self.model else []
         beside = {"patches": told, "adapters": adapters, "made": made}
@@ -166,6 +202,7 @@ class Setup:
             "sampler": self.sampler,
             "steps": self.steps,
             "guidance": self.guidance,
+            **self.begun,
             "patches": [spec.written() for spec in self.patches],
             "adapters": [each.told for each in self.model.adapters] if self.model else [],
             "files": {**files, **{name: stamps(directory) for name, directory in self.unets.items()}},
@@ -200,11 +237,8 @@ def cache_spec(plan: CachePlan, unet: str | None = None) -> FeatureCacheSpec:
 def drawing(name: str, model: ModelDirectory, carried: bool = True, **settings: Any) -> Setup:
     """A whole pipeline that draws: all that can be known of it beforehand has been checked. What it carries is in
     force, unless `carried` is false. Raises ModelError."""
-    if not model.is_pipeline or model.index["_class_name"] not in PIPELINES:
-        kinds = " or ".join(PIPELINES)
-        raise ModelError(f"{model.path}: must be a whole {kinds} to draw pictures; give the directory around it")
-    specs = checked_patches(model)
     check_drawing(model)
+    specs = checked_patches(model)
     check_parts(model)
     patches = specs if carried else tuple(spec for spec in specs if not isinstance(spec, FeatureCacheSpec))
     return Setup(name, model, model.config(UNET), patches, source=model.source, **settings)
@@ -214,6 +248,7 @@ def fewer_steps(plain: Setup, counts: Sequence[int] | None) -> list[Setup]:
     """The same at fewer steps: the first thing to beat."""
     if counts is None:
         wanted = {max(1, round(share * plain.steps)) for share in SHARES} - {plain.steps}
+        wanted = {count for count in wanted if int(count * strength_of(plain.kind, plain.strength))}
         counts = sorted(wanted, reverse=True)
     names = {count: "1 step" if count == 1 else f"{count} steps" for count in counts}
     return [replace(plain, name=names[count], steps=count, series=FEWER) for count in counts]
@@ -258,7 +293,7 @@ def misfits(setups: Iterable[Setup]) -> list[str]:
     for setup in setups:
         try:
             if setup.draws and setup.model is not None:
-                planned_scheduler(setup.model, setup.sampler, setup.steps)
+                assert setup.scheduler
             wrong = check_patches([patch_of(spec) for spec in setup.patches], setup.configs)
         except AsdmError as error:
             wrong = str(error).splitlines()
@@ -279,6 +314,49 @@ def common_size(asked: int | None, setups: Sequence[Setup]) -> int:
         each = ", ".join(f"{name}: {size}" for name, size in own.items())
         raise ModelError(f"size: these models draw at different sizes ({each}); give `size` in the recipe")
     return next(iter(own.values()))
+
+
+def drawn_from(setups: Sequence[Setup], prompts: PromptList | None, size: int, instead: str = "") -> list[Setup]:
+    """The same, those that draw with the picture that they are timed with. Raises ModelError with all that does not fit
+    between what pipelines draw from and what is given; `instead` is what a verb can do without."""
+    given = prompts.given if prompts else ()
+    drawing = [setup for setup in setups if setup.draws]
+    faults = [fault for setup in drawing for fault in _unlike_given(setup, given, size, instead)]
+    for key in ("strength", "image_guidance"):
+        asked = [setup for setup in drawing if key in setup.begun]
+        if asked and not any(key in PIPELINES[setup.kind].takes for setup in asked):
+            faults.append(f"{key}: a {asked[0].kind} takes none; leave it out")
+    if faults:
+        raise ModelError("\n".join(dict.fromkeys(faults)))
+    return [replace(setup, given=given[0]) if given and setup.draws else setup for setup in setups]
+
+
+def _unlike_given(setup: Setup, given: Sequence[Given], size: int, instead: str) -> Iterator[str]:
+    kind = PIPELINES[setup.kind]
+    masks = "mask" in kind.takes
+    if not kind.given or not given:
+        held = "captions and masks (NAME.png, NAME.txt, NAME.mask.png)" if masks else "captions (NAME.png, NAME.txt)"
+        what, way = "a picture", f"name shards or a folder of pictures with {held}{instead}"
+        if given:
+            what, way = "prompts alone", "leave them out"
+        if given or kind.given:
+            yield f"inputs: {setup.name} is a {setup.kind}, which draws from {what}; {way}"
+        return
+    scale = setup.surroundings[0] if kind.enlarges else 1
+    side = size // scale
+    if odd := [each for each in given if each.size != (side, side)]:
+        (width, height), *others = {each.size for each in given}
+        fits = not others and width == height and not width * scale % MAKER_STEP
+        way = f"give `size: {width * scale}`, or" if fits else "save them all so:"
+        what = f"is {odd[0].size[0]} x {odd[0].size[1]} pixels{_more(odd)}, and {setup.name} draws from {side} x {side}"
+        yield f"inputs: {odd[0].name}: {what}; {way} pictures of that size"
+    if unmasked := [each for each in given if masks and not each.mask]:
+        what = f"has no mask{_more(unmasked)}, and {setup.name} is a {setup.kind}"
+        yield f"inputs: {unmasked[0].name}: {what}; put NAME.mask.png beside NAME.png, white where it shall paint"
+
+
+def _more(those: Sequence[Given]) -> str:
+    return f" (and {len(those) - 1} more)" if those[1:] else ""
 
 
 def weight_bytes(setup: Setup, itemsize: int, device: torch.device) -> int:
@@ -402,16 +480,13 @@ def networks(pipe: Any) -> dict[str, torch.nn.Module]:
     return {name: part for name, part in pipe.components.items() if isinstance(part, torch.nn.Module)}
 
 
-def image_call(pipe: Any, setup: Setup, size: int | None, images: int = 1, steps: int | None = None) -> Any:
-    """Text to pixels of one seed, as a user would call the pipeline."""
+def image_call(pipe: Any, setup: Setup, size: int | None, images: int = 1) -> Any:
+    """Text, and the picture to draw from, to pixels of one seed, as a user would call the pipeline."""
+    given = [setup.given] * images if setup.given else []
 
     def call() -> None:
         pipe(
-            [PROMPT] * images,
-            num_inference_steps=steps or setup.steps,
-            guidance_scale=setup.guidance,
-            height=size,
-            width=size,
+            **arguments(pipe, [PROMPT] * images, setup.sampling(size), given),
             generator=torch.Generator("cpu").manual_seed(0),
             output_type="np",
         )

@@ -9,7 +9,7 @@ import math
 import os
 import random
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,7 @@ import webdataset
 
 from asdm_cli.console import track
 from asdm_cli.data.images import UnreadableError, file_bytes, read_rgb
-from asdm_cli.data.shards import IMAGES, Faults, as_text, lines
+from asdm_cli.data.shards import IMAGES, MASK, Faults, as_text, lines
 from asdm_cli.errors import ModelError
 
 TABLES = ("metadata.jsonl", "metadata.csv", "captions.csv")
@@ -39,11 +39,11 @@ def pack(folder: Path, target: Path, shard_size: int, seed: int | None, strict: 
     `strict`, where anything cannot.
     """
     faults = _LeftOut()
-    images = _images(folder, faults)
-    if not images:
-        raise ModelError(f"{folder}: holds no picture ({', '.join(IMAGES)})")
+    images = images_in(folder, faults)
     if seed is not None:
-        random.Random(seed).shuffle(images)
+        order = [*images.items()]
+        random.Random(seed).shuffle(order)
+        images = dict(order)
     counts: list[int] = []
 
     def close(_: str) -> None:
@@ -62,7 +62,7 @@ def pack(folder: Path, target: Path, shard_size: int, seed: int | None, strict: 
         group="",
     )
     with writer:
-        for sample in _samples(folder, images, faults):
+        for sample in track(samples(folder, images, faults), "packing", len(images)):
             writer.write(sample)
     if strict and faults.total():
         raise ModelError(
@@ -75,9 +75,10 @@ def pack(folder: Path, target: Path, shard_size: int, seed: int | None, strict: 
     return counts, faults
 
 
-def _images(folder: Path, faults: Faults) -> list[Path]:
-    """Relative paths in the order of their names, hidden ones left alone. Folders that are not entered are told: nobody
-    would miss their images."""
+def images_in(folder: Path, faults: Faults) -> dict[Path, Path | None]:
+    """Relative paths in the order of their names, each with that of its mask (`NAME.mask.png` by `NAME.png`). Hidden
+    ones are left alone; folders that are not entered are told: nobody would miss their images. Raises ModelError where
+    there is none."""
     found: list[Path] = []
     refused: list[OSError] = []
     for place, folders, files in os.walk(folder, onerror=refused.append):
@@ -94,18 +95,26 @@ def _images(folder: Path, faults: Faults) -> list[Path]:
                 faults.add("other picture format", path, f"only {', '.join(IMAGES)}")
     for error in refused:
         faults.add("unreadable folder", Path(error.filename).relative_to(folder), error.strerror)
-    return sorted(found, key=lambda path: path.as_posix())
+    beside = {path.with_suffix("") for path in found}
+    masks = {path.with_suffix(""): path for path in found if path.with_suffix("").suffix == f".{MASK}"}
+    masks = {name.with_suffix(""): path for name, path in masks.items() if name.with_suffix("") in beside}
+    images = sorted({*found} - {*masks.values()}, key=lambda path: path.as_posix())
+    if not images:
+        raise ModelError(f"{folder}: holds no picture ({', '.join(IMAGES)})")
+    return {path: masks.get(path.with_suffix("")) for path in images}
 
 
-def _samples(folder: Path, images: list[Path], faults: Faults) -> Iterator[dict[str, Any]]:
+def samples(folder: Path, images: Mapping[Path, Path | None], faults: Faults) -> Iterator[dict[str, Any]]:
     """As webdataset writes them."""
     captions, number = _captions(folder, faults), 0
     for extra in sorted(set(captions) - set(images)):
         faults.add("no such picture", extra, "named by a table of captions")
-    for path in track(images, "packing"):
+    for path, mask in images.items():
         try:
             data, beside = file_bytes(folder / path), (folder / path).with_suffix(".txt")
-            read_rgb(data)
+            masks = {f"{MASK}{mask.suffix.lower()}": file_bytes(folder / mask)} if mask else {}
+            for each in (data, *masks.values()):
+                read_rgb(each)
             caption = as_text(beside.read_bytes()) if beside.is_file() else captions.get(path)
         except UnreadableError as error:
             faults.add("unreadable image", path, error)
@@ -118,7 +127,7 @@ def _samples(folder: Path, images: list[Path], faults: Faults) -> Iterator[dict[
             continue
         about = json.dumps({"file_name": path.as_posix()}).encode()
         text = caption.strip().encode()
-        yield {"__key__": f"{number:08}", path.suffix[1:].lower(): data, "txt": text, "json": about}
+        yield {"__key__": f"{number:08}", path.suffix[1:].lower(): data, **masks, "txt": text, "json": about}
         number += 1
 
 

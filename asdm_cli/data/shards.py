@@ -41,6 +41,7 @@ EVALUATION = f"{POCKET}-evaluation"
 SHIPPED = {POCKET: "train.tar.gz", f"{POCKET}-held-out": "held-out.tar.gz", EVALUATION: "evaluation.tar.gz"}
 """Words for the shards that come with the package."""
 IMAGES = ("png", "jpg", "jpeg", "webp")
+MASK = "mask"
 CAPTION, ABOUT = "txt", "json"
 META = re.compile(r"\.|__MACOSX|__.*__$")
 """Parts of names that are hidden, that a Mac adds to archives, or webdataset's own (`__meta__`)."""
@@ -120,8 +121,8 @@ class Shard:
 
 @dataclass(frozen=True)
 class Sample:
-    """`about` is the .json, empty where there is none; `offset` the image's place in an uncompressed shard;
-    `position`: bytes of the file read so far."""
+    """`about` is the .json, `mask` what NAME.mask.png (or .jpg, ...) holds, each empty where there is none; `offset` is
+    the image's place in an uncompressed shard; `position`: bytes of the file read so far."""
 
     key: str
     picture: bytes
@@ -129,6 +130,7 @@ class Sample:
     about: bytes
     offset: int
     position: int
+    mask: bytes = b""
 
 
 def as_text(data: bytes) -> str:
@@ -431,4 +433,5 @@ def _sample(parts: dict[str, Any], where: str, stream: _Stream, faults: Faults) 
     except (ValueError, RecursionError) as error:
         faults.add("unreadable caption", where, error)
         return None
-    return Sample(parts["__key__"], picture, caption.strip(), about, offset, stream.position)
+    mask = next((parts[f"{MASK}.{name}"][0] for name in IMAGES if f"{MASK}.{name}" in parts), b"")
+    return Sample(parts["__key__"], picture, caption.strip(), about, offset, stream.position, mask)

@@ -259,10 +259,10 @@ def check(recipe: Any, prompts: PromptList, own: ModelDirectory) -> MetricSettin
     needs = needed(recipe.metrics)
     if "real" in needs and not prompts.real:
         asked = " and ".join(sorted(metric for metric in recipe.metrics if "real" in METRICS[metric].needs))
-        raise ModelError(
-            f"metrics: {asked} compare with real pictures, and {prompts.name} has none; "
-            "give shards of (picture, caption) as `prompts`, or leave them out"
-        )
+        way = "give shards of (picture, caption) as `prompts`, or leave them out"
+        if prompts.given:
+            way = "what is drawn from is no picture of what is drawn: measure psnr, ssim or perceptual"
+        raise ModelError(f"metrics: {asked} compare with real pictures, and {prompts.name} has none; {way}")
     if "features" in needs and len(prompts.prompts) < 2:
         asked = ", ".join(sorted(metric for metric in recipe.metrics if "features" in METRICS[metric].needs))
         raise ModelError(f"metrics: {asked} need two pictures or more; raise `limit`")

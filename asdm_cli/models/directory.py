@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from asdm_cli.console import note
 from asdm_cli.errors import AsdmError, Faults, ModelError, reason
+from asdm_cli.models.pipelines import ALWAYS, PIPELINES, TRAINED, Kind
 from asdm_cli.unet.blocks import EXPERT_CLASS, EXPERTS, STOCK, Config, read_blocks, specs
 from asdm_cli.unet.weights import (
     DIFFUSERS_STEM,
@@ -158,7 +159,13 @@ class ModelDirectory:
     @cached_property
     def left_out(self) -> tuple[str, ...]:
         """Components that the index names, that drawing does without, and that were not downloaded."""
-        return tuple(name for name in OPTIONAL if name in self.classes and not _is_there(self.path / name))
+        return tuple(name for name in self.optional if name in self.classes and not _is_there(self.path / name))
+
+    @property
+    def optional(self) -> tuple[str, ...]:
+        """Components that such a pipeline does without."""
+        known = PIPELINES.get(str(self.index.get("_class_name")))
+        return tuple(name for name in OPTIONAL if known is None or name not in known.needs)
 
     def component(self, name: str) -> Path:
         if name in self.components:
@@ -329,13 +336,6 @@ def _check_settings(directory: ModelDirectory) -> None:
 Loaded = TypeVar("Loaded")
 Shapes = dict[str, tuple[int, ...]]
 
-FEEDS = {
-    "StableDiffusionPipeline": {"timestep_cond"},
-    "StableDiffusionXLPipeline": {"timestep_cond", "text_embeds", "time_ids"},
-}
-"""Pipelines that draw from a text -> what they feed their UNet besides `ALWAYS`."""
-ALWAYS = {"sample", "timestep", "encoder_hidden_states", "added_cond_kwargs", "cross_attention_kwargs"}
-"""What every UNet is fed, or does without."""
 MADE_FOR = {
     5: "depth to image",
     7: "upscaling",
@@ -343,45 +343,58 @@ MADE_FOR = {
     9: "inpainting",
 }
 """Channels that a UNet takes in where they are more than a latent's."""
+PAINTED = (4, 9)
+"""Channels that diffusers' pipelines of inpainting know, whatever their VAE has."""
 TIME_IDS = 6
-"""Sizes and crops that a StableDiffusionXLPipeline feeds."""
+"""Sizes and crops that SDXL's pipelines feed; those with aesthetic scores, as the refiner's, one number less."""
 CLIP_WIDTH = 512
 """Of a text encoder whose config leaves it out."""
-PARTS = ("vae", "text_encoder", "text_encoder_2", "image_encoder")
+PARTS = ("vae", "text_encoder", "text_encoder_2", "image_encoder", "depth_estimator")
 """With weights, of the pipelines that are loaded."""
 
 
 def check_drawing(directory: ModelDirectory, training: bool = False) -> None:
-    """ModelError unless this is a pipeline that draws from a text, and feeds its UNet what that takes in: as many
-    channels as the VAE's latents have, text of the width that the encoders give, all other inputs.
+    """ModelError unless this is a pipeline that draws, and feeds its UNet what that takes in: as many channels as it
+    makes of the VAE's latents, text of the width that the encoders give, all other inputs.
 
     With `training`, what training feeds.
     """
     kind = directory.index.get("_class_name")
-    if kind not in FEEDS:
+    if kind not in (known := TRAINED if training else tuple(PIPELINES)):
         what = f"a {kind}" if directory.is_pipeline else "a bare UNet"
         whole = directory.path.parent
         way = f"; give {whole}" if not directory.is_pipeline and (whole / INDEX).is_file() else ""
-        raise ModelError(f"{directory.path}: is {what}; whole pictures need a {' or '.join(FEEDS)} directory{way}")
-    config, channels = directory.config("unet"), directory.config("vae").get("latent_channels", 4)
-    faults = []
-    for key, does in (("in_channels", "takes in"), ("out_channels", "gives")):
-        if (count := config.get(key, 4)) != channels:
-            made_for = MADE_FOR.get(count) if key == "in_channels" else None
-            use = f", as UNets for {made_for} do: use a text-to-image model" if made_for else ""
-            where = f"where the latents of {directory.config_file('vae')} have {channels}{use}"
-            faults.append(f"{does} {count} channels {where}")
+        names = f"{', '.join(known[:-1])} or {known[-1]}" if directory.is_pipeline or training else "whole pipeline"
+        raise ModelError(f"{directory.path}: is {what}; whole pictures need a {names} directory{way}")
+    fed = PIPELINES[kind]
+    faults = [*_unlike_channels(directory, fed)]
     inputs = _inputs(directory)
     taken = {*inputs, *inputs.get("added_cond_kwargs", {})} - ALWAYS
-    who, fed = ("training", FEEDS[kind] - {"timestep_cond"}) if training else (f"a {kind}", FEEDS[kind])
-    for name in sorted(taken - fed):
+    who, may = ("training", frozenset[str]()) if training else (f"a {kind}", fed.may)
+    for name in sorted(taken - fed.feeds - may):
         distilled = "; it was distilled to be told of the guidance: train with the model that it was distilled from"
-        faults.append(f"takes in {name}, which {who} does not feed{distilled if name == 'timestep_cond' else ''}")
-    if missing := sorted(fed - taken - {"timestep_cond"}):
+        told = distilled if training and name == "timestep_cond" else ""
+        faults.append(f"takes in {name}, which {who} does not feed{told}")
+    if missing := sorted(fed.feeds - taken):
         faults.append(f"takes in no {', '.join(missing)}, which {who} feeds")
     faults = [f"{directory.config_file('unet')}: the UNet {fault}" for fault in faults]
     if faults := faults or _unlike_text(directory, inputs):
         raise ModelError("\n".join(faults))
+
+
+def _unlike_channels(directory: ModelDirectory, fed: Kind) -> Iterator[str]:
+    """Where the UNet takes in or gives another number of channels than its pipeline makes of latents."""
+    config, latents = directory.config("unet"), directory.config("vae").get("latent_channels", 4)
+    where = f"where the latents of {directory.config_file('vae')} have {latents}"
+    made = [latents * each + planes for each, planes in fed.channels] if type(latents) is int else [latents]
+    if (count := config.get("in_channels", 4)) not in made:
+        feeds = f", and its pipeline feeds {' or '.join(map(str, made))}: fetch the model again"
+        use = f", as UNets for {MADE_FOR.get(count)} do: use a text-to-image model" if count in MADE_FOR else ""
+        yield f"takes in {count} channels {where}{feeds if fed.takes else use}"
+    elif "mask" in fed.takes and count not in PAINTED:
+        yield f"takes in {count} channels, and diffusers' inpainting draws with {' or '.join(map(str, PAINTED))} alone"
+    if (count := config.get("out_channels", 4)) != latents:
+        yield f"gives {count} channels {where}"
 
 
 def _inputs(directory: ModelDirectory) -> dict[str, Any]:
@@ -396,7 +409,8 @@ def _inputs(directory: ModelDirectory) -> dict[str, Any]:
 
 def _unlike_text(directory: ModelDirectory, inputs: dict[str, Any]) -> list[str]:
     """Where what the text encoders give is not what the UNet takes in."""
-    xl = directory.index["_class_name"] == "StableDiffusionXLPipeline"
+    kind = PIPELINES[directory.index["_class_name"]]
+    xl = "text_embeds" in kind.feeds
     both = [name for name in ("text_encoder", "text_encoder_2") if xl and name in directory.components]
     names = both or ["text_encoder_2" if xl else "text_encoder"]  # SDXL's pipeline needs the second one
     configs = [directory.config(name) for name in names]
@@ -414,10 +428,11 @@ def _unlike_text(directory: ModelDirectory, inputs: dict[str, Any]) -> list[str]
     if not xl:
         return []
     added, numbers = inputs["added_cond_kwargs"], directory.config("unet")["addition_time_embed_dim"]
-    wanted = added["text_embeds"].shape[-1] + (added["time_ids"].shape[-1] - TIME_IDS) * numbers
+    fed = TIME_IDS - ("strength" in kind.takes and bool(directory.index.get("requires_aesthetics_score")))
+    wanted = added["text_embeds"].shape[-1] + (added["time_ids"].shape[-1] - fed) * numbers
     if (pooled := configs[-1].get("projection_dim", CLIP_WIDTH)) == wanted:
         return []
-    beside = f"beside {TIME_IDS} sizes and crops the UNet of {unet} takes in {wanted}"
+    beside = f"beside {fed} sizes and crops the UNet of {unet} takes in {wanted}"
     return [f"{places}: pooled text is {pooled} wide (projection_dim), and {beside}; {again}"]
 
 

@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 import diffusers
 import torch
 import transformers
-from diffusers import StableDiffusionPipeline, StableDiffusionXLPipeline, UNet2DConditionModel
+from diffusers import UNet2DConditionModel
 from diffusers.pipelines.pipeline_utils import DiffusionPipeline
 from transformers import CLIPModel, CLIPTokenizer
 
@@ -39,15 +39,9 @@ from asdm_cli.unet.weights import TRANSFORMERS_STEM, find_weights, inside, read_
 
 Module = TypeVar("Module", bound=torch.nn.Module)
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
-UNUSED = {"feature_extractor": None}
-"""What is for safety checkers and image prompts; old models name a class of it that transformers has no more."""
-PIPELINES: dict[str, tuple[type[DiffusionPipeline], dict[str, Any]]] = {
-    "StableDiffusionPipeline": (
-        StableDiffusionPipeline,
-        {**UNUSED, "safety_checker": None, "requires_safety_checker": False},
-    ),
-    "StableDiffusionXLPipeline": (StableDiffusionXLPipeline, {**UNUSED, "add_watermarker": False}),
-}
+UNUSED = ("safety_checker", "feature_extractor", "watermarker")
+"""For safety checkers, image prompts and marks; old models name classes of them that libraries have no more."""
+UNSEEN = {"requires_safety_checker": False, "add_watermarker": False}
 DTYPE = {"diffusers": "torch_dtype", "transformers": "dtype"}
 """What the number format is called; before 0.39 diffusers knows the old word only."""
 SAFELY = {"use_safetensors": True, "local_files_only": True, "trust_remote_code": False}
@@ -70,10 +64,15 @@ def device_and_dtype(device: str = "auto", dtype: str = "auto") -> tuple[torch.d
     return place, DTYPES[dtype]
 
 
+def pipeline_class(directory: ModelDirectory) -> type[DiffusionPipeline]:
+    """The one that the index names, which has been checked to be one of PIPELINES."""
+    kind: type[DiffusionPipeline] = getattr(diffusers, directory.index["_class_name"])
+    return kind
+
+
 def own_settings(directory: ModelDirectory) -> dict[str, Any]:
     """What the pipeline draws with where nobody says anything, as its class has it."""
-    kind, _ = PIPELINES[directory.index["_class_name"]]
-    asked = inspect.signature(kind.__call__).parameters
+    asked = inspect.signature(pipeline_class(directory).__call__).parameters
     steps, guidance = (asked[name].default for name in ("num_inference_steps", "guidance_scale"))
     return {"sampler": "own", "steps": steps, "guidance": guidance}
 
@@ -93,13 +92,22 @@ def load_pipeline(
     check_drawing(directory)
     check_parts(directory)
     specs = checked_patches(directory) if with_unet else ()
-    kind, settings = PIPELINES[directory.index["_class_name"]]
-    parts: dict[str, Any] = {**settings, **dict.fromkeys(directory.left_out), **({} if with_unet else {"unet": None})}
+    kind, parts = pipeline_class(directory), dict[str, Any]()
+    if not with_unet:
+        parts[UNET] = None
+    parts |= dict.fromkeys([*directory.left_out, *(name for name in UNUSED if name in kind._optional_components)])
     for name in directory.classes:
         if name not in parts:
             part = load_unet(directory, CPU, dtype) if name == UNET else _load_part(directory, name, dtype)
             parts[name] = part if with_unet or not isinstance(part, torch.nn.Module) else in_own_memory(part)
-    pipe = read_with(directory.path, lambda: kind.from_pretrained(directory.path, **SAFELY, **parts).to(device))
+    # not from_pretrained, which asks libraries for every class that the index names, old and unused ones too
+    told = (
+        {name: None if isinstance(value, list) else value for name, value in directory.index.items()} | UNSEEN | parts
+    )
+    known = inspect.signature(kind.__init__).parameters
+    pipe = read_with(
+        directory.path, lambda: kind(**{name: value for name, value in told.items() if name in known}).to(device)
+    )
     pipe.set_progress_bar_config(disable=True)
     if with_patches and specs:
         put_on(pipe, [patch_of(spec) for spec in specs], unet_loader(directory, specs, pipe))
@@ -109,6 +117,7 @@ def load_pipeline(
 def _load_part(directory: ModelDirectory, name: str, dtype: torch.dtype) -> Any:
     """One component, so that trouble with it has its name."""
     folder, (library, kind) = directory.component(name), directory.kind(name).split(".")
+    kind = kind.replace("FeatureExtractor", "ImageProcessor")  # as transformers calls them since 5
     known: Any = getattr({"diffusers": diffusers, "transformers": transformers}[library], kind)
     weights = {DTYPE[library]: dtype, **_variant(directory, name)} if (folder / CONFIG).is_file() else {}
     part = read_with(folder, lambda: known.from_pretrained(folder, **SAFELY, **weights))

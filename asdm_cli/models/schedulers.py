@@ -7,6 +7,8 @@ itself is compared, here and nowhere else, wherever two models meet, or a model 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from inspect import signature
+from types import SimpleNamespace
 from typing import Any
 
 import diffusers
@@ -16,6 +18,7 @@ from diffusers import (
     DPMSolverMultistepScheduler,
     EulerDiscreteScheduler,
     HeunDiscreteScheduler,
+    LCMScheduler,
     PNDMScheduler,
     UniPCMultistepScheduler,
 )
@@ -23,6 +26,7 @@ from diffusers.pipelines.pipeline_utils import DiffusionPipeline
 
 from asdm_cli.errors import ModelError, reason
 from asdm_cli.models.directory import ModelDirectory
+from asdm_cli.models.pipelines import PIPELINES, Kind
 from asdm_cli.patches.noise import alphas_cumprod
 
 SAMPLERS: dict[str, tuple[Any, dict[str, Any]]] = {
@@ -51,19 +55,44 @@ def set_sampler(pipe: DiffusionPipeline, name: str) -> None:
     pipe.scheduler = _sampler(pipe.scheduler, name)
 
 
-def planned_scheduler(directory: ModelDirectory, sampler: str, steps: int) -> Any:
+def planned_scheduler(directory: ModelDirectory, sampler: str, steps: int, strength: float | None = None) -> Any:
     """The scheduler that would draw, from its config alone, with its timesteps set: the UNet calls of one image.
 
-    Raises ModelError for more steps than it knows timesteps.
+    Raises ModelError for more steps than it knows timesteps, and for so little strength that none is left.
     """
+    kind = str(directory.index.get("_class_name"))
+    if sampler != "own" and PIPELINES.get(kind, Kind()).own_sampler:
+        raise ModelError(f"sampler {sampler!r}: a {kind} draws with its own alone; use `own`")
     scheduler, file = _sampler(own_scheduler(directory), sampler), directory.config_file(SCHEDULER)
     trained, alphas = scheduler.config.num_train_timesteps, alphas_cumprod(scheduler)
     if alphas is not None and len(alphas) != trained:
         raise ModelError(f"{file}: has {len(alphas)} betas for {trained} timesteps; fetch or write the file again")
-    if steps > trained:
-        raise ModelError(f"steps: {steps} are more than the {trained} that {file} knows; ask for {trained} or fewer")
-    _built(directory, lambda: scheduler.set_timesteps(steps))
+    known = min(trained, scheduler.config.original_inference_steps) if isinstance(scheduler, LCMScheduler) else trained
+    if steps > known:
+        raise ModelError(f"steps: {steps} are more than the {known} that {file} knows; ask for {known} or fewer")
+    _built(directory, lambda: set_steps(scheduler, kind, steps, strength))
+    if not len(scheduler.timesteps):
+        share = strength_of(kind, strength)
+        raise ModelError(f"strength: {share:g} of {steps} steps are none; raise `strength` or `steps`")
     return scheduler
+
+
+def strength_of(kind: str, strength: float | None) -> float:
+    """The share of its steps that a pipeline of this class makes: what is asked for, or its own; 1 of those that begin
+    with noise."""
+    if "strength" not in PIPELINES.get(kind, Kind()).takes:
+        return 1.0
+    own: float = signature(getattr(diffusers, kind).__call__).parameters["strength"].default
+    return own if strength is None else strength
+
+
+def set_steps(scheduler: Any, kind: str, steps: int, strength: float | None) -> None:
+    """Timesteps for the UNet calls that a pipeline of this class makes: the last ones, if it begins with a picture."""
+    scheduler.set_timesteps(steps)
+    if "strength" in PIPELINES.get(kind, Kind()).takes:
+        around: Any = SimpleNamespace(scheduler=scheduler)
+        left, _ = getattr(diffusers, kind).get_timesteps(around, steps, strength_of(kind, strength), "cpu")
+        scheduler.timesteps = left
 
 
 def own_scheduler(directory: ModelDirectory) -> Any:

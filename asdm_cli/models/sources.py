@@ -8,7 +8,7 @@ from __future__ import annotations
 import difflib
 import glob
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib import resources
@@ -22,7 +22,6 @@ from asdm_cli.models.directory import (
     CONFIGS,
     EXTRAS,
     INDEX,
-    OPTIONAL,
     POCKET,
     TEXTS,
     UNETS,
@@ -223,7 +222,8 @@ def _fetch(name: str, revision: str) -> ModelDirectory:
         raise ModelError(_no_model(name, list(sizes)))
     found = _snapshot(Path(hf_hub_download(name, first, revision=told.sha)).parent, name, revision)
     check_index(found)
-    wanted = _needed(name, sizes, found.classes if found.is_pipeline else {})
+    classes = [each for each in found.classes if each not in found.optional] if found.is_pipeline else []
+    wanted = _needed(name, sizes, classes)
     size = sum(sizes[file] for file in wanted)
     amount = f"{size / 1e9:.2f} GB" if size >= 1e9 else f"{size / 1e6:.2f} MB"
     note(f"{name}: {amount} from {constants.ENDPOINT}, kept in {constants.HF_HUB_CACHE}")
@@ -233,11 +233,11 @@ def _fetch(name: str, revision: str) -> ModelDirectory:
     return _snapshot(Path(folder), name, revision)
 
 
-def _needed(repository: str, sizes: Mapping[str, int], classes: Mapping[str, str]) -> list[str]:
-    """The files of a repository that make up its pipeline, or its UNet where there are no `classes`."""
+def _needed(repository: str, sizes: Mapping[str, int], components: Sequence[str]) -> list[str]:
+    """The files of a repository that make up its pipeline, or its UNet where there are no `components`."""
     beside = sorted({name.rpartition("/")[0] for name in sizes if name.startswith(BESIDE)})
-    folders = [f"{name}/" for name in (*classes, *beside) if name not in OPTIONAL] if classes else [""]
-    needed = [name for name in sizes if classes and "/" not in name and name.endswith(".json")]
+    folders = [f"{name}/" for name in (*components, *beside)] if components else [""]
+    needed = [name for name in sizes if components and "/" not in name and name.endswith(".json")]
     for folder in folders:
         names = [name.removeprefix(folder) for name in sizes if name.startswith(folder)]
         inside = [name for name in names if "/" not in name]

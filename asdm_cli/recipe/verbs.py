@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
-from typing import Annotated, Any, ClassVar, Literal, get_args
+from typing import Annotated, Any, ClassVar, Literal, Self, get_args
 
-from pydantic import AfterValidator, BeforeValidator, Field, StringConstraints
+from pydantic import AfterValidator, BeforeValidator, Field, StringConstraints, model_validator
 
 from asdm_cli.recipe import MOST
 from asdm_cli.recipe.messages import did_you_mean, got
@@ -52,6 +52,7 @@ from asdm_cli.recipe.schema import (
     Whole,
 )
 
+POCKET = "pocket"
 Dtype = Literal["auto", "float32", "bfloat16", "float16"]
 Sampler = Literal["own", "ddim", "pndm", "euler", "heun", "dpm++2m", "unipc"]
 Metric = Literal[
@@ -116,16 +117,36 @@ class Sampling(Strict):
     """UNet steps per picture."""
     guidance: Guidance = 3.0
     """Classifier-free guidance; 1 is none and halves the work."""
+    inputs: Annotated[Text | None, READ] = None
+    """What to draw from, for pipelines that take a picture (image to image, inpainting, editing, depth, upscaling):
+    webdataset shards or a folder of (picture, caption), and NAME.mask.png beside NAME.png where a mask is needed, white
+    where to paint. The captions are the prompts."""
+    strength: Annotated[float, Field(gt=0, le=1)] | None = None
+    """Share of the steps that are made, from the picture on, by pipelines that know it; theirs if left out."""
+    image_guidance: Guidance | None = None
+    """How near InstructPix2Pix keeps to the picture; its own if left out."""
+
+    @property
+    def drawn_with(self) -> dict[str, Any]:
+        """What is said of how to draw; the rest is each pipeline's own."""
+        words = ("sampler", "steps", "guidance", "strength", "image_guidance")
+        return {word: getattr(self, word) for word in words if getattr(self, word) is not None}
 
 
 class Prompted(Sampling):
-    prompts: Annotated[Text, READ] = "pocket"
+    prompts: Annotated[Text, READ] = POCKET
     """Webdataset shards of (picture, caption), by path or glob; a text file with a prompt a line; or `pocket`: 128
     held-out captions and 128 trained ones in turn (`pocket-held-out`: the held-out ones alone)."""
     limit: Positive | None = None
     """Use the first so many prompts only."""
     seed: Seed = 0
     """Prompt i is drawn with a seed made of this and i, whatever the batch or process."""
+
+    @model_validator(mode="after")
+    def _prompted_once(self) -> Self:
+        if self.inputs is not None and self.prompts != POCKET:
+            raise Misplaced([(("prompts",), "does not go with 'inputs', whose captions are the prompts")])
+        return self
 
 
 class Pictures(Prompted, OnDevice):
@@ -177,7 +198,7 @@ class Comparing(Drawing):
 
     def unmeasured(self, *others: str) -> Iterator[Misfit]:
         """What a recipe has for nothing where nothing is measured."""
-        for key in others if not self.measure else ():
+        for key in (*others, "inputs") if not self.measure else ():
             if getattr(self, key):
                 yield (key,), "is only there to be measured, and 'measure' is false"
 
@@ -1006,6 +1027,10 @@ out: runs/cost
 
     def written(self) -> list[str]:
         return []
+
+    def misfits(self) -> Iterator[Misfit]:
+        if self.inputs is not None and not self.images:
+            yield ("inputs",), "is only there to draw from, and 'images' is false"
 
 
 # eval -----------------------------------------------------------------------------------------------------------------

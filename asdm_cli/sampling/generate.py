@@ -13,6 +13,7 @@ and differ by rounding between batch sizes. Protocol cards therefore name the ba
 from __future__ import annotations
 
 import copy
+import inspect
 import threading
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import CancelledError, ThreadPoolExecutor
@@ -28,8 +29,12 @@ from diffusers.pipelines.pipeline_utils import DiffusionPipeline
 from PIL.Image import Image
 
 from asdm_cli.console import bar, note
+from asdm_cli.data.images import read_rgb
 from asdm_cli.errors import RunError
 from asdm_cli.models.load import device_and_dtype
+from asdm_cli.models.pipelines import CALLED, PIPELINES, Kind
+from asdm_cli.models.schedulers import set_steps
+from asdm_cli.sampling.prompts import Given
 
 SMALL = 100_000_000
 """UNets of fewer parameters leave most of their time to per-call overhead, so they draw ROWS images per call."""
@@ -54,6 +59,9 @@ class SamplingSettings:
     device: torch.device = CPU
     dtype: torch.dtype = FLOAT32
     negative: str = ""
+    strength: float | None = None
+    """This and the next: of pipelines that draw from pictures; None is their own."""
+    image_guidance: float | None = None
 
 
 def processes() -> PartialState:
@@ -122,16 +130,18 @@ def layout(pipe: DiffusionPipeline, prompts: int, batch: int) -> Layout:
     return Layout(rows=1, filled=True, workers=min(threads, batch, prompts), threads=max(1, threads // prompts))
 
 
-def draw(
+def draw(  # noqa: PLR0913 - what is drawn, from what and how, each by its name
     pipe: DiffusionPipeline,
     prompts: Sequence[str],
     indices: Iterable[int],
     settings: SamplingSettings,
     *,
+    given: Sequence[Given] = (),
     reentrant: bool = True,
     what: str = "drawing",
 ) -> Iterator[tuple[int, Image]]:
-    """(index, image) of the wanted `indices` into `prompts`, in rising order, each as soon as it is drawn.
+    """(index, image) of the wanted `indices` into `prompts`, in rising order, each as soon as it is drawn; from what is
+    `given` with each prompt, where a pipeline draws from pictures.
 
     One call at a time where the pipeline is not `reentrant`: what it remembers of an image lies in the UNet. A bar that
     says `what` counts UNet calls. When nobody wants more, or on Ctrl-C, all that is under way ends at its next one.
@@ -139,7 +149,7 @@ def draw(
     plan = layout(pipe, len(prompts), settings.batch)
     calls = plan.calls(indices)
     scheduler: Any = copy.deepcopy(pipe.scheduler)
-    scheduler.set_timesteps(settings.steps)  # samplers of second order make more UNet calls than steps
+    set_steps(scheduler, type(pipe).__name__, settings.steps, settings.strength)
     at_a_time = plan.workers if reentrant else 1
     stop, own = threading.Event(), threading.local()
     tokenizers = [_tokenizers(pipe) for _ in range(at_a_time)]
@@ -151,7 +161,10 @@ def draw(
     def one_call(call: list[int]) -> list[tuple[int, Image]]:
         seats = plan.seats(call)
         seeds = [prompt_seed(settings.seed, index) for index in seats]
-        drawn = _images(pipe, own.tokenizers, [prompts[index] for index in seats], seeds, settings)
+        asked = arguments(
+            pipe, [prompts[index] for index in seats], settings, [given[index] for index in seats if given]
+        )
+        drawn = _images(pipe, own.tokenizers, asked, seeds)
         return [(index, drawn[seats.index(index)]) for index in call]
 
     def at_each_unet_call(*_: Any) -> None:
@@ -174,6 +187,26 @@ def draw(
             hook.remove()
 
 
+def arguments(
+    pipe: Any, prompts: Sequence[str], settings: SamplingSettings, given: Sequence[Given] = ()
+) -> dict[str, Any]:
+    """What a pipeline's call is given, by its own names: as much as its class takes. A picture says how large it is."""
+    takes, known = PIPELINES.get(type(pipe).__name__, Kind()).takes, inspect.signature(type(pipe).__call__).parameters
+    width, height = given[0].size if given else (settings.size, settings.size)
+    ours: dict[str, Any] = {"strength": settings.strength, "image_guidance": settings.image_guidance}
+    if given:
+        ours |= {"image": [read_rgb(each.image) for each in given]}
+        ours |= {"mask": [each.area for each in given]} if "mask" in takes else {}
+    return {
+        "prompt": [*prompts],
+        "num_inference_steps": settings.steps,
+        "guidance_scale": settings.guidance,
+        **({"negative_prompt": [settings.negative] * len(prompts)} if settings.negative else {}),
+        **({"height": height, "width": width} if "height" in known else {}),
+        **{CALLED[word]: ours[word] for word in takes if ours.get(word) is not None},
+    }
+
+
 def _tokenizers(pipe: Any) -> dict[str, Any]:
     """Copies: how far a tokenizer pads and cuts is a state of its own, which threads would change under each other."""
     return {name: copy.deepcopy(part) for name, part in pipe.components.items() if name.startswith("tokenizer")}
@@ -182,21 +215,15 @@ def _tokenizers(pipe: Any) -> dict[str, Any]:
 def _images(
     pipe: DiffusionPipeline,
     tokenizers: Mapping[str, Any],
-    prompts: list[str],
-    seeds: list[int],
-    settings: SamplingSettings,
+    asked: Mapping[str, Any],
+    seeds: Sequence[int],
 ) -> list[Image]:
     """One call of the pipeline; it encodes the prompts once and draws every image's noise by its own generator."""
     own: Any = copy.copy(pipe)  # networks are shared between threads; what counts steps or has a state cannot be
     for name, part in {**tokenizers, "scheduler": copy.deepcopy(pipe.scheduler)}.items():
         own.__dict__[name] = part
     drawn = own(
-        prompt=prompts,
-        negative_prompt=[settings.negative] * len(prompts) if settings.negative else None,
-        num_inference_steps=settings.steps,
-        guidance_scale=settings.guidance,
-        height=settings.size,
-        width=settings.size,
+        **asked,
         generator=[torch.Generator("cpu").manual_seed(seed) for seed in seeds],
         output_type="pt",
     ).images

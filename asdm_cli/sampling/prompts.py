@@ -1,4 +1,5 @@
-"""What is drawn: the prompts of shards or of a text file, with the real images where there are any."""
+"""What is drawn: the prompts of shards or of a text file, with the real images where there are any; or captions of
+pictures, which are drawn from."""
 
 from __future__ import annotations
 
@@ -7,12 +8,16 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from hashlib import sha256
 from pathlib import Path
+from typing import Any
 
 from PIL import Image
 
-from asdm_cli.data.images import read_rgb
+from asdm_cli.data.images import UnreadableError, read_rgb
+from asdm_cli.data.pack import images_in, samples
 from asdm_cli.data.shards import (
     EVALUATION,
+    IMAGES,
+    MASK,
     SHIPPED,
     WILD,
     Faults,
@@ -23,6 +28,7 @@ from asdm_cli.data.shards import (
     digest,
     find_shards,
     lines,
+    read_samples,
 )
 from asdm_cli.errors import ModelError
 from asdm_cli.models.directory import POCKET
@@ -33,11 +39,32 @@ TOGETHER = 32
 
 
 @dataclass(frozen=True)
+class Given:
+    """The bytes of a picture to draw from, and of its mask (white where to paint), empty where there is none; `name` is
+    where they stand, `size` their width and height."""
+
+    name: str
+    image: bytes
+    mask: bytes
+    size: tuple[int, int]
+
+    def shown(self, masked: bool) -> Image.Image:
+        """The picture; if `masked`, white where to paint."""
+        picture = read_rgb(self.image)
+        return Image.composite(Image.new("RGB", self.size, "white"), picture, self.area) if masked else picture
+
+    @property
+    def area(self) -> Image.Image:
+        """The mask, in shades of grey."""
+        return read_rgb(self.mask).convert("L")
+
+
+@dataclass(frozen=True)
 class PromptList:
     """`about[i]` is what the shard's .json says of prompt i, in words (empty if it says nothing): its part of the data
     as `split`, and what a probe may know (`label`, `style`). `real` counts the shards' images. `digest` is the
     SHA-256 of the file, or of the digests of several, so that two lists of one name can be told apart. The first
-    `distinct` prompts may stand there again.
+    `distinct` prompts may stand there again. `given[i]` is what prompt i is drawn from, where there are such pictures.
     """
 
     name: str
@@ -47,32 +74,37 @@ class PromptList:
     real: int
     digest: str
     distinct: int
+    given: tuple[Given, ...] = ()
 
     @property
     def title(self) -> str:
         times = len(self.prompts) // self.distinct
-        return f"{self.name} (sha256 {self.digest[:12]})" + (f", {times} pictures each" if times > 1 else "")
+        drawn = ", each drawn from its picture" if self.given else ""
+        return f"{self.name} (sha256 {self.digest[:12]}){drawn}" + (f", {times} pictures each" if times > 1 else "")
 
     def last(self, count: int) -> PromptList:
         """The last so many; their title says which."""
         begin = max(0, len(self.prompts) - count)
         name = f"{self.name}, {begin} to {len(self.prompts) - 1}"
-        kept, about = self.prompts[begin:], self.about[begin:]
-        return replace(self, name=name, prompts=kept, about=about, distinct=len(kept))
+        kept, about, given = self.prompts[begin:], self.about[begin:], self.given[begin:]
+        return replace(self, name=name, prompts=kept, about=about, given=given, distinct=len(kept))
 
 
-def read_prompts(source: str, limit: int | None = None, per_prompt: int = 1) -> PromptList:
-    """The first `limit` prompts, `per_prompt` times over, of shards, of a text file (a prompt a line) or of `pocket`.
+def read_prompts(source: str, limit: int | None = None, per_prompt: int = 1, inputs: str | None = None) -> PromptList:
+    """The first `limit` prompts, `per_prompt` times over, of shards, of a text file (a prompt a line) or of `pocket`;
+    or those of `inputs`, with what they are drawn from.
 
     Every sample of a shard is checked, its image decoded. Raises ModelError with all that cannot be used.
     """
+    if inputs is not None:
+        return _read_inputs(inputs, limit, per_prompt)
     found = locate(source)
     shards = () if isinstance(found, Path) else tuple(found)
     if isinstance(found, Path):
         name, data = found.name, found.read_bytes()
         every, marks = [(prompt, dict[str, str]()) for prompt in _prompts_of(found, data)], [sha256(data).hexdigest()]
     else:
-        name = shards[0].file + (f" and {len(shards) - 1} more" if shards[1:] else "")
+        name = _name(shards)
         every, marks = _samples(shards), [digest(shard) for shard in shards]
     if not every:
         raise ModelError(f"{source}: holds no prompt; give shards of (picture, caption) or a text file with some")
@@ -86,6 +118,57 @@ def read_prompts(source: str, limit: int | None = None, per_prompt: int = 1) -> 
         digest=marks[0] if len(marks) == 1 else sha256("".join(marks).encode()).hexdigest(),
         distinct=len(wanted),
     )
+
+
+def _name(shards: Sequence[Shard]) -> str:
+    return shards[0].file + (f" and {len(shards) - 1} more" if shards[1:] else "")
+
+
+def _read_inputs(source: str, limit: int | None, per_prompt: int) -> PromptList:
+    """Of shards, or of a folder as `asdm pack` takes it."""
+    faults, folder = Faults(), Path(source)
+    shards = [] if folder.is_dir() else find_shards([source])
+    name = _name(shards) if shards else folder.resolve().name
+    held = [sample for shard in shards for sample in read_samples(shard, faults)] or _of_folder(folder, faults)
+    given = [each for sample in held[:limit] if (each := _given(name, sample, faults))]
+    _refuse(faults, "inputs: these samples", "leave them out")
+    parts = [part for sample in held for part in (sample.picture, sample.mask, sample.caption.encode())]
+    digest = sha256(b"".join(sha256(part).digest() for part in parts)).hexdigest()
+    captions = tuple(sample.caption for sample in held[:limit])
+    about: tuple[dict[str, str], ...] = ({},) * len(captions) * per_prompt
+    return PromptList(name, (), captions * per_prompt, about, 0, digest, len(captions), tuple(given) * per_prompt)
+
+
+def _of_folder(folder: Path, faults: Faults) -> list[Sample]:
+    def part(sample: dict[str, Any], of: str) -> bytes:
+        return next((sample[of + name] for name in IMAGES if of + name in sample), b"")
+
+    return [
+        Sample(
+            json.loads(each["json"])["file_name"],
+            part(each, ""),
+            each["txt"].decode(),
+            b"",
+            0,
+            0,
+            part(each, f"{MASK}."),
+        )
+        for each in samples(folder, images_in(folder, faults), faults)
+    ]
+
+
+def _given(source: str, sample: Sample, faults: Faults) -> Given | None:
+    place = f"{source}: {sample.key}"
+    try:
+        size, *others = [read_rgb(data).size for data in (sample.picture, sample.mask) if data]
+    except UnreadableError as error:
+        faults.add("corrupt image", place, error)
+        return None
+    if others not in ([], [size]):
+        what = " x ".join(map(str, others[0]))
+        faults.add("mask of another size", place, f"{what} pixels, and the picture has {size[0]} x {size[1]}")
+        return None
+    return Given(place, sample.picture, sample.mask, size)
 
 
 def real_images(shards: Sequence[Shard]) -> Iterator[Image.Image]:
@@ -134,10 +217,7 @@ def _facts(shard: Shard, sample: Sample, faults: Faults) -> dict[str, str]:
     return {name: value for name, value in facts.items() if isinstance(value, str)} if isinstance(facts, dict) else {}
 
 
-def _refuse(faults: Faults) -> None:
+def _refuse(faults: Faults, what: str = "these samples", way: str = "write the shards without them") -> None:
     """Figures are of a whole set of images or of none."""
     if faults.total():
-        raise ModelError(
-            f"{faults.listed()}\nthese samples cannot be used ({faults.summary()}); mend them, or write the shards "
-            "without them"
-        )
+        raise ModelError(f"{faults.listed()}\n{what} cannot be used ({faults.summary()}); mend them, or {way}")

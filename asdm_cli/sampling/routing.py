@@ -14,19 +14,22 @@ from torch import Tensor, nn
 from asdm_cli.console import track
 from asdm_cli.experts.layer import ExpertConv2d
 from asdm_cli.experts.unet import expert_layers
+from asdm_cli.patches.guidance import GROUPS, HALVES, PROMPT
 from asdm_cli.records import Record
-from asdm_cli.sampling.generate import SamplingSettings, prompt_seed
+from asdm_cli.sampling.generate import SamplingSettings, arguments, prompt_seed
+from asdm_cli.sampling.prompts import Given
 
 
 @dataclass(frozen=True)
 class Routing:
     """Convolution (module name, in forward order) -> weights [prompts, UNet calls, rows of a picture, experts].
 
-    With guidance a picture has two rows: the empty prompt's and its own.
+    With guidance a picture has several rows: as a rule the empty prompt's and its own, which is row `own`.
     """
 
     weights: dict[str, Tensor]
     prompts: tuple[str, ...]
+    own: int = -1
 
     def mean(self, name: str) -> Tensor:
         """[experts], over everything that was seen."""
@@ -38,7 +41,7 @@ class Routing:
 
     def by_prompt(self, name: str) -> Tensor:
         """[prompts, experts], of the rows that see the prompt."""
-        return self.weights[name][:, :, -1].mean(1)
+        return self.weights[name][:, :, self.own].mean(1)
 
     def spread(self, name: str) -> dict[str, float]:
         """Standard deviations of the weights over calls, over prompts and between a picture's rows; and how many
@@ -77,24 +80,23 @@ def layers_of(unet: nn.Module) -> dict[str, ExpertConv2d]:
     }
 
 
-def observe(pipe: Any, prompts: Sequence[str], settings: SamplingSettings) -> tuple[Routing, list[Image]]:
+def observe(
+    pipe: Any, prompts: Sequence[str], settings: SamplingSettings, given: Sequence[Given] = ()
+) -> tuple[Routing, list[Image]]:
     """Draw each prompt alone, with the noise that every verb gives it, and look on."""
     seen: dict[str, list[Tensor]] = {name: [] for name in layers_of(pipe.unet)}
     images = []
     for index, prompt in enumerate(track(prompts, "watching the experts", len(prompts))):
         with watched(pipe.unet) as calls:
             drawn = pipe(
-                prompt,
+                **arguments(pipe, [prompt], settings, given[index : index + 1]),
                 generator=torch.Generator("cpu").manual_seed(prompt_seed(settings.seed, index)),
-                num_inference_steps=settings.steps,
-                guidance_scale=settings.guidance,
-                height=settings.size,
-                width=settings.size,
             )
             images.append(drawn.images[0])
         for name, each in calls.items():
             seen[name] += [torch.stack(each)] if each else []  # a UNet that takes turns may never be called
-    return Routing({name: torch.stack(each) for name, each in seen.items() if each}, tuple(prompts)), images
+    own = 0 if GROUPS.get(type(pipe).__name__, HALVES)[:1] == (PROMPT,) else -1
+    return Routing({name: torch.stack(each) for name, each in seen.items() if each}, tuple(prompts), own), images
 
 
 @contextmanager

@@ -25,7 +25,8 @@ from asdm_cli.console import track
 from asdm_cli.errors import RunError, blame
 from asdm_cli.patches.base import live_on, unet_calls
 from asdm_cli.patches.unet_schedule import UNetSchedule
-from asdm_cli.sampling.generate import SamplingSettings, prompt_seed
+from asdm_cli.sampling.generate import SamplingSettings, arguments, prompt_seed
+from asdm_cli.sampling.prompts import Given
 from asdm_cli.search.dynamic_programme import FARTHEST, GAPS, GRID, Choices
 
 Null = tuple[int, int]
@@ -149,7 +150,9 @@ class Panel:
         return time.perf_counter()
 
 
-def calibrate(session: Session, first: Setup, prompts: Sequence[str], settings: SamplingSettings) -> Calibration:
+def calibrate(
+    session: Session, first: Setup, prompts: Sequence[str], settings: SamplingSettings, given: Sequence[Given] = ()
+) -> Calibration:
     """Draw each prompt with the first UNet alone, one at a time as it is timed, while all answer.
 
     Raises RunError for a UNet whose answers are no numbers.
@@ -160,11 +163,7 @@ def calibrate(session: Session, first: Setup, prompts: Sequence[str], settings: 
             panels.append(Panel(pipe, settings.guidance))
             with panels[-1].listening():
                 pipe(
-                    [prompt],
-                    num_inference_steps=first.steps,
-                    guidance_scale=settings.guidance,
-                    height=settings.size,
-                    width=settings.size,
+                    **arguments(pipe, [prompt], settings, given[index : index + 1]),
                     generator=[torch.Generator("cpu").manual_seed(prompt_seed(settings.seed, index))],
                     output_type="latent",
                 )

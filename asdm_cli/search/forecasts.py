@@ -29,8 +29,8 @@ from asdm_cli.patches.feature_cache.plan import WHOLE, resolve
 from asdm_cli.patches.guidance import HALVES, PROMPT, groups_by_class
 from asdm_cli.profiling.latency import versions
 from asdm_cli.recipe.patches import FITTED, OUT, CachePlan, CacheRule, Calibrated, Explicit, Fit
-from asdm_cli.sampling.generate import SamplingSettings, prompt_seed
-from asdm_cli.sampling.prompts import PromptList
+from asdm_cli.sampling.generate import SamplingSettings, arguments, prompt_seed
+from asdm_cli.sampling.prompts import Given, PromptList
 from asdm_cli.search.key_steps import Combination, Moments, best_key_steps, fitted, summed
 
 CALIBRATION = "calibration"
@@ -182,7 +182,9 @@ class Recording:
         return Moments(np.array(self.features[str(rule)]), (PROMPT,), alone, tuple(self.gains), inputs=False)
 
 
-def record(session: Session, setup: Setup, prompts: Sequence[str], settings: SamplingSettings) -> Recording:
+def record(
+    session: Session, setup: Setup, prompts: Sequence[str], settings: SamplingSettings, given: Sequence[Given] = ()
+) -> Recording:
     """Draw each prompt in full, and keep inner products."""
     plan = setup.cache
     assert plan is not None, "what is calibrated is a plan of one UNet"
@@ -198,11 +200,7 @@ def record(session: Session, setup: Setup, prompts: Sequence[str], settings: Sam
             )
             with recorder.listening():
                 pipe(
-                    [prompt],
-                    num_inference_steps=setup.steps,
-                    guidance_scale=setup.guidance,
-                    height=settings.size,
-                    width=settings.size,
+                    **arguments(pipe, [prompt], settings, given[index : index + 1]),
                     generator=[torch.Generator("cpu").manual_seed(prompt_seed(settings.seed, index))],
                     output_type="latent",
                 )
@@ -253,7 +251,7 @@ def recorded(
     origin = {"prompts": prompts.title, "style": style, "versions": versions(), **without_plan(setup).origin()}
     origin["outlets"] = outlets_of(setup, plan)
     file = folder / CALIBRATION / f"recorded-{short(origin)}.json"  # one for all plans of these nodes
-    read = partial(kept, file, origin, lambda: asdict(record(session, setup, prompts.prompts, settings)))
+    read = partial(kept, file, origin, lambda: asdict(record(session, setup, prompts.prompts, settings, prompts.given)))
     if state.is_main_process:
         read()
     state.wait_for_everyone()

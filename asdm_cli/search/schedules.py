@@ -14,7 +14,6 @@ from asdm_cli.compare.run import Place, draw_all, kept, sampling
 from asdm_cli.compare.setup import Session, Setup
 from asdm_cli.errors import RunError
 from asdm_cli.metrics.distances import compare
-from asdm_cli.models.schedulers import planned_scheduler
 from asdm_cli.patches.unet_schedule import rules_of, served_by
 from asdm_cli.profiling.latency import versions
 from asdm_cli.recipe.patches import Switching
@@ -85,7 +84,7 @@ def search(  # noqa: PLR0913 - what a search depends on, each by its name
     choices = calibration.choices()
     alone = next(iter(calibration.errors))
     whole = choices.cost((alone,) * choices.calls)
-    scheduler = planned_scheduler(first.model, first.sampler, first.steps)  # type: ignore[arg-type]
+    scheduler = first.scheduler
     named = {served_by(rules, scheduler): name for name, rules in reversed(list(fixed.items()))}
     found = _found(choices, whole, asked) | named
     widest = max(asked.budgets) * whole + SLACK
@@ -110,7 +109,9 @@ def _calibration(
     style = asdict(settings) | {"device": place.device.type, "dtype": str(place.dtype)}
     origin = {"prompts": prompts.title, "style": style, "versions": versions(), **first.origin()}
     file = folder / FOLDER / "calibration.json"
-    read = partial(kept, file, origin, lambda: asdict(calibrate(session, first, prompts.prompts, settings)))
+    read = partial(
+        kept, file, origin, lambda: asdict(calibrate(session, first, prompts.prompts, settings, prompts.given))
+    )
     if state.is_main_process:
         read()
     state.wait_for_everyone()

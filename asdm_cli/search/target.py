@@ -7,6 +7,7 @@ that just meets the target is found by bisection.
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, replace
@@ -22,6 +23,7 @@ from asdm_cli.compare.run import Place, image_times, kept
 from asdm_cli.compare.setup import PLAIN, Session, Setup
 from asdm_cli.console import note
 from asdm_cli.errors import RunError
+from asdm_cli.models.schedulers import strength_of
 from asdm_cli.profiling.latency import machine, speedup
 from asdm_cli.recipe.patches import OUT, CachePlan, CacheRule, Calibrated
 from asdm_cli.recipe.verbs import Target
@@ -225,7 +227,8 @@ def _kept_time(session: Session, plain: Setup, place: Place, file: Path, make: C
 
 def _timed(session: Session, plain: Setup, place: Place) -> Costs:
     rounds = Rounds(ROUNDS, 1, (1,), place.size)
-    few, more = (replace(plain, name=f"{steps} steps", steps=steps) for steps in (FEW, MORE))
+    counts = [math.ceil(calls / strength_of(plain.kind, plain.strength)) for calls in (FEW, MORE)]
+    few, more = (replace(plain, name=f"{steps} steps", steps=steps) for steps in counts)
     taken = image_times(session, [few, more], rounds, place, 1)
     image, unet = ([median(taken[each.name][part]) for each in (few, more)] for part in ("image", "unet"))
     calls = more.calls - few.calls

@@ -143,10 +143,10 @@ def latent_size(config: Config) -> tuple[int, int]:
     return tuple(size) if isinstance(size, list | tuple) else (size, size)
 
 
-def rows(config: Config, guidance: float) -> int:
-    """Latents in a UNet call of one picture: with guidance two, for the text and for none, unless the UNet was
-    distilled to be told of the guidance."""
-    return 2 if guidance > 1 and config.get("time_cond_proj_dim") is None else 1
+def rows(config: Config, guidance: float, parts: int = 2) -> int:
+    """Latents in a UNet call of one picture: with guidance as many as that has parts, for the text and for none, unless
+    the UNet was distilled to be told of the guidance."""
+    return parts if guidance > 1 and config.get("time_cond_proj_dim") is None else 1
 
 
 def inputs(

@@ -16,6 +16,7 @@ from asdm_cli.errors import ModelError, reason
 from asdm_cli.models.addressed import unknown_addresses
 from asdm_cli.models.directory import POCKET, find
 from asdm_cli.models.metadata import made_from, measured_with, refuse_changes
+from asdm_cli.models.pipelines import PIPELINES, Kind
 from asdm_cli.models.write import partial_path, refuse_existing, refuse_sources
 from asdm_cli.recipe.load import dump, load
 from asdm_cli.recipe.reader import Override, Source
@@ -42,15 +43,12 @@ KEYS = (
         "guidance",
         "size",
         "prompts",
+        "inputs",
         "limit",
     ),
     *("metrics", "repeats"),
 )
 """Options that stand for the recipe's key of the same name."""
-
-
-GUIDANCE, GUIDANCE_XL = 7.5, 5.0
-"""What diffusers' pipelines of SD 1.x and 2.x, and of SDXL, draw with where nobody says anything."""
 
 
 class Plan(Protocol):
@@ -139,16 +137,17 @@ def run_verb(
 
 
 def _usual(model: str) -> dict[str, Any]:
-    """The guidance that a model on this machine was measured with, or that its pipeline has; a recipe's default is
-    pocket's."""
+    """The guidance that a model on this machine was measured with, or that its pipeline has, and its steps where those
+    say something of the model; a recipe's defaults are pocket's."""
     if model != POCKET and not Path(model).is_dir():
-        return {"guidance": GUIDANCE}
+        return {"guidance": Kind.guidance}
     try:
         directory = find(model)
     except ModelError:  # its verb tells
         return {}
-    family = {"StableDiffusionXLPipeline": GUIDANCE_XL}.get(directory.index.get("_class_name", ""), GUIDANCE)
-    return {"guidance": measured_with(directory).get("guidance", family)}
+    kind = PIPELINES.get(str(directory.index.get("_class_name")), Kind())
+    steps = {"steps": kind.steps} if kind.steps else {}
+    return steps | {"guidance": measured_with(directory).get("guidance", kind.guidance)}
 
 
 def wait_for_everyone() -> None:

@@ -18,6 +18,7 @@ from asdm_cli.compare.setup import (
     check_memory,
     common_size,
     drawing,
+    drawn_from,
     fewer_steps,
     misfits,
 )
@@ -25,8 +26,9 @@ from asdm_cli.errors import AsdmError, ModelError
 from asdm_cli.experts.convert import expand
 from asdm_cli.metrics.suite import MetricSettings, check
 from asdm_cli.models.directory import UNET, ModelDirectory, check_unet, find
-from asdm_cli.models.load import PIPELINES, device_and_dtype
+from asdm_cli.models.load import device_and_dtype
 from asdm_cli.models.metadata import patches_of
+from asdm_cli.models.pipelines import PIPELINES
 from asdm_cli.models.schedulers import SCHEDULER, own_scheduler, unlike_noise
 from asdm_cli.profiling.expected import Work
 from asdm_cli.profiling.memory import HOW
@@ -97,10 +99,11 @@ def _plan_eval(recipe: EvalRecipe) -> Plan:
     if recipe.fewer_steps:
         setups += fewer_steps(setups[0], recipe.fewer_steps)
     _refuse(misfits(setups))
-    prompts = read_prompts(recipe.prompts, recipe.limit, recipe.per_prompt)
-    first = setups[0].model
+    prompts = read_prompts(recipe.prompts, recipe.limit, recipe.per_prompt, recipe.inputs)
+    first, size = setups[0].model, common_size(recipe.size, setups)
     assert first is not None, "every set-up of an evaluation is a model"
-    metrics, size = check(recipe, prompts, first), common_size(recipe.size, setups)
+    setups = drawn_from(setups, prompts, size)
+    metrics = check(recipe, prompts, first)
     rounds = Rounds(recipe.repeats, recipe.warmups, (1,), size) if recipe.repeats else None
     return Plan(recipe, tuple(setups), prompts, metrics, rounds, size)
 
@@ -118,6 +121,9 @@ def _plan_bench(recipe: BenchRecipe) -> Plan:
             what = "of several UNets that take turns only images are timed; leave out `images: false`"
             raise ModelError(f"contestant {setup.name!r}: {what}, or name the models of its UNets")
     _check_images_alike([setup for setup in setups if setup.draws], recipe.size)
+    if timed := [setup for setup in setups if setup.draws]:
+        given = read_prompts("", 1, inputs=recipe.inputs) if recipe.inputs else None
+        setups = drawn_from(setups, given, common_size(recipe.size, timed), " (or `images: false`: UNet calls only)")
     check_memory(setups, device, dtype)
     rounds = Rounds(recipe.repeats, recipe.warmups, tuple(recipe.batches), recipe.size)
     return Plan(
@@ -136,7 +142,7 @@ def _setups(models: Sequence[Contestant], recipe: BenchRecipe | EvalRecipe, imag
     faults: list[str] = []
     judged = isinstance(recipe, EvalRecipe)
     for asked in models:
-        settings: dict[str, Any] = {
+        settings: dict[str, Any] = recipe.drawn_with | {
             "sampler": asked.sampler or recipe.sampler,
             "steps": asked.steps or recipe.steps,
             "guidance": asked.guidance or recipe.guidance,

@@ -11,15 +11,16 @@ import torch
 from torch import Tensor
 
 from asdm_cli.compare.run import QUALITY, SAMPLES
+from asdm_cli.compare.setup import common_size, drawing, drawn_from, misfits
 from asdm_cli.errors import ModelError
 from asdm_cli.experts.convert import Expansion, Init, expand, first_experts
 from asdm_cli.experts.layer import ROUTINGS
 from asdm_cli.experts.unet import expert_layers
 from asdm_cli.metrics.distances import compare
-from asdm_cli.models.directory import ModelDirectory, check_parts, check_unet, find
-from asdm_cli.models.load import PIPELINES, device_and_dtype, load_pipeline, load_unet
+from asdm_cli.models.directory import ModelDirectory, check_unet, find
+from asdm_cli.models.load import device_and_dtype, load_pipeline, load_unet
 from asdm_cli.models.metadata import one_unet, record
-from asdm_cli.models.schedulers import planned_scheduler, set_sampler
+from asdm_cli.models.schedulers import set_sampler
 from asdm_cli.models.write import assemble_directory
 from asdm_cli.profiling.latency import versions
 from asdm_cli.recipe.verbs import CondConvRecipe, Expand, Fold
@@ -120,7 +121,11 @@ class FoldPlan:
         wanted = self.wanted
         pipe = load_pipeline(model, *device_and_dtype(self.recipe.device, self.recipe.dtype), with_patches=False)
         set_sampler(pipe, wanted.sampler)
-        return observe(pipe, self.prompts.prompts, SamplingSettings(wanted.steps, wanted.guidance, None, wanted.seed))
+        strength, image_guidance = wanted.strength, wanted.image_guidance
+        settings = SamplingSettings(
+            wanted.steps, wanted.guidance, None, wanted.seed, strength=strength, image_guidance=image_guidance
+        )
+        return observe(pipe, self.prompts.prompts, settings, self.prompts.given)
 
     def _fold(self, routings: Mapping[str, Tensor], run: Run) -> None:
         own, changed = self.checkpoint.tensors, {}
@@ -169,12 +174,14 @@ def plan(recipe: CondConvRecipe) -> ExpandPlan | FoldPlan:
     if fold.routing == "constant":
         constant_routing(source)
         return FoldPlan(recipe, fold, source, checkpoint, None)
-    if not source.is_pipeline or source.index["_class_name"] not in PIPELINES:
-        kinds = " or ".join(PIPELINES)
-        raise ModelError(f"model: {source.path}: mean routing is seen while drawing, which takes a whole {kinds}")
-    check_parts(source)
-    planned_scheduler(source, fold.sampler, fold.steps)  # which must know as many
-    return FoldPlan(recipe, fold, source, checkpoint, read_prompts(fold.prompts, fold.limit))
+    try:
+        setup = drawing(VERB, source, **fold.drawn_with)
+    except ModelError as error:
+        raise ModelError(f"fold.routing: mean routing is seen while drawing: {error}") from None
+    prompts = read_prompts(fold.prompts, fold.limit, inputs=fold.inputs)
+    if faults := misfits(drawn_from([setup], prompts, common_size(None, [setup]))):
+        raise ModelError("\n".join(faults))
+    return FoldPlan(recipe, fold, source, checkpoint, prompts)
 
 
 def run(plan: ExpandPlan | FoldPlan, run: Run) -> Report:

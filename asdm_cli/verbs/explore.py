@@ -13,7 +13,7 @@ from typing import Any
 
 from asdm_cli.compare.costs import Rounds, on_paper, unet_calls, work
 from asdm_cli.compare.run import COST, Measures, Place, compare, finished, kept
-from asdm_cli.compare.setup import Session, Setup, common_size, drawing, misfits
+from asdm_cli.compare.setup import Session, Setup, common_size, drawing, drawn_from, misfits
 from asdm_cli.console import track
 from asdm_cli.errors import ModelError
 from asdm_cli.metrics.suite import MetricSettings, check
@@ -97,10 +97,11 @@ def plan(recipe: AssembleRecipe, explore: Explore, donors: Mapping[str, Donor]) 
     if not leading.directory.is_pipeline:
         what = "is a bare UNet; explore draws pictures, so the first donor is a whole pipeline"
         raise ModelError(f"donors.{name}: {what}")
-    settings = {"sampler": explore.sampler, "steps": explore.steps, "guidance": explore.guidance}
-    first = drawing(name, leading.directory, carried=False, series=name, **settings)
+    first = drawing(name, leading.directory, carried=False, series=name, **explore.drawn_with)
     size = common_size(explore.size, [first])
-    prompts = read_prompts(explore.prompts, explore.limit, explore.per_prompt)  # before all combinations are counted
+    # before all combinations are counted
+    prompts = read_prompts(explore.prompts, explore.limit, explore.per_prompt, explore.inputs)
+    (first,) = drawn_from([first], prompts, size)
     metrics = check(explore, prompts, leading.directory)
     whole = _whole(name, leading)
     found = _combinations(recipe, explore, donors, make(donors, whole), name, first, size)

@@ -21,6 +21,7 @@ from asdm_cli.compare.setup import (
     common_size,
     converged,
     drawing,
+    drawn_from,
     fewer_steps,
     misfits,
     output_alone,
@@ -31,6 +32,7 @@ from asdm_cli.metrics.suite import MetricSettings, check
 from asdm_cli.models.adapters import fused_size
 from asdm_cli.models.directory import find
 from asdm_cli.models.metadata import write_patched
+from asdm_cli.models.pipelines import PIPELINES
 from asdm_cli.models.write import carried_size, takes
 from asdm_cli.patches.feature_cache.plan import resolve
 from asdm_cli.profiling.expected import Work
@@ -113,8 +115,7 @@ class Plan:
 
 def plan(recipe: InheritRecipe) -> Plan:
     """Every plan held against the UNet's config. Raises ModelError with all that do not fit."""
-    settings = {"sampler": recipe.sampler, "steps": recipe.steps, "guidance": recipe.guidance}
-    plain = drawing(PLAIN, find(recipe.model, recipe.adapters), carried=False, series=PLAIN, **settings)
+    plain = drawing(PLAIN, find(recipe.model, recipe.adapters), carried=False, series=PLAIN, **recipe.drawn_with)
     wanted, pending = [], dict[str, CachePlan]()
     for key, setup in _wanted(recipe, plain):
         standing_in = setup
@@ -131,18 +132,22 @@ def plan(recipe: InheritRecipe) -> Plan:
         name, _, what = each.partition(": ")
         inner = what.startswith("rules[")
         faults.append(f"{keys[name]}{'.' if inner else ': '}{what}" if name in keys else each)
+    if (pending or recipe.target) and "image_guidance" in PIPELINES[plain.kind].takes:
+        what = f"a {plain.kind} has three parts of guidance, and forecasts are fitted where it has two"
+        faults.append(f"{'target' if recipe.target else 'plan'}: {what}; give a plan with `extrapolate: linear`")
     if faults:
         raise ModelError("\n".join(dict.fromkeys(faults)))
     size = common_size(recipe.size, [plain])
     if not recipe.measure:
         return Plan(recipe, tuple(setups), None, None, None, size)
-    prompts = read_prompts(recipe.prompts, recipe.limit, recipe.per_prompt)
+    prompts = read_prompts(recipe.prompts, recipe.limit, recipe.per_prompt, recipe.inputs)
+    setups = drawn_from(setups, prompts, size)
     assert plain.model is not None, "the plain model is a pipeline"
     metrics, calibrated = check(recipe, prompts, plain.model), None
-    if (
-        pending or recipe.target
-    ):  # prompts behind the ones that are measured, if there are as many; else the last that there are
-        calibrated = read_prompts(recipe.prompts, recipe.limit + recipe.calibration).last(recipe.calibration)
+    if pending or recipe.target:
+        # prompts behind the ones that are measured, if there are as many; else the last that there are
+        held = read_prompts(recipe.prompts, recipe.limit + recipe.calibration, inputs=recipe.inputs)
+        calibrated = held.last(recipe.calibration)
     return Plan(recipe, tuple(setups), near, prompts, metrics, size, calibrated, pending)
 
 
@@ -164,7 +169,7 @@ def run(plan: Plan, run: Run) -> Report:
         report = compare(setups, measures, where, run.path, state, session)
         if report is not None and recipe.target is not None:
             report.facts.update(target=_reached(recipe.target, report), **{"plans tried": tried})
-        facts["measured_with"] = {"sampler": recipe.sampler, "steps": recipe.steps, "guidance": recipe.guidance}
+        facts["measured_with"] = recipe.drawn_with
     if report is not None and plan.written is not None:
         first = plan.setups[0]
         assert first.model is not None, "the plain model is a pipeline"

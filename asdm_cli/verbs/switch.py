@@ -18,6 +18,7 @@ from asdm_cli.compare.setup import (
     common_size,
     converged,
     drawing,
+    drawn_from,
     fewer_steps,
     misfits,
 )
@@ -26,7 +27,8 @@ from asdm_cli.errors import AsdmError, ModelError
 from asdm_cli.metrics.suite import MetricSettings, check
 from asdm_cli.models.directory import UNET, ModelDirectory, check_unet, find
 from asdm_cli.models.metadata import one_unet, patches_of, schedule_of, unet_files, write_patched
-from asdm_cli.models.schedulers import SCHEDULER, own_scheduler, planned_scheduler, unlike_noise
+from asdm_cli.models.pipelines import PIPELINES
+from asdm_cli.models.schedulers import SCHEDULER, own_scheduler, unlike_noise
 from asdm_cli.models.write import carried_size, takes
 from asdm_cli.patches.feature_cache.plan import resolve
 from asdm_cli.patches.unet_schedule import alone, served_by, who_serves
@@ -74,7 +76,7 @@ class Plan:
         return Rounds(self.recipe.repeats, self.recipe.warmups, (1,), self.size)
 
     def report(self) -> Report:
-        recipe, scheduler = self.recipe, _scheduler(self.setups[0])
+        recipe, scheduler = self.recipe, self.setups[0].scheduler
         served = {setup.name: served_by(_rules(setup), scheduler) for setup in self.setups}
         several = {name: each for name, each in served.items() if len(set(each)) > 1}
         budgets = recipe.search.budgets if recipe.search else []
@@ -120,18 +122,23 @@ def plan(recipe: SwitchRecipe) -> Plan:
     if not faults:
         for setup in setups:
             try:
-                served_by(_rules(setup), _scheduler(first))
+                served_by(_rules(setup), first.scheduler)
             except AsdmError as error:
                 faults.append(f"{setup.name}: {error}")
+    if recipe.search and "image_guidance" in PIPELINES[first.kind].takes:
+        what = f"weighs answers by the two halves of guidance, and a {first.kind} has three parts"
+        faults.append(f"search: {what}; give `parts`, `ratios` or a `sweep`")
     if faults:
         raise ModelError("\n".join(faults))
     size, searching = common_size(recipe.size, [first]), None
     if not recipe.measure:
         return Plan(recipe, models, tuple(setups), near, None, None, None, size)
-    prompts = read_prompts(recipe.prompts, recipe.limit, recipe.per_prompt)
+    prompts = read_prompts(recipe.prompts, recipe.limit, recipe.per_prompt, recipe.inputs)
+    setups = drawn_from(setups, prompts, size)
     metrics = check(recipe, prompts, models[first.name])
     if recipe.search:  # prompts behind the ones that are measured, if there are as many; else the last that there are
-        searching = read_prompts(recipe.prompts, recipe.limit + recipe.search.prompts).last(recipe.search.prompts)
+        held = read_prompts(recipe.prompts, recipe.limit + recipe.search.prompts, inputs=recipe.inputs)
+        searching = held.last(recipe.search.prompts)
     return Plan(recipe, models, tuple(setups), near, prompts, searching, metrics, size)
 
 
@@ -208,8 +215,7 @@ def _models(recipe: SwitchRecipe) -> tuple[dict[str, ModelDirectory], Setup]:
     if faults:
         raise ModelError("\n".join(faults))
     name, *_ = models
-    settings = {"sampler": recipe.sampler, "steps": recipe.steps, "guidance": recipe.guidance}
-    plain = drawing(name, models[name], carried=False, series=PLAIN, **settings)
+    plain = drawing(name, models[name], carried=False, series=PLAIN, **recipe.drawn_with)
     spec = UNetScheduleSpec(unets=list(models), by="step", parts=alone(name).parts, offload=recipe.offload)
     others = {other: each for other, each in models.items() if other != name}
     return models, Setup(**{**vars(plain), "patches": (spec, *caches, *around), "unets": others})
@@ -262,11 +268,6 @@ def _rules(setup: Setup) -> Switching:
     return schedule.rules
 
 
-def _scheduler(first: Setup) -> object:
-    assert first.model is not None, "the first UNet is a pipeline's"
-    return planned_scheduler(first.model, first.sampler, first.steps)
-
-
 def _write_model(plan: Plan, rules: Switching, run: Run) -> None:
     """The first UNet, which stock diffusers draws with, and those others that serve something."""
     first, recipe = plan.setups[0], plan.recipe
@@ -275,8 +276,7 @@ def _write_model(plan: Plan, rules: Switching, run: Run) -> None:
     schedule = UNetScheduleSpec(unets=names, by=rules.by, parts=rules.parts, offload=recipe.offload)
     gone = [spec for spec in first.patches if isinstance(spec, FeatureCacheSpec) and spec.unet not in serving]
     patches = [spec for spec in first.patches if spec not in gone and not isinstance(spec, UNetScheduleSpec)]
-    measured = {"sampler": recipe.sampler, "steps": recipe.steps, "guidance": recipe.guidance}
-    facts: dict[str, Any] = {"measured_with": measured} if recipe.measure else {}
+    facts: dict[str, Any] = {"measured_with": recipe.drawn_with} if recipe.measure else {}
     leading = plan.models[first.name]
     write_patched(leading, plan.models, [schedule, *patches], run.path / "model", "switch", run.link, **facts)
 

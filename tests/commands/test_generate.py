@@ -3,12 +3,18 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from pathlib import Path
 
+import diffusers
 import pytest
+import torch
 from PIL import Image
 
+from asdm_cli.data.images import cut
+from asdm_cli.sampling.generate import prompt_seed
+from tests import families, pictures
 from tests.expanding import pixels
 from tests.typed import Said, asdm
 
@@ -81,3 +87,64 @@ def test_what_is_left_out_is_as_the_model_was_measured(tiny_pipeline: Path, tmp_
     said = asdm("generate", tiny_pipeline, "a fox", "--steps", 2, "--out", tmp_path / "c", "--device", "cpu")
     assert "sampler own, guidance 7.5, as its pipeline has it" in said.text
     assert "no multiple of 8" in asdm("generate", tiny_pipeline, "a fox", "--size", 36, "--out", tmp_path / "d").text
+
+
+@pytest.fixture(scope="module")
+def painting(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An inpainting model, and beside it pictures and masks, of 32 and of 40 pixels and of 44 x 52."""
+    place = tmp_path_factory.mktemp("painting")
+    families.pipeline("sd15-inpaint", place / "model")
+    for name, size in {"own": (32, 32), "large": (40, 40), "odd": (44, 52)}.items():
+        pictures.picture(0).resize(size).save(place / f"{name}.png")
+        pictures.mask(0).resize(size).save(place / f"{name}.mask.png")
+    return place
+
+
+def paint(place: Path, out: Path, name: str = "own", *options: object) -> Said:
+    given = ("--image", place / f"{name}.png", "--mask", place / f"{name}.mask.png")
+    return draw(place / "model", ["a fox", "an owl"], out, *given, "--guidance", "5", *map(str, options))
+
+
+def test_from_a_picture_as_plain_diffusers_draws(painting: Path, tmp_path: Path) -> None:
+    """Of its own size, or cut to that which is asked for."""
+    plain = diffusers.StableDiffusionInpaintPipeline.from_pretrained(painting / "model")
+    plain.set_progress_bar_config(disable=True)
+    for name, size, options in (("own", 32, ()), ("large", 40, ()), ("large", 32, ("--size", 32))):
+        out = tmp_path / f"{name}-{size}"
+        assert paint(painting, out, name, "--strength", 0.9, *options).code == 0
+        image, mask = (cut(Image.open(painting / f"{name}{end}"), size) for end in (".png", ".mask.png"))
+        noise = [torch.Generator().manual_seed(prompt_seed(0, seat)) for seat in (0, 1, 0, 0)]
+        asked = {"image": [image] * 4, "mask_image": [mask] * 4, "height": size, "width": size, "strength": 0.9}
+        prompts = ["a fox", "an owl", "a fox", "a fox"]
+        drawn = plain(prompts, **asked, num_inference_steps=2, guidance_scale=5.0, generator=noise).images
+        assert [pixels(out / f"{index:03}.png") for index in range(2)] == [each.tobytes() for each in drawn[:2]]
+    with Image.open(out / "000.png") as picture:
+        told = {key: picture.info.get(key) for key in ("image", "mask", "strength", "image_guidance")}
+    assert told == {"image": "large.png", "mask": "large.mask.png", "strength": "0.9", "image_guidance": None}
+
+
+def test_what_does_not_fit_a_pipeline_is_told_at_once(painting: Path, tiny_pipeline: Path, tmp_path: Path) -> None:
+    model, own, mask = painting / "model", ("--image", painting / "own.png"), ("--mask", painting / "own.mask.png")
+    (tmp_path / "text.png").write_text("no picture")
+    refused = {
+        "--image: a StableDiffusionInpaintPipeline needs a picture.*--mask: a .* needs a mask": (model, ()),
+        "--image: a StableDiffusionPipeline takes none.*--strength: a .* takes none": (
+            tiny_pipeline, (*own, "--strength", "0.5")),
+        "--image-guidance: a StableDiffusionInpaintPipeline takes none": (
+            model, (*own, *mask, "--image-guidance", "2")),
+        "--image: .*text.png: cannot be read .* give a PNG, JPEG or WEBP file": (
+            model, ("--image", tmp_path / "text.png", *mask)),
+        "--mask: must be as large as the picture; they have 32 x 32 and 40 x 40 pixels": (
+            model, (*own, "--mask", painting / "large.mask.png")),
+        "odd.png: is 44 x 52 pixels, and both must be multiples of 8; give --size 40, which cuts a square": (
+            model, ("--image", painting / "odd.png", "--mask", painting / "odd.mask.png")),
+        "strength: 0.1 of 2 steps are none": (model, (*own, *mask, "--strength", "0.1")),
+    }  # fmt: skip
+    for words, (source, options) in refused.items():
+        said = draw(source, ["a fox"], tmp_path / "out", *map(str, options))
+        assert (said.code, bool(re.search(words, said.text))) == (2, True), (words, said.text)
+        assert not (tmp_path / "out").exists()
+    assert paint(painting, tmp_path / "out", "odd", "--size", 40).code == 0
+    lcm = families.pipeline("lcm", tmp_path / "lcm")
+    said = draw(lcm, ["a fox"], tmp_path / "lcm-out", "--negative", "a tree")
+    assert "--negative: a LatentConsistencyModelPipeline takes none" in said.text

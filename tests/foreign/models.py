@@ -92,6 +92,7 @@ def directory(name: str, parts: Path, folder: Path, **changes: Any) -> Path:
         if home == "text_encoder_2":
             shutil.copytree(parts / "tokenizer", folder / "tokenizer_2", copy_function=os.link)
             index["tokenizer_2"] = ["transformers", "CLIPTokenizer"]
+    index |= {"requires_aesthetics_score": True} if name == "sdxl-refiner" else {}
     (folder / "model_index.json").write_text(json.dumps({**index, **changes}))
     return folder
 

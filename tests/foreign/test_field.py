@@ -17,6 +17,7 @@ from transformers import CLIPVisionConfig, CLIPVisionModelWithProjection
 import asdm_cli
 from asdm_cli.compare import costs
 from asdm_cli.errors import ModelError
+from asdm_cli.models.pipelines import PIPELINES
 from asdm_cli.patches.base import stats_of
 from tests import tiny
 from tests.data import tars
@@ -36,8 +37,9 @@ def refused(reason: str, *verbs: str) -> dict[str, str]:
 
 
 def of_kind(kind: str) -> dict[str, str]:
-    """Surgery and UNet calls work on every pipeline; these verbs draw from a text."""
-    drawn = refused("must be a whole StableDiffusionPipeline or StableDiffusionXLPipeline", "inherit", "switch", "eval")
+    """Surgery and UNet calls work on every pipeline; these verbs draw, with those of the table, from their `inputs`."""
+    how = f"is a {kind}, which draws from a picture; name shards or a folder of pictures with captions"
+    drawn = refused(how if kind in PIPELINES else f"is a {kind}; whole pictures need", "inherit", "switch", "eval")
     return drawn | refused(f"is a {kind}; whole pictures need a StableDiffusionPipeline or", "distill")
 
 
@@ -53,7 +55,8 @@ EXPECTED: dict[str, dict[str, str]] = {
     "sd-x4-upscaler": of_kind("StableDiffusionUpscalePipeline"),
     "sd15-inpaint": of_kind("StableDiffusionInpaintPipeline"),
     "sd21-unclip": of_kind("StableUnCLIPImg2ImgPipeline"),
-    "sdxl-refiner": of_kind("StableDiffusionXLImg2ImgPipeline"),
+    "sdxl-refiner": of_kind("StableDiffusionXLImg2ImgPipeline")
+    | refused("strength: 0.3 of 2 steps are none; raise `strength` or", "inherit", "switch", "eval"),
     "ssd1b": {},
     "uncond-unet2d": refused("is a .*UNet2DModel[;,] .*only .*UNet2DConditionModel", *VERBS),
 }

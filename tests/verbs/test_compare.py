@@ -311,7 +311,7 @@ def test_faults_are_told_before_anything_is_drawn(
     xl = tmp_path / "xl"
     tiny.unet(tiny.shape("sdxl")).save_pretrained(xl)
     faults: list[tuple[list[dict[str, Any]], dict[str, Any], str]] = [
-        ([one(tiny_pipeline / "unet", "bare")], {}, "'bare': .*must be a whole StableDiffusionPipeline"),
+        ([one(tiny_pipeline / "unet", "bare")], {}, "'bare': .*is a bare UNet; whole pictures need a whole pipeline"),
         (
             [one(tmp_path / "none", "a"), one(tmp_path / "none", "b")],
             {},
