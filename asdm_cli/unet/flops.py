@@ -18,7 +18,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from asdm_cli.errors import ModelError, reason
 from asdm_cli.experts.unet import build
 from asdm_cli.unet.addresses import Anatomy
-from asdm_cli.unet.blocks import Config, per_level, stated, time_width
+from asdm_cli.unet.blocks import Config, per_level, time_width
 
 Count = TypeVar("Count", bound=Callable[..., Any])
 
@@ -79,7 +79,8 @@ def _remembered(count: Count) -> Count:
 
     @wraps(count)
     def asked(config: Config, *args: Any, **kwargs: Any) -> Any:
-        return copy(kept(json.dumps(stated(config), sort_keys=True), *args, **kwargs))
+        said = {key: value for key, value in config.items() if not key.startswith("_")}
+        return copy(kept(json.dumps(said, sort_keys=True), *args, **kwargs))
 
     return cast(Count, asked)
 
