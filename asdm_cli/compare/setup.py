@@ -39,6 +39,7 @@ from asdm_cli.recipe.patches import (
     FeatureCacheSpec,
     PatchSpec,
     Switching,
+    Stability,
     Threshold,
     UNetScheduleSpec,
 )
@@ -262,7 +263,7 @@ def output_alone(setups: Iterable[Setup]) -> list[Setup]:
         if setup.cache is None:
             continue
         steps = resolve(setup.cache, setup.config).steps(setup.calls)
-        adaptive = [rule.schedule for rule in setup.cache.rules if isinstance(rule.schedule, Threshold)]
+        adaptive = [rule.schedule for rule in setup.cache.rules if isinstance(rule.schedule, Stability | Threshold)]
         full = [call for call in range(steps.calls) if not steps.reused(call)]
         schedule: Any = adaptive[0] if adaptive else Explicit(mode="explicit", steps=[*full])
         line = CachePlan(rules=[CacheRule(nodes=OUT, schedule=schedule, extrapolate="linear")])

@@ -110,7 +110,7 @@ class Trajectory:
         if axis == "fraction":
             return [Fraction(call, self.calls) for call in range(self.calls)]
         if self.timeline is None:
-            raise ModelError(f"axis {axis!r}: only a pipeline's scheduler knows it; use `step`")
+            raise ModelError(f"axis {axis!r}: only a pipeline's scheduler knows it; use `{instead}`")
         return self.timeline(axis, instead)
 
     def part(self, calls: Sequence[int], rows: Sequence[tuple[str, ...]] | None = None) -> Trajectory:

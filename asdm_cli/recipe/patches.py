@@ -305,18 +305,27 @@ class Growing(_Schedule):
         return (f"windows of {self.window:g} growing by {self.growth:g}",)
 
 
-class Threshold(_Schedule):
+class _Measured(_Schedule):
+    """Decided while a generation runs, on what it measures."""
+
+    longest: Positive = 8
+    """Most calls from one key step to the next."""
+
+    def key_steps(self, calls: int) -> None:  # noqa: ARG002
+        return None
+
+    def _words(self) -> Iterator[str]:
+        if self.longest != type(self).model_fields["longest"].default:
+            yield f"at most {self.longest} apart"
+
+
+class Threshold(_Measured):
     """Decided while a generation runs, on the change that it measures."""
 
     mode: Literal["threshold"]
     """A key step follows as soon as inheriting would cost more than `threshold`."""
     threshold: Above
     """The largest relative error that an inherited feature may be expected to have."""
-    longest: Positive = 8
-    """Most calls from one key step to the next."""
-
-    def key_steps(self, calls: int) -> None:  # noqa: ARG002
-        return None
 
     def next_distance(self, error: float, distance: int, order: int) -> int:
         """The largest distance from a key step, 1..longest, whose expected error is at most `threshold`.
@@ -334,8 +343,28 @@ class Threshold(_Schedule):
 
     def _words(self) -> Iterator[str]:
         yield f"threshold {self.threshold:g}"
-        if self.longest != Threshold.model_fields["longest"].default:
-            yield f"at most {self.longest} apart"
+        yield from super()._words()
+
+
+class Stability(_Measured):
+    """Decided while a generation runs, on where its latents go: one value is read from the device for every call that
+    may be left out."""
+
+    mode: Literal["stability"]
+    """As described in SADA (ICML 2025): a call is left out where the latents differ from what a multistep formula
+    expects against the way in which their slope bends."""
+    within: Annotated[Text, AfterValidator(_span)] = "22%-96%"
+    """The calls that may be left out: a range, as in `steps`."""
+    threshold: Annotated[float, Field(ge=-1, le=1)] = 0.0
+    """The largest cosine between the two at which a call is left out; at 1 all are, but for `longest`."""
+    longest: Positive = 5
+    """Most calls from one key step to the next."""
+
+    def _words(self) -> Iterator[str]:
+        yield f"stability within {self.within}"
+        if self.threshold:
+            yield f"threshold {self.threshold:g}"
+        yield from super()._words()
 
 
 class Calibrated(_Schedule):
@@ -356,7 +385,7 @@ class Calibrated(_Schedule):
 
 
 Schedule = Annotated[
-    Uniform | Early | Late | Center | Quadratic | Random | Explicit | Growing | Threshold | Calibrated,
+    Uniform | Early | Late | Center | Quadratic | Random | Explicit | Growing | Threshold | Stability | Calibrated,
     Field(discriminator="mode"),
 ]
 CountedMode = Literal["uniform", "early", "late", "center", "quadratic", "random"]
@@ -368,9 +397,10 @@ Order = Annotated[int, Field(ge=0, le=2)]
 Cached = Literal["output", "residual"]
 Axis = Literal["step", "log-snr", "angle"]
 Space = Literal["model", "x0", "eps", "v"]
-ORDERS = {"reuse": 0, "linear": 1, "quadratic": 2, "fitted": 1, "interleaved": 1}
+ORDERS = {"reuse": 0, "linear": 1, "quadratic": 2, "fitted": 1, "interleaved": 1, "multistep": 0}
 """Word of `extrapolate` -> the order that it is, or (fitted) falls back to."""
 FITTED = "fitted"
+MULTISTEP = "multistep"
 OUT = "out"
 """The word for the UNet's whole output, as a node."""
 
@@ -388,7 +418,7 @@ class Chebyshev(Strict):
     """Of so many last key steps, all of which are kept in memory."""
 
 
-Extrapolate = Literal["reuse", "linear", "quadratic", "fitted", "interleaved"] | Chebyshev
+Extrapolate = Literal["reuse", "linear", "quadratic", "fitted", "interleaved", "multistep"] | Chebyshev
 
 
 class Fit(Strict):
@@ -424,7 +454,8 @@ class CacheRule(Strict):
     extrapolate: Extrapolate | None = None
     """What is handed on: the last value (`reuse`); the line or parabola through the last two or three (`linear`,
     `quadratic`); a combination of the last values, and for `out` of the UNet's input, that a calibration fits call by
-    call (`fitted`); in turn the last value and its change again, and the last value (`interleaved`); or a fit by
+    call (`fitted`); in turn the last value and its change again, and the last value (`interleaved`); for `out` the
+    picture that the last value makes of the latents that a multistep formula expects (`multistep`); or a fit by
     Chebyshev polynomials. Left out, `order` says it."""
     order: Order = 0
     """The same in short: 0 is `reuse`, 1 `linear`, 2 `quadratic`."""
@@ -449,7 +480,9 @@ class CacheRule(Strict):
         if self.extrapolate == FITTED and (self.axis != "step" or self.space != "model"):
             key = "axis" if self.axis != "step" else "space"
             yield (key,), "goes with other forecasts; fitted ones know each call alone, as the model predicts"
-        if self.extrapolate == FITTED and isinstance(self.schedule, Threshold):
+        if self.extrapolate == MULTISTEP and OUT not in whole:
+            yield ("extrapolate",), f"{MULTISTEP} goes with 'nodes: {OUT}' alone; choose another forecast"
+        if self.extrapolate == FITTED and isinstance(self.schedule, Threshold | Stability):
             yield ("schedule",), "key steps of a fitted forecast are known beforehand; choose another mode"
         if self.fit is not None and self.extrapolate != FITTED:
             yield ("fit",), "goes with 'extrapolate: fitted'"
@@ -516,6 +549,7 @@ PRESETS: dict[str, CacheRule] = {
     "spectrum": CacheRule(
         nodes=OUT, schedule=Growing(mode="growing", first=5), extrapolate=Chebyshev(form="chebyshev")
     ),
+    "sada": CacheRule(nodes=OUT, schedule=Stability(mode="stability"), extrapolate=MULTISTEP, space="eps"),
     "t-gate": CacheRule(nodes="*.cross", schedule=Explicit(mode="explicit", steps=["0%-40%"])),
 }
 """Name -> its rule as published. Faster Diffusion's schedule is for 50 calls. Of the layers that BK-SDM Base lacks
@@ -525,9 +559,13 @@ reads when the last up block hands on its own output.
 ZEUS (arXiv 2604.01552), as its code has it at 50 steps, two of three calls left out, in shares of the run: 2 y1 - y2
 of the last two key steps, then y1. Spectrum (arXiv 2603.01623) with its windows, degree and penalty, but of the whole
 output, where its code keeps the last hidden state, and in places of the run at hand, where its code counts 50.
+SADA (arXiv 2507.17135) with its paper's coefficients, its code's window at 50 steps, in shares of the run, and at most
+four calls in a row left out; in the coordinate x / alpha, with whole steps, where its code moves x by one of 1000. The
+slopes are those that the solver followed, which a UNet alone does not know: it answers before guidance. Without its late
+phase, every fourth step and Lagrange's polynomials in x0 between, and without its pruning of tokens.
 T-GATE (arXiv 2404.02747) of its first version: cross-attention alone, each half of guidance its own, where its code
 keeps their mean and leaves guidance out after the gate (a guidance-schedule does that)."""
-PresetName = Literal["last-block", "deepcache", "encoder-propagation", "base-mask", "zeus", "spectrum", "t-gate"]
+PresetName = Literal["last-block", "deepcache", "encoder-propagation", "base-mask", "zeus", "spectrum", "sada", "t-gate"]
 
 
 class Preset(Strict):
@@ -539,8 +577,8 @@ class Preset(Strict):
     `encoder-propagation` (Faster Diffusion): down blocks and mid are inherited, up blocks (and conv_in) always
     computed, by the schedule published for 50 calls. `base-mask`: the layers that BK-SDM Base lacks hand on their
     residual branches, every 2nd call is computed in full. Of the output alone: `zeus`, two of three calls are its last
-    value and change, or its last value; `spectrum`, a fit by Chebyshev polynomials, over growing windows. `t-gate`:
-    cross-attention is frozen after 40% of the run."""
+    value and change, or its last value; `spectrum`, a fit by Chebyshev polynomials, over growing windows; `sada`, where
+    the latents go as a multistep formula expects. `t-gate`: cross-attention is frozen after 40% of the run."""
     interval: Positive | None = None
     """Every so many calls are computed in full; left out, the preset's own schedule holds."""
     schedule: Schedule | None = None
@@ -565,7 +603,7 @@ class Preset(Strict):
         if schedule := self.schedule or (Uniform(mode="uniform", interval=self.interval) if self.interval else None):
             changed["schedule"] = schedule
         if self.order is not None:
-            changed["order"] = self.order
+            changed |= {"order": self.order, "extrapolate": None}
         if self.branch is not None:
             changed["nodes"] = f"deepcache.{self.branch}"
         return CachePlan(rules=[PRESETS[self.preset].model_copy(update=changed)])

@@ -241,7 +241,7 @@ def test_zeus_predicts_by_hand() -> None:
         assert torch.allclose(out[call], wanted, atol=1e-5)
 
 
-@pytest.mark.parametrize("preset", ["zeus", "spectrum", "t-gate"])
+@pytest.mark.parametrize("preset", ["zeus", "spectrum", "sada", "t-gate"])
 def test_presets_draw(preset: str, get: Get) -> None:
     pipe = get()
     plain = draw(pipe, 10)
@@ -250,6 +250,12 @@ def test_presets_draw(preset: str, get: Get) -> None:
         assert (handle.stats().full_calls or 0) < 10
     assert torch.isfinite(drawn).all()
     assert not torch.equal(drawn, plain)
+
+
+@pytest.mark.parametrize("preset", ["zeus", "sada"])
+def test_an_order_takes_the_place_of_a_presets_own_forecast(preset: str) -> None:
+    (rule,) = read_plan({"preset": preset, "order": 2}).rules
+    assert (rule.order, rule.extrapolate) == (2, None)
 
 
 # Recipes --------------------------------------------------------------------------------------------------------------
@@ -261,6 +267,9 @@ def test_presets_draw(preset: str, get: Get) -> None:
         ({"extrapolate": "linear", "order": 1}, "order: either 'extrapolate' or 'order'"),
         ({"cache": "residual"}, "cache: 'out' adds nothing"),
         ({"nodes": ["out", "mid"]}, "nodes: 'out' is the whole output"),
+        ({"nodes": "mid", "extrapolate": "multistep"}, "extrapolate: multistep goes with 'nodes: out'"),
+        ({"extrapolate": "fitted", "schedule": {"mode": "stability"}}, "schedule: key steps of a"),
+        ({"schedule": {"mode": "stability", "within": "9-5"}}, "schedule.within: the range ends before it starts"),
         ({"nodes": "mid", "space": "x0"}, "space: goes with 'nodes: out'"),
         ({"extrapolate": "fitted", "axis": "log-snr"}, "axis: goes with other forecasts"),
         ({"extrapolate": "fitted", "schedule": {"mode": "threshold", "threshold": 0.1}}, "schedule: key steps of a"),

@@ -39,9 +39,9 @@ class Recipe(Strict):
 
 MODES = (
     "one of 'uniform', 'early', 'late', 'center', 'quadratic', 'random', 'explicit', 'growing', 'threshold', "
-    "'calibrated'"
+    "'stability', 'calibrated'"
 )
-PRESETS = "one of 'last-block', 'deepcache', 'encoder-propagation', 'base-mask', 'zeus', 'spectrum', 't-gate'"
+PRESETS = "one of 'last-block', 'deepcache', 'encoder-propagation', 'base-mask', 'zeus', 'spectrum', 'sada', 't-gate'"
 RANGE = "must be a call or a range such as '5-9', '20-' or '0%-40%'"
 WRONG: dict[str, list[str]] = {
     "it: {mode: unifrom, interval: 2}": [f"12: it.mode: must be {MODES}, got 'unifrom' (did you mean 'uniform'?)"],

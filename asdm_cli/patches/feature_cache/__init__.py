@@ -143,7 +143,8 @@ class FeatureCache(Live):
         # FreeU scales hidden states in place, and T2I adapters add to them
         adapter = named.get("down_intrablock_additional_residuals") is not None
         freeu = any(getattr(block, "s1", None) is not None for block in self.inner.up_blocks)
-        self.thread.step = state.next(sample, protect=adapter or freeu)
+        latents = sample[:, : self.inner.config.out_channels]  # beside them a mask, or a picture
+        self.thread.step = state.next(latents, protect=adapter or freeu)
 
 
 class NodeHook(ModelHook):

@@ -3,8 +3,9 @@ end, in one thread."""
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
@@ -12,9 +13,10 @@ from torch import Tensor
 from asdm_cli.errors import ModelError
 from asdm_cli.patches.base import Trajectory
 from asdm_cli.patches.feature_cache.forecast import NEWEST, Forecast, Weights, forecast_of
+from asdm_cli.patches.feature_cache.path import LatentPath
 from asdm_cli.patches.feature_cache.plan import REUSE, STORE, WHOLE, ResolvedPlan, Reused
 from asdm_cli.patches.noise import in_space
-from asdm_cli.recipe.patches import CacheRule, Threshold
+from asdm_cli.recipe.patches import MULTISTEP, CacheRule, Schedule, Span, Stability, Threshold
 
 ALL = ("all",)
 """The one group of rows where they never change."""
@@ -120,11 +122,14 @@ class ModuleHistory:
 @dataclass
 class OutputStep:
     """What becomes of the UNet's whole output at this call. `mix`: a and b by which a * input + b * output is what is
-    kept."""
+    kept. `path`: whose expected latents what was kept is put together with, and `pull`: what the answer gains for each
+    unit by which the input is not what was expected, so that it says the same picture."""
 
     history: ModuleHistory
     reused: bool
     mix: tuple[float, float]
+    path: LatentPath | None = None
+    pull: float = 0.0
 
     def keep(self, sample: Tensor, output: Tensor) -> Tensor | None:
         """A copy: what a pipeline does with its own is its affair. What is answered in its place, if anything is."""
@@ -136,7 +141,11 @@ class OutputStep:
         first = self.history.present[0].values[0]
         latent = sample[:, : first.shape[1]]
         of_input, of_output = self.mix
-        return self._mixed(latent, self.history.value(latent), -of_input / of_output, 1 / of_output)
+        answer = self._mixed(latent, self.history.value(latent), -of_input / of_output, 1 / of_output)
+        if self.path is None or not self.path.is_known:
+            return answer
+        gained = (self.pull * self.path.unexpected()).repeat(len(self.history.present), 1, 1, 1)
+        return (answer + gained).to(answer.dtype)
 
     @staticmethod
     def _mixed(sample: Tensor, value: Tensor, of_input: float, of_output: float) -> Tensor:
@@ -165,25 +174,61 @@ class StepContext:
 
 
 @dataclass
-class Adaptive:
-    """A threshold rule while it runs: where its next key step is."""
+class Adaptive(ABC):
+    """A rule whose key steps are found while it runs."""
 
-    schedule: Threshold
-    last: int = 0
-    distance: int = 0
-    measured_order: int = 0
-    next: int = 0
+    schedule: Threshold | Stability
+    last: int = field(default=0, init=False)
+    """The last key step."""
 
     def is_key(self, call: int, history: FeatureHistory | None, must: bool) -> bool:
-        """Read the error of the last key step, if there is a new one; the only value that is read from the device."""
-        if history is not None and history.error is not None and not must:
+        """`history`: that of the rule's probe, if it has one yet. Where it `must` be one, nothing is read."""
+        if not must and self.rests(call, history) and call >= self.schedule.first:
+            return False
+        self.begin(call, history)
+        self.last = call
+        return True
+
+    @abstractmethod
+    def rests(self, call: int, history: FeatureHistory | None) -> bool:
+        """Whether this call may be left out; what is measured for it is all that is read from the device."""
+
+    def begin(self, call: int, history: FeatureHistory | None) -> None:
+        """A key step at this call."""
+
+
+@dataclass
+class ByError(Adaptive):
+    """A threshold rule: the error of its last key step's forecast says where the next one is; read once for each."""
+
+    schedule: Threshold
+    distance: int = field(default=0, init=False)
+    measured_order: int = field(default=0, init=False)
+    next: int = field(default=0, init=False)
+
+    def rests(self, call: int, history: FeatureHistory | None) -> bool:
+        if history is not None and history.error is not None:
             error, history.error = float(history.error), None
             self.next = self.last + self.schedule.next_distance(error, self.distance, self.measured_order)
-        if not must and self.schedule.first <= call < self.next:
-            return False
-        self.distance, self.last, self.next = max(1, call - self.last), call, call + 1
+        return call < self.next
+
+    def begin(self, call: int, history: FeatureHistory | None) -> None:
+        self.distance, self.next = max(1, call - self.last), call + 1
         self.measured_order = min(history.forecast.order, max(0, len(history.known) - 1)) if history else 0
-        return True
+
+
+@dataclass
+class ByPath(Adaptive):
+    """A stability rule: the latents at hand say of each call `within` whether it is left out; one value is read for
+    each that may be."""
+
+    schedule: Stability
+    within: range
+    path: LatentPath
+
+    def rests(self, call: int, history: FeatureHistory | None) -> bool:  # noqa: ARG002 - others look at it
+        near = call in self.within and call - self.last < self.schedule.longest
+        return near and self.path.is_known and self.path.disagreement() <= self.schedule.threshold
 
 
 class CacheState:
@@ -198,9 +243,12 @@ class CacheState:
         for rule in self.rules if not measuring else ():
             check_fit(rule, trajectory)
         self.forecasts = [forecast_of(rule, self.places[rule.axis], measuring) for rule in self.rules]
+        self.pulls = pulls(self.rules, trajectory, resolved)
         self.mixes = mixes(self.rules, trajectory, resolved)
-        schedules = {index: self.rules[index].schedule for index, keys in enumerate(self.steps.keys) if keys is None}
-        self.adaptive = {index: Adaptive(each) for index, each in schedules.items() if isinstance(each, Threshold)}
+        follows = self.pulls is not None or any(isinstance(rule.schedule, Stability) for rule in self.rules)
+        self.path = LatentPath(signal_of(trajectory)) if follows and not measuring else None
+        found = [index for index, keys in enumerate(self.steps.keys) if keys is None]
+        self.adaptive = {index: self._adaptive(self.rules[index].schedule) for index in found}
         self.call = -1
         self.memory: dict[str, ModuleHistory] = {}
         self.texts: Texts = {}
@@ -212,7 +260,7 @@ class CacheState:
         """Of each call so far."""
 
     def next(self, sample: Tensor, protect: bool) -> StepContext:
-        """Decide what the next UNet call does. A new shape in the middle of a generation starts from nothing, and so
+        """Decide what the next UNet call does, from its latents. A new shape in the middle of a generation starts from nothing, and so
         does a group of rows that was not there before."""
         self.call += 1
         groups = ALL if self.trajectory.rows is None else self.trajectory.rows[self.call]
@@ -221,6 +269,10 @@ class CacheState:
             self.shape = shape
             self.memory.clear()
             self.seen.clear()
+            if self.path is not None:
+                self.path.known = ()
+        if self.path is not None:
+            self.path.arrive(self.call, sample.chunk(len(groups))[-1])
         new = not self.seen.issuperset(groups)
         self.seen |= set(groups)
         kept = {index for index, each in self.adaptive.items() if not each.is_key(self.call, self._probe(index), new)}
@@ -239,7 +291,17 @@ class CacheState:
 
     def _output(self, roles: Mapping[str, int]) -> OutputStep | None:
         role = roles.get(WHOLE)
-        return None if role is None else OutputStep(self.memory[WHOLE], role == REUSE, self.mixes[self.call])
+        if role is None:
+            return None
+        moved = () if self.pulls is None else (self.path, self.pulls[self.call])
+        return OutputStep(self.memory[WHOLE], role == REUSE, self.mixes[self.call], *moved)
+
+    def _adaptive(self, schedule: Schedule) -> Adaptive:
+        if isinstance(schedule, Threshold):
+            return ByError(schedule)
+        assert isinstance(schedule, Stability), "of all others the key steps are known beforehand"
+        assert self.path is not None, "it is there for every such schedule"
+        return ByPath(schedule, Span.of(schedule.within).within(self.trajectory.calls), self.path)
 
     def _probe(self, rule: int) -> FeatureHistory | None:
         """The history that a threshold is measured on: that of the rule's last node in forward order, and of the last
@@ -291,6 +353,24 @@ def mixes(rules: Sequence[CacheRule], trajectory: Trajectory, resolved: Resolved
     space = "model" if outlet is None else rules[outlet.rule].space
     if space == "model" or trajectory.plan is not None:
         return [OUTPUT] * trajectory.calls
-    return [
-        in_space(trajectory.prediction, space, float(share)) for share in trajectory.places("signal", "space: model")
-    ]
+    signal = trajectory.places("signal", "space: model")
+    return [in_space(trajectory.prediction, space, float(share)) for share in signal]
+
+
+def pulls(rules: Sequence[CacheRule], trajectory: Trajectory, resolved: ResolvedPlan) -> list[float] | None:
+    """Of each call, `OutputStep.pull`; None where no rule forecasts so.
+
+    What is forecast, s = a x + b y, makes at the expected latents e the picture c e + d (s - a e) / b. The answer to x
+    that says the same is (s - a x) / b + (a / b - c / d) (x - e).
+    """
+    outlet = resolved.by_module.get(WHOLE)
+    if outlet is None or rules[outlet.rule].extrapolate != MULTISTEP or trajectory.plan is not None:
+        return None
+    clean = [in_space(trajectory.prediction, "x0", share) for share in signal_of(trajectory)]
+    return [a / b - c / d for (a, b), (c, d) in zip(mixes(rules, trajectory, resolved), clean, strict=True)]
+
+
+def signal_of(trajectory: Trajectory) -> list[float]:
+    """The share at each call. Raises ModelError where that is not known."""
+    places = trajectory.places("signal", "mode: explicit, extrapolate: linear")
+    return [float(share) for share in places]
