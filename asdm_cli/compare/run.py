@@ -366,10 +366,10 @@ def _notes(settings: MetricSettings, reference: str, count: int, real: bool) -> 
             "Real pictures after the VAE are the best that its latents allow. The KID of the real pictures is that of "
             "one half of them from the other."
         )
-    if "fd" in settings.metrics and count < FEW_FOR_FRECHET:
+    if {"fd", "fd_original"} & set(settings.metrics) and count < FEW_FOR_FRECHET:
         notes.append(f"FD is far too high below {FEW_FOR_FRECHET} pictures (here {count}): trust KID.")
     if "reference" in needed(settings.metrics):
-        notes.append(f"PSNR, SSIM and perceptual distance are to the pictures of {reference}.")
+        notes.append(f"PSNR, SSIM, perceptual distance and FD to the original's are to the pictures of {reference}.")
     if "psnr" in settings.metrics:
         notes.append("Equal pictures count as 100 dB.")
     return notes

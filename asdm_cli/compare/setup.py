@@ -38,8 +38,8 @@ from asdm_cli.recipe.patches import (
     Explicit,
     FeatureCacheSpec,
     PatchSpec,
-    Switching,
     Stability,
+    Switching,
     Threshold,
     UNetScheduleSpec,
 )

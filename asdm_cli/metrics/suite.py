@@ -111,7 +111,7 @@ class MetricSuite:
             values = metric.compute(self, images)
             if metric.whole:
                 found = interval(values[key], self.settings.confidence, metric.centred)
-                records.append(Record(setup, key, *found, n=images.count))
+                records.append(Record(setup, key, *found, n=images.count, against=self._against(metric)))
             else:
                 records += self._averages(setup, metric, values)
         return records
@@ -179,7 +179,7 @@ class MetricSuite:
 
     def _averages(self, setup: str, metric: Metric, values: dict[str, Tensor]) -> list[Record]:
         """Over all images; and over those of each part of the data, where they are held against their own captions."""
-        against = self.against if "reference" in metric.needs else ""
+        against = self._against(metric)
         parts = [facts.get("split", "") for facts in self.prompts.about]
         records = []
         for part in [None, *(sorted(set(parts)) if len(set(parts)) > 1 and not against else [])]:
@@ -189,6 +189,9 @@ class MetricSuite:
                 own = each[inside[: len(each)]]
                 records.append(Record(setup, key, *self._average(own), of=of, n=len(own), against=against))
         return records
+
+    def _against(self, metric: Metric) -> str:
+        return self.against if "reference" in metric.needs else ""
 
     def _average(self, values: Tensor) -> Interval:
         """Of what is right or wrong, Wilson's interval; of numbers, a bootstrap's."""
@@ -205,6 +208,13 @@ def _fd(suite: MetricSuite, images: ImageSet) -> dict[str, Tensor]:
     mine, real, weights, real_weights = suite.beside_real(images)
     few = slice(1 + FRECHET_RESAMPLES)
     return {"fd": distances.frechet(mine, real, weights[few], real_weights[few])}
+
+
+def _fd_original(suite: MetricSuite, images: ImageSet) -> dict[str, Tensor]:
+    """A resample has pictures and the reference's pictures of the same prompts: equal ones have no distance in any."""
+    mine, original = suite.look(images).pooled, suite.look(suite.reference).pooled
+    weights = suite.weights(len(mine))[: 1 + FRECHET_RESAMPLES]
+    return {"fd_original": distances.frechet(mine, original, weights, weights)}
 
 
 def _is(suite: MetricSuite, images: ImageSet) -> dict[str, Tensor]:
@@ -249,6 +259,7 @@ METRICS = {
     "psnr": Metric(partial(_paired, "psnr"), {"reference"}),
     "ssim": Metric(partial(_paired, "ssim"), {"reference"}),
     "perceptual": Metric(partial(_paired, "perceptual"), {"reference", "efficientnet_lite0"}),
+    "fd_original": Metric(_fd_original, {"features", "reference"}, whole=True, centred=True),
 }
 """By the word in a recipe."""
 

@@ -549,7 +549,7 @@ PRESETS: dict[str, CacheRule] = {
     "spectrum": CacheRule(
         nodes=OUT, schedule=Growing(mode="growing", first=5), extrapolate=Chebyshev(form="chebyshev")
     ),
-    "sada": CacheRule(nodes=OUT, schedule=Stability(mode="stability"), extrapolate=MULTISTEP, space="eps"),
+    "sada": CacheRule(nodes=OUT, schedule=Stability(mode="stability"), extrapolate="multistep", space="eps"),
     "t-gate": CacheRule(nodes="*.cross", schedule=Explicit(mode="explicit", steps=["0%-40%"])),
 }
 """Name -> its rule as published. Faster Diffusion's schedule is for 50 calls. Of the layers that BK-SDM Base lacks
@@ -560,12 +560,15 @@ ZEUS (arXiv 2604.01552), as its code has it at 50 steps, two of three calls left
 of the last two key steps, then y1. Spectrum (arXiv 2603.01623) with its windows, degree and penalty, but of the whole
 output, where its code keeps the last hidden state, and in places of the run at hand, where its code counts 50.
 SADA (arXiv 2507.17135) with its paper's coefficients, its code's window at 50 steps, in shares of the run, and at most
-four calls in a row left out; in the coordinate x / alpha, with whole steps, where its code moves x by one of 1000. The
-slopes are those that the solver followed, which a UNet alone does not know: it answers before guidance. Without its late
-phase, every fourth step and Lagrange's polynomials in x0 between, and without its pruning of tokens.
+four calls in a row left out; in the coordinate x / alpha, with whole steps, where its code moves x by one of 1000.
+The slopes are those that the solver followed, as the UNet answers before guidance: DDIM's and Euler's are as there,
+those of multistep solvers are means over a step. Without its late phase (every fourth step, and Lagrange's polynomials
+in x0 between) and its pruning of tokens.
 T-GATE (arXiv 2404.02747) of its first version: cross-attention alone, each half of guidance its own, where its code
 keeps their mean and leaves guidance out after the gate (a guidance-schedule does that)."""
-PresetName = Literal["last-block", "deepcache", "encoder-propagation", "base-mask", "zeus", "spectrum", "sada", "t-gate"]
+PresetName = Literal[
+    "last-block", "deepcache", "encoder-propagation", "base-mask", "zeus", "spectrum", "sada", "t-gate"
+]
 
 
 class Preset(Strict):

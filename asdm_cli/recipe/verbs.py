@@ -56,7 +56,17 @@ POCKET = "pocket"
 Dtype = Literal["auto", "float32", "bfloat16", "float16"]
 Sampler = Literal["own", "ddim", "pndm", "euler", "heun", "dpm++2m", "unipc"]
 Metric = Literal[
-    "kid", "fd", "is", "clip_score", "clip_retrieval", "label_accuracy", "style_accuracy", "psnr", "ssim", "perceptual"
+    "kid",
+    "fd",
+    "is",
+    "clip_score",
+    "clip_retrieval",
+    "label_accuracy",
+    "style_accuracy",
+    "psnr",
+    "ssim",
+    "perceptual",
+    "fd_original",
 ]
 Metrics = Annotated[list[Metric], Field(min_length=1), Distinct]
 VERB = Field(description="The command that this recipe is for.")
@@ -157,7 +167,7 @@ class Pictures(Prompted, OnDevice):
     per_prompt: Positive = 1
     """Draw each prompt so many times, every time with another seed."""
     metrics: Metrics = ["kid", "clip_score"]
-    """What to measure; psnr, ssim and perceptual compare with the pictures of the first, or the `reference`;
+    """What to measure; psnr, ssim, perceptual and fd_original compare with the first's pictures, or the `reference`'s;
     label_accuracy and style_accuracy ask a probe whether a picture shows what its sample's .json names."""
     features: Literal["efficientnet_lite0", "clip", "inception"] = "efficientnet_lite0"
     """The network behind kid, fd and is. Only `inception` may be called FID."""
@@ -1054,7 +1064,7 @@ class EvalRecipe(Drawing):
     probe: Annotated[Text, READ] = "own"
     """The probe behind label_accuracy and style_accuracy: `own` (the first model's), or a directory."""
     reference: Text | None = None
-    """The contestant that psnr, ssim and perceptual compare with; the first if left out."""
+    """The contestant that psnr, ssim, perceptual and fd_original compare with; the first if left out."""
 
     EXAMPLE = """\
 verb: eval

@@ -79,6 +79,7 @@ METRICS = {
     "psnr_db": Metric("PSNR", "dB", "higher", 1, QUALITY, 1),
     "ssim": Metric("SSIM", "", "higher", 3, QUALITY, 4),
     "perceptual": Metric("perceptual distance", "", "lower", 4, QUALITY, 4),
+    "fd_original": Metric("FD to the original's pictures", "", "lower", 1, QUALITY, 4),
     "psnr_converged_db": Metric("PSNR to the converged", "dB", "higher", 1, QUALITY, 3),
     "loss": Metric("loss", "", "lower", None, QUALITY, 2, axis="step", log=True),
     "task": Metric("task loss", "", "lower", None, QUALITY, 3, axis="step", log=True),

@@ -28,7 +28,7 @@ from tests.metrics.test_probe import probe
 
 CPU = torch.device("cpu")
 CLASSES = ["red", "green", "blue"]
-ALL = ["kid", "fd", "is", "clip_score", "clip_retrieval", "label_accuracy", "psnr", "ssim"]
+ALL = ["kid", "fd", "is", "clip_score", "clip_retrieval", "label_accuracy", "psnr", "ssim", "fd_original"]
 
 
 def look(images: Tensor) -> Features:
@@ -91,12 +91,14 @@ def test_records_of_a_set_of_images(built: MetricSuite, images: ImageSet) -> Non
     records = built.measure("ours", images)
     whole = by_key(records)
     keys = ["kid", "fd", "is", "clip_score", "recall_at_1", "recall_at_5", "label_accuracy", "psnr_db", "ssim"]
+    keys.append("fd_original")
     assert list(whole) == keys
     assert {record.setup for record in records} == {"ours"}
     assert {record.n for record in whole.values()} == {12}
     assert {key: record.against for key, record in whole.items() if record.against} == {
         "psnr_db": "plain",
         "ssim": "plain",
+        "fd_original": "plain",
     }
     for record in records:
         assert record.low is not None
@@ -120,12 +122,26 @@ def test_records_of_a_set_of_images(built: MetricSuite, images: ImageSet) -> Non
 
 def test_the_reference_real_images_and_the_unpaired_compare_with_nobody(built: MetricSuite, images: ImageSet) -> None:
     for records in (built.measure("plain", built.reference), built.measure("vae", images, paired=False)):
-        assert not {"psnr_db", "ssim"} & by_key(records).keys()
+        assert not {"psnr_db", "ssim", "fd_original"} & by_key(records).keys()
         assert "kid" in by_key(records)
     real = built.measure_real("real")
     assert list(by_key(real)) == ["kid", "clip_score", "recall_at_1", "recall_at_5", "label_accuracy"]
     assert {record.n for record in by_key(real).values()} == {6}
     assert by_key(real, "split/a")["label_accuracy"].n == 3
+
+
+def test_fd_to_the_original_is_of_its_pictures_and_nothing_for_equal_ones(
+    built: MetricSuite, images: ImageSet, tmp_path: Path
+) -> None:
+    asked = replace(built, settings=replace(built.settings, metrics=("fd_original",)), real=None)
+    (record,) = asked.measure("ours", images)
+    mine, original = (torch.cat([look(batch).pooled for batch in each.batches()]) for each in (images, built.reference))
+    wanted = distances.frechet(mine, original, torch.ones(1, 12), torch.ones(1, 12))
+    assert record.value == pytest.approx(float(wanted), rel=1e-4)
+    assert record.value > 0
+    twin = picture_set(tmp_path / "twin", [drawing(index) for index in range(12)])
+    (same,) = asked.measure("twin", twin)
+    assert (same.value, same.low, same.high) == pytest.approx((0, 0, 0), abs=1e-6)
 
 
 def test_only_what_is_asked_for_is_loaded(

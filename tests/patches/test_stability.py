@@ -184,7 +184,7 @@ def test_where_the_share_of_signal_is_not_known_it_says_what_else_there_is(get: 
     edm.set_timesteps(STEPS)
     with inherit(get(), plan()) as handle:
         for trajectory in (Trajectory(STEPS), Trajectory.of(edm, STEPS, edm.timesteps[0])):
-            with pytest.raises(ModelError, match="axis 'signal': .*; use `mode: explicit, extrapolate: linear`"):
+            with pytest.raises(ModelError, match=r"axis 'signal': .*; use `mode: explicit, extrapolate: linear`"):
                 handle.cache.begin(trajectory)
 
 

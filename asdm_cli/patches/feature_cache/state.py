@@ -185,7 +185,7 @@ class Adaptive(ABC):
         """`history`: that of the rule's probe, if it has one yet. Where it `must` be one, nothing is read."""
         if not must and self.rests(call, history) and call >= self.schedule.first:
             return False
-        self.begin(call, history)
+        self.computes(call, history)
         self.last = call
         return True
 
@@ -193,8 +193,9 @@ class Adaptive(ABC):
     def rests(self, call: int, history: FeatureHistory | None) -> bool:
         """Whether this call may be left out; what is measured for it is all that is read from the device."""
 
-    def begin(self, call: int, history: FeatureHistory | None) -> None:
-        """A key step at this call."""
+    @abstractmethod
+    def computes(self, call: int, history: FeatureHistory | None) -> None:
+        """Take note of a key step at this call; `last` is the one before."""
 
 
 @dataclass
@@ -212,7 +213,7 @@ class ByError(Adaptive):
             self.next = self.last + self.schedule.next_distance(error, self.distance, self.measured_order)
         return call < self.next
 
-    def begin(self, call: int, history: FeatureHistory | None) -> None:
+    def computes(self, call: int, history: FeatureHistory | None) -> None:
         self.distance, self.next = max(1, call - self.last), call + 1
         self.measured_order = min(history.forecast.order, max(0, len(history.known) - 1)) if history else 0
 
@@ -229,6 +230,9 @@ class ByPath(Adaptive):
     def rests(self, call: int, history: FeatureHistory | None) -> bool:  # noqa: ARG002 - others look at it
         near = call in self.within and call - self.last < self.schedule.longest
         return near and self.path.is_known and self.path.disagreement() <= self.schedule.threshold
+
+    def computes(self, call: int, history: FeatureHistory | None) -> None:
+        pass
 
 
 class CacheState:
@@ -260,8 +264,8 @@ class CacheState:
         """Of each call so far."""
 
     def next(self, sample: Tensor, protect: bool) -> StepContext:
-        """Decide what the next UNet call does, from its latents. A new shape in the middle of a generation starts from nothing, and so
-        does a group of rows that was not there before."""
+        """Decide what the next UNet call does; `sample`: its latents. A new shape in the middle of a generation starts
+        from nothing, and so does a group of rows that was not there before."""
         self.call += 1
         groups = ALL if self.trajectory.rows is None else self.trajectory.rows[self.call]
         shape = (len(sample) // len(groups), *sample.shape[1:])
