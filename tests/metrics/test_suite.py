@@ -136,7 +136,8 @@ def test_fd_to_the_original_is_of_its_pictures_and_nothing_for_equal_ones(
     asked = replace(built, settings=replace(built.settings, metrics=("fd_original",)), real=None)
     (record,) = asked.measure("ours", images)
     mine, original = (torch.cat([look(batch).pooled for batch in each.batches()]) for each in (images, built.reference))
-    wanted = distances.frechet(mine, original, torch.ones(1, 12), torch.ones(1, 12))
+    ones = torch.ones(1, 12, dtype=torch.float64)
+    wanted = distances.frechet(mine, original, ones, ones)
     assert record.value == pytest.approx(float(wanted), rel=1e-4)
     assert record.value > 0
     twin = picture_set(tmp_path / "twin", [drawing(index) for index in range(12)])
