@@ -40,6 +40,7 @@ WAYS: dict[str, tuple[float, bool] | None] = {
     "each call for itself": (0.0, False),
     "with half of what earlier calls missed": (0.5, False),
     "with half of it, at key steps too": (0.5, True),
+    "with all of it, at key steps too": (1.0, True),
     "a straight line": None,
 }
 """How forecasts of the whole output may be made: `carried` and `corrected` of `fitted`; or nothing is fitted."""
