@@ -69,8 +69,6 @@ model reads the scale of its guidance; every row of its calls sees a prompt."""
 GUIDED = "do_classifier_free_guidance"
 """What pipelines call the question whether there is any: a property, or a variable of `__call__`."""
 INSIDE, OUTSIDE = "inside", "outside"
-LINE = 2
-"""Points that a line goes through."""
 
 
 def groups_by_class(pipe: Any) -> tuple[str, ...]:
@@ -105,8 +103,8 @@ class GuidanceState:
     call: int = -1
     shape: tuple[int, ...] = ()
     views: Views = field(default_factory=dict)
-    known: dict[str, list[tuple[int, Tensor]]] = field(default_factory=dict)
-    """Group -> call, and what `outside` wants of it there; the newest first."""
+    known: dict[str, Tensor] = field(default_factory=dict)
+    """Group -> what `outside` wants of the last call that had all."""
 
     @property
     def guided_calls(self) -> int:
@@ -141,25 +139,21 @@ class GuidanceState:
         return torch.cat([output if group == PROMPT else self._forecast(group, output) for group in groups])
 
     def _keep(self, output: Tensor) -> None:
-        """As far as a later call may want it."""
-        groups = self.rows[self.call]
-        if self.outside == PROMPT or PROMPT not in groups or self.rows[self.call :] == self.computed[self.call :]:
+        """What the next call wants, where that does without."""
+        groups, later = self.rows[self.call], self.call + 1
+        goes_on = self.rows[later : later + 1] == self.computed[later : later + 1]
+        if goes_on or self.outside == "conditional" or PROMPT not in groups:
             return
         parts = dict(zip(groups, output.chunk(len(groups)), strict=True))
         prompt = parts.pop(PROMPT)
-        for group, part in parts.items():
-            value = part.clone() if self.outside == "reuse" else part - prompt
-            self.known[group] = [(self.call, value), *self.known.get(group, [])][:LINE]
+        self.known = {
+            group: part.clone() if self.outside == "reuse" else part - prompt for group, part in parts.items()
+        }
 
     def _forecast(self, group: str, prompt: Tensor) -> Tensor:
-        if not (known := self.known.get(group)):
+        if group not in self.known:
             return prompt
-        (at, value), *before = known
-        if self.outside == "reuse":
-            return value
-        for earlier, older in before:
-            value = value + (value - older) * ((self.call - at) / (at - earlier))
-        return prompt + value
+        return self.known[group] if self.outside == "reuse" else prompt + self.known[group]
 
 
 class GuidanceSchedule(Live):

@@ -802,7 +802,7 @@ class DeepCacheSpec(PatchSpec):
 UNGUIDED = {
     "conditional": "the conditional output alone",
     "reuse": "the last unconditional output again",
-    "difference": "the line through the last two differences of the outputs",
+    "difference": "the last difference of the two outputs again",
 }
 """What stands for guidance at the calls that do without."""
 
@@ -821,8 +821,8 @@ class GuidanceScheduleSpec(PatchSpec):
     """The call at which the generation has come to this is the first without again; left out, none is."""
     outside: Literal["conditional", "reuse", "difference"] = "conditional"
     """What guidance works with outside. `conditional`: with nothing, the output is that of the prompt alone. `reuse`:
-    the last unconditional output. `difference`: what lies between the two outputs, along the line through its last
-    two values. Before there is any of these, with nothing."""
+    the last unconditional output. `difference`: what last lay between the two outputs. Before there is any of these,
+    with nothing."""
     module: ClassVar[str] = "asdm_cli.patches.guidance"
 
     def told(self) -> list[str]:

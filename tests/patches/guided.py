@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
 from collections.abc import Callable, Sequence
 from functools import cache, partial
 from typing import Any
@@ -121,7 +120,7 @@ def with_rows(pipe: Any, work: Callable[[], Tensor]) -> tuple[Tensor, list[int]]
 
 def by_hand(pipe: Any, groups: Sequence[str], inside: range, outside: str, work: Callable[[], Tensor]) -> Tensor:
     """The plain loop, which computes all rows and puts others in the place of those that it should not have."""
-    known: dict[str, list[tuple[int, Tensor]]] = defaultdict(list)
+    known: dict[str, Tensor] = {}
     calls: list[int] = []
 
     def replaced(_: Any, __: Any, output: Any) -> Any:
@@ -131,15 +130,11 @@ def by_hand(pipe: Any, groups: Sequence[str], inside: range, outside: str, work:
         prompt = parts[PROMPT]
         for group in parts.keys() - {PROMPT}:
             if call in inside:
-                known[group].append((call, parts[group] if outside == "reuse" else parts[group] - prompt))
-            elif outside == "conditional" or not known[group]:
+                known[group] = parts[group] if outside == "reuse" else parts[group] - prompt
+            elif outside == "conditional" or group not in known:
                 parts[group] = prompt
-            elif outside == "reuse":
-                parts[group] = known[group][-1][1]
             else:
-                (first, before), (second, last) = (known[group] * 2)[-2:]
-                slope = (last - before) / (second - first) if second != first else 0
-                parts[group] = prompt + last + slope * (call - second)
+                parts[group] = known[group] + (0 if outside == "reuse" else prompt)
         whole = torch.cat([parts[group] for group in groups])
         return (whole,) if isinstance(output, tuple) else type(output)(sample=whole)
 

@@ -361,7 +361,7 @@ def test_what_inherit_and_switch_write_carries_it_on(tiny_pipeline: Path, tiny_s
     inherit = {"verb": "inherit", "model": str(model), "plan": every(2), **common}
     inherited = done(tmp_path / "inherit", inherit)
     assert [spec.kind for spec in patches_of(find(str(inherited)))] == ["half-rows", "feature-cache"]
-    assert figures(run_directory.read(inherited), "full_calls") == {"the plan": 3}
+    assert figures(run_directory.read(inherited), "full_calls")["the plan"] == 3
     both = {"a": {"model": str(inherited)}, "b": {"model": str(tiny_small)}}
     switch = {"verb": "switch", "unets": both, "by": "step", "parts": TURNS["parts"], **common}
     switched = done(tmp_path / "switch", switch)
