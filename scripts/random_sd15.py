@@ -12,7 +12,7 @@ from math import prod
 from pathlib import Path
 
 from asdm_cli.unet.blocks import preset
-from asdm_cli.unet.flops import shapes
+from asdm_cli.unet.shapes import tensor_shapes
 from asdm_cli.unet.weights import WEIGHTS
 
 SIZE = 4
@@ -28,7 +28,7 @@ def write(folder: Path) -> Path:
     (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
     header: dict[str, object] = {"__metadata__": {"format": "pt"}}
     end = 0
-    for name, shape in sorted(shapes(config).items()):
+    for name, shape in sorted(tensor_shapes(config).items()):
         begin, end = end, end + SIZE * prod(shape)
         header[name] = {"dtype": "F32", "shape": shape, "data_offsets": (begin, end)}
     text = json.dumps(header).encode()

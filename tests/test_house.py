@@ -54,6 +54,7 @@ NO_TORCH = (
     "asdm_cli.models.directory",
     "asdm_cli.models.write",
     "asdm_cli.models.metadata",
+    "asdm_cli.verbs.unmeasured",
 )
 
 

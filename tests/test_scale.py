@@ -15,7 +15,8 @@ from torch.utils.flop_counter import FlopCounterMode
 from asdm_cli.recipe.load import load
 from asdm_cli.recipe.reader import Override
 from asdm_cli.unet.blocks import preset
-from asdm_cli.unet.flops import macs, shapes
+from asdm_cli.unet.flops import macs
+from asdm_cli.unet.shapes import tensor_shapes
 from asdm_cli.unet.surgery import remove
 from scripts import gpu_hours
 from tests import pages
@@ -60,7 +61,7 @@ def test_what_is_counted_is_counted_so() -> None:
     sd15, sdxl = preset("sd15"), preset("sdxl")
     for name, config in {"UNet: original": sd15, "Base": remove(sd15, "base").config}.items():
         assert macs(config).total / 1e9 == pytest.approx(gpu_hours.gmacs(name), abs=0.005), name
-    counted = [sum(map(prod, shapes(config).values())) / 1e6 for config in (remove(sdxl, "base").config, sdxl)]
+    counted = [sum(map(prod, tensor_shapes(config).values())) / 1e6 for config in (remove(sdxl, "base").config, sdxl)]
     assert counted == pytest.approx(gpu_hours.PARAMETERS["SDXL, Base"], abs=0.005)
     with torch.device("meta"):
         vae = AutoencoderKL(

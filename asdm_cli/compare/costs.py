@@ -18,8 +18,8 @@ from asdm_cli.console import note, track
 from asdm_cli.errors import blame
 from asdm_cli.models.schedulers import strength_of
 from asdm_cli.patches.base import Trajectory
+from asdm_cli.patches.cache_plan import ResolvedPlan, Reused, resolve
 from asdm_cli.patches.feature_cache import FeatureCache
-from asdm_cli.patches.feature_cache.plan import ResolvedPlan, Reused, resolve
 from asdm_cli.profiling.expected import Work
 from asdm_cli.profiling.latency import (
     block_seconds,

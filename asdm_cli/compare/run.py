@@ -20,7 +20,7 @@ from asdm_cli.models.metadata import stamps
 from asdm_cli.models.pipelines import PIPELINES
 from asdm_cli.models.write import write_json
 from asdm_cli.patches.base import Stats, patch_of
-from asdm_cli.patches.feature_cache.plan import LETTERS, ResolvedPlan, Reused, resolve
+from asdm_cli.patches.cache_plan import picture, resolve
 from asdm_cli.patches.unet_schedule import who_serves
 from asdm_cli.profiling.latency import ORDER_RULE, clocked, machine, round_robin, stopwatch, versions
 from asdm_cli.profiling.macs import Counts, count
@@ -101,9 +101,9 @@ def draw_all(
     sets = {setup.name: ImageSet(folder / setup.name, len(prompts.prompts)) for setup in setups}
     if state.is_main_process:
         for setup in setups:
-            # all that images depend on; on CUDA their last bits depend on the batch, too
+            # all that images depend on; on a GPU their last bits depend on the batch, too
             drawn = {"prompts": prompts.title, "size": place.size, "seed": place.seed, "versions": versions()}
-            batch = {"batch": place.batch} if place.device.type == "cuda" else {}
+            batch = {"batch": place.batch} if place.device.type != "cpu" else {}
             where = {"device": place.device.type, "dtype": str(place.dtype)}
             sets[setup.name].claim({**drawn, **where, **batch, **setup.origin()})
     state.wait_for_everyone()
@@ -243,25 +243,6 @@ def _timelines(setups: Sequence[Setup], stats: Mapping[str, Stats]) -> list[Time
     return found
 
 
-def picture(resolved: ResolvedPlan, steps: Sequence[Reused], name: str) -> Timeline:
-    """Nodes by calls, neighbours that fare alike in one row; of sub-units, those that the plan names."""
-    states = [resolved.states(reused) for reused in steps]
-    inside = [address for address in resolved.anatomy.addresses if address in states[0]]
-    outside = [address for address in states[0] if address not in resolved.anatomy]
-    rows: dict[str, str] = {}
-    group: list[str] = []
-    ordered = [*outside[:-1], *inside, *outside[-1:]]
-    fares = {address: "".join(each[address] for each in states) for address in ordered}
-    for place, address in enumerate(ordered):
-        group.append(address)
-        if place + 1 == len(ordered) or fares[ordered[place + 1]] != fares[address]:
-            rows[group[0] if len(group) == 1 else f"{group[0]} … {group[-1]}"] = fares[address]
-            group = []
-    full = sum(not reused for reused in steps)
-    note = f"{full} of {len(steps)} calls are computed in full."
-    return Timeline(f"What each UNet call computes: {name}", rows, dict(LETTERS), note)
-
-
 def _rounds(rounds: Rounds) -> dict[str, Any]:
     return {"rounds": rounds.repeats, "warmup_rounds": rounds.warmups, "batches": list(rounds.batches)}
 
@@ -355,7 +336,7 @@ def _quality_card(setups: Sequence[Setup], prompts: PromptList, place: Place, su
         "dtype": str(place.dtype).removeprefix("torch."),
         "versions": versions(),
     }
-    batch: Card = {"batch": place.batch} if place.device.type == "cuda" else {}
+    batch: Card = {"batch": place.batch} if place.device.type != "cpu" else {}
     return {**drawn, **batch, **suite.protocol()}
 
 

@@ -29,7 +29,7 @@ from asdm_cli.models.metadata import (
 from asdm_cli.models.pipelines import PIPELINES
 from asdm_cli.models.schedulers import SCHEDULER, planned_scheduler, set_sampler, strength_of
 from asdm_cli.patches.base import Layer, Stats, applied, check_patches, patch_of
-from asdm_cli.patches.feature_cache.plan import resolve
+from asdm_cli.patches.cache_plan import resolve
 from asdm_cli.patches.guidance import GROUPS, HALVES
 from asdm_cli.recipe.patches import (
     OUT,
@@ -46,7 +46,8 @@ from asdm_cli.recipe.patches import (
 from asdm_cli.sampling.generate import SamplingSettings, arguments
 from asdm_cli.sampling.prompts import Given, PromptList
 from asdm_cli.unet.blocks import Config
-from asdm_cli.unet.flops import latent_size, parameters, rows
+from asdm_cli.unet.flops import parameters, rows
+from asdm_cli.unet.shapes import latent_size
 from asdm_cli.unet.weights import read_headers
 
 PLAIN, FEWER, ALONE, DEEPCACHE, CONVERGED = "plain", "fewer steps", "output alone", "DeepCache", "converged"

@@ -33,7 +33,7 @@ from asdm_cli.recipe.redact import without_place
 from asdm_cli.recipe.verbs import Adapter
 from asdm_cli.unet.addresses import Anatomy
 from asdm_cli.unet.blocks import Config, stated
-from asdm_cli.unet.flops import shapes
+from asdm_cli.unet.shapes import tensor_shapes
 from asdm_cli.unet.surgery import Graft, remove
 from asdm_cli.unet.weights import (
     DIFFUSERS_STEM,
@@ -268,7 +268,7 @@ def _match(directory: ModelDirectory, file: Path, of: str | None) -> Matched:
     fits: list[tuple[str, dict[Place, str]]] = []
     misfits: list[tuple[str, list[str]]] = []
     for each in (each for each in lineage if of in (None, each.name)):
-        promised = {UNET: shapes(each.config), **encoders}
+        promised = {UNET: tensor_shapes(each.config), **encoders}
         known = {word: (part, name) for part in promised for word, name in _words(part, promised[part], each.config)}
         if wrong := list(_wrong({name: held[name] for name in wanted}, known, promised)):
             misfits.append((each.name, wrong))
@@ -290,7 +290,7 @@ def _match(directory: ModelDirectory, file: Path, of: str | None) -> Matched:
         what = f"is no LoRA of {name}: {'; '.join(wrong[:SHOWN])}{more}"
         raise ModelError(f"{file}: {what}; give one that was trained on this model, or on what it was made from")
     ((name, places),) = fits
-    own = {UNET: shapes(config), **encoders}
+    own = {UNET: tensor_shapes(config), **encoders}
     if banks := [each for (part, place), each in places.items() if not held[each].fits(own[part][place])]:
         way = "fuse it before `asdm condconv-expand`"
         raise ModelError(f"{file}: {banks[0]} changes a convolution that has several experts here; {way}")
@@ -334,7 +334,7 @@ def _encoder(directory: ModelDirectory, component: str) -> dict[str, Shape]:
 
 def _lineage(name: str, config: Config, steps: Sequence[Mapping[str, Any]]) -> list[Ancestor]:
     """The UNet itself, then all that it was made from, by what asdm.json says of every pruning and assembly."""
-    found = [Ancestor(name, config, {key: [key] for key in shapes(config)})]
+    found = [Ancestor(name, config, {key: [key] for key in tensor_shapes(config)})]
     made = next((at for at in reversed(range(len(steps))) if steps[at].keys() & {"removed", "taken"}), None)
     if made is None:
         return found
@@ -348,7 +348,7 @@ def _lineage(name: str, config: Config, steps: Sequence[Mapping[str, Any]]) -> l
     else:
         sources = {new: (donor, old) for new, (donor, old) in step[UNITS].items()}
         graft = Graft(config, Anatomy.of(config), sources, step["ends"], step["embeddings"])
-    mapped = graft.key_map({donor: shapes(each[UNET_CONFIG]) for donor, each in donors.items()})
+    mapped = graft.key_map({donor: tensor_shapes(each[UNET_CONFIG]) for donor, each in donors.items()})
     for donor, about in donors.items():
         for older in _lineage(about["source"], about[UNET_CONFIG], about.get("history", [])):
             known = next((each for each in found if (each.name, each.config) == (older.name, older.config)), None)

@@ -17,6 +17,7 @@ from asdm_cli.console import note
 from asdm_cli.errors import AsdmError, Faults, ModelError, reason
 from asdm_cli.models.pipelines import ALWAYS, PIPELINES, TRAINED, Kind
 from asdm_cli.unet.blocks import EXPERT_CLASS, EXPERTS, STOCK, Config, read_blocks, specs
+from asdm_cli.unet.shapes import TIME_IDS, input_shapes, tensor_shapes
 from asdm_cli.unet.weights import (
     DIFFUSERS_STEM,
     TRANSFORMERS_STEM,
@@ -345,8 +346,6 @@ MADE_FOR = {
 """Channels that a UNet takes in where they are more than a latent's."""
 PAINTED = (4, 9)
 """Channels that diffusers' pipelines of inpainting know, whatever their VAE has."""
-TIME_IDS = 6
-"""Sizes and crops that SDXL's pipelines feed; those with aesthetic scores, as the refiner's, one number less."""
 CLIP_WIDTH = 512
 """Of a text encoder whose config leaves it out."""
 PARTS = ("vae", "text_encoder", "text_encoder_2", "image_encoder", "depth_estimator")
@@ -398,10 +397,8 @@ def _unlike_channels(directory: ModelDirectory, fed: Kind) -> Iterator[str]:
 
 
 def _inputs(directory: ModelDirectory) -> dict[str, Any]:
-    from asdm_cli.unet.flops import inputs
-
     try:
-        return inputs(directory.config("unet"))
+        return input_shapes(directory.config("unet"))
     except Exception as error:  # settings may contradict each other in any way
         file = directory.config_file("unet")
         raise ModelError(f"{file}: says not what the UNet takes in ({error}); fetch the file again") from None
@@ -420,7 +417,7 @@ def _unlike_text(directory: ModelDirectory, inputs: dict[str, Any]) -> list[str]
     configs = [config["text_config"] if isinstance(config.get("text_config"), dict) else config for config in configs]
     places = " and ".join(str(directory.config_file(name)) for name in names)
     unet, again = directory.config_file("unet"), "fetch the model again, as a whole"
-    wide = inputs["encoder_hidden_states"].shape[-1]
+    wide = inputs["encoder_hidden_states"][-1]
     widths = [config.get("hidden_size", CLIP_WIDTH) for config in configs]
     if not all(isinstance(width, int) for width in widths) or sum(widths) != wide:
         given = " + ".join(map(str, widths))
@@ -429,7 +426,7 @@ def _unlike_text(directory: ModelDirectory, inputs: dict[str, Any]) -> list[str]
         return []
     added, numbers = inputs["added_cond_kwargs"], directory.config("unet")["addition_time_embed_dim"]
     fed = TIME_IDS - ("strength" in kind.takes and bool(directory.index.get("requires_aesthetics_score")))
-    wanted = added["text_embeds"].shape[-1] + (added["time_ids"].shape[-1] - fed) * numbers
+    wanted = added["text_embeds"][-1] + (added["time_ids"][-1] - fed) * numbers
     if (pooled := configs[-1].get("projection_dim", CLIP_WIDTH)) == wanted:
         return []
     beside = f"beside {fed} sizes and crops the UNet of {unet} takes in {wanted}"
@@ -438,11 +435,9 @@ def _unlike_text(directory: ModelDirectory, inputs: dict[str, Any]) -> list[str]
 
 def check_unet(directory: ModelDirectory, component: str = "unet") -> Checkpoint:
     """The headers of a UNet's weights. Raises ModelError, with the file, unless they hold what its config promises."""
-    from asdm_cli.unet.flops import shapes
-
     folder = directory.component(component)
     try:
-        promised = shapes(directory.config(component))
+        promised = tensor_shapes(directory.config(component))
     except ModelError as error:
         raise ModelError(f"{directory.config_file(component)}: {error}") from None
     checkpoint = open_checkpoint(folder, directory.path)

@@ -247,22 +247,26 @@ def write_patched(
     Each of `others`, by the UNet's name, has one UNet; those that lie in the first one's directory need none. `facts`
     go into the history. An interrupted run may have left a model here.
     """
-    from asdm_cli.models.adapters import write_fused  # that takes torch
-
     assemble_directory(first, target, link)
     for component in first.components if first.adapters else ():
-        write_fused(first, component, target / component)
+        _write_fused(first, component, target / component)
     named = [name for name, component in unet_components(specs).items() if component not in first.components]
     for name in named:
         carry_component(unet_files(others[name]), target / UNETS / name, link)
         if others[name].adapters:
-            write_fused(others[name], UNET, target / UNETS / name)
+            _write_fused(others[name], UNET, target / UNETS / name)
     if first.adapters:
         facts["adapters"] = [each.told for each in first.adapters]
     if named:
         whole = {next(iter(unet_components(specs))): first, **{name: others[name] for name in named}}
         facts["unets"] = {name: origin(directory) for name, directory in whole.items()}
     record(first, target, verb, patches=specs, **facts)
+
+
+def _write_fused(directory: ModelDirectory, component: str, folder: Path) -> None:
+    from asdm_cli.models.adapters import write_fused  # that takes torch
+
+    write_fused(directory, component, folder)
 
 
 def unet_files(source: ModelDirectory) -> dict[Path, str]:

@@ -38,8 +38,8 @@ from asdm_cli.patches.base import (
     live_on,
     stats_of,
 )
+from asdm_cli.patches.cache_plan import Reused, resolve
 from asdm_cli.patches.feature_cache.forecast import LINE, NEWEST
-from asdm_cli.patches.feature_cache.plan import Reused, resolve
 from asdm_cli.patches.feature_cache.state import ALL, ModuleHistory
 from asdm_cli.recipe.messages import did_you_mean
 from asdm_cli.recipe.patches import (

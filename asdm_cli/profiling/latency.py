@@ -23,6 +23,7 @@ from torch import nn
 
 from asdm_cli.console import track
 from asdm_cli.errors import blame
+from asdm_cli.profiling.accelerators import ACCELERATORS, idle
 from asdm_cli.records import Card, Interval
 from asdm_cli.unet.addresses import Anatomy
 from asdm_cli.unet.flops import OUTSIDE
@@ -39,13 +40,12 @@ CPU_INFO = Path("/proc/cpuinfo")
 
 def stopwatch(device: torch.device) -> Stopwatch:
     """Seconds of wall time from an idle device to an idle device, launch overhead included."""
-    synchronise = torch.cuda.synchronize if device.type == "cuda" else lambda: None
 
     def seconds(work: Work) -> float:
-        synchronise()
+        idle(device)
         start = time.perf_counter()
         work()
-        synchronise()
+        idle(device)
         return time.perf_counter() - start
 
     return seconds
@@ -89,7 +89,7 @@ def speedup(first: Sequence[float], this: Sequence[float], resamples: int = 2000
 @contextmanager
 def clocked(modules: Mapping[str, nn.Module], device: torch.device) -> Iterator[Callable[[], dict[str, list[float]]]]:
     """Yields a function that gives, by name, the seconds of each call of a module so far, its hooks included. The
-    device is never waited for: on CUDA, events stand before and after each call."""
+    device is never waited for: on an accelerator, events stand before and after each call."""
     marks: dict[str, list[Any]] = {name: [] for name in modules}
     with ExitStack() as hooks:
         for name, module in modules.items():
@@ -119,9 +119,9 @@ def block_seconds(
 
 
 def _now(device: torch.device) -> Any:
-    if device.type != "cuda":
+    if device.type not in ACCELERATORS:
         return time.perf_counter()
-    event = torch.cuda.Event(enable_timing=True)
+    event = ACCELERATORS[device.type].event()
     event.record()
     return event
 

@@ -1,6 +1,6 @@
 """Peak memory: what is held plus what one piece of work adds at its highest.
 
-On CUDA the allocator keeps the count. On the CPU only the operating system does, and only for a whole process, so
+Accelerators' allocators keep the count. On the CPU only the operating system does, and only for a whole process, so
 each set-up gets a fresh one, which no other's leftovers can blur.
 """
 
@@ -23,6 +23,7 @@ import psutil
 import torch
 
 from asdm_cli.errors import RunError
+from asdm_cli.profiling.accelerators import ACCELERATORS, idle
 
 Result = TypeVar("Result")
 STATUS = Path("/proc/self/status")
@@ -30,7 +31,7 @@ FEW_STEPS = 3
 """UNet steps of the image whose peak is taken: enough for a sampler's history to fill; more change no peak."""
 HOW = {
     "cpu": "weights, and the growth of resident memory in a fresh process over one call",
-    "cuda": "weights, and the growth of the CUDA allocator's peak over one call",
+    **{kind: each.how for kind, each in ACCELERATORS.items()},
 }
 """Device type -> how its peak is found."""
 
@@ -98,13 +99,13 @@ def measure_memory(components: Iterable[torch.nn.Module], work: Callable[[], obj
 
 def growth(work: Callable[[], object], device: torch.device) -> int:
     """Bytes in use at the highest point of `work`, over what was in use before it."""
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-        torch.cuda.reset_peak_memory_stats(device)
-        before = torch.cuda.memory_allocated(device)
+    if own := ACCELERATORS.get(device.type):
+        idle(device)
+        own.forget(device)
+        before: int = own.held(device)
         work()
-        torch.cuda.synchronize(device)
-        return torch.cuda.max_memory_allocated(device) - before
+        idle(device)
+        return max(0, own.peak(device) - before)
     before = psutil.Process().memory_info().rss
     with suppress(OSError):  # where the peak so far cannot be forgotten, that of loading counts too: never too low
         Path("/proc/self/clear_refs").write_text("5")

@@ -88,9 +88,14 @@ class Recipe(Strict):
     """The run directory to write."""
 
     MODULE: ClassVar[str] = ""
-    """The file below `verbs/` that does it, where it is not the verb's own name."""
+    """The file below `verbs/` of all that a verb's recipes ask for, where it is not of the verb's own name."""
     EXAMPLE: ClassVar[str]
     """As small as it is useful: what the reference shows."""
+
+    @property
+    def module(self) -> str:
+        """The file below `verbs/` that does it."""
+        return self.MODULE or self.verb
 
     def written(self) -> list[str] | None:
         """Where in the run directory models lie; None where only the run itself finds out."""
@@ -115,7 +120,7 @@ class Adapted(Strict):
 
 class OnDevice(Strict):
     device: Text = "auto"
-    """`auto` (a GPU if there is one), `cpu`, `cuda`, `cuda:1`, ..."""
+    """`auto` (a GPU if there is one), `cpu`, `cuda`, `cuda:1`, `mps` (untested), ..."""
     dtype: Dtype = "auto"
     """Number format of the weights; `auto` is float16 on a GPU and float32 on a CPU."""
 
@@ -832,6 +837,10 @@ sweep:
 sampler: ddim
 out: runs/inherited
 """
+
+    @property
+    def module(self) -> str:
+        return super().module if self.measure else "unmeasured"
 
     def written(self) -> list[str]:
         return [""] if self.plan or self.patches or self.target else []

@@ -25,6 +25,7 @@ from asdm_cli.console import track
 from asdm_cli.errors import RunError, blame
 from asdm_cli.patches.base import live_on, unet_calls
 from asdm_cli.patches.unet_schedule import UNetSchedule
+from asdm_cli.profiling.accelerators import idle
 from asdm_cli.sampling.generate import SamplingSettings, arguments, prompt_seed
 from asdm_cli.sampling.prompts import Given
 from asdm_cli.search.dynamic_programme import FARTHEST, GAPS, GRID, Choices
@@ -145,8 +146,7 @@ class Panel:
         return without + self.guidance * (text - without)
 
     def _now(self) -> float:
-        if self.unet.device.type == "cuda":
-            torch.cuda.synchronize(self.unet.device)
+        idle(self.unet.device)
         return time.perf_counter()
 
 

@@ -24,8 +24,8 @@ from asdm_cli.compare.setup import Session, Setup
 from asdm_cli.console import track
 from asdm_cli.errors import ModelError, RunError, blame
 from asdm_cli.metrics.distances import compare
+from asdm_cli.patches.cache_plan import WHOLE, resolve
 from asdm_cli.patches.feature_cache.forecast import forecast_of
-from asdm_cli.patches.feature_cache.plan import WHOLE, resolve
 from asdm_cli.patches.guidance import HALVES, PROMPT, groups_by_class
 from asdm_cli.profiling.latency import versions
 from asdm_cli.recipe.patches import FITTED, OUT, CachePlan, CacheRule, Calibrated, Explicit, Fit

@@ -29,7 +29,8 @@ from asdm_cli.training.student import mixed_precision, optimizer_of
 from asdm_cli.unet.addresses import Anatomy
 from asdm_cli.unet.blocks import unlike_inputs
 from asdm_cli.unet.feature_pairs import FeaturePair, feature_pairs
-from asdm_cli.unet.flops import latent_size, macs
+from asdm_cli.unet.flops import macs
+from asdm_cli.unet.shapes import latent_size
 from asdm_cli.unet.weights import Checkpoint
 
 FROM = "from "

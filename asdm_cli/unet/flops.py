@@ -6,19 +6,19 @@ import json
 from collections.abc import Callable
 from copy import copy
 from dataclasses import dataclass
-from functools import lru_cache, partial, wraps
+from functools import lru_cache, wraps
 from typing import Any, TypeVar, cast
 
 import torch
 from diffusers import UNet2DConditionModel
-from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from asdm_cli.errors import ModelError, reason
 from asdm_cli.experts.unet import build
 from asdm_cli.unet.addresses import Anatomy
-from asdm_cli.unet.blocks import Config, per_level, time_width
+from asdm_cli.unet.blocks import Config
+from asdm_cli.unet.shapes import input_shapes
 
 Count = TypeVar("Count", bound=Callable[..., Any])
 
@@ -38,18 +38,6 @@ REMEMBERED = 256
 MIXING = {torch.ops.aten.lerp: lambda *_, out_shape, **__: 2 * torch.Size(out_shape).numel()}
 """Interpolating between kernels of experts, which torch's table of formulas lacks: a multiplication and an addition
 for each element."""
-
-HINT_CHANNELS, HINT_FACTOR = 4, 8
-"""What a UNet with hints makes of a picture: channels of its own input, and pixels per latent."""
-TIME_IDS = 6
-"""Numbers that SDXL embeds beside the pooled text; the refiner embeds five, at the same cost."""
-GLIGEN = {
-    "gated": ("masks", "positive_embeddings"),
-    "gated-text-image": ("masks", "phrases_masks", "image_masks", "phrases_embeddings", "image_embeddings"),
-}
-"""Attention type -> what a UNet of grounded generation takes in of every object, besides its box."""
-GLIGEN_OBJECTS = 30
-"""As many as GLIGEN's pipelines always give, empty ones among them."""
 
 
 @dataclass(frozen=True)
@@ -86,8 +74,8 @@ def _remembered(count: Count) -> Count:
 
 
 @_remembered
-def shapes(config: Config) -> dict[str, tuple[int, ...]]:
-    """Name and shape of every tensor that the config promises."""
+def built_shapes(config: Config) -> dict[str, tuple[int, ...]]:
+    """Name and shape of every tensor, as diffusers makes them."""
     return {name: tuple(tensor.shape) for name, tensor in meta_unet(config).state_dict().items()}
 
 
@@ -138,12 +126,6 @@ def macs_of(unet: torch.nn.Module, arguments: dict[str, Any]) -> Macs:
     return Macs(*totals, *by_block)
 
 
-def latent_size(config: Config) -> tuple[int, int]:
-    """Height and width of the latents that a UNet was made for; SD's 64 where its config does not say."""
-    size = config.get("sample_size") or 64
-    return tuple(size) if isinstance(size, list | tuple) else (size, size)
-
-
 def rows(config: Config, guidance: float, parts: int = 2) -> int:
     """Latents in a UNet call of one picture: with guidance as many as that has parts, for the text and for none, unless
     the UNet was distilled to be told of the guidance."""
@@ -160,52 +142,17 @@ def inputs(
 ) -> dict[str, Any]:
     """All arguments that a call of this UNet takes, of the shapes that `config` asks for; random where there is
     storage."""
-    height, width = (size, size) if isinstance(size, int) else size or latent_size(config)
-    noise = partial(torch.randn, device=device, dtype=dtype)
-    context = per_level(config, "cross_attention_dim")[0]
-    encoded = config.get("encoder_hid_dim") or context  # before the UNet projects it
-    hint = HINT_CHANNELS if config.get("addition_embed_type") == "image_hint" else 0
-    told = context if config.get("encoder_hid_dim_type") == "ip_image_proj" else encoded
-    arguments: dict[str, Any] = {
-        "sample": noise(batch, config.get("in_channels", 4) - hint, height, width),
-        "timestep": torch.full((batch,), 500, device=device),
-        "encoder_hidden_states": noise(batch, tokens, told),
-    }
-    added = _added(config, batch, context, encoded, noise)
-    if hint:
-        added["hint"] = noise(batch, 3, HINT_FACTOR * height, HINT_FACTOR * width)
-    if added:
-        arguments["added_cond_kwargs"] = added
-    if (kind := config.get("class_embed_type")) in ("projection", "simple_projection"):
-        arguments["class_labels"] = noise(batch, config["projection_class_embeddings_input_dim"])
-    elif kind == "identity":
-        arguments["class_labels"] = noise(batch, time_width(config))
-    elif kind == "timestep" or config.get("num_class_embeds") is not None:
-        arguments["class_labels"] = noise(batch).to(torch.int64).zero_()
-    if config.get("time_cond_proj_dim") is not None:
-        arguments["timestep_cond"] = noise(batch, config["time_cond_proj_dim"])
-    if (grounded := config.get("attention_type")) in GLIGEN:
-        shapes = {name: (context,) if name.endswith("embeddings") else () for name in GLIGEN[grounded]}
-        objects = {name: noise(batch, GLIGEN_OBJECTS, *shape) for name, shape in {"boxes": (4,), **shapes}.items()}
-        arguments["cross_attention_kwargs"] = {"gligen": objects}
+
+    def made(name: str, shape: Any) -> Any:
+        if isinstance(shape, dict):
+            return {key: made(key, each) for key, each in shape.items()}
+        if isinstance(shape, list):
+            return [made(name, each) for each in shape]
+        if name == "timestep":
+            return torch.full(shape, 500, device=device)
+        tensor = torch.randn(shape, device=device, dtype=dtype)
+        number = name == "class_labels" and len(shape) == 1
+        return tensor.to(torch.int64).zero_() if number else tensor.zero_() if name == "time_ids" else tensor
+
+    arguments: dict[str, Any] = made("", input_shapes(config, batch, size, tokens))
     return arguments
-
-
-def _added(config: Config, batch: int, context: int, encoded: int, noise: Callable[..., Tensor]) -> dict[str, Any]:
-    """Conditions besides the text, `context` wide inside the UNet and `encoded` before it projects them."""
-    kind, hidden_kind = config.get("addition_embed_type"), config.get("encoder_hid_dim_type")
-    added: dict[str, Any] = {}
-    if kind == "text_image":
-        added["text_embeds"] = noise(batch, context)
-    if kind == "text_time":
-        # micro-conditioning of SDXL: numbers, each embedded; the rest of the projection's input is pooled text
-        each, whole = config["addition_time_embed_dim"], config["projection_class_embeddings_input_dim"]
-        numbers = min(TIME_IDS, whole // each)
-        added |= {"text_embeds": noise(batch, whole - numbers * each), "time_ids": noise(batch, numbers).zero_()}
-    if {kind, hidden_kind} & {"text_image", "text_image_proj"}:
-        added["image_embeds"] = noise(batch, context)
-    elif {kind, hidden_kind} & {"image", "image_hint", "image_proj"}:
-        added["image_embeds"] = noise(batch, encoded)
-    elif hidden_kind == "ip_image_proj":
-        added["image_embeds"] = [noise(batch, 1, encoded)]
-    return added

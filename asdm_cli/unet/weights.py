@@ -5,12 +5,14 @@ No torch. Files are found by name and kept inside their folder; weights are safe
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import re
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from hashlib import sha256
+from io import BufferedReader
 from math import prod
 from pathlib import Path
 from stat import S_ISREG
@@ -31,7 +33,12 @@ INDEX_OF_SHARDS = re.compile(r"\.index(?:\.\w+)?\.json$")
 PREFERRED = ("", "fp16", "bf16")
 """Of several variants of the same weights, the first of these that is there."""
 UNSAFE = {".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle"}
-CHUNK = 4 << 20
+CHUNK = 1 << 18
+"""Bytes in memory at a time: they stay in the processor's cache, where larger ones would be fresh pages each time."""
+KERNEL = 1 << 30
+"""Bytes that the kernel is asked to copy at a time, so that Ctrl-C is heard."""
+NOT_THERE = {errno.EXDEV, errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP, errno.EPERM}
+"""What a kernel or a file system says that cannot copy by itself."""
 LARGEST_TEXT = 1 << 26
 """Bytes of a file that is read as a whole; the largest vocabularies have half of that."""
 SNAPSHOTS, BLOBS = "snapshots", "blobs"
@@ -405,11 +412,31 @@ def bytes_digest(entry: Entry) -> str:
     return found.hexdigest()
 
 
-def copy_range(source: IO[bytes], into: IO[bytes], start: int, size: int) -> None:
-    """Copy bytes to the end of `into`, through a small buffer. ModelError if the source has become too short."""
-    done = 0
+def copy_range(source: BufferedReader, into: IO[bytes], start: int, size: int) -> None:
+    """Copy bytes to the end of `into`: by the kernel, which shares blocks where the file system can, else through a
+    small buffer. ModelError if the source has become too short."""
+    done = _copied_by_kernel(source, into, start, size)
+    buffer = memoryview(bytearray(min(CHUNK, size - done)))
+    source.seek(start + done)
     while done < size:
-        block = os.pread(source.fileno(), min(CHUNK, size - done), start + done)
-        if not block:
+        count = source.readinto(buffer[: size - done])
+        if not count:
             raise ModelError(f"{source.name}: ended early, so it was changed while it was read; fetch it again")
-        done += os.write(into.fileno(), block)
+        into.write(buffer[:count])
+        done += count
+    into.flush()
+
+
+def _copied_by_kernel(source: BufferedReader, into: IO[bytes], start: int, size: int) -> int:
+    """How many bytes of these: all, or those before the source's end, or none where it cannot."""
+    copy, done = getattr(os, "copy_file_range", None), 0
+    into.flush()
+    try:
+        while copy and done < size:
+            if not (count := copy(source.fileno(), into.fileno(), min(KERNEL, size - done), start + done)):
+                break
+            done += count
+    except OSError as error:
+        if error.errno not in NOT_THERE:
+            raise
+    return done

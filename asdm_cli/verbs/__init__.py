@@ -22,7 +22,7 @@ from asdm_cli.recipe.load import dump, load
 from asdm_cli.recipe.reader import Override, Source
 from asdm_cli.recipe.schema import places, referenced_paths
 from asdm_cli.recipe.typed import is_recipe, typed
-from asdm_cli.recipe.verbs import VERBS
+from asdm_cli.recipe.verbs import VERBS, Recipe
 from asdm_cli.records import Report
 from asdm_cli.verbs.process import end_with_starter
 
@@ -77,9 +77,9 @@ class Verb(Protocol):
         """Do it, writing below `run.path`."""
 
 
-def verb_of(name: str) -> Verb:
+def verb_of(recipe: Recipe) -> Verb:
     """Imported only when it runs."""
-    return cast(Verb, import_module(f"asdm_cli.verbs.{VERBS[name].MODULE or name}"))
+    return cast(Verb, import_module(f"asdm_cli.verbs.{recipe.module}"))
 
 
 def run_verb(
@@ -114,7 +114,7 @@ def run_verb(
     if is_first() and not dry_run:
         refuse_existing(target, overwrite)
     refuse_sources(target, (place for text in referenced_paths(recipe) for place in places(text)))
-    how, before = verb_of(verb), made_from(referenced_paths(recipe))
+    how, before = verb_of(recipe), made_from(referenced_paths(recipe))
     plan = how.plan(recipe, **more)
     planned = with_links(plan.report(), link)
     _show(planned)

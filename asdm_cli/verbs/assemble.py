@@ -9,7 +9,7 @@ from asdm_cli.recipe.verbs import NONE, AssembleRecipe
 from asdm_cli.records import Report
 from asdm_cli.report.run_directory import Run
 from asdm_cli.unet.assembly import Choice, Part
-from asdm_cli.unet.flops import shapes
+from asdm_cli.unet.shapes import tensor_shapes
 from asdm_cli.unet.weights import Checkpoint, require
 from asdm_cli.verbs import explore
 from asdm_cli.verbs.change import change
@@ -43,7 +43,7 @@ def plan(recipe: AssembleRecipe) -> Plan | explore.Plan:
         return explore.plan(recipe, recipe.explore, donors)
     made = make(donors, choice(recipe))
     folder = made.first.directory.component("unet")
-    require(Checkpoint(made.tensors, made.first.checkpoint.digest), shapes(made.assembly.config), folder)
+    require(Checkpoint(made.tensors, made.first.checkpoint.digest), tensor_shapes(made.assembly.config), folder)
     return Plan(made)
 
 

@@ -9,7 +9,8 @@ from asdm_cli.models.directory import ModelDirectory
 from asdm_cli.models.write import carried_size, takes
 from asdm_cli.records import Record, Report, under
 from asdm_cli.unet.blocks import Config, read_blocks
-from asdm_cli.unet.flops import latent_size, macs, parameters
+from asdm_cli.unet.flops import macs, parameters
+from asdm_cli.unet.shapes import latent_size
 
 COUNTED = "multiply-accumulates of one UNet call, attention's matmuls (QK^T and AV) and mixing of kernels included"
 PROTOCOL = "macs"

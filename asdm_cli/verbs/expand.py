@@ -32,7 +32,8 @@ from asdm_cli.sampling.prompts import PromptList, read_prompts
 from asdm_cli.sampling.routing import Routing, observe
 from asdm_cli.unet.addresses import Anatomy
 from asdm_cli.unet.blocks import Config, Spec, specs, with_experts
-from asdm_cli.unet.flops import parameters, shapes
+from asdm_cli.unet.flops import parameters
+from asdm_cli.unet.shapes import tensor_shapes
 from asdm_cli.unet.weights import Checkpoint, Entry, open_checkpoint, require, write_shards
 from asdm_cli.verbs.change import change
 
@@ -215,7 +216,7 @@ def _write(
     model = run.path / "model"
     folder = assemble_directory(source, model, run.link, config)
     write_shards({name: entry for name, entry in own.items() if name not in changed}, changed, folder)
-    require(open_checkpoint(folder), shapes(config), folder)
+    require(open_checkpoint(folder), tensor_shapes(config), folder)
     record(source, model, VERB, **facts)
 
 

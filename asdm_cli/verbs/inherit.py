@@ -11,7 +11,7 @@ from typing import Any
 from accelerate import PartialState
 
 from asdm_cli.compare.costs import Rounds, work
-from asdm_cli.compare.run import Measures, Place, compare, finished, picture
+from asdm_cli.compare.run import Measures, Place, compare, finished
 from asdm_cli.compare.setup import (
     DEEPCACHE,
     PLAIN,
@@ -26,7 +26,6 @@ from asdm_cli.compare.setup import (
     misfits,
     output_alone,
 )
-from asdm_cli.console import is_first
 from asdm_cli.errors import ModelError
 from asdm_cli.metrics.suite import MetricSettings, check
 from asdm_cli.models.adapters import fused_size
@@ -34,23 +33,20 @@ from asdm_cli.models.directory import find
 from asdm_cli.models.metadata import write_patched
 from asdm_cli.models.pipelines import PIPELINES
 from asdm_cli.models.write import carried_size, takes
-from asdm_cli.patches.feature_cache.plan import resolve
+from asdm_cli.patches.cache_plan import picture, resolve
 from asdm_cli.profiling.expected import Work
 from asdm_cli.recipe.patches import CachePlan, DeepCacheSpec, PatchSpec, read_plan
 from asdm_cli.recipe.verbs import Candidate, InheritRecipe, Target
-from asdm_cli.records import Record, Report
+from asdm_cli.records import Report
 from asdm_cli.report.run_directory import Run
 from asdm_cli.sampling.generate import place, processes
 from asdm_cli.sampling.prompts import PromptList, read_prompts
 from asdm_cli.search.forecasts import calibrate
 from asdm_cli.search.target import MINUTES, find_plan
+from asdm_cli.verbs.unmeasured import PLAN
 
 RESUMABLE = True
-UNMEASURED = (
-    "Not measured on this model: `asdm inherit {model} --measure` draws and times it beside fewer steps. What presets "
-    "do to the bundled model stands in docs/inherit.md."
-)
-PLAN, OURS = "the plan", "asdm"
+OURS = "asdm"
 
 
 @dataclass(frozen=True)
@@ -59,9 +55,8 @@ class Plan:
     setups: tuple[Setup, ...]
     """The plain model first."""
     near: Setup | None
-    prompts: PromptList | None
-    """None, as the metrics, where nothing is measured."""
-    metrics: MetricSettings | None
+    prompts: PromptList
+    metrics: MetricSettings
     size: int
     calibrated: PromptList | None = None
     """What the plain model draws to work plans out; None where each says what it does."""
@@ -80,33 +75,26 @@ class Plan:
             listed, minutes = self.calibrated, recipe.minutes or MINUTES
             drawn = f"{len(listed.prompts)} prompts ({listed.title}), at most {minutes:g} minutes"
             facts = {"target": recipe.target.words, "search": drawn}
-        if self.prompts is not None:
-            facts |= {
-                "prompts": f"{len(self.prompts.prompts)}, {self.prompts.title}",
-                "ways": ", ".join(setup.name for setup in self.setups),
-                "timed": f"{recipe.repeats} rounds of images in turn, {recipe.steps} steps",
-            }
-        timelines, paper = [], list[Record]()
+        facts |= {
+            "prompts": f"{len(self.prompts.prompts)}, {self.prompts.title}",
+            "ways": ", ".join(setup.name for setup in self.setups),
+            "timed": f"{recipe.repeats} rounds of images in turn, {recipe.steps} steps",
+        }
+        timelines = []
         if self.written is not None:
             assert first.model is not None, "the plain model is a pipeline"
             new = fused_size(first.model) if first.model.adapters else 0
             facts["model"] = takes(new, carried_size(first.model, whole=True) - new)
-            facts |= {"plan": [line for spec in self.written for line in spec.told()]}
+            facts["plan"] = [line for spec in self.written for line in spec.told()]
             planned = next(setup for setup in self.setups if setup.name == PLAN)
             if planned.cache is not None and planned.sees_all:
                 resolved = resolve(planned.cache, first.config)
                 steps = resolved.steps(planned.calls)
                 if None not in steps.keys:
                     timelines = [picture(resolved, [steps.reused(call) for call in range(steps.calls)], PLAN)]
-                    full = sum(not steps.reused(call) for call in range(steps.calls))
-                    paper = [Record(PLAN, "calls", steps.calls), Record(PLAN, "full_calls", full)]
-        notes = [] if recipe.measure else [UNMEASURED.format(model=recipe.model)]
-        setups = {setup.name: setup.facts for setup in self.setups}
-        return Report("inherit", setups, [] if recipe.measure else paper, timelines=timelines, facts=facts, notes=notes)
+        return Report("inherit", {setup.name: setup.facts for setup in self.setups}, timelines=timelines, facts=facts)
 
-    def work(self) -> Work | None:
-        if self.prompts is None:
-            return None
+    def work(self) -> Work:
         everybody = [*self.setups, *output_alone(self.setups), *([self.near] if self.near else [])]
         everybody += [self.setups[0]] if self.pending else []  # which draws to work plans out
         rounds = Rounds(self.recipe.repeats, self.recipe.warmups, (1,), self.size)
@@ -124,7 +112,7 @@ def plan(recipe: InheritRecipe) -> Plan:
             standing_in = setup.with_cache(setup.name, setup.cache.standing_in(setup.calls))
         wanted.append((key, standing_in))
     searched = recipe.target is not None and recipe.fewer_steps is None  # then at the speed of what is found
-    fewer = fewer_steps(plain, recipe.fewer_steps) if recipe.measure and not searched else ()
+    fewer = () if searched else fewer_steps(plain, recipe.fewer_steps)
     setups = [plain, *fewer, *(setup for _, setup in wanted)]
     near, keys = converged(plain, recipe.converged), {setup.name: key for key, setup in wanted if key}
     faults = []
@@ -138,8 +126,6 @@ def plan(recipe: InheritRecipe) -> Plan:
     if faults:
         raise ModelError("\n".join(dict.fromkeys(faults)))
     size = common_size(recipe.size, [plain])
-    if not recipe.measure:
-        return Plan(recipe, tuple(setups), None, None, None, size)
     prompts = read_prompts(recipe.prompts, recipe.limit, recipe.per_prompt, recipe.inputs)
     setups = drawn_from(setups, prompts, size)
     assert plain.model is not None, "the plain model is a pipeline"
@@ -153,27 +139,23 @@ def plan(recipe: InheritRecipe) -> Plan:
 
 def run(plan: Plan, run: Run) -> Report:
     """Draw what is missing, all processes their shares; the first one then times, counts and writes the model."""
-    recipe, report = plan.recipe, plan.report() if is_first() else None
-    facts: dict[str, Any] = {}
-    tried: list[dict[str, Any]] = []
-    if plan.prompts is not None and plan.metrics is not None:
-        state = processes()
-        where = Place(*place(recipe.device, recipe.dtype, state), plan.size, recipe.seed, recipe.batch)
-        session = Session(where.device, where.dtype, plan.setups)
-        plan = replace(plan, setups=_calibrated(plan, session, where, run.path, state))
-        if recipe.target is not None and plan.calibrated is not None:
-            plan, tried = _found(plan, recipe.target, session, where, run.path, state)
-        setups = (*plan.setups, *output_alone(plan.setups))
-        rounds = Rounds(recipe.repeats, recipe.warmups, (1,), plan.size)
-        measures = Measures(plan.prompts, plan.metrics, rounds, converged=plan.near, grid=recipe.grid)
-        report = compare(setups, measures, where, run.path, state, session)
-        if report is not None and recipe.target is not None:
-            report.facts.update(target=_reached(recipe.target, report), **{"plans tried": tried})
-        facts["measured_with"] = recipe.drawn_with
+    recipe, state, tried = plan.recipe, processes(), list[dict[str, Any]]()
+    where = Place(*place(recipe.device, recipe.dtype, state), plan.size, recipe.seed, recipe.batch)
+    session = Session(where.device, where.dtype, plan.setups)
+    plan = replace(plan, setups=_calibrated(plan, session, where, run.path, state))
+    if recipe.target is not None and plan.calibrated is not None:
+        plan, tried = _found(plan, recipe.target, session, where, run.path, state)
+    setups = (*plan.setups, *output_alone(plan.setups))
+    rounds = Rounds(recipe.repeats, recipe.warmups, (1,), plan.size)
+    measures = Measures(plan.prompts, plan.metrics, rounds, converged=plan.near, grid=recipe.grid)
+    report = compare(setups, measures, where, run.path, state, session)
+    if report is not None and recipe.target is not None:
+        report.facts.update(target=_reached(recipe.target, report), **{"plans tried": tried})
     if report is not None and plan.written is not None:
         first = plan.setups[0]
         assert first.model is not None, "the plain model is a pipeline"
-        write_patched(first.model, {}, plan.written, run.path / "model", "inherit", run.link, **facts)
+        target = run.path / "model"
+        write_patched(first.model, {}, plan.written, target, "inherit", run.link, measured_with=recipe.drawn_with)
         report.setups[PLAN]["written"] = "."
     return finished(report, "inherit")
 

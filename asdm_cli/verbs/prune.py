@@ -11,7 +11,7 @@ from asdm_cli.recipe.verbs import PruneRecipe
 from asdm_cli.records import Report
 from asdm_cli.report.run_directory import Run
 from asdm_cli.unet.blocks import stated
-from asdm_cli.unet.flops import shapes
+from asdm_cli.unet.shapes import tensor_shapes
 from asdm_cli.unet.surgery import Surgery, remove
 from asdm_cli.unet.weights import WEIGHTS, Checkpoint, copy_tensors, require
 from asdm_cli.verbs.change import change
@@ -48,7 +48,7 @@ def plan(recipe: PruneRecipe) -> Plan:
     surgery = remove(source.config("unet"), recipe.remove)
     tensors = {new: checkpoint.tensors[old] for new, old in surgery.key_map(checkpoint.tensors).items()}
     kept = Checkpoint(tensors, checkpoint.digest)
-    require(kept, shapes(surgery.config), source.component("unet"))
+    require(kept, tensor_shapes(surgery.config), source.component("unet"))
     return Plan(source, surgery, kept)
 
 

@@ -94,7 +94,7 @@ def plan(recipe: RunRecipe, launch: str | None = None, allow_pipes: bool = False
                 _check_early(stage.recipe, allow_pipes)
             else:
                 permissions = {"allow_pipes": allow_pipes} if stage.recipe.verb == "distill" else {}
-                told[stage.name] = headline(verb_of(stage.recipe.verb).plan(stage.recipe, **permissions).report())[0]
+                told[stage.name] = headline(verb_of(stage.recipe).plan(stage.recipe, **permissions).report())[0]
     faults.raise_all()
     return Plan(recipe, found, words, allow_pipes, told)
 

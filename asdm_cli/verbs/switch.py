@@ -30,7 +30,7 @@ from asdm_cli.models.metadata import one_unet, patches_of, schedule_of, unet_fil
 from asdm_cli.models.pipelines import PIPELINES
 from asdm_cli.models.schedulers import SCHEDULER, own_scheduler, unlike_noise
 from asdm_cli.models.write import carried_size, takes
-from asdm_cli.patches.feature_cache.plan import resolve
+from asdm_cli.patches.cache_plan import resolve
 from asdm_cli.patches.unet_schedule import alone, served_by, who_serves
 from asdm_cli.profiling.expected import Work
 from asdm_cli.recipe.load import dump_given

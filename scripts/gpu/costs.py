@@ -27,7 +27,8 @@ from asdm_cli.patches.base import Trajectory, applied, patch_of
 from asdm_cli.patches.feature_cache import FeatureCache
 from asdm_cli.patches.feature_cache.state import CacheState
 from asdm_cli.recipe.patches import DeepCacheSpec, PatchSpec, read_plan
-from asdm_cli.unet.flops import inputs, latent_size
+from asdm_cli.unet.flops import inputs
+from asdm_cli.unet.shapes import latent_size
 from scripts.gpu.results import Results
 from scripts.gpu.ways import GROUPS, STEPS, Way, label
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from asdm_cli.compare.costs import FULL, pattern_macs, patterns
 from asdm_cli.experts.convert import expand
-from asdm_cli.patches.feature_cache.plan import ResolvedPlan, Reused, resolve
+from asdm_cli.patches.cache_plan import ResolvedPlan, Reused, resolve
 from asdm_cli.recipe.patches import read_plan
 from asdm_cli.unet.blocks import Spec, preset
 from asdm_cli.unet.flops import macs

@@ -14,7 +14,7 @@ from asdm_cli.compare import costs, run
 from asdm_cli.compare.costs import FULL, Rounds, pattern_macs, patterns
 from asdm_cli.compare.run import Measures, Place, costs_of
 from asdm_cli.compare.setup import Session
-from asdm_cli.patches.feature_cache.plan import ResolvedPlan, resolve
+from asdm_cli.patches.cache_plan import ResolvedPlan, resolve
 from asdm_cli.recipe.patches import read_plan
 from asdm_cli.records import Record
 from asdm_cli.unet.blocks import preset

@@ -19,7 +19,8 @@ from asdm_cli.experts.unet import expert_layers
 from asdm_cli.models.directory import find
 from asdm_cli.models.load import load_unet
 from asdm_cli.unet.blocks import Spec, specs, with_experts
-from asdm_cli.unet.flops import parameters, shapes
+from asdm_cli.unet.flops import parameters
+from asdm_cli.unet.shapes import tensor_shapes
 from asdm_cli.unet.surgery import remove
 from asdm_cli.unet.weights import INDEX_FILE, WEIGHTS, copy_tensors, open_checkpoint, write_shards
 from tests import expanding, tiny
@@ -109,7 +110,7 @@ def test_parameters_by_hand(router: str) -> None:
     banks = 3 * ((8 * 16 * 9 + 16) + (16 * 16 * 9 + 16))
     assert after["down.1"] - before["down.1"] == banks + 4 * looked_at + 2 * 4
     assert sum(after.values()) - sum(before.values()) == after["down.1"] - before["down.1"]
-    assert shapes(config)["down_blocks.1.resnets.0.conv1.weight"] == (4 * 16, 8, 3, 3)
+    assert tensor_shapes(config)["down_blocks.1.resnets.0.conv1.weight"] == (4 * 16, 8, 3, 3)
 
 
 @pytest.fixture(scope="module", params=["sdxl"])

@@ -64,7 +64,7 @@ def test_plans_name_no_place(use: str, private: Path, tmp_path: Path) -> None:
     recipe = tmp_path / "recipe.yaml"
     recipe.write_text(yaml.safe_dump({**RECIPES[use](str(private), str(private)), "out": "unused"}, width=1000))
     loaded: Any = load(recipe)
-    report = verb_of(loaded.verb).plan(loaded).report()
+    report = verb_of(loaded).plan(loaded).report()
     with run_directory(tmp_path / "run", False, False, "") as run:
         run.write(report)
     assert {name for name, _ in told(tmp_path / "run")} == {".asdm", "recipe.yaml", "report.json", "report.html"}

@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from asdm_cli.errors import ModelError
+from asdm_cli.patches.cache_plan import ENCODER, ResolvedPlan
 from asdm_cli.patches.feature_cache import FeatureCache
-from asdm_cli.patches.feature_cache.plan import ENCODER, ResolvedPlan
 from asdm_cli.profiling.macs import MacCounter
 from asdm_cli.recipe.patches import read_plan
 from asdm_cli.unet.addresses import Anatomy

@@ -17,7 +17,8 @@ from asdm_cli.profiling.expected import QUICK, Work, duration, expected, hollow_
 from asdm_cli.recipe.verbs import OnDevice
 from asdm_cli.sampling.generate import processes
 from asdm_cli.unet.blocks import preset
-from asdm_cli.unet.flops import inputs, macs, shapes
+from asdm_cli.unet.flops import inputs, macs
+from asdm_cli.unet.shapes import tensor_shapes
 from tests import tiny
 from tests.compare.setups import CPU, PLACE, value, whole
 
@@ -65,7 +66,7 @@ def test_a_hollow_unet_is_called_like_one_with_weights(name: str) -> None:
     config = tiny.shape(name)
     unet = hollow_unet(config, CPU, torch.float32)
     held = unet.state_dict()
-    assert {key: tuple(each.shape) for key, each in held.items()} == shapes(config)
+    assert {key: tuple(each.shape) for key, each in held.items()} == tensor_shapes(config)
     assert len({each.untyped_storage().data_ptr() for each in held.values()}) == 1
     with torch.inference_mode():
         drawn = unet(**inputs(config, 2, (8, 8), 16, CPU, torch.float32), return_dict=False)[0]

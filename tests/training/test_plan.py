@@ -13,9 +13,9 @@ from asdm_cli.training.plan import SHARDED, ErrorCollector, check_settings, froz
 from asdm_cli.training.student import optimizer_of
 from asdm_cli.unet.addresses import Anatomy
 from asdm_cli.unet.blocks import preset
-from asdm_cli.unet.flops import shapes
+from asdm_cli.unet.shapes import tensor_shapes
 
-KEYS = list(shapes(preset("sd15")))
+KEYS = list(tensor_shapes(preset("sd15")))
 TAKEN = {
     "original": ["down.2", "down.3", "mid", "up.0", "up.1", "time_embedding"],
     "base": ["down.0", "down.1", "up.2", "up.3", "conv_in", "conv_norm_out", "conv_out"],

@@ -17,7 +17,8 @@ from asdm_cli.errors import ModelError
 from asdm_cli.unet.addresses import Anatomy
 from asdm_cli.unet.assembly import Choice, Part, assemble, by_levels
 from asdm_cli.unet.blocks import Config, preset
-from asdm_cli.unet.flops import parameters, shapes
+from asdm_cli.unet.flops import parameters
+from asdm_cli.unet.shapes import tensor_shapes
 from asdm_cli.unet.surgery import Graft, remove
 from asdm_cli.unet.weights import WEIGHTS, copy_tensors, open_checkpoint
 from tests import tiny
@@ -49,9 +50,9 @@ def moved(found: Graft) -> dict[str, tuple[str, str]]:
 
 def assert_fits(found: Graft, donors: dict[str, Config], at_least: int = 200) -> None:
     """The weight map gives the result's config each tensor that it promises, of its shape, and no other."""
-    have = {name: shapes(config) for name, config in donors.items()}
+    have = {name: tensor_shapes(config) for name, config in donors.items()}
     mapped = {new: have[name][old] for new, (name, old) in found.key_map(have).items()}
-    assert mapped == shapes(found.config)
+    assert mapped == tensor_shapes(found.config)
     assert len(mapped) > at_least
 
 

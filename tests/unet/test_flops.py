@@ -9,7 +9,7 @@ import pytest
 from asdm_cli.errors import ModelError
 from asdm_cli.unet import flops
 from asdm_cli.unet.blocks import preset
-from asdm_cli.unet.flops import OUTSIDE, inputs, macs, macs_of, meta_unet, parameters, shapes
+from asdm_cli.unet.flops import OUTSIDE, built_shapes, inputs, macs, macs_of, meta_unet, parameters
 from asdm_cli.unet.surgery import remove
 from tests import tiny
 
@@ -106,13 +106,13 @@ def test_what_cannot_be_called_is_told() -> None:
 
 def test_a_shape_is_counted_once_wherever_it_was_read_from(monkeypatch: pytest.MonkeyPatch) -> None:
     config = tiny.shape("sd15", sample_size=4)
-    counted = macs(config), dict(parameters(config)), dict(shapes(config))
-    for each in (parameters(config), shapes(config)):
+    counted = macs(config), dict(parameters(config)), dict(built_shapes(config))
+    for each in (parameters(config), built_shapes(config)):
         each.clear()  # what one caller does with it is nothing to the others
     monkeypatch.setattr(flops, "meta_unet", lambda _: pytest.fail("counted again"))
     elsewhere = {**config, "_name_or_path": "elsewhere"}
-    assert (macs(elsewhere), parameters(elsewhere), shapes(elsewhere)) == counted
-    for of in (macs, parameters, shapes):
+    assert (macs(elsewhere), parameters(elsewhere), built_shapes(elsewhere)) == counted
+    for of in (macs, parameters, built_shapes):
         with pytest.raises(pytest.fail.Exception, match="counted again"):
             of({**config, "layers_per_block": 1})
 

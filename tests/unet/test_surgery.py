@@ -8,7 +8,8 @@ import pytest
 
 from asdm_cli.errors import ModelError
 from asdm_cli.unet.blocks import preset
-from asdm_cli.unet.flops import parameters, shapes
+from asdm_cli.unet.flops import parameters
+from asdm_cli.unet.shapes import tensor_shapes
 from asdm_cli.unet.surgery import Surgery, apply, remove
 from tests import tiny
 from tests.stock import LEVELS, MID, millions
@@ -33,13 +34,13 @@ def moved(surgery: Surgery) -> dict[str, str]:
 def assert_fits(surgery: Surgery, donor: dict[str, tuple[int, ...]]) -> None:
     """The derived map gives the result's config each tensor that it promises, of its shape, and no other."""
     mapped = {new: donor[old] for new, old in surgery.key_map(donor).items()}
-    assert mapped == shapes(surgery.config)
+    assert mapped == tensor_shapes(surgery.config)
     assert len(mapped) > 300
 
 
 @pytest.fixture(scope="module")
 def donor() -> dict[str, tuple[int, ...]]:
-    return shapes(preset("sd15"))
+    return tensor_shapes(preset("sd15"))
 
 
 @pytest.mark.parametrize("name", COUNTS)

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 import tracemalloc
 from collections.abc import Callable
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +15,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from asdm_cli.errors import ModelError
+from asdm_cli.errors import ModelError, RunError
 from asdm_cli.unet import weights
 from asdm_cli.unet.weights import WEIGHTS, copy_tensors, find_weights, open_checkpoint, require
 
@@ -52,6 +55,31 @@ def test_headers_tell_names_shapes_and_dtypes(folder: Path) -> None:
     }
 
 
+def _kernel(says: str) -> Callable[..., int]:
+    """A kernel that copies two bytes at a time, and after some of them nothing more."""
+    calls = count()
+
+    def copy(source: int, into: int, size: int, offset: int) -> int:
+        if next(calls) >= 5:
+            if says == "nothing":
+                return 0
+            raise OSError(getattr(errno, says), says)
+        return os.write(into, os.pread(source, min(2, size), offset))
+
+    return copy
+
+
+@pytest.fixture(params=["real", "none", "EXDEV", "EINVAL", "nothing"])
+def kernel(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """What the kernel does when it is asked to copy."""
+    if request.param == "none":
+        monkeypatch.delattr(os, "copy_file_range", raising=False)
+    elif request.param != "real":
+        monkeypatch.setattr(os, "copy_file_range", _kernel(request.param), raising=False)
+    return str(request.param)
+
+
+@pytest.mark.usefixtures("kernel")
 @pytest.mark.parametrize("sharded", [False, True])
 def test_copies_bytes_under_new_names(tmp_path: Path, sharded: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     if sharded:
@@ -68,17 +96,26 @@ def test_copies_bytes_under_new_names(tmp_path: Path, sharded: bool, monkeypatch
         assert torch.equal(copied[f"new.{name}"], tensor)
 
 
+def test_a_disk_that_is_full_is_not_tried_again(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "copy_file_range", _kernel("ENOSPC"), raising=False)
+    with pytest.raises(RunError, match="ENOSPC"):
+        copy_tensors(open_checkpoint(folder).tensors, folder / "out.safetensors")
+    assert not (folder / "out.safetensors").exists()
+
+
+@pytest.mark.usefixtures("kernel")
 def test_memory_does_not_grow_with_the_file(tmp_path: Path) -> None:
-    save_file({f"t{i}": torch.rand(1 << 20) for i in range(16)}, tmp_path / WEIGHTS)
+    save_file({f"t{i}": torch.rand(1 << 18) for i in range(16)}, tmp_path / WEIGHTS)
     have = open_checkpoint(tmp_path).tensors
     tracemalloc.start()
     copy_tensors({name: have[name] for name in sorted(have) if name != "t3"}, tmp_path / "out.safetensors")
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
-    assert (tmp_path / "out.safetensors").stat().st_size > 15 * 4 << 20
+    assert (tmp_path / "out.safetensors").stat().st_size > 15 << 20
     assert peak < 3 * weights.CHUNK
 
 
+@pytest.mark.usefixtures("kernel")
 def test_a_source_that_ends_early_leaves_no_target(folder: Path) -> None:
     have = open_checkpoint(folder).tensors
     with (folder / WEIGHTS).open("r+b") as stream:

@@ -82,7 +82,7 @@ def test_a_step_of_training_is_three_calls_of_each_student_and_one_of_the_teache
 ) -> None:
     def works(**changes: Any) -> float:
         recipe = VERBS["distill"].model_validate({**recipes["distill"], "out": "unused", "batch": 4, **changes})
-        plan: Any = verb_of("distill").plan(recipe)
+        plan: Any = verb_of(recipe).plan(recipe)
         work: expected.Work = plan.work()
         assert (work.latent, work.tokens) == ((8, 8), tiny.TOKENS)
         return work.macs / (9 * 4)

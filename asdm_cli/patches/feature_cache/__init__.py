@@ -36,7 +36,7 @@ from asdm_cli.patches.base import (
     live_on,
     sample_and_timestep,
 )
-from asdm_cli.patches.feature_cache.plan import REUSE, SKIP, STORE, WHOLE, ResolvedPlan, resolve
+from asdm_cli.patches.cache_plan import REUSE, SKIP, STORE, WHOLE, ResolvedPlan, misfits, resolve
 from asdm_cli.patches.feature_cache.state import CacheState
 from asdm_cli.recipe.patches import CachePlan, FeatureCacheSpec
 
@@ -258,16 +258,7 @@ class FeatureCachePatch(Patch[FeatureCacheSpec]):
         plans = [other.spec.unet for other in others if isinstance(other, FeatureCachePatch)]
         names = list(configs) if self.spec.unet is None else [self.spec.unet]
         faults = [f"{name!r} has two plans; leave one out" for unet in plans for name in names if unet in (None, name)]
-        for index, rule in enumerate(self.spec.rules):
-            if rule.uncalibrated:
-                what = "only a calibration can say; let `asdm inherit` write a model with this plan"
-                faults.append(f"rules[{index}].{rule.uncalibrated}: {what}")
-        for name in names:
-            try:
-                resolve(self.spec, dict(configs[name]))
-            except ModelError as error:
-                faults.append(str(error) if len(configs) == 1 else f"UNet {name!r}: {error}")
-        return faults
+        return faults + misfits(self.spec, configs)
 
     @contextmanager
     def apply(self, pipe: Any, load: Load) -> Iterator[Callable[[], Stats]]:  # noqa: ARG002 - every patch's signature

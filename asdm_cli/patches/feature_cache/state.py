@@ -12,9 +12,9 @@ from torch import Tensor
 
 from asdm_cli.errors import ModelError
 from asdm_cli.patches.base import Trajectory
+from asdm_cli.patches.cache_plan import REUSE, STORE, WHOLE, ResolvedPlan, Reused
 from asdm_cli.patches.feature_cache.forecast import NEWEST, Forecast, Weights, forecast_of
 from asdm_cli.patches.feature_cache.path import LatentPath
-from asdm_cli.patches.feature_cache.plan import REUSE, STORE, WHOLE, ResolvedPlan, Reused
 from asdm_cli.patches.noise import in_space
 from asdm_cli.recipe.patches import MULTISTEP, CacheRule, Schedule, Span, Stability, Threshold
 

@@ -4,14 +4,15 @@ generation: which nodes are computed, reused or skipped. No torch."""
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import combinations
 from typing import Any
 
 from asdm_cli.errors import ModelError
-from asdm_cli.recipe.patches import OUT, CachePlan, CacheRule
+from asdm_cli.recipe.patches import OUT, CachePlan, CacheRule, FeatureCacheSpec
+from asdm_cli.records import Timeline
 from asdm_cli.unet.addresses import NORMS, Anatomy
 from asdm_cli.unet.dataflow import CONV_OUT, OUTSIDE, Dataflow
 
@@ -184,6 +185,19 @@ def resolve(plan: CachePlan, config: dict[str, Any]) -> ResolvedPlan:
     return ResolvedPlan(plan, Anatomy.of(config))
 
 
+def misfits(plan: FeatureCacheSpec, configs: Mapping[str, Mapping[str, Any]]) -> list[str]:
+    """In words: what it does not say, and where it does not fit the UNets of these configs that it is for."""
+    what = "only a calibration can say; let `asdm inherit` write a model with this plan"
+    rules = [(index, rule.uncalibrated) for index, rule in enumerate(plan.rules) if rule.uncalibrated]
+    faults = [f"rules[{index}].{key}: {what}" for index, key in rules]
+    for name in configs if plan.unet is None else (plan.unet,):
+        try:
+            resolve(plan, dict(configs[name]))
+        except ModelError as error:
+            faults.append(str(error) if len(configs) == 1 else f"UNet {name!r}: {error}")
+    return faults
+
+
 class StepPlan:
     """A generation of so many UNet calls. `keys[rule]` are its key steps; None where they are found while it runs.
 
@@ -232,3 +246,22 @@ class StepPlan:
         if reused not in self._roles:
             self._roles[reused] = self.resolved.roles(self.resolved.states(reused), self.stored)
         return self._roles[reused]
+
+
+def picture(resolved: ResolvedPlan, steps: Sequence[Reused], name: str) -> Timeline:
+    """Nodes by calls, neighbours that fare alike in one row; of sub-units, those that the plan names."""
+    states = [resolved.states(reused) for reused in steps]
+    inside = [address for address in resolved.anatomy.addresses if address in states[0]]
+    outside = [address for address in states[0] if address not in resolved.anatomy]
+    rows: dict[str, str] = {}
+    group: list[str] = []
+    ordered = [*outside[:-1], *inside, *outside[-1:]]
+    fares = {address: "".join(each[address] for each in states) for address in ordered}
+    for place, address in enumerate(ordered):
+        group.append(address)
+        if place + 1 == len(ordered) or fares[ordered[place + 1]] != fares[address]:
+            rows[group[0] if len(group) == 1 else f"{group[0]} … {group[-1]}"] = fares[address]
+            group = []
+    full = sum(not reused for reused in steps)
+    note = f"{full} of {len(steps)} calls are computed in full."
+    return Timeline(f"What each UNet call computes: {name}", rows, dict(LETTERS), note)
