@@ -44,7 +44,7 @@ class Plan:
 
     def report(self) -> Report:
         told = [line for spec in self.written for line in spec.told()]
-        settings = {"sampler": self.recipe.sampler, "steps": self.recipe.steps}
+        settings = {key: getattr(self.recipe, key) for key in ("sampler", "steps", "guidance")}
         new = 0
         if self.model.adapters:
             from asdm_cli.models.adapters import fused_size  # that takes torch

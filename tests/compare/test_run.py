@@ -72,7 +72,7 @@ def test_finished_times_are_kept_for_what_they_depend_on(
         asked.append(batch)
         return {each.name: {"image": [0.5] * rounds.repeats, "unet": [0.25] * rounds.repeats} for each in who}
 
-    monkeypatch.setattr(run, "_timed", timed)
+    monkeypatch.setattr(run, "image_times", timed)
     rounds = Rounds(3, 1, (2,))
     with pytest.raises(KeyboardInterrupt):
         run._image_times(session, setups, rounds, PLACE, tmp_path)
@@ -159,9 +159,9 @@ def test_what_is_not_reentrant_is_drawn_one_call_at_a_time(
     told: dict[str, bool] = {}
     real = run.draw
 
-    def noted(*args: Any, reentrant: bool, what: str) -> Iterator[tuple[int, Image.Image]]:
+    def noted(*args: Any, reentrant: bool, what: str, **more: Any) -> Iterator[tuple[int, Image.Image]]:
         told[what] = reentrant
-        return real(*args, reentrant=reentrant, what=what)
+        return real(*args, reentrant=reentrant, what=what, **more)
 
     monkeypatch.setattr(run, "draw", noted)
     draw_all(session, setups, prompts, PLACE, tmp_path, process())
@@ -177,7 +177,7 @@ def test_who_breaks_is_named(
     setup = whole(tiny_pipeline, "it")
     monkeypatch.setattr(run, "image_call", lambda *_: broken)
     with pytest.raises(RunError, match=r"it: timing images, batch 1 failed \(RuntimeError: no kernel\)"):
-        run._timed(session, [setup], Rounds(1, 1), PLACE, 1)
+        run.image_times(session, [setup], Rounds(1, 1), PLACE, 1)
     with pytest.raises(RunError, match=r"it: drawing an image to count its operations failed \(Runt"):
         run._count(session, setup, PLACE)
     monkeypatch.setattr(run, "draw", broken)

@@ -245,7 +245,7 @@ def test_a_killed_run_goes_on_from_its_images_and_its_times(
         with pytest.raises(TypeError):
             done(recipe, tmp_path / "killed")
     assert drawing.indices == [0, 1, 2, 3, 3, 4, *range(PROMPTS)]
-    monkeypatch.setattr(comparison, "_timed", lambda *_: pytest.fail("these times are known"))
+    monkeypatch.setattr(comparison, "image_times", lambda *_: pytest.fail("these times are known"))
     report = done(recipe, tmp_path / "killed")
     assert len(drawing.indices) == 6 + PROMPTS
     for name in ("one", "few"):

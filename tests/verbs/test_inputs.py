@@ -262,7 +262,7 @@ def test_a_model_in_the_recipes_place(model: Model, inputs: Any, tmp_path: Path)
     """Its pipeline's guidance and steps; and the way out that an unmeasured plan names."""
     said = asdm("inherit", model(LCM), "--out", tmp_path / "lcm")
     assert said.code == 0, said.err
-    facts = read(tmp_path / "lcm").setups["plain"]
+    facts = read(tmp_path / "lcm").setups["the plan"]
     assert (facts["steps"], facts["guidance"]) == (4, 8.5)
     given = ("--measure", "--inputs", inputs(IMAGE)["inputs"], "--steps", 4, "--repeats", 1, "--device", "cpu")
     said = asdm("inherit", model(IMAGE), *given, "--out", tmp_path / "image", "--set", "fewer_steps=[3]")

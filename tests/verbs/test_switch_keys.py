@@ -68,8 +68,10 @@ KEYS: dict[str, tuple[str, Any]] = {
     "measure": (PLAN, False),
 }
 """Key -> what changes with it, and a value."""
-ELSEWHERE = {"verb", "out"}
-"""The command itself, and the place that test_switch.py looks at."""
+DRAWN_FROM = {"inputs", "strength", "image_guidance"}
+ADAPTERS = {"adapters[].path", "adapters[].scale", "adapters[].of"}
+ELSEWHERE = {"verb", "out", *DRAWN_FROM, *ADAPTERS}
+"""The command itself, and the place that test_switch.py looks at; what test_inputs.py and test_adapters.py look at."""
 
 
 def test_the_table_has_every_key() -> None:

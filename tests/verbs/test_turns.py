@@ -45,7 +45,7 @@ INHERIT = {"verb": "inherit", "plan": EVERY_OTHER}
         ({"verb": "bench", "images": False}, "contestant 'both': of several UNets that take turns only images are"),
         ({"verb": "bench", "plan": MID}, "both: UNet 'small v1.5': rules[0].nodes:"),
         ({**INHERIT, "deepcache": {"intervals": [3], "branches": [0]}}, "works on one UNet, and 2 take turns here"),
-        ({**INHERIT, "plan": MID}, "plan.UNet 'small v1.5': rules[0].nodes:"),
+        ({**INHERIT, "plan": MID}, "plan: UNet 'small v1.5': rules[0].nodes:"),
     ],
 )
 def test_what_does_not_fit_is_told_before_anything_slow(
