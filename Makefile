@@ -107,7 +107,8 @@ table1 table2 table3 table4 table5: setup
 costs: setup ## What SD 1.5, 2.1 and XL cost at their real size (random weights); half an hour on a CPU with bfloat16
 	$(BIN)/asdm run recipes/tables/costs.yaml --overwrite
 
-FRONTS := $(addprefix runs/inherit-pocket-,front-ddim front-dpm calibrated-ddim calibrated-dpm)
+FRONTS := runs/inherit-pocket-front-ddim runs/inherit-pocket-front-dpm \
+	runs/inherit-pocket-calibrated-ddim runs/inherit-pocket-calibrated-dpm
 inherit-figures: setup ## Plans against DeepCache and fewer steps, two samplers; hours on 2 cores
 	for run in $(FRONTS); do OMP_NUM_THREADS=1 $(BIN)/torchrun --nproc-per-node $(PROCESSES) \
 		-m asdm_cli inherit recipes/$${run#runs/}.yaml --overwrite || exit 1; done

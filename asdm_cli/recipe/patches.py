@@ -468,7 +468,7 @@ class CacheRule(Strict):
     """For `fitted`: what the calibration found. Left out, `asdm inherit` calibrates."""
 
     def misfits(self) -> Iterator[Misfit]:
-        if self.extrapolate is not None and "order" in self.model_fields_set:
+        if self.extrapolate is not None and self.order:  # a recipe that is written back has the default too
             yield ("order",), "either 'extrapolate' or 'order', not both"
         whole = [self.nodes] if isinstance(self.nodes, str) else self.nodes
         if OUT in whole and len(whole) > 1:
