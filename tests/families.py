@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import inspect
+from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 import diffusers
+import pytest
 import torch
 from diffusers import AutoencoderKL
 from transformers import (
@@ -45,6 +48,11 @@ OTHERS: dict[str, dict[str, Any]] = {
 """Pipelines that no single file is written for."""
 UNETS = {"sd21-upscale": {"num_class_embeds": 1000}, "lcm": {"time_cond_proj_dim": 8}}
 REFINER = tiny.shape("sdxl", projection_class_embeddings_input_dim=5 * 4 + 8, cross_attention_dim=XL_WIDTHS[1])
+
+
+def kept(kinds: dict[str, str], folders: pytest.TempPathFactory) -> Callable[[str], Path]:
+    """(a name of `kinds`) -> its pipeline's directory, made once."""
+    return cache(lambda name: pipeline(kinds[name], folders.mktemp("models") / "model"))
 
 
 def pipeline(kind: str, folder: Path, **unet: Any) -> Path:

@@ -350,7 +350,7 @@ def _notes(settings: MetricSettings, reference: str, count: int, real: bool) -> 
     if {"fd", "fd_original"} & set(settings.metrics) and count < FEW_FOR_FRECHET:
         notes.append(f"FD is far too high below {FEW_FOR_FRECHET} pictures (here {count}): trust KID.")
     if "reference" in needed(settings.metrics):
-        notes.append(f"PSNR, SSIM, perceptual distance and FD to the original's are to the pictures of {reference}.")
+        notes.append(f"PSNR, SSIM, perceptual distance and FD to the original's compare with those of {reference}.")
     if "psnr" in settings.metrics:
         notes.append("Equal pictures count as 100 dB.")
     return notes

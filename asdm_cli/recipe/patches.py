@@ -457,8 +457,8 @@ class CacheRule(Strict):
     call (`fitted`); in turn the last value and its change again, and the last value (`interleaved`); for `out` the
     picture that the last value makes of the latents that a multistep formula expects (`multistep`); or a fit by
     Chebyshev polynomials. Left out, `order` says it."""
-    order: Order = 0
-    """The same in short: 0 is `reuse`, 1 `linear`, 2 `quadratic`."""
+    order: Order | None = None
+    """The same in short: 0 is `reuse`, 1 `linear`, 2 `quadratic`; 0 if both are left out."""
     axis: Axis = "step"
     """What a forecast counts in: UNet calls, the log of the signal-to-noise ratio, or the angle between the two."""
     space: Space = "model"
@@ -468,7 +468,7 @@ class CacheRule(Strict):
     """For `fitted`: what the calibration found. Left out, `asdm inherit` calibrates."""
 
     def misfits(self) -> Iterator[Misfit]:
-        if self.extrapolate is not None and self.order:  # a recipe that is written back has the default too
+        if self.extrapolate is not None and self.order is not None:
             yield ("order",), "either 'extrapolate' or 'order', not both"
         whole = [self.nodes] if isinstance(self.nodes, str) else self.nodes
         if OUT in whole and len(whole) > 1:
@@ -490,7 +490,7 @@ class CacheRule(Strict):
     @property
     def words(self) -> str:
         """What is handed on, and how, for tables."""
-        named = next(word for word, order in ORDERS.items() if order == self.order)
+        named = next(word for word, order in ORDERS.items() if order == (self.order or 0))
         how = self.extrapolate.form if isinstance(self.extrapolate, Chebyshev) else self.extrapolate or named
         return ", ".join([self.cache, how, *([f"in {self.space}"] if self.space != "model" else [])])
 

@@ -109,7 +109,7 @@ def find_plan(  # noqa: PLR0913 - what a search depends on, each by its name
     state: PartialState,
 ) -> Found:
     """The best plan that meets the target. By all processes, to the same end; interrupted, it goes on. After so many
-    `minutes`, MINUTES if None, no other family is begun.
+    `minutes`, MINUTES if None, nothing is tried that is not needed for one plan that meets it.
 
     Raises RunError for a target that cannot be had, and says what can.
     """
@@ -123,12 +123,15 @@ def find_plan(  # noqa: PLR0913 - what a search depends on, each by its name
         tried.append(Tried(family, full, known.speedup(family, plain.calls, full), quality, found))
         return tried[-1]
 
+    def late() -> bool:
+        return time.monotonic() - began > 60 * minutes
+
     for family in nodes:
-        if tried and time.monotonic() - began > 60 * minutes:
+        if tried and late():
             note(f"{family}: not tried, the {minutes:g} minutes are over")
             break
         if target.speedup is None:
-            bisect(target, plain.calls, partial(draw, family))
+            bisect(target, plain.calls, partial(draw, family), late)
         elif full := most_calls(known, family, plain.calls, target.speedup):
             draw(family, full)
     best = chosen(target, tried, known, plain.calls)
@@ -167,14 +170,16 @@ def most_calls(known: Costs, family: str, calls: int, speedup: float) -> int:
     return max(fast, default=0)
 
 
-def bisect(target: Target, calls: int, draw: Callable[[int], Tried]) -> None:
-    """Draw with one number of calls after another, until the least that meets the target was drawn with, or all but
-    one that do not."""
+def bisect(target: Target, calls: int, draw: Callable[[int], Tried], late: Callable[[], bool] = lambda: False) -> None:
+    """Draw with one number of calls after another, until the least that meets the target was drawn with, or it is
+    `late` and one that meets it was."""
     low, high = LEAST, calls - 1
     while low <= high:
         middle = (low + high) // 2
         if meets(target, draw(middle).quality):
             high = middle - 1
+            if late():
+                return
         else:
             low = middle + 1
 

@@ -150,7 +150,9 @@ def run(plan: Plan, run: Run) -> Report:
     measures = Measures(plan.prompts, plan.metrics, rounds, converged=plan.near, grid=recipe.grid)
     report = compare(setups, measures, where, run.path, state, session)
     if report is not None and recipe.target is not None:
-        report.facts.update(target=_reached(recipe.target, report), **{"plans tried": tried})
+        reached = _reached(recipe.target, report)
+        report.facts.update({"target": reached, "plans tried": tried})
+        report.notes.insert(0, f"Target: {reached}.")
     if report is not None and plan.written is not None:
         first = plan.setups[0]
         assert first.model is not None, "the plain model is a pipeline"

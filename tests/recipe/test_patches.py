@@ -133,7 +133,7 @@ def test_presets_stand_for_one_rule(plan: dict[str, Any], nodes: str, cache: Any
     for order, axis in ((0, "step"), (2, "log-snr")):
         rule = CacheRule(nodes=nodes, schedule=schedule, cache=cache, order=order, axis=axis)  # type: ignore[arg-type]
         assert read_plan({**plan, "order": order, "axis": axis}) == CachePlan(rules=[rule])
-    assert read_plan(plan).rules[0].order == 0
+    assert read_plan(plan).rules[0].order is None
     assert read_plan("deepcache") == read_plan({"preset": "deepcache"})
 
 

@@ -50,6 +50,18 @@ def test_as_few_calls_as_the_quality_allows(psnr_db: int) -> None:
     assert len(found) <= 5
 
 
+def test_where_it_is_late_one_plan_that_meets_the_target_is_enough() -> None:
+    found: list[int] = []
+
+    def draw(full: int) -> Tried:
+        found.append(full)
+        return tried("output", full, 3.0 * full)
+
+    bisect(Target(psnr_db=40.0), CALLS, draw, late=lambda: True)
+    assert 3.0 * found[-1] >= 40.5
+    assert all(3.0 * full < 40.5 for full in found[:-1]), "and nothing after it"
+
+
 def test_of_several_families_the_nearest_at_a_speed_and_the_fastest_at_a_quality() -> None:
     some = [tried("output", 10, 40.0), tried("last block", 4, 44.0), tried("output", 12, 46.0)]
     assert chosen(Target(speedup=1.5), some, COSTS, CALLS) == some[2]

@@ -331,6 +331,7 @@ def test_a_target_is_searched_measured_and_written(
     report = read(out)
     assert report.facts["target"].startswith("1.2 times as fast: " if target == "1.2x" else "25 dB: ")
     assert report.facts["plans tried"]
+    assert report.notes[0] == f"Target: {report.facts['target']}."
     assert inherit.PLAN in figures(report, metric)
     (patch,) = patches_of(find(str(out / "model")))
     assert isinstance(patch, FeatureCacheSpec)

@@ -38,14 +38,7 @@ TEXT, LCM = "StableDiffusionPipeline", "LatentConsistencyModelPipeline"
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory: pytest.TempPathFactory) -> Model:
-    made: dict[str, Path] = {}
-
-    def of(name: str) -> Path:
-        if name not in made:
-            made[name] = families.pipeline(KINDS[name], tmp_path_factory.mktemp("models") / "model")
-        return made[name]
-
-    return of
+    return families.kept(KINDS, tmp_path_factory)
 
 
 @pytest.fixture(scope="module")

@@ -127,4 +127,4 @@ def forecast_of(rule: CacheRule, places: Sequence[float], measuring: bool = Fals
         return Fitted(rule.fit)
     if rule.extrapolate == "interleaved":
         return Interleaved()
-    return Polynomial(ORDERS.get(rule.extrapolate or "", rule.order))
+    return Polynomial(ORDERS.get(rule.extrapolate or "", rule.order or 0))
