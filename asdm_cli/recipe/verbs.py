@@ -851,6 +851,8 @@ out: runs/inherited
             yield ("target",), "finds the plan: leave 'plan' out, or this"
         if self.patches and self.target:
             yield ("target",), "finds a plan alone: leave 'patches' out, or this"
+        if self.target and self.target.speedup is None and self.target.metric not in self.metrics:
+            yield ("metrics",), f"must have '{self.target.metric}' among them: the target is told by it"
         if self.minutes is not None and not self.target:
             yield ("minutes",), "goes with 'target'"
         if self.plan and self.plan.resolved().uncalibrated and not self.measure:

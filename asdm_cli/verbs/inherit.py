@@ -198,7 +198,7 @@ def _reached(target: Target, report: Report) -> str:
     asked = target.speedup or target.psnr_db or target.perceptual or 0.0
     found = next(each for each in report.records if (each.setup, each.metric, each.of) == (PLAN, metric, ""))
     met = found.value <= asked if metric == "perceptual" else found.value >= asked
-    low, high = found.low or found.value, found.high or found.value
+    low, high = (found.value if each is None else each for each in (found.low, found.high))
     told = "met" if met else "not told apart" if low <= asked <= high else "missed"
     return f"{target.words}: {told}, measured {found.value:.3g} ({low:.3g} to {high:.3g})"
 

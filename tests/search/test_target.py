@@ -96,6 +96,8 @@ def test_what_cannot_be_had_is_told_with_what_can() -> None:
         ({"target": "0.5x"}, "target: must be more than 1"),
         ({"target": "2x", "measure": False}, "target: is only there to be measured"),
         ({"plan": "last-block", "minutes": 3.0}, "minutes: goes with 'target'"),
+        ({"target": {"perceptual": 0.1}}, "metrics: must have 'perceptual'"),
+        ({"target": "35dB", "metrics": ["kid"]}, "metrics: must have 'psnr'"),
     ],
 )
 def test_targets_that_are_none_are_told_at_their_place(given: dict[str, Any], told: str) -> None:

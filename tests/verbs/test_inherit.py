@@ -319,17 +319,25 @@ def test_what_must_be_calibrated_is_not_taken_for_a_plan(settings: dict[str, Any
     assert "plan: has to be calibrated" in said.err
 
 
-@pytest.mark.parametrize(("target", "metric"), [("1.2x", "image_speedup"), ("25dB", "psnr_db")])
+@pytest.mark.parametrize(
+    ("target", "metric", "words"),
+    [
+        ("1.2x", "image_speedup", "1.2 times as fast: "),
+        ("25dB", "psnr_db", "25 dB: "),
+        ({"perceptual": 0.9}, "perceptual", "a perceptual distance of 0.9: "),
+    ],
+)
 def test_a_target_is_searched_measured_and_written(
-    target: str, metric: str, settings: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    target: Any, metric: str, words: str, settings: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     out = tmp_path / "run"
     changed = {key: value for key, value in settings.items() if key != "fewer_steps"}
+    changed["metrics"] = ["psnr", "perceptual"]
     monkeypatch.setattr("asdm_cli.search.target.ROUNDS", 1)
     said = ran(tmp_path, {**changed, "steps": 6, "target": target, "calibration": 1, "limit": 1, "out": str(out)})
     assert said.code == 0, said.err
     report = read(out)
-    assert report.facts["target"].startswith("1.2 times as fast: " if target == "1.2x" else "25 dB: ")
+    assert report.facts["target"].startswith(words)
     assert report.facts["plans tried"]
     assert report.notes[0] == f"Target: {report.facts['target']}."
     assert inherit.PLAN in figures(report, metric)
