@@ -73,9 +73,13 @@ class Probe:
 
     def ranks(self, target: str, features: Features, truth: list[str]) -> Tensor:
         """How many classes fit each image better than its true one, int64 [n]."""
-        logits = self.targets[target].view(features) @ self.weight[target].T + self.bias[target]
+        logits = self.logits(target, features)
         own = logits.gather(1, torch.tensor([[self.targets[target].classes.index(name)] for name in truth]))
         return (logits > own).sum(1)
+
+    def logits(self, target: str, features: Features) -> Tensor:
+        """float32 [n, classes]"""
+        return self.targets[target].view(features) @ self.weight[target].T + self.bias[target]
 
 
 def read_probe(folder: Path) -> Probe:

@@ -45,7 +45,8 @@ class Metric:
     the `whole` set its value in every resample [1 + resamples], which may be biased: `centred`.
 
     `needs`: "real" images, the set-up of "reference", a "clip", "features", those of a network that knows "classes", a
-    network by its name. `asks`: what a probe is asked for.
+    network by its name. `asks`: what a probe is asked for; with "reference", what it sees there is the answer, and the
+    prompts need not name one.
     """
 
     compute: Callable[[MetricSuite, ImageSet], dict[str, Tensor]]
@@ -74,7 +75,8 @@ def needed(metrics: Iterable[str]) -> set[str]:
 
 def against_real(metrics: Iterable[str]) -> bool:
     """Whether real images say something that these metrics measure."""
-    return any(METRICS[metric].asks or {"real", "clip"} & set(METRICS[metric].needs) for metric in metrics)
+    found = (METRICS[metric] for metric in metrics)
+    return any({"real", "clip"} & {*each.needs} or (each.asks and "reference" not in each.needs) for each in found)
 
 
 @dataclass
@@ -243,6 +245,14 @@ def _accuracy(target: str, suite: MetricSuite, images: ImageSet) -> dict[str, Te
     return {f"{target}_accuracy" + (f"_top_{k}" if k > 1 else ""): ranks < k for k in few}
 
 
+def _agreement(target: str, suite: MetricSuite, images: ImageSet) -> dict[str, Tensor]:
+    """Whether a probe sees in it what it sees in the reference's picture of the same prompt and seed."""
+    probe = suite.settings.probe
+    assert probe is not None, "gate 3 has found one for every metric that needs it"
+    seen = [probe.logits(target, suite.look(each, probe.network)).argmax(1) for each in (images, suite.reference)]
+    return {f"{target}_agreement": seen[0] == seen[1]}
+
+
 def _paired(metric: str, suite: MetricSuite, images: ImageSet) -> dict[str, Tensor]:
     key = "psnr_db" if metric == "psnr" else metric
     return {key: compare(metric, images, suite.reference, suite.device)}
@@ -256,6 +266,7 @@ METRICS = {
     "clip_retrieval": Metric(_retrieval, {"clip"}),
     "label_accuracy": Metric(partial(_accuracy, "label"), asks="label"),
     "style_accuracy": Metric(partial(_accuracy, "style"), asks="style"),
+    "label_agreement": Metric(partial(_agreement, "label"), {"reference"}, asks="label"),
     "psnr": Metric(partial(_paired, "psnr"), {"reference"}),
     "ssim": Metric(partial(_paired, "ssim"), {"reference"}),
     "perceptual": Metric(partial(_paired, "perceptual"), {"reference", "efficientnet_lite0"}),
@@ -319,6 +330,8 @@ def _probe(recipe: Any, prompts: PromptList, own: ModelDirectory) -> Probe | Non
             raise ModelError(
                 f"{probe.folder}: knows no {target}, only {', '.join(probe.targets)}; leave the metric out"
             )
+        if all("reference" in METRICS[metric].needs for metric in recipe.metrics if METRICS[metric].asks == target):
+            continue
         named = {facts.get(target) for facts in prompts.about}
         if strange := sorted(str(name) for name in named - set(probe.targets[target].classes) if name is not None):
             raise ModelError(f"{prompts.name}: {target} {strange[0]!r} is no class of the probe {probe.folder}")

@@ -63,6 +63,7 @@ Metric = Literal[
     "clip_retrieval",
     "label_accuracy",
     "style_accuracy",
+    "label_agreement",
     "psnr",
     "ssim",
     "perceptual",
@@ -173,9 +174,15 @@ class Pictures(Prompted, OnDevice):
     """Draw each prompt so many times, every time with another seed."""
     metrics: Metrics = ["kid", "clip_score"]
     """What to measure; psnr, ssim, perceptual and fd_original compare with the first's pictures, or the `reference`'s;
-    label_accuracy and style_accuracy ask a probe whether a picture shows what its sample's .json names."""
+    label_accuracy and style_accuracy ask a probe whether a picture shows what its sample's .json names, label_agreement
+    whether it shows what the first's picture of the same seed does."""
     features: Literal["efficientnet_lite0", "clip", "inception"] = "efficientnet_lite0"
     """The network behind kid, fd and is. Only `inception` may be called FID."""
+    clip: Annotated[Text, READ] = "own"
+    """The CLIP behind clip_score: `own` (the first model's), or a directory."""
+    probe: Annotated[Text, READ] = "own"
+    """The probe behind label_accuracy, style_accuracy and label_agreement: `own` (the first model's), or a directory of
+    one."""
     batch: Positive = 16
     """Pictures drawn at a time; changes speed and memory, not the pictures."""
     bootstrap: Positive = 1000
@@ -1070,10 +1077,6 @@ class EvalRecipe(Drawing):
     """Timed rounds, each of one image with everybody, in turn; 0 times nothing."""
     warmups: Positive = 1
     """Rounds before the timed ones, not counted."""
-    clip: Annotated[Text, READ] = "own"
-    """The CLIP behind clip_score: `own` (the first model's), or a directory."""
-    probe: Annotated[Text, READ] = "own"
-    """The probe behind label_accuracy and style_accuracy: `own` (the first model's), or a directory."""
     reference: Text | None = None
     """The contestant that psnr, ssim, perceptual and fd_original compare with; the first if left out."""
 

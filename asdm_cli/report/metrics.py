@@ -76,6 +76,7 @@ METRICS = {
     "label_accuracy": Metric("label accuracy", "", "higher", 3, QUALITY, 2),
     "label_accuracy_top_5": Metric("label, top 5", "", "higher", 3, QUALITY, 6),
     "style_accuracy": Metric("style accuracy", "", "higher", 3, QUALITY, 5),
+    "label_agreement": Metric("label as the original's", "", "higher", 3, QUALITY, 4),
     "psnr_db": Metric("PSNR", "dB", "higher", 1, QUALITY, 1),
     "ssim": Metric("SSIM", "", "higher", 3, QUALITY, 4),
     "perceptual": Metric("perceptual distance", "", "lower", 4, QUALITY, 4),

@@ -167,6 +167,7 @@ def test_only_what_is_asked_for_is_loaded(
         (["clip_score"], {"clip": "nowhere"}, "nowhere: has no config.json; give a transformers CLIP directory"),
         (["label_accuracy"], {"probe": "own"}, "has no folder probe/; give a probe's directory as `probe`"),
         (["style_accuracy"], {}, "knows no style, only label"),
+        (["label_agreement", "label_accuracy"], {}, "label_accuracy needs prompts that name their label"),
         (["label_accuracy"], {"prompts": "unnamed.tar"}, "label_accuracy needs prompts that name their label"),
         (["label_accuracy"], {"prompts": "strange.tar"}, "label 'pink' is no class of the probe"),
     ],
@@ -182,3 +183,24 @@ def test_what_cannot_be_measured_is_told_before_drawing(
     prompts = read_prompts(changes.pop("prompts", "unnamed.tar"), changes.pop("limit", None))
     with pytest.raises(ModelError, match=told):
         check(recipe(tmp_path, metrics, **changes), prompts, find(str(tiny_pipeline)))
+
+
+def test_what_pictures_show_agrees_with_the_reference_of_the_same_seed(
+    built: MetricSuite, images: ImageSet, tmp_path: Path
+) -> None:
+    """By a probe that takes the strongest colour for the label: prompts that name none will do, and no real picture is
+    asked for."""
+    save_file({"label.weight": torch.eye(3, 1280), "label.bias": torch.zeros(3)}, tmp_path / "probe/model.safetensors")
+    shard(tmp_path / "unnamed.tar", 6, {i: {"json": None} for i in range(6)})
+    unnamed = read_prompts(str(tmp_path / "unnamed.tar"), per_prompt=2)
+    settings = check(recipe(tmp_path, ["label_agreement"]), unnamed, find("pocket"))
+    assert not suite.against_real(settings.metrics)
+    asked = replace(built, settings=settings, prompts=unnamed, real=None)
+    seen = [torch.cat([look(batch).pooled[:, :3] for batch in each.batches()]) for each in (images, built.reference)]
+    alike = int((seen[0].argmax(1) == seen[1].argmax(1)).sum())
+    assert 0 < alike < 12, "the pictures of the test tell right from wrong"
+    wanted = Record("ours", "label_agreement", *wilson(alike, 12, 0.9), n=12, against="plain")
+    assert asked.measure("ours", images) == [wanted]
+    assert asked.measure("plain", built.reference) == []
+    twin = picture_set(tmp_path / "twin", [drawing(index) for index in range(12)])
+    assert asked.measure("twin", twin)[0].value == 1

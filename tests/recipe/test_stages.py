@@ -69,7 +69,10 @@ def test_a_stage_is_its_verb_s_recipe() -> None:
             "steps: 9\nout: x",
             ["t", "p", "d", "e", "h"],
         ),
-        ("verb: switch\nunets: {a: {model: p}, b: {model: q}}\nparts: [{unet: a}]\nout: x", ["pocket", "p", "q"]),
+        (
+            "verb: switch\nunets: {a: {model: p}, b: {model: q}}\nparts: [{unet: a}]\nclip: c\nout: x",
+            ["pocket", "p", "q", "c", "own"],
+        ),
         ("verb: bench\nmodels: [{name: a, random: sd15, expand: {donor: d}}]\nout: x", ["sd15", "d"]),
         ("verb: condconv-expand\nmodel: m\nfold: {prompts: p}\nout: x", ["m", "p"]),
     ],

@@ -92,3 +92,15 @@ def test_a_step_of_training_is_three_calls_of_each_student_and_one_of_the_teache
     assert works() == teacher + 3 * student
     assert works(gradient_checkpointing=True) == teacher + 4 * student
     assert works(teacher="none", losses=[{"kind": "task"}]) == 3 * student
+
+
+@pytest.mark.parametrize("verb", ["eval", "inherit", "switch", "assemble"])
+def test_every_verb_that_draws_finds_what_its_metrics_ask(verb: str, recipes: dict[str, Any], tmp_path: Path) -> None:
+    """A CLIP and a probe of one's own, wherever pictures are judged; without one, the way to it is told."""
+    metrics = {"metrics": ["clip_score", "label_agreement"]}
+    asked = recipes[verb] | ({"explore": recipes[verb]["explore"] | metrics} if verb == "assemble" else metrics)
+    said = ran(tmp_path, asked, "--dry-run")
+    assert (said.code, "has no folder" in said.text) == (2, True), said.err
+    given = ("clip=pocket", "probe=pocket")
+    words = [part for each in given for part in ("--set", f"explore.{each}" if verb == "assemble" else each)]
+    assert (said := ran(tmp_path, asked, "--dry-run", *words)).code == 0, said.err
