@@ -9,7 +9,6 @@ from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass, field
 from functools import cached_property, partial
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -30,6 +29,7 @@ from asdm_cli.metrics.probe import TOP, Probe, read_probe
 from asdm_cli.models.directory import POCKET, ModelDirectory, check_clip, find
 from asdm_cli.models.load import Clip, load_clip
 from asdm_cli.models.metadata import claim, stamps_of
+from asdm_cli.recipe.verbs import Pictures
 from asdm_cli.records import Card, Interval, Record
 from asdm_cli.sampling.image_set import ImageSet
 from asdm_cli.sampling.prompts import PromptList
@@ -275,7 +275,7 @@ METRICS = {
 """By the word in a recipe."""
 
 
-def check(recipe: Any, prompts: PromptList, own: ModelDirectory) -> MetricSettings:
+def check(recipe: Pictures, prompts: PromptList, own: ModelDirectory) -> MetricSettings:
     """Gate 3, from files and configs only: what a recipe's `metrics`, `features`, `clip`, `probe`, `bootstrap`,
     `confidence` and `seed` ask for, `own` being in this model. ModelError for what is missing, with the way out."""
     needs = needed(recipe.metrics)
@@ -318,12 +318,15 @@ def _folder(kind: str, source: str, own: ModelDirectory) -> Path:
     return inner if inner.is_dir() else inner.parent
 
 
-def _probe(recipe: Any, prompts: PromptList, own: ModelDirectory) -> Probe | None:
+def _probe(recipe: Pictures, prompts: PromptList, own: ModelDirectory) -> Probe | None:
     """The probe that the wanted metrics ask, if it knows what the prompts' samples name."""
     targets = [METRICS[metric].asks for metric in recipe.metrics if METRICS[metric].asks]
     if not targets:
         return None
-    probe = read_probe(_folder("probe", recipe.probe, own))
+    folder = _folder("probe", recipe.probe, own)
+    if not (folder / "config.json").is_file():
+        raise ModelError(f"{folder}: has no config.json; give a probe's directory as `probe`, or leave it out")
+    probe = read_probe(folder)
     require(probe.network)
     for target in targets:
         if target not in probe.targets:

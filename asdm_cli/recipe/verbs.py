@@ -179,7 +179,7 @@ class Pictures(Prompted, OnDevice):
     features: Literal["efficientnet_lite0", "clip", "inception"] = "efficientnet_lite0"
     """The network behind kid, fd and is. Only `inception` may be called FID."""
     clip: Annotated[Text, READ] = "own"
-    """The CLIP behind clip_score: `own` (the first model's), or a directory."""
+    """The CLIP behind clip_score and clip_retrieval: `own` (the first model's), or a directory."""
     probe: Annotated[Text, READ] = "own"
     """The probe behind label_accuracy, style_accuracy and label_agreement: `own` (the first model's), or a directory of
     one."""

@@ -253,6 +253,38 @@ def drawn(folder: Path) -> dict[str, bytes]:
     return {str(file.relative_to(folder)): pixels(file) for file in sorted((folder / "samples").rglob("*.png"))}
 
 
+@pytest.mark.parametrize(
+    "keys",
+    [
+        {"verb": "inherit", "model": "pocket", "plan": "last-block", "metrics": ["label_accuracy", "clip_score"]},
+        {
+            "verb": "switch",
+            "unets": {"one": {"model": "pocket"}, "two": {"model": "pocket"}},
+            "parts": [{"unet": "one"}],
+            "metrics": ["label_accuracy", "clip_score"],
+        },
+        {
+            "verb": "assemble",
+            "donors": {"one": "pocket", "two": "pocket"},
+            "explore": {
+                "combinations": [{"levels": ["one", "two", "two", "two"], "mid": "none"}],
+                "metrics": ["label_accuracy", "clip_score"],
+            },
+        },
+    ],
+    ids=lambda keys: keys["verb"],
+)
+def test_verbs_that_compare_ask_probes_and_clips_as_eval_does(keys: dict[str, Any], tmp_path: Path) -> None:
+    said = ran(tmp_path, {**keys, "out": str(tmp_path / "run")}, "--dry-run")
+    assert said.code == 0, said.err
+    (tmp_path / "empty").mkdir()
+    where = keys.get("explore", keys)
+    where["probe"] = str(tmp_path / "empty")
+    said = ran(tmp_path, {**keys, "out": str(tmp_path / "run")}, "--dry-run")
+    assert said.code == 2, "one that is given is read"
+    assert "give a probe's directory as `probe`" in said.err
+
+
 def test_an_interrupted_run_goes_on_and_ends_with_the_same_pictures(
     settings: dict[str, Any], run: Path, tmp_path: Path, drawing: Drawing, monkeypatch: pytest.MonkeyPatch
 ) -> None:
