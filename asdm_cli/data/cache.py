@@ -2,7 +2,8 @@
 
 A cache is a folder named after the SHA-256 of all that it is made of. It holds two files per shard, each whole or
 absent: `00000.safetensors`, then `00000.json`, which says that the first is whole; `cache.json` comes last, and says
-that nothing is missing. Without latents it is an index of where pictures stand in their shards.
+that nothing is missing. Without latents it is an index of where pictures stand in their shards. A cache of captions
+alone has one file for so many of them.
 """
 
 from __future__ import annotations
@@ -10,13 +11,14 @@ from __future__ import annotations
 import functools
 import hashlib
 import json
+from abc import ABC, abstractmethod
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal, NamedTuple, Protocol, TypeVar
+from typing import Annotated, Any, Generic, Literal, NamedTuple, Protocol, TypeVar
 
 import numpy
 import torch
@@ -28,7 +30,7 @@ from pydantic import BaseModel, Field
 from safetensors.torch import save_file
 from torch import Tensor
 
-from asdm_cli.console import bar, note
+from asdm_cli.console import bar, note, track
 from asdm_cli.data.encoder import PARTS, Batch, Condition, Encoder
 from asdm_cli.data.images import CROP, UnreadableError, square
 from asdm_cli.data.shards import DATA_FORMAT, Faults, Shard, decoded, reading_store
@@ -42,8 +44,14 @@ from asdm_cli.unet.weights import Entry, check_text, read_headers
 CACHE_FORMAT = 2
 """Counts changes of the files below."""
 DONE, EMPTY, LOCK = "cache.json", "empty.safetensors", ".lock"
+LATENTS, FLIPPED = "latents", "flipped"
+"""What is kept of a sample's picture; all else is of its caption."""
+WEIGHTLESS = ("tokenizer", "scheduler")
+"""Components that are texts alone."""
 DTYPES = {"F16": numpy.float16, "F32": numpy.float32}
 BATCH, THREADS = 32, 8
+TOGETHER = 1024
+"""Captions without pictures in one file."""
 
 
 class Placed(NamedTuple):
@@ -75,48 +83,72 @@ class Done(BaseModel, strict=True, extra="forbid"):
 File = TypeVar("File", Note, Done)
 
 
-class Samples(Protocol):
-    """Told apart by their number alone: who reads which, in what order, is the loop's affair. `empty` is the condition
-    of the empty prompt, one row: what text dropout puts in a caption's place."""
+class Texts(Protocol):
+    """Conditions, told apart by their number alone."""
 
     size: int
+
+    def conditions(self, rows: Tensor) -> Condition:
+        """`rows` int64 [n]."""
+
+
+class Samples(Texts, Protocol):
+    """Who reads which, in what order, is the loop's affair. `empty` is the condition of the empty prompt, one row:
+    what text dropout puts in a caption's place."""
+
     empty: Condition
 
     def read(self, rows: Tensor, flipped: Tensor | None = None) -> Batch:
         """`rows` int64 [n]; `flipped` bool [n] asks for the mirrored picture's latents."""
 
 
+Opened = TypeVar("Opened", bound=Texts)
+
+
+def contents(model: ModelDirectory, parts: Iterable[str]) -> dict[str, str]:
+    """SHA-256 of every file that says what these components of a model compute. Reads whole weight files: seconds for
+    gigabytes. Two fine-tuned VAEs differ in nothing else."""
+    found: dict[str, str] = {}
+    for part in parts:
+        files = [file for file in sorted(model.component(part).iterdir()) if file.suffix in TEXTS]
+        for file in files + ([] if part.startswith(WEIGHTLESS) else model.weights(part)):
+            with file.open("rb") as opened:
+                found[f"{part}/{file.name}"] = hashlib.file_digest(opened, "sha256").hexdigest()
+    return found
+
+
 @dataclass(frozen=True)
-class LatentCache:
-    """`shards` as `model` encodes them, below `root`; with `latents=False` an index of them.
+class Cache(ABC, Generic[Opened]):
+    """A folder below `root` of what `model` makes of pictures of so many pixels, or of their captions; in `count`
+    parts."""
 
-    `faults`: `stop` raises ModelError with those of the first shard that has some, `skip` leaves such samples out.
-    """
-
-    shards: Sequence[Shard]
     model: ModelDirectory
     resolution: int
     root: Path
-    flip: bool = False
-    latents: bool = True
-    faults: Literal["skip", "stop"] = "skip"
 
-    @functools.cached_property
+    @property
+    @abstractmethod
+    def count(self) -> int: ...
+
+    @property
+    @abstractmethod
     def ingredients(self) -> dict[str, Any]:
-        """Hashes whole weight files: seconds for gigabytes. Two fine-tuned VAEs differ in nothing else."""
-        made: dict[str, Any] = {"cache_format": CACHE_FORMAT, "data_format": DATA_FORMAT}
-        made["shards"] = [shard.identity for shard in self.shards]
-        if not self.latents:
-            return made
-        contents: dict[str, str] = {}
-        for part in [each for each in PARTS if each in self.model.components]:
-            files = [file for file in sorted(self.model.component(part).iterdir()) if file.suffix in TEXTS]
-            for file in files + ([] if part.startswith("tokenizer") else self.model.weights(part)):
-                with file.open("rb") as opened:
-                    contents[f"{part}/{file.name}"] = hashlib.file_digest(opened, "sha256").hexdigest()
-        zero = bool(self.model.index.get("force_zeros_for_empty_prompt"))
-        made |= {"crop": CROP, "resolution": self.resolution, "flip": self.flip, "stored": "float16"}
-        return made | {"empty_prompt_is_zero": zero, "parts": contents}
+        """All that it is made of, as JSON."""
+
+    @abstractmethod
+    def _part(self, number: int) -> Path:
+        """The file that says that a part is whole."""
+
+    @abstractmethod
+    def _encode(self, numbers: Sequence[int], encoder: Callable[[], Encoder]) -> None:
+        """Write the files of these parts."""
+
+    @abstractmethod
+    def _finish(self, encoder: Callable[[], Encoder]) -> Done:
+        """What `cache.json` says; all parts are there."""
+
+    @abstractmethod
+    def _opened(self, done: Done, encoder: Callable[[], Encoder]) -> Opened: ...
 
     @functools.cached_property
     def key(self) -> str:
@@ -126,24 +158,17 @@ class LatentCache:
     def folder(self) -> Path:
         return self.root / self.key[:16]
 
-    def _note(self, number: int) -> Path:
-        return self.folder / f"{number:05}.json"
-
     def missing(self) -> list[int]:
-        """Numbers of the shards that are still to be read."""
-        return [number for number in range(len(self.shards)) if not self._note(number).is_file()]
+        """Numbers of the parts that are still to be made."""
+        return [number for number in range(self.count) if not self._part(number).is_file()]
 
-    def __str__(self) -> str:
-        what = "encoded samples" if self.latents else "index of samples (encoded at every step)"
-        done = len(self.shards) - len(self.missing())
-        state = f"{done} of {len(self.shards)} shards are there" if done else "to be made"
+    def _state(self, parts: str, samples: str) -> str:
         if (self.folder / DONE).is_file():
-            state = f"complete, {sum(_read(Done, self.folder / DONE).samples)} samples"
-        return f"{what} in {self.folder}: {state}"
+            return f"complete, {sum(_read(Done, self.folder / DONE).samples)} {samples}"
+        done = self.count - len(self.missing())
+        return f"{done} of {self.count} {parts} are there" if done else "to be made"
 
-    def open(
-        self, processes: PartialState, encoder: Callable[[], Encoder] | None = None
-    ) -> CachedSamples | UncachedSamples:
+    def open(self, processes: PartialState, encoder: Callable[[], Encoder] | None = None) -> Opened:
         """All processes come here together. What is missing is made first, from where an earlier build was killed on;
         `encoder` (this model's, on the processes' devices) is called only if something is to be encoded."""
         encoder = functools.cache(encoder or (lambda: Encoder.load(self.model, self.resolution, processes.device)))
@@ -151,7 +176,7 @@ class LatentCache:
         if first:
             self.folder.mkdir(parents=True, exist_ok=True)
         complete = (self.folder / DONE).is_file()
-        with _only_builder(self.folder) if first and not complete else nullcontext():
+        with only_builder(self.folder) if first and not complete else nullcontext():
             processes.wait_for_everyone()
             if not self.folder.is_dir():
                 raise RunError(
@@ -160,20 +185,60 @@ class LatentCache:
                 )
             complete = (self.folder / DONE).is_file()  # perhaps by another run, for which this one waited
             if not complete:
-                mine = range(processes.process_index, len(self.shards), processes.num_processes)
+                mine = range(processes.process_index, self.count, processes.num_processes)
                 self._encode([number for number in self.missing() if number in mine], encoder)
             processes.wait_for_everyone()
             if first and not complete:
-                self._finish(encoder)
+                if self.missing():
+                    raise RunError(
+                        f"{self.folder}: lacks parts that other processes made; all must see one and the same folder"
+                    )
+                _write(self.folder / DONE, self._finish(encoder))
             processes.wait_for_everyone()
-        faults = _read(Done, self.folder / DONE).faults
-        self._stop(faults)
-        if faults.total():
-            note(f"data: faults were skipped, {faults.summary()}; for example {faults.examples[0]}")
+        return self._opened(_read(Done, self.folder / DONE), encoder)
+
+
+@dataclass(frozen=True)
+class LatentCache(Cache["CachedSamples | UncachedSamples"]):
+    """`shards` as `model` encodes them; with `latents=False` an index of them.
+
+    `faults`: `stop` raises ModelError with those of the first shard that has some, `skip` leaves such samples out.
+    """
+
+    shards: Sequence[Shard]
+    flip: bool = False
+    latents: bool = True
+    faults: Literal["skip", "stop"] = "skip"
+
+    @property
+    def count(self) -> int:
+        return len(self.shards)
+
+    @functools.cached_property
+    def ingredients(self) -> dict[str, Any]:
+        made: dict[str, Any] = {"cache_format": CACHE_FORMAT, "data_format": DATA_FORMAT}
+        made["shards"] = [shard.identity for shard in self.shards]
+        if not self.latents:
+            return made
+        zero = bool(self.model.index.get("force_zeros_for_empty_prompt"))
+        made |= {"crop": CROP, "resolution": self.resolution, "flip": self.flip, "stored": "float16"}
+        parts = contents(self.model, [each for each in PARTS if each in self.model.components])
+        return made | {"empty_prompt_is_zero": zero, "parts": parts}
+
+    def _part(self, number: int) -> Path:
+        return self.folder / f"{number:05}.json"
+
+    def __str__(self) -> str:
+        what = "encoded samples" if self.latents else "index of samples (encoded at every step)"
+        return f"{what} in {self.folder}: {self._state('shards', 'samples')}"
+
+    def _opened(self, done: Done, encoder: Callable[[], Encoder]) -> CachedSamples | UncachedSamples:
+        self._stop(done.faults)
+        if done.faults.total():
+            note(f"data: faults were skipped, {done.faults.summary()}; for example {done.faults.examples[0]}")
         return CachedSamples(self.folder) if self.latents else UncachedSamples(self.folder, self.shards, encoder())
 
     def _encode(self, numbers: Sequence[int], encoder: Callable[[], Encoder]) -> None:
-        """Write the files of these shards."""
         before, total = 0, sum(self.shards[number].size for number in numbers)
         with bar(f"{'encoding' if self.latents else 'indexing'}, KB of shards", total // 1000) as show:
             for number in numbers:
@@ -193,39 +258,30 @@ class LatentCache:
                     faults.add("no usable sample", shard.name)
                 self._stop(faults)
                 if made:
-                    file = self._note(number).with_suffix(".safetensors")
+                    file = self._part(number).with_suffix(".safetensors")
                     _write(file, {name: torch.cat(each) for name, each in made.items()})
-                _write(self._note(number), Note(shard=shard.name, samples=samples, faults=faults))
+                _write(self._part(number), Note(shard=shard.name, samples=samples, faults=faults))
                 before += shard.size
 
     def _rows(self, encoder: Encoder, chunk: Sequence[tuple[Any, numpy.ndarray]]) -> dict[str, Tensor]:
         """What is kept of samples, by name."""
         pictures = [pixels for _, pixels in chunk]
-        rows = {"latents": encoder.latents(pictures).half()}
+        rows = {LATENTS: encoder.latents(pictures).half()}
         if self.flip:
-            rows["flipped"] = encoder.latents(pictures, flipped=True).half()
-        rows |= _stored(encoder.condition([sample.caption for sample, _ in chunk]))
-        for name, value in rows.items():
-            if not torch.isfinite(value).all():
-                raise RunError(f"{name} do not fit into float16, in which they are kept; train without a cache")
-        return rows
+            rows[FLIPPED] = encoder.latents(pictures, flipped=True).half()
+        return _fitting(rows | _stored(encoder.condition([sample.caption for sample, _ in chunk])))
 
-    def _finish(self, encoder: Callable[[], Encoder]) -> None:
-        """Count what all processes made; `cache.json` says that the folder is complete."""
-        if self.missing():
-            raise RunError(
-                f"{self.folder}: lacks shards that other processes made; all must see one and the same folder"
-            )
+    def _finish(self, encoder: Callable[[], Encoder]) -> Done:
         faults, counts = Faults(), list[int]()
         for number in range(len(self.shards)):
-            about = _read(Note, self._note(number))
+            about = _read(Note, self._part(number))
             counts.append(len(about.samples))
             faults.merge(about.faults)
         if not sum(counts):
             raise ModelError(f"no shard has a usable sample:\n{faults.listed()}")
         if self.latents:
             _write(self.folder / EMPTY, _stored(encoder().empty()))
-        _write(self.folder / DONE, Done(key=self.key, samples=counts, faults=faults, ingredients=self.ingredients))
+        return Done(key=self.key, samples=counts, faults=faults, ingredients=self.ingredients)
 
     def _stop(self, faults: Faults) -> None:
         if self.faults == "stop" and faults.total():
@@ -235,7 +291,47 @@ class LatentCache:
             )
 
 
-class CachedSamples:
+@dataclass(frozen=True)
+class TextCache(Cache["CachedTexts"]):
+    """`captions` without pictures, as `model` encodes them."""
+
+    captions: Sequence[str]
+
+    @property
+    def count(self) -> int:
+        return -(-len(self.captions) // TOGETHER)
+
+    @functools.cached_property
+    def ingredients(self) -> dict[str, Any]:
+        digest = hashlib.sha256(json.dumps(list(self.captions)).encode()).hexdigest()
+        made: dict[str, Any] = {"cache_format": CACHE_FORMAT, "captions": digest, "resolution": self.resolution}
+        return made | {"parts": contents(self.model, [each for each in PARTS[1:] if each in self.model.components])}
+
+    def _part(self, number: int) -> Path:
+        return self.folder / f"{number:05}.safetensors"
+
+    def __str__(self) -> str:
+        return f"{len(self.captions):,} encoded captions in {self.folder}: {self._state('files', 'captions')}"
+
+    def _opened(self, done: Done, encoder: Callable[[], Encoder]) -> CachedTexts:  # noqa: ARG002 - for those who do
+        return CachedTexts(self.folder)
+
+    def _encode(self, numbers: Sequence[int], encoder: Callable[[], Encoder]) -> None:
+        for number in track(numbers, f"encoding captions, {TOGETHER} at a time"):
+            captions = self._captions(number)
+            batches = [captions[begin : begin + BATCH] for begin in range(0, len(captions), BATCH)]
+            made = [_fitting(_stored(encoder().condition(each))) for each in batches]
+            _write(self._part(number), {name: torch.cat([each[name] for each in made]) for name in made[0]})
+
+    def _captions(self, number: int) -> Sequence[str]:
+        return self.captions[number * TOGETHER : (number + 1) * TOGETHER]
+
+    def _finish(self, encoder: Callable[[], Encoder]) -> Done:  # noqa: ARG002 - for those who do
+        counts = [len(self._captions(number)) for number in range(self.count)]
+        return Done(key=self.key, samples=counts, faults=Faults(), ingredients=self.ingredients)
+
+
+class CachedTexts:
     """A complete cache. Nothing is loaded or mapped: the operating system keeps what is read often in memory, and a
     file that is cut short meanwhile is told, where a mapping would end the process."""
 
@@ -247,19 +343,34 @@ class CachedSamples:
             _tensors(folder / f"{number:05}.safetensors", count) if count else {}
             for number, count in enumerate(done.samples)
         ]
-        self.empty = _condition({name: _rows([entry], [0]) for name, entry in _tensors(folder / EMPTY, 1).items()})
 
-    def read(self, rows: Tensor, flipped: Tensor | None = None) -> Batch:
+    def conditions(self, rows: Tensor) -> Condition:
+        held, within = self._places(rows)
+        names = [name for name in held[0] if name not in (LATENTS, FLIPPED)]
+        return _condition({name: _rows([each[name] for each in held], within) for name in names})
+
+    def _places(self, rows: Tensor) -> tuple[list[dict[str, Entry]], numpy.ndarray]:
+        """Of each row its shard's tensors, and its number there."""
         numbers = rows.numpy()
         if not (numbers.min() >= 0 and numbers.max() < self.size):
             raise IndexError(f"rows {numbers.min()}..{numbers.max()} of {self.size} samples")
         shards = numpy.searchsorted(self.starts, numbers, side="right") - 1
-        within, held = numbers - self.starts[shards], [self.shards[shard] for shard in shards]
-        tensors = {name: _rows([each[name] for each in held], within) for name in held[0] if name != "flipped"}
-        latents = tensors.pop("latents")
+        return [self.shards[shard] for shard in shards], numbers - self.starts[shards]
+
+
+class CachedSamples(CachedTexts):
+    """The same with the pictures' latents."""
+
+    def __init__(self, folder: Path):
+        super().__init__(folder)
+        self.empty = _condition({name: _rows([entry], [0]) for name, entry in _tensors(folder / EMPTY, 1).items()})
+
+    def read(self, rows: Tensor, flipped: Tensor | None = None) -> Batch:
+        held, within = self._places(rows)
+        latents = _rows([each[LATENTS] for each in held], within)
         for seat in flipped.nonzero().flatten() if flipped is not None else ():
-            latents[seat] = _rows([held[seat]["flipped"]], within[seat : seat + 1])[0]
-        return Batch(latents, _condition(tensors))
+            latents[seat] = _rows([held[seat][FLIPPED]], within[seat : seat + 1])[0]
+        return Batch(latents, self.conditions(rows))
 
 
 class UncachedSamples:
@@ -282,7 +393,10 @@ class UncachedSamples:
             pictures = list(pool.map(self._picture, wanted))
         for seat in flipped.nonzero().flatten() if flipped is not None else ():
             pictures[seat] = pictures[seat][:, ::-1]
-        return Batch(self.encoder.latents(pictures), self.encoder.condition([each.caption for _, each in wanted]))
+        return Batch(self.encoder.latents(pictures), self.conditions(rows))
+
+    def conditions(self, rows: Tensor) -> Condition:
+        return self.encoder.condition([self.placed[row][1].caption for row in rows.tolist()])
 
     def _picture(self, wanted: tuple[Shard, Placed]) -> numpy.ndarray:
         shard, placed = wanted
@@ -327,6 +441,13 @@ def _condition(tensors: dict[str, Tensor]) -> Condition:
     return Condition(tensors.pop("text"), tensors)
 
 
+def _fitting(rows: dict[str, Tensor]) -> dict[str, Tensor]:
+    for name, value in rows.items():
+        if not torch.isfinite(value).all():
+            raise RunError(f"{name} do not fit into float16, in which they are kept; train without a cache")
+    return rows
+
+
 def _stored(condition: Condition) -> dict[str, Tensor]:
     """As kept on disk: sizes in pixels need more than float16."""
     added = {name: value if name == "time_ids" else value.half() for name, value in condition.added.items()}
@@ -334,7 +455,7 @@ def _stored(condition: Condition) -> dict[str, Tensor]:
 
 
 @contextmanager
-def _only_builder(folder: Path) -> Iterator[None]:
+def only_builder(folder: Path) -> Iterator[None]:
     """Where another run is making the same, wait until it has. The kernel lets go of a killed one's lock."""
     lock = FileLock(folder / LOCK)
     try:

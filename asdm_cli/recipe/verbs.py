@@ -6,8 +6,10 @@ A key that several recipes share is a type with its description; what a recipe a
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Iterator
+from functools import partial
 from typing import Annotated, Any, ClassVar, Literal, Self, get_args
 
 from pydantic import AfterValidator, BeforeValidator, Field, StringConstraints, model_validator
@@ -258,13 +260,15 @@ out: runs/pruned
 # distill --------------------------------------------------------------------------------------------------------------
 
 
-def _rising(points: list[list[float]]) -> list[list[float]]:
+def _rising(points: list[list[float]], most: float = math.inf) -> list[list[float]]:
     faults: list[Misfit] = []
     for index, point in enumerate(points):
         if len(point) != 2 or min(point) < 0:
-            faults.append(((index,), "must be [step, weight], both from 0"))
+            faults.append(((index,), "must be two numbers, both from 0"))
         elif index and len(points[index - 1]) == 2 and point[0] <= points[index - 1][0]:
-            faults.append(((index, 0), "steps must rise"))
+            faults.append(((index, 0), "must be more than that of the point before"))
+        if len(point) == 2 and point[1] > most:
+            faults.append(((index, 1), f"must be at most {most:g}, got {point[1]:g}"))
     if faults:
         raise Misplaced(faults)
     return points
@@ -323,12 +327,33 @@ class Student(Strict):
     `from DONOR`: all that `asdm assemble` took from there."""
 
 
-class Data(Strict):
-    """What is learnt from: webdataset shards of (image, caption)."""
+class Generate(Strict):
+    """Pictures that the teacher draws to be learnt from: once, into the cache's folder; gone on with if interrupted."""
 
-    train: Annotated[Shards, READ] = "pocket"
+    prompts: Annotated[Text, READ]
+    """A text file with a prompt a line, or shards, of which only the captions are taken, as `train` names them."""
+    per_prompt: Positive = 1
+    """Draw each prompt so many times, every time with another seed."""
+    steps: Positive = 25
+    """UNet steps per picture."""
+    sampler: Sampler = "own"
+    """`own` is the model's."""
+    guidance: Guidance = 3.0
+    """Classifier-free guidance, 7.5 for most models but the bundled one; 1 is none."""
+    seed: Seed = 0
+    """Picture i is drawn with a seed made of this and i."""
+    dtype: Dtype = "auto"
+    """Number format to draw in; `auto` is float16 on GPUs."""
+
+
+class Data(Strict):
+    """What is learnt from: webdataset shards of (image, caption), pictures that the teacher draws, or both."""
+
+    train: Annotated[Shards | None, READ] = None
     """Paths, globs, {000..009} ranges, URLs, or `pocket`: 594 drawings that ship with the package
-    (`pocket-held-out`: 128 others)."""
+    (`pocket-held-out`: 128 others). Left out, `pocket` where nothing is drawn."""
+    generate: Generate | None = None
+    """What the teacher draws."""
     held_out: Annotated[Shards | None, READ] = None
     """Shards for the losses on what is not learnt from."""
     resolution: Side | None = None
@@ -341,6 +366,17 @@ class Data(Strict):
     """Where encoded samples are kept, below a folder named after all that made them."""
     faults: Literal["skip", "stop"] = "skip"
     """What becomes of damaged pictures, empty captions and broken shards: left out and counted, or an error."""
+
+
+class RandomConditioning(Strict):
+    """Other captions for noisy latents: what the teacher makes of a picture under a caption that is not its own is
+    learnt too (Random Conditioning, Kim et al. 2025). Such pairs have no part in task losses."""
+
+    probability: Share | Annotated[list[list[float]], Field(min_length=1), AfterValidator(partial(_rising, most=1.0))]
+    """That a sample gets another caption: a number, or [timestep, probability] points, as for the weight of a loss."""
+    captions: Annotated[Text | None, READ] = None
+    """Where other captions come from: a text file with a caption a line, or shards as `train` names them; if left out,
+    what is learnt from."""
 
 
 class Optimizer(Strict):
@@ -404,6 +440,8 @@ class DistillRecipe(Recipe):
     """Parts that a process's samples of a step are computed in, one after the other; more take less memory."""
     text_dropout: Share = 0.1
     """Share of captions replaced by the empty one, which guidance needs."""
+    random_conditioning: RandomConditioning | None = None
+    """Also learn from pictures under captions of others."""
     optimizer: Optimizer = Optimizer()
     """How weights follow the gradient."""
     clip: Above | Literal["none"] = 1.0
@@ -460,6 +498,11 @@ out: runs/distilled
                 yield ("losses", index, "kind"), what
         if self.teacher == "none" and not given:
             yield ("teacher",), "without a teacher, `losses` must be given: [{kind: task}]"
+        if self.teacher == "none" and self.data.generate:
+            yield ("data", "generate"), "is drawn by the teacher, and there is none"
+        if self.random_conditioning and all(row.kind == "task" for row in self.losses):
+            what = "is learnt from a teacher alone; add a row `output` or `features` to `losses`"
+            yield ("random_conditioning",), what
         if self.optimizer.warmup >= self.steps:
             what = f"{self.optimizer.warmup} steps of warm-up are not fewer than the {self.steps} of all"
             yield ("optimizer", "warmup"), what

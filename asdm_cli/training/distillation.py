@@ -3,7 +3,6 @@ alone: those of BK-SDM (Kim et al. 2023), section 3.2, with weights over timeste
 
 from __future__ import annotations
 
-from bisect import bisect_right
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -11,11 +10,12 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, NamedTuple
 
+import numpy
 import torch
 from accelerate.utils import send_to_device, slice_tensors
 from torch import Tensor, nn
 
-from asdm_cli.data.cache import Samples
+from asdm_cli.data.cache import Samples, Texts
 from asdm_cli.data.encoder import Batch
 from asdm_cli.training.loop import Noise, Part, Task
 from asdm_cli.unet.feature_pairs import FeaturePair
@@ -55,15 +55,16 @@ def min_snr_weight(alpha: Tensor, gamma: float, prediction_type: str) -> Tensor:
     return (gamma * (1 - alpha) / alpha).clamp(max=1)
 
 
-def weight_at(weight: Points, step: int) -> float:
-    """The weight at a step: a constant, or straight lines between [step, weight] points."""
-    if isinstance(weight, int | float):
-        return float(weight)
-    after = bisect_right([point[0] for point in weight], step)
-    if after == 0 or after == len(weight):
-        return float(weight[min(after, len(weight) - 1)][1])
-    (x0, y0), (x1, y1) = weight[after - 1], weight[after]
-    return float(y0 + (y1 - y0) * (step - x0) / (x1 - x0))
+def along(points: Points, at: Any) -> numpy.ndarray:
+    """Values at steps or timesteps: a constant, or straight lines between [step, value] points, constant outside."""
+    steps, values = ([0.0], [points]) if isinstance(points, int | float) else zip(*points, strict=True)
+    return numpy.interp(at, steps, values)
+
+
+def in_words(points: Points, of: str) -> str:
+    if isinstance(points, int | float):
+        return str(points)
+    return ", ".join(f"{value:g} at {of} {at:,.0f}" for at, value in points)
 
 
 @dataclass(frozen=True)
@@ -77,8 +78,7 @@ class LossTerm:
     feature_pairs: dict[str, list[FeaturePair]] = field(default_factory=dict)
 
     def __str__(self) -> str:
-        points = [] if isinstance(self.weight, int | float) else self.weight
-        told = [f"{self.kind}, weight {', '.join(f'{w:g} at step {s:,.0f}' for s, w in points) or self.weight}"]
+        told = [f"{self.kind}, weight {in_words(self.weight, 'step')}"]
         told += [f"min-SNR gamma {self.snr_gamma:g}"] if self.snr_gamma else []
         told += ["normalised by the teacher"] if self.normalise else []
         for name, pairs in self.feature_pairs.items():
@@ -86,8 +86,17 @@ class LossTerm:
         return ", ".join(told)
 
 
+@dataclass(frozen=True)
+class OtherCaptions:
+    """With this probability at a timestep a noisy latent is given one of these conditions in the place of its own."""
+
+    probability: Points
+    texts: Texts
+
+
 class NoisyBatch(NamedTuple):
-    """A part of a step: `noisy` latents at `timesteps`, what they are of, and what the teacher makes of them."""
+    """A part of a step: `noisy` latents at `timesteps`, what they are of, and what the teacher makes of them. `own`
+    [n] is 0 for those whose condition is that of another picture, 1 for others."""
 
     noisy: Tensor
     timesteps: Tensor
@@ -95,6 +104,7 @@ class NoisyBatch(NamedTuple):
     added: dict[str, Tensor]
     target: Tensor
     alpha: Tensor
+    own: Tensor
     teacher_output: Tensor | None = None
     teacher_features: dict[str, Tensor] = {}  # noqa: RUF012 - never changed in place
 
@@ -136,9 +146,11 @@ class Distillation(Task):
         flip: bool = False,
         device: torch.device = torch.device("cpu"),  # noqa: B008 - a constant
         precise: Callable[[], AbstractContextManager[Any]] = nullcontext,
+        others: OtherCaptions | None = None,
     ):
         self.samples, self.size, self.scheduler, self.terms = samples, samples.size, scheduler, terms
         self.text_dropout, self.flip, self.device, self.precise = text_dropout, flip, device, precise
+        self.others = others
         self.kind: str = scheduler.config.prediction_type
         self.teacher: nn.Module | None = None
         self.recorders: dict[str, FeatureRecorder] = {}
@@ -160,19 +172,32 @@ class Distillation(Task):
         flipped = noise.uniform() < 0.5 if self.flip else None
         samples = self.samples.read(rows, flipped)
         batch = self._noisy(samples, timesteps, noise.normal(*samples.latents.shape[1:]))
+        if self.others:
+            batch = self._under_other_captions(batch, self.others, noise)
         text = torch.where(dropped[:, None, None], self.samples.empty.text, batch.text)
         added = dict(batch.added)
         if "text_embeds" in added:  # sizes and crops stay
             empty = self.samples.empty.added["text_embeds"]
             added["text_embeds"] = torch.where(dropped[:, None], empty, added["text_embeds"])
-        return batch._replace(text=text, added=added)
+        return batch._replace(text=text, added=added, own=torch.where(dropped, 1.0, batch.own))
+
+    def _under_other_captions(self, batch: NoisyBatch, others: OtherCaptions, noise: Noise) -> NoisyBatch:
+        """What noise was added is no target for those: it would teach to take no notice of captions."""
+        probability = torch.from_numpy(along(others.probability, batch.timesteps.numpy()))
+        changed, chosen = noise.uniform() < probability, noise.integers(others.texts.size)
+        seats = changed.nonzero().flatten()
+        if not len(seats):
+            return batch
+        other = others.texts.conditions(chosen[seats])
+        added = {name: value.index_copy(0, seats, other.added[name]) for name, value in batch.added.items()}
+        return batch._replace(text=batch.text.index_copy(0, seats, other.text), added=added, own=(~changed).float())
 
     def _noisy(self, samples: Batch, timesteps: Tensor, eps: Tensor) -> NoisyBatch:
         noisy = self.scheduler.add_noise(samples.latents, eps, timesteps)
         velocity = self.kind == "v_prediction"
         target = self.scheduler.get_velocity(samples.latents, eps, timesteps) if velocity else eps
         condition, alpha = samples.condition, self.scheduler.alphas_cumprod[timesteps]
-        return NoisyBatch(noisy, timesteps, condition.text, condition.added, target, alpha)
+        return NoisyBatch(noisy, timesteps, condition.text, condition.added, target, alpha, torch.ones(len(timesteps)))
 
     @torch.no_grad()
     def prepare(self, batch: NoisyBatch) -> NoisyBatch:
@@ -194,11 +219,13 @@ class Distillation(Task):
                 value = feature_loss(ours, theirs, term.normalise)
             else:
                 weights = min_snr_weight(batch.alpha, term.snr_gamma, self.kind) if term.snr_gamma else None
+                if term.kind == "task" and self.others:
+                    weights = batch.own if weights is None else batch.own * weights
                 wanted = batch.target if term.kind == "task" else batch.teacher_output
                 assert wanted is not None, "the recipe let a term pass that needs a teacher"
                 value = prediction_loss(predicted, wanted, weights)
             label = term.kind if term.kind not in found else f"{term.kind} {len(found) + 1}"
-            found[label] = weight_at(term.weight, step), value
+            found[label] = float(along(term.weight, step)), value
         return found
 
     def validate(self, name: str, module: nn.Module, step: int) -> dict[str, float]:

@@ -9,11 +9,12 @@ from dataclasses import dataclass
 from functools import partial
 from math import prod
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 from accelerate.tracking import get_available_trackers
 
-from asdm_cli.data.cache import LatentCache
+from asdm_cli.data.cache import LatentCache, TextCache
 from asdm_cli.data.encoder import check_resolution
 from asdm_cli.data.shards import Shard, find_shards
 from asdm_cli.errors import ModelError
@@ -22,9 +23,11 @@ from asdm_cli.models.metadata import one_unet, taken
 from asdm_cli.models.schedulers import planned_scheduler, training_scheduler, unlike_pipelines
 from asdm_cli.models.write import carried_size, takes
 from asdm_cli.profiling.expected import Work
-from asdm_cli.recipe.verbs import DistillRecipe, FeatureLoss, Student
+from asdm_cli.recipe.verbs import POCKET, DistillRecipe, FeatureLoss, Student
 from asdm_cli.records import Record, Report
+from asdm_cli.sampling.prompts import PromptList, read_prompts
 from asdm_cli.training.distillation import LossTerm
+from asdm_cli.training.generated import GeneratedData
 from asdm_cli.training.student import mixed_precision, optimizer_of
 from asdm_cli.unet.addresses import Anatomy
 from asdm_cli.unet.blocks import unlike_inputs
@@ -92,12 +95,24 @@ class DistillPlan:
     resolution: int
     train: Sequence[Shard]
     held_out: Sequence[Shard]
+    generated: GeneratedData | None
+    captions: Sequence[str]
+
+    def learnt_from(self) -> list[Shard]:
+        """Those that there are, and those that are drawn."""
+        return [*self.train, *(self.generated.shards() if self.generated else ())]
 
     def cache(self, held_out: bool = False) -> LatentCache:
         """Where samples are encoded once; those held out always, since they are few and read again and again."""
-        data, shards = self.recipe.data, self.held_out if held_out else self.train
+        data, shards = self.recipe.data, self.held_out if held_out else self.learnt_from()
         flip, latents = data.flip and not held_out, data.cache == "latents" or held_out
-        return LatentCache(shards, self.host, self.resolution, Path(data.cache_folder), flip, latents, data.faults)
+        return LatentCache(self.host, self.resolution, Path(data.cache_folder), shards, flip, latents, data.faults)
+
+    def text_cache(self) -> TextCache | None:
+        """Where captions without pictures are encoded once; None where there are none."""
+        if not self.captions:
+            return None
+        return TextCache(self.host, self.resolution, Path(self.recipe.data.cache_folder), self.captions)
 
     def report(self) -> Report:
         """The dry run: who learns what, and what would be made."""
@@ -106,6 +121,8 @@ class DistillPlan:
         carried = sum(carried_size(student.directory) for student in self.students)
         size = takes(sum(student.checkpoint.size for student in self.students), carried)
         facts: dict[str, object] = {"learn": f"{names}, from {teacher}", "for": steps, "data": str(self.cache())}
+        facts |= {"drawn": str(self.generated)} if self.generated else {}
+        facts |= {"other captions": str(self.text_cache())} if self.captions else {}
         facts["written"] = size
         facts |= {"students": [str(student) for student in self.students], "losses": [str(term) for term in self.terms]}
         setups = {student.name: {"model": student.directory.source} for student in self.students}
@@ -113,14 +130,16 @@ class DistillPlan:
         return Report("distill", setups, parameters, facts=facts)
 
     def work(self) -> Work:
-        """A step calls the teacher, and counts as three calls of each student: one forward, and twice that backward."""
+        """A step calls the teacher, and counts as three calls of each student: one forward, and twice that backward.
+        Before the first, the teacher draws."""
         recipe, side, tokens = self.recipe, self.resolution // _factor(self.host), self.host.tokens
         calls = [(each.directory.config("unet"), 4 if recipe.gradient_checkpointing else 3) for each in self.students]
         calls += [(self.teacher.config("unet"), 1)] if self.teacher else []
         sample = sum(count * macs(config, 1, (side, side), tokens).total for config, count in calls)
+        drawn = self.generated.calls() * macs(calls[-1][0], 1, (side, side), tokens).total if self.generated else 0
         dtype = WORDS.get(mixed_precision(recipe.precision, recipe.device), "float32")
         config, _ = calls[0]
-        return Work(recipe.steps * recipe.batch * sample, config, (side, side), tokens, recipe.device, dtype)
+        return Work(recipe.steps * recipe.batch * sample + drawn, config, (side, side), tokens, recipe.device, dtype)
 
 
 def make_plan(recipe: DistillRecipe, allow_pipes: bool = False) -> DistillPlan:
@@ -146,21 +165,34 @@ def make_plan(recipe: DistillRecipe, allow_pipes: bool = False) -> DistillPlan:
     with errors.at("students"):
         errors.told += [f"students: {unlike}" for unlike in unlike_pipelines(models)]
     terms = _loss_terms(recipe, teacher, students, errors)
-    resolution = recipe.data.resolution or 0
-    if host:
-        for check in (partial(check_drawing, training=True), check_parts, training_scheduler, _check_prediction):
-            with errors.at("teacher"):
-                check(host)
-        with errors.at("validation"):
-            if recipe.validation.prompts:
-                planned_scheduler(host, "own", recipe.validation.steps)
-        with errors.at("data.resolution"):
-            resolution = resolution or latent_size(host.config("unet"))[0] * _factor(host)
-            check_resolution(host, resolution)
-    shards = check_settings(recipe, errors, allow_pipes)
+    resolution = _check_host(recipe, host, errors) if host else 0
+    train, held_out, prompts, captions = check_settings(recipe, errors, allow_pipes)
     errors.raise_all()
     assert host, "no fault, so there is a host"
-    return DistillPlan(recipe, teacher, host, students, terms, resolution, *shards)
+    generated = None
+    if (how := recipe.data.generate) and prompts:
+        assert teacher, "the recipe let drawing pass that needs a teacher"
+        root = Path(recipe.data.cache_folder)
+        generated = GeneratedData(how, prompts, teacher, host, resolution, root, recipe.device)
+    return DistillPlan(recipe, teacher, host, students, terms, resolution, train, held_out, generated, captions)
+
+
+def _check_host(recipe: DistillRecipe, host: ModelDirectory, errors: ErrorCollector) -> int:
+    """Whether it trains, encodes and draws as the recipe says; the resolution."""
+    for check in (partial(check_drawing, training=True), check_parts, training_scheduler, _check_prediction):
+        with errors.at("teacher"):
+            check(host)
+    with errors.at("validation"):
+        if recipe.validation.prompts:
+            planned_scheduler(host, "own", recipe.validation.steps)
+    with errors.at("data.generate"):
+        if how := recipe.data.generate:
+            planned_scheduler(host, how.sampler, how.steps)
+    resolution = recipe.data.resolution or 0
+    with errors.at("data.resolution"):
+        resolution = resolution or latent_size(host.config("unet"))[0] * _factor(host)
+        check_resolution(host, resolution)
+    return resolution
 
 
 def _factor(host: ModelDirectory) -> int:
@@ -229,16 +261,34 @@ def frozen_keys(
     return frozenset(key for key, place in places.items() if place in inside or key.split(".")[0] in words)
 
 
-def check_settings(
-    recipe: DistillRecipe, errors: ErrorCollector, allow_pipes: bool = False
-) -> tuple[Sequence[Shard], Sequence[Shard]]:
-    """What can be known before there is any model: whether the loop can go like this, and the shards to learn from and
-    those held out. Incomplete where there are errors."""
+def _prompts(source: str, per_prompt: int = 1) -> PromptList:
+    """`pocket` are the captions that it was trained with here, where elsewhere it is what models are judged by."""
+    return read_prompts(find_shards([POCKET])[0].url if source == POCKET else source, per_prompt=per_prompt)
+
+
+class Sources(NamedTuple):
+    """Shards to learn from and those held out, what is to be drawn, and captions without pictures."""
+
+    train: Sequence[Shard] = ()
+    held_out: Sequence[Shard] = ()
+    prompts: PromptList | None = None
+    captions: Sequence[str] = ()
+
+
+def check_settings(recipe: DistillRecipe, errors: ErrorCollector, allow_pipes: bool = False) -> Sources:
+    """What can be known before there is any model: whether the loop can go like this, and what there is to learn from.
+    Incomplete where there are errors."""
+    data, other = recipe.data, recipe.random_conditioning
     shards: dict[str, Sequence[Shard]] = {"train": (), "held_out": ()}
     for key in shards:
         with errors.at(f"data.{key}"):
-            if sources := getattr(recipe.data, key):
+            if sources := getattr(data, key) or (POCKET if key == "train" and not data.generate else None):
                 shards[key] = find_shards([sources] if isinstance(sources, str) else sources, allow_pipes)
+    prompts, captions = None, None
+    with errors.at("data.generate.prompts"):
+        prompts = _prompts(data.generate.prompts, data.generate.per_prompt) if data.generate else None
+    with errors.at("random_conditioning.captions"):
+        captions = _prompts(other.captions) if other and other.captions else None
     with errors.at("optimizer"):
         weight = torch.nn.Parameter(torch.zeros(2, 2))
         weight.grad = torch.ones(2, 2)
@@ -272,4 +322,4 @@ def check_settings(
         f"trackers: not installed; pip install {missing}": missing,
     }
     errors.told += [words for words, is_so in wrong.items() if is_so]
-    return shards["train"], shards["held_out"]
+    return Sources(**shards, prompts=prompts, captions=captions.prompts if captions else ())

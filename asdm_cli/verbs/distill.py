@@ -27,12 +27,13 @@ from asdm_cli.models.schedulers import training_scheduler
 from asdm_cli.models.write import assemble_directory
 from asdm_cli.profiling.latency import machine
 from asdm_cli.recipe.schema import referenced_paths
+from asdm_cli.recipe.verbs import DistillRecipe, RandomConditioning
 from asdm_cli.records import Card, Images, Record, Report, under
 from asdm_cli.report.run_directory import TRAINING, Run
 from asdm_cli.sampling.generate import SamplingSettings, draw, processes
 from asdm_cli.sampling.image_set import ImageSet
 from asdm_cli.sampling.routing import layers_of, observe
-from asdm_cli.training.distillation import Distillation
+from asdm_cli.training.distillation import Distillation, OtherCaptions, in_words
 from asdm_cli.training.loop import LOG, NORM, TRACKERS, Line, read_log, train
 from asdm_cli.training.plan import DistillPlan, StudentModel, make_plan
 from asdm_cli.training.student import mixed_precision
@@ -58,10 +59,12 @@ def run(plan: DistillPlan, run: Run) -> Report:
     """Train, or go on training; then the first process writes models, cards and reports."""
     state, folder = processes(), run.path / TRAINING
     if state.is_main_process:  # all that weights and pictures depend on besides the recipe; shards may be remote
-        shards = json.dumps([shard.identity for shard in (*plan.train, *plan.held_out)])
+        shards = json.dumps([shard.identity for shard in (*plan.learnt_from(), *plan.held_out)])
         read = made_from(referenced_paths(plan.recipe))
         claim(folder, read | {"data": hashlib.sha256(shards.encode()).hexdigest()}, dear=True)
     state.wait_for_everyone()
+    if plan.generated:
+        plan.generated.draw(state, at_a_time(plan.recipe, state.num_processes))
     samples = plan.cache().open(state)
     task, modules = make_task(plan, samples, state, run.path)
     training = train(task, modules, plan.recipe, folder)
@@ -98,7 +101,11 @@ def make_task(
     dtype = AUTOCAST.get(mixed_precision(recipe.precision, recipe.device), torch.float32)
     precise = partial(torch.autocast, device.type, dtype=dtype, enabled=dtype != torch.float32)
     scheduler = training_scheduler(plan.host)
-    task = Distillation(samples, scheduler, plan.terms, recipe.text_dropout, recipe.data.flip, device, precise)
+    others = None
+    if recipe.random_conditioning:
+        cache = plan.text_cache()
+        others = OtherCaptions(recipe.random_conditioning.probability, cache.open(state) if cache else samples)
+    task = Distillation(samples, scheduler, plan.terms, recipe.text_dropout, recipe.data.flip, device, precise, others)
     if plan.held_out:
         task.held_out = plan.cache(held_out=True).open(state)
     if plan.teacher:  # on a GPU its weights are kept in the format that it computes in: half the memory
@@ -120,6 +127,11 @@ def make_task(
         pipe = load_pipeline(plan.host, device, torch.float32, with_unet=False)
         task.on_validation = partial(_draw, pipe, plan, folder)
     return task, modules
+
+
+def at_a_time(recipe: DistillRecipe, processes: int) -> int:
+    """Pictures that a teacher draws in one call on a GPU: as many as fit while training, and no more than draw well."""
+    return max(1, min(SamplingSettings.batch, recipe.batch // (recipe.accumulate * processes)))
 
 
 def _draw(pipe: Any, plan: DistillPlan, folder: Path, name: str, unet: nn.Module, step: int) -> None:
@@ -167,7 +179,7 @@ def protocol(plan: DistillPlan, samples: CachedSamples | UncachedSamples, proces
         "teacher": plan.teacher.name if plan.teacher else "none",
         "students": [str(student) for student in plan.students],
         "losses": [str(term) for term in plan.terms],
-        "data": [shard.file for shard in plan.train],
+        "data": [shard.file for shard in plan.train] + ([plan.generated.told] if plan.generated else []),
         "samples": samples.size,
         "faulty_samples_left_out": samples.faults.summary() or "none",
         "resolution": f"{plan.resolution} x {plan.resolution}",
@@ -178,10 +190,16 @@ def protocol(plan: DistillPlan, samples: CachedSamples | UncachedSamples, proces
         "optimizer": f"{optimizer.name}, lr {optimizer.lr:g}, {optimizer.schedule}, warm-up {optimizer.warmup}",
         "running_mean": "none" if recipe.ema == "none" else f"decay {recipe.ema.decay:g}",
         "text_dropout": recipe.text_dropout,
+        **({"other_captions": _other_captions(plan, other)} if (other := recipe.random_conditioning) else {}),
         "precision": "float32" if precision == "no" else precision,
         "seed": recipe.seed,
         "processes": processes,
     }
+
+
+def _other_captions(plan: DistillPlan, other: RandomConditioning) -> str:
+    of = f"{len(plan.captions):,} captions without pictures" if plan.captions else "those of other samples"
+    return f"{of}, probability {in_words(other.probability, 'timestep')}"
 
 
 def records(plan: DistillPlan, lines: Sequence[Line], seconds: Mapping[str, float]) -> list[Record]:

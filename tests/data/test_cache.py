@@ -24,7 +24,7 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 
 from asdm_cli.data import cache as caching
-from asdm_cli.data.cache import CachedSamples, LatentCache, UncachedSamples
+from asdm_cli.data.cache import CachedSamples, LatentCache, TextCache, UncachedSamples
 from asdm_cli.data.encoder import Encoder, check_resolution
 from asdm_cli.data.shards import find_shards
 from asdm_cli.errors import ModelError, RunError
@@ -78,7 +78,7 @@ def shards(tmp_path: Path) -> str:
 def cache(tiny_pipeline: Path, shards: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> LatentCache:
     monkeypatch.setattr(caching, "BATCH", 2)
     found, model = find_shards([shards]), find(str(tiny_pipeline))
-    return LatentCache(found, model, SIDE, tmp_path / "cache", flip=True, faults="stop")
+    return LatentCache(model, SIDE, tmp_path / "cache", found, flip=True, faults="stop")
 
 
 ALONE = processes()
@@ -136,6 +136,48 @@ def test_rows_are_what_the_parts_compute_cached_or_not(cache: LatentCache, encod
     for row in (-1, 10):
         with pytest.raises(IndexError, match="10 samples"):
             samples.read(torch.tensor([row]))
+
+
+def test_conditions_alone_are_those_that_are_read_with_pictures(cache: LatentCache, encoder: Encoder) -> None:
+    for samples in (built(cache, encoder), uncached(cache, encoder)):
+        rows = torch.tensor([9, 0, 5])
+        assert torch.equal(samples.conditions(rows).text, samples.read(rows).condition.text)
+
+
+@pytest.fixture
+def texts(cache: LatentCache, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> TextCache:
+    """Seven captions in three files."""
+    monkeypatch.setattr(caching, "TOGETHER", 3)
+    return TextCache(cache.model, SIDE, tmp_path / "texts", [f"caption {number}" for number in range(7)])
+
+
+def test_captions_without_pictures_are_encoded_once_and_gone_on_with(texts: TextCache, counting: Counting) -> None:
+    condition, asked = counting.condition, list[str]()
+
+    def counted(captions: Sequence[str]) -> Any:
+        if len(asked) == 5:
+            raise KeyboardInterrupt
+        asked.extend(captions)
+        return condition(captions)
+
+    counting.condition = counted  # type: ignore[method-assign]
+    with pytest.raises(KeyboardInterrupt):
+        texts.open(ALONE, lambda: counting)
+    assert str(texts).endswith("1 of 3 files are there")
+    assert asked == [*texts.captions[:5]]
+    asked.clear()
+    counting.condition = lambda captions: (asked.extend(captions), condition(captions))[1]  # type: ignore[method-assign]
+    found = texts.open(ALONE, lambda: counting)
+    assert asked == [*texts.captions[3:]]
+    assert (found.size, str(texts).endswith("complete, 7 captions")) == (7, True)
+    rows = torch.tensor([6, 0, 4, 4])
+    wanted = condition([texts.captions[row] for row in rows])
+    torch.testing.assert_close(found.conditions(rows).text, wanted.text, atol=2e-3, rtol=1e-3)
+    texts.open(ALONE, lambda: pytest.fail("nothing is left to encode"))
+    others = [replace(texts, captions=texts.captions[::-1]), replace(texts, resolution=64)]
+    assert len({each.key for each in (texts, *others)}) == 3
+    with pytest.raises(IndexError, match="7 samples"):
+        found.conditions(torch.tensor([7]))
 
 
 def test_uncached_needs_plain_tars_that_stay(

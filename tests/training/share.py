@@ -10,6 +10,7 @@ from pathlib import Path
 import torch
 
 from asdm_cli.recipe.verbs import DistillRecipe
+from asdm_cli.training.distillation import OtherCaptions
 from tests.training.students import PLAIN, Seen, distillation, like, memory, quick, trained
 
 PLAN = like(PLAIN, steps=6, batch=8, checkpoint=3, ema=0.9)
@@ -21,7 +22,8 @@ def run(folder: Path, plan: DistillRecipe = PLAN) -> list[list[int]]:
     """Train, leave the written weights, and return the rows part by part. The mid block is frozen."""
     teacher, student = quick()
     student.mid_block.requires_grad_(False)
-    task = distillation({"s": student}, teacher, memory(SIZE), Seen, text_dropout=0.3)
+    others = OtherCaptions([[0, 0.8], [1000, 0.2]], memory(7))
+    task = distillation({"s": student}, teacher, memory(SIZE), Seen, text_dropout=0.3, others=others)
     task.held_out = memory(4)
     training = trained(folder, task, {"s": student}, plan)
     if training.lead.is_main_process:

@@ -73,12 +73,15 @@ class InMemory:
     def size(self) -> int:
         return len(self.latents)
 
-    def read(self, rows: Tensor, flipped: Tensor | None = None) -> Batch:
+    def conditions(self, rows: Tensor) -> Condition:
         added = {name: value[rows].float() for name, value in self.condition.added.items()}
+        return Condition(self.condition.text[rows].float(), added)
+
+    def read(self, rows: Tensor, flipped: Tensor | None = None) -> Batch:
         latents = self.latents[rows].float()
         if flipped is not None and self.mirrored is not None:
             latents = torch.where(flipped[:, None, None, None], self.mirrored[rows].float(), latents)
-        return Batch(latents, Condition(self.condition.text[rows].float(), added))
+        return Batch(latents, self.conditions(rows))
 
 
 class Seen(Distillation):

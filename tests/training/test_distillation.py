@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from asdm_cli.recipe.verbs import Ema
-from asdm_cli.training.distillation import Distillation, FeatureRecorder, LossTerm
+from asdm_cli.training.distillation import Distillation, FeatureRecorder, LossTerm, OtherCaptions
 from asdm_cli.training.loop import LOG, Noise, Part, read_log
 from asdm_cli.training.student import StudentTrainer
 from tests import tiny
@@ -115,6 +115,62 @@ def test_text_dropout_replaces_the_drawn_rows(added: int | None) -> None:
             assert torch.equal(value, torch.where(dropped[:, None], empty, samples.condition.added[name])), name
         noisy.append(batch.noisy)
     assert all(torch.equal(each, noisy[0]) for each in noisy), "noise and timesteps do not depend on the share"
+
+
+@pytest.mark.parametrize("added", [None, 8])
+def test_a_caption_is_anothers_as_often_as_its_timestep_says(added: int | None) -> None:
+    """Never below timestep 300, always above 700; noise, dropped captions and sizes are what they are without."""
+    samples, other = memory(400, added=added), memory(3, added=added)
+    other.condition.text[:] = torch.arange(1.0, 4.0)[:, None, None]
+    rows, terms = torch.arange(400), [LossTerm("output")]
+    plain = Distillation(samples, scheduler(), terms, 0.2).read(rows, Noise(3, 5, Part(400)))
+    others = OtherCaptions([[300, 0.0], [700, 1.0]], other)
+    mixed = Distillation(samples, scheduler(), terms, 0.2, others=others).read(rows, Noise(3, 5, Part(400)))
+    dropped = (plain.text == samples.empty.text).all((1, 2))
+    theirs = (mixed.text == mixed.text[:, :1, :1]).all((1, 2))
+    times = plain.timesteps
+    assert not theirs[times <= 300].any()
+    assert torch.equal(theirs[times >= 700], ~dropped[times >= 700])
+    middle = theirs[(times > 400) & (times < 600) & ~dropped].float().mean()
+    assert 0.3 < middle < 0.7
+    assert set(mixed.text[theirs][:, 0, 0].tolist()) == {1.0, 2.0, 3.0}, "each of them"
+    assert torch.equal(mixed.text[~theirs], plain.text[~theirs])
+    assert torch.equal(mixed.own, (~theirs).float())
+    assert plain.own.all()
+    for name in ("noisy", "timesteps", "target", "alpha"):
+        assert torch.equal(getattr(mixed, name), getattr(plain, name)), name
+    if added:
+        chosen = mixed.text[theirs][:, 0, 0].long() - 1
+        assert torch.equal(mixed.added["text_embeds"][theirs], other.condition.added["text_embeds"][chosen])
+        assert torch.equal(mixed.added["text_embeds"][~theirs], plain.added["text_embeds"][~theirs])
+
+
+@pytest.mark.parametrize("gamma", [None, 5.0])
+def test_the_task_is_learnt_under_own_captions_alone(gamma: float | None) -> None:
+    """And the teacher's answer under others', which it gives to what the student sees."""
+    teacher, student = quick()
+    samples = memory()
+    terms = [LossTerm("task", snr_gamma=gamma), LossTerm("output")]
+
+    def losses(probability: float) -> tuple[Any, dict[str, float]]:
+        task = distillation({"s": student}, teacher, samples, terms=terms, others=OtherCaptions(probability, samples))
+        batch = first_batch(task, torch.arange(12))
+        return batch, {name: float(value) for name, (_, value) in task.losses("s", student, batch, 0).items()}
+
+    never, half, always = (losses(probability) for probability in (0.0, 0.5, 1.0))
+    assert always[1]["task"] == 0.0 < never[1]["task"]
+    batch, found = half
+    assert 0 < batch.own.sum() < 12
+    with torch.no_grad():
+        own, theirs = (
+            unet(batch.noisy, batch.timesteps, batch.text, return_dict=False)[0] for unet in (student, teacher)
+        )
+    torch.testing.assert_close(batch.teacher_output, theirs)
+    error = (own - batch.target).square().mean((1, 2, 3))
+    if gamma:
+        error = error * (gamma * (1 - batch.alpha) / batch.alpha).clamp(max=1)
+    assert found["task"] == pytest.approx(float(error[batch.own > 0].sum()) / 12, rel=1e-5)
+    assert found["output"] == pytest.approx(float((own - theirs).square().mean()), rel=1e-5)
 
 
 def test_the_teacher_answers_in_the_number_format_that_is_asked_for() -> None:

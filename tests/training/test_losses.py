@@ -14,10 +14,10 @@ from torch.nn import functional
 from asdm_cli.training.distillation import (
     Distillation,
     LossTerm,
+    along,
     feature_loss,
     min_snr_weight,
     prediction_loss,
-    weight_at,
 )
 from tests import tiny
 from tests.training.students import distillation, first_batch, memory, pair, scheduler
@@ -61,9 +61,9 @@ def test_min_snr_weights_are_diffusers_formulas() -> None:
 def test_weights_follow_their_points() -> None:
     points = [[10, 1.0], [20, 3.0], [40, 0.0]]
     steps = {0: 1.0, 9: 1.0, 10: 1.0, 15: 2.0, 20: 3.0, 30: 1.5, 39: 0.15, 40: 0.0, 10**6: 0.0}
-    assert {step: weight_at(points, step) for step in steps} == pytest.approx(steps)
-    assert weight_at(2, 7) == 2.0
-    assert weight_at([[5, 0.5]], 3) == weight_at([[5, 0.5]], 9) == 0.5
+    assert {step: along(points, step) for step in steps} == pytest.approx(steps)
+    assert along(2, 7) == 2.0
+    assert along([[5, 0.5]], 3) == along([[5, 0.5]], 9) == 0.5
 
 
 def by_hand(unet: nn.Module, names: list[str], inputs: tuple[Tensor, ...]) -> tuple[Tensor, list[Tensor]]:

@@ -32,6 +32,13 @@ PLAN: dict[str, Any] = {
     "students[].model": "OTHER",
     "students[].freeze": "mid",
     "data.train": "SHARD",
+    "data.generate.prompts": "PROMPTS",
+    "data.generate.per_prompt": 2,
+    "data.generate.steps": 3,
+    "data.generate.sampler": "ddim",
+    "data.generate.guidance": 1.0,
+    "data.generate.seed": 1,
+    "data.generate.dtype": "bfloat16",
     "data.resolution": 64,
     "data.flip": True,
     "data.cache": "none",
@@ -52,6 +59,8 @@ RUN: dict[str, tuple[str, Any]] = {
     "data.faults": ("error", "stop"),
     "accumulate": ("reads", 2),
     "text_dropout": ("weights", 1.0),
+    "random_conditioning.probability": ("weights", 1.0),
+    "random_conditioning.captions": ("weights", "PROMPTS"),
     "optimizer.name": ("weights", "SGD"),
     "optimizer.lr": ("weights", 2e-3),
     "optimizer.options": ("weights", {"weight_decay": 0.5}),
@@ -106,6 +115,7 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
     home = tmp_path_factory.mktemp("keys")
     tars.write(home / "one.tar", [*tars.samples(*range(6)), ("0099.png", b"no picture"), ("0099.txt", b"a hole")])
     tars.write(home / "SHARD", tars.samples(11, 12))
+    (home / "PROMPTS").write_text("a fox\nan owl\n")
     tiny.pipeline(home / "OTHER", seed=3)
     return home
 
@@ -131,9 +141,11 @@ def base(home: Path, tiny_pipeline: Path) -> dict[str, Any]:
 
 def with_key(base: dict[str, Any], home: Path, key: str, value: Any) -> dict[str, Any]:
     recipe = deepcopy(base)
-    if value in ("OTHER", "SHARD", "FOLDER"):
+    if value in ("OTHER", "SHARD", "FOLDER", "PROMPTS"):
         value = str(home / value)
     *way, last = key.split(".")
+    recipe |= {way[0]: {"probability": 0.5}} if way == ["random_conditioning"] else {}
+    recipe["data"] |= {"generate": {"prompts": str(home / "one.tar")}} if way == ["data", "generate"] else {}
     node: Any = recipe
     for word in way:
         node = node.setdefault(word.removesuffix("[]"), {})
