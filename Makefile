@@ -6,7 +6,7 @@ INSTALLED := .venv/.installed
 
 .DEFAULT_GOAL := help
 .PHONY: help setup demo test test-oldest check format docs data pocket pocket-figures tables table1 table2 table3 table4 table5 costs \
-	inherit-figures throughput gpu
+	inherit-figures less progressive throughput gpu
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "  make %-18s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -113,6 +113,11 @@ inherit-figures: setup ## Plans against DeepCache and fewer steps, two samplers;
 	for run in $(FRONTS); do OMP_NUM_THREADS=1 $(BIN)/torchrun --nproc-per-node $(PROCESSES) \
 		-m asdm_cli inherit recipes/$${run#runs/}.yaml --overwrite || exit 1; done
 	$(BIN)/asdm show $(FRONTS) --out runs/inherit-figures.html --overwrite
+
+less: ## Distilling from pictures that the teacher draws, and under captions of others; an hour on 2 cores
+progressive: ## Removing in two stages against removing at once
+less progressive: setup
+	$(BIN)/asdm run recipes/tables/$@.yaml --overwrite
 
 throughput: setup ## What a training step costs beside its bare work and beside a plain loop
 	for set in base small tiny; do $(BIN)/asdm prune recipes/prune-pocket-$$set.yaml --overwrite || exit 1; done

@@ -155,7 +155,7 @@ def test_the_task_is_learnt_under_own_captions_alone(gamma: float | None) -> Non
     def losses(probability: float) -> tuple[Any, dict[str, float]]:
         task = distillation({"s": student}, teacher, samples, terms=terms, others=OtherCaptions(probability, samples))
         batch = first_batch(task, torch.arange(12))
-        return batch, {name: float(value) for name, (_, value) in task.losses("s", student, batch, 0).items()}
+        return batch, {name: float(value.detach()) for name, (_, value) in task.losses("s", student, batch, 0).items()}
 
     never, half, always = (losses(probability) for probability in (0.0, 0.5, 1.0))
     assert always[1]["task"] == 0.0 < never[1]["task"]

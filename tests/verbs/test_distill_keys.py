@@ -144,8 +144,6 @@ def with_key(base: dict[str, Any], home: Path, key: str, value: Any) -> dict[str
     if value in ("OTHER", "SHARD", "FOLDER", "PROMPTS"):
         value = str(home / value)
     *way, last = key.split(".")
-    recipe |= {way[0]: {"probability": 0.5}} if way == ["random_conditioning"] else {}
-    recipe["data"] |= {"generate": {"prompts": str(home / "one.tar")}} if way == ["data", "generate"] else {}
     node: Any = recipe
     for word in way:
         node = node.setdefault(word.removesuffix("[]"), {})
@@ -154,6 +152,13 @@ def with_key(base: dict[str, Any], home: Path, key: str, value: Any) -> dict[str
     assert node.get(last) != value
     node[last] = value
     return recipe
+
+
+def around(base: dict[str, Any], home: Path, key: str) -> dict[str, Any]:
+    """With what a key needs around it."""
+    if key.startswith("data.generate."):
+        return {**base, "data": {**base["data"], "generate": {"prompts": str(home / "SHARD")}}}
+    return {**base, "random_conditioning": {"probability": 0.5}} if key.startswith("random_conditioning.") else base
 
 
 def planned(recipe: dict[str, Any]) -> Any:
@@ -167,6 +172,7 @@ def planned(recipe: dict[str, Any]) -> Any:
 @pytest.mark.parametrize("key", PLAN)
 def test_the_plan_tells(key: str, base: dict[str, Any], home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("asdm_cli.training.plan.get_available_trackers", lambda: [])
+    base = around(base, home, key)
     usual, other = planned(base), planned(with_key(base, home, key, PLAN[key]))
     assert isinstance(usual, str), usual
     assert isinstance(other, str) != (key in ("device", "trackers"))
@@ -237,5 +243,7 @@ def test_the_run_shows(
 ) -> None:
     what, value = RUN[key]
     looks = key.startswith("validation")
+    if (needed := around(base, home, key)) != base:
+        base, usual = needed, {False: outcome({**needed, "validation": {}}, tmp_path / "usual")}
     found = outcome(with_key(base if looks else {**base, "validation": {}}, home, key, value), tmp_path / "run")
     assert found[what] != usual[looks][what], found
