@@ -116,6 +116,7 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
     tars.write(home / "one.tar", [*tars.samples(*range(6)), ("0099.png", b"no picture"), ("0099.txt", b"a hole")])
     tars.write(home / "SHARD", tars.samples(11, 12))
     (home / "PROMPTS").write_text("a fox\nan owl\n")
+    (home / "few.txt").write_text("a cat\n")
     tiny.pipeline(home / "OTHER", seed=3)
     return home
 
@@ -157,7 +158,7 @@ def with_key(base: dict[str, Any], home: Path, key: str, value: Any) -> dict[str
 def around(base: dict[str, Any], home: Path, key: str) -> dict[str, Any]:
     """With what a key needs around it."""
     if key.startswith("data.generate."):
-        return {**base, "data": {**base["data"], "generate": {"prompts": str(home / "SHARD")}}}
+        return {**base, "data": {**base["data"], "generate": {"prompts": str(home / "few.txt")}}}
     return {**base, "random_conditioning": {"probability": 0.5}} if key.startswith("random_conditioning.") else base
 
 
