@@ -243,7 +243,7 @@ def distill() -> None:
 def condconv_expand() -> None:
     """Give convolutions several experts, or fold them again.
 
-    A convolution's kernel becomes a mixture of several, chosen by a router.
+    A convolution gets several kernels, each for a stretch of the timesteps.
     The written model draws what it drew before; [bold]asdm distill[/] then teaches
     it to use its experts. Stock diffusers refuses such a model, [bold]asdm_cli.load[/]
     reads it, and [bold]fold[/] in the recipe makes it a plain one.

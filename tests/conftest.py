@@ -68,7 +68,7 @@ def tiny_base(tiny_pipeline: Path, tmp_path_factory: pytest.TempPathFactory) -> 
 
 @pytest.fixture(scope="session")
 def tiny_experts(tiny_pipeline: Path, tiny_base: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The model directory of Base with three experts that differ, and routers that choose; read-only by agreement."""
-    what = {"experts": 3, "donor": str(tiny_pipeline), "router": "both", "start": "noise", "noise": 0.5}
+    """The model directory of Base with three experts that differ; read-only by agreement."""
+    what = {"experts": 3, "donor": str(tiny_pipeline)}
     recipe = {"verb": "condconv-expand", "model": str(tiny_base), "expand": what}
     return expanding.stirred(expanding.done(tmp_path_factory.mktemp("experts"), recipe) / "model")

@@ -15,6 +15,7 @@ import asdm_cli
 from asdm_cli.models.directory import find
 from asdm_cli.models.load import load_unet
 from asdm_cli.records import Report
+from asdm_cli.unet.blocks import specs
 from asdm_cli.unet.flops import inputs
 from asdm_cli.unet.weights import WEIGHTS
 from tests.typed import Said, asdm
@@ -50,13 +51,15 @@ def expand(folder: Path, model: Path, **what: Any) -> Said:
     return run(folder, {"verb": "condconv-expand", "model": str(model), "expand": what})
 
 
-def stirred(model: Path) -> Path:
-    """The same, with routers that choose something else for every row: they are written anew."""
+def stirred(model: Path, share: float = 0.5) -> Path:
+    """The same, with experts that differ, by this share of a kernel's own spread: banks are written anew."""
     draws = torch.Generator().manual_seed(11)
-    for file in (model / "unet").glob("*.safetensors"):
+    banks = {f"{name}.{part}" for name in specs(find(str(model)).config("unet")) for part in ("weight", "bias")}
+    for file in sorted((model / "unet").glob("*.safetensors")):
         tensors = load_file(file)
-        for name in sorted(name for name in tensors if ".router." in name):
-            tensors[name] += 0.3 * torch.randn(tensors[name].shape, generator=draws)
+        for name in sorted(banks & tensors.keys()):
+            noise = torch.randn(tensors[name].shape, generator=draws)
+            tensors[name] += share * tensors[name].std() * noise
         save_file(tensors, file, {"format": "pt"})
     return model
 

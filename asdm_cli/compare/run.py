@@ -30,8 +30,6 @@ from asdm_cli.records import Card, Images, Record, Report, Timeline, under
 from asdm_cli.sampling.generate import SamplingSettings, Share, draw
 from asdm_cli.sampling.image_set import ImageSet, real_origin, real_set, reconstruct
 from asdm_cli.sampling.prompts import PromptList
-from asdm_cli.sampling.routing import observe
-from asdm_cli.unet.blocks import EXPERTS
 
 COST, QUALITY = "cost", "quality"
 REAL, VAE = "real pictures", "real, VAE reconstruction"
@@ -287,11 +285,6 @@ def _judged(
     records: list[Record] = []
     for setup in track(setups, "comparing pictures", len(setups)):
         records += suite.measure(setup.name, sets[setup.name])
-        if any(config.get(EXPERTS) for config in setup.configs.values()):
-            with session.stage(setup) as (pipe, _), blame(setup.name, "watching its experts"):
-                few, given = prompts.prompts[: measures.grid], prompts.given[: measures.grid]
-                watched, _ = observe(pipe, few, sampling(setup, place), given)
-            records += watched.records(setup.name)
     if measures.converged is not None:  # how far everybody is from the images near the solution
         settings_near = replace(settings, metrics=("psnr",))
         near = replace(suite, settings=settings_near, against=CONVERGED, reference=sets[CONVERGED])

@@ -13,12 +13,12 @@ from diffusers import UNet2DConditionModel
 from torch import Tensor
 
 from asdm_cli.errors import ModelError
-from asdm_cli.experts.layer import LOOKS, ROUTINGS, ExpertConv2d, TimestepContext
+from asdm_cli.experts.layer import ExpertConv2d, TimestepContext
 from asdm_cli.unet.blocks import EXPERTS, Config, specs
 
 
 class ExpertUNet(UNet2DConditionModel):  # type: ignore[misc]
-    """A UNet2DConditionModel with expert convolutions; `context` tells their routers the time."""
+    """A UNet2DConditionModel with expert convolutions; `context` tells them the time."""
 
     context: TimestepContext
     __module__ = "asdm_cli"  # where diffusers, writing a pipeline, says that the class is to be found
@@ -56,16 +56,12 @@ def build(config: Config) -> UNet2DConditionModel:
         return unet
     unet.__class__ = ExpertUNet
     unet.context = TimestepContext()
-    unet.time_embedding.register_forward_hook(unet.context.hear)
-    width, modules = unet.time_embedding.linear_2.out_features, dict(unet.named_modules())
+    modules = dict(unet.named_modules())
     for name, spec in wanted.items():
         if not isinstance(modules.get(name), torch.nn.Conv2d):
             raise ModelError(f"config.json: {EXPERTS}: {name} is no convolution of this UNet; write the model again")
-        for key, words in {"router": LOOKS, "weights": tuple(ROUTINGS)}.items():
-            if getattr(spec, key) not in words:
-                raise ModelError(f"config.json: {EXPERTS}: {name}: {key} must be one of {', '.join(words)}")
         parent, _, last = name.rpartition(".")
-        setattr(modules[parent], last, ExpertConv2d(modules[name], spec, width, unet.context))
+        setattr(modules[parent], last, ExpertConv2d(modules[name], spec, unet.context))
     unet.register_to_config(**{EXPERTS: {name: asdict(spec) for name, spec in wanted.items()}})
     return unet
 

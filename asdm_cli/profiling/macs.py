@@ -19,15 +19,15 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
 
 from asdm_cli.errors import blame
-from asdm_cli.unet.flops import ATTENTION, MIXING
+from asdm_cli.unet.flops import ATTENTION
 
 
 def _attention(query: torch.Size, key: torch.Size, value: torch.Size, *_: object, **__: object) -> int:
     return sdpa_flop_count(query, key, value)
 
 
-OURS = {torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: _attention, **MIXING}
-"""Formulas that torch's table lacks; without the CPU's fused kernel there would be no attention in the count there."""
+OURS = {torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: _attention}
+"""What torch's table lacks; without the fused kernel of CPUs there would be no attention in the count there."""
 FORMULAS = FlopCounterMode(display=False, custom_mapping=OURS).flop_registry
 DECODER = "vae"
 """Gets what no other network's forward accounts for: decoding is a method of its own, which hooks do not see."""

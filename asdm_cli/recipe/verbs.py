@@ -672,58 +672,34 @@ COMPRESSED = "compressed"
 
 
 class Expand(Strict):
-    """Which convolutions become banks of experts, and how they begin."""
+    """Which convolutions become banks of experts."""
 
     experts: Annotated[int, Field(ge=2, le=64)] = 4
-    """Kernels per convolution. Every example gets one mixture of them, so speed hardly depends on their number."""
+    """Kernels per convolution. Each serves an equal stretch of the timesteps, so a call costs what it did, whatever
+    their number. All begin as copies of the kernel: the model draws what it drew before."""
     at: Patterns = COMPRESSED
     """Addresses; of what they name, the 3x3 convolutions of the resnets. `compressed`: the blocks that have fewer
     layers than the donor's."""
     donor: Annotated[Text | None, READ] = None
-    """The model that was compressed: tells which blocks are, and gives the kernels that are inherited."""
-    router: Literal["features", "time", "both"] = "time"
-    """What chooses the mixture: the mean of each channel of the convolution's input, the time embedding, or both.
-    `time` mixes once per step for a whole batch."""
-    weights: Literal["softmax", "normalised-sigmoid", "sigmoid"] = "softmax"
-    """How the router's answers become weights; those of `sigmoid` (CondConv's own) need not sum to one."""
-    start: Literal["copies", "noise", "inherited"] = "copies"
-    """Experts begin as copies of the kernel, as copies with noise, or as the kernel and those that pruning removed
-    from the donor. Whichever it is, the model draws what it drew before."""
-    noise: Fraction | None = None
-    """With `start: noise`: its standard deviation, as a share of the kernel's own; 0.05 if left out."""
-    share: Fraction | None = None
-    """With `start: inherited`: what the removed kernels weigh together at first; 0.000001 if left out. Larger
-    shares learn faster and no longer begin with the same pictures."""
-    seed: Seed = 0
-    """Of noise and of routers that begin at random."""
+    """The model that was compressed: tells which blocks are."""
 
     def misfits(self) -> Iterator[Misfit]:
-        for key, start in (("noise", "noise"), ("share", "inherited")):
-            if getattr(self, key) is not None and self.start != start:
-                yield (key,), f"goes with 'start: {start}', and 'start' is {self.start}"
-        if self.donor is None and self.start == "inherited":
-            yield ("donor",), "must be given with 'start: inherited': whose kernels?"
         if self.donor is None and self.at == COMPRESSED:
             yield ("donor",), "must be given, or 'at': which blocks are compressed is seen beside a donor"
-        if self.weights == "sigmoid" and self.start == "copies":
-            what = "equal copies under 'sigmoid' would all learn the same for ever; use noise or inherited"
-            yield ("start",), what
 
 
 class Fold(Prompted):
-    """How a model with experts becomes a plain one again."""
+    """A model with experts becomes a plain one again: each kernel the mean of its experts. What that costs is seen on
+    pictures, where the model draws and its experts are not equal."""
 
-    routing: Literal["constant", "mean"] = "mean"
-    """`constant`: refuse, unless every router gives the same weights whatever it sees, so that nothing changes.
-    `mean`: freeze each router at its mean weights over the calls of some pictures."""
     limit: Positive = 16
     """Use the first so many prompts only."""
 
 
 class CondConvRecipe(OnDevice, Recipe):
-    """Expert convolutions (ME-CondConv): more capacity at nearly the same speed. One of `expand` and `fold`.
+    """Expert convolutions (ME-CondConv): more capacity at the same speed. One of `expand` and `fold`.
 
-    `device` and `dtype` are of the pictures that are drawn to see what routers do.
+    `device` and `dtype` are of the pictures that are drawn to see what folding costs.
     """
 
     verb: Annotated[Literal["condconv-expand"], VERB]
@@ -737,7 +713,7 @@ class CondConvRecipe(OnDevice, Recipe):
     EXAMPLE = """\
 verb: condconv-expand
 model: runs/distilled
-expand: {experts: 4, donor: pocket, router: time}
+expand: {experts: 4, donor: pocket}
 out: runs/expanded
 """
 

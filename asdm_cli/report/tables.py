@@ -36,7 +36,6 @@ PARTS = {
     "calibrated": "What UNets cost and err",
     "budget": "Searched schedules",
     "loss": "Where the losses ended",
-    "router": "How experts are used",
 }
 """What the parts of a kind are called together."""
 WHO = ("contestants", "setups")

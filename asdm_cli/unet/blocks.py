@@ -82,6 +82,8 @@ EXPERTS = "experts"
 """A setting of ours: module name -> what `asdm_cli.experts` says of the convolution that stands there."""
 STOCK, EXPERT_CLASS = "UNet2DConditionModel", "ExpertUNet"
 """The class of a config, without experts and with some."""
+TIMESTEPS = 1000
+"""As many as all models of the family were trained with."""
 INPUTS = (
     "in_channels",
     "out_channels",
@@ -243,26 +245,31 @@ def _check_numbers(config: Config) -> None:
 
 @dataclass(frozen=True)
 class Spec:
-    """How one convolution is made of experts: how many, what its router looks at, how it weighs them.
-
-    The words are keys of `router.LOOKS` and `router.ROUTINGS`.
-    """
+    """How one convolution is made of experts: each of them serves an equal stretch of the `timesteps` that the model
+    was trained with, the first one those nearest to the picture."""
 
     experts: int
-    router: str
-    weights: str
+    timesteps: int = TIMESTEPS
+
+    def serving(self, timestep: float) -> int:
+        """The expert of this timestep, counted from 0."""
+        return min(max(int(timestep * self.experts // self.timesteps), 0), self.experts - 1)
 
 
 def specs(config: Config) -> dict[str, Spec]:
     """Module name -> spec; ModelError for entries that are none."""
     held = config.get(EXPERTS) or {}
+    if isinstance(held, dict) and any(isinstance(entry, dict) and "router" in entry for entry in held.values()):
+        what = "a router mixes them, as an earlier version of asdm had it, and this one has experts by timestep alone"
+        raise ModelError(f"UNet config: {EXPERTS}: {what}; expand the plain model again: asdm condconv-expand")
     try:
         found = {str(name): Spec(**entry) for name, entry in dict(held).items()}
     except (TypeError, ValueError) as error:
         raise ModelError(f"UNet config: {EXPERTS} cannot be read ({error}); write the model again") from None
     for name, spec in found.items():
-        if type(spec.experts) is not int or spec.experts < 1:
-            raise ModelError(f"UNet config: {EXPERTS}: {name} has {spec.experts!r} experts; write the model again")
+        for what, count in vars(spec).items():
+            if type(count) is not int or count < 1:
+                raise ModelError(f"UNet config: {EXPERTS}: {name} has {count!r} {what}; write the model again")
     return found
 
 

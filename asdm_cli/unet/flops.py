@@ -35,9 +35,6 @@ OUTSIDE = "outside"
 """The part of a UNet that stands in no block: conv_in, time embedding, conv_out and their like."""
 REMEMBERED = 256
 """Configs whose counts are kept: a run asks for those of one shape again and again, and each takes half a second."""
-MIXING = {torch.ops.aten.lerp: lambda *_, out_shape, **__: 2 * torch.Size(out_shape).numel()}
-"""Interpolating between kernels of experts, which torch's table of formulas lacks: a multiplication and an addition
-for each element."""
 
 
 @dataclass(frozen=True)
@@ -106,7 +103,7 @@ def macs(config: Config, batch: int = 1, size: int | tuple[int, int] | None = No
 def macs_of(unet: torch.nn.Module, arguments: dict[str, Any]) -> Macs:
     """Cost of one call of a live UNet, on whatever device it is."""
     anatomy = Anatomy.of(dict(unet.config))
-    counter = FlopCounterMode(display=False, custom_mapping=MIXING)
+    counter = FlopCounterMode(display=False)
     # fused kernels are not counted on every device; spelled out, attention costs the same everywhere
     with torch.no_grad(), sdpa_kernel(SDPBackend.MATH), counter:
         unet(**arguments)

@@ -12,7 +12,7 @@ from asdm_cli.unet.blocks import Config, read_blocks
 from asdm_cli.unet.flops import macs, parameters
 from asdm_cli.unet.shapes import latent_size
 
-COUNTED = "multiply-accumulates of one UNet call, attention's matmuls (QK^T and AV) and mixing of kernels included"
+COUNTED = "multiply-accumulates of one UNet call, attention's matmuls (QK^T and AV) included"
 PROTOCOL = "macs"
 DONE = {"prune": "pruned", "assemble": "assembled", "condconv-expand": "converted"}
 """What the result of a verb is called."""

@@ -166,10 +166,8 @@ def _of_shape(asked: Contestant, settings: dict[str, Any]) -> Setup:
         told.append("without " + (asked.remove if isinstance(asked.remove, str) else ", ".join(asked.remove)))
     if asked.expand:
         donor = random_config(asked.expand.donor, None) if asked.expand.donor else None
-        wanted = asked.expand
-        spec = Spec(wanted.experts, wanted.router, wanted.weights)
-        config = expand(config, spec, wanted.at, donor).config
-        told.append(f"with {asked.expand.experts} experts by {asked.expand.router}")
+        config = expand(config, Spec(asked.expand.experts), asked.expand.at, donor).config
+        told.append(f"with {asked.expand.experts} experts")
     source, patches = " ".join(told), tuple(_patches(asked))
     return Setup(asked.name, None, config, patches, source=source, draws=False, **settings)
 

@@ -32,7 +32,6 @@ from asdm_cli.records import Card, Images, Record, Report, under
 from asdm_cli.report.run_directory import TRAINING, Run
 from asdm_cli.sampling.generate import SamplingSettings, draw, processes
 from asdm_cli.sampling.image_set import ImageSet
-from asdm_cli.sampling.routing import layers_of, observe
 from asdm_cli.training.distillation import Distillation, OtherCaptions, in_words
 from asdm_cli.training.loop import LOG, NORM, TRACKERS, Line, read_log, train
 from asdm_cli.training.plan import DistillPlan, StudentModel, make_plan
@@ -77,12 +76,10 @@ def run(plan: DistillPlan, run: Run) -> Report:
         model = home / "model"
         with trainer.ema_weights() as module:
             _write_model(student, module, model, run.link)
-            routing = _routing(plan, student, module, state)
         teacher = plan.teacher.name if plan.teacher else None
         facts = {key: card[key] for key in IN_HISTORY} | {"frozen_tensors": len(student.frozen)}
         record(student.directory, model, "distill", teacher=teacher, **facts)
         card_of(model, plan, student, found, card).save(model / "README.md")
-        found += routing
         if len(plan.students) > 1:  # each becomes a run directory of its own
             mine = [each for each in found if each.setup == student.name]
             replace(run, path=home).write(report(replace(plan, students=[student]), mine, card, home))
@@ -142,17 +139,6 @@ def _draw(pipe: Any, plan: DistillPlan, folder: Path, name: str, unet: nn.Module
     settings = SamplingSettings(look.steps, look.guidance, plan.resolution, seed, batch=count)
     for index, image in draw(pipe, look.prompts, range(count), settings):
         kept.save(index, image)
-
-
-def _routing(plan: DistillPlan, student: StudentModel, unet: nn.Module, state: PartialState) -> list[Record]:
-    """How a student's experts are used on the prompts of the looks; nothing where it has none."""
-    look = plan.recipe.validation
-    if not look.prompts or not layers_of(unet):
-        return []
-    pipe: Any = load_pipeline(plan.host, state.device, torch.float32, with_unet=False)
-    pipe.unet = unet
-    settings = SamplingSettings(look.steps, look.guidance, plan.resolution, plan.recipe.seed)
-    return list(observe(pipe, look.prompts, settings)[0].records(student.name))
 
 
 def _home(plan: DistillPlan, name: str, folder: Path) -> Path:

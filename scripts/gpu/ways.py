@@ -34,7 +34,7 @@ class Way:
     name: str
     shape: str = "sd15"
     removed: str | tuple[str, ...] = ()
-    router: str | None = None
+    experts: int = 0
     plan: Any = field(default=None, compare=False)
     channels_last: bool = False
     compiled: str | None = None
@@ -46,7 +46,7 @@ class Way:
 
         stock = SHAPES[self.shape] if tiny else preset(self.shape)
         config = remove(stock, self.removed).config if self.removed else stock
-        return expand(config, Spec(4, self.router, "softmax"), None, stock).config if self.router else config
+        return expand(config, Spec(self.experts), None, stock).config if self.experts else config
 
     def resolved(self, tiny: bool = False) -> ResolvedPlan | None:
         """Raises AsdmError for what this version has no plan for."""
@@ -87,8 +87,7 @@ SD15 = (
     Way("1122", removed=ASSEMBLED),
     Way("base, deepcache", removed="base", plan=DEEP),
     Way("1122, deepcache", removed=ASSEMBLED, plan=DEEP),
-    Way("base, experts by time", removed="base", router="time"),
-    Way("base, experts by features", removed="base", router="features"),
+    Way("base, 4 experts", removed="base", experts=4),
 )
 SDXL = (
     Way("plain", "sdxl"),

@@ -11,12 +11,12 @@ from typing import Any
 import accelerate
 import pytest
 import torch
+from torch import nn
 
 from asdm_cli import inherit, switch
-from asdm_cli.experts.layer import WAYS
 from asdm_cli.patches.feature_cache import FeatureCache
 from asdm_cli.recipe.patches import read_plan
-from tests.experts.test_layer import tensors
+from tests.experts.test_layer import images, made
 from tests.gpu.pipes import CALLS, arguments, draw, pipe
 from tests.patches.parts import small
 
@@ -174,12 +174,14 @@ def offload(pipe: Any, way: str, device: torch.device) -> None:
 
 
 @pytest.mark.parametrize("dtype", FORMATS, ids=str)
-@pytest.mark.parametrize("way", WAYS)
-def test_experts_are_mixed_alike_every_way(way: str, dtype: torch.dtype, device: torch.device) -> None:
-    given = [each.to(device) for each in tensors(dtype)]
-    wanted = WAYS["separate"](*(each.double() for each in given), True, {"padding": 1})
+def test_each_row_has_the_expert_of_its_timestep(dtype: torch.dtype, device: torch.device) -> None:
+    times = torch.tensor([900, 10, 500, 20])
+    expert = made(nn.Conv2d(3, 5, 3, padding=1), times)
+    wanted = expert(images())
+    expert = expert.to(device, dtype)
+    expert.context.announce(times.to(device))
     with torch.no_grad():
-        got = WAYS[way](*given, True, {"padding": 1})
-    ulp = torch.finfo(dtype).eps
+        got = expert(images().to(device, dtype))
     assert got.dtype == dtype
-    torch.testing.assert_close(got.double(), wanted, atol=16 * ulp, rtol=4 * ulp)
+    bound = 16 * torch.finfo(dtype).eps
+    torch.testing.assert_close(got.float().cpu(), wanted, atol=bound, rtol=bound)

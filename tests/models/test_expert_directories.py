@@ -119,8 +119,8 @@ def tensors(change: Callable[[dict[str, Any]], object]) -> Callable[[Path], None
     return spoil
 
 
-def no_router(held: dict[str, Any]) -> None:
-    del held[next(name for name in sorted(held) if ".router." in name)]
+def no_bank(held: dict[str, Any]) -> None:
+    del held[sorted(held)[0]]
 
 
 def cut(model: Path) -> None:
@@ -137,11 +137,12 @@ DAMAGE: dict[str, tuple[Callable[[Path], None], str]] = {
     "experts of nothing": (config(lambda held, _: held.update(experts={})), MIXED_UP),
     "more experts": (field(experts=5), "where config.json asks for"),
     "no experts": (field(experts=0), "has 0 experts"),
-    "unknown router": (field(router="stars"), "router must be one of features, time, both"),
+    "no timesteps": (field(timesteps=0), "has 0 timesteps"),
+    "of an earlier version": (field(router="time", weights="softmax"), "a router mixes them, as an earlier version"),
     "unknown field": (field(more=1), "cannot be read"),
     "no convolution": (elsewhere("down_blocks.0.resnets.0.norm1"), "norm1 is no convolution of this UNet"),
     "another convolution": (elsewhere("conv_in"), "where config.json asks for"),
-    "a router's tensor less": (tensors(no_router), "the weights lack"),
+    "a bank less": (tensors(no_bank), "the weights lack"),
     "cut short": (cut, "is not a whole safetensors file"),
 }
 

@@ -192,9 +192,7 @@ def test_curves_are_lines_of_set_ups_or_of_the_parts_of_one() -> None:
     assert (task.title, list(task.lines), task.metric) == ("Task loss", ["base", "small"], "loss")
     assert (output.title, rate.title, list(rate.lines)) == ("Output loss", "Learning rate", ["base"])
     assert texts(task.table)["base"][1] == "0.0542"
-    weights = [
-        Record("m", "routing_weight", 0.5, of=f"expert/{expert}", at=call) for expert in "12" for call in (2, 0, 1)
-    ]
+    weights = [Record("m", "loss", 0.5, of=f"expert/{expert}", at=call) for expert in "12" for call in (2, 0, 1)]
     (curve,) = plots.curves(Report("eval", {"m": {}}, weights))
     assert list(curve.lines) == ["1", "2"]
     assert [each.at for each in curve.lines["1"]] == [0, 1, 2]

@@ -133,8 +133,6 @@ def test_one_recipe_compares_everything_that_there_is(
     shares = of(report, "macs_share")
     assert shares["2 steps"] == pytest.approx(0.5)
     assert 1 > shares["turns"] > shares["both"] > 0
-    assert {each.setup for each in report.records if each.metric == "routing_weight"} == {"experts"}
-    assert len({each.of for each in report.records if each.metric == "effective_experts"}) == 24
     who, what = report.timelines
     served = {name: [who.letters[letter] for letter in cells] for name, cells in who.rows.items()}
     assert served == {"turns": ["small", *["turns"] * 3], "both": ["small", *["both"] * 3]}
@@ -394,7 +392,7 @@ def test_a_bench_of_models_and_shapes(
     said = typed(tmp_path, recipe)
     assert said.code == 0, said.err
     held = json.loads((tmp_path / "run/report.json").read_text())
-    assert held["setups"]["random"]["model"] == "random tiny.json without base with 2 experts by time"
+    assert held["setups"]["random"]["model"] == "random tiny.json without base with 2 experts"
     records = [Record(**each) for each in held["records"]]
     names = ["base", "wide", "random", "plan"]
     for metric in ("params_m", "macs_g", "unet_ms", "weights_mb", "peak_memory_mb"):
