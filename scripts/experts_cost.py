@@ -1,23 +1,28 @@
-"""What four experts add to a UNet call: Base with and without them, in turn, at 1, 2 and 8 rows.
+"""What four experts add to a UNet call, and what ways that were not kept would add: Base and all of these in turn.
 
-    python scripts/experts_cost.py            # of the bundled model's size
-    python scripts/experts_cost.py sd15 2     # of SD 1.5's, in bfloat16: minutes per row count on a CPU
+    python scripts/experts_cost.py                 # of the bundled model's size, 1, 2 and 8 rows
+    python scripts/experts_cost.py sd15 5 1 2      # of SD 1.5's in bfloat16, 5 rounds: minutes per row count on a CPU
 
-Weights are random. By features, each way to convolve rows by kernels of their own is timed: `FASTEST` in
-asdm_cli/experts/layer.py is what came of it.
+Weights are random. All that was tried has one router for each resnet, which both of its convolutions share, and looks
+at the mean of its input's channels: `mixed`, a kernel for each row (CondConv); `low rank`, the convolution and four
+experts of rank 2 beside it, weighed for each row; `codes`, the expert of the largest weight, which rows may share.
 """
 
 from __future__ import annotations
 
+import copy
 import sys
 from collections.abc import Callable
 from typing import Any
 
 import torch
 from diffusers import UNet2DConditionModel
+from torch import Tensor, nn
+from torch.nn import functional
 
-from asdm_cli.experts import layer
 from asdm_cli.experts.convert import expand
+from asdm_cli.experts.layer import ExpertConv2d, Share
+from asdm_cli.experts.unet import expert_layers
 from asdm_cli.models.directory import find
 from asdm_cli.models.load import random_unet
 from asdm_cli.profiling.latency import quartiles, stopwatch, time_interleaved
@@ -25,34 +30,101 @@ from asdm_cli.unet.blocks import Spec, preset
 from asdm_cli.unet.flops import inputs
 from asdm_cli.unet.surgery import remove
 
-ROUNDS = {"pocket": 20, "sd15": 3}
+EXPERTS, RANK = 4, 2
 DTYPES = {"pocket": torch.float32, "sd15": torch.bfloat16}
+STEPS = 25
 
 
-def main(shape: str = "pocket", *rows: str) -> None:
+class Tried(nn.Module):  # type: ignore[misc]
+    """A convolution in one of `WAYS`; `weights` [B, experts] is a list of what its resnet's router said last."""
+
+    def __init__(self, bank: ExpertConv2d, way: str, weights: list[Tensor]):
+        super().__init__()
+        self.bank, self.way, self.weights = bank, way, weights
+        like = bank.weight
+        shape = (EXPERTS * RANK, bank.in_channels, *bank.kernel_size)
+        self.down = nn.Parameter(torch.randn(shape, dtype=like.dtype, device=like.device) / 100)
+        self.up = nn.Parameter(torch.randn(bank.out_channels, EXPERTS * RANK, dtype=like.dtype, device=like.device))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return WAYS[self.way](self, x, self.weights[-1])
+
+
+def mixed(conv: Tried, x: Tensor, weights: Tensor) -> Tensor:
+    bank, rows = conv.bank, len(x)
+    kernels = (weights @ bank.weight.unflatten(0, (EXPERTS, -1)).flatten(1)).view(rows, -1, *bank.weight.shape[1:])
+    biases = weights @ bank.bias.unflatten(0, (EXPERTS, -1))
+    parts = zip(x.split(1), kernels, biases, strict=True)
+    return torch.cat([functional.conv2d(*part, **bank.settings) for part in parts])
+
+
+def low_rank(conv: Tried, x: Tensor, weights: Tensor) -> Tensor:
+    y = conv.bank.convolve(x, 0)
+    down = functional.conv2d(x, conv.down, **conv.bank.settings).flatten(2)
+    y.flatten(2).baddbmm_(conv.up * weights.repeat_interleave(RANK, 1)[:, None], down)
+    return y
+
+
+def codes(conv: Tried, x: Tensor, weights: Tensor) -> Tensor:
+    chosen = weights.argmax(1).tolist()
+    if len(set(chosen)) == 1:
+        return conv.bank.convolve(x, chosen[0])
+    share = Share.of(chosen, x.device)
+    parts = [conv.bank.convolve(x[each], expert) for expert, each in zip(share.experts, share.rows, strict=True)]
+    return torch.cat(parts)[share.order]
+
+
+WAYS: dict[str, Callable[[Tried, Tensor, Tensor], Tensor]] = {"mixed": mixed, "low rank": low_rank, "codes": codes}
+
+
+def tried(experts: UNet2DConditionModel, way: str) -> UNet2DConditionModel:
+    """The UNet with its convolutions in another way; tensors are shared."""
+    unet = copy.deepcopy(experts, {id(each): each for each in experts.parameters()})
+    routers: dict[str, list[Tensor]] = {}
+    for name, bank in expert_layers(unet).items():
+        resnet, _, last = name.rpartition(".")
+        module = unet.get_submodule(resnet)
+        if resnet not in routers:
+            routers[resnet] = []
+            linear = nn.Linear(bank.in_channels, EXPERTS, dtype=bank.weight.dtype, device=bank.weight.device)
+            module.register_forward_pre_hook(_routing(linear, routers[resnet]))
+        setattr(module, last, Tried(bank, way, routers[resnet]))
+    return unet
+
+
+def _routing(linear: nn.Linear, told: list[Tensor]) -> Callable[[nn.Module, Any], None]:
+    def route(_: nn.Module, given: Any) -> None:
+        told[:] = [torch.softmax(linear(given[0].mean((2, 3))), 1)]
+
+    return route
+
+
+def main(shape: str = "pocket", rounds: str = "40", *rows: str) -> None:
     donor = find("pocket").config("unet") if shape == "pocket" else preset(shape)
-    base = remove(donor, "base").config
-    device, dtype = torch.device("cpu"), DTYPES[shape]
-    configs = {"base": base} | {
-        router: expand(base, Spec(4, router, "softmax"), None, donor).config for router in ("features", "time")
-    }
-    unets = {name: random_unet(config, device, dtype) for name, config in configs.items()}
+    base, device, dtype = remove(donor, "base").config, torch.device("cpu"), DTYPES[shape]
+    experts = random_unet(expand(base, Spec(EXPERTS), None, donor).config, device, dtype)
+    unets = {"base": random_unet(base, device, dtype), "experts": experts}
+    unets |= {way: tried(experts, way) for way in WAYS}
+    kernels = (
+        sum(each.weight.numel() * each.weight.element_size() for each in expert_layers(experts).values()) / EXPERTS
+    )
+    ahead = f"mixed ahead, for {STEPS} steps: {STEPS * kernels / 1e9:.2f} GB"
+    print(f"{shape}: kernels in memory: base {kernels / 1e9:.2f} GB, experts {EXPERTS * kernels / 1e9:.2f} GB, {ahead}")
     for wanted in map(int, rows or ("1", "2", "8")):
-        arguments = inputs(base, wanted, device=device, dtype=dtype)
-        calls = {name: _call(unets[name], arguments) for name in ("base", "time")}
-        calls |= {f"features, {way}": _call(unets["features"], arguments, way) for way in layer.WAYS}
-        times = time_interleaved(calls, warmups=1, rounds=ROUNDS[shape], seconds=stopwatch(device), doing="timed")
+        arguments = {**inputs(base, wanted, device=device, dtype=dtype), "timestep": 500}
+        calls = {name: _call(unet, arguments) for name, unet in unets.items()}
+        calls["base again"] = calls["base"]
+        times = time_interleaved(calls, warmups=1, rounds=int(rounds), seconds=stopwatch(device), doing="timed")
         for name, taken in times.items():
             ratio = quartiles([mine / plain for mine, plain in zip(taken, times["base"], strict=True)])
             told = f"{1e3 * quartiles(taken).value:,.1f} ms, {ratio.value:.3f} ({ratio.low:.3f}-{ratio.high:.3f})"
             print(f"{shape}, {wanted} rows, {name}: {told} of base's", flush=True)
 
 
-def _call(unet: UNet2DConditionModel, arguments: dict[str, Any], way: str = "") -> Callable[[], None]:
+def _call(unet: UNet2DConditionModel, arguments: dict[str, Any]) -> Callable[[], None]:
     @torch.inference_mode()
     def call() -> None:
-        layer.FASTEST["cpu"] = way
-        unet(**{**arguments, "timestep": 500})
+        unet(**arguments)
 
     return call
 
