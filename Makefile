@@ -6,7 +6,7 @@ INSTALLED := .venv/.installed
 
 .DEFAULT_GOAL := help
 .PHONY: help setup demo test test-oldest check format docs data pocket pocket-figures tables table1 table2 table3 table4 table5 costs \
-	inherit-figures less progressive throughput gpu
+	results inherit-figures less progressive throughput gpu
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "  make %-18s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -103,6 +103,9 @@ table4: ## Several UNets in one generation
 table5: ## Feature inheritance: level x mode x interval
 table1 table2 table3 table4 table5: setup
 	$(BIN)/asdm run recipes/tables/$@.yaml $(call set,$(call chosen,$@)) $(call place,$@) $(launch) --overwrite
+
+results: setup ## Write docs/results and every figure that pages show of it anew, from the kept records
+	$(BIN)/python -m scripts.results
 
 costs: setup ## What SD 1.5, 2.1 and XL cost at their real size (random weights); half an hour on a CPU with bfloat16
 	$(BIN)/asdm run recipes/tables/costs.yaml --overwrite

@@ -588,7 +588,8 @@ def show(
         option("--format", help="Print every record (csv), or the main table, for other programs."),
     ] = None,
     page: Annotated[
-        Path | None, option("--out", metavar="PAGE.html", help="Write the reports of these runs as one page instead.")
+        Path | None,
+        option("--out", metavar="PAGE", help="Write the reports of these runs as one page instead: .html, or .md."),
     ] = None,
     overwrite: Overwrite = False,
     verbose: Verbose = False,
@@ -610,6 +611,8 @@ def show(
     asdm show runs/bench-pocket --format csv
     # what models cost and what their images are worth, on one page
     asdm show runs/bench-pocket runs/eval-pocket --out runs/page.html
+    # the same for a repository, with the recipes' digests
+    asdm show runs/bench-pocket runs/eval-pocket --out runs/page.md
     """
     set_verbosity(verbose)
     from asdm_cli.commands.show import show

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Mapping
 from math import prod
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -35,19 +36,25 @@ def show(sources: list[str], shape: str | None, page: Path | None, overwrite: bo
         return
     from asdm_cli.report.join import join, read_all
 
-    report = join(read_all([Path(source) for source in sources]))
+    runs = read_all([Path(source) for source in sources])
+    report = join(runs)
     if shape is not None:
         from asdm_cli.report.export import FORMATS
 
         hand_over(FORMATS[shape](report))
     if page is not None:
-        _write_page(page, report, overwrite)
+        from asdm_cli.report.markdown import digest
+
+        pairs = zip(runs, map(Path, sources), strict=True)
+        recipes = {name: digest(source) for name, source in pairs if (source / "recipe.yaml").is_file()}
+        _write_page(page, report, recipes, overwrite)
         hand_over(page)
 
 
-def _write_page(file: Path, report: Report, overwrite: bool) -> None:
+def _write_page(file: Path, report: Report, recipes: Mapping[str, str], overwrite: bool) -> None:
+    """As its name ends: Markdown, or a page for browsers."""
     from asdm_cli.models.write import atomic_file
-    from asdm_cli.report import page
+    from asdm_cli.report import markdown, page
 
     if file.is_dir():
         raise ModelError(f"{file}: is a directory; give the name of a page, as in {file / 'page.html'}")
@@ -56,7 +63,8 @@ def _write_page(file: Path, report: Report, overwrite: bool) -> None:
     if file.is_symlink() or (file.exists() and not page.is_ours(file)):
         raise ModelError(f"{file}: is no page from asdm, and --overwrite replaces nothing else; choose another name")
     with atomic_file(file) as partial:
-        partial.write_text(page.render(report, Path()), encoding="utf-8")
+        text = markdown.render(report, recipes) if file.suffix == ".md" else page.render(report, Path())
+        partial.write_text(text, encoding="utf-8")
 
 
 def _show_model(source: str) -> None:

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import csv
 import io
+import re
 from collections.abc import Callable
 from dataclasses import asdict, fields
 
 from asdm_cli.records import Record, Report
-from asdm_cli.report.tables import Column, Table, main, of_parts, parts
+from asdm_cli.report.tables import Cell, Column, Table, main, of_parts, parts
 
 SPECIAL = str.maketrans(
     {each: f"\\{each}" for each in "&%$#_{}"}
@@ -27,30 +28,42 @@ def to_csv(report: Report) -> str:
 
 
 def to_markdown(report: Report) -> str:
-    kinds, rows = _table(report, lambda text: text.replace("|", "\\|"), "**{}**")
-    rows.insert(1, ["---:" if number else "---" for number in kinds])
-    return "\n".join(f"| {' | '.join(row)} |" for row in rows)
+    return markdown(_main(report), lambda text: text.replace("|", "\\|"))
 
 
 def to_latex(report: Report) -> str:
     """A `tabular` for the package booktabs."""
-    kinds, rows = _table(report, lambda text: text.translate(SPECIAL), r"\textbf{{{}}}")
-    head, *body = [" & ".join(row) + r" \\" for row in rows]
-    begin = rf"\begin{{tabular}}{{{''.join('r' if number else 'l' for number in kinds)}}}"
+    table = _main(report)
+    head, *body = [
+        " & ".join(row) + r" \\" for row in _told(table, lambda text: text.translate(SPECIAL), r"\textbf{{{}}}")
+    ]
+    begin = rf"\begin{{tabular}}{{{''.join('r' if column.number else 'l' for column in table.columns)}}}"
     return "\n".join([begin, r"\toprule", head, r"\midrule", *body, r"\bottomrule", r"\end{tabular}"])
 
 
 FORMATS: dict[str, Callable[[Report], str]] = {"csv": to_csv, "markdown": to_markdown, "latex": to_latex}
 
 
-def _table(report: Report, escape: Callable[[str], str], bold: str) -> tuple[list[bool], list[list[str]]]:
-    """Which columns are figures; then the titles, and the rows of the main table, or of the first of parts."""
+def markdown(table: Table, escape: Callable[[str], str]) -> str:
+    rows = _told(table, escape, "**{}**")
+    rows.insert(1, ["---:" if column.number else "---" for column in table.columns])
+    return "\n".join(f"| {' | '.join(row)} |" for row in rows)
+
+
+def _told(table: Table, escape: Callable[[str], str], bold: str) -> list[list[str]]:
+    """The titles, then the rows."""
+    head = [escape(f"{column.title} ({column.unit})" if column.unit else column.title) for column in table.columns]
+    return [head, *([_cell(cell, escape, bold) for cell in row] for row in table.rows)]
+
+
+def _cell(cell: Cell, escape: Callable[[str], str], bold: str) -> str:
+    """Blanks that line figures up mean nothing here."""
+    lines = f"{cell.text} {cell.spread and f'({cell.spread})'}".splitlines()
+    text = escape("\n".join(re.sub(r"\s+", " ", line).strip() for line in lines))
+    return bold.format(text) if cell.best else text
+
+
+def _main(report: Report) -> Table:
+    """The main table, or the first of parts."""
     found = (of_parts(title, records) for title, records in parts(report).items())
-    table = main(report) or next(found, Table("", [Column("set-up")], []))
-    head = [f"{column.title} ({column.unit})" if column.unit else column.title for column in table.columns]
-    rows = [
-        [(" ".join(f"{cell.text} {cell.spread and f'({cell.spread})'}".split()), cell.best) for cell in row]
-        for row in table.rows
-    ]
-    told = [[bold.format(escape(text)) if best else escape(text) for text, best in row] for row in rows]
-    return [column.number for column in table.columns], [list(map(escape, head)), *told]
+    return main(report) or next(found, Table("", [Column("set-up")], []))

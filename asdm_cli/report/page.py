@@ -20,7 +20,7 @@ from markupsafe import Markup, escape
 from PIL import Image
 
 from asdm_cli.data.images import UnreadableError, read_file
-from asdm_cli.records import Images, Report
+from asdm_cli.records import Card, Images, Report
 from asdm_cli.report import charts, plots, tables
 from asdm_cli.report.charts import Chart
 from asdm_cli.report.tables import Table
@@ -57,9 +57,9 @@ def render(report: Report, folder: Path) -> str:
     environment = Environment(loader=PackageLoader("asdm_cli.report"), autoescape=True, undefined=StrictUndefined)
     environment.trim_blocks = environment.lstrip_blocks = True
     environment.filters.update(prose=_prose, breakable=_breakable)
-    entries = list(_entries(report))
-    opened = _first(entries, "figures", "part")
-    opened += _first([entry for entry in entries if entry not in opened], "plot", "curve", "timeline", "part")
+    found = list(entries(report))
+    opened = _first(found, "figures", "part")
+    opened += _first([entry for entry in found if entry not in opened], "plot", "curve", "timeline", "part")
     title, summary = headline(report)
     images, others = _images(report, folder)
     style, script = _source("report.css"), _source("report.js")
@@ -70,11 +70,8 @@ def render(report: Report, folder: Path) -> str:
         images=images,
         others=others,
         opened=opened,
-        folded=[entry for entry in entries if entry not in opened],
-        cards=[
-            tables.pairs(name, {key.replace("_", " "): value for key, value in card.items()})
-            for name, card in report.protocols.items()
-        ],
+        folded=[entry for entry in found if entry not in opened],
+        cards=[card(name, held) for name, held in report.protocols.items()],
         generator=GENERATOR,
         style=style,
         script=script,
@@ -89,7 +86,11 @@ def is_ours(page: Path) -> bool:
         return GENERATOR.encode() in file.read(1024)
 
 
-def _entries(report: Report) -> Iterator[Entry]:
+def card(name: str, held: Card) -> Table:
+    return tables.pairs(name, {key.replace("_", " "): value for key, value in held.items()})
+
+
+def entries(report: Report) -> Iterator[Entry]:
     """All that is on a page below its title, what matters most first; an id begins with what kind of thing it is."""
     scatters, curves = plots.scatters(report), plots.curves(report)
     parts = {

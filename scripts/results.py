@@ -1,0 +1,208 @@
+"""What was measured stays: docs/results/NAME/RUN/ has a run's recipe and report, without pictures; docs/results/NAME.md
+is the page of a result's runs, and pages of the project show some of its figures between two comments.
+
+    python -m scripts.results                    all pages and blocks anew, from what is kept
+    python -m scripts.results keep NAME RUN ...  take over runs in the place of what was kept, then the same
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from textwrap import fill
+
+from asdm_cli.records import Record, Report
+from asdm_cli.report import markdown
+from asdm_cli.report.join import join
+from asdm_cli.report.metrics import shown, spread
+from asdm_cli.report.run_directory import RECIPE, REPORT, read, to_json
+from asdm_cli.report.tables import whole
+from asdm_cli.report.words import unbroken
+
+ROOT = Path(__file__).parents[1]
+RESULTS = ROOT / "docs" / "results"
+PLACE = re.compile(r"""(?<=[\s"'])/[^\s"'/]+/[^\s"']*""")
+"""An absolute path: a record tells of no machine's folders."""
+WIDTH = 128
+"""Of lines of prose."""
+END = "<!-- end of figures -->"
+
+
+@dataclass(frozen=True)
+class Figures:
+    """Of a kept result, as pages tell them."""
+
+    report: Report
+
+    def record(self, setup: str, metric: str, of: str = "") -> Record | None:
+        """Of the first set-up also what nobody measures, beside itself."""
+        if not of:
+            return whole(self.report).get(metric, {}).get(setup)
+        return next(
+            (each for each in self.report.records if (each.setup, each.metric, each.of) == (setup, metric, of)), None
+        )
+
+    def told(self, setup: str, metric: str, of: str = "") -> str:
+        found = self.record(setup, metric, of)
+        spreads = f" ({spread(found)})" if found and spread(found) else ""
+        return shown(found) + spreads if found else ""
+
+    def card(self, key: str) -> str:
+        """The first card that says it."""
+        return next(str(card[key]) for card in self.report.protocols.values() if key in card)
+
+
+@dataclass(frozen=True)
+class Block:
+    """A table on a `page` between the comments of its `name`, of a kept `result`. Figures of a column are (metric,
+    part), several in one cell. `rows` says what the set-ups are called there."""
+
+    page: str
+    name: str
+    result: str
+    first: str
+    columns: Mapping[str, Sequence[tuple[str, str]]]
+    rows: Mapping[str, str]
+    words: Callable[[Figures], str]
+
+    def text(self) -> str:
+        figures = Figures(joined(self.result))
+        head = [self.first, *self.columns]
+        body = [
+            [
+                title,
+                *(
+                    ", ".join(filter(None, (figures.told(setup, *each) for each in cell)))
+                    for cell in self.columns.values()
+                ),
+            ]
+            for setup, title in self.rows.items()
+        ]
+        rows = [head, ["---"] * len(head), *body]
+        words = fill(
+            unbroken(" ".join(self.words(figures).split())), WIDTH, break_long_words=False, break_on_hyphens=False
+        )
+        return "\n".join([*(f"| {' | '.join(row)} |" for row in rows), "", words])
+
+
+def _demo(figures: Figures) -> str:
+    parts = [figures.record("pocket", "label_accuracy", f"split/{part}") for part in ("held-out", "trained")]
+    held, known = (each.n if each else 0 for each in parts)
+    return f"""
+        `make demo` on {figures.card("cpu_cores")} CPU cores, {figures.card("date")[:10]}: {held} held-out and {known}
+        trained captions, {figures.card("resolution")} pixels, 25 steps, guidance 3, one seed; 95 % intervals; a probe
+        names the thing; PSNR to the original's pictures ([all figures](docs/results/demo.md)). Distilling was last
+        measured on [the bundled model of 0.1](docs/distill.md#figures). **Try fewer steps first.**"""
+
+
+def _bench(figures: Figures) -> str:
+    times = [figures.record(name, "image_ms") for name in ("pocket", "base")]
+    before, after = (each.value if each else 0.0 for each in times)
+    return f"""
+        `asdm bench recipes/bench-pocket.yaml` on {figures.card("cpu_cores")} CPU cores
+        ({figures.card("device").removeprefix("cpu: ")}), {figures.card("dtype")}, batch 1, medians of
+        {figures.card("rounds")} interleaved rounds ([all](results/demo.md)). A speed-up is the **median of paired
+        ratios**: in every round both draw right after each other, one ratio a round. It is not the quotient of the two
+        medians beside it ({before:.0f} / {after:.0f} = {before / after:.2f}): those may be of different rounds, and a
+        round in which the machine was slow moves them, but not the ratio of two that were slowed alike. In brackets:
+        quartiles of times, and the 95 % interval of a speed-up (bootstrap)."""
+
+
+BLOCKS = (
+    Block(
+        "README.md",
+        "front",
+        "demo",
+        "`pocket`",
+        {
+            "parameters, M": [("params_m", "")],
+            "image: speed-up": [("image_speedup", "")],
+            "label accuracy: held-out captions, trained ones": [
+                ("label_accuracy", "split/held-out"),
+                ("label_accuracy", "split/trained"),
+            ],
+            "KID, less is better": [("kid", "")],
+            "PSNR, dB": [("psnr_db", "")],
+        },
+        {"pocket": "original", "base": "Base, not distilled"},
+        _demo,
+    ),
+    Block(
+        "docs/measure.md",
+        "bench-pocket",
+        "demo",
+        "`pocket`, 64 x 64, 25 steps, guidance 3",
+        {
+            "UNet parameters, M": [("params_m", "")],
+            "MACs per call, G": [("macs_g", "")],
+            "UNet call, ms": [("unet_ms", "")],
+            "image, ms": [("image_ms", "")],
+            "image speed-up": [("image_speedup", "")],
+        },
+        {"pocket": "original", "base": "`remove: base`"},
+        _bench,
+    ),
+)
+
+
+def kept(result: str) -> dict[str, Path]:
+    """The runs of a result, by their names."""
+    return {folder.name: folder for folder in sorted((RESULTS / result).iterdir()) if folder.is_dir()}
+
+
+def joined(result: str) -> Report:
+    return join({name: read(folder) for name, folder in kept(result).items()})
+
+
+def pages() -> dict[Path, str]:
+    """Every page that shows kept figures, as it has to be."""
+    results = [folder.name for folder in sorted(RESULTS.iterdir()) if folder.is_dir()]
+    digests = {result: {name: markdown.digest(folder) for name, folder in kept(result).items()} for result in results}
+    found = {RESULTS / f"{result}.md": markdown.render(joined(result), digests[result]) for result in results}
+    for block in BLOCKS:
+        page = ROOT / block.page
+        found[page] = filled(found.get(page) or page.read_text(), block.name, block.text())
+    return found
+
+
+def filled(page: str, name: str, text: str) -> str:
+    """The page with this text between the comments of that name."""
+    before, mark, rest = page.partition(f"<!-- figures: {name} -->\n")
+    _, end, after = rest.partition(END)
+    assert mark, f"the page has a place for {name}"
+    assert end, f"the place for {name} ends"
+    return f"{before}{mark}{text}\n{end}{after}"
+
+
+def keep(result: str, runs: Sequence[Path]) -> None:
+    """Take over what these runs found, without their pictures. Nothing is told of the folders of this machine."""
+    reports = {run.resolve().name: replace(read(run), images=None) for run in runs}
+    shutil.rmtree(RESULTS / result, ignore_errors=True)
+    for run, (name, report) in zip(runs, reports.items(), strict=True):
+        folder = RESULTS / result / name
+        folder.mkdir(parents=True)
+        recipe = re.sub(r"(?m)^out: .*", f"out: runs/{name}", (run / RECIPE).read_text(encoding="utf-8"))
+        data = json.dumps(to_json(report), indent=1, ensure_ascii=False)
+        for file, text in ((RECIPE, recipe), (REPORT, data + "\n")):
+            if place := PLACE.search(text):
+                sys.exit(f"{run / file}: names {place[0]}, which is nowhere else; run the recipe with relative paths")
+            (folder / file).write_text(text, encoding="utf-8")
+
+
+def main(words: Sequence[str]) -> None:
+    if words:
+        verb, result, *runs = words
+        if verb != "keep" or not runs:
+            sys.exit(__doc__)
+        keep(result, [Path(run) for run in runs])
+    for page, text in pages().items():
+        page.write_text(text, encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

@@ -1,0 +1,85 @@
+"""What was measured and is kept: every page says what its records do, and records tell of no machine's folders."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+
+from asdm_cli.report import page
+from asdm_cli.report.markdown import digest, render
+from asdm_cli.report.run_directory import from_json, read, to_json
+from scripts import results
+from tests.pages import ROOT
+from tests.report import made
+from tests.typed import asdm
+
+KEPT = sorted(file.parent for file in results.RESULTS.glob("*/*/report.json"))
+
+
+@pytest.mark.parametrize("file", results.pages(), ids=lambda file: str(file.relative_to(ROOT)))
+def test_a_page_says_what_its_records_do(file: Path) -> None:
+    assert file.read_text() == results.pages()[file], "make results"
+
+
+def test_other_figures_would_be_other_pages(monkeypatch: pytest.MonkeyPatch) -> None:
+    report = results.joined("demo")
+    said = results.pages()
+    for each in report.records:
+        object.__setattr__(each, "value", each.value * 1.5 + 1)
+    monkeypatch.setattr(results, "joined", lambda _result: report)
+    assert all(text != said[file] for file, text in results.pages().items())
+
+
+def test_no_figure_of_the_readme_is_typed() -> None:
+    """Tables with measured figures stand between the comments alone."""
+    text = re.sub(r"(?s)<!-- figures: .*?<!-- end of figures -->", "", (ROOT / "README.md").read_text())
+    assert len(text) < len((ROOT / "README.md").read_text())
+    rows = [line for line in text.splitlines() if line.startswith("|")]
+    assert rows, "the verbs stand in a table"
+    assert not [row for row in rows if re.search(r"\d \(\d|\d dB|\d %|\d ms", row)]
+
+
+@pytest.mark.parametrize("folder", KEPT, ids=lambda folder: folder.name)
+def test_a_kept_record_is_a_run_of_no_machine(folder: Path) -> None:
+    report = read(folder)
+    assert report.records
+    assert report.images is None
+    assert {"device", "versions", "date"} <= {key for card in report.protocols.values() for key in card}
+    for file in ("recipe.yaml", "report.json"):
+        assert not results.PLACE.search((folder / file).read_text())
+    said = asdm("show", folder, "--format", "csv")
+    assert said.out.count("\n") == 1 + len(report.records)
+
+
+def test_a_run_is_taken_over(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(results, "RESULTS", tmp_path / "results")
+    run = made.draw(tmp_path / "run")
+    (run / "report.json").write_text(json.dumps(to_json(made.compared())))
+    (run / "recipe.yaml").write_text(f"verb: eval\nout: {tmp_path}/run\nsteps: 4\n")
+    before = digest(run)
+    results.keep("table", [run])
+    folder = tmp_path / "results" / "table" / "run"
+    assert {file.name for file in folder.iterdir()} == {"recipe.yaml", "report.json"}
+    assert (folder / "recipe.yaml").read_text() == "verb: eval\nout: runs/run\nsteps: 4\n"
+    assert digest(folder) == before, "wherever it was run"
+    (run / "recipe.yaml").write_text(f"verb: eval\nout: {tmp_path}/run\nmodel: {tmp_path}/mine\n")
+    assert digest(run) != before
+    with pytest.raises(SystemExit, match=r"/mine, which is nowhere else; run the recipe with relative paths"):
+        results.keep("table", [run])
+
+
+def test_a_page_has_every_table_and_only_data() -> None:
+    report = from_json(to_json(made.compared()))
+    text = render(report, {"runs/x": "0123abcd"})
+    assert "runs/x `0123abcd`" in text
+    entries = list(page.entries(report))
+    assert len(entries) >= 10
+    headings = re.findall(r"(?m)^## (.+)$", text)
+    assert len(headings) == len(entries) + len(report.protocols) + bool(report.notes)
+    assert "<img" not in text, "what a report says is no markup"
+    assert "<script" not in text
+    columns = [line.count(" | ") for line in text.splitlines() if line.startswith("| ---")]
+    assert len(columns) == len(headings) - bool(report.notes)
