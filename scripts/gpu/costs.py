@@ -81,10 +81,14 @@ class Body:
     @torch.no_grad()
     def round(self, images: int) -> dict[str, float]:
         """Seconds of a call of each pattern; `first` has no past."""
-        rows = images * self.way.rows
-        call = partial(
-            self.unet, **inputs(self.config, rows, latent_size(self.config), 77, DEVICE, DTYPE), return_dict=False
-        )
+        found: dict[str, float] = {}
+        for half, rows in self.way.halves().items():
+            given = inputs(self.config, images * rows, latent_size(self.config), 77, DEVICE, DTYPE)
+            call = partial(self.unet, **given, return_dict=False)
+            found |= {name + half: taken for name, taken in self._calls(call).items()}
+        return found
+
+    def _calls(self, call: Callable[[], object]) -> dict[str, float]:
         if self.cache is None:
             return {"full": seconds(call)}
         steps = self.cache.resolved.steps(STEPS).digest()
@@ -194,7 +198,7 @@ def _named(row: dict[str, Any]) -> tuple[Any, ...]:
 def whole(measuring: Measuring) -> None:
     """Latents of whole generations: plain, the DeepCache package, and the plan that is fastest by its sum."""
     planned = [row for row in measuring.rows if row["images"] == 1 and "ms" in row and row["way"]["plan"]]
-    whole_unet = [row for row in planned if not row["way"]["removed"]]
+    whole_unet = [row for row in planned if not row["way"]["removed"] and not row["way"]["guided"]]
     if not whole_unet:
         measuring.results.put("whole skipped", "no time was left")
         return

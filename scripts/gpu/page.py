@@ -92,7 +92,9 @@ def _costs(part: dict[str, Any]) -> Iterable[str]:
         base = ways[way["shape"], "plain", first["way"]["compiled"]]
         speed = first["generation_s"] / row["generation_s"]
         bound = base.generation_macs(part["tiny"]) / own.generation_macs(part["tiny"])
-        reused = ", ".join(f"{ms:.2f}" for name, ms in row["ms"].items() if name not in ("first", "full"))
+        reused = ", ".join(
+            f"{ms:.2f}" for name, ms in row["ms"].items() if not name.startswith("first") and name != "full"
+        )
         figures = (
             row["ms"]["full"],
             reused,

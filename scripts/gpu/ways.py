@@ -6,7 +6,7 @@ from collections import Counter
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from asdm_cli.compare.costs import FULL, pattern_macs, patterns
+from asdm_cli.compare.costs import FULL, pattern_macs
 from asdm_cli.experts.convert import expand
 from asdm_cli.patches.cache_plan import ResolvedPlan, Reused, resolve
 from asdm_cli.recipe.patches import read_plan
@@ -24,12 +24,17 @@ TEXT = {
 }
 LAYER = {"preset": "base-mask", "interval": 2}
 UNIT = {"rules": [{"nodes": "*.attn", "cache": "residual", "schedule": {"mode": "uniform", "interval": 3}}]}
+INTERVAL = (0.1, 0.7)
+"""Of the calls, those with guidance; by timestep from 900 to 300."""
+HALF = ", one half"
+"""Of a call outside the interval, beside its pattern."""
 ASSEMBLED = ("down.0.1", "down.1.1", "up.2.1", "up.3.1")
 
 
 @dataclass(frozen=True)
 class Way:
-    """A UNet's shape, and how it is called; `rows` are an image's latents in one call, with guidance two."""
+    """A UNet's shape, and how it is called; `rows` are an image's latents in one call, two with guidance. `guided`:
+    only between these shares of the calls, elsewhere there is one row."""
 
     name: str
     shape: str = "sd15"
@@ -39,6 +44,7 @@ class Way:
     channels_last: bool = False
     compiled: str | None = None
     rows: int = 2
+    guided: tuple[float, float] | None = None
 
     def config(self, tiny: bool = False) -> dict[str, Any]:
         if tiny:
@@ -52,19 +58,31 @@ class Way:
         """Raises AsdmError for what this version has no plan for."""
         return resolve(read_plan(self.plan), self.config(tiny)) if self.plan else None
 
+    def halves(self) -> dict[str, int]:
+        """What is added to a pattern's name -> rows of an image's call."""
+        return {"": self.rows, **({HALF: 1} if self.guided else {})}
+
     def counts(self, tiny: bool = False) -> dict[str, int]:
         """How many calls of a generation are of which pattern."""
         resolved = self.resolved(tiny)
-        found: Counter[Reused] = patterns(resolved, STEPS) if resolved else Counter({FULL: STEPS})
-        return {label(pattern): count for pattern, count in found.items()}
+        steps = resolved.steps(STEPS) if resolved else None
+        start, until = self.guided or (0.0, 1.0)
+        found: Counter[str] = Counter()
+        for call in range(STEPS):
+            half = "" if start <= call / STEPS < until else HALF
+            found[label(steps.reused(call) if steps else FULL) + half] += 1
+        return dict(found)
 
     def generation_macs(self, tiny: bool = False) -> float:
         """Multiply-accumulates of a generation, one latent a row."""
         resolved, config = self.resolved(tiny), self.config(tiny)
-        if resolved is None:
-            return self.rows * STEPS * macs(config).total
-        each = {label(pattern): cost.total for pattern, cost in pattern_macs(config, resolved, STEPS).items()}
-        return self.rows * sum(count * each[pattern] for pattern, count in self.counts(tiny).items())
+        costs = pattern_macs(config, resolved, STEPS) if resolved else {FULL: macs(config)}
+        each = {
+            label(pattern) + half: rows * cost.total
+            for pattern, cost in costs.items()
+            for half, rows in self.halves().items()
+        }
+        return sum(count * each[name] for name, count in self.counts(tiny).items())
 
 
 def label(pattern: Reused) -> str:
@@ -81,6 +99,9 @@ SD15 = (
     Way("deepcache", plan=DEEP),
     Way("deepcache, text every call", plan=TEXT),
     Way("output", plan=OUT),
+    Way("guidance interval", guided=INTERVAL),
+    Way("guidance interval, output", plan=OUT, guided=INTERVAL),
+    Way("guidance interval, block", plan=BLOCK, guided=INTERVAL),
     Way("base", removed="base"),
     Way("small", removed="small"),
     Way("tiny", removed="tiny"),
@@ -93,6 +114,8 @@ SDXL = (
     Way("plain", "sdxl"),
     Way("block", "sdxl", plan=UP),
     Way("deepcache", "sdxl", plan=DEEP),
+    Way("output", "sdxl", plan=OUT),
+    Way("guidance interval, output", "sdxl", plan=OUT, guided=INTERVAL),
     Way("base", "sdxl", removed="base"),
 )
 SD21 = (
@@ -104,7 +127,7 @@ SD21 = (
 _PLAIN, *_COMPILED = (
     replace(next(way for way in SD15 if way.name == name), channels_last=True, compiled=mode)
     for mode in ("default", "reduce-overhead")
-    for name in ("plain", "block", "1122", "deepcache, text every call")
+    for name in ("plain", "block", "1122", "deepcache, text every call", "guidance interval, output")
 )
 GROUPS = {"sd15": [SD15], "sizes": [SDXL, SD21], "compiled": [(_PLAIN, way) for way in _COMPILED]}
 """Part -> those who take turns; the first of each is what the others are held against."""

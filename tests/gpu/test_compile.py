@@ -23,6 +23,7 @@ PLANS: dict[str, dict[str, Any]] = {
         "rules": [{"nodes": "*.attn", "cache": "residual", "schedule": {"mode": "uniform", "interval": 3}, "order": 2}]
     },
     "deepcache": {"preset": "deepcache", "interval": 2},
+    "output": {"rules": [{"nodes": "out", "schedule": {"mode": "uniform", "interval": 2}, "order": 1}]},
 }
 GRAPHS = 8
 """At most: a full call without a past, with one, inherited calls, and each again where numbers became variables."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import copy
 import gc
-from contextlib import ExitStack
+from contextlib import AbstractContextManager, ExitStack
 from typing import Any
 
 import accelerate
@@ -14,11 +14,13 @@ import torch
 from torch import nn
 
 from asdm_cli import inherit, switch
+from asdm_cli.patches.base import applied, patch_of
 from asdm_cli.patches.feature_cache import FeatureCache
 from asdm_cli.recipe.patches import read_plan
 from tests.experts.test_layer import images, made
 from tests.gpu.pipes import CALLS, arguments, draw, pipe
 from tests.patches.parts import small
+from tests.turns import read_patches
 
 HALF = pytest.param(torch.float16, marks=pytest.mark.gpu)
 FORMATS = [torch.float32, torch.bfloat16, HALF]
@@ -29,6 +31,7 @@ PLANS: dict[str, dict[str, Any]] = {
     "unit": {"rules": [{"nodes": "*.attn", "cache": "residual", "schedule": {"mode": "uniform", "interval": 3}}]},
     "deepcache": {"preset": "deepcache", "interval": 3, "order": 1},
     "encoder": {"preset": "encoder-propagation", "interval": 2},
+    "output": {"rules": [{"nodes": "out", "schedule": {"mode": "early", "interval": 2}, "order": 1}]},
 }
 """One of each kind of node."""
 
@@ -47,6 +50,31 @@ def test_plans_that_leave_nothing_out_change_no_bit(
     with inherit(made, PLANS["deepcache"]):
         assert not torch.equal(draw(made), plain)
     assert torch.equal(draw(made), plain)
+
+
+@pytest.mark.parametrize("dtype", FORMATS, ids=str)
+@pytest.mark.parametrize("outside", ["conditional", "reuse", "difference"])
+def test_guidance_at_every_call_changes_no_bit_and_outside_an_interval_half_is_computed(
+    outside: str, dtype: torch.dtype, device: torch.device
+) -> None:
+    made, rows = pipe(device, dtype), list[int]()
+    plain = draw(made, CALLS)
+    with guidance(made, until=CALLS, outside=outside):
+        assert torch.equal(draw(made, CALLS), plain)
+    with guidance(made, start=1, until=4, outside=outside):
+        counted = made.unet.conv_in.register_forward_pre_hook(lambda _, given: rows.append(len(given[0])))
+        assert not torch.equal(draw(made, CALLS), plain)
+        counted.remove()
+        assert rows == [1, 2, 2, 2, 1, 1]
+        with inherit(made, PLANS["output"]) as handle:
+            assert draw(made, CALLS).isfinite().all()
+            assert len(set(handle.stats().reused["unet"])) > 1
+    assert torch.equal(draw(made, CALLS), plain)
+
+
+def guidance(pipe: Any, **keys: Any) -> AbstractContextManager[Any]:
+    (spec,) = read_patches([{"kind": "guidance-schedule", "by": "step", **keys}], "test")
+    return applied(pipe, [patch_of(spec)], lambda _: pipe.unet)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, HALF], ids=str)
