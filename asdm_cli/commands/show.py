@@ -106,12 +106,16 @@ def _unet(model: ModelDirectory, component: str, weights: dict[str, int]) -> Tre
 
     anatomy = Anatomy.of(model.config(component))
     parents = {node.address: node.parent for node in anatomy.nodes}
+
+    def above(address: str) -> set[str]:
+        parent = parents.get(address)
+        return {parent} | above(parent) if parent else set()
+
     counts: Counter[str] = Counter()
     for key, count in weights.items():
-        address: str | None = anatomy.address_of_key(key) or OUTSIDE
-        while address is not None:
+        owned = anatomy.owners(key) or {OUTSIDE}
+        for address in owned.union(*(above(address) for address in owned)):
             counts[address] += count
-            address = parents.get(address)
 
     def label(address: str, kind: str, parameters: int) -> Text:
         return Text.assemble((address, "bold"), (f" {kind}" if kind else "", "dim"), f" {parameters:,}")

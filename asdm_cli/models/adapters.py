@@ -34,7 +34,7 @@ from asdm_cli.recipe.verbs import Adapter
 from asdm_cli.unet.addresses import Anatomy
 from asdm_cli.unet.blocks import Config, stated
 from asdm_cli.unet.shapes import tensor_shapes
-from asdm_cli.unet.surgery import Graft, remove
+from asdm_cli.unet.surgery import Graft, remove, with_depth
 from asdm_cli.unet.weights import (
     DIFFUSERS_STEM,
     TRANSFORMERS_STEM,
@@ -347,7 +347,7 @@ def _lineage(name: str, config: Config, steps: Sequence[Mapping[str, Any]]) -> l
         graft = remove(step[UNET_CONFIG], step["removed"]).left
     else:
         sources = {new: (donor, old) for new, (donor, old) in step[UNITS].items()}
-        graft = Graft(config, Anatomy.of(config), sources, step["ends"], step["embeddings"])
+        graft = Graft(config, Anatomy.of(config), with_depth(config, sources), step["ends"], step["embeddings"])
     mapped = graft.key_map({donor: tensor_shapes(each[UNET_CONFIG]) for donor, each in donors.items()})
     for donor, about in donors.items():
         for older in _lineage(about["source"], about[UNET_CONFIG], about.get("history", [])):

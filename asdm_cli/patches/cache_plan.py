@@ -14,6 +14,7 @@ from asdm_cli.errors import ModelError
 from asdm_cli.recipe.patches import OUT, CachePlan, CacheRule, FeatureCacheSpec
 from asdm_cli.records import Timeline
 from asdm_cli.unet.addresses import NORMS, Anatomy
+from asdm_cli.unet.addresses import SUB_UNITS as SUB_UNIT_MODULES
 from asdm_cli.unet.dataflow import CONV_OUT, OUTSIDE, Dataflow
 
 STORE, REUSE, SKIP = 1, 2, 3
@@ -25,6 +26,9 @@ UNITS = ("resnet", "attn", "sampler")
 WHOLE = ""
 """The UNet among its modules, which hands on the whole output."""
 SUB_UNITS = ("self", "cross", "ff")
+DEPTH = "depth"
+"""The kind of a block of a transformer's depth. Its output is all that later ones read: earlier ones are not computed
+where it is reused. Its residual branch is what its three sub-units add."""
 BRANCH = re.compile(r"deepcache\.(\d+)")
 ENCODER = "encoder"
 BRANCHES = {
@@ -42,8 +46,8 @@ Reused = frozenset[int]
 
 @dataclass(frozen=True)
 class Node:
-    """A unit or sub-unit that a rule owns. `cache` is `output` or `residual`; sub-units know no difference. `unit` is
-    the one without which it is not computed: itself, or the transformer around a sub-unit."""
+    """A unit, sub-unit or block of a depth that a rule owns. `cache` is `output` or `residual`; sub-units know no
+    difference. `unit` is the one without which it is not computed: itself, or the transformer around it."""
 
     address: str
     kind: str
@@ -80,8 +84,8 @@ def owned_nodes(plan: CachePlan, anatomy: Anatomy, flow: Dataflow) -> dict[str, 
         below = frozenset[str]().union(*(anatomy.inside(address) for address in named - {CONV_OUT}))
         mine = {CONV_OUT: Node(CONV_OUT, OUT, CONV_OUT, index, rule.cache)} if CONV_OUT in named else {}
         for node in anatomy.nodes:
-            if node.kind in SUB_UNITS and node.address in named:
-                unit = f"{node.address.rsplit('.', 1)[0]}.attn"
+            if node.kind in (*SUB_UNITS, DEPTH) and node.address in named:
+                unit = node.parent or ""
                 mine[node.address] = Node(node.address, node.kind, unit, index, rule.cache)
             elif node.kind in (UNITS if rule.cache == "output" else BRANCHES) and node.address in below:
                 mine[node.address] = Node(node.address, node.kind, node.address, index, rule.cache)
@@ -89,6 +93,11 @@ def owned_nodes(plan: CachePlan, anatomy: Anatomy, flow: Dataflow) -> dict[str, 
             why = "every node it names belongs to an earlier rule"
             why += "" if rule.cache == "output" else ", or has no residual branch (resamplers)"
             raise ModelError(f"rules[{index}].nodes: {why}; take the rule out or name others")
+        taken = {outlet.module: other for other in owned.values() for outlet in outlets(other, anatomy)}
+        for new in (each for address, each in mine.items() if address not in owned):
+            if other := next((taken[each.module] for each in outlets(new, anatomy) if each.module in taken), None):
+                what = f"{new.address} shares sub-units with {other.address} of rules[{other.rule}]; name one of them"
+                raise ModelError(f"rules[{index}].nodes: {what}")
         owned = mine | owned
     return {address: owned[address] for address in (*anatomy.addresses, CONV_OUT) if address in owned}
 
@@ -109,7 +118,8 @@ def _named(rule: CacheRule, anatomy: Anatomy, flow: Dataflow) -> set[str]:
 
 
 def outlets(node: Node, anatomy: Anatomy) -> list[Outlet]:
-    """A sub-unit of a deep transformer hands on at each of its blocks; every other node at one module."""
+    """A sub-unit of a deep transformer hands on at each of its blocks, and the residual branch of such a block at each
+    of its sub-units; every other node at one module."""
     if node.kind == OUT:
         return [Outlet(WHOLE, node.rule)]
     modules = anatomy.node(node.address).modules
@@ -117,6 +127,12 @@ def outlets(node: Node, anatomy: Anatomy) -> list[Outlet]:
         norm = next(norm for norm, word in NORMS.items() if word == node.kind)
         return [Outlet(module, node.rule, (f"{module.rsplit('.', 1)[0]}.{norm}",)) for module in modules]
     (module,) = modules
+    if node.kind == DEPTH and node.cache == "residual":
+        inside = ((SUB_UNIT_MODULES[word], norm) for norm, word in NORMS.items())
+        return [Outlet(f"{module}.{name}", node.rule, (f"{module}.{norm}",)) for name, norm in inside]
+    if node.kind == DEPTH:
+        inner, _, number = module.rpartition(".")
+        return [Outlet(module, node.rule, tuple(f"{inner}.{k}" for k in range(int(number))))]
     if node.cache == "output":
         return [Outlet(module, node.rule, tupled=node.kind == "attn")]
     end, before = BRANCHES[node.kind]
@@ -163,6 +179,11 @@ class ResolvedPlan:
                 around = states[node.unit]
                 own = REUSED if around == COMPUTED and node.rule in reused else around
                 states[node.address] = UNREAD if around == REUSED else own
+        for node in self.owned.values():
+            if node.kind == DEPTH and node.cache == "output" and states[node.address] == REUSED:
+                inner, _, number = node.address.rpartition(".")
+                earlier = (f"{inner}.{k}" for k in range(int(number)))
+                states |= dict.fromkeys(states.keys() & set(earlier), UNREAD)
         return states
 
     def roles(self, states: Mapping[str, str], stored: frozenset[str]) -> dict[str, int]:
@@ -177,7 +198,15 @@ class ResolvedPlan:
                     roles |= dict.fromkeys(outlet.shadows, SKIP) | {outlet.module: REUSE}
                 elif state == COMPUTED and outlet.module in stored:
                     roles[outlet.module] = STORE
-        return roles
+        skipped = {name for name, role in roles.items() if role == SKIP}
+        return {name: role for name, role in roles.items() if skipped.isdisjoint(_around(name))}
+
+
+def _around(module: str) -> list[str]:
+    """The modules that it lies in, as roles name them: what is in one that does not run does nothing either."""
+    words = module.split(".")
+    names = [".".join(words[:count]) for count in range(1, len(words))]
+    return names + [f"{name.rpartition('.')[0]}.*" for name in names if name.rpartition(".")[2].isdigit()]
 
 
 def resolve(plan: CachePlan, config: dict[str, Any]) -> ResolvedPlan:

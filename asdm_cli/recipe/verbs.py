@@ -247,7 +247,8 @@ class PruneRecipe(Recipe):
     verb: Annotated[Literal["prune"], VERB]
     model: Model
     remove: Patterns
-    """A named set (base, small, tiny), an address pattern, or a list of them."""
+    """A named set (base, small, tiny; of SDXL ssd-1b, vega, koala-1b, koala-700m), an address pattern, or a list of
+    them."""
 
     EXAMPLE = """\
 verb: prune
@@ -515,7 +516,7 @@ out: runs/distilled
 NONE = "none"
 """In the place of a donor: no mid block."""
 BLOCK = re.compile(r"mid|(down|up)\.\d")
-LAYER = re.compile(r"mid\.\d+|(down|up)\.\d+\.(\d+|sampler)")
+LAYER = re.compile(r"mid\.\d+(\.attn\.\S+)?|(down|up)\.\d+\.(\d+(\.attn\.\S+)?|sampler)")
 
 
 def _said(mid: Any) -> Any:
@@ -581,7 +582,8 @@ class AssembleRecipe(Recipe):
     mid: Annotated[Text | None, BeforeValidator(_said), Field(validate_default=False)] = None
     """The donor of the mid block, or `none` for a UNet without."""
     blocks: dict[Text, Text | Annotated[list[Text], Field(min_length=1)]] = {}
-    """Block of the result -> donor, or a list of `donor/layer`, a resampler last: `[base/up.3.0, original/up.3.2]`."""
+    """Block of the result -> donor, or a list of `donor/layer`, a resampler last: `[base/up.3.0, original/up.3.2]`.
+    `original/up.0.1.attn.[0-5]` is that layer with these blocks of its transformer's depth."""
     ends: Text | None = None
     """The donor of conv_in, conv_norm_out and conv_out; that of level 0 if left out."""
     embeddings: Text | None = None

@@ -251,14 +251,14 @@ def frozen_keys(
             known = f"its donors are {', '.join(donors)}" if donors else "it was not made by asdm assemble"
             raise ModelError(f"{pattern!r}: the student has nothing from {donor!r}; {known}")
         words += [pattern] if donor == pattern else donors[donor]
-    places = {key: anatomy.address_of_key(key) for key in keys}
-    outside = {key.split(".")[0] for key, place in places.items() if place is None}
+    places = {key: anatomy.owners(key) for key in keys}
+    outside = {key.split(".")[0] for key, place in places.items() if not place}
     try:
         named = anatomy.match([word for word in words if word not in outside])
     except ModelError as error:
         raise ModelError(f"{error}; outside the blocks are {', '.join(sorted(outside))}") from None
     inside = frozenset().union(*(anatomy.inside(address) for address in named))
-    return frozenset(key for key, place in places.items() if place in inside or key.split(".")[0] in words)
+    return frozenset(key for key, place in places.items() if place & inside or key.split(".")[0] in words)
 
 
 def _prompts(source: str, per_prompt: int = 1) -> PromptList:

@@ -1,16 +1,17 @@
 """The UNet as a tree of addresses, and the one place that knows what diffusers calls each of them. No torch.
 
-block `down.0`, `mid`, `up.3`; layer `down.0.1`, `up.2.sampler`; unit `down.0.1.resnet`, `.attn`;
-sub-unit (inside the transformer) `down.0.1.self`, `.cross`, `.ff`.
+block `down.0`, `mid`, `up.3`; layer `down.0.1`, `up.2.sampler`; unit `down.0.1.resnet`, `.attn`; inside the
+transformer, sub-unit `down.0.1.self`, `.cross`, `.ff` (of all its depth) and one block of the depth `down.0.1.attn.3`.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from difflib import get_close_matches
 from fnmatch import fnmatchcase
+from typing import NamedTuple
 
 from asdm_cli.errors import ModelError
 from asdm_cli.unet.blocks import Block, Config, read_blocks
@@ -22,17 +23,56 @@ NORMS = {"norm1": "self", "norm2": "cross", "norm3": "ff"}
 """The layer norm in front of a sub-unit belongs to it."""
 INSIDE = {**NORMS, **{module: word for word, module in SUB_UNITS.items()}}
 KEY = re.compile(r"(?:(down|up)_blocks\.(\d+)|mid_block)\.(resnets|attentions|downsamplers|upsamplers)\.(\d+)\.(.+)")
-NAMED = ("base", "small", "tiny")
+DEPTH = "transformer_blocks"
+BK_SDM = ("base", "small", "tiny")
 """Named sets of layers: those of BK-SDM (arXiv 2305.15798), as rules that give its sets on SD 1.x."""
+
+
+class Student(NamedTuple):
+    """What a published student keeps of SDXL. `depths`: block -> transformer blocks that stay of each layer that does,
+    the first ones. `mid`: what goes of the mid block."""
+
+    pairs: bool
+    """Whether every block keeps the layers that `base` keeps of it, or all."""
+    depths: Mapping[str, tuple[int, ...]]
+    mid: tuple[str, ...]
+
+
+STUDENTS = {
+    "ssd-1b": Student(
+        pairs=False,
+        depths={"down.1": (2, 2), "down.2": (4, 4), "up.0": (4, 4, 10), "up.1": (2, 1, 1)},
+        mid=("mid.0.attn", "mid.1"),
+    ),
+    "vega": Student(
+        pairs=False,
+        depths={"down.1": (1, 1), "down.2": (2, 2), "up.0": (2, 2, 2), "up.1": (1, 1, 1)},
+        mid=("mid.0.attn", "mid.1"),
+    ),
+    "koala-1b": Student(
+        pairs=True,
+        depths={"down.1": (2,), "down.2": (6,), "mid": (6,), "up.0": (6, 6), "up.1": (2, 2)},
+        mid=(),
+    ),
+    "koala-700m": Student(
+        pairs=True, depths={"down.1": (2,), "down.2": (5,), "up.0": (5, 5), "up.1": (2, 2)}, mid=("mid",)
+    ),
+}
+"""Named sets of SDXL's shape: SSD-1B and Segmind Vega (arXiv 2401.02677), KOALA (arXiv 2312.04005). Layers and depths
+are those of the published models' configs. Which blocks of a depth their authors kept is not in a config; the first
+ones is our choice."""
+NAMED = (*BK_SDM, *STUDENTS)
 SHOWN = 60
 """Letters of a word that is none, in a message."""
 UNITS = {"resnet", "attn", "self", "cross", "ff", "sampler"}
+INNER = re.compile(rf".*\.{DEPTH}\.(\d+)\.")
+PART = re.compile(rf"(?:(?:down|up)_blocks\.\d+|mid_block)\.\w+\.\d+(?:\.{DEPTH}\.\d+)?(?=\.)")
 
 
 @dataclass(frozen=True)
 class Node:
-    """One address. `kind` is block, layer, sampler, resnet, attn, self, cross or ff. `modules` are diffusers' names:
-    several for a layer (resnet, transformer) and for sub-units of deep transformers."""
+    """One address. `kind` is block, layer, sampler, resnet, attn, self, cross, ff or depth. `modules` are diffusers'
+    names: several for a layer (resnet, transformer) and for sub-units of deep transformers."""
 
     address: str
     kind: str
@@ -77,7 +117,8 @@ class Anatomy:
         """Addresses that patterns, `level.N` and named sets stand for; ModelError for one that matches nothing.
 
         Words are matched one by one with shell wildcards: `up.*.1`, `down.[01].0.attn`. Where the last word is a
-        unit, a leading `*` stands for everything in front: `*.self`, `*.1.attn`.
+        unit, or one of a transformer's depth, a leading `*` stands for everything in front: `*.self`, `*.1.attn`,
+        `*.attn.[4-9]`.
         """
         wanted = [wanted] if isinstance(wanted, str) else list(wanted)
         return frozenset().union(*(self._match_one(pattern) for pattern in wanted))
@@ -85,7 +126,8 @@ class Anatomy:
     def address_of_key(self, key: str) -> str | None:
         """The most specific address that owns a state-dict key; None for what stands outside the blocks.
 
-        A transformer's own norm, proj_in and proj_out belong to `.attn`.
+        A transformer's own norm, proj_in and proj_out belong to `.attn`; what its depth holds to `.self`, `.cross`
+        or `.ff` (and, beside these, to a block of the depth: `owners`).
         """
         found = KEY.match(key)
         if found is None:
@@ -105,6 +147,13 @@ class Anatomy:
         where = f"the UNet's config has no place for this tensor ({address})"
         raise ModelError(f"{key}: {where}; config and weights differ")
 
+    def owners(self, key: str) -> frozenset[str]:
+        """The most specific addresses that own a key: within a transformer's depth two, else one or none."""
+        address = self.address_of_key(key)
+        if address is None or (inner := INNER.match(key)) is None:
+            return frozenset({address} if address else ())
+        return frozenset({address, f"{address.rpartition('.')[0]}.attn.{inner[1]}"})
+
     def _match_one(self, pattern: str) -> frozenset[str]:
         if pattern in NAMED:
             return named_set(self.blocks, pattern)
@@ -115,7 +164,7 @@ class Anatomy:
                 raise ModelError(f"{pattern}: this UNet has the levels 0 to {deepest}")
             return frozenset(found)
         wanted = pattern.split(".")
-        anywhere = len(wanted) > 1 and wanted[0] == "*" and wanted[-1] in UNITS
+        anywhere = len(wanted) > 1 and wanted[0] == "*" and (wanted[-1] in UNITS or wanted[-2] == "attn")
         wanted = wanted[anywhere:]
         matched = set()
         for address in self.addresses:
@@ -132,6 +181,13 @@ class Anatomy:
         blocks = ", ".join(sorted(block.address for block in self.blocks))
         hint = f"did you mean {close[0]!r}?" if close else f"its blocks are {blocks}"
         return f"{word[:SHOWN]}: this UNet has no such address ({hint})"
+
+
+def part_of(key: str) -> str | None:
+    """The smallest module that surgery moves: a unit, or inside of a transformer one block of its depth,
+    `down_blocks.1.attentions.0.transformer_blocks.3`; None for what stands in no block."""
+    found = PART.match(key)
+    return found[0] if found else None
 
 
 def unit_of(key: str) -> str | None:
@@ -156,6 +212,8 @@ def _block_nodes(block: Block) -> Iterable[Node]:
         for word, module in SUB_UNITS.items() if layer.transformer.depth else ():
             inner = tuple(f"{attn}.transformer_blocks.{k}.{module}" for k in range(layer.transformer.depth))
             yield Node(f"{address}.{word}", word, f"{address}.attn", inner)
+        for k in range(layer.transformer.depth):
+            yield Node(f"{address}.attn.{k}", "depth", f"{address}.attn", (f"{attn}.{DEPTH}.{k}",))
     if block.sampler is not None:
         name = f"{prefix}.{SAMPLERS[block.kind]}.0"
         yield Node(f"{block.address}.sampler", "sampler", block.address, (name,))
@@ -166,8 +224,15 @@ def named_set(blocks: tuple[Block, ...], name: str) -> frozenset[str]:
 
     Down blocks keep their first layer. Up blocks keep the first (it takes the coarser level's width) and the last (it
     takes the finer level's skip): only the layers between them are alike. Small lacks the mid block as well, and tiny
-    the whole deepest level.
+    the whole deepest level. Students of SDXL keep these layers, or all, and the first of every transformer's depth.
     """
+    gone = _student(blocks, name) if name in STUDENTS else _bk_sdm(blocks, name)
+    if not gone:
+        raise ModelError(f"{name}: this UNet lacks all of it already; name other addresses")
+    return frozenset(gone)
+
+
+def _bk_sdm(blocks: tuple[Block, ...], name: str) -> set[str]:
     deepest = max(block.level for block in blocks)
     gone: set[str] = set()
     if name == "small":
@@ -176,11 +241,35 @@ def named_set(blocks: tuple[Block, ...], name: str) -> frozenset[str]:
         if deepest == 0:
             raise ModelError("tiny: this UNet has one level only; nothing would be left of it")
         gone = {block.address for block in blocks if block.level == deepest} | {f"down.{deepest - 1}.sampler"}
-    kept_at_the_end = {"down": 0, "up": 1}
     for block in blocks:
-        if block.kind != "mid" and not (name == "tiny" and block.level == deepest):
-            between = range(1, len(block.layers) - kept_at_the_end[block.kind])
-            gone |= {f"{block.address}.{i}" for i in between}
-    if not gone:
-        raise ModelError(f"{name}: this UNet lacks all of it already; name other addresses")
-    return frozenset(gone)
+        if not (name == "tiny" and block.level == deepest):
+            gone |= {f"{block.address}.{i}" for i in range(len(block.layers)) if i not in _ends(block)}
+    return gone
+
+
+def _ends(block: Block) -> list[int]:
+    """The layers that BK-SDM's sets keep of a block."""
+    last = len(block.layers) - 1
+    return {"down": [0], "mid": list(range(last + 1)), "up": sorted({0, last})}[block.kind]
+
+
+def _student(blocks: tuple[Block, ...], name: str) -> set[str]:
+    student, tree = STUDENTS[name], {block.address: block for block in blocks}
+    gone: set[str] = set()
+    for address, depths in student.depths.items():
+        layers = tree[address].layers if address in tree else ()
+        numbers = _ends(tree[address])[: len(depths)] if student.pairs and layers else list(range(len(layers)))
+        found = [made.depth if (made := layers[number].transformer) else 0 for number in numbers]
+        if len(found) != len(depths) or any(have < kept for have, kept in zip(found, depths, strict=True)):
+            has = f"has the depths {found}" if found else "is not there"
+            raise ModelError(
+                f"{name}: a set for SDXL's shape, which keeps transformers of the depths {list(depths)} in {address}; "
+                f"here {address} {has}; name addresses instead"
+            )
+        for number, kept, have in zip(numbers, depths, found, strict=True):
+            gone |= {f"{address}.{number}.attn.{k}" for k in range(kept, have)}
+    for block in blocks if student.pairs else ():
+        gone |= {f"{block.address}.{i}" for i in range(len(block.layers)) if i not in _ends(block)}
+    if "mid" in tree and (student.mid == ("mid",) or tree["mid"].attends):
+        gone |= set(student.mid)
+    return gone

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from inspect import signature
 
@@ -28,6 +28,8 @@ from asdm_cli.unet.surgery import (
     stock_config,
 )
 
+INSIDE = ".attn."
+"""Behind a layer's address, before the blocks of its transformer's depth that are taken."""
 HARMLESS = {"sample_size", EXPERTS}
 """Says what a UNet is used for, not what its weights mean (the result has the first donor's), or is about single
 layers."""
@@ -89,12 +91,15 @@ def _piece(donors: Mapping[str, Config], trees: Mapping[str, Anatomy], part: Par
     places = part.layers or _whole(part, trees[part.donor], kind, level, kind == "up" or level < last)
     if faults := list(_misnamed(part, trees)):
         raise ModelError("\n".join(faults))
-    origins = [
-        Origin(donor, donors[donor], trees[donor].block(address), address.rpartition(".")[2])
-        for donor, address in places
-    ]
+    origins = []
+    for donor, place in places:
+        address, *_ = place.split(INSIDE)
+        origins.append(Origin(donor, donors[donor], trees[donor].block(address), address.rpartition(".")[2]))
+        if address != place:
+            kept = sorted(int(each.rpartition(".")[2]) for each in trees[donor].match(place))
+            origins[-1] = replace(origins[-1], depth=tuple(kept))
     sampler = origins.pop() if origins[-1].word == "sampler" else None
-    layers = tuple(each.block.layers[int(each.word)] for each in origins)
+    layers = tuple(each.layer for each in origins)
     block = Block(kind, int(index or 0), level, layers, sampler.block.sampler if sampler else None)
     return Piece(block, tuple(origins), sampler)
 
@@ -115,16 +120,19 @@ def _misnamed(part: Part, trees: Mapping[str, Anatomy]) -> Iterable[str]:
     """What is wrong with layers that are named one by one."""
     kinds = []
     for number, (donor, address) in enumerate(part.layers):
-        key = f"{part.key}[{number}]"
+        key, (layer, *inside) = f"{part.key}[{number}]", address.split(INSIDE)
         try:
-            kinds.append(trees[donor].node(address).kind)
+            if inside:
+                trees[donor].match(address)
+            kinds.append(trees[donor].node(layer).kind)
         except ModelError as error:
             yield f"{key}: donor {donor}: {error}"
             continue
         if kinds[-1] not in ("layer", "sampler"):
             found = re.match(r"(mid|(?:down|up)\.\d+)(\.\d+)?", address)
             example = found[1] + (found[2] or ".0") if found else "up.3.0"
-            yield f"{key}: {address} is no layer; name layers ({example}) or a resampler"
+            some = f"some of their depth ({example}.attn.[0-3])"
+            yield f"{key}: {address} is no layer; name layers ({example}), {some} or a resampler"
         elif kinds[-1] == "sampler" and number < len(part.layers) - 1:
             yield f"{key}: a resampler comes last in its block"
         elif kinds[-1] == "sampler" and address.split(".")[0] != part.block.split(".")[0]:

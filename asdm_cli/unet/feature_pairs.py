@@ -1,8 +1,8 @@
 """Which node of a teacher answers to which node of a student. No torch.
 
-A pruned UNet's layers take over for the removed ones behind them, so within a block layers are paired from the end:
-the last with the last (BK-SDM pairs its Tiny like that). Blocks are paired by kind and level, and need no history:
-a student of anybody's making will do.
+A pruned UNet's layers take over for the removed ones behind them, so within a block layers are paired from the end: the
+last with the last (BK-SDM pairs its Tiny like that), and so are the blocks of a transformer's depth. Blocks are paired
+by kind and level, and need no history: a student of anybody's making will do.
 """
 
 from __future__ import annotations
@@ -57,14 +57,27 @@ def _pair(student: Anatomy, teacher: Anatomy, address: str) -> FeaturePair:
                 f"{address}: the teacher's {twin.address} has {len(twin.layers)} layer(s), and layers are paired "
                 "from the end; name other nodes"
             )
+    if len(rest) == 2 and f"{twin.address}.{number}.attn" in teacher:
+        depths = [_depth(block, int(address.split(".")[-3])), _depth(twin, int(number))]
+        rest[1] = str(int(rest[1]) + depths[1] - depths[0])
+        if depths[1] - depths[0] + int(address.rpartition(".")[2]) < 0:
+            raise ModelError(
+                f"{address}: the teacher's {twin.address}.{number}.attn has {depths[1]} block(s), and they are paired "
+                "from the end; name other nodes"
+            )
     inside = ".".join([number, *rest])
     if (other := f"{twin.address}.{inside}") not in teacher:
         raise ModelError(f"{address}: the teacher's {twin.address} has no {inside}; name other nodes")
     ours, theirs = _ends(student, address), _ends(teacher, other)
-    if len(ours) != len(theirs):
+    if len(ours) > len(theirs):
         counts = f"has {len(ours)} transformer blocks where the teacher has {len(theirs)}"
         raise ModelError(f"{address}: {counts}; name its transformer instead")
-    return FeaturePair(address, other, ours, theirs)
+    return FeaturePair(address, other, ours, theirs[-len(ours) :])
+
+
+def _depth(block: Block, layer: int) -> int:
+    inside = block.layers[layer].transformer
+    return inside.depth if inside else 0
 
 
 def _block_pair(student: Anatomy, teacher: Anatomy, block: Block, twin: Block) -> FeaturePair:

@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from typing import Any, NamedTuple, TypeVar
 
 from asdm_cli.errors import ModelError
-from asdm_cli.unet.addresses import Anatomy, unit_of
+from asdm_cli.unet.addresses import DEPTH, Anatomy, Node, part_of, unit_of
 from asdm_cli.unet.blocks import EXPERTS, TYPES, Block, Config, Layer, per_level, plain, read, read_blocks, with_experts
 
 LISTED = ("block_out_channels", "attention_head_dim", "cross_attention_dim", "only_cross_attention")
@@ -21,22 +21,34 @@ DEPTHS, UP_DEPTHS = "transformer_layers_per_block", "reverse_transformer_layers_
 ENDS = ("conv_in", "conv_norm_out", "conv_out")
 """Modules outside the blocks that work on pictures; all others outside embed time and conditions."""
 
+LAST_DIGIT = 9
+
 Place = tuple[str, str]
 """A donor's name and an address, or a module or tensor, of that donor."""
 
 
 @dataclass(frozen=True)
 class Origin:
-    """A layer of a donor's block, by its number, or its `sampler`."""
+    """A layer of a donor's block, by its number, or its `sampler`. `depth`: which blocks of its transformer, if it has
+    one; None for all."""
 
     donor: str
     config: Config
     block: Block
     word: str
+    depth: tuple[int, ...] | None = None
 
     @property
     def address(self) -> str:
         return f"{self.block.address}.{self.word}"
+
+    @property
+    def layer(self) -> Layer:
+        """What is taken of it."""
+        whole = self.block.layers[int(self.word)]
+        if self.depth is None or whole.transformer is None:
+            return whole
+        return replace(whole, transformer=replace(whole.transformer, depth=len(self.depth)))
 
 
 @dataclass(frozen=True)
@@ -59,8 +71,8 @@ class Misfit(NamedTuple):
 
 @dataclass(frozen=True)
 class Graft:
-    """`config` of the result, its anatomy, and `sources`: module of the result -> donor and its module. `ends` and
-    `embeddings` are the donors of what stands in no block."""
+    """`config` of the result, its anatomy, and `sources`: module of the result -> donor and its module, of units and
+    of each block of a transformer's depth. `ends` and `embeddings` are the donors of what stands in no block."""
 
     config: Config
     result: Anatomy
@@ -76,7 +88,7 @@ class Graft:
         mapped: dict[str, Place] = {}
         for donor, tensors in keys.items():
             for key in tensors:
-                if (module := unit_of(key)) is None:
+                if (module := part_of(key)) is None:
                     mapped |= {key: (donor, key)} if donor == self._outside(key) else {}
                     continue
                 mapped |= {new + key.removeprefix(module): (donor, key) for new in names.get((donor, module), ())}
@@ -96,6 +108,17 @@ class Graft:
 
     def _outside(self, key: str) -> str:
         return self.ends if key.split(".")[0] in ENDS else self.embeddings
+
+
+def with_depth(config: Config, sources: Mapping[str, Place]) -> dict[str, Place]:
+    """`sources` as older asdm.json have them, of units alone: a transformer's whole depth comes with it."""
+    found = dict(sources)
+    for node in Anatomy.of(config).nodes if not any(DEPTH in each for each in sources) else ():
+        if node.kind == "depth":
+            unit, _, number = node.modules[0].rpartition(f".{DEPTH}.")
+            donor, old = sources[unit]
+            found[node.modules[0]] = (donor, f"{old}.{DEPTH}.{number}")
+    return found
 
 
 def misfits(config: Config, pieces: Sequence[Piece]) -> list[Misfit]:
@@ -126,8 +149,13 @@ def graft(config: Config, pieces: Sequence[Piece], ends: str = "", embeddings: s
             origins[f"{block.address}.sampler"] = piece.sampler
         for address, origin in origins.items():
             theirs = trees[origin.donor].node(origin.address).modules
-            for new, old in zip(result.node(address).modules, theirs, strict=False):  # a transformer may be gone
+            pairs = list(zip(result.node(address).modules, theirs, strict=False))  # a transformer may be gone
+            for new, old in pairs[1:]:
+                kept = origin.depth if origin.depth is not None else range(len(_depth_of(result, address)))
+                pairs += [(f"{new}.{DEPTH}.{to}", f"{old}.{DEPTH}.{of}") for to, of in enumerate(kept)]
+            for new, old in pairs:
                 sources[new] = (origin.donor, old)
+            for new, old in pairs[:2]:
                 held = (origin.config.get(EXPERTS) or {}).items()
                 experts |= {new + name.removeprefix(old): one for name, one in held if name.startswith(f"{old}.")}
     if any(EXPERTS in each for each in (made, *taken.values())):
@@ -141,7 +169,7 @@ def stock_config(config: Config, pieces: Sequence[Piece]) -> Config:
     down, mid, up = ([piece for piece in pieces if piece.block.kind == kind] for kind in ("down", "mid", "up"))
     levels = list(zip(down, reversed(up), strict=True))
     owners = [_owner(*level) for level in (*levels[:-1], (*levels[-1], *mid))]
-    depths, up_depths = ([_depth(piece) for piece in side] for side in (down, up))
+    depths, up_depths = _depths(down, up, mid)
     pairs = zip(depths, up_depths[::-1], strict=True)
     follows = read(config, UP_DEPTHS) is None and all(a == b and not isinstance(a, list) for a, b in pairs)
     changed: Config = {
@@ -154,7 +182,7 @@ def stock_config(config: Config, pieces: Sequence[Piece]) -> Config:
         "mid_block_type": TYPES["mid", mid[0].block.attends] if mid else None,
         "layers_per_block": _form(read(config, "layers_per_block"), [len(piece.block.layers) for piece in down]),
         DEPTHS: _form(read(config, DEPTHS), depths),
-        UP_DEPTHS: None if follows else _form(read(config, UP_DEPTHS), up_depths),
+        UP_DEPTHS: None if follows else up_depths,
     }
     return {**config, **{key: value for key, value in changed.items() if value != plain(read(config, key))}}
 
@@ -170,16 +198,40 @@ def _form(before: object, values: list[Any]) -> object:
     return values[0] if single and all(value == values[0] for value in values) else values
 
 
+def _depths(down: Sequence[Piece], up: Sequence[Piece], mid: Sequence[Piece]) -> tuple[list[Any], list[Any]]:
+    """Transformer depths of the down and of the up blocks, each in forward order. Diffusers reads the mid block's where
+    it reads that of the coarsest down block's first layer."""
+    depths, up_depths = [_depth(piece) for piece in down], [_depth(piece) for piece in up][::-1]
+    if mid and mid[0].block.attends and not down[-1].block.attends:
+        depths[-1] = _depth(mid[0])
+    for level, (below, above) in enumerate(zip(down, reversed(up), strict=True)):
+        used = below.block.attends or (below is down[-1] and bool(mid) and mid[0].block.attends)
+        if above.block.attends and not used and not isinstance(up_depths[level], list):
+            depths[level] = up_depths[level]
+        elif used and not above.block.attends and not isinstance(depths[level], list):
+            up_depths[level] = depths[level]
+    return depths, up_depths[::-1]
+
+
 def _depth(piece: Piece) -> Any:
-    """Transformer depth of a block; layer by layer where it was listed so, or where the layers differ in it."""
+    """Transformer depth of a block; layer by layer where it was listed so, or where the layers differ in it. Of layers
+    without transformers what their config says, which nobody reads."""
     depths, listed = [], False
-    for origin in piece.layers:
+    for origin, layer in zip(piece.layers, piece.block.layers, strict=True):
         reverse = origin.block.kind == "up" and read(origin.config, UP_DEPTHS) is not None
         place = (UP_DEPTHS, origin.block.index) if reverse else (DEPTHS, origin.block.level)
         entry = per_level(origin.config, place[0])[place[1]]
         listed |= isinstance(entry, list | tuple)
-        depths.append(entry[int(origin.word)] if isinstance(entry, list | tuple) else entry)
+        said = entry[int(origin.word)] if isinstance(entry, list | tuple) else entry
+        depths.append(layer.transformer.depth if layer.transformer else said)
+    if piece.block.kind == "mid":  # its second layer has none
+        depths = depths[:1]
     return depths if listed or len(set(depths)) > 1 else depths[0]
+
+
+def _depth_of(anatomy: Anatomy, layer: str) -> list[Node]:
+    """The blocks of a layer's transformer."""
+    return [node for node in anatomy.nodes if node.kind == "depth" and node.parent == f"{layer}.attn"]
 
 
 def _differences(pieces: Iterable[Block], promised: Iterable[Block]) -> Iterator[Misfit]:
@@ -198,6 +250,8 @@ def _differences(pieces: Iterable[Block], promised: Iterable[Block]) -> Iterator
         for index, (layer, other) in enumerate(zip(left.layers, built.layers, strict=True)):
             if layer != other:
                 what = f"in {here} a layer made for {_shape(layer)} would stand where {_shape(other)} is needed"
+                if left.kind == "mid" and layer.transformer and other.transformer:
+                    what += "; a config has one depth for mid and for the first layer of the coarsest down block"
                 yield Misfit(number, index, what)
 
 
@@ -264,16 +318,35 @@ def closure(anatomy: Anatomy, addresses: Iterable[str]) -> frozenset[str]:
 
 
 def brief(anatomy: Anatomy, addresses: frozenset[str]) -> tuple[str, ...]:
-    """The same set in fewer words: nothing inside of something else, and `down.0.*.attn` for all of a block's."""
+    """The same set in fewer words: nothing inside of something else, `down.0.*.attn` for all of a block's, and
+    `down.2.*.attn.[6-9]` for what goes of the depth of all transformers of a block, or of one."""
     below = frozenset().union(*(anatomy.inside(address) for address in addresses))
     words: dict[str, None] = {}
     for node in anatomy.nodes:
         if node.address not in addresses or node.parent in below:
             continue
-        pattern = f"{anatomy.block(node.address).address}.*.attn"
-        alike = anatomy.match(pattern) if node.kind == "attn" else frozenset()
-        words[pattern if len(alike) > 1 and alike <= below else node.address] = None
+        block, own = anatomy.block(node.address).address, node.address
+        if node.kind == "attn":
+            alike = anatomy.match(f"{block}.*.attn")
+            own = f"{block}.*.attn" if len(alike) > 1 and alike <= below else own
+        elif node.kind == "depth" and node.parent:
+            of = [other.address for other in anatomy.nodes if other.kind == "depth" and other.parent == node.parent]
+            digits = _digits([k for k, each in enumerate(of) if each in below], len(of), of.index(own))
+            alike = anatomy.match(f"{block}.*.attn.{digits}")
+            several = len({anatomy.node(each).parent for each in alike} - below) > 1 and alike <= below
+            own = f"{block}.*.attn.{digits}" if several else f"{node.parent}.{digits}"
+        words[own] = None
     return tuple(words)
+
+
+def _digits(numbers: Sequence[int], count: int, one: int) -> str:
+    """A pattern of these numbers of so many; where none stands for them, `one` of them."""
+    if len(numbers) == count:
+        return "*"
+    if len(numbers) == 1 or numbers[-1] > LAST_DIGIT:
+        return str(one)
+    run = list(range(numbers[0], numbers[-1] + 1)) == list(numbers)
+    return f"[{numbers[0]}-{numbers[-1]}]" if run else f"[{''.join(map(str, numbers))}]"
 
 
 def _pieces(config: Config, donor: Anatomy, gone: frozenset[str]) -> list[Piece]:
@@ -282,16 +355,22 @@ def _pieces(config: Config, donor: Anatomy, gone: frozenset[str]) -> list[Piece]
     for block in donor.blocks:
         if block.address in gone:
             continue
-        left = {i: layer for i, layer in enumerate(block.layers) if f"{block.address}.{i}" not in gone}
+        left = [i for i in range(len(block.layers)) if f"{block.address}.{i}" not in gone]
+        origins = tuple(Origin("", config, block, str(i), _kept(block, i, gone)) for i in left)
         layers = tuple(
-            replace(layer, transformer=None) if f"{block.address}.{i}.attn" in gone else layer
-            for i, layer in left.items()
+            replace(origin.layer, transformer=None) if f"{origin.address}.attn" in gone else origin.layer
+            for origin in origins
         )
-        origins = tuple(Origin("", config, block, str(i)) for i in left)
         sampler = None if f"{block.address}.sampler" in gone else block.sampler
         own = Origin("", config, block, "sampler") if sampler else None
         pieces.append(Piece(replace(block, layers=layers, sampler=sampler), origins, own))
     return pieces
+
+
+def _kept(block: Block, layer: int, gone: frozenset[str]) -> tuple[int, ...] | None:
+    inside = block.layers[layer].transformer
+    kept = (k for k in range(inside.depth) if f"{block.address}.{layer}.attn.{k}" not in gone) if inside else ()
+    return tuple(kept) if inside else None
 
 
 def _inside_out(donor: Anatomy, gone: frozenset[str]) -> list[str]:

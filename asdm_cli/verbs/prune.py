@@ -10,6 +10,7 @@ from asdm_cli.models.write import assemble_directory
 from asdm_cli.recipe.verbs import PruneRecipe
 from asdm_cli.records import Report
 from asdm_cli.report.run_directory import Run
+from asdm_cli.unet.addresses import DEPTH
 from asdm_cli.unet.blocks import stated
 from asdm_cli.unet.shapes import tensor_shapes
 from asdm_cli.unet.surgery import Surgery, remove
@@ -36,7 +37,8 @@ class Plan:
         )
         becomes = dict.fromkeys(old.values(), "")
         for module, source in surgery.sources.items():
-            becomes[old[source.rsplit(".", 2)[0]]] = new[module.rsplit(".", 2)[0]]
+            if DEPTH not in module:
+                becomes[old[source.rsplit(".", 2)[0]]] = new[module.rsplit(".", 2)[0]]
         made = {"removed": ", ".join(surgery.removed) or "nothing"}
         return change("prune", self.source, configs, self.kept.size, made, becomes)
 

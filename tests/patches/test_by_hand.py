@@ -15,6 +15,7 @@ from diffusers import UNet2DConditionModel
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
+from asdm_cli.errors import ModelError
 from asdm_cli.patches.feature_cache import FeatureCache
 from asdm_cli.profiling.macs import OURS
 from asdm_cli.recipe.patches import read_plan
@@ -57,6 +58,13 @@ BRANCHES = {
 """The same for residual branches."""
 DEEP = {"self-attention": 28, "cross-attention": 28, "feed-forward": 28}
 """How many are put in where transformers have several blocks (of SHAPES["sdxl"])."""
+DEPTH = r"(down_blocks\.2|up_blocks\.0|mid_block)\.attentions\.\d\.transformer_blocks"
+DEPTHS = {
+    "output": (rf"{DEPTH}\.1", rf"{DEPTH}\.0(\..*)?", 6),
+    "residual": (rf"{DEPTH}\.1\.(attn1|attn2|ff)", NONE, 18),
+}
+"""The same for the second of three blocks of every depth (`*.attn.1`), by what is inherited: what is put in, what need
+not run for it, how many."""
 
 Call = Callable[[UNet2DConditionModel], Tensor]
 
@@ -161,3 +169,44 @@ def test_branches_with_linear_projections() -> None:
 def test_inside_deep_transformers(name: str) -> None:
     nodes, put, gone, _ = CASES[name]
     check("sdxl", nodes, "output", put, gone, DEEP[name])
+
+
+@pytest.mark.parametrize("cache", DEPTHS)
+def test_one_block_of_a_depth(cache: str) -> None:
+    put, gone, count = DEPTHS[cache]
+    check("sdxl", ["down.2.*.attn.1", "mid.*.attn.1", "up.0.*.attn.1"], cache, put, gone, count)
+
+
+def test_a_block_of_a_depth_that_is_not_read_is_not_taken_for_stored() -> None:
+    """The third block's output is reused where the second has a key step; later the second is reused, and hands on
+    what it computed last, at the first call."""
+    model, inner = unet("sdxl"), "mid_block.attentions.0.transformer_blocks"
+    later, sooner = ({"nodes": f"mid.0.attn.{k}", "schedule": {"mode": "explicit", "steps": steps}}
+                     for k, steps in ((2, [0, 2]), (1, [0, 1])))  # fmt: skip
+    alone, kept = [later], []
+    handle = model.get_submodule(f"{inner}.1").register_forward_hook(lambda module, args, output: kept.append(output))  # noqa: ARG005
+    try:
+        call(model, 0)
+    finally:
+        handle.remove()
+    for rules in (alone, [later, sooner]):
+        cache = FeatureCache(model, read_plan({"rules": rules, "cache_text": False}))
+        try:
+            with cache.generation(3):
+                outputs = [call(model, number) for number in range(3)]
+        finally:
+            cache.remove()
+        alone = alone if rules is not alone else outputs
+    assert all(torch.equal(*pair) for pair in zip(outputs[:2], alone[:2], strict=True))
+    handle = model.get_submodule(f"{inner}.1").register_forward_hook(lambda module, args, output: kept[0])  # noqa: ARG005
+    try:
+        assert torch.equal(call(model, 2), outputs[2])
+    finally:
+        handle.remove()
+
+
+def test_a_block_of_a_depth_and_a_sub_unit_of_it_are_no_two_rules() -> None:
+    schedule = {"mode": "uniform", "interval": 2}
+    rules = [{"nodes": nodes, "cache": "residual", "schedule": schedule} for nodes in ("*.self", "mid.0.attn.1")]
+    with pytest.raises(ModelError, match=r"rules\[1\]\.nodes: mid\.0\.attn\.1 shares .* mid\.0\.self of rules\[0\]"):
+        FeatureCache(unet("sdxl"), read_plan({"rules": rules}))

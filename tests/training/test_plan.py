@@ -85,6 +85,7 @@ def test_compiling_for_a_cpu_is_refused() -> None:
         ("down.?.sampler", tuple(f"down_blocks.{i}.downsamplers." for i in range(3))),
         ("down.0.0.self", (f"{BLOCK}.attn1.", f"{BLOCK}.norm1.")),
         ("down.0.0.attn", ("down_blocks.0.attentions.0.",)),
+        ("down.0.0.attn.0", (f"{BLOCK}.",)),
         ("from original", DEEP),
         (["from original", "conv_in"], (*DEEP, "conv_in.")),
         (["from original", "from base"], ("",)),

@@ -54,6 +54,8 @@ def test_every_tensor_of_a_block_has_an_owner_whose_block_it_is_in(name: str) ->
         ("*.sampler", {*(f"down.{i}.sampler" for i in range(3)), *(f"up.{i}.sampler" for i in range(3))}),
         ("mid.*", {"mid.0", "mid.1"}),
         ("mid.0.self", {"mid.0.self"}),
+        ("mid.*.attn.*", {"mid.0.attn.0"}),
+        ("*.1.attn.0", {f"down.{i}.1.attn.0" for i in range(3)} | {f"up.{i}.1.attn.0" for i in (1, 2, 3)}),
         ("*.0.cross", {"down.0.0.cross", "down.1.0.cross", "down.2.0.cross", "mid.0.cross"}
          | {f"up.{i}.0.cross" for i in (1, 2, 3)}),
     ],
@@ -71,7 +73,7 @@ def test_patterns(pattern: str, expected: set[str]) -> None:
         ("bse", "did you mean 'base'"),
         ("", "its blocks are"),
         ("down..1", "did you mean"),
-        ("*.*.*.*.*", "its blocks are"),
+        ("*.*.*.*.*.*", "its blocks are"),
     ],
 )
 def test_a_pattern_that_names_nothing_is_refused_with_a_hint(pattern: str, hint: str) -> None:

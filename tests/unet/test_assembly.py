@@ -124,6 +124,36 @@ def test_stock_diffusers_computes_what_live_blocks_of_the_donors_do(tmp_path: Pa
     assert [torch.equal(*pair) for pair in zip(found_outputs, expected, strict=True)] == [True] * len(BY_LEVELS)
 
 
+def test_depths_of_several_donors_and_blocks_of_a_depth(tmp_path: Path) -> None:
+    """Levels of other depths give listed ones; single layers say which blocks of a depth they bring."""
+    original = tiny.shape("sdxl", transformer_layers_per_block=[1, 2, 3])
+    configs = {"original": original, "flat": remove(original, "*.attn.[1-2]").config}
+    states = {name: tiny.unet(config, seed).state_dict() for seed, (name, config) in enumerate(configs.items())}
+    levels = assemble(configs, whole(["flat", "flat", "original"], "original"))
+    assert levels.config["transformer_layers_per_block"] == [1, 1, 3]
+    up = tuple(("original", f"up.0.{each}") for each in ("0", "1.attn.[02]", "2", "sampler"))
+    parts = [part if part.block != "up.0" else Part("up.0", "blocks.up.0", layers=up)
+             for part in by_levels(["original"] * 3, "original")]  # fmt: skip
+    found = assemble(configs, Choice(tuple(parts), "original", "original"))
+    assert found.config["reverse_transformer_layers_per_block"] == [[3, 2, 3], 2, 1]
+    for each in (levels, found):
+        assert_fits(each, configs)
+    arguments = _write(tmp_path, configs, states, found)
+    live = UNet2DConditionModel.from_config(original).eval()
+    live.load_state_dict(states["original"])
+    del live.up_blocks[0].attentions[1].transformer_blocks[1]
+    with torch.no_grad():
+        expected = live(**arguments).sample
+    assert torch.equal(answers([tmp_path / "made"], tmp_path)[0], expected)
+    wrong = Part("up.0", "blocks.up.0", layers=(("original", "up.0.1.attn.7"), ("original", "up.0.self")))
+    with pytest.raises(ModelError) as caught:
+        assemble(
+            configs, Choice(tuple(wrong if part.block == "up.0" else part for part in parts), "original", "original")
+        )
+    assert "blocks.up.0[0]: donor original: up.0.1.attn.7: this UNet has no such address" in str(caught.value)
+    assert "blocks.up.0[1]: up.0.self is no layer; name layers (up.0.0), some of their depth" in str(caught.value)
+
+
 def _write(folder: Path, configs: dict[str, Config], states: dict[str, Weights], found: Graft) -> dict[str, Any]:
     have = {}
     for name, config in configs.items():

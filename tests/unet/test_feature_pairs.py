@@ -55,6 +55,10 @@ INNER = "down_blocks.2.attentions.{}.transformer_blocks.{}.attn1"
             ("up_blocks.2.attentions.1", "up_blocks.2.attentions.2"),
         ]),
         ("sdxl", "base", "down.2.*.self", [(INNER.format(0, k), INNER.format(1, k)) for k in range(10)]),
+        ("sdxl", "koala-1b", ["down.2.0.self", "down.2.0.attn.5"], [
+            *((INNER.format(0, k), INNER.format(1, k + 4)) for k in range(6)),
+            (INNER.format(0, 5).removesuffix(".attn1"), INNER.format(1, 9).removesuffix(".attn1")),
+        ]),
         ("sd15", "base", ["down.0.sampler", "down.3.0.resnet", "mid"], [
             ("down_blocks.0.downsamplers.0", "down_blocks.0.downsamplers.0"),
             ("down_blocks.3.resnets.0", "down_blocks.3.resnets.1"),
@@ -63,7 +67,8 @@ INNER = "down_blocks.2.attentions.{}.transformer_blocks.{}.attn1"
     ],
 )  # fmt: skip
 def test_pairs(shape: str, removed: str, patterns: Any, wanted: list[tuple[str, str]]) -> None:
-    """BK-SDM's own eight and six; layers from the end; parts of transformers one by one; resamplers and resnets."""
+    """BK-SDM's own eight and six; layers and depths from the end; parts of transformers one by one; resamplers and
+    resnets."""
     assert pairs(feature_pairs(student(shape, removed), Anatomy.of(preset(shape)), patterns)) == wanted
 
 
@@ -78,7 +83,6 @@ def config(**changes: Any) -> dict[str, Any]:
         (config(mid_block_type=None), ["mid"], "mid: the teacher has no mid block of level 3"),
         (config(layers_per_block=1), ["down.0.0"], r"down\.0\.0: the teacher's down\.0 has 1 layer\(s\), .* end"),
         (config(), ["down.9"], r"down\.9"),
-        (config(transformer_layers_per_block=2), ["down.0.1.self"], r"down\.0\.1\.self: has 1 .* the teacher has 2"),
         (
             config(down_block_types=["DownBlock2D", *["CrossAttnDownBlock2D"] * 2, "DownBlock2D"],
                    up_block_types=["UpBlock2D", *["CrossAttnUpBlock2D"] * 2, "UpBlock2D"]),
@@ -90,6 +94,18 @@ def config(**changes: Any) -> dict[str, Any]:
 def test_what_has_no_answer_is_refused_by_its_address(other: dict[str, Any], patterns: list[str], fault: str) -> None:
     with pytest.raises(ModelError, match=fault):
         feature_pairs(Anatomy.of(preset("sd15")), Anatomy.of(other), patterns)
+
+
+@pytest.mark.parametrize(
+    ("pattern", "fault"),
+    [
+        ("mid.0.self", r"mid\.0\.self: has 10 .* the teacher has 6"),
+        ("mid.0.attn.3", r"mid\.0\.attn\.3: the teacher's mid\.0\.attn has 6 block\(s\), .* end"),
+    ],
+)
+def test_a_depth_beyond_the_teachers_is_refused(pattern: str, fault: str) -> None:
+    with pytest.raises(ModelError, match=fault):
+        feature_pairs(Anatomy.of(preset("sdxl")), student("sdxl", "koala-1b"), pattern)
 
 
 def test_a_block_that_ends_with_a_transformer_on_one_side_only_is_refused() -> None:

@@ -88,7 +88,46 @@ def _level_1_of_four(unet: UNet2DConditionModel) -> None:
     del unet.up_blocks[2]
 
 
+def _depth_of(*kept: tuple[str, int, range | list[int]]) -> Cut:
+    def cut(unet: UNet2DConditionModel) -> None:
+        for block, layer, stay in kept:
+            inner = unet.get_submodule(f"{block}.attentions.{layer}").transformer_blocks
+            for number in reversed(range(len(inner))):
+                if number not in stay:
+                    del inner[number]
+
+    return cut
+
+
+def _plain_mid(unet: UNet2DConditionModel) -> None:
+    del unet.mid_block.resnets[1], unet.mid_block.attentions[0]
+
+
+def _first(layers: dict[str, tuple[int, ...]]) -> Cut:
+    """By hand, the first blocks of the depth of each layer that is left."""
+    return _depth_of(*((block, layer, range(depth)) for block, depths in layers.items()
+                       for layer, depth in enumerate(depths)))  # fmt: skip
+
+
+def _all(*cuts: Cut) -> Cut:
+    def cut(unet: UNet2DConditionModel) -> None:
+        for each in cuts:
+            each(unet)
+
+    return cut
+
+
+XL = {"transformer_layers_per_block": [1, 2, 10]}
+STUDENTS = {
+    "ssd-1b": _all(_plain_mid, _first({"down_blocks.1": (2, 2), "down_blocks.2": (4, 4), "up_blocks.0": (4, 4, 10),
+                                       "up_blocks.1": (2, 1, 1)})),
+    "vega": _all(_plain_mid, _first({"down_blocks.1": (1, 1), "down_blocks.2": (2, 2), "up_blocks.0": (2, 2, 2),
+                                     "up_blocks.1": (1, 1, 1)})),
+    "koala-1b": _all(_base, _first({"down_blocks.2": (6,), "mid_block": (6,), "up_blocks.0": (6, 6)})),
+    "koala-700m": _all(_small, _first({"down_blocks.2": (5,), "up_blocks.0": (5, 5)})),
+}  # fmt: skip
 EQUAL = {"block_out_channels": [8, 8, 8, 16]}
+# fmt: off
 BY_HAND: list[tuple[str, dict[str, Any], Any, Cut]] = [
     *((model, {}, name, cut) for model in tiny.SHAPES for name, cut in (("base", _base), ("small", _small))),
     *((model, {}, "tiny", _tiny) for model in ("sd15", "sd21")),
@@ -97,8 +136,15 @@ BY_HAND: list[tuple[str, dict[str, Any], Any, Cut]] = [
     ("sd15", {}, ["down.1.*.attn", "up.2.*.attn"], _plain_level_1),
     ("sdxl", {}, ["down.1.*.attn", "up.1.*.attn"], _plain_level_1),
     ("sd15", EQUAL, "level.1", _level_1_of_four),
+    *(("sdxl", XL, name, cut) for name, cut in STUDENTS.items()),
+    ("sdxl", {}, "up.0.1.attn.[02]", _depth_of(("up_blocks.0", 1, [1]))),
+    ("sdxl", UNEVEN, ["down.2.1.attn.0", "up.1.1.attn.1"],
+     _depth_of(("down_blocks.2", 1, [1]), ("up_blocks.1", 1, [0, 2]))),
+    ("sd15", {}, ["down.0.1.attn.0", "mid.0.attn.0", "up.2.0.attn.*"],
+     _depth_of(("down_blocks.0", 1, []), ("mid_block", 0, []), ("up_blocks.2", 0, []))),
 ]
 """What is removed by its address, and by hand from the donor's own modules."""
+# fmt: on
 
 
 def test_stock_diffusers_computes_what_is_left_of_the_donor(tmp_path: Path) -> None:
@@ -126,6 +172,9 @@ def _removals(config: dict[str, Any]) -> st.SearchStrategy[list[str]]:
         down, up = blocks[f"down.{level}"], blocks[f"up.{last - level}"]
         parts.append(_layers(down.address, up.address, len(down.layers)))
         parts += [st.sampled_from([[], [f"{b.address}.*.attn"]]) for b in (down, up) if b.layers[0].transformer]
+    inner = [f"{b}.{i}.attn.{k}" for b, block in blocks.items() for i, layer in enumerate(block.layers)
+             for k in range(layer.transformer.depth if layer.transformer else 0)]  # fmt: skip
+    parts += [st.lists(st.sampled_from(inner), max_size=3, unique=True)] if inner else []
     deepest = ["up.0", f"down.{last}", f"down.{last - 1}.sampler"]
     mixed = st.tuples(*parts).map(lambda sets: list(chain.from_iterable(sets)))
     return st.one_of(mixed, st.sampled_from([deepest, ["base"], ["small"]]))
