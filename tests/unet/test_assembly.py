@@ -145,13 +145,13 @@ def test_depths_of_several_donors_and_blocks_of_a_depth(tmp_path: Path) -> None:
     with torch.no_grad():
         expected = live(**arguments).sample
     assert torch.equal(answers([tmp_path / "made"], tmp_path)[0], expected)
-    wrong = Part("up.0", "blocks.up.0", layers=(("original", "up.0.1.attn.7"), ("original", "up.0.self")))
+    wrong = Part("up.0", "blocks.up.0", layers=(("original", "up.0.1.attn.7"), ("original", "up.0.0.self")))
     with pytest.raises(ModelError) as caught:
         assemble(
             configs, Choice(tuple(wrong if part.block == "up.0" else part for part in parts), "original", "original")
         )
     assert "blocks.up.0[0]: donor original: up.0.1.attn.7: this UNet has no such address" in str(caught.value)
-    assert "blocks.up.0[1]: up.0.self is no layer; name layers (up.0.0), some of their depth" in str(caught.value)
+    assert "blocks.up.0[1]: up.0.0.self is no layer; name layers (up.0.0), some of their depth" in str(caught.value)
 
 
 def _write(folder: Path, configs: dict[str, Config], states: dict[str, Weights], found: Graft) -> dict[str, Any]:
