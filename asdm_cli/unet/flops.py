@@ -159,7 +159,7 @@ def inputs(
 def module_macs(config: Config, size: int | tuple[int, int] | None = None, tokens: int = 77) -> dict[str, int]:
     """Multiply-accumulates of one call on one latent, attention's matmuls included: of every module that has some, by
     its name, and '' for the whole."""
-    unet, counter = meta_unet(config).eval(), FlopCounterMode(display=False, custom_mapping=MIXING)
+    unet, counter = meta_unet(config).eval(), FlopCounterMode(display=False)
     with torch.no_grad(), sdpa_kernel(SDPBackend.MATH), counter:
         unet(**{**inputs(config, 1, size, tokens), "timestep": 500})
     counted = {name.partition(".")[2]: sum(each.values()) // 2 for name, each in counter.get_flop_counts().items()}
