@@ -5,7 +5,7 @@ BIN := .venv/bin
 INSTALLED := .venv/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-oldest check format docs data pocket pocket-figures tables table1 table2 table3 table4 table5 costs \
+.PHONY: help setup demo test test-oldest check format docs data pocket pocket-figures tables table1 table2 table3 table4 table5 hours costs \
 	results inherit-figures less progressive throughput gpu
 
 help: ## Show this list
@@ -74,18 +74,20 @@ set = $(foreach pair,$(1),--set 'inputs.$(pair)')
 TRAINING := table1 table2 table3 table4
 # SCALE=smoke: everything runs, nothing is worth reading; a minute each.
 SMOKE := limit=6 steps=4 repeats=1
-SMOKE_TRAINING := train_steps=2 warmup=1 batch=4
-SMOKE_table1 := fewer=3
+SMOKE_TRAINING := train_steps=3 warmup=1 batch=4 per_prompt=1
+SMOKE_table1 := fewer=[3] short_steps=2 long_steps=4
+SMOKE_table2 := fewer=[3] again_steps=2 time_steps=3 explore_prompts=1
+SMOKE_table3 := fewer=[3] again_steps=2
 SMOKE_table4 := shares=[0,0.5] budgets=[0.8] search_prompts=2
-SMOKE_table5 := modes=[uniform] intervals=[2]
+SMOKE_table5 := few=3 modes=[uniform] intervals=[2]
 # Of your own model: COCO-30K as BK-SDM evaluates, with FID's network; 1,000 prompts where many ways draw them.
 # CLIP= names a CLIP's directory, HELD_OUT= shards for losses on what is not learnt from.
 JUDGED := limit=30000 sampler=pndm features=inception metrics=[kid,fd,is,clip_score,psnr] clip=$(CLIP)
-TRAINED := train_steps=50000 batch=256 lr=5.0e-5 held_out=$(HELD_OUT)
-OWN_table1 := $(JUDGED)
-OWN_table2 := $(JUDGED)
-OWN_table3 := $(JUDGED)
-OWN_table4 := limit=1000
+TRAINED := train_steps=50000 batch=256 lr=5.0e-5 held_out=$(HELD_OUT) per_prompt=1
+OWN_table1 := $(JUDGED) short_steps=12500 long_steps=200000
+OWN_table2 := $(JUDGED) again_steps=25000 time_steps=27500
+OWN_table3 := $(JUDGED) again_steps=25000
+OWN_table4 := limit=1000 metrics=[psnr,kid]
 OWN_table5 := limit=1000
 chosen = model=$(MODEL) $(if $(PROMPTS),prompts=$(PROMPTS)) \
 	$(if $(filter $(1),$(TRAINING)),$(if $(DATA),data=$(DATA))) \
@@ -94,7 +96,12 @@ chosen = model=$(MODEL) $(if $(PROMPTS),prompts=$(PROMPTS)) \
 place = $(if $(filter smoke,$(SCALE)),--out runs/smoke/$(1))
 launch = $(if $(filter-out 1,$(PROCESSES)),--launch "env OMP_NUM_THREADS=1 $(BIN)/torchrun --nproc-per-node $(PROCESSES)")
 
-tables: table1 table2 table3 table4 table5 ## All five tables; half a day on 2 cores
+# Of the bundled model at full scale the record is kept in docs/results, and pages are made of it.
+kept = $(if $(filter full-pocket,$(SCALE)-$(MODEL)),$(BIN)/python -m scripts.results keep $(1) runs/$(1))
+
+tables: table1 table2 table3 table4 table5 ## All five tables in a queue that goes on where it was stopped; make hours says how long
+hours: setup ## How long make tables takes here, table by table (after make tables SCALE=smoke)
+	$(BIN)/python -m scripts.hours
 
 table1: ## Compressed UNets: Base, Small, Tiny
 table2: ## Model assembly: its combinations, frozen or not
@@ -103,6 +110,7 @@ table4: ## Several UNets in one generation
 table5: ## Feature inheritance: level x mode x interval
 table1 table2 table3 table4 table5: setup
 	$(BIN)/asdm run recipes/tables/$@.yaml $(call set,$(call chosen,$@)) $(call place,$@) $(launch) --overwrite
+	$(call kept,$@)
 
 results: setup ## Write docs/results and every figure that pages show of it anew, from the kept records
 	$(BIN)/python -m scripts.results

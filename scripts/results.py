@@ -68,7 +68,7 @@ class Block:
     first: str
     columns: Mapping[str, Sequence[tuple[str, str]]]
     rows: Mapping[str, str]
-    words: Callable[[Figures], str]
+    words: Callable[[Figures], str] = lambda _: ""
 
     def text(self) -> str:
         figures = Figures(joined(self.result))
@@ -87,7 +87,7 @@ class Block:
         words = fill(
             unbroken(" ".join(self.words(figures).split())), WIDTH, break_long_words=False, break_on_hyphens=False
         )
-        return "\n".join([*(f"| {' | '.join(row)} |" for row in rows), "", words])
+        return "\n".join([*(f"| {' | '.join(row)} |" for row in rows), *(["", words] if words else [])])
 
 
 def _demo(figures: Figures) -> str:
@@ -111,6 +111,15 @@ def _bench(figures: Figures) -> str:
         medians beside it ({before:.0f} / {after:.0f} = {before / after:.2f}): those may be of different rounds, and a
         round in which the machine was slow moves them, but not the ratio of two that were slowed alike. In brackets:
         quartiles of times, and the 95 % interval of a speed-up (bootstrap)."""
+
+
+PLANS = {"image speed-up": [("image_speedup", "")], "PSNR to the plain pictures, dB": [("psnr_db", "")]}
+
+
+def _plans(*calls: int) -> dict[str, str]:
+    """Of so many calls in full each: fewer steps, and what was calibrated."""
+    told = ((f"{n} steps", f"{n} plain steps", f"ours {n}", f"calibrated and fitted, {n} calls in full") for n in calls)
+    return {key: title for each in told for key, title in (each[:2], each[2:])}
 
 
 BLOCKS = (
@@ -146,6 +155,32 @@ BLOCKS = (
         },
         {"pocket": "original", "base": "`remove: base`"},
         _bench,
+    ),
+    Block(
+        "docs/claims.md",
+        "claims-compute",
+        "demo",
+        "UNet",
+        {
+            f"{title} of {', '.join(blocks)}": [(metric, f"block/{block}") for block in blocks]
+            for title, metric in (("parameters, M,", "params_m"), ("GMACs of a call,", "macs_g"))
+            for blocks in (("down.3", "mid", "up.0"), ("down.0", "up.3"))
+        },
+        {"pocket": "original"},
+    ),
+    Block("docs/claims.md", "claims-ddim", "inherit-calibrated-ddim", "50 DDIM steps", PLANS, _plans(25, 17)),
+    Block("docs/claims.md", "claims-dpm", "inherit-calibrated-dpm", "25 DPM++ 2M steps", PLANS, _plans(17, 13)),
+    Block(
+        "docs/claims.md",
+        "claims-base",
+        "demo",
+        "`pocket`",
+        {
+            "image: speed-up": [("image_speedup", "")],
+            "label accuracy": [("label_accuracy", "")],
+            "KID, less is better": [("kid", "")],
+        },
+        {"pocket": "original", "base": "Base, not distilled"},
     ),
 )
 

@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import shlex
 import subprocess
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
 
+from asdm_cli.metrics import features
 from asdm_cli.recipe.load import load
 from asdm_cli.recipe.verbs import RunRecipe
+from asdm_cli.verbs.run import stages
+from tests import drawings
 from tests.typed import asdm
 
 HOUSE = Path(__file__).parents[1]
@@ -57,6 +61,64 @@ def test_another_model_and_its_data_reach_every_stage(table: str, tiny_pipeline:
         told = ["no such file" in said.text, "shards.tar" in said.text]
         assert said.code == 2, "the data and the prompts are not there, and that is all that is wrong"
         assert told == [True, table in TRAINING], said.err
+
+
+@pytest.mark.parametrize("table", TABLES)
+def test_the_published_protocol_could_run(
+    table: str, tiny_pipeline: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On a model, shards and COCO's prompts of one's own, with FID's network: every stage's checks."""
+    if find_spec("torch_fidelity") is None:  # then its place is taken; nothing of it runs before the first stage
+        monkeypatch.setattr(features, "find_spec", lambda _module: True)
+    data, coco = (drawings.shard(tmp_path / f"{name}.tar", 6) for name in ("train", "coco"))
+    own = [f"MODEL={tiny_pipeline}", f"DATA={data}", f"PROMPTS={coco}", f"CLIP={tiny_pipeline / 'clip'}"]
+    words = typed(table, *own, f"HELD_OUT={coco}", "PROCESSES=1")
+    said = asdm(words[0], HOUSE / words[1], *words[2:], "--out", tmp_path / "run", "--dry-run")
+    assert said.code == 0, said.err
+    recipe = load(HOUSE / words[1], "run", [words[at + 1] for at, word in enumerate(words) if word == "--set"])
+    assert isinstance(recipe, RunRecipe)
+    asked = [stage.recipe.model_dump() for stage in stages(recipe)]
+    drawn = [each for each in asked if "metrics" in each]
+    assert drawn
+    assert all((each["guidance"], each["per_prompt"]) == (7.5, 1) for each in drawn), "BK-SDM's"
+    judged = [each for each in drawn if each["verb"] == "eval"]
+    assert bool(judged) == (table in TABLES[:3])
+    for each in judged:
+        assert (each["sampler"], each["steps"], each["limit"], each["features"]) == ("pndm", 25, 30000, "inception")
+        assert {"fd", "is", "clip_score"} < {*each["metrics"]}
+        assert {row["series"] for row in each["models"]} >= {"output alone"}
+        assert each["fewer_steps"], "what a user would do instead"
+
+
+def test_the_bundled_model_is_measured_as_the_figures_say() -> None:
+    """512 pictures, half of them of held-out captions; three seeds of what the paper is about."""
+    for table in TABLES[:4]:
+        recipe = load(HOUSE / "recipes/tables" / f"{table}.yaml")
+        assert isinstance(recipe, RunRecipe)
+        assert (recipe.inputs["limit"], recipe.inputs["per_prompt"]) == (256, 2)
+        assert {"label_accuracy", "label_agreement", "kid", "psnr"} <= {*recipe.inputs["metrics"]}  # type: ignore[misc]
+        assert {len(members) for members in recipe.seeds.values()} == ({3} if table in TABLES[:2] else set())
+    levels = load(HOUSE / "recipes/tables/table5.yaml")
+    assert isinstance(levels, RunRecipe)
+    assert levels.inputs["limit"] == 64
+    homes = {}
+    for table in TABLES[:4]:
+        recipe = load(HOUSE / "recipes/tables" / f"{table}.yaml")
+        homes[table] = {each.name: each.home for each in stages(recipe)}  # type: ignore[arg-type]
+    assert len({each["students"] for each in homes.values()}) == 1, "the students of table 1 are trained once"
+    assert all(homes["table1"][name] == homes["table2"][name] for name in ("seed-1", "seed-2"))
+
+
+def test_a_record_is_kept_of_the_bundled_model_at_full_scale_alone() -> None:
+    def keeps(*settings: str) -> bool:
+        said = subprocess.run(
+            ["make", "-n", "table5", *settings], cwd=HOUSE, capture_output=True, text=True, check=True
+        )
+        return "scripts.results keep table5 runs/table5" in said.stdout
+
+    assert keeps()
+    assert not keeps("SCALE=smoke")
+    assert not keeps("MODEL=mine")
 
 
 def test_processes_are_started_where_there_are_several() -> None:

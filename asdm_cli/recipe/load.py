@@ -163,6 +163,18 @@ def _check_stages(source: Source, recipe: RunRecipe, look: Look) -> None:
     for index, name in enumerate(recipe.lead):
         if name not in recipe.stages:
             source.tell(("lead", index), f"no stage is called {got(name)}{did_you_mean(name, list(recipe.stages))}")
+    for where, told in _unknown_seeds(recipe):
+        source.tell(where, told, on_key=len(where) == 2)
+
+
+def _unknown_seeds(recipe: RunRecipe) -> Iterator[tuple[Where, str]]:
+    known = recipe.contestants
+    for mean, members in recipe.seeds.items():
+        if mean in known:
+            yield ("seeds", mean), "is the name of a contestant; choose another for the mean"
+        for index, name in enumerate(members):
+            if name not in known:
+                yield ("seeds", mean, index), f"no contestant is called {got(name)}{did_you_mean(name, known)}"
 
 
 def _misled(each: Reference, recipe: RunRecipe, scope: Scope, written: Mapping[str, list[str] | None]) -> str:

@@ -1143,6 +1143,9 @@ class RunRecipe(Recipe):
     """Stages whose set-ups and images open the report."""
     beside: Annotated[list[Literal["bk-sdm", "deepcache"]], Distinct] = []
     """Published figures to set beside those that were measured."""
+    seeds: dict[Name, Annotated[list[Name], Field(min_length=2, max_length=5), Distinct]] = {}
+    """Name -> contestants of `bench` and `eval` stages that are one thing trained with several seeds: their mean stands
+    in the report, with an interval over prompts and seeds."""
     kept: Text | None = None
     """Where stages are kept, each under its name and a digest of all that it is made from; `stages` beside `out` if
     left out. Runs that name one place share their stages."""
@@ -1162,6 +1165,13 @@ stages:
     models: [{name: original, model: $model}, {name: base, model: $taught}]
 out: runs/path
 """
+
+    @property
+    def contestants(self) -> list[str]:
+        """Of all stages that compare models."""
+        models = [stage.get("models") for stage in self.stages.values()]
+        rows = [row for each in models if isinstance(each, list) for row in each if isinstance(row, dict)]
+        return [row["name"] for row in rows if isinstance(row.get("name"), str)]
 
 
 RECIPES: tuple[type[Recipe], ...] = (

@@ -34,6 +34,7 @@ from asdm_cli.recipe.verbs import DistillRecipe, Drawing, Recipe, RunRecipe
 from asdm_cli.records import Card, Images, Report
 from asdm_cli.report.join import join, moved
 from asdm_cli.report.run_directory import SCHEMA, Run, is_run, read
+from asdm_cli.report.seeds import over_seeds
 from asdm_cli.report.words import headline
 from asdm_cli.sampling.prompts import locate
 from asdm_cli.training.plan import ErrorCollector, check_settings
@@ -140,6 +141,7 @@ def _report(plan: Plan, run: Run, seconds: Mapping[str, float]) -> Report:
     homes = {stage.name: stage.home for stage in plan.stages}
     lead = plan.recipe.lead
     whole = join({name: moved(read(homes[name]), homes[name]) for name in dict.fromkeys([*lead, *homes])}, lead)
+    whole = over_seeds(whole, plan.recipe.seeds)
     rows, cards = published(plan.recipe.beside)
     planned = plan.report().facts
     facts = whole.facts | planned | {"Stages": [_row(stage, seconds) for stage in plan.stages]} | rows

@@ -147,9 +147,12 @@ def test_the_report_is_the_records_of_all_stages(recipe: Recipe, tmp_path: Path)
     models = [{"name": "first", "model": "$model"}, {"name": "joined", "model": "$both", "steps": 3}]
     drawn = {"prompts": str(tmp_path / "prompts.txt"), "metrics": ["psnr"], "steps": 2, "device": "cpu"}
     stages = {**recipe["stages"], "worth": {"verb": "eval", "models": models, **drawn}}
-    said = run(tmp_path, {**recipe, "title": "All", "stages": stages, "lead": ["worth"], "beside": ["bk-sdm"]})
+    told = {"title": "All", "lead": ["worth"], "beside": ["bk-sdm"], "seeds": {"both": ["first", "joined"]}}
+    said = run(tmp_path, {**recipe, "stages": stages, **told})
     assert said.code == 0, said.err
     whole = read(tmp_path / "whole")
+    assert [*whole.setups][:3] == ["both", "first", "joined"]
+    assert whole.setups["both"]["seeds"] == ["first", "joined"]
     assert (whole.verb, whole.facts["title"]) == ("run", "All")
     assert any(each.metric == "psnr_db" and each.setup == "joined" and each.value > 0 for each in whole.records)
     assert [name for name in whole.facts if name.startswith("Published: BK-SDM")]

@@ -1,0 +1,56 @@
+"""Trainings of one thing with several seeds as one set-up."""
+
+from __future__ import annotations
+
+from math import sqrt
+
+import pytest
+from scipy import stats
+
+from asdm_cli.records import Record, Report
+from asdm_cli.report.seeds import BOTH, STUDENT_T, over_seeds
+from asdm_cli.report.tables import main
+
+
+def report(*values: float, half: float = 0.02, interval: str = "95 % bootstrap") -> Report:
+    setups = {"original": {"model": "o"}} | {f"base {i}": {"model": f"m{i}", "steps": 25} for i in range(len(values))}
+    records = [Record("original", "kid", 0.1, 0.08, 0.12, interval, n=512)]
+    for place, value in enumerate(values):
+        name = f"base {place}"
+        records += [Record(name, "kid", value, value - half, value + half, interval, n=512)]
+        records += [Record(name, "image_speedup", 1.5 + place, against="original"), Record(name, "loss", 3.0, at=4)]
+    return Report("eval", setups, records)
+
+
+def of(found: Report, metric: str) -> Record:
+    (record,) = [each for each in found.records if (each.setup, each.metric) == ("base", metric)]
+    return record
+
+
+def test_the_points_are_student_s() -> None:
+    assert {n: pytest.approx(stats.t.ppf(0.975, n - 1), abs=1e-3) for n in range(2, 6)} == STUDENT_T
+
+
+def test_the_mean_has_an_interval_over_prompts_and_seeds() -> None:
+    found = over_seeds(report(0.2, 0.3, 0.4), {"base": ["base 0", "base 1", "base 2"]})
+    half = sqrt(0.02**2 + (STUDENT_T[3] * 0.1) ** 2 / 3)
+    kid = of(found, "kid")
+    assert (kid.value, kid.low, kid.high) == pytest.approx((0.3, 0.3 - half, 0.3 + half))
+    assert (kid.interval, kid.n, kid.against) == (BOTH, 512, "")
+    assert of(found, "image_speedup") == Record("base", "image_speedup", 1.5, against="original")
+    assert not [each for each in found.records if each.setup == "base" and each.metric == "loss"]
+    assert list(found.setups) == ["original", "base", "base 0", "base 1", "base 2"]
+    assert found.setups["base"] == {"steps": 25, "seeds": ["base 0", "base 1", "base 2"]}
+    table = main(found)
+    assert table
+    assert [row[0].text for row in table.rows] == list(found.setups)
+
+
+def test_seeds_that_agree_leave_the_prompts_error() -> None:
+    kid = of(over_seeds(report(0.3, 0.3), {"base": ["base 0", "base 1"]}), "kid")
+    assert (kid.low, kid.high) == pytest.approx((0.28, 0.32)), "the mean of two is no surer of the same prompts"
+
+
+def test_what_has_no_interval_gets_none() -> None:
+    other = of(over_seeds(report(0.2, 0.3, interval="90 % bootstrap"), {"base": ["base 0", "base 1"]}), "kid")
+    assert (other.value, other.low, other.interval) == (0.25, None, "")
