@@ -84,9 +84,16 @@ class PromptList:
 
     def last(self, count: int) -> PromptList:
         """The last so many; their title says which."""
-        begin = max(0, len(self.prompts) - count)
-        name = f"{self.name}, {begin} to {len(self.prompts) - 1}"
-        kept, about, given = self.prompts[begin:], self.about[begin:], self.given[begin:]
+        return self._part(max(0, len(self.prompts) - count), len(self.prompts))
+
+    def halves(self) -> tuple[PromptList, PromptList]:
+        """The first and the last ones; of a single prompt twice the same."""
+        middle = len(self.prompts) // 2
+        return self._part(0, middle or 1), self._part(middle, len(self.prompts))
+
+    def _part(self, begin: int, end: int) -> PromptList:
+        name, kept = f"{self.name}, {begin} to {end - 1}", self.prompts[begin:end]
+        about, given = self.about[begin:end], self.given[begin:end]
         return replace(self, name=name, prompts=kept, about=about, given=given, distinct=len(kept))
 
 

@@ -12,6 +12,7 @@ from functools import partial, wraps
 from hashlib import sha256
 from itertools import product
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 import numpy as np
@@ -46,8 +47,8 @@ WAYS: dict[str, tuple[float, bool] | None] = {
 """How forecasts of the whole output may be made: `carried` and `corrected` of `fitted`; or nothing is fitted."""
 INSIDE = ("each call for itself", "a straight line")
 """The ways that features can take: what they missed in the latents, no feature tells."""
-FIRST, FINALISTS = 4, 3
-"""Every candidate draws so many prompts, and the best few then all."""
+FINALISTS = 3
+"""So many of the candidates draw the other half of the prompts, too."""
 PERTURBED = 1e-2
 """Share of the last answer's size by which one is changed to see what becomes of it."""
 
@@ -175,6 +176,15 @@ class Recording:
     outputs: list[list[float]]
     features: dict[str, list[list[float]]]
 
+    def __add__(self, other: Recording) -> Recording:
+        """Of both, each counting alike."""
+        outputs = (np.array(self.outputs) + np.array(other.outputs)) / 2
+        features = {
+            rule: ((np.array(gram) + np.array(other.features[rule])) / 2).tolist()
+            for rule, gram in self.features.items()
+        }
+        return replace(self, outputs=outputs.tolist(), features=features)
+
     def moments(self, rule: int, whole: bool) -> Moments:
         mixes = tuple(tuple((str(group), float(weight)) for group, weight in mix) for mix in self.mixes)
         if whole:
@@ -259,20 +269,51 @@ def recorded(
     return Recording(**read())
 
 
+@dataclass(frozen=True)
+class WorkedOut:
+    """A set-up whose plan is fitted to all prompts; and, fitted to half of them, those that tell how good such a plan
+    is: each with the prompts that it was not fitted to."""
+
+    setup: Setup
+    apart: tuple[tuple[Setup, PromptList], ...]
+
+    def fidelity(
+        self, metric: str, session: Session, plain: Setup, place: Place, folder: Path, state: PartialState
+    ) -> float:
+        """To be expected of other prompts."""
+        found = [
+            fidelity(metric, session, plain, [fold], prompts, place, folder, state)[0] for fold, prompts in self.apart
+        ]
+        return fmean(found)
+
+
 def calibrate(
     session: Session, setup: Setup, prompts: PromptList, place: Place, folder: Path, state: PartialState
-) -> Setup:
+) -> WorkedOut:
     """The same set-up with its plan worked out. Interrupted, it goes on.
+
+    Key steps are chosen by all prompts. Of several ways to fit, drawing tells the best, on prompts that were not fitted
+    to: at few calls a fit may do worse on those than a straight line. That way is then fitted to all.
 
     Raises ModelError for a plan that cannot be worked out so, RunError for a UNet that answers with no numbers.
     """
-    plans = candidates(setup, recorded(session, setup, prompts, place, folder, state))
-    several = [setup.with_cache(f"{setup.name}, {how}", plan) for how, plan in plans.items()]
-    for listed, most in ((prompts.last(FIRST), FINALISTS), (prompts, 1)):
-        if len(several) > most:
-            near = fidelity("psnr", session, without_plan(setup), several, listed, place, folder, state)
-            several = [several[number] for number in np.argsort(near)[::-1][:most]]
-    return replace(several[0], name=setup.name)
+    halves = prompts.halves()
+    first, last = (recorded(session, setup, half, place, folder, state) for half in halves)
+    everything = first + last
+    plain, apart = without_plan(setup), list[dict[str, Setup]]()
+    near: dict[str, list[float]] = {}
+    for number, (half, others) in enumerate(((first, halves[1]), (last, halves[0]))):
+        plans = candidates(setup, everything, half)
+        if number:
+            best = sorted(near, key=lambda how: near[how][0], reverse=True)[:FINALISTS]
+            plans = {how: plans[how] for how in best}
+        apart.append({how: setup.with_cache(f"{setup.name}, {how}", plan) for how, plan in plans.items()})
+        drawn = fidelity("psnr", session, plain, list(apart[-1].values()), others, place, folder, state)
+        for how, quality in zip(plans, drawn, strict=True):
+            near.setdefault(how, []).append(quality)
+    chosen = max(apart[1], key=lambda how: sum(near[how]))
+    found = setup.with_cache(setup.name, candidates(setup, everything, everything)[chosen])
+    return WorkedOut(found, tuple((fold[chosen], half) for fold, half in zip(apart, halves[::-1], strict=True)))
 
 
 def fidelity(  # noqa: PLR0913 - who draws what, and where
@@ -287,18 +328,18 @@ def fidelity(  # noqa: PLR0913 - who draws what, and where
 ) -> list[float]:
     """Of each set-up, the mean over prompts of a metric that compares with the plain pictures."""
     against = replace(plain, name=f"in full, {short(plain.origin())}")
-    pictures = folder / CALIBRATION / f"{len(prompts.prompts)} prompts"
+    pictures = folder / CALIBRATION / f"prompts-{short({'prompts': prompts.title})}"
     sets = draw_all(session, [against, *setups], prompts, place, pictures, state)
     return [float(compare(metric, sets[each.name], sets[against.name], place.device).mean()) for each in setups]
 
 
-def candidates(setup: Setup, recording: Recording) -> dict[str, CachePlan]:
-    """The plan with all that was left to a calibration, in every way that is worth a try. Raises ModelError for fewer
-    key steps than there must be."""
+def candidates(setup: Setup, recording: Recording, fitted_to: Recording) -> dict[str, CachePlan]:
+    """The plan with all that was left to a calibration, in every way that is worth a try: key steps by one recording,
+    fits by one of the same prompts or of some. Raises ModelError for fewer key steps than there must be."""
     plan = setup.cache
     assert plan is not None, "what is calibrated is a plan of one UNet"
     several = [
-        worked_out(rule, recording, number) if rule.uncalibrated else {"": rule}
+        worked_out(rule, recording, fitted_to, number) if rule.uncalibrated else {"": rule}
         for number, rule in enumerate(plan.rules)
     ]
     found = {}
@@ -308,10 +349,10 @@ def candidates(setup: Setup, recording: Recording) -> dict[str, CachePlan]:
     return found
 
 
-def worked_out(rule: CacheRule, recording: Recording, number: int) -> dict[str, CacheRule]:
+def worked_out(rule: CacheRule, recording: Recording, fitted_to: Recording, number: int) -> dict[str, CacheRule]:
     """How it was done -> one rule of the plan."""
     whole, fits = rule.nodes in (OUT, [OUT]), rule.extrapolate == FITTED
-    moments = recording.moments(number, whole)
+    moments, known = recording.moments(number, whole), fitted_to.moments(number, whole)
     given = rule.schedule.key_steps(moments.calls) or ()
     chosen: dict[str, Sequence[int]] = {"": given}
     if isinstance(rule.schedule, Calibrated):
@@ -324,7 +365,7 @@ def worked_out(rule: CacheRule, recording: Recording, number: int) -> dict[str, 
                 continue
             changed: dict[str, Any] = {"schedule": schedule, "extrapolate": "linear" if how is None else FITTED}
             if how is not None:
-                weights = fitted(moments, keys, *how)
+                weights = fitted(known, keys, *how)
                 changed["fit"] = Fit(
                     sampler=recording.sampler, timesteps=recording.timesteps, keys=list(keys), weights=weights
                 )

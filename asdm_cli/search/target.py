@@ -28,7 +28,7 @@ from asdm_cli.profiling.latency import machine, speedup
 from asdm_cli.recipe.patches import OUT, CachePlan, CacheRule, Calibrated
 from asdm_cli.recipe.verbs import Target
 from asdm_cli.sampling.prompts import PromptList
-from asdm_cli.search.forecasts import CALIBRATION, calibrate, fidelity
+from asdm_cli.search.forecasts import CALIBRATION, calibrate
 from asdm_cli.unet.addresses import Anatomy
 
 FEW, MORE = 2, 6
@@ -63,7 +63,7 @@ class Costs:
 @dataclass(frozen=True)
 class Tried:
     """A plan that was drawn with: its family, its calls in full, the speed-up that its parts add up to, and its quality
-    on the prompts of the calibration."""
+    on prompts that it was not fitted to."""
 
     family: str
     full: int
@@ -119,8 +119,8 @@ def find_plan(  # noqa: PLR0913 - what a search depends on, each by its name
     def draw(family: str, full: int) -> Tried:
         made = plain.with_cache(f"{family}, {full} calls", plan_of(nodes[family], full))
         found = calibrate(session, made, prompts, place, folder, state)
-        (quality,) = fidelity(target.metric, session, plain, [found], prompts, place, folder, state)
-        tried.append(Tried(family, full, known.speedup(family, plain.calls, full), quality, found))
+        quality = found.fidelity(target.metric, session, plain, place, folder, state)
+        tried.append(Tried(family, full, known.speedup(family, plain.calls, full), quality, found.setup))
         return tried[-1]
 
     def late() -> bool:

@@ -172,12 +172,13 @@ def _calibrated(plan: Plan, session: Session, where: Place, folder: Path, state:
     if plan.calibrated is None:
         return plan.setups
     apart = replace(where, seed=where.seed + 1)  # not the seeds of the measurement
-    return tuple(
-        calibrate(session, each.with_cache(each.name, plan.pending[each.name]), plan.calibrated, apart, folder, state)
-        if each.name in plan.pending
-        else each
-        for each in plan.setups
-    )
+    found = []
+    for each in plan.setups:
+        if asked := plan.pending.get(each.name):
+            asked_for = each.with_cache(each.name, asked)
+            each = calibrate(session, asked_for, plan.calibrated, apart, folder, state).setup
+        found.append(each)
+    return tuple(found)
 
 
 def _found(

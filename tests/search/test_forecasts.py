@@ -16,10 +16,11 @@ from asdm_cli.errors import ModelError
 from asdm_cli.models.directory import find
 from asdm_cli.models.schedulers import SAMPLERS
 from asdm_cli.patches.guidance import HALVES, PROMPT
-from asdm_cli.recipe.patches import CachePlan, GuidanceScheduleSpec, read_plan
+from asdm_cli.recipe.patches import CachePlan, CacheRule, GuidanceScheduleSpec, read_plan
 from asdm_cli.sampling.generate import processes
-from asdm_cli.sampling.prompts import read_prompts
+from asdm_cli.sampling.prompts import PromptList, read_prompts
 from asdm_cli.search.forecasts import (
+    FINALISTS,
     INSIDE,
     WAYS,
     Recorder,
@@ -27,6 +28,7 @@ from asdm_cli.search.forecasts import (
     candidates,
     copied,
     record,
+    recorded,
     sampling,
     without_plan,
 )
@@ -120,7 +122,8 @@ def test_a_calibrated_plan_draws_nearer_than_a_line_and_is_kept(
 ) -> None:
     session, one = Session(PLACE.device, PLACE.dtype), setup(sampler=sampler)
     prompts = read_prompts(str(listed(tmp_path, "a fox", "an owl")))
-    found = calibrate(session, one, prompts, PLACE, tmp_path, processes())
+    worked_out = calibrate(session, one, prompts, PLACE, tmp_path, processes())
+    found = worked_out.setup
     assert found.cache is not None
     assert not found.cache.uncalibrated
     line = {"rules": [{"nodes": "out", "schedule": {"mode": "uniform", "interval": 2}, "order": 1}]}
@@ -130,10 +133,39 @@ def test_a_calibrated_plan_draws_nearer_than_a_line_and_is_kept(
         raise AssertionError("kept by the first run")
 
     monkeypatch.setattr("asdm_cli.search.forecasts.record", again)
-    assert calibrate(session, one, prompts, PLACE, tmp_path, processes()) == found
+    assert calibrate(session, one, prompts, PLACE, tmp_path, processes()) == worked_out
     calibrate(session, setup(LINE, sampler=sampler), prompts, PLACE, tmp_path, processes())  # recorded for all plans
     with pytest.raises(AssertionError, match="kept by the first run"):
         calibrate(session, one, read_prompts(str(listed(tmp_path, "a fox"))), PLACE, tmp_path, processes())
+
+
+@pytest.mark.parametrize("best", ["each call for itself", "a straight line"])
+def test_what_draws_best_on_prompts_that_it_was_not_fitted_to_is_fitted_to_all(
+    best: str, setup: Callable[..., Setup], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    session, one = Session(PLACE.device, PLACE.dtype), setup()
+    prompts = read_prompts(str(listed(tmp_path, "a fox", "an owl", "a cat", "a dog", "a hen")))
+    asked: list[tuple[list[list[CacheRule]], PromptList]] = []
+
+    def judged(*given: Any) -> list[float]:
+        setups, listed = given[3], given[4]
+        asked.append(([each.cache.rules for each in setups], listed))
+        return [float(each.name.endswith(best)) for each in setups]
+
+    monkeypatch.setattr("asdm_cli.search.forecasts.fidelity", judged)
+    found = calibrate(session, one, prompts, PLACE, tmp_path, processes())
+    first, last = (recorded(session, one, half, PLACE, tmp_path, processes()) for half in prompts.halves())
+    assert [listed.prompts for _, listed in asked] == [("a cat", "a dog", "a hen"), ("a fox", "an owl")]
+    every = candidates(one, first + last, first + last)
+    for (plans, _), half in zip(asked, (first, last), strict=True):
+        of_half = [plan.rules for plan in candidates(one, first + last, half).values()]
+        assert plans
+        assert all(each in of_half for each in plans)
+    assert len(asked[1][0]) == FINALISTS
+    assert found.setup.cache is not None
+    assert next(name for name, plan in every.items() if plan.rules == found.setup.cache.rules).endswith(best)
+    assert found.fidelity("psnr", session, one, PLACE, tmp_path, processes()) == 1
+    assert [listed.prompts for _, listed in asked[2:]] == [("a cat", "a dog", "a hen"), ("a fox", "an owl")]
 
 
 def test_whole_outputs_are_fitted_in_several_ways_and_features_in_fewer(setup: Callable[..., Setup]) -> None:
@@ -142,7 +174,7 @@ def test_whole_outputs_are_fitted_in_several_ways_and_features_in_fewer(setup: C
     for plan, ways in ((FITTED, len(WAYS)), ({"rules": [block]}, len(INSIDE))):
         one = setup(plan)
         recording = record(session, one, ["a fox"], sampling(one, PLACE))
-        found = candidates(one, recording)
+        found = candidates(one, recording, recording)
         assert len(found) % ways == 0
         assert len(found) > ways, "and key steps in several"
         assert len({str(each) for each in found.values()}) == len(found)
@@ -160,7 +192,7 @@ def test_lines_may_have_calculated_key_steps_too(setup: Callable[..., Setup]) ->
     plan = {"rules": [{"nodes": "out", "schedule": {"mode": "calibrated", "calls": 4}, "order": 1}]}
     session, one = Session(PLACE.device, PLACE.dtype), setup(plan)
     recording = record(session, one, ["a fox"], sampling(one, PLACE))
-    found = candidates(one, recording)
+    found = candidates(one, recording, recording)
     assert set(found) <= {"least left by lines", "evenly"}
     for each in found.values():
         (rule,) = each.rules
@@ -174,7 +206,7 @@ def test_calls_without_guidance_are_forecast_from_the_half_that_they_have(setup:
     session, one = Session(PLACE.device, PLACE.dtype), setup(FITTED, interval)
     recording = record(session, one, ["a fox"], sampling(one, PLACE))
     assert [len(mix) for mix in recording.mixes] == [1, 1, 2, 2, 2, 2, 1, 1]
-    plan = next(iter(candidates(one, recording).values()))
+    plan = next(iter(candidates(one, recording, recording).values()))
     assert 2 in (plan.rules[0].schedule.key_steps(STEPS) or ()), "nothing is known of the other half before"
     with session.stage(one.with_cache("plan", plan)) as (pipe, stats):
         assert torch.isfinite(draw(pipe, STEPS, guidance_scale=GUIDANCE)).all()
@@ -190,4 +222,4 @@ def test_too_few_key_steps_are_told(setup: Callable[..., Setup]) -> None:
     )
     recording = record(session, one, ["a fox"], sampling(one, PLACE))
     with pytest.raises(ModelError, match="1 key steps leave some call nothing to be forecast from; give 2"):
-        next(iter(candidates(one, recording).values()))
+        next(iter(candidates(one, recording, recording).values()))
