@@ -1,18 +1,22 @@
 """What four experts add to a UNet call, and what ways that were not kept would add: Base and all of these in turn.
 
-    python scripts/experts_cost.py                 # of the bundled model's size, 1, 2 and 8 rows
-    python scripts/experts_cost.py sd15 5 1 2      # of SD 1.5's in bfloat16, 5 rounds: minutes per row count on a CPU
+    python scripts/experts_cost.py                       # of the bundled model's size; 1, 2, 8 rows, and 32 that learn
+    python scripts/experts_cost.py sd15 5 1 2 experts    # of SD 1.5's in bfloat16; 5 rounds, 1 and 2 rows, experts alone
 
-Weights are random. All that was tried has one router for each resnet, which both of its convolutions share, and looks
-at the mean of its input's channels: `mixed`, a kernel for each row (CondConv); `low rank`, the convolution and four
-experts of rank 2 beside it, weighed for each row; `codes`, the expert of the largest weight, which rows may share.
+Weights are random. Figures are seconds of one processor, in which other work on the machine hardly shows; the second
+`base` says how far they can be trusted. All that was tried has one router for each resnet, which both of its
+convolutions share, and looks at the mean of its input's channels: `mixed`, a kernel for each row (CondConv);
+`low-rank`, the convolution and four experts of rank 2 beside it, weighed for each row; `codes`, the expert of the
+largest weight, which rows may share.
 """
 
 from __future__ import annotations
 
 import copy
 import sys
+import time
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
@@ -25,7 +29,7 @@ from asdm_cli.experts.layer import ExpertConv2d, Share
 from asdm_cli.experts.unet import expert_layers
 from asdm_cli.models.directory import find
 from asdm_cli.models.load import random_unet
-from asdm_cli.profiling.latency import quartiles, stopwatch, time_interleaved
+from asdm_cli.profiling.latency import quartiles, time_interleaved
 from asdm_cli.unet.blocks import Spec, preset
 from asdm_cli.unet.flops import inputs
 from asdm_cli.unet.surgery import remove
@@ -33,6 +37,8 @@ from asdm_cli.unet.surgery import remove
 EXPERTS, RANK = 4, 2
 DTYPES = {"pocket": torch.float32, "sd15": torch.bfloat16}
 STEPS = 25
+ROWS, LEARNING = (1, 2, 8, 32), 32
+"""The last of them learn: forwards and backwards, each row at its own timestep."""
 
 
 class Tried(nn.Module):  # type: ignore[misc]
@@ -74,7 +80,7 @@ def codes(conv: Tried, x: Tensor, weights: Tensor) -> Tensor:
     return torch.cat(parts)[share.order]
 
 
-WAYS: dict[str, Callable[[Tried, Tensor, Tensor], Tensor]] = {"mixed": mixed, "low rank": low_rank, "codes": codes}
+WAYS: dict[str, Callable[[Tried, Tensor, Tensor], Tensor]] = {"mixed": mixed, "low-rank": low_rank, "codes": codes}
 
 
 def tried(experts: UNet2DConditionModel, way: str) -> UNet2DConditionModel:
@@ -99,34 +105,47 @@ def _routing(linear: nn.Linear, told: list[Tensor]) -> Callable[[nn.Module, Any]
     return route
 
 
-def main(shape: str = "pocket", rounds: str = "40", *rows: str) -> None:
+def main(shape: str = "pocket", rounds: str = "40", *which: str) -> None:
     donor = find("pocket").config("unet") if shape == "pocket" else preset(shape)
     base, device, dtype = remove(donor, "base").config, torch.device("cpu"), DTYPES[shape]
+    torch.set_num_threads(1)
     experts = random_unet(expand(base, Spec(EXPERTS), None, donor).config, device, dtype)
-    unets = {"base": random_unet(base, device, dtype), "experts": experts}
-    unets |= {way: tried(experts, way) for way in WAYS}
+    wanted = [word for word in which if not word.isdigit()] or ["experts", *WAYS]
+    plain = random_unet(base, device, dtype)
+    unets = {"base": plain} | {way: experts if way == "experts" else tried(experts, way) for way in wanted}
+    unets["base again"] = plain
     kernels = (
         sum(each.weight.numel() * each.weight.element_size() for each in expert_layers(experts).values()) / EXPERTS
     )
-    ahead = f"mixed ahead, for {STEPS} steps: {STEPS * kernels / 1e9:.2f} GB"
-    print(f"{shape}: kernels in memory: base {kernels / 1e9:.2f} GB, experts {EXPERTS * kernels / 1e9:.2f} GB, {ahead}")
-    for wanted in map(int, rows or ("1", "2", "8")):
-        arguments = {**inputs(base, wanted, device=device, dtype=dtype), "timestep": 500}
-        calls = {name: _call(unet, arguments) for name, unet in unets.items()}
-        calls["base again"] = calls["base"]
-        times = time_interleaved(calls, warmups=1, rounds=int(rounds), seconds=stopwatch(device), doing="timed")
+    held = {"base": kernels, "experts": EXPERTS * kernels, f"mixed ahead, for {STEPS} steps": STEPS * kernels}
+    print(f"{shape}, kernels:", ", ".join(f"{name} {size / 1e9:.2f} GB" for name, size in held.items()))
+    rows = [int(word) for word in which if word.isdigit()] or ROWS
+    for count in rows:
+        arguments = inputs(base, count, device=device, dtype=dtype)
+        learning = count == LEARNING
+        call, timestep = (_learn, torch.linspace(0, 999, count)) if learning else (_call, 500)
+        calls = {name: partial(call, unet, {**arguments, "timestep": timestep}) for name, unet in unets.items()}
+        times = time_interleaved(calls, warmups=1, rounds=int(rounds), seconds=_processor, doing="timed")
         for name, taken in times.items():
             ratio = quartiles([mine / plain for mine, plain in zip(taken, times["base"], strict=True)])
             told = f"{1e3 * quartiles(taken).value:,.1f} ms, {ratio.value:.3f} ({ratio.low:.3f}-{ratio.high:.3f})"
-            print(f"{shape}, {wanted} rows, {name}: {told} of base's", flush=True)
+            print(f"{shape}, {count} rows{' that learn' * learning}, {name}: {told} of base's", flush=True)
 
 
-def _call(unet: UNet2DConditionModel, arguments: dict[str, Any]) -> Callable[[], None]:
-    @torch.inference_mode()
-    def call() -> None:
-        unet(**arguments)
+def _processor(work: Callable[[], object]) -> float:
+    start = time.process_time()
+    work()
+    return time.process_time() - start
 
-    return call
+
+@torch.inference_mode()
+def _call(unet: UNet2DConditionModel, arguments: dict[str, Any]) -> None:
+    unet(**arguments)
+
+
+def _learn(unet: UNet2DConditionModel, arguments: dict[str, Any]) -> None:
+    unet.zero_grad()
+    unet(**arguments).sample.square().mean().backward()
 
 
 if __name__ == "__main__":
