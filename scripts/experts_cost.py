@@ -1,7 +1,7 @@
 """What four experts add to a UNet call, and what ways that were not kept would add: Base and all of these in turn.
 
-    python scripts/experts_cost.py                       # of the bundled model's size; 1, 2, 8 rows, and 32 that learn
-    python scripts/experts_cost.py sd15 5 1 2 experts    # of SD 1.5's in bfloat16; 5 rounds, 1 and 2 rows, experts alone
+    python scripts/experts_cost.py                     # of the bundled model's size; 1, 2, 8 rows, and 32 that learn
+    python scripts/experts_cost.py sd15 5 1 2 experts  # of SD 1.5's in bfloat16; 5 rounds, 1 and 2 rows, experts alone
 
 Weights are random. Figures are seconds of one processor, in which other work on the machine hardly shows; the second
 `base` says how far they can be trusted. All that was tried has one router for each resnet, which both of its

@@ -18,8 +18,9 @@ from asdm_cli.metrics.distances import compare
 from asdm_cli.models.directory import ModelDirectory, check_unet, find
 from asdm_cli.models.load import device_and_dtype, load_pipeline
 from asdm_cli.models.metadata import one_unet, record
-from asdm_cli.models.schedulers import SCHEDULER, set_sampler, training_scheduler
+from asdm_cli.models.schedulers import SCHEDULER, own_scheduler, set_sampler
 from asdm_cli.models.write import assemble_directory
+from asdm_cli.patches.noise import alphas_cumprod
 from asdm_cli.profiling.latency import versions
 from asdm_cli.recipe.verbs import CondConvRecipe, Expand, Fold
 from asdm_cli.records import Images, Record, Report, under
@@ -149,10 +150,11 @@ def _expansion(wanted: Expand, source: ModelDirectory, checkpoint: Checkpoint) -
     donor = one_unet(find(wanted.donor)) if wanted.donor else None
     trained = TIMESTEPS
     if SCHEDULER in source.components:
-        try:
-            trained = training_scheduler(source).config.num_train_timesteps
-        except ModelError as error:
-            raise ModelError(f"experts share out the timesteps from 0 on: {error}") from None
+        scheduler = own_scheduler(source)
+        if alphas_cumprod(scheduler) is None:
+            what = f"its {type(scheduler).__name__} does not tell a UNet timesteps, which experts share out"
+            raise ModelError(f"model: {source.name}: {what}; use a model whose noise is given by betas")
+        trained = scheduler.config.num_train_timesteps
     config = donor.config("unet") if donor else None
     expansion = expand(source.config("unet"), Spec(wanted.experts, trained), wanted.at, config)
     return ExpandPlan(source, donor, expansion, checkpoint)

@@ -51,7 +51,10 @@ EXPECTED: dict[str, dict[str, str]] = {
     "kandinsky22": refused("down_block_types 'ResnetDownsampleBlock2D' is not supported", *VERBS),
     "lcm-dreamshaper": refused("takes in timestep_cond, which training does not feed; it was distilled to", "distill"),
     "marigold": of_kind("MarigoldDepthPipeline"),
-    "playground-v25": refused("EDMDPMSolverMultistepScheduler, without betas: only models whose noise", "distill"),
+    "playground-v25": refused("EDMDPMSolverMultistepScheduler, without betas: only models whose noise", "distill")
+    | refused(
+        "EDMDPMSolverMultistepScheduler does not tell a UNet timesteps, which experts share out", "condconv-expand"
+    ),
     "sd-x4-upscaler": of_kind("StableDiffusionUpscalePipeline"),
     "sd15-inpaint": of_kind("StableDiffusionInpaintPipeline"),
     "sd21-unclip": of_kind("StableUnCLIPImg2ImgPipeline"),
