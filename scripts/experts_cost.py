@@ -56,6 +56,11 @@ class Tried(nn.Module):  # type: ignore[misc]
         return WAYS[self.way](self, x, self.weights[-1])
 
 
+def convolve(bank: ExpertConv2d, x: Tensor, expert: int) -> Tensor:
+    kernels, biases = bank.kernels((expert,))
+    return functional.conv2d(x, kernels[0], biases[0], **bank.settings)
+
+
 def mixed(conv: Tried, x: Tensor, weights: Tensor) -> Tensor:
     bank, rows = conv.bank, len(x)
     kernels = (weights @ bank.weight.unflatten(0, (EXPERTS, -1)).flatten(1)).view(rows, -1, *bank.weight.shape[1:])
@@ -65,7 +70,7 @@ def mixed(conv: Tried, x: Tensor, weights: Tensor) -> Tensor:
 
 
 def low_rank(conv: Tried, x: Tensor, weights: Tensor) -> Tensor:
-    y = conv.bank.convolve(x, 0)
+    y = convolve(conv.bank, x, 0)
     down = functional.conv2d(x, conv.down, **conv.bank.settings).flatten(2)
     y.flatten(2).baddbmm_(conv.up * weights.repeat_interleave(RANK, 1)[:, None], down)
     return y
@@ -74,9 +79,9 @@ def low_rank(conv: Tried, x: Tensor, weights: Tensor) -> Tensor:
 def codes(conv: Tried, x: Tensor, weights: Tensor) -> Tensor:
     chosen = weights.argmax(1).tolist()
     if len(set(chosen)) == 1:
-        return conv.bank.convolve(x, chosen[0])
+        return convolve(conv.bank, x, chosen[0])
     share = Share.of(chosen, x.device)
-    parts = [conv.bank.convolve(x[each], expert) for expert, each in zip(share.experts, share.rows, strict=True)]
+    parts = [convolve(conv.bank, x[each], expert) for expert, each in zip(share.experts, share.rows, strict=True)]
     return torch.cat(parts)[share.order]
 
 

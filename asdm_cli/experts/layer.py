@@ -76,11 +76,30 @@ class TimestepContext:
         return call.shares[spec, device]
 
 
+class _Together(torch.autograd.Function):  # type: ignore[misc]
+    """A bank as it is; backwards each expert gets the gradients of all besides its own.
+
+    As if experts were a kernel that they share and a difference each: most of what one has to learn the others must
+    as well, and of a small batch it alone sees few rows. Where all its gradients are none, theirs are, and only there.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, bank: Tensor, experts: int) -> Tensor:
+        ctx.experts = experts
+        return bank.view_as(bank)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
+        each = gradient.unflatten(0, (ctx.experts, -1))
+        return (each + each.sum(0)).flatten(0, 1), None
+
+
 class ExpertConv2d(nn.Module):  # type: ignore[misc]
     """A Conv2d without groups whose kernel depends on the timestep.
 
     Its tensors have a Conv2d's names, with the experts' kernels one after the other in `weight` [K O, C, h, w] and
-    their biases in `bias` [K O]: what expects a Conv2d's shapes refuses them. All begin as copies of `like`.
+    their biases in `bias` [K O]: what expects a Conv2d's shapes refuses them. All begin as copies of `like`, and learn
+    `_Together`.
     """
 
     def __init__(self, like: nn.Conv2d, spec: Spec, context: TimestepContext):
@@ -95,16 +114,25 @@ class ExpertConv2d(nn.Module):  # type: ignore[misc]
     def forward(self, x: Tensor) -> Tensor:
         """[B, C, H, W] -> [B, O, H', W']; rows of one expert are convolved together."""
         share = self.context.share(self.spec, x.device)
+        kernels, biases = self.kernels(share.experts)
         if len(share.experts) == 1:
-            return self.convolve(x, share.experts[0])
-        parts = [self.convolve(x[rows], expert) for expert, rows in zip(share.experts, share.rows, strict=True)]
-        return torch.cat(parts)[share.order]
+            return functional.conv2d(x, kernels[0], biases[0], **self.settings)
+        parts = zip(share.rows, kernels, biases, strict=True)
+        answers = [functional.conv2d(x[rows], kernel, bias, **self.settings) for rows, kernel, bias in parts]
+        return torch.cat(answers)[share.order]
 
-    def convolve(self, x: Tensor, expert: int) -> Tensor:
-        """As the Conv2d that this expert is, counted from 0."""
-        first, count = expert * self.out_channels, self.out_channels
-        bias = None if self.bias is None else self.bias.narrow(0, first, count)
-        return functional.conv2d(x, self.weight.narrow(0, first, count), bias, **self.settings)
+    def kernels(self, experts: tuple[int, ...]) -> tuple[list[Tensor], list[Tensor | None]]:
+        """Kernels [O, C, h, w] and biases [O] of these, counted from 0."""
+        found: list[list[Any]] = []
+        for bank in (self.weight, self.bias):
+            if bank is None:
+                found.append([None] * len(experts))
+            elif torch.is_grad_enabled() and bank.requires_grad:
+                each = _Together.apply(bank, self.spec.experts).unflatten(0, (self.spec.experts, -1)).unbind()
+                found.append([each[expert] for expert in experts])
+            else:
+                found.append([bank.narrow(0, expert * self.out_channels, self.out_channels) for expert in experts])
+        return found[0], found[1]
 
     def extra_repr(self) -> str:
         """As Conv2d, and its experts."""
