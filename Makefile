@@ -79,7 +79,7 @@ SMOKE_table1 := fewer=[3] short_steps=2 long_steps=4
 SMOKE_table2 := fewer=[3] again_steps=2 time_steps=3 explore_prompts=1
 SMOKE_table3 := fewer=[3] again_steps=2
 SMOKE_table4 := shares=[0,0.5] budgets=[0.8] search_prompts=2
-SMOKE_table5 := few=3 modes=[uniform] intervals=[2]
+SMOKE_table5 := few=3 front_limit=7 front_per_prompt=1 modes=[uniform] intervals=[2]
 # Of your own model: COCO-30K as BK-SDM evaluates, with FID's network; 1,000 prompts where many ways draw them.
 # CLIP= names a CLIP's directory, HELD_OUT= shards for losses on what is not learnt from.
 JUDGED := limit=30000 sampler=pndm features=inception metrics=[kid,fd,is,clip_score,psnr] clip=$(CLIP)
@@ -88,7 +88,7 @@ OWN_table1 := $(JUDGED) short_steps=12500 long_steps=200000
 OWN_table2 := $(JUDGED) again_steps=25000 time_steps=27500
 OWN_table3 := $(JUDGED) again_steps=25000
 OWN_table4 := limit=1000 metrics=[psnr,kid]
-OWN_table5 := limit=1000
+OWN_table5 := limit=1000 front_limit=30000 front_per_prompt=1 front_metrics=[psnr,fd] features=inception
 chosen = model=$(MODEL) $(if $(PROMPTS),prompts=$(PROMPTS)) \
 	$(if $(filter $(1),$(TRAINING)),$(if $(DATA),data=$(DATA))) \
 	$(if $(filter-out pocket,$(MODEL)),guidance=7.5 $(OWN_$(1)) $(if $(filter $(1),$(TRAINING)),$(TRAINED))) \

@@ -100,7 +100,7 @@ def test_the_bundled_model_is_measured_as_the_figures_say() -> None:
         assert {len(members) for members in recipe.seeds.values()} == ({3} if table in TABLES[:2] else set())
     levels = load(HOUSE / "recipes/tables/table5.yaml")
     assert isinstance(levels, RunRecipe)
-    assert levels.inputs["limit"] == 64
+    assert [levels.inputs[key] for key in ("limit", "front_limit", "front_per_prompt")] == [64, 256, 2]
     homes = {}
     for table in TABLES[:4]:
         recipe = load(HOUSE / "recipes/tables" / f"{table}.yaml")

@@ -488,8 +488,8 @@ out: runs/distilled
         return [student.model for student in self.students]
 
     def written(self) -> list[str]:
-        folders = [f"students/{student.name}" for student in self.students]
-        return ["", *folders] if len(folders) == 1 else folders
+        """One alone is the run's own model; each of several has a folder."""
+        return [""] if len(self.students) == 1 else [f"students/{student.name}" for student in self.students]
 
     def misfits(self) -> Iterator[Misfit]:
         given = "losses" in self.model_fields_set
@@ -792,6 +792,17 @@ class Product(Strict):
     """What a forecast counts in."""
 
 
+class Front(Strict):
+    """A second look at what is fastest for its fidelity."""
+
+    limit: Positive
+    """Use the first so many prompts."""
+    per_prompt: Positive = 1
+    """Draw each prompt so many times, every time with another seed."""
+    metrics: Metrics = ["psnr", "kid"]
+    """What to measure of them."""
+
+
 TARGET = re.compile(r"([0-9]*\.?[0-9]+)(x|dB)")
 
 
@@ -845,6 +856,8 @@ class InheritRecipe(Adapted, Comparing):
     """More of a sweep: combinations of nodes, modes and intervals."""
     deepcache: DeepCachePackage | None = None
     """Let the DeepCache package draw too, for comparison."""
+    front: Front | None = None
+    """Draw more pictures with the front alone: of each series what is fastest for the first of the `metrics`."""
     target: Annotated[Target, BeforeValidator(_of_text, json_schema_input_type=Text | Target)] | None = None
     """Find the plan instead: the nearest pictures at a speed-up, or the fastest so near. It is measured beside fewer
     steps at its speed, and a straight line through the output at its key steps."""
@@ -874,7 +887,7 @@ out: runs/inherited
         return [""] if self.plan or self.patches or self.target else []
 
     def misfits(self) -> Iterator[Misfit]:
-        yield from self.unmeasured("sweep", "product", "deepcache", "target")
+        yield from self.unmeasured("sweep", "product", "deepcache", "front", "target")
         if self.plan and self.target:
             yield ("target",), "finds the plan: leave 'plan' out, or this"
         if self.patches and self.target:

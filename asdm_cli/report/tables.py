@@ -28,6 +28,7 @@ PARTS = {
     "block": "UNet by block",
     "batch": "Images at once",
     "split": "The parts of the data apart",
+    "front": "More pictures of the front",
     "component": "Components",
     "unet": "UNets that take turns",
     "inherited": "UNet calls of the plans",

@@ -9,9 +9,11 @@ from pathlib import Path
 from typing import Any
 
 from accelerate import PartialState
+from accelerate.utils import broadcast_object_list
 
 from asdm_cli.compare.costs import Rounds, work
-from asdm_cli.compare.run import Measures, Place, compare, finished
+from asdm_cli.compare.pareto import ParetoPoint, front
+from asdm_cli.compare.run import QUALITY, Measures, Place, compare, finished
 from asdm_cli.compare.setup import (
     DEEPCACHE,
     PLAIN,
@@ -29,15 +31,16 @@ from asdm_cli.compare.setup import (
 from asdm_cli.errors import ModelError
 from asdm_cli.metrics.suite import MetricSettings, check
 from asdm_cli.models.adapters import fused_size
-from asdm_cli.models.directory import find
+from asdm_cli.models.directory import ModelDirectory, find
 from asdm_cli.models.metadata import write_patched
 from asdm_cli.models.pipelines import PIPELINES
 from asdm_cli.models.write import carried_size, takes
 from asdm_cli.patches.cache_plan import picture, resolve
 from asdm_cli.profiling.expected import Work
 from asdm_cli.recipe.patches import CachePlan, DeepCacheSpec, PatchSpec, read_plan
-from asdm_cli.recipe.verbs import Candidate, InheritRecipe, Target
+from asdm_cli.recipe.verbs import Candidate, Front, InheritRecipe, Target
 from asdm_cli.records import Report
+from asdm_cli.report.metrics import metric
 from asdm_cli.report.run_directory import Run
 from asdm_cli.sampling.generate import place, processes
 from asdm_cli.sampling.prompts import PromptList, read_prompts
@@ -46,7 +49,9 @@ from asdm_cli.search.target import MINUTES, find_plan
 from asdm_cli.verbs.unmeasured import PLAN
 
 RESUMABLE = True
-OURS = "asdm"
+OURS, FRONT = "asdm", "front"
+KEYS = {"psnr": "psnr_db"}
+"""Metric -> its figure's name, where that is another."""
 
 
 @dataclass(frozen=True)
@@ -60,6 +65,8 @@ class Plan:
     size: int
     calibrated: PromptList | None = None
     """What the plain model draws to work plans out; None where each says what it does."""
+    front: Measures | None = None
+    """What is found out of the front."""
     pending: Mapping[str, CachePlan] = field(default_factory=dict)
     """Set-up -> the plan that is worked out for it, in whose place one of the same cost stands until then."""
 
@@ -80,6 +87,8 @@ class Plan:
             "ways": ", ".join(setup.name for setup in self.setups),
             "timed": f"{recipe.repeats} rounds of images in turn, {recipe.steps} steps",
         }
+        if self.front is not None and self.front.prompts is not None:
+            facts["front"] = f"{len(self.front.prompts.prompts)} pictures with each of what is fastest for its fidelity"
         timelines = []
         if self.written is not None:
             assert first.model is not None, "the plain model is a pipeline"
@@ -134,7 +143,16 @@ def plan(recipe: InheritRecipe) -> Plan:
         # prompts behind the ones that are measured, if there are as many; else the last that there are
         held = read_prompts(recipe.prompts, recipe.limit + recipe.calibration, inputs=recipe.inputs)
         calibrated = held.last(recipe.calibration)
-    return Plan(recipe, tuple(setups), near, prompts, metrics, size, calibrated, pending)
+    again = _of_front(recipe, recipe.front, plain.model) if recipe.front else None
+    return Plan(recipe, tuple(setups), near, prompts, metrics, size, calibrated, again, pending)
+
+
+def _of_front(recipe: InheritRecipe, asked: Front, own: ModelDirectory) -> Measures:
+    """Raises ModelError for metrics that cannot be had."""
+    prompts = read_prompts(recipe.prompts, asked.limit, asked.per_prompt, recipe.inputs)
+    return Measures(
+        prompts, check(recipe.model_copy(update={"metrics": asked.metrics}), prompts, own), grid=recipe.grid
+    )
 
 
 def run(plan: Plan, run: Run) -> Report:
@@ -149,6 +167,8 @@ def run(plan: Plan, run: Run) -> Report:
     rounds = Rounds(recipe.repeats, recipe.warmups, (1,), plan.size)
     measures = Measures(plan.prompts, plan.metrics, rounds, converged=plan.near, grid=recipe.grid)
     report = compare(setups, measures, where, run.path, state, session)
+    if plan.front is not None:
+        report = _looked_again(replace(plan, setups=setups), plan.front, report, where, run.path, session)
     if report is not None and recipe.target is not None:
         reached = _reached(recipe.target, report)
         report.facts.update({"target": reached, "plans tried": tried})
@@ -191,6 +211,38 @@ def _found(
     winner = replace(found.best.setup, name=PLAN, series=OURS)
     fewer = [] if plan.recipe.fewer_steps else fewer_steps(plain, [found.steps])
     return replace(plan, setups=(*plan.setups, *fewer, winner)), [each.row(target.metric) for each in found.tried]
+
+
+def _looked_again(
+    plan: Plan, wanted: Measures, report: Report | None, where: Place, folder: Path, session: Session
+) -> Report | None:
+    """With what more pictures say of the front, which the first process tells the others."""
+    first = plan.recipe.metrics[0]
+    told = [on_front(report, KEYS.get(first, first)) if report else []]
+    broadcast_object_list(told)
+    chosen = [setup for setup in plan.setups if setup.name in (plan.setups[0].name, *told[0])]
+    found = compare(chosen, wanted, where, folder / FRONT, processes(), session)
+    if report is None or found is None:
+        return None
+    part = f"{FRONT}/{len(wanted.prompts.prompts) if wanted.prompts else 0} pictures"
+    more = [
+        replace(each, of=part, protocol=FRONT) for each in found.records if each.protocol == QUALITY and not each.of
+    ]
+    card = {FRONT: found.protocols[QUALITY]}
+    return replace(report, records=[*report.records, *more], protocols=report.protocols | card)
+
+
+def on_front(report: Report, quality: str) -> list[str]:
+    """Of each series what nothing in it is as fast as and as good, by the figure of this name."""
+    whole = [each for each in report.records if not each.of and each.at is None]
+    speeds, worth = ({each.setup: each for each in whole if each.metric == key} for key in ("image_speedup", quality))
+    sign = -1 if metric(quality).better == "lower" else 1
+    series: dict[str, dict[str, ParetoPoint]] = {}
+    for name in [name for name in report.setups if name in speeds and name in worth]:
+        shot = ParetoPoint(1 / speeds[name].value, sign * worth[name].value)
+        series.setdefault(str(report.setups[name]["series"]), {})[name] = shot
+    fronts = {own: set(front(shots.values())) for own, shots in series.items()}
+    return [name for own, shots in series.items() for name, shot in shots.items() if shot in fronts[own]]
 
 
 def _reached(target: Target, report: Report) -> str:

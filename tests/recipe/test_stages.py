@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from asdm_cli.errors import RecipeError
 from asdm_cli.recipe.load import Scope, load, references, resolve, stage_recipe
 from asdm_cli.recipe.schema import referenced_paths
 from asdm_cli.recipe.verbs import PruneRecipe
@@ -80,3 +82,18 @@ def test_a_stage_is_its_verb_s_recipe() -> None:
 def test_what_a_recipe_reads(text: str, read: list[str], tmp_path: Path) -> None:
     (tmp_path / "r.yaml").write_text(text)
     assert sorted(referenced_paths(load(tmp_path / "r.yaml"))) == sorted(read)
+
+
+@pytest.mark.parametrize(
+    ("place", "right"), [("$taught", True), ("$taught/model", True), ("$taught/students/a", False)]
+)
+def test_a_student_alone_is_its_stage_s_model(place: str, right: bool, tmp_path: Path) -> None:
+    taught = {"verb": "distill", "teacher": "pocket", "students": [{"name": "a", "model": "pocket"}], "steps": 3}
+    pruned = {"verb": "prune", "model": place, "remove": "base"}
+    file = tmp_path / "r.yaml"
+    file.write_text(json.dumps({"verb": "run", "stages": {"taught": taught, "pruned": pruned}, "out": "x"}))
+    if right:
+        assert load(file)
+        return
+    with pytest.raises(RecipeError, match="there is no such model; the stage writes"):
+        load(file)

@@ -18,8 +18,9 @@ from asdm_cli.models.directory import find
 from asdm_cli.models.metadata import patches_of
 from asdm_cli.recipe.patches import FeatureCacheSpec
 from asdm_cli.recipe.verbs import InheritRecipe
-from asdm_cli.records import Report
+from asdm_cli.records import Record, Report
 from asdm_cli.report.run_directory import Run, read
+from asdm_cli.report.tables import parts
 from asdm_cli.verbs import inherit
 from tests.apart import shared
 from tests.carrying import every
@@ -326,6 +327,34 @@ def test_every_way_to_draw_in_one_report(recipe: Callable[..., InheritRecipe], t
     assert share["DeepCache 0, every 2"] < 1
     assert share["order 0"] == pytest.approx(share["last, uniform 2"])
     assert not (tmp_path / "model").exists(), "a sweep only compares"
+
+
+def test_the_front_is_looked_at_again_with_more_pictures(recipe: Callable[..., InheritRecipe], tmp_path: Path) -> None:
+    front = {"limit": 2, "per_prompt": 2, "metrics": ["psnr", "ssim"]}
+    asked = recipe(sweep=[{"name": "order 0", "plan": every(2)}], limit=1, metrics=["psnr"], front=front)
+    report: Report = inherit.run(inherit.plan(asked), Run(tmp_path))
+    names = inherit.on_front(report, "psnr_db")
+    assert {*names} < {*report.setups}
+    again = [each for each in report.records if each.of == "front/4 pictures"]
+    assert {(each.setup, each.metric) for each in again} == {
+        (name, key) for name in names for key in ("psnr_db", "ssim")
+    }
+    assert {(each.n, each.protocol, each.against) for each in again} == {(4, "front", "plain")}
+    assert report.protocols["front"]["pictures"] == 4
+    assert {each.n for each in report.records if each.metric == "psnr_db" and not each.of} == {1}
+    assert "More pictures of the front" in parts(report)
+
+
+def test_the_front_of_each_series() -> None:
+    """Faster or nearer than all that is in its series; of pictures, the less far the better where that is measured."""
+    shots = {"a": (2.0, 40.0), "b": (1.5, 39.0), "c": (1.2, 50.0), "d": (3.0, 10.0)}
+    for key, sign in (("psnr_db", 1), ("perceptual", -1)):
+        records = [Record(name, "image_speedup", speed) for name, (speed, _) in shots.items()]
+        records += [Record(name, key, sign * value) for name, (_, value) in shots.items()]
+        setups = {name: {"series": "fewer steps" if name == "b" else "asdm"} for name in shots}
+        assert sorted(inherit.on_front(Report("inherit", setups, records), key)) == ["a", "b", "c", "d"]
+        setups["b"]["series"] = "asdm"
+        assert sorted(inherit.on_front(Report("inherit", setups, records), key)) == ["a", "c", "d"]
 
 
 # Calibrated -----------------------------------------------------------------------------------------------------------
