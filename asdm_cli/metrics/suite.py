@@ -109,13 +109,15 @@ class MetricSuite:
         """All wanted figures of images of the prompts, in the prompts' order; of those that compare with the reference,
         none for the reference itself or for what is not `paired` with it."""
         records: list[Record] = []
-        for key, metric in self._wanted(paired and images.folder != self.reference.folder):
+        paired = paired and images.folder != self.reference.folder
+        for key, metric in self._wanted(paired):
             values = metric.compute(self, images)
             if metric.whole:
                 found = interval(values[key], self.settings.confidence, metric.centred)
                 records.append(Record(setup, key, *found, n=images.count, against=self._against(metric)))
             else:
                 records += self._averages(setup, metric, values)
+                records += self._change(setup, key, metric, values[key]) if paired and key in CHANGES else []
         return records
 
     def measure_real(self, setup: str) -> list[Record]:
@@ -191,6 +193,12 @@ class MetricSuite:
                 own = each[inside[: len(each)]]
                 records.append(Record(setup, key, *self._average(own), of=of, n=len(own), against=against))
         return records
+
+    def _change(self, setup: str, key: str, metric: Metric, values: Tensor) -> list[Record]:
+        """From the reference's pictures of the same prompts and seeds on: that of two sets says less."""
+        change = values.double() - metric.compute(self, self.reference)[key].double()
+        found = interval(distances.mean(change, self.weights(len(change))), self.settings.confidence)
+        return [Record(setup, CHANGES[key], *found, n=len(change), against=self.against)]
 
     def _against(self, metric: Metric) -> str:
         return self.against if "reference" in metric.needs else ""
@@ -273,6 +281,8 @@ METRICS = {
     "fd_original": Metric(_fd_original, {"features", "reference"}, whole=True, centred=True),
 }
 """By the word in a recipe."""
+CHANGES = {key: f"{key}_change" for key in ("label_accuracy", "style_accuracy")}
+"""Metric of single images -> the figure that compares them with the reference's."""
 
 
 def check(recipe: Pictures, prompts: PromptList, own: ModelDirectory) -> MetricSettings:

@@ -10,6 +10,7 @@ from typing import Any, get_args
 
 import pytest
 import torch
+from PIL import Image
 from safetensors.torch import save_file
 from torch import Tensor
 
@@ -17,6 +18,7 @@ from asdm_cli.errors import ModelError
 from asdm_cli.metrics import distances, suite
 from asdm_cli.metrics.distances import resamples, wilson
 from asdm_cli.metrics.features import FeatureNetwork, Features
+from asdm_cli.metrics.probe import read_probe
 from asdm_cli.metrics.suite import METRICS, MetricSuite, check
 from asdm_cli.models.directory import find
 from asdm_cli.recipe.verbs import Drawing
@@ -90,12 +92,13 @@ def test_every_metric_of_recipes_is_in_the_table() -> None:
 def test_records_of_a_set_of_images(built: MetricSuite, images: ImageSet) -> None:
     records = built.measure("ours", images)
     whole = by_key(records)
-    keys = ["kid", "fd", "is", "clip_score", "recall_at_1", "recall_at_5", "label_accuracy", "psnr_db", "ssim"]
-    keys.append("fd_original")
+    keys = ["kid", "fd", "is", "clip_score", "recall_at_1", "recall_at_5", "label_accuracy", "label_accuracy_change"]
+    keys += ["psnr_db", "ssim", "fd_original"]
     assert list(whole) == keys
     assert {record.setup for record in records} == {"ours"}
     assert {record.n for record in whole.values()} == {12}
     assert {key: record.against for key, record in whole.items() if record.against} == {
+        "label_accuracy_change": "plain",
         "psnr_db": "plain",
         "ssim": "plain",
         "fd_original": "plain",
@@ -122,12 +125,37 @@ def test_records_of_a_set_of_images(built: MetricSuite, images: ImageSet) -> Non
 
 def test_the_reference_real_images_and_the_unpaired_compare_with_nobody(built: MetricSuite, images: ImageSet) -> None:
     for records in (built.measure("plain", built.reference), built.measure("vae", images, paired=False)):
-        assert not {"psnr_db", "ssim", "fd_original"} & by_key(records).keys()
+        assert not {"psnr_db", "ssim", "fd_original", "label_accuracy_change"} & by_key(records).keys()
         assert "kid" in by_key(records)
     real = built.measure_real("real")
     assert list(by_key(real)) == ["kid", "clip_score", "recall_at_1", "recall_at_5", "label_accuracy"]
     assert {record.n for record in by_key(real).values()} == {6}
     assert by_key(real, "split/a")["label_accuracy"].n == 3
+
+
+def test_a_change_of_accuracy_is_that_of_the_same_prompts(built: MetricSuite, tmp_path: Path) -> None:
+    """A probe that sees colours; of three pictures of each label one is made right, and another one wrong."""
+    sees = torch.zeros(3, 1280)
+    sees[:, :3] = torch.eye(3)
+    asked = probe(tmp_path / "seeing", width=1280)
+    save_file({"label.weight": sees, "label.bias": torch.zeros(3)}, asked / "model.safetensors")
+    settings = replace(built.settings, metrics=("label_accuracy",), probe=read_probe(asked))
+
+    def painted(name: str, wrong: set[int]) -> ImageSet:
+        return picture_set(
+            tmp_path / name,
+            [Image.new("RGB", (32, 32), CLASSES[(index + (index in wrong)) % 3]) for index in range(12)],
+        )
+
+    suite = replace(built, settings=settings, reference=painted("original", {0, 1, 2}), _networks={})
+    records = by_key(suite.measure("ours", painted("other", {2, 3})))
+    assert records["label_accuracy"].value == pytest.approx(10 / 12)
+    change = records["label_accuracy_change"]
+    assert (change.value, change.n, change.against) == (pytest.approx(1 / 12), 12, "plain")
+    assert change.low is not None
+    assert change.low < 0 < change.value
+    (same,) = (each for each in suite.measure("twin", painted("twin", {0, 1, 2})) if each.metric == change.metric)
+    assert (same.value, same.low, same.high) == (0, 0, 0)
 
 
 def test_fd_to_the_original_is_of_its_pictures_and_nothing_for_equal_ones(
