@@ -57,12 +57,14 @@ class Images:
 
 @dataclass(frozen=True)
 class Timeline:
-    """Something down the rows, the UNet calls of one generation across: `rows[name]` has one letter for each call."""
+    """Something down the rows, the UNet calls of one generation (or another `axis`) across: `rows[name]` has one letter
+    for each call."""
 
     title: str
     rows: dict[str, str]
     letters: dict[str, str]
     note: str = ""
+    axis: str = "UNet call"
 
 
 @dataclass(frozen=True)

@@ -132,7 +132,7 @@ def addressed(value: Any, models: list[str], way: Inner = ()) -> Iterator[tuple[
             here = models if name == "remove" or not getattr(value, "remove", None) else []
             if marked and isinstance(inner, str):
                 yield (*way, name), inner, here
-            elif marked:
+            elif marked and not isinstance(inner, Strict):
                 yield from (((*way, name, index), pattern, here) for index, pattern in enumerate(inner or ()))
             else:
                 yield from addressed(inner, here, (*way, name))

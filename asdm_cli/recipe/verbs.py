@@ -33,6 +33,7 @@ from asdm_cli.recipe.patches import (
     unknown_unets,
 )
 from asdm_cli.recipe.schema import (
+    ADDRESSED,
     READ,
     Above,
     Distinct,
@@ -241,14 +242,53 @@ def _free_series(taken: tuple[str, ...]) -> AfterValidator:
 # prune ----------------------------------------------------------------------------------------------------------------
 
 
+class Most(Strict):
+    """What is left costs at most so much; one of these."""
+
+    macs: Annotated[float, Field(gt=0, lt=1)] | None = None
+    """Multiply-accumulates of a UNet call, as a share of the whole UNet's."""
+    params: Annotated[float, Field(gt=0, lt=1)] | None = None
+    """Parameters, as a share of the whole UNet's."""
+    time: Annotated[float, Field(gt=0, lt=1)] | None = None
+    """Time of a UNet call on this machine, as a share of the whole UNet's."""
+    layers: Positive | None = None
+    """So many layers go (resnets, each with its transformer)."""
+
+    def misfits(self) -> Iterator[Misfit]:
+        given = self.model_dump(exclude_none=True)
+        if len(given) != 1:
+            keys = f"exactly one of macs, params, time, layers; {len(given)} are given"
+            yield (), f"needs {keys}"
+
+
+class Importance(Prompted, OnDevice):
+    """What matters least to this very model, found by measuring every unit that a stock config can do without."""
+
+    budget: Most
+    """What is left costs at most so much."""
+    by: Literal["output", "feature", "label_accuracy"] = "output"
+    """What a unit matters by: the squared error of the UNet's output without it; the mean one of its blocks' outputs;
+    or the share of pictures that show what they should, lost (each unit then draws all prompts)."""
+    steps: Positive = 10
+    """UNet steps of the drawings that noisy latents are taken from."""
+    limit: Positive = 4
+    """Use the first so many prompts; the next ones make the latents that the chosen set is checked on."""
+    calls: Positive = 3
+    """UNet calls of each drawing that are measured on, from the first to the last."""
+    size: Side | None = None
+    """Height and width in pixels; the model's own if left out."""
+    cache_folder: Text = "runs/cache"
+    """Where what was measured is kept, and found again for another budget."""
+
+
 class PruneRecipe(Recipe):
-    """Remove blocks or layers from a UNet."""
+    """Remove blocks, layers or transformers' depth from a UNet: by name, or what matters least under a budget."""
 
     verb: Annotated[Literal["prune"], VERB]
     model: Model
-    remove: Patterns
+    remove: Annotated[Text | Annotated[list[Text], Field(min_length=1)] | Importance, ADDRESSED]
     """A named set (base, small, tiny; of SDXL ssd-1b, vega, koala-1b, koala-700m), an address pattern, or a list of
-    them."""
+    them; or a `budget`, and what to leave out for it is measured."""
 
     EXAMPLE = """\
 verb: prune

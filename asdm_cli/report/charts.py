@@ -102,7 +102,7 @@ def bars(view: Bars, colours: Mapping[str, int]) -> Chart:
 
 def timeline(view: Timeline, colours: Mapping[str, int]) -> Chart:
     words = [word for letter, word in view.letters.items() if any(letter in row for row in view.rows.values())]
-    label = f"{view.title}, {max(map(len, view.rows.values()), default=0)} UNet calls. {len(view.rows)} rows."
+    label = f"{view.title}, {max(map(len, view.rows.values()), default=0)} by {view.axis}. {len(view.rows)} rows."
     return _chart(label, words, colours, lambda axes: _timeline(axes, view, colours), 16 * len(view.rows) + 50)
 
 
@@ -237,7 +237,7 @@ def _timeline(axes: Axes, view: Timeline, colours: Mapping[str, int]) -> None:
         outline = Outline.make_compound_path(*outlines)
         axes.add_patch(PathPatch(outline, facecolor=SERIES[colours[word]], edgecolor="none", gid=TIP + word))
     axes.set_xlim(0, max(calls, 1))
-    axes.set_xlabel("UNet call", loc="right")
+    axes.set_xlabel(view.axis, loc="right")
     shown_calls = range(0, calls, max(1, calls // 10))
     axes.set_xticks([call + 0.5 for call in shown_calls], [str(call) for call in shown_calls])
     axes.tick_params(axis="x", length=0)

@@ -31,7 +31,8 @@ def feature_pairs(student: Anatomy, teacher: Anatomy, patterns: str | Iterable[s
     """One pair for each address of the student that `patterns` name, in forward order.
 
     A block that ends without the resampler that the teacher's has (the deepest one of Tiny) is compared where the
-    last transformer of both ends its residual branch, as BK-SDM does (its `proj_out`; papers: Kim et al. 2023).
+    last transformer of both ends its residual branch, as BK-SDM does (its `proj_out`; papers: Kim et al. 2023); where
+    one of them has none there, at the output of the last layers.
     Raises ModelError where the teacher has nothing that answers, or something of another shape.
     """
     named = student.match(patterns)
@@ -84,10 +85,7 @@ def _block_pair(student: Anatomy, teacher: Anatomy, block: Block, twin: Block) -
     mine, other, end = block.address, twin.address, ""
     if (block.sampler is None) != (twin.sampler is None):
         mine, other = (f"{each.address}.{len(each.layers) - 1}" for each in (block, twin))
-        attends = [layer.transformer is not None for layer in (block.layers[-1], twin.layers[-1])]
-        if any(attends) and not all(attends):
-            raise ModelError(f"{block.address}: ends with a transformer on one side only; name its layers instead")
-        if all(attends):
+        if all(layer.transformer is not None for layer in (block.layers[-1], twin.layers[-1])):
             mine, other, end = f"{mine}.attn", f"{other}.attn", f".{BRANCH_END}"
     ends = [tuple(f"{m}{end}" for m in _ends(tree, at)) for tree, at in ((student, mine), (teacher, other))]
     return FeaturePair(mine, other, *ends)

@@ -10,17 +10,21 @@ from typing import Any
 
 import pytest
 import torch
+from diffusers import UNet2DConditionModel
 from safetensors.torch import load_file, save_file
 
+from asdm_cli.compare import setup as setups
 from asdm_cli.errors import AsdmError, ModelError
 from asdm_cli.models.directory import find
 from asdm_cli.recipe.verbs import PruneRecipe
 from asdm_cli.records import Report
 from asdm_cli.report.run_directory import Run, run_directory
-from asdm_cli.unet.surgery import apply
+from asdm_cli.search import importance
+from asdm_cli.unet.blocks import read_blocks
+from asdm_cli.unet.surgery import apply, remove
 from asdm_cli.unet.weights import WEIGHTS
 from asdm_cli.verbs import prune
-from tests import tiny
+from tests import drawings, families, tiny
 from tests.apart import shared
 from tests.expanding import figures
 from tests.forking import plain
@@ -189,3 +193,142 @@ def test_weights_that_are_not_the_configs_are_refused_before_anything_is_written
 def test_what_cannot_be_removed_is_refused_at_the_plan(tiny_pipeline: Path) -> None:
     with pytest.raises(ModelError, match=r"down\.0 1; an up block has one layer more than the down block of its level"):
         _plan(tiny_pipeline, "down.0.0")
+
+
+# by importance --------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def xl(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return families.pipeline("sdxl", tmp_path_factory.mktemp("xl") / "model")
+
+
+@pytest.fixture(scope="module")
+def kept(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where all these tests keep what they measure."""
+    return tmp_path_factory.mktemp("kept")
+
+
+def _least(kept: Path, **more: Any) -> dict[str, Any]:
+    prompts = kept / "prompts.txt"
+    prompts.write_text("a fox\na red apple\n")
+    return {"prompts": str(prompts), "steps": 2, "limit": 1, "calls": 2, "cache_folder": str(kept), **more}
+
+
+def _chosen(model: Path, target: Path, asked: dict[str, Any]) -> Report:
+    target.mkdir()
+    return prune.run(_plan(model, asked), Run(target))
+
+
+BOUNDS = [
+    ("tiny_pipeline", {"macs": 0.7}, "output"),
+    ("tiny_pipeline", {"params": 0.5}, "feature"),
+    ("xl", {"macs": 0.6}, "output"),
+    ("xl", {"params": 0.6}, "feature"),
+]
+
+
+@pytest.mark.parametrize(("model", "budget", "by"), BOUNDS)
+def test_what_matters_least_goes_until_the_rest_is_within_the_budget(
+    model: str, budget: dict[str, float], by: str, kept: Path, tmp_path: Path, request: pytest.FixtureRequest
+) -> None:
+    source: Path = request.getfixturevalue(model)
+    report = _chosen(source, tmp_path / "run", _least(kept, budget=budget, by=by))
+    (kind, share), (first, result) = *budget.items(), report.setups
+    figures = {(each.setup, each.metric): each.value for each in report.records if not each.of}
+    key = {"macs": "macs_g", "params": "params_m"}[kind]
+    assert figures[result, key] <= share * figures[first, key]
+    config = json.loads((source / "unet" / "config.json").read_text())
+    removed = report.facts["removed"].split(", ")
+    unet, loaded = UNet2DConditionModel.from_pretrained(tmp_path / "run" / "model" / "unet", output_loading_info=True)
+    assert not loaded["missing_keys"]
+    assert sum(weight.numel() for weight in unet.parameters()) == round(figures[result, "params_m"] * 1e6)
+    assert remove(config, removed).config["layers_per_block"] == unet.config["layers_per_block"]
+    alone = [each.value for each in report.records if each.metric == "error_alone"]
+    assert alone == sorted(alone)
+    assert len(alone) > 30
+    sets = {row["set"]: float(row["error"]) for row in report.facts["known sets"]}
+    assert set(sets) >= {"base", "small"}
+    assert 0 < figures[result, "removal_error"] < float("inf")
+    (picture,) = report.timelines
+    assert [*picture.rows] == [block.address for block in read_blocks(config)]
+    assert "x" in "".join(picture.rows.values())
+
+
+def test_what_was_measured_is_kept_for_other_budgets(
+    tiny_pipeline: Path, kept: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = _least(kept, seed=7)
+    first = _chosen(tiny_pipeline, tmp_path / "first", {**asked, "budget": {"layers": 4}})
+    assert first.facts["removed"]
+
+    def layers(report: Report) -> float:
+        return sum(each.value for each in report.records if each.metric == "layers" and each.setup == "pruned")
+
+    before = sum(each.value for each in first.records if each.metric == "layers" and each.setup != "pruned")
+    assert layers(first) <= before - 4
+
+    def measured(*_: Any) -> None:
+        raise AssertionError("it is known")
+
+    monkeypatch.setattr(importance, "measure", measured)
+    timed = _chosen(tiny_pipeline, tmp_path / "timed", {**asked, "budget": {"time": 0.8}})
+    assert timed.facts["removed"]
+    with pytest.raises(AssertionError, match="it is known"):
+        _chosen(tiny_pipeline, tmp_path / "other", {**_least(kept, seed=8), "budget": {"layers": 4}})
+
+
+def test_the_error_alone_is_that_of_the_removal(tiny_pipeline: Path, kept: Path, tmp_path: Path) -> None:
+    """Against the model that removing the unit by its name writes, on a call heard by hand."""
+    report = _chosen(tiny_pipeline, tmp_path / "run", _least(kept, budget={"macs": 0.9}))
+    alone = {each.of.partition("/")[2]: each.value for each in report.records if each.metric == "error_alone"}
+    session = setups.Session(torch.device("cpu"), torch.float32)
+    setup = setups.drawing("tiny", find(str(tiny_pipeline)), steps=2, guidance=3.0)
+    latents = importance.listen(session, setup, ["a fox"], setup.sampling(None), 2)
+    assert len(latents.calls) == 2
+    for unit in ("mid", "down.0.1, up.3.1", "up.2.*.attn", "up.1.0.attn.*"):
+        unet = UNet2DConditionModel.from_pretrained(_pruned(tiny_pipeline, tmp_path / unit, unit.split(", ")) / "unet")
+        errors = []
+        for (args, named), whole in zip(latents.calls, latents.outputs, strict=True):
+            with torch.no_grad():
+                mine = unet(*args, **named)[0]
+            errors.append(float((mine - whole).square().mean() / whole.square().mean()))
+        assert sum(errors) / 2 == pytest.approx(alone[unit], rel=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("asked", "fault"),
+    [
+        (
+            {"budget": {"macs": 0.01}},
+            r"remove\.budget\.macs: the least that a stock config can leave is 0\.\d+; raise it",
+        ),
+        ({"budget": {"macs": 0.5}, "by": "label_accuracy"}, "probe"),
+    ],
+)
+def test_a_budget_that_nothing_meets_is_refused_before_anything_is_drawn(
+    asked: dict[str, Any], fault: str, tiny_pipeline: Path, kept: Path
+) -> None:
+    with pytest.raises(ModelError, match=fault):
+        _plan(tiny_pipeline, _least(kept, **asked))
+
+
+@pytest.mark.parametrize("budget", [{}, {"macs": 0.5, "params": 0.5}])
+def test_a_budget_is_one_bound(budget: dict[str, float], tmp_path: Path) -> None:
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text(json.dumps({"verb": "prune", "model": "pocket", "remove": {"budget": budget}, "out": "unused"}))
+    said = asdm("check", recipe)
+    assert said.code == 2
+    assert "exactly one of macs, params, time, layers" in said.err
+
+
+def test_by_label_accuracy_every_unit_draws(copy: Path, kept: Path, tmp_path: Path) -> None:
+    """By a probe that takes everything for its first class, nothing is ever lost: whatever saves enough will do."""
+    tiny.probe(copy / "probe", drawings.COLOURS)
+    prompts = drawings.shard(tmp_path / "few.tar", 1)
+    asked = {**_least(kept, by="label_accuracy", steps=1), "prompts": str(prompts), "budget": {"params": 0.9}}
+    report = _chosen(copy, tmp_path / "run", asked)
+    assert {each.value for each in report.records if each.metric == "error_alone"} == {0.0}
+    figures = {(each.setup, each.metric): each.value for each in report.records if not each.of}
+    assert figures["pruned", "params_m"] <= 0.9 * figures[copy.name, "params_m"]
+    assert not (tmp_path / "run" / "samples").exists()
