@@ -37,6 +37,9 @@ SCALARS: dict[str, tuple[str, list[str], Callable[[str], Any]]] = {
 }
 """Kind -> how it is written, how it may begin, and what it means; all else is text."""
 
+HALF_PAIR = re.compile("[\ud800-\udfff]")
+NO_TEXT = "is no text: half of a surrogate pair stands in it, for which no file has bytes"
+
 
 class Loader(yaml.SafeLoader):
     """Composes nodes only; nothing is constructed by tag, so a file cannot name code."""
@@ -116,6 +119,10 @@ class Source:
             self.keys |= {(*where, index): Mark.of(item) for index, item in enumerate(node.value)}
             return [self.read(item, (*where, index)) for index, item in enumerate(node.value)]
         if isinstance(node, ScalarNode) and kind in ("str", *SCALARS):
+            if HALF_PAIR.search(node.value):
+                self.tell(where, NO_TEXT)
+                self.unread.add(where)
+                return None
             try:
                 return SCALARS[kind][2](node.value) if kind in SCALARS else node.value
             except (ValueError, KeyError):
@@ -130,7 +137,9 @@ class Source:
         data: dict[str, Any] = {}
         for key_node, value_node in node.value:
             mark, here = Mark.of(key_node), (*where, str(key_node.value))
-            if key_node.tag != f"{TAG}str":
+            if key_node.tag == f"{TAG}str" and HALF_PAIR.search(key_node.value):
+                self.faults.append(Fault(NO_TEXT, dotted(where), mark.line, mark.column))
+            elif key_node.tag != f"{TAG}str":
                 self.faults.append(Fault("a key must be a word", dotted(where), mark.line, mark.column))
             elif key_node.value in data:
                 what = f"given twice (first on line {self.keys[here].line})"

@@ -399,7 +399,7 @@ def test_a_bench_of_models_and_shapes(
         assert [each.setup for each in records if each.metric == metric and not each.of] == names
     params = [value(records, name, "params_m") for name in ("base", "random", "wide")]
     assert params == sorted(set(params))
-    assert value(records, "base", "image_macs_g") < value(records, "wide", "image_macs_g")
+    assert value(records, "base", "image_macs_g") == value(records, "wide", "image_macs_g"), "one expert a call"
     assert value(records, "plan", "image_macs_g") < value(records, "base", "image_macs_g")
     assert [each.setup for each in records if each.metric == "image_speedup" and not each.of] == ["wide", "plan"]
     assert not [each for each in records if each.metric in ("kid", "psnr_db")]

@@ -70,8 +70,9 @@ KEYS: dict[str, tuple[str, Any]] = {
 """Key -> what changes with it, and a value."""
 DRAWN_FROM = {"inputs", "strength", "image_guidance"}
 ADAPTERS = {"adapters[].path", "adapters[].scale", "adapters[].of"}
-ELSEWHERE = {"verb", "out", *DRAWN_FROM, *ADAPTERS}
-"""The command itself, and the place that test_switch.py looks at; what test_inputs.py and test_adapters.py look at."""
+ELSEWHERE = {"verb", "out", "clip", "probe", *DRAWN_FROM, *ADAPTERS}
+"""The command itself, and the place that test_switch.py looks at; what test_inherit.py, test_inputs.py and
+test_adapters.py look at."""
 
 
 def test_the_table_has_every_key() -> None:
