@@ -172,6 +172,19 @@ BLOCKS = (
     Block("docs/claims.md", "claims-dpm", "inherit-calibrated-dpm", "25 DPM++ 2M steps", PLANS, _plans(17, 13)),
     Block(
         "docs/claims.md",
+        "claims-deepcache",
+        "inherit-samplers-ddim",
+        "50 DDIM steps",
+        PLANS,
+        {
+            "25 steps": "25 plain steps",
+            "DeepCache 0, every 2": "DeepCache, the package, every 2nd call in full",
+            "17 steps": "17 plain steps",
+            "DeepCache 0, every 3": "DeepCache, every 3rd call in full",
+        },
+    ),
+    Block(
+        "docs/claims.md",
         "claims-base",
         "demo",
         "`pocket`",
