@@ -184,6 +184,23 @@ BLOCKS = (
         },
     ),
     Block(
+        "docs/distill.md",
+        "less",
+        "less",
+        "Base, `make less`",
+        {
+            "label accuracy": [("label_accuracy", "")],
+            "KID, less is better": [("kid", "")],
+            "PSNR to the original's pictures, dB": [("psnr_db", "")],
+        },
+        {
+            "original": "original",
+            "from drawings": "from real drawings",
+            "from drawn pictures": "from pictures that the original drew",
+            "the same under captions of others": "from those, under captions of others too",
+        },
+    ),
+    Block(
         "docs/claims.md",
         "claims-base",
         "demo",
