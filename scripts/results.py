@@ -184,6 +184,27 @@ BLOCKS = (
         },
     ),
     Block(
+        "docs/inherit.md",
+        "guidance",
+        "inherit-guidance",
+        "50 DDIM steps, guidance 3",
+        {
+            "image speed-up": [("image_speedup", "")],
+            "label accuracy": [("label_accuracy", "")],
+            "its change": [("label_accuracy_change", "")],
+            "KID": [("kid", "")],
+            "PSNR, dB": [("psnr_db", "")],
+        },
+        {
+            "plain": "plain",
+            "interval alone": "guidance from 900 to 300",
+            "17 calls alone": "17 calls in full",
+            "interval, 17 calls": "both",
+            "17 steps": "17 plain steps",
+            "13 steps": "13 plain steps",
+        },
+    ),
+    Block(
         "docs/distill.md",
         "less",
         "less",
