@@ -28,6 +28,8 @@ PARTS = {
     "block": "UNet by block",
     "batch": "Images at once",
     "split": "The parts of the data apart",
+    "removed alone": "Every unit removed alone",
+    "latents": "On the latents of other prompts",
     "front": "More pictures of the front",
     "component": "Components",
     "unet": "UNets that take turns",
