@@ -83,7 +83,7 @@ def told(
         if places > MOST_TOLD:
             yield where, "wrong too, as more is; mend the others first", False
             return
-        yield from _told(where, group, recipe)
+        yield from (each for each in _told(where, group, recipe) if each[0] not in unread)
 
 
 RENAMED = {"carry": "cache", "coordinate": "axis", "text_once": "cache_text", "idle": "offload"}
