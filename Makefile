@@ -65,21 +65,29 @@ MODEL ?= pocket
 CLIP ?= own
 HELD_OUT ?= null
 SCALE ?= full
-ifeq ($(filter full smoke,$(SCALE)),)
-$(error SCALE=$(SCALE): must be full or smoke)
+ifeq ($(filter full short smoke,$(SCALE)),)
+$(error SCALE=$(SCALE): must be full, short or smoke)
 endif
 GPUS := $(shell nvidia-smi -L 2>/dev/null | grep -c GPU)
 PROCESSES ?= $(if $(filter-out 0,$(GPUS)),$(GPUS),$(shell nproc))
 set = $(foreach pair,$(1),--set 'inputs.$(pair)')
 TRAINING := table1 table2 table3 table4
 # SCALE=smoke: everything runs, nothing is worth reading; a minute each.
-SMOKE := limit=6 steps=4 repeats=1
-SMOKE_TRAINING := train_steps=3 warmup=1 batch=4 per_prompt=1
-SMOKE_table1 := fewer=[3] short_steps=2 long_steps=4
-SMOKE_table2 := fewer=[3] again_steps=2 time_steps=3 explore_prompts=1
-SMOKE_table3 := fewer=[3] again_steps=2
-SMOKE_table4 := shares=[0,0.5] budgets=[0.8] search_prompts=2
-SMOKE_table5 := few=3 front_limit=7 front_per_prompt=1 modes=[uniform] intervals=[2]
+smoke := limit=6 steps=4 repeats=1
+smoke_training := train_steps=3 warmup=1 batch=4 per_prompt=1
+smoke_table1 := fewer=[3] short_steps=2 long_steps=4
+smoke_table2 := fewer=[3] again_steps=2 time_steps=3 explore_prompts=1
+smoke_table3 := fewer=[3] again_steps=2
+smoke_table4 := shares=[0,0.5] budgets=[0.8] search_prompts=2
+smoke_table5 := few=3 front_limit=7 front_per_prompt=1 modes=[uniform] intervals=[2]
+# SCALE=short: a fifth of the training and a quarter of the pictures, three hours of one core in all.
+short := limit=64 repeats=3
+short_training := train_steps=800 batch=16
+short_table1 := short_steps=200 long_steps=1600
+short_table2 := again_steps=400 time_steps=440 explore_prompts=8
+short_table3 := again_steps=400
+short_table4 := per_prompt=1 search_prompts=4
+short_table5 := limit=16 front_limit=64 front_per_prompt=1
 # Of your own model: COCO-30K as BK-SDM evaluates, with FID's network; 1,000 prompts where many ways draw them.
 # CLIP= names a CLIP's directory, HELD_OUT= shards for losses on what is not learnt from.
 JUDGED := limit=30000 sampler=pndm features=inception metrics=[kid,fd,is,clip_score,psnr] clip=$(CLIP)
@@ -92,12 +100,12 @@ OWN_table5 := limit=1000 front_limit=30000 front_per_prompt=1 front_metrics=[psn
 chosen = model=$(MODEL) $(if $(PROMPTS),prompts=$(PROMPTS)) \
 	$(if $(filter $(1),$(TRAINING)),$(if $(DATA),data=$(DATA))) \
 	$(if $(filter-out pocket,$(MODEL)),guidance=7.5 $(OWN_$(1)) $(if $(filter $(1),$(TRAINING)),$(TRAINED))) \
-	$(if $(filter smoke,$(SCALE)),$(SMOKE) $(if $(filter $(1),$(TRAINING)),$(SMOKE_TRAINING)) $(SMOKE_$(1)))
+	$($(SCALE)) $(if $(filter $(1),$(TRAINING)),$($(SCALE)_training)) $($(SCALE)_$(1))
 place = $(if $(filter smoke,$(SCALE)),--out runs/smoke/$(1))
 launch = $(if $(filter-out 1,$(PROCESSES)),--launch "env OMP_NUM_THREADS=1 $(BIN)/torchrun --nproc-per-node $(PROCESSES)")
 
-# Of the bundled model at full scale the record is kept in docs/results, and pages are made of it.
-kept = $(if $(filter full-pocket,$(SCALE)-$(MODEL)),$(BIN)/python -m scripts.results keep $(1) runs/$(1))
+# Of the bundled model the record is kept in docs/results, and pages are made of it.
+kept = $(if $(filter full-pocket short-pocket,$(SCALE)-$(MODEL)),$(BIN)/python -m scripts.results keep $(1) runs/$(1))
 
 tables: table1 table2 table3 table4 table5 ## All five tables in a queue that goes on where it was stopped; make hours says how long
 hours: setup ## How long make tables takes here, table by table (after make tables SCALE=smoke)

@@ -39,10 +39,11 @@ def test_every_table_is_a_recipe_of_several_stages(table: str) -> None:
 
 
 @pytest.mark.parametrize("table", TABLES)
-def test_the_smoke_scale_could_run(table: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("scale", ["smoke", "short"])
+def test_a_smaller_scale_could_run(scale: str, table: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(HOUSE)
-    words = typed(table, "SCALE=smoke", "PROCESSES=1")
-    assert words[words.index("--out") + 1] == f"runs/smoke/{table}", "beside the real ones"
+    words = typed(table, f"SCALE={scale}", "PROCESSES=1")
+    assert (f"runs/smoke/{table}" in words) == (scale == "smoke"), "beside the real ones"
     said = asdm(*words, "--out", tmp_path / "run", "--dry-run")
     assert said.code == 0, said.err
     assert "0 of them finished before" in said.text
@@ -109,7 +110,7 @@ def test_the_bundled_model_is_measured_as_the_figures_say() -> None:
     assert all(homes["table1"][name] == homes["table2"][name] for name in ("seed-1", "seed-2"))
 
 
-def test_a_record_is_kept_of_the_bundled_model_at_full_scale_alone() -> None:
+def test_a_record_is_kept_of_the_bundled_model_unless_its_figures_say_nothing() -> None:
     def keeps(*settings: str) -> bool:
         said = subprocess.run(
             ["make", "-n", "table5", *settings], cwd=HOUSE, capture_output=True, text=True, check=True
@@ -117,6 +118,7 @@ def test_a_record_is_kept_of_the_bundled_model_at_full_scale_alone() -> None:
         return "scripts.results keep table5 runs/table5" in said.stdout
 
     assert keeps()
+    assert keeps("SCALE=short")
     assert not keeps("SCALE=smoke")
     assert not keeps("MODEL=mine")
 
