@@ -5,8 +5,8 @@ BIN := .venv/bin
 INSTALLED := .venv/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-oldest check format docs data pocket pocket-figures tables table1 table2 table3 table4 table5 hours costs \
-	results inherit-figures less progressive throughput gpu
+.PHONY: help setup demo test test-oldest check format docs data pocket pocket-figures tables table1 table2 table3 table4 table5 compression \
+	hours costs results inherit-figures less throughput gpu
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "  make %-18s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -71,7 +71,7 @@ endif
 GPUS := $(shell nvidia-smi -L 2>/dev/null | grep -c GPU)
 PROCESSES ?= $(if $(filter-out 0,$(GPUS)),$(GPUS),$(shell nproc))
 set = $(foreach pair,$(1),--set 'inputs.$(pair)')
-TRAINING := table1 table2 table3 table4
+TRAINING := table1 table2 table3 table4 compression
 # SCALE=smoke: everything runs, nothing is worth reading; a minute each.
 smoke := limit=6 steps=4 repeats=1
 smoke_training := train_steps=3 warmup=1 batch=4 per_prompt=1
@@ -80,6 +80,7 @@ smoke_table2 := fewer=[3] again_steps=2 time_steps=3 explore_prompts=1
 smoke_table3 := fewer=[3] again_steps=2
 smoke_table4 := shares=[0,0.5] budgets=[0.8] search_prompts=2
 smoke_table5 := few=3 front_limit=7 front_per_prompt=1 modes=[uniform] intervals=[2]
+smoke_compression := fewer=[3] again_steps=2 half_steps=2 time_steps=3 experts_time_steps=3 drawn_steps=2
 # SCALE=short: a fifth of the training and a quarter of the pictures, three hours of one core in all.
 short := limit=64 repeats=3
 short_training := train_steps=800 batch=16
@@ -88,6 +89,7 @@ short_table2 := again_steps=400 time_steps=440 explore_prompts=8
 short_table3 := again_steps=400
 short_table4 := per_prompt=1 search_prompts=4
 short_table5 := limit=16 front_limit=64 front_per_prompt=1
+short_compression := again_steps=400 half_steps=400 time_steps=440 experts_time_steps=464
 # Of your own model: COCO-30K as BK-SDM evaluates, with FID's network; 1,000 prompts where many ways draw them.
 # CLIP= names a CLIP's directory, HELD_OUT= shards for losses on what is not learnt from.
 JUDGED := limit=30000 sampler=pndm features=inception metrics=[kid,fd,is,clip_score,psnr] clip=$(CLIP)
@@ -95,6 +97,8 @@ TRAINED := train_steps=50000 batch=256 lr=5.0e-5 held_out=$(HELD_OUT) per_prompt
 OWN_table1 := $(JUDGED) short_steps=12500 long_steps=200000
 OWN_table2 := $(JUDGED) again_steps=25000 time_steps=27500
 OWN_table3 := $(JUDGED) again_steps=25000
+OWN_compression := $(JUDGED) again_steps=25000 half_steps=25000 time_steps=27500 experts_time_steps=29000 \
+	base_macs=0.652 small_macs=0.636 tiny_macs=0.605
 OWN_table4 := limit=1000 metrics=[psnr,kid]
 OWN_table5 := limit=1000 front_limit=30000 front_per_prompt=1 front_metrics=[psnr,fd] features=inception
 chosen = model=$(MODEL) $(if $(PROMPTS),prompts=$(PROMPTS)) \
@@ -116,7 +120,8 @@ table2: ## Model assembly: its combinations, frozen or not
 table3: ## Expert convolutions (ME-CondConv)
 table4: ## Several UNets in one generation
 table5: ## Feature inheritance: level x mode x interval
-table1 table2 table3 table4 table5: setup
+compression: ## Every way to a smaller UNet in one table, at equal steps and at equal time
+table1 table2 table3 table4 table5 compression: setup
 	$(BIN)/asdm run recipes/tables/$@.yaml $(call set,$(call chosen,$@)) $(call place,$@) $(launch) --overwrite
 	$(call kept,$@)
 
@@ -133,10 +138,8 @@ inherit-figures: setup ## Plans against DeepCache and fewer steps, two samplers;
 		-m asdm_cli inherit recipes/$${run#runs/}.yaml --overwrite || exit 1; done
 	$(BIN)/asdm show $(FRONTS) --out runs/inherit-figures.html --overwrite
 
-less: ## Distilling from pictures that the teacher draws, and under captions of others; an hour on 2 cores
-progressive: ## Removing in two stages against removing at once
-less progressive: setup
-	$(BIN)/asdm run recipes/tables/$@.yaml --overwrite
+less: setup ## Distilling from pictures that the teacher draws, and under captions of others; an hour on 2 cores
+	$(BIN)/asdm run recipes/tables/less.yaml --overwrite
 
 throughput: setup ## What a training step costs beside its bare work and beside a plain loop
 	for set in base small tiny; do $(BIN)/asdm prune recipes/prune-pocket-$$set.yaml --overwrite || exit 1; done

@@ -1,4 +1,4 @@
-"""`make table1` ... `table5` and `costs`: what make would type is right, at every scale and for other models."""
+"""`make table1` ... `table5`, `compression`, `costs`: what make would type is right, at every scale, for other models."""
 
 from __future__ import annotations
 
@@ -17,8 +17,10 @@ from tests import drawings
 from tests.typed import asdm
 
 HOUSE = Path(__file__).parents[1]
-TABLES = [f"table{number}" for number in range(1, 6)]
-TRAINING = TABLES[:4]
+TABLES = [*(f"table{number}" for number in range(1, 6)), "compression"]
+TRAINING = [*TABLES[:4], "compression"]
+SEEDED = ["table1", "table2", "compression"]
+JUDGED = [*SEEDED, "table3"]
 
 
 def typed(target: str, *settings: str) -> list[str]:
@@ -57,7 +59,7 @@ def test_another_model_and_its_data_reach_every_stage(table: str, tiny_pipeline:
     assert (given["model"], given["prompts"]) == (str(tiny_pipeline), str(prompts))
     assert ("data" in given) == (table in TRAINING)
     assert given["guidance"] == "7.5"
-    if table in (TABLES[0], TABLES[-1]):  # one that trains and one that does not
+    if table in ("table1", "table5"):  # one that trains and one that does not
         said = asdm(words[0], HOUSE / words[1], *words[2:], "--out", tmp_path / "run", "--dry-run")
         told = ["no such file" in said.text, "shards.tar" in said.text]
         assert said.code == 2, "the data and the prompts are not there, and that is all that is wrong"
@@ -83,7 +85,7 @@ def test_the_published_protocol_could_run(
     assert drawn
     assert all((each["guidance"], each["per_prompt"]) == (7.5, 1) for each in drawn), "BK-SDM's"
     judged = [each for each in drawn if each["verb"] == "eval"]
-    assert bool(judged) == (table in TABLES[:3])
+    assert bool(judged) == (table in JUDGED)
     for each in judged:
         assert (each["sampler"], each["steps"], each["limit"], each["features"]) == ("pndm", 25, 30000, "inception")
         assert {"fd", "is", "clip_score"} < {*each["metrics"]}
@@ -93,21 +95,29 @@ def test_the_published_protocol_could_run(
 
 def test_the_bundled_model_is_measured_as_the_figures_say() -> None:
     """512 pictures, half of them of held-out captions; three seeds of what the paper is about."""
-    for table in TABLES[:4]:
+    for table in TRAINING:
         recipe = load(HOUSE / "recipes/tables" / f"{table}.yaml")
         assert isinstance(recipe, RunRecipe)
         assert (recipe.inputs["limit"], recipe.inputs["per_prompt"]) == (256, 2)
         assert {"label_accuracy", "label_agreement", "kid", "psnr"} <= {*recipe.inputs["metrics"]}  # type: ignore[misc]
-        assert {len(members) for members in recipe.seeds.values()} == ({3} if table in TABLES[:2] else set())
+        assert {len(members) for members in recipe.seeds.values()} == ({3} if table in SEEDED else set())
     levels = load(HOUSE / "recipes/tables/table5.yaml")
     assert isinstance(levels, RunRecipe)
     assert [levels.inputs[key] for key in ("limit", "front_limit", "front_per_prompt")] == [64, 256, 2]
     homes = {}
-    for table in TABLES[:4]:
+    for table in TRAINING:
         recipe = load(HOUSE / "recipes/tables" / f"{table}.yaml")
         homes[table] = {each.name: each.home for each in stages(recipe)}  # type: ignore[arg-type]
     assert len({each["students"] for each in homes.values()}) == 1, "the students of table 1 are trained once"
     assert all(homes["table1"][name] == homes["table2"][name] for name in ("seed-1", "seed-2"))
+    alone = {"chosen", "chosen-seed-1", "chosen-seed-2", "drawn", "half-way", "whole-way", "as-long-experts"}
+    trained = {
+        name
+        for name, stage in load(HOUSE / "recipes/tables/compression.yaml").stages.items()
+        if stage["verb"] == "distill"
+    }
+    shared = {home for table in TABLES[:3] for home in homes[table].values()}
+    assert {name for name in trained if homes["compression"][name] not in shared} == alone, "all else is trained once"
 
 
 def test_a_record_is_kept_of_the_bundled_model_unless_its_figures_say_nothing() -> None:
