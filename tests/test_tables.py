@@ -1,4 +1,4 @@
-"""`make table1` ... `table5`, `compression`, `costs`: what make would type is right, at every scale, for other models."""
+"""`make table1` ... `compression` and `costs`: what make would type is right, at every scale and for other models."""
 
 from __future__ import annotations
 
