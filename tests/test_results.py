@@ -17,20 +17,20 @@ from tests.report import made
 from tests.typed import asdm
 
 KEPT = sorted(file.parent for file in results.RESULTS.glob("*/*/report.json"))
+SAID = results.pages()
 
 
-@pytest.mark.parametrize("file", results.pages(), ids=lambda file: str(file.relative_to(ROOT)))
+@pytest.mark.parametrize("file", SAID, ids=lambda file: str(file.relative_to(ROOT)))
 def test_a_page_says_what_its_records_do(file: Path) -> None:
-    assert file.read_text() == results.pages()[file], "make results"
+    assert file.read_text() == SAID[file], "make results"
 
 
 def test_other_figures_would_be_other_pages(monkeypatch: pytest.MonkeyPatch) -> None:
     report = results.joined("demo")
-    said = results.pages()
     for each in report.records:
         object.__setattr__(each, "value", each.value * 1.5 + 1)
     monkeypatch.setattr(results, "joined", lambda _result: report)
-    assert all(text != said[file] for file, text in results.pages().items())
+    assert all(text != SAID[file] for file, text in results.pages().items())
 
 
 def test_no_figure_of_the_readme_is_typed() -> None:

@@ -10,8 +10,9 @@ import base64
 import hashlib
 import io
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from functools import cached_property, partial
 from importlib import resources
 from pathlib import Path
 
@@ -36,12 +37,16 @@ LARGEST_PX, SMALL_PX, WEBP_QUALITY = 256, 128, 85
 
 @dataclass(frozen=True)
 class Entry:
-    """A table under its title, or a plot with the table of its figures behind it."""
+    """A table under its title, or a plot with the table of its figures behind it, drawn where it is shown."""
 
     id: str
     table: Table
-    chart: Chart | None = None
+    draw: Callable[[], Chart] | None = None
     note: str = ""
+
+    @cached_property
+    def chart(self) -> Chart | None:
+        return self.draw() if self.draw else None
 
 
 @dataclass(frozen=True)
@@ -105,17 +110,18 @@ def entries(report: Report) -> Iterator[Entry]:
     if lead := tables.main(report):
         yield Entry("figures", lead)
     for place, plot in enumerate(scatters):
-        yield Entry(f"plot-{place}", plot.table, charts.scatter(plot, colours), plot.note)
+        yield Entry(f"plot-{place}", plot.table, partial(charts.scatter, plot, colours), plot.note)
     for place, table in enumerate(tables.everything(report)):
         yield Entry(f"all-{place}", table)
     for place, table in enumerate(plots.comparisons(report)):
         yield Entry(f"table-{place}", table)
     for place, (table, bars) in enumerate(parts.values()):
-        yield Entry(f"part-{place}", table, charts.bars(bars, colours) if bars else None)
+        yield Entry(f"part-{place}", table, partial(charts.bars, bars, colours) if bars else None)
     for place, curve in enumerate(curves):
-        yield Entry(f"curve-{place}", curve.table, charts.curves(curve, colours))
+        yield Entry(f"curve-{place}", curve.table, partial(charts.curves, curve, colours))
     for place, each in enumerate(report.timelines):
-        yield Entry(f"timeline-{place}", tables.pairs(each.title, each.rows), charts.timeline(each, colours), each.note)
+        table, draw = tables.pairs(each.title, each.rows), partial(charts.timeline, each, colours)
+        yield Entry(f"timeline-{place}", table, draw, each.note)
     for place, table in enumerate(tables.facts(report)):
         yield Entry(f"fact-{place}", table)
 
