@@ -81,15 +81,15 @@ smoke_table3 := fewer=[3] again_steps=2
 smoke_table4 := shares=[0,0.5] budgets=[0.8] search_prompts=2
 smoke_table5 := few=3 front_limit=7 front_per_prompt=1 modes=[uniform] intervals=[2]
 smoke_compression := fewer=[3] again_steps=2 half_steps=2 time_steps=3 experts_time_steps=3 drawn_steps=2
-# SCALE=short: a fifth of the training and a quarter of the pictures, three hours of one core in all.
+# SCALE=short: a third of the steps on half the batch, a quarter of the pictures; hours of one core in all.
 short := limit=64 repeats=3
-short_training := train_steps=800 batch=16
-short_table1 := short_steps=200 long_steps=1600
-short_table2 := again_steps=400 time_steps=440 explore_prompts=8
-short_table3 := again_steps=400
+short_training := train_steps=600 batch=16
+short_table1 := short_steps=150 long_steps=1200
+short_table2 := again_steps=300 time_steps=330 explore_prompts=8
+short_table3 := again_steps=300
 short_table4 := per_prompt=1 search_prompts=4
 short_table5 := limit=16 front_limit=64 front_per_prompt=1
-short_compression := again_steps=400 half_steps=400 time_steps=440 experts_time_steps=464
+short_compression := again_steps=300 half_steps=300 time_steps=330 experts_time_steps=348
 # Of your own model: COCO-30K as BK-SDM evaluates, with FID's network; 1,000 prompts where many ways draw them.
 # CLIP= names a CLIP's directory, HELD_OUT= shards for losses on what is not learnt from.
 JUDGED := limit=30000 sampler=pndm features=inception metrics=[kid,fd,is,clip_score,psnr] clip=$(CLIP)

@@ -520,7 +520,7 @@ losses:
   - {kind: output, weight: [[0, 0.5], [1000, 1.0]]}
   - {kind: features, at: ["up.?"], normalise: teacher}
 steps: 2000
-optimizer: {lr: 3.0e-4, schedule: cosine, warmup: 50}
+optimizer: {lr: 1.0e-3, schedule: cosine, warmup: 50}
 out: runs/distilled
 """
 
