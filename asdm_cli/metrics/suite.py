@@ -262,8 +262,7 @@ def _agreement(target: str, suite: MetricSuite, images: ImageSet) -> dict[str, T
 
 
 def _paired(metric: str, suite: MetricSuite, images: ImageSet) -> dict[str, Tensor]:
-    key = "psnr_db" if metric == "psnr" else metric
-    return {key: compare(metric, images, suite.reference, suite.device)}
+    return {KEYS.get(metric, metric): compare(metric, images, suite.reference, suite.device)}
 
 
 METRICS = {
@@ -281,6 +280,8 @@ METRICS = {
     "fd_original": Metric(_fd_original, {"features", "reference"}, whole=True, centred=True),
 }
 """By the word in a recipe."""
+KEYS = {"psnr": "psnr_db", "clip_retrieval": "recall_at_1"}
+"""Metric -> the figure that it is known by, where that has another name."""
 CHANGES = {key: f"{key}_change" for key in ("label_accuracy", "style_accuracy")}
 """Metric of single images -> the figure that compares them with the reference's."""
 

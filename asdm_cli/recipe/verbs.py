@@ -596,6 +596,8 @@ class Explore(Pictures):
     """A list, or `all`: every donor for every level and for the mid block, and no mid block."""
     budget: Budget | None = None
     """Combinations above one of its bounds are left out; `all` needs one."""
+    draw: Positive | None = None
+    """Draw, and write, so many alone: those whose parts err least, each alone in the place of the first donor's."""
     limit: Positive = 16
     """Use the first so many prompts only."""
     metrics: Metrics = ["psnr", "ssim"]

@@ -29,6 +29,7 @@ PARTS = {
     "batch": "Images at once",
     "split": "The parts of the data apart",
     "removed alone": "Every unit removed alone",
+    "part": "Every part of another donor alone",
     "latents": "On the latents of other prompts",
     "front": "More pictures of the front",
     "component": "Components",

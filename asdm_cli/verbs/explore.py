@@ -1,11 +1,11 @@
-"""The part of `asdm assemble` that compares: combinations of donors under a budget, what they cost and how near to the
-first donor they draw."""
+"""The part of `asdm assemble` that compares: combinations of donors under a budget, what they cost, what the errors of
+their parts promise of them, and how near to the first donor they draw."""
 
 from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cache, partial
 from itertools import product
@@ -15,8 +15,8 @@ from asdm_cli.compare.costs import Rounds, on_paper, unet_calls, work
 from asdm_cli.compare.run import COST, Measures, Place, compare, finished, kept
 from asdm_cli.compare.setup import Session, Setup, common_size, drawing, drawn_from, misfits
 from asdm_cli.console import track
-from asdm_cli.errors import ModelError
-from asdm_cli.metrics.suite import MetricSettings, check
+from asdm_cli.errors import ModelError, RunError
+from asdm_cli.metrics.suite import KEYS, MetricSettings, check
 from asdm_cli.models.donors import Donor, Made, make, write
 from asdm_cli.models.metadata import stamps
 from asdm_cli.models.write import takes
@@ -24,9 +24,12 @@ from asdm_cli.profiling.expected import Work
 from asdm_cli.profiling.latency import versions
 from asdm_cli.recipe.verbs import NONE, AssembleRecipe, Budget, Combination, Explore
 from asdm_cli.records import Record, Report, under
+from asdm_cli.report.metrics import metric
 from asdm_cli.report.run_directory import Run
 from asdm_cli.sampling.generate import place, processes
 from asdm_cli.sampling.prompts import PromptList, read_prompts
+from asdm_cli.search.combinations import Foretold, agreement, foretell
+from asdm_cli.search.importance import error, listen
 from asdm_cli.unet.assembly import Choice, by_levels
 from asdm_cli.unet.blocks import levels as count_levels
 from asdm_cli.unet.flops import meta_unet
@@ -37,6 +40,10 @@ MOST = 4096
 """Combinations that `all` may stand for; beyond, a list is wanted."""
 LONGEST_NAME = 64
 OURS = "combinations"
+ERRORS = "errors"
+PROMPTS, CALLS = 4, 3
+"""The first so many prompts are drawn by the first donor, and so many UNet calls of each are what errors are measured
+on."""
 Keys = tuple[str, str]
 """Where in the recipe levels and mid block of a combination stand."""
 
@@ -46,6 +53,7 @@ class Found:
     """Those to be built, those above the budget with what is broken, and what to tell of the others."""
 
     made: dict[str, Made] = field(default_factory=dict)
+    asked: dict[str, Combination] = field(default_factory=dict)
     over: dict[str, str] = field(default_factory=dict)
     same: list[str] = field(default_factory=list)
     misfits: int = 0
@@ -72,9 +80,8 @@ class Plan:
     def report(self) -> Report:
         everybody = (self.first, *self.setups)
         paper = [record for setup in everybody for record in on_paper(setup, self.size) if not record.of]
-        new, same = (
-            sum(each) for each in zip(*((one.size, one.carried) for one in self.found.made.values()), strict=True)
-        )
+        sizes = sorted(((one.size, one.carried) for one in self.found.made.values()), reverse=True)
+        new, same = (sum(each) for each in zip(*sizes[: self.explore.draw], strict=True))
         facts = {"prompts": f"{len(self.prompts.prompts)}, {self.prompts.title}", "size": takes(new, same)}
         return Report(
             "assemble",
@@ -85,7 +92,8 @@ class Plan:
         )
 
     def work(self) -> Work:
-        return work((self.first, *self.setups), len(self.prompts.prompts), None, self.size, self.explore)
+        drawn = self.setups[: self.explore.draw]
+        return work((self.first, *drawn), len(self.prompts.prompts), None, self.size, self.explore)
 
     def _above(self) -> dict[str, Any]:
         return {"above the budget": self.found.over} if self.found.over else {}
@@ -118,27 +126,95 @@ def run(plan: Plan, run: Run) -> Report:
     setups, same = distinct(plan)
     session = Session(where.device, where.dtype, [plan.first])
     rounds = Rounds(explore.repeats, explore.warmups, (1,), plan.size)
-    origin = {"rounds": vars(rounds), "setups": {each.name: each.origin() for each in setups}, "versions": versions()}
-    file = run.path / "samples" / "times-unet.json"
+    samples, origins = run.path / "samples", {each.name: each.origin() for each in setups}
+
+    def once(name: str, origin: Mapping[str, Any], make: Callable[[], Any]) -> Any:
+        """Found out by the first process, for all."""
+        file, whole = samples / f"{name}.json", {**origin, "versions": versions()}
+        if state.is_main_process:
+            kept(file, whole, make)
+        state.wait_for_everyone()
+        return kept(file, whole, make)
+
     timed = lambda: [vars(record) for record in unet_calls(session, setups, rounds)]  # noqa: E731
-    if state.is_main_process:
-        kept(file, origin, timed)
-    state.wait_for_everyone()
-    records = [Record(**each) for each in kept(file, origin, timed)]
+    records = [Record(**each) for each in once("times-unet", {"rounds": vars(rounds), "setups": origins}, timed)]
     slow = _slow(plan, records)
-    fast = [setup for setup in setups if setup.name not in slow]
+    names = [each.name for each in setups[1:] if each.name not in slow]
+    drawn_on = {"seed": where.seed, "device": where.device.type, "dtype": str(where.dtype), "size": where.size}
+    origin = {"setups": origins, "names": names, "draw": explore.draw, "prompts": plan.prompts.title, **drawn_on}
+    found = once(ERRORS, origin, lambda: _errors(plan, session, names, where))
+    foretold = Foretold(**found["foretold"])
+    chosen = {plan.first.name, *foretold.best(names, explore.draw)}
     measures = Measures(plan.prompts, plan.metrics, grid=explore.grid)
-    report = compare(fast, measures, where, run.path, state, session)
+    drawn = [each for each in setups if each.name in chosen]
+    report = compare(drawn, measures, where, run.path, state, session)
     if report is None:
         return Report("assemble")
-    report.records.extend(under(COST, [record for record in records if record.setup not in slow]))
+    report.records.extend(under(COST, [record for record in records if record.setup in chosen]))
     shutil.rmtree(run.path / MODELS, ignore_errors=True)
-    for setup in track(fast[1:], "writing models"):
+    for setup in track(drawn[1:], "writing models"):
         write(plan.found.made[setup.name], run.path / MODELS / setup.name, run.link)
     over = {**plan.found.over, **slow}
     told = [f"{len(same)} more have the weights of another one, such as {same[0]}."] if same else []
     report.notes.extend([*plan.found.notes, *told, "Nothing was distilled: this is where distillation starts."])
+    report = _with_errors(plan, report, foretold, found["measured"], [name for name in names if name not in chosen])
     return finished(report, "assemble", **({"above the budget": over} if over else {}))
+
+
+def _errors(plan: Plan, session: Session, names: Sequence[str], where: Place) -> dict[str, Any]:
+    """What is foretold of all these, and of those that will be drawn what they really err."""
+    if not names:
+        return {"foretold": {"parts": {}, "errors": {}}, "measured": {}}
+    first, prompts = plan.first, plan.prompts
+    settings = first.sampling(where.size, where.seed, device=where.device, dtype=where.dtype)
+    latents = listen(session, first, prompts.prompts[:PROMPTS], settings, CALLS, prompts.given[:PROMPTS])
+
+    def errs(one: Combination) -> float:
+        name = json.dumps([one.levels, one.mid])
+        setup = _setup(first, name, make(plan.donors, _choice(plan.recipe, one, ("levels", "mid"))), plan.donors)
+        found = error(session.made(setup), setup.config, latents)
+        if not found < float("inf"):
+            raise RunError(f"{_name(one, plan.donors)}: the UNet answers what is no number; try `dtype: float32`")
+        return found
+
+    own = plan.donors[first.name]
+    asked = {name: plan.found.asked[name] for name in names}
+    whole = Combination(levels=[first.name] * count_levels(own.config), mid=_mid(first.name, own) or NONE)
+    found = foretell(whole, asked, errs)
+    best = found.best(names, plan.explore.draw)
+    return {"foretold": vars(found), "measured": {name: errs(asked[name]) for name in track(best, "measuring errors")}}
+
+
+def _with_errors(
+    plan: Plan, report: Report, foretold: Foretold, measured: Mapping[str, float], left: Sequence[str]
+) -> Report:
+    """With what was foretold beside what was measured, how well both agree, and who was not drawn for it."""
+    first, key = plan.first.name, KEYS.get(plan.explore.metrics[0], plan.explore.metrics[0])
+    records = [Record(first, "output_error", value, of=f"part/{part}") for part, value in foretold.parts.items()]
+    for name, value in measured.items():
+        records.append(Record(name, "predicted_error", foretold.errors[name]))
+        records.append(Record(name, "output_error", value, against=first))
+    judged = {each.setup: each.value for each in report.records if each.metric == key and not each.of}
+    both = [name for name in measured if name in judged]
+    sums, real, worth = ([each[name] for name in both] for each in (foretold.errors, measured, judged))
+    pairs = {"the error": (sums, real, "lower"), metric(key).title: (sums, worth, metric(key).better)}
+    told = [f"{title} {found:.2f}" for title, each in pairs.items() if (found := agreement(*each)) is not None]
+    facts = {
+        "sums of parts": f"rank correlation over {len(both)} that were drawn (1: the same order) with "
+        + ", with ".join(told)
+    }
+    card = {
+        "prompts": plan.prompts.title,
+        "latents": f"{CALLS} UNet calls of each of {min(PROMPTS, len(plan.prompts.prompts))} drawings by {first}",
+        "error": "squared error of the output, as a share of its square",
+    }
+    undrawn = {name: f"sum of its parts' errors {foretold.errors[name]:.3g}" for name in left}
+    return replace(
+        report,
+        records=[*report.records, *under(ERRORS, records)],
+        protocols={**report.protocols, ERRORS: card},
+        facts={**report.facts, **(facts if told else {}), **({"not drawn": undrawn} if undrawn else {})},
+    )
 
 
 def _slow(plan: Plan, records: Sequence[Record]) -> dict[str, str]:
@@ -176,8 +252,12 @@ def _build(made: Made, unet: Any) -> Any:
 
 def _whole(name: str, donor: Donor) -> Choice:
     """The first donor as it is."""
-    mid = None if donor.config.get("mid_block_type", "") is None else name
-    return Choice(by_levels((name,) * count_levels(donor.config), mid), name, name)
+    return Choice(by_levels((name,) * count_levels(donor.config), _mid(name, donor)), name, name)
+
+
+def _mid(name: str, donor: Donor) -> str | None:
+    """The donor, if it has a mid block."""
+    return None if donor.config.get("mid_block_type", "") is None else name
 
 
 def distinct(plan: Plan) -> tuple[list[Setup], list[str]]:
@@ -233,7 +313,7 @@ def _combinations(  # noqa: PLR0913 - what is sorted, each by its name
         if why := _broken(explore.budget, paper["params_m"], paper["macs_g"]):
             found.over[name] = why
         else:
-            found.made[name] = made
+            found.made[name], found.asked[name] = made, combination
     if faults and explore.combinations != "all":
         raise ModelError("\n".join(dict.fromkeys(faults)))
     if found.over and not found.made:
@@ -259,7 +339,7 @@ def _wanted(explore: Explore, donors: Mapping[str, Donor]) -> Iterator[tuple[Com
             yield each, (f"explore.combinations[{index}].levels", f"explore.combinations[{index}].mid")
         return
     levels = count_levels(next(iter(donors.values())).config)
-    mids = [name for name, donor in donors.items() if donor.config.get("mid_block_type", "") is not None]
+    mids = [name for name, donor in donors.items() if _mid(name, donor)]
     total = len(donors) ** levels * (len(mids) + 1)
     if total > MOST:
         raise ModelError(f"explore.combinations: 'all' would be {total}, more than {MOST}; list those that you mean")

@@ -29,7 +29,7 @@ from asdm_cli.compare.setup import (
     output_alone,
 )
 from asdm_cli.errors import ModelError
-from asdm_cli.metrics.suite import MetricSettings, check
+from asdm_cli.metrics.suite import KEYS, MetricSettings, check
 from asdm_cli.models.adapters import fused_size
 from asdm_cli.models.directory import ModelDirectory, find
 from asdm_cli.models.metadata import write_patched
@@ -50,8 +50,6 @@ from asdm_cli.verbs.unmeasured import PLAN
 
 RESUMABLE = True
 OURS, FRONT = "asdm", "front"
-KEYS = {"psnr": "psnr_db"}
-"""Metric -> its figure's name, where that is another."""
 
 
 @dataclass(frozen=True)

@@ -295,9 +295,9 @@ def _told(
     ranked = sorted(errors, key=lambda unit: errors[unit])
     records = [Record(first, "error_alone", errors[unit], of=f"removed alone/{name([unit])}") for unit in ranked]
     accuracy = search.asked.by == "label_accuracy"
-    records += [Record(result, "predicted_error", chosen.predicted), Record(result, "removal_error", chosen.error)]
+    records += [Record(result, "predicted_error", chosen.predicted), Record(result, "output_error", chosen.error)]
     if elsewhere is not None:
-        records.append(Record(result, "removal_error", elsewhere, of="latents/others"))
+        records.append(Record(result, "output_error", elsewhere, of="latents/others"))
     gone = anatomy.match(list(report.facts["removed"].split(", ")))
     inside = frozenset().union(*(anatomy.inside(address) for address in gone))
     rows = {}

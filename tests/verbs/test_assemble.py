@@ -265,6 +265,43 @@ def test_what_is_drawn_in_memory_is_what_the_written_model_draws(
         assert mine.read_bytes() == theirs.read_bytes()
 
 
+def test_the_errors_of_parts_say_who_is_drawn(
+    explored: Path, donors: dict[str, str], explore: dict[str, Any], tmp_path: Path
+) -> None:
+    """Alone in the place of the first donor's; what is foretold of others is their sum, and stands beside what they
+    really err and how near they draw."""
+    whole = read(explored)
+    alone = {each.of: each.value for each in whole.records if each.metric == "output_error" and each.of}
+    assert alone.keys() == {*(f"part/level {level} of base" for level in range(4)), "part/no mid"}
+    foretold, real = figures(whole, "predicted_error"), figures(whole, "output_error")
+    assert foretold.keys() == {each for each in whole.setups if each != "original"}
+    assert foretold["b-b-b-b, no mid"] == pytest.approx(sum(alone.values()), rel=1e-6)
+    assert all(value > 0 and value != pytest.approx(foretold[name], rel=1e-3) for name, value in real.items())
+    assert whole.facts["sums of parts"].startswith("rank correlation over 3 that were drawn")
+    assert "not drawn" not in whole.facts
+    told = assemble(tmp_path, donors=donors, explore={**explore, "draw": 1})
+    assert told.code == 0, told.err
+    report = read(tmp_path / "run")
+    (best,) = (name for name in report.setups if name != "original")
+    assert foretold[best] == min(foretold.values())
+    assert report.facts["not drawn"].keys() == foretold.keys() - {best}
+    assert {each.name for each in (tmp_path / "run/models").iterdir()} == {best}
+    assert {each.setup for each in report.records} == {"original", best}
+    assert figures(report, "output_error")[best] == real[best]
+
+
+def test_an_error_that_is_no_number_is_refused(tiny_pipeline: Path, explore: dict[str, Any], tmp_path: Path) -> None:
+    broken = Path(shutil.copytree(tiny_pipeline, tmp_path / "broken"))
+    state = weights(broken / "unet")
+    state["down_blocks.0.resnets.0.conv1.bias"] = torch.full_like(state["down_blocks.0.resnets.0.conv1.bias"], 1e30)
+    save_file(state, broken / "unet" / WEIGHTS, metadata={"format": "pt"})
+    listed = [{"levels": ["broken", "whole", "whole", "whole"], "mid": "whole"}]
+    named = {"whole": str(tiny_pipeline), "broken": str(broken)}
+    told = assemble(tmp_path / "w", donors=named, explore={**explore, "combinations": listed, "budget": {}})
+    assert told.code == 1
+    assert "b-w-w-w, mid w: the UNet answers what is no number; try `dtype: float32`" in told.text
+
+
 def test_explore_goes_on_where_it_stopped(
     donors: dict[str, str], explore: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

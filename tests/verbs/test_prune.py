@@ -249,7 +249,7 @@ def test_what_matters_least_goes_until_the_rest_is_within_the_budget(
     assert len(alone) > 30
     sets = {row["set"]: float(row["error"]) for row in report.facts["known sets"]}
     assert set(sets) >= {"base", "small"}
-    assert 0 < figures[result, "removal_error"] < float("inf")
+    assert 0 < figures[result, "output_error"] < float("inf")
     (picture,) = report.timelines
     assert [*picture.rows] == [block.address for block in read_blocks(config)]
     assert "x" in "".join(picture.rows.values())
