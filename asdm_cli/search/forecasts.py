@@ -287,10 +287,17 @@ class WorkedOut:
         return fmean(found)
 
 
-def calibrate(
-    session: Session, setup: Setup, prompts: PromptList, place: Place, folder: Path, state: PartialState
+def calibrate(  # noqa: PLR0913 - who draws what, and where
+    session: Session,
+    setup: Setup,
+    prompts: PromptList,
+    place: Place,
+    folder: Path,
+    state: PartialState,
+    against: Setup | None = None,
 ) -> WorkedOut:
-    """The same set-up with its plan worked out. Interrupted, it goes on.
+    """The same set-up with its plan worked out. Interrupted, it goes on. It is to draw as `against` does, which is the
+    set-up without its plan if left out.
 
     Key steps are chosen by all prompts. Of several ways to fit, drawing tells the best, on prompts that were not fitted
     to: at few calls a fit may do worse on those than a straight line. That way is then fitted to all.
@@ -300,7 +307,7 @@ def calibrate(
     halves = prompts.halves()
     first, last = (recorded(session, setup, half, place, folder, state) for half in halves)
     everything = first + last
-    plain, apart = without_plan(setup), list[dict[str, Setup]]()
+    plain, apart = against or without_plan(setup), list[dict[str, Setup]]()
     near: dict[str, list[float]] = {}
     for number, (half, others) in enumerate(((first, halves[1]), (last, halves[0]))):
         plans = candidates(setup, everything, half)

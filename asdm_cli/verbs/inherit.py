@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from itertools import product
 from pathlib import Path
@@ -16,6 +16,7 @@ from asdm_cli.compare.pareto import ParetoPoint, front
 from asdm_cli.compare.run import QUALITY, Measures, Place, compare, finished
 from asdm_cli.compare.setup import (
     DEEPCACHE,
+    FEWER,
     PLAIN,
     Session,
     Setup,
@@ -39,13 +40,13 @@ from asdm_cli.patches.cache_plan import picture, resolve
 from asdm_cli.profiling.expected import Work
 from asdm_cli.recipe.patches import CachePlan, DeepCacheSpec, PatchSpec, read_plan
 from asdm_cli.recipe.verbs import Candidate, Front, InheritRecipe, Target
-from asdm_cli.records import Report
+from asdm_cli.records import Record, Report
 from asdm_cli.report.metrics import metric
 from asdm_cli.report.run_directory import Run
 from asdm_cli.sampling.generate import place, processes
 from asdm_cli.sampling.prompts import PromptList, read_prompts
 from asdm_cli.search.forecasts import calibrate
-from asdm_cli.search.target import MINUTES, find_plan
+from asdm_cli.search.target import MINUTES, Found, Tried, find_plan
 from asdm_cli.verbs.unmeasured import PLAN
 
 RESUMABLE = True
@@ -67,11 +68,13 @@ class Plan:
     """What is found out of the front."""
     pending: Mapping[str, CachePlan] = field(default_factory=dict)
     """Set-up -> the plan that is worked out for it, in whose place one of the same cost stands until then."""
+    named: str = PLAN
+    """The set-up that is written."""
 
     @property
-    def written(self) -> tuple[PatchSpec, ...] | None:
-        """What the written model will carry; None where none is written."""
-        return written(self.setups)
+    def chosen(self) -> Setup | None:
+        """Whose patches the written model will carry; None where none is written."""
+        return next((setup for setup in self.setups if setup.name == self.named), None)
 
     def report(self) -> Report:
         recipe, first = self.recipe, self.setups[0]
@@ -88,12 +91,11 @@ class Plan:
         if self.front is not None and self.front.prompts is not None:
             facts["front"] = f"{len(self.front.prompts.prompts)} pictures with each of what is fastest for its fidelity"
         timelines = []
-        if self.written is not None:
+        if planned := self.chosen:
             assert first.model is not None, "the plain model is a pipeline"
             new = fused_size(first.model) if first.model.adapters else 0
             facts["model"] = takes(new, carried_size(first.model, whole=True) - new)
-            facts["plan"] = [line for spec in self.written for line in spec.told()]
-            planned = next(setup for setup in self.setups if setup.name == PLAN)
+            facts["plan"] = [line for spec in planned.patches for line in spec.told()]
             if planned.cache is not None and planned.sees_all:
                 resolved = resolve(planned.cache, first.config)
                 steps = resolved.steps(planned.calls)
@@ -155,34 +157,30 @@ def _of_front(recipe: InheritRecipe, asked: Front, own: ModelDirectory) -> Measu
 
 def run(plan: Plan, run: Run) -> Report:
     """Draw what is missing, all processes their shares; the first one then times, counts and writes the model."""
-    recipe, state, tried = plan.recipe, processes(), list[dict[str, Any]]()
+    recipe, state, found = plan.recipe, processes(), None
     where = Place(*place(recipe.device, recipe.dtype, state), plan.size, recipe.seed, recipe.batch)
     session = Session(where.device, where.dtype, plan.setups)
     plan = replace(plan, setups=_calibrated(plan, session, where, run.path, state))
     if recipe.target is not None and plan.calibrated is not None:
-        plan, tried = _found(plan, recipe.target, session, where, run.path, state)
+        apart = replace(where, seed=where.seed + 1)
+        prompts, minutes = plan.calibrated, recipe.minutes
+        found = find_plan(session, plan.setups[0], recipe.target, minutes, prompts, apart, run.path, state)
+        plan = _with_found(plan, found)
     setups = (*plan.setups, *output_alone(plan.setups))
     rounds = Rounds(recipe.repeats, recipe.warmups, (1,), plan.size)
     measures = Measures(plan.prompts, plan.metrics, rounds, converged=plan.near, grid=recipe.grid)
     report = compare(setups, measures, where, run.path, state, session)
     if plan.front is not None:
         report = _looked_again(replace(plan, setups=setups), plan.front, report, where, run.path, session)
-    if report is not None and recipe.target is not None:
-        reached = _reached(recipe.target, report)
-        report.facts.update({"target": reached, "plans tried": tried})
-        report.notes.insert(0, f"Target: {reached}.")
-    if report is not None and plan.written is not None:
+    if report is not None and recipe.target is not None and found is not None:
+        report = _told(report, recipe.target, found, plan)
+    if report is not None and (chosen := plan.chosen):
         first = plan.setups[0]
         assert first.model is not None, "the plain model is a pipeline"
-        target = run.path / "model"
-        write_patched(first.model, {}, plan.written, target, "inherit", run.link, measured_with=recipe.drawn_with)
-        report.setups[PLAN]["written"] = "."
+        target, measured = run.path / "model", recipe.drawn_with | {"steps": chosen.steps}
+        write_patched(first.model, {}, chosen.patches, target, "inherit", run.link, measured_with=measured)
+        report.setups[chosen.name]["written"] = "."
     return finished(report, "inherit")
-
-
-def written(setups: Iterable[Setup]) -> tuple[PatchSpec, ...] | None:
-    """What the written model carries; None where none is written."""
-    return next((setup.patches for setup in setups if setup.name == PLAN), None)
 
 
 def _calibrated(plan: Plan, session: Session, where: Place, folder: Path, state: PartialState) -> tuple[Setup, ...]:
@@ -199,16 +197,44 @@ def _calibrated(plan: Plan, session: Session, where: Place, folder: Path, state:
     return tuple(found)
 
 
-def _found(
-    plan: Plan, target: Target, session: Session, where: Place, folder: Path, state: PartialState
-) -> tuple[Plan, list[dict[str, Any]]]:
-    """With the plan that meets the target, and fewer steps at its speed; and rows of all that were tried."""
-    assert plan.calibrated is not None, "there are prompts to try plans on"
-    plain, apart = plan.setups[0], replace(where, seed=where.seed + 1)
-    found = find_plan(session, plain, target, plan.recipe.minutes, plan.calibrated, apart, folder, state)
-    winner = replace(found.best.setup, name=PLAN, series=OURS)
-    fewer = [] if plan.recipe.fewer_steps else fewer_steps(plain, [found.steps])
-    return replace(plan, setups=(*plan.setups, *fewer, winner)), [each.row(target.metric) for each in found.tried]
+def _with_found(plan: Plan, found: Found) -> Plan:
+    """With what meets the target, and beside it fewer steps at its speed, or where it is fewer steps the best plan."""
+    plain = plan.setups[0]
+    if found.best.family == FEWER:
+        winner = replace(found.best.setup, series=OURS)
+        beside = [replace(found.beside.setup, name=PLAN, series=OURS)] if found.beside else []
+    else:
+        winner = replace(found.best.setup, name=PLAN, series=OURS)
+        beside = [] if plan.recipe.fewer_steps else fewer_steps(plain, [found.steps])
+    others = [each for each in plan.setups if each.name != winner.name]
+    return replace(plan, setups=(*others, *beside, winner), named=winner.name)
+
+
+def _told(report: Report, target: Target, found: Found, plan: Plan) -> Report:
+    """With whether the target was reached, what was expected of it, and what was tried."""
+    steps, reached = found.best.setup.steps, _reached(target, report, plan.named)
+    notes = [f"Target: {reached}."]
+    if found.best.family == FEWER:
+        told = f"`asdm generate` draws with {steps} by itself; elsewhere ask for them"
+        notes.append(f"Use {steps} steps: no plan was better. The written model carries none; {told}.")
+    elif steps != plan.recipe.steps:
+        notes.append(f"The plan is for {steps} steps instead of {plan.recipe.steps}.")
+    held = [(found.best, plan.named), *([(found.beside, PLAN)] if found.beside else [])]
+    facts = {
+        "target": reached,
+        "predicted and measured": [row for tried, name in held for row in _held(report, target, tried, name)],
+        "tried": [each.row(target.metric) for each in found.tried],
+    }
+    return replace(report, facts=report.facts | facts, notes=[*notes, *report.notes])
+
+
+def _held(report: Report, target: Target, tried: Tried, name: str) -> Iterator[dict[str, Any]]:
+    """What the search expected of a set-up, beside what was measured on other prompts."""
+    quality = KEYS.get(target.metric, target.metric)
+    for key, expected in (("image_speedup", tried.speedup), (quality, tried.quality)):
+        if (found := _figure(report, name, key)) is not None:
+            row = {"set-up": name, "figure": metric(key).title, "predicted": expected, "measured": found.value}
+            yield row | {"interval": f"{found.low:.4g} to {found.high:.4g}" if found.low is not None else ""}
 
 
 def _looked_again(
@@ -243,12 +269,16 @@ def on_front(report: Report, quality: str) -> list[str]:
     return [name for own, shots in series.items() for name, shot in shots.items() if shot in fronts[own]]
 
 
-def _reached(target: Target, report: Report) -> str:
+def _figure(report: Report, setup: str, key: str) -> Record | None:
+    return next((each for each in report.records if (each.setup, each.metric, each.of) == (setup, key, "")), None)
+
+
+def _reached(target: Target, report: Report, name: str) -> str:
     """What was asked for, and what was measured."""
-    metric = {"psnr": "psnr_db", "perceptual": "perceptual"}[target.metric] if not target.speedup else "image_speedup"
-    asked = target.speedup or target.psnr_db or target.perceptual or 0.0
-    found = next(each for each in report.records if (each.setup, each.metric, each.of) == (PLAN, metric, ""))
-    met = found.value <= asked if metric == "perceptual" else found.value >= asked
+    key = "image_speedup" if target.speedup else KEYS.get(target.metric, target.metric)
+    asked, found = target.speedup or target.psnr_db or target.perceptual or 0.0, _figure(report, name, key)
+    assert found is not None, "what a target is told by is measured"
+    met = found.value <= asked if key == "perceptual" else found.value >= asked
     low, high = (found.value if each is None else each for each in (found.low, found.high))
     told = "met" if met else "not told apart" if low <= asked <= high else "missed"
     return f"{target.words}: {told}, measured {found.value:.3g} ({low:.3g} to {high:.3g})"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,9 +14,12 @@ import yaml
 import asdm_cli
 from asdm_cli.compare import pareto
 from asdm_cli.compare import run as comparing
+from asdm_cli.compare.run import Times
+from asdm_cli.compare.setup import Setup
 from asdm_cli.errors import ModelError
 from asdm_cli.models.directory import find
-from asdm_cli.models.metadata import patches_of
+from asdm_cli.models.metadata import measured_with, patches_of
+from asdm_cli.patches.cache_plan import resolve
 from asdm_cli.recipe.patches import FeatureCacheSpec
 from asdm_cli.recipe.verbs import InheritRecipe
 from asdm_cli.records import Record, Report
@@ -380,28 +384,68 @@ def test_what_must_be_calibrated_is_not_taken_for_a_plan(settings: dict[str, Any
     assert "plan: has to be calibrated" in said.err
 
 
+def priced(step: float, full: float) -> Callable[..., Any]:
+    """Times of images that take so many seconds a step, and a UNet call in full."""
+
+    def times(_: Any, setups: list[Setup], *__: Any) -> Times:
+        found: Times = {}
+        for setup in setups:
+            calls = setup.calls
+            steps = resolve(setup.cache, setup.config).steps(calls) if setup.cache else None
+            unet = full * sum(not (steps and steps.reused(call)) for call in range(calls))
+            found[setup.name] = {"image": [0.1 + calls * step + unet], "unet": [unet]}
+        return found
+
+    return times
+
+
 @pytest.mark.parametrize(
-    ("target", "metric", "words"),
+    ("target", "step", "metric", "words"),
     [
-        ("1.2x", "image_speedup", "1.2 times as fast: "),
-        ("25dB", "psnr_db", "25 dB: "),
-        ({"perceptual": 0.9}, "perceptual", "a perceptual distance of 0.9: "),
+        ("1.2x", 0.0, "image_speedup", "1.2 times as fast: "),
+        ("25dB", 0.0, "psnr_db", "25 dB: "),
+        ("2x", 1.0, "image_speedup", "2 times as fast: "),
+        ({"perceptual": 0.9}, 1.0, "perceptual", "a perceptual distance of 0.9: "),
     ],
 )
 def test_a_target_is_searched_measured_and_written(
-    target: Any, metric: str, words: str, settings: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    target: Any,
+    step: float,
+    metric: str,
+    words: str,
+    settings: dict[str, Any],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    """Where a step itself costs more than its UNet call, fewer steps are what is found."""
     out = tmp_path / "run"
     changed = {key: value for key, value in settings.items() if key != "fewer_steps"}
     changed["metrics"] = ["psnr", "perceptual"]
-    monkeypatch.setattr("asdm_cli.search.target.ROUNDS", 1)
+    monkeypatch.setattr("asdm_cli.search.target.image_times", priced(step, 0.01))
     said = ran(tmp_path, {**changed, "steps": 6, "target": target, "calibration": 1, "limit": 1, "out": str(out)})
     assert said.code == 0, said.err
     report = read(out)
     assert report.facts["target"].startswith(words)
-    assert report.facts["plans tried"]
     assert report.notes[0] == f"Target: {report.facts['target']}."
-    assert inherit.PLAN in figures(report, metric)
-    (patch,) = patches_of(find(str(out / "model")))
-    assert isinstance(patch, FeatureCacheSpec)
-    assert patch.rules[0].fit is not None
+    (written,) = [name for name, facts in report.setups.items() if "written" in facts]
+    assert written in figures(report, metric)
+    held = {row["figure"]: row for row in report.facts["predicted and measured"] if row["set-up"] == written}
+    assert list(held) == ["image speed-up", "perceptual distance" if metric == "perceptual" else "PSNR"]
+    assert all(math.isfinite(row[word]) for row in held.values() for word in ("predicted", "measured"))
+    assert held["image speed-up"]["measured"] == figures(report, "image_speedup")[written]
+    timed = [row for row in report.facts["tried"] if row["timed speed-up"] is not None]
+    assert timed
+    assert all(row["timed speed-up"] == pytest.approx(row["predicted speed-up"], rel=0.1) for row in timed)
+    patches, steps = patches_of(find(str(out / "model"))), report.setups[written]["steps"]
+    assert measured_with(find(str(out / "model")))["steps"] == steps
+    if step:
+        assert written == f"{steps} steps"
+        assert patches == ()
+        assert report.notes[1].startswith(f"Use {steps} steps: no plan was better.")
+        drawn = asdm("generate", out / "model", "a fox", "--out", tmp_path / "drawn")
+        assert f"steps {steps}" in drawn.err
+    else:
+        assert written == inherit.PLAN
+        (patch,) = patches
+        assert isinstance(patch, FeatureCacheSpec)
+        assert patch.rules[0].fit is not None
