@@ -901,8 +901,8 @@ class InheritRecipe(Adapted, Comparing):
     front: Front | None = None
     """Draw more pictures with the front alone: of each series what is fastest for the first of the `metrics`."""
     target: Annotated[Target, BeforeValidator(_of_text, json_schema_input_type=Text | Target)] | None = None
-    """Find the plan instead: the nearest pictures at a speed-up, or the fastest so near. It is measured beside fewer
-    steps at its speed, and a straight line through the output at its key steps."""
+    """Find the plan instead, or fewer steps where no plan is better: the nearest pictures at a speed-up, or the fastest
+    so near. It is measured beside fewer steps at its speed, and a straight line through the output at its key steps."""
     minutes: Annotated[float, Field(gt=0, le=MOST)] | None = None
     """After so many minutes (10 if left out) the search for a target begins with nothing new."""
     calibration: Positive = 8
