@@ -37,6 +37,8 @@ SCALARS: dict[str, tuple[str, list[str], Callable[[str], Any]]] = {
 }
 """Kind -> how it is written, how it may begin, and what it means; all else is text."""
 
+MERGE = "<<"
+"""A key that people know from YAML 1.1: what follows gives its keys, except those that stand beside it."""
 HALF_PAIR = re.compile("[\ud800-\udfff]")
 NO_TEXT = "is no text: half of a surrogate pair stands in it, for which no file has bytes"
 
@@ -82,6 +84,8 @@ class Source:
     values: dict[Where, Mark] = field(default_factory=dict)
     unread: set[Where] = field(default_factory=set)
     """Values that could not be read as what they are; their fault is told already."""
+    merged: dict[Node, dict[str, tuple[Node, Node]]] = field(default_factory=dict)
+    """Mapping -> what it takes over by `<<`."""
     root: Where = ()
     """Where in the file `data` lies; `()` is all of it. Other ways start here."""
 
@@ -92,7 +96,8 @@ class Source:
             return {where[len(root) :]: mark for where, mark in marks.items() if where[: len(root)] == root}
 
         unread = {where[len(root) :] for where in self.unread if where[: len(root)] == root}
-        return Source(self.file, data, self.faults, inside(self.keys), inside(self.values), unread, (*self.root, *root))
+        marks = inside(self.keys), inside(self.values)
+        return Source(self.file, data, self.faults, *marks, unread, root=(*self.root, *root))
 
     def fault(self, where: Where, what: str, on_key: bool = False) -> Fault:
         """A fault at the value (or key) `where`, or at the nearest thing around it that has a place."""
@@ -108,10 +113,9 @@ class Source:
 
     def read(self, node: Node, where: Where = ()) -> Any:
         """The plain value of a node; remembers its places, and what is wrong with it."""
-        mark = self.values[where] = Mark.of(node)
+        self.values[where] = Mark.of(node)
         if len(self.values) > MAX_NODES or len(where) > MAX_DEPTH:
-            what = f"too large: over {MAX_NODES} values or {MAX_DEPTH} levels, aliases counted each time they are used"
-            raise RecipeError(self.file, [Fault(what, "", mark.line, mark.column)])
+            raise self._too_large(node)
         kind = node.tag.removeprefix(TAG)
         if isinstance(node, MappingNode) and kind == "map":
             return self._mapping(node, where)
@@ -133,9 +137,17 @@ class Source:
         self.unread.add(where)
         return None
 
+    def _too_large(self, node: Node) -> RecipeError:
+        what = f"too large: over {MAX_NODES} values or {MAX_DEPTH} levels, aliases counted each time they are used"
+        mark = Mark.of(node)
+        return RecipeError(self.file, [Fault(what, "", mark.line, mark.column)])
+
     def _mapping(self, node: MappingNode, where: Where) -> dict[str, Any]:
         data: dict[str, Any] = {}
-        for key_node, value_node in node.value:
+        own = [pair for pair in node.value if not _merges(pair[0])]
+        names = {str(key_node.value) for key_node, _ in own}
+        taken = [pair for name, pair in self._merged(node, where).items() if name not in names]
+        for key_node, value_node in [*taken, *own]:
             mark, here = Mark.of(key_node), (*where, str(key_node.value))
             if key_node.tag == f"{TAG}str" and HALF_PAIR.search(key_node.value):
                 self.faults.append(Fault(NO_TEXT, dotted(where), mark.line, mark.column))
@@ -148,6 +160,27 @@ class Source:
                 self.keys[here] = mark
                 data[key_node.value] = self.read(value_node, here)
         return data
+
+    def _merged(self, node: MappingNode, where: Where, depth: int = 0) -> dict[str, tuple[Node, Node]]:
+        """Of several mappings the first that has a key gives it."""
+        if depth > MAX_DEPTH:
+            raise self._too_large(node)
+        if node in self.merged:
+            return self.merged[node]
+        found = self.merged[node] = dict[str, tuple[Node, Node]]()  # a mapping that merges itself finds nothing more
+        for value in (value for key, value in node.value if _merges(key)):
+            for each in value.value if isinstance(value, SequenceNode) else [value]:
+                if not isinstance(each, MappingNode):
+                    mark, what = Mark.of(each), "`<<` takes over the keys of a mapping, by its anchor: `<<: *name`"
+                    self.faults.append(Fault(what, dotted(where), mark.line, mark.column))
+                    continue
+                own = {str(key.value): (key, inner) for key, inner in each.value if not _merges(key)}
+                found |= {**self._merged(each, where, depth + 1), **own, **found}
+        return found
+
+
+def _merges(key: Node) -> bool:
+    return isinstance(key, ScalarNode) and key.value == MERGE
 
 
 def dotted(where: Where) -> str:

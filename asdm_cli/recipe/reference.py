@@ -24,6 +24,7 @@ OPENING = """\
 
 A recipe is one YAML 1.2 file. `verb` says which command it is for, `out` which run directory it writes.
 Unknown keys, wrong types and repeated keys are errors, and `asdm check FILE` tells all of them at once.
+Behind `a: &a` another mapping takes over its keys by `<<: *a`; keys of its own go first.
 `a.b` is the key `b` inside `a`; `a[].b` stands in every entry of a list, `a.NAME.b` under every name of a mapping.
 
 This page is written by `asdm schema --markdown` from the classes that read recipes, so it is what they accept.

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from asdm_cli.errors import RecipeError
 from asdm_cli.recipe.load import dump, load
-from asdm_cli.recipe.reader import MAX_BYTES, Override
+from asdm_cli.recipe.reader import MAX_BYTES, Override, parse
 from asdm_cli.recipe.verbs import VERBS, BenchRecipe, EvalRecipe, PruneRecipe
 
 SHIPPED = sorted((Path(__file__).parents[2] / "recipes").rglob("*.yaml"))
@@ -56,6 +56,25 @@ def test_yaml_is_read_as_people_mean_it(written: Writer) -> None:
     assert load(written(dump(odd))) == odd
     with pytest.raises(ValueError, match="frozen"):
         odd.out = "elsewhere"  # type: ignore[misc]
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "a: &a {x: 1, y: {z: 2}}\nb: {<<: *a, x: 3}\nc: {x: 4, <<: *a}",
+        "a: &a {x: 1}\nb: &b {x: 2, y: 3}\nc: {<<: [*a, *b]}\nd: {<<: [*b, *a], y: 4}",
+        "a: &a {x: 1}\nb: &b {<<: *a, y: 2}\nc: &c {<<: *b, z: 3}\nd: {<<: *c, x: 4, y: 5}",
+        "a: &a {x: {<<: {y: 1}, z: 2}}\nb: {<<: *a}\nc: [{<<: *a, w: 3}]",
+    ],
+)
+def test_mappings_are_merged_as_yaml_merges_them(text: str) -> None:
+    assert parse(text, "recipe").data == yaml.safe_load(text)
+
+
+def test_a_merged_value_stands_where_it_was_written() -> None:
+    source = parse("a: &a {x: 1,\n  y: [2]}\nb: {<<: *a, x: 3}", "recipe")
+    places = {key: (mark.line, mark.column) for key, mark in source.values.items()}
+    assert (places["b", "x"], places["b", "y", 0]) == ((3, 16), (2, 7))
 
 
 def test_verbs_that_do_not_fit(written: Writer) -> None:
