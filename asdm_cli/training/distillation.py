@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from asdm_cli.data.cache import Samples, Texts
 from asdm_cli.data.encoder import Batch
+from asdm_cli.experts.layer import host_timesteps
 from asdm_cli.training.loop import Noise, Part, Task
 from asdm_cli.unet.feature_pairs import FeaturePair
 
@@ -96,7 +97,8 @@ class OtherCaptions:
 
 class NoisyBatch(NamedTuple):
     """A part of a step: `noisy` latents at `timesteps`, what they are of, and what the teacher makes of them. `own`
-    [n] is 0 for those whose condition is that of another picture, 1 for others."""
+    [n] is 0 for those whose condition is that of another picture, 1 for others; `host` has the timesteps where they are
+    read without waiting."""
 
     noisy: Tensor
     timesteps: Tensor
@@ -107,6 +109,7 @@ class NoisyBatch(NamedTuple):
     own: Tensor
     teacher_output: Tensor | None = None
     teacher_features: dict[str, Tensor] = {}  # noqa: RUF012 - never changed in place
+    host: Tensor | None = None
 
 
 class FeatureRecorder:
@@ -201,7 +204,7 @@ class Distillation(Task):
 
     @torch.no_grad()
     def prepare(self, batch: NoisyBatch) -> NoisyBatch:
-        batch = send_to_device(batch, self.device)
+        batch = send_to_device(batch, self.device)._replace(host=batch.timesteps)
         if self.teacher is None:
             return batch
         with self.precise(), self.teacher_recorder.recorded() as features:
@@ -251,5 +254,6 @@ class Distillation(Task):
 def _predict(unet: nn.Module, batch: NoisyBatch) -> Tensor:
     noisy = batch.noisy.to(memory_format=torch.channels_last)
     added = batch.added or None
-    predicted: Tensor = unet(noisy, batch.timesteps, batch.text, added_cond_kwargs=added, return_dict=False)[0]
+    with host_timesteps(batch.host):
+        predicted: Tensor = unet(noisy, batch.timesteps, batch.text, added_cond_kwargs=added, return_dict=False)[0]
     return predicted

@@ -12,6 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
+from asdm_cli.experts import layer
 from asdm_cli.experts.layer import ExpertConv2d, Share, TimestepContext
 from asdm_cli.unet.blocks import Spec
 
@@ -28,6 +29,7 @@ CONVOLUTIONS: dict[str, dict[str, Any]] = {
 TIMES: dict[str, Any] = {
     "a number": 500,
     "a tensor": torch.tensor(999),
+    "all alike": torch.tensor(500.0).expand(4),
     "fractions": torch.tensor([332.9, 333.4, 0.0, 700.5]),
     "rows of one": torch.tensor([10, 20, 30, 40]),
     "rows of all": torch.tensor([900, 10, 500, 20]),
@@ -64,8 +66,12 @@ def by_hand(expert: ExpertConv2d, conv: nn.Conv2d, x: Tensor, timestep: Any) -> 
 @pytest.mark.parametrize("kind", CONVOLUTIONS)
 @pytest.mark.parametrize("times", TIMES)
 @pytest.mark.parametrize("last", [False, True])
-def test_each_row_is_convolved_by_the_expert_of_its_timestep(kind: str, times: str, last: bool) -> None:
-    """Drawing and learning, in either memory format."""
+@pytest.mark.parametrize("far", [False, True])
+def test_each_row_is_convolved_by_the_expert_of_its_timestep(
+    kind: str, times: str, last: bool, far: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Drawing and learning, in either memory format; also where only a `far` device knows the timestep of all rows."""
+    monkeypatch.setattr(layer, "readable", lambda _: not far)
     conv, timestep = nn.Conv2d(3, 5, **CONVOLUTIONS[kind]), TIMES[times]
     expert, x = made(conv, timestep), images()
     if last:
@@ -75,7 +81,35 @@ def test_each_row_is_convolved_by_the_expert_of_its_timestep(kind: str, times: s
         with torch.set_grad_enabled(learning):
             expert.context.announce(timestep)
             got = expert(x)
+            share = expert.context.share(SPEC, CPU)
+        assert (share.index is not None) == (far and times in ("a tensor", "all alike"))
         torch.testing.assert_close(got, wanted, atol=1e-6, rtol=1e-5)
+
+
+@pytest.mark.parametrize("kind", CONVOLUTIONS)
+def test_a_kernel_that_the_device_chose_is_the_same_to_the_bit(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Answers, and what is learnt."""
+    found = []
+    for far in (False, True):
+        monkeypatch.setattr(layer, "readable", lambda _, far=far: not far)
+        torch.manual_seed(0)
+        expert = made(nn.Conv2d(3, 5, **CONVOLUTIONS[kind]), torch.tensor(500.0))
+        answer = expert(images())
+        answer.square().sum().backward()
+        found.append([answer.detach(), *(each.grad for each in expert.parameters())])
+    for one, other in zip(*found, strict=True):
+        assert torch.equal(one, other)
+
+
+@given(
+    experts=st.integers(1, 64),
+    timesteps=st.integers(1, 4000),
+    time=st.one_of(st.integers(-10, 5000), st.floats(-10, 5000, width=32)),
+)
+def test_a_device_counts_as_the_host_does(experts: int, timesteps: int, time: float) -> None:
+    spec = Spec(experts, timesteps)
+    told = torch.tensor(time, dtype=torch.int64 if isinstance(time, int) else torch.float32)
+    assert layer.serving(spec, told).tolist() == [spec.serving(time)]
 
 
 def alone(expert: ExpertConv2d, x: Tensor) -> dict[str, Tensor]:

@@ -8,10 +8,12 @@ from typing import Any
 
 import pytest
 import torch
+from accelerate.utils import send_to_device
 from torch import Tensor
 
 from asdm_cli.errors import ModelError
 from asdm_cli.experts.convert import expand
+from asdm_cli.experts.layer import host_timesteps
 from asdm_cli.experts.unet import ExpertUNet, build, expert_layers
 from asdm_cli.unet.blocks import Spec, with_experts
 from asdm_cli.unet.flops import inputs, macs, macs_of, meta_unet
@@ -102,6 +104,22 @@ def test_a_copy_hears_its_own_calls() -> None:
     other.context.announce(900)
     assert torch.equal(answer(unet, given), wanted)
     assert torch.equal(answer(other, given), wanted)
+
+
+@pytest.mark.parametrize("shape", tiny.SHAPES)
+@pytest.mark.parametrize("known", [None, torch.tensor([500, 20, 900])])
+def test_a_call_reads_nothing_from_its_device(shape: str, known: Tensor | None) -> None:
+    """Of the meta device nothing can be read: no item(), tolist() or cpu(). It draws with a timestep that is there,
+    and learns with those that the host knows."""
+    unet = expert_unet(shape=shape).to("meta")
+    timestep = torch.tensor(500) if known is None else known
+    given = send_to_device(arguments(unet, timestep), torch.device("meta"))
+    with host_timesteps(known), torch.set_grad_enabled(known is not None):
+        sample = unet(**given).sample
+    assert sample.shape == (3, 4, 8, 8)
+    if known is not None:
+        sample.square().sum().backward()
+        assert all(each.weight.grad is not None for each in expert_layers(unet).values())
 
 
 @pytest.mark.parametrize("shape", tiny.SHAPES)

@@ -10,10 +10,13 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from asdm_cli.experts.convert import expand
+from asdm_cli.experts.unet import build, expert_layers
 from asdm_cli.recipe.verbs import Ema
 from asdm_cli.training.distillation import Distillation, FeatureRecorder, LossTerm, OtherCaptions
 from asdm_cli.training.loop import LOG, Noise, Part, read_log
 from asdm_cli.training.student import StudentTrainer
+from asdm_cli.unet.blocks import Spec
 from tests import tiny
 from tests.training.students import (
     PLAIN,
@@ -179,6 +182,19 @@ def test_the_teacher_answers_in_the_number_format_that_is_asked_for() -> None:
     batch = first_batch(task)
     assert batch.teacher_output.dtype == torch.bfloat16
     assert batch.noisy.dtype == torch.float32
+
+
+def test_a_step_reads_nothing_from_its_device() -> None:
+    """The meta device has nothing to be read. Rows of experts have a timestep each."""
+    teacher, _ = quick()
+    student = build(expand(dict(teacher.config), Spec(3), ["mid"], None).config).train().to("meta")
+    task = distillation({"s": student}, teacher.to("meta"), device=torch.device("meta"))
+    batch = first_batch(task)
+    assert batch.timesteps.is_meta
+    assert len(batch.host.unique()) > 1
+    sum(weight * value for weight, value in task.losses("s", student, batch, 0).values()).backward()
+    assert expert_layers(student)
+    assert all(each.weight.grad is not None for each in expert_layers(student).values())
 
 
 def test_half_of_the_pictures_are_mirrored() -> None:
