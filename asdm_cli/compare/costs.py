@@ -8,8 +8,9 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
+from functools import partial
 from statistics import median
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
@@ -35,6 +36,8 @@ from asdm_cli.records import Record
 from asdm_cli.unet.flops import Macs, inputs, macs, macs_of, meta_unet
 
 FULL: Reused = frozenset()
+Groups = tuple[str, ...]
+"""Of rows."""
 Seconds = Mapping[str, list[float]]
 
 
@@ -183,11 +186,30 @@ def _call(stack: ExitStack, session: Session, setup: Setup, size: int | None, im
     return call
 
 
-def patterns(resolved: ResolvedPlan, calls: int) -> Counter[Reused]:
-    """How many calls of a generation have which pattern; empty where that is decided while it runs."""
-    steps = resolved.steps(calls)
-    known = None not in steps.keys
-    return Counter(steps.reused(call) for call in range(calls)) if known else Counter()
+class Pattern(NamedTuple):
+    """What a UNet call costs depends on: the rules whose nodes are reused, and the groups of rows that are computed,
+    where guidance leaves some out; else none are named, and all are."""
+
+    reused: Reused
+    groups: Groups = ()
+
+    @property
+    def words(self) -> str:
+        names = ", ".join(f"rules[{rule}]" for rule in sorted(self.reused)) or "nothing"
+        return f"{names}; {' and '.join(self.groups)} rows" if self.groups else names
+
+
+def patterns(resolved: ResolvedPlan, calls: int, groups: Sequence[Groups] = ()) -> Counter[Pattern]:
+    """How many calls of a generation have which pattern; empty where that is decided while it runs. `groups` of each
+    call: one with rows that were not there before computes everything."""
+    steps, seen = resolved.steps(calls), set[str]()
+    if None in steps.keys:
+        return Counter()
+    found: Counter[Pattern] = Counter()
+    for call, present in enumerate(groups or [()] * calls):
+        found[Pattern(steps.reused(call) if seen.issuperset(present) else FULL, present)] += 1
+        seen |= {*present}
+    return found
 
 
 def pattern_macs(config: dict[str, Any], resolved: ResolvedPlan, calls: int, **shape: Any) -> dict[Reused, Macs]:
@@ -205,12 +227,12 @@ def pattern_macs(config: dict[str, Any], resolved: ResolvedPlan, calls: int, **s
 def plan_calls(session: Session, setups: Sequence[Setup], rounds: Rounds) -> list[Record]:
     """UNet calls of set-ups with a plan, of each pattern, beside plain ones of the first set-up of one UNet, in turn;
     and over a generation what is saved of the bound. Nothing where none has a plan."""
-    planned = [setup for setup in setups if setup.cache is not None and setup.sees_all]
+    planned = [setup for setup in setups if setup.cache is not None and (setup.sees_all or setup.kind)]
     if not planned:
         return []
     first = next(setup for setup in setups if setup.one_unet)
     caches = {setup.name: _planned(session, setup) for setup in planned}
-    taken: dict[str, dict[Reused, list[float]]] = {name: {} for name in (PLAIN_CALL, *caches)}
+    taken: dict[str, dict[Pattern, list[float]]] = {name: {} for name in (PLAIN_CALL, *caches)}
     order = round_robin(list(taken), rounds.warmups + rounds.repeats)
     for number, name in enumerate(
         track(order, "timing UNet calls of plans", len(taken) * (rounds.warmups + rounds.repeats))
@@ -220,7 +242,7 @@ def plan_calls(session: Session, setups: Sequence[Setup], rounds: Rounds) -> lis
             seconds = _one_round(session, setup, caches.get(name), rounds)
         for pattern, each in seconds.items() if number >= rounds.warmups * len(taken) else ():
             taken[name].setdefault(pattern, []).append(each)
-    plain = taken[PLAIN_CALL][FULL]
+    plain = taken[PLAIN_CALL][Pattern(FULL)]
     whole = macs(first.config, size=first.latent(rounds.size), tokens=first.surroundings[1])
     return [
         record
@@ -238,20 +260,37 @@ def _planned(session: Session, setup: Setup) -> FeatureCache:
     return FeatureCache(twin(session.bare(setup)), resolve(setup.cache, setup.config))
 
 
-def _one_round(session: Session, setup: Setup, cache: FeatureCache | None, rounds: Rounds) -> dict[Reused, float]:
+def _groups(setup: Setup) -> tuple[Groups, ...]:
+    """Of each call; of none where all are always computed."""
+    return () if setup.sees_all else setup.computed
+
+
+def _one_round(session: Session, setup: Setup, cache: FeatureCache | None, rounds: Rounds) -> dict[Pattern, float]:
+    """Seconds of a call of each pattern. The first of all has no past, and one like it follows."""
     shape = setup.latent(rounds.size), setup.surroundings[1], session.device, session.dtype
-    arguments = inputs(setup.config, setup.rows, *shape)
     unet, seconds = (cache.unet if cache else session.bare(setup)), stopwatch(session.device)
+    groups = sorted({*_groups(setup)}, key=len, reverse=True) or [()]
+    of_groups = {each: inputs(setup.config, _rows(setup, each), *shape) for each in groups}
 
     @torch.no_grad()  # as pipelines call: their tensors are no inference tensors
-    def call() -> None:
-        unet(**arguments, return_dict=False)
+    def call(present: Groups) -> None:
+        unet(**of_groups[present], return_dict=False)
 
     if cache is None:
-        return {FULL: seconds(call)}
-    steps = cache.resolved.steps(setup.calls).digest()
-    with cache.generation(_evenly(steps)):
-        return {steps.reused(number): seconds(call) for number in range(steps.calls)}
+        return {Pattern(FULL): seconds(partial(call, ()))}
+    digest = cache.resolved.steps(setup.calls).digest()
+    reused = [digest.reused(number) for number in range(digest.calls)]
+    order = [Pattern(FULL, groups[0]), *(Pattern(each, present) for present in groups for each in reused[1:])]
+    steps = digest.following([pattern.reused for pattern in order])
+    rows = tuple(pattern.groups for pattern in order) if groups[0] else None
+    with cache.generation(replace(_evenly(steps), rows=rows)):
+        return {pattern: seconds(partial(call, pattern.groups)) for pattern in order}
+
+
+def _rows(setup: Setup, present: Groups) -> int:
+    """Latents of a call with these groups of rows."""
+    every = max(map(len, _groups(setup)), default=0)
+    return setup.rows * len(present) // every if every else setup.rows
 
 
 def _evenly(steps: Any) -> Trajectory:
@@ -262,7 +301,7 @@ def _evenly(steps: Any) -> Trajectory:
 def _of_plan(  # noqa: PLR0913 - what was measured of a plan, and beside what
     setup: Setup,
     cache: FeatureCache,
-    taken: Mapping[Reused, list[float]],
+    taken: Mapping[Pattern, list[float]],
     plain: list[float],
     whole: Macs,
     against: str,
@@ -270,22 +309,22 @@ def _of_plan(  # noqa: PLR0913 - what was measured of a plan, and beside what
 ) -> Iterator[Record]:
     shape = {"size": setup.latent(rounds.size), "tokens": setup.surroundings[1]}
     macs_by = pattern_macs(setup.config, cache.resolved, setup.calls, **shape)
-    counts = patterns(cache.resolved, setup.calls)
+    counts = patterns(cache.resolved, setup.calls, _groups(setup))
     shares = {
         pattern: median(mine / theirs for mine, theirs in zip(each, plain, strict=True))
         for pattern, each in taken.items()
     }
+    on_paper = {each: macs_by[each.reused].total * _rows(setup, each.groups) / setup.rows for each in taken}
     for pattern, seconds in taken.items():
-        name = ", ".join(f"rules[{rule}]" for rule in sorted(pattern)) or "nothing"
-        of = f"inherited/{name}"
+        of = f"inherited/{pattern.words}"
         yield Record(setup.name, "unet_ms", *quartiles(seconds, 1e3), of=of, n=len(seconds))
-        yield Record(setup.name, "macs_share", macs_by[pattern].total / whole.total, of=of, against=against)
+        yield Record(setup.name, "macs_share", on_paper[pattern] / whole.total, of=of, against=against)
         yield Record(setup.name, "time_share", shares[pattern], of=of, against=against)
         if counts:
             yield Record(setup.name, "calls", counts[pattern], of=of)
     if counts:
         calls = setup.calls
-        share = sum(count * macs_by[pattern].total for pattern, count in counts.items()) / (calls * whole.total)
+        share = sum(count * on_paper[pattern] for pattern, count in counts.items()) / (calls * whole.total)
         time = sum(count * shares[pattern] for pattern, count in counts.items()) / calls
         whole_image = {"macs_share": share, "time_share": time, "denoising_speedup": 1 / time}
         if share < 1:

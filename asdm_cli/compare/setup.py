@@ -28,15 +28,16 @@ from asdm_cli.models.metadata import (
 )
 from asdm_cli.models.pipelines import PIPELINES
 from asdm_cli.models.schedulers import SCHEDULER, planned_scheduler, set_sampler, strength_of
-from asdm_cli.patches.base import Layer, Stats, applied, check_patches, patch_of
+from asdm_cli.patches.base import Layer, Stats, Trajectory, applied, check_patches, patch_of
 from asdm_cli.patches.cache_plan import resolve
-from asdm_cli.patches.guidance import GROUPS, HALVES
+from asdm_cli.patches.guidance import GROUPS, HALVES, computed_groups
 from asdm_cli.recipe.patches import (
     OUT,
     CachePlan,
     CacheRule,
     Explicit,
     FeatureCacheSpec,
+    GuidanceScheduleSpec,
     PatchSpec,
     Stability,
     Switching,
@@ -120,6 +121,16 @@ class Setup:
     def sees_all(self) -> bool:
         """Whether its UNet gets every call of a generation, and whole."""
         return all(patch_of(spec).layer >= Layer.CACHE for spec in self.patches)
+
+    @property
+    def computed(self) -> tuple[tuple[str, ...], ...]:
+        """The groups of rows that each UNet call of its pipeline computes; all, where no guidance-schedule leaves any
+        out. Raises ModelError where its scheduler does not say where calls lie."""
+        groups = GROUPS.get(self.kind, HALVES)
+        rows, scheduler = (groups if self.rows > 1 else groups[-1:],) * self.calls, self.scheduler
+        trajectory = replace(Trajectory.of(scheduler, self.calls, scheduler.timesteps[0]), rows=rows)
+        found = [spec for spec in self.patches if isinstance(spec, GuidanceScheduleSpec)]
+        return computed_groups(found[0], trajectory) if found else rows
 
     @property
     def cache(self) -> FeatureCacheSpec | None:

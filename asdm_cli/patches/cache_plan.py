@@ -240,16 +240,16 @@ class StepPlan:
         self.keys = keys or tuple(None if steps is None else frozenset(steps) for steps in found)
         self._roles: dict[Reused, dict[str, int]] = {}
 
-    def digest(self) -> StepPlan:
-        """A plan in which every pattern of this one comes once: a full call, another one that has a past, the rest.
-
-        What a call costs depends on its pattern alone, so this is all that need be timed.
-        """
-        rest = sorted(self.reachable - {frozenset()}, key=sorted)
-        patterns = [frozenset[int](), frozenset[int](), *rest]
+    def following(self, patterns: Sequence[Reused]) -> StepPlan:
+        """A generation whose calls have these patterns, for what calls cost: that depends on nothing else."""
         rules = range(len(self.keys))
         keys = tuple(frozenset(call for call, each in enumerate(patterns) if rule not in each) for rule in rules)
         return StepPlan(self.resolved, len(patterns), keys)
+
+    def digest(self) -> StepPlan:
+        """Every pattern of this plan once: a full call, another one that has a past, the rest."""
+        rest = sorted(self.reachable - {frozenset()}, key=sorted)
+        return self.following([frozenset(), frozenset(), *rest])
 
     def reused(self, call: int) -> Reused:
         """Rules that are reused at a call, of those whose key steps are known beforehand."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
 
@@ -91,6 +91,15 @@ def guided(spec: GuidanceScheduleSpec, trajectory: Trajectory) -> list[bool]:
     return [name == INSIDE for name in names]
 
 
+def computed_groups(spec: GuidanceScheduleSpec, trajectory: Trajectory) -> tuple[tuple[str, ...], ...]:
+    """Of each call's groups of rows, of which the trajectory knows, those that are computed."""
+    assert trajectory.rows is not None, "they are known"
+    if not any(len(groups) > 1 for groups in trajectory.rows):
+        return trajectory.rows
+    every = zip(trajectory.rows, guided(spec, trajectory), strict=True)
+    return tuple(groups if all_of_it or PROMPT not in groups else (PROMPT,) for groups, all_of_it in every)
+
+
 @dataclass
 class GuidanceState:
     """Of one generation: the groups of rows that each call comes with, and those that are computed, which the layer
@@ -173,10 +182,7 @@ class GuidanceSchedule(Live):
     def begin(self, trajectory: Trajectory) -> GuidanceState:
         """Where every call has all its rows, the layer inside is told nothing of them: it does what it does alone."""
         rows = trajectory.rows or (self._groups(),) * trajectory.calls
-        computed = rows
-        if any(len(groups) > 1 for groups in rows):
-            every = zip(rows, guided(self.spec, trajectory), strict=True)
-            computed = tuple(groups if all_of_it or PROMPT not in groups else (PROMPT,) for groups, all_of_it in every)
+        computed = computed_groups(self.spec, replace(trajectory, rows=rows))
         state = GuidanceState(self.spec.outside, rows, computed)
         if inner := inside(self, self.unet):
             less = trajectory.part(range(trajectory.calls), computed)

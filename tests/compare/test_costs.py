@@ -11,11 +11,12 @@ import pytest
 import torch
 
 from asdm_cli.compare import costs, run
-from asdm_cli.compare.costs import FULL, Rounds, pattern_macs, patterns
+from asdm_cli.compare.costs import FULL, Pattern, Rounds, pattern_macs, patterns
 from asdm_cli.compare.run import Measures, Place, costs_of
-from asdm_cli.compare.setup import Session
+from asdm_cli.compare.setup import Session, Setup
 from asdm_cli.patches.cache_plan import ResolvedPlan, resolve
-from asdm_cli.recipe.patches import read_plan
+from asdm_cli.patches.guidance import HALVES, PROMPT
+from asdm_cli.recipe.patches import GuidanceScheduleSpec, read_plan
 from asdm_cli.records import Record
 from asdm_cli.unet.blocks import preset
 from asdm_cli.unet.flops import Macs, macs
@@ -83,7 +84,15 @@ def test_golden_counts_of_sd_1x_that_node_sets_save(name: str, share: float, pla
 
 def test_patterns_count_every_call_once() -> None:
     two = resolved({"rules": [*every(2)["rules"], *every(3, "*.cross")["rules"]]})
-    assert patterns(two, 7) == {FULL: 2, frozenset({0}): 1, frozenset({1}): 2, frozenset({0, 1}): 2}
+    counts = {FULL: 2, frozenset({0}): 1, frozenset({1}): 2, frozenset({0, 1}): 2}
+    assert patterns(two, 7) == {Pattern(frozenset(each)): count for each, count in counts.items()}
+
+
+def test_rows_that_come_late_are_computed_in_full_once() -> None:
+    groups = [(PROMPT,)] * 2 + [HALVES] * 3 + [(PROMPT,)] * 2
+    of_halves = {(FULL, HALVES): 2, (frozenset({0}), HALVES): 1}
+    of_one = {(FULL, (PROMPT,)): 2, (frozenset({0}), (PROMPT,)): 2}
+    assert patterns(resolved(every(2)), 7, groups) == {Pattern(*key): n for key, n in (of_halves | of_one).items()}
 
 
 def test_a_full_call_costs_what_a_plain_one_does() -> None:
@@ -104,7 +113,8 @@ def test_counts_without_a_device_are_those_of_an_image(tiny_pipeline: Path, inte
     image, _ = run._count(session, setup, Place(CPU, torch.float32, 32))
     by_pattern, counts = pattern_macs(TINY, resolved(plan), 5, tokens=tiny.TOKENS), patterns(resolved(plan), 5)
     assert sum(counts.values()) == image.calls == 5
-    assert image.components["unet"].total == 2 * sum(count * by_pattern[each].total for each, count in counts.items())
+    counted = sum(count * by_pattern[each.reused].total for each, count in counts.items())
+    assert image.components["unet"].total == 2 * counted
     plain = 2 * 5 * macs(TINY, tokens=tiny.TOKENS).total
     assert (image.components["unet"].total == plain) == (interval == 1)
     assert image.components["unet"].total <= plain
@@ -117,8 +127,16 @@ PLANS: dict[str, dict[str, Any]] = {
     "two": {"rules": [*every(2, "up.3")["rules"], *every(3, "*.cross")["rules"]]},
     "adaptive": {"rules": [{"nodes": "mid", "schedule": {"mode": "threshold", "threshold": 0.1}}]},
 }
-STEPS = {"one": 7, "two": 7, "fast image": 4}
+INTERVALS = {"late": {"start": 700}, "middle": {"start": 700, "until": 300}}
+STEPS = {"one": 7, "two": 7, "fast image": 4, "late": 7, "middle": 7}
 """Of those of which it is known beforehand which call computes what."""
+TOLD = " and ".join(HALVES)
+
+
+def inside(folder: Path, name: str) -> Setup:
+    """A plan beside guidance in an interval."""
+    specs = [GuidanceScheduleSpec.model_validate({"kind": "guidance-schedule", **INTERVALS[name]})]
+    return whole(folder, name, PLANS["one"], steps=7, draws=False).with_patches(specs)
 
 
 @pytest.fixture(scope="module")
@@ -127,6 +145,7 @@ def records(tiny_pipeline: Path, tmp_path_factory: pytest.TempPathFactory) -> li
     setups = [whole(tiny_pipeline), whole(tiny_pipeline, "short", steps=2), bare("bare", "sdxl")]
     setups += [whole(tiny_pipeline, name, plan, steps=7, draws=False) for name, plan in PLANS.items()]
     setups.append(whole(tiny_pipeline, "fast image", every(2)))
+    setups += [inside(tiny_pipeline, name) for name in INTERVALS]
     with pytest.MonkeyPatch.context() as patch:
         # test_memory has the real one; here processes would only cost time
         patch.setattr(costs, "in_fresh_process", lambda *_: (1_000_000, 3_000_000))
@@ -140,7 +159,7 @@ def of(records: Sequence[Record], metric: str, part: str = "") -> dict[str, floa
     return {each.setup: each.value for each in records if each.metric == metric and each.of == part}
 
 
-EVERYBODY = ["whole", "short", "bare", "one", "two", "adaptive", "fast image"]
+EVERYBODY = ["whole", "short", "bare", "one", "two", "adaptive", "fast image", *INTERVALS]
 DRAWING = ["whole", "short", "fast image"]
 
 
@@ -180,9 +199,28 @@ def test_every_pattern_of_every_plan_is_timed_beside_the_first(records: list[Rec
     assert counted == set(STEPS), "how many calls an adaptive plan computes is not known"
     for name, steps in STEPS.items():
         assert sum(values(records, name, "calls", "inherited").values()) == steps
+    for name in INTERVALS:
+        shares = values(records, name, "macs_share", "inherited")
+        words = [f"{reused}; {rows} rows" for reused in ("nothing", "rules[0]") for rows in (PROMPT, TOLD)]
+        assert sorted(shares) == sorted(words)
+        for reused in ("nothing", "rules[0]"):
+            assert shares[f"{reused}; {PROMPT} rows"] == pytest.approx(shares[f"{reused}; {TOLD} rows"] / 2)
     timed = [each for each in records if each.metric == "unet_ms" and each.of.startswith("inherited/")]
-    assert len(timed) == 2 + 4 + 2 + 2
+    assert len(timed) == 2 + 4 + 2 + 2 + 4 * len(INTERVALS)
     assert {each.n for each in timed} == {2}
+
+
+@pytest.mark.parametrize("name", INTERVALS)
+def test_a_plan_beside_guidance_in_an_interval_costs_what_its_image_does(
+    name: str, records: list[Record], tiny_pipeline: Path
+) -> None:
+    session, place = Session(CPU, torch.float32), Place(CPU, torch.float32, None)
+    setup, plain = inside(tiny_pipeline, name), whole(tiny_pipeline, steps=7)
+    images = [run._count(session, each, place)[0].components["unet"].total for each in (setup, plain)]
+    assert value(records, name, "macs_share", "generation/UNet calls") == pytest.approx(images[0] / images[1])
+    counts = values(records, name, "calls", "inherited")
+    assert sum(counts[key] for key in counts if TOLD in key) == sum(len(each) > 1 for each in setup.computed)
+    assert value(records, name, "cache_mb", "generation/UNet calls") > 0
 
 
 def test_a_generation_is_the_sum_of_its_calls(records: list[Record]) -> None:
