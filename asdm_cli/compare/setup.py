@@ -124,10 +124,10 @@ class Setup:
 
     @property
     def computed(self) -> tuple[tuple[str, ...], ...]:
-        """The groups of rows that each UNet call of its pipeline computes; all, where no guidance-schedule leaves any
-        out. Raises ModelError where its scheduler does not say where calls lie."""
-        groups = GROUPS.get(self.kind, HALVES)
-        rows, scheduler = (groups if self.rows > 1 else groups[-1:],) * self.calls, self.scheduler
+        """The groups of rows that each UNet call of its pipeline computes: all, where no guidance-schedule leaves any
+        out; none is named where there is no guidance. Raises ModelError where its scheduler cannot say where they lie.
+        """
+        rows, scheduler = (GROUPS.get(self.kind, HALVES) if self.rows > 1 else (),) * self.calls, self.scheduler
         trajectory = replace(Trajectory.of(scheduler, self.calls, scheduler.timesteps[0]), rows=rows)
         found = [spec for spec in self.patches if isinstance(spec, GuidanceScheduleSpec)]
         return computed_groups(found[0], trajectory) if found else rows

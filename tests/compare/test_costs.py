@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import cache, partial
 from pathlib import Path
 from typing import Any
@@ -221,6 +222,12 @@ def test_a_plan_beside_guidance_in_an_interval_costs_what_its_image_does(
     counts = values(records, name, "calls", "inherited")
     assert sum(counts[key] for key in counts if TOLD in key) == sum(len(each) > 1 for each in setup.computed)
     assert value(records, name, "cache_mb", "generation/UNet calls") > 0
+
+
+def test_without_guidance_nothing_is_left_out(tiny_pipeline: Path) -> None:
+    unguided = replace(inside(tiny_pipeline, "middle"), guidance=1.0)
+    assert set(unguided.computed) == {()}
+    assert set(whole(tiny_pipeline).computed) == {HALVES}
 
 
 def test_a_generation_is_the_sum_of_its_calls(records: list[Record]) -> None:
