@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from statistics import median
 from typing import Any
 
@@ -144,15 +145,26 @@ def _relative(ours: Tensor, theirs: Tensor) -> float:
     return float((ours - theirs).square().mean() / theirs.square().mean())
 
 
-def without(
-    unet: UNet2DConditionModel, removals: Removals, units: Sequence[Unit]
-) -> tuple[UNet2DConditionModel, Config]:
-    """The UNet without these, around the same tensors, and its config; a single block of a depth goes also where a
-    config could not say so."""
-    if any(unit not in removals.alone for unit in units) and len(units) == 1:
-        return _without_block(unet, removals, units[0]), removals.config
-    surgery = removals.surgery(units)
-    return built(unet, surgery), surgery.config
+@dataclass(frozen=True)
+class Left:
+    """What is left of a UNet without something: its config, and what builds it of the whole one, around the same
+    tensors."""
+
+    name: str
+    config: Config
+    build: Callable[[UNet2DConditionModel], UNet2DConditionModel]
+
+    @classmethod
+    def of(cls, name: str, surgery: Surgery) -> Left:
+        return cls(name, surgery.config, partial(built, surgery=surgery))
+
+    @classmethod
+    def without(cls, removals: Removals, units: Sequence[Unit]) -> Left:
+        """A single block of a depth goes also where a config could not say so. Raises ModelError."""
+        name = f"without {removals.name(units)}"
+        if len(units) == 1 and units[0] not in removals.alone:
+            return cls(name, removals.config, partial(_without_block, removals=removals, unit=units[0]))
+        return cls.of(name, removals.surgery(units))
 
 
 def built(unet: UNet2DConditionModel, surgery: Surgery) -> UNet2DConditionModel:

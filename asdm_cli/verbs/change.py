@@ -36,7 +36,7 @@ def change(  # noqa: PLR0913 - two models, and what to say of them
     records = [
         record
         for name, config in zip((source.name, result), configs, strict=True)
-        for record in _figures(name, config, batch, source.tokens)
+        for record in figures(name, config, batch, source.tokens)
     ]
     counted = {record.setup for record in records if record.metric == "macs_g"}
     unknown = [name for name in (source.name, result) if name not in counted]
@@ -53,7 +53,8 @@ def change(  # noqa: PLR0913 - two models, and what to say of them
     )
 
 
-def _figures(name: str, config: Config, batch: int, tokens: int) -> Iterator[Record]:
+def figures(name: str, config: Config, batch: int, tokens: int) -> Iterator[Record]:
+    """Parameters, multiply-accumulates and layers, of all and of each block."""
     counts = parameters(config)
     yield Record(name, "params_m", sum(counts.values()) / 1e6)
     try:

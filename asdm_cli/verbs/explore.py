@@ -193,7 +193,7 @@ def _with_errors(
     records = [Record(first, "output_error", value, of=f"part/{part}") for part, value in foretold.parts.items()]
     for name, value in measured.items():
         records.append(Record(name, "predicted_error", foretold.errors[name]))
-        records.append(Record(name, "output_error", value, against=first))
+        records.append(Record(name, "output_error", value))
     judged = {each.setup: each.value for each in report.records if each.metric == key and not each.of}
     both = [name for name in measured if name in judged]
     sums, real, worth = ([each[name] for name in both] for each in (foretold.errors, measured, judged))

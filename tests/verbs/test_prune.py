@@ -18,12 +18,15 @@ from asdm_cli.errors import AsdmError, ModelError
 from asdm_cli.models.directory import find
 from asdm_cli.recipe.verbs import PruneRecipe
 from asdm_cli.records import Report
+from asdm_cli.report.metrics import METRICS
 from asdm_cli.report.run_directory import Run, run_directory
+from asdm_cli.report.tables import main
 from asdm_cli.search import importance
 from asdm_cli.unet.blocks import read_blocks
 from asdm_cli.unet.surgery import apply, remove
 from asdm_cli.unet.weights import WEIGHTS
 from asdm_cli.verbs import prune
+from asdm_cli.verbs.importance import Search
 from tests import drawings, families, tiny
 from tests.apart import shared
 from tests.expanding import figures
@@ -40,7 +43,7 @@ print(picture.size, sum(p.numel() for p in pipe.unet.parameters()))
 """
 
 
-def _plan(model: Path, remove: Any = "base") -> prune.Plan:
+def _plan(model: Path, remove: Any = "base") -> prune.Plan | Search:
     return prune.plan(PruneRecipe(verb="prune", model=str(model), remove=remove, out="unused"))
 
 
@@ -234,7 +237,7 @@ def test_what_matters_least_goes_until_the_rest_is_within_the_budget(
 ) -> None:
     source: Path = request.getfixturevalue(model)
     report = _chosen(source, tmp_path / "run", _least(kept, budget=budget, by=by))
-    (kind, share), (first, result) = *budget.items(), report.setups
+    (kind, share), (first, result, *named) = *budget.items(), report.setups
     figures = {(each.setup, each.metric): each.value for each in report.records if not each.of}
     key = {"macs": "macs_g", "params": "params_m"}[kind]
     assert figures[result, key] <= share * figures[first, key]
@@ -247,9 +250,17 @@ def test_what_matters_least_goes_until_the_rest_is_within_the_budget(
     alone = [each.value for each in report.records if each.metric == "error_alone"]
     assert alone == sorted(alone)
     assert len(alone) > 30
-    sets = {row["set"]: float(row["error"]) for row in report.facts["known sets"]}
-    assert set(sets) >= {"base", "small"}
-    assert 0 < figures[result, "output_error"] < float("inf")
+    assert {*named} >= {"base instead", "small instead"}
+    error = {"output": "output_error", "feature": "feature_error"}[by]
+    others = {each.setup for each in report.records if (each.metric, each.of) == (error, "latents/others")}
+    assert others == {result, *named}
+    for each in (result, *named):
+        assert 0 < figures[each, error] < float("inf")
+        assert figures[each, key] < figures[first, key]
+    table = main(report)
+    assert table is not None
+    assert [row[0].text for row in table.rows] == [first, result, *named], "side by side on the first screen"
+    assert METRICS[error].title in [column.title for column in table.columns]
     (picture,) = report.timelines
     assert [*picture.rows] == [block.address for block in read_blocks(config)]
     assert "x" in "".join(picture.rows.values())
@@ -329,6 +340,8 @@ def test_by_label_accuracy_every_unit_draws(copy: Path, kept: Path, tmp_path: Pa
     asked = {**_least(kept, by="label_accuracy", steps=1), "prompts": str(prompts), "budget": {"params": 0.9}}
     report = _chosen(copy, tmp_path / "run", asked)
     assert {each.value for each in report.records if each.metric == "error_alone"} == {0.0}
+    lost = {each.setup: each.value for each in report.records if each.metric == "label_accuracy_lost"}
+    assert lost == {"pruned": 0.0, "base instead": 0.0, "small instead": 0.0, "tiny instead": 0.0}
     figures = {(each.setup, each.metric): each.value for each in report.records if not each.of}
     assert figures["pruned", "params_m"] <= 0.9 * figures[copy.name, "params_m"]
     assert not (tmp_path / "run" / "samples").exists()
