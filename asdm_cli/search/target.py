@@ -106,7 +106,7 @@ class Tried:
 @dataclass(frozen=True)
 class Found:
     """The `best`, all that were `tried`, and the `steps` at which the plain model takes as long as the best. Where that
-    is fewer steps, `beside` is the best plan, if there was one."""
+    is fewer steps, `beside` is the best plan that meets the target, if one does."""
 
     best: Tried
     tried: list[Tried]
@@ -167,9 +167,7 @@ def find_plan(  # noqa: PLR0913 - what a search depends on, each by its name
     best = search.best()
     a_step = (known.step + known.full) * plain.calls / plain.steps
     alike = (known.image(FEWER, plain.calls, plain.calls) / best.faster - known.rest) / a_step
-    plans = [each for each in search.tried if each.family != FEWER]
-    beside = ranked(target, plans)[0] if plans and best.family == FEWER else None
-    return Found(best, search.tried, max(1, round(alike)), beside)
+    return Found(best, search.tried, max(1, round(alike)), search.beside() if best.family == FEWER else None)
 
 
 @dataclass
@@ -268,6 +266,11 @@ class Search:
             few += self._timed([less])
         fast = [each for each in few if each.faster >= (self.target.speedup or 0)]
         return ranked(self.target, fast)[0] if fast else max(few, key=lambda each: each.faster)
+
+    def beside(self) -> Tried | None:
+        """The best plan that meets the target, as far as is known."""
+        plans = [each for each in self.near if each.family != FEWER and each.faster >= (self.target.speedup or 0)]
+        return ranked(self.target, plans)[0] if plans else None
 
     def less(self, than: Tried) -> Tried | None:
         """The same with as much less as it is too slow by; None where nothing can be left out."""

@@ -62,7 +62,9 @@ class Imagined(Search):
 
     def _timed(self, those: Sequence[Tried]) -> list[Tried]:
         assert len(those) <= TIMED
-        return [replace(each, timed=each.speedup / self.slower.get(each.family, 1.0)) for each in those]
+        timed = [replace(each, timed=each.speedup / self.slower.get(each.family, 1.0)) for each in those]
+        self.tried = [each for each in self.tried if each not in those] + timed
+        return timed
 
 
 def near(steps: int, full: int) -> float:
@@ -173,7 +175,17 @@ def test_what_turns_out_slower_than_it_was_added_up_to_is_exchanged_for_less() -
     assert mine.timed >= 2.0
     assert mine.speedup > 2.0 * 1.1
     assert len([each for each in search.tried if each.family == OUTPUT]) <= 1 + TRIES
-    assert found(imagined(target, output=3.0)).family == FEWER, "rather than a plan of hardly any calls"
+    assert found(search := imagined(target, output=3.0)).family == FEWER, "rather than a plan of hardly any calls"
+    assert (beside := search.beside()) is None or beside.faster >= 2.0, "what is shown beside it is as fast"
+
+
+def test_beside_fewer_steps_stands_the_best_plan_that_is_fast_enough() -> None:
+    search = imagined(Target(speedup=1.5))
+    slow, fast = tried(OUTPUT, 12, 44.0), tried(OUTPUT, 8, 40.0)
+    search.tried = [replace(slow, timed=1.4), fast, tried(FEWER, 13, 46.0)]
+    assert search.beside() == fast
+    search.tried = [replace(slow, timed=1.4), tried(FEWER, 13, 46.0)]
+    assert search.beside() is None
 
 
 def test_numbers_lie_evenly_between() -> None:
