@@ -14,10 +14,10 @@ from pathlib import Path
 from diffusers import UNet2DConditionModel
 
 from asdm_cli.compare.costs import on_paper, work
-from asdm_cli.compare.run import Measures, Place, compare, kept
+from asdm_cli.compare.run import SAMPLES, Place, draw_all, kept
 from asdm_cli.compare.setup import Session, Setup, common_size, drawing, drawn_from
 from asdm_cli.errors import ModelError
-from asdm_cli.metrics.suite import MetricSettings, check
+from asdm_cli.metrics.suite import MetricSettings, MetricSuite, check
 from asdm_cli.models.directory import ModelDirectory
 from asdm_cli.profiling.expected import Work
 from asdm_cli.profiling.latency import versions
@@ -25,6 +25,7 @@ from asdm_cli.recipe.verbs import Importance, Pictures
 from asdm_cli.records import Record, Report, Timeline, under
 from asdm_cli.report.run_directory import Run
 from asdm_cli.sampling.generate import place, processes
+from asdm_cli.sampling.image_set import ImageSet
 from asdm_cli.sampling.prompts import PromptList, read_prompts
 from asdm_cli.search import importance
 from asdm_cli.search.importance import Chosen, Latents, Left, choose, error, listen, paper_costs, time_costs
@@ -160,7 +161,7 @@ def _measured(search: Search, run: Run) -> Report:
         after = slice(asked.limit, None) if len(more.prompts) > asked.limit else slice(None)
         again = _error(search, unet, hear(more.prompts[after], given=more.given[after], first=asked.limit))
         elsewhere = {each.name: again(each) for each in sets}
-    shutil.rmtree(run.path / "samples", ignore_errors=True)
+    shutil.rmtree(run.path / SAMPLES, ignore_errors=True)
     counted = [record for each in sets[1:] for record in figures(each.name, each.config, 1, search.source.tokens)]
     report.setups.update({each.name: {"series": "named sets"} for each in sets[1:]})
     report.records.extend(under(PROTOCOL, [record for record in counted if not record.of]))
@@ -184,23 +185,27 @@ def _error(search: Search, unet: UNet2DConditionModel, latents: Latents) -> Errs
 
 def _accuracy(search: Search, session: Session, folder: Path) -> Errs:
     """What share of pictures no longer shows what it should."""
-    where = Place(session.device, session.dtype, search.size, search.asked.seed)
-    measures = Measures(search.prompts, search.metrics, grid=1)
+    where, prompts = Place(session.device, session.dtype, search.size, search.asked.seed), search.prompts
     names: dict[str, str] = {}
 
-    def share(setup: Setup) -> float:
-        report = compare([setup], measures, where, folder, processes(), session)
-        assert report is not None, "the first process judges"
-        wanted = (setup.name, "label_accuracy", "")
-        return next(each.value for each in report.records if (each.setup, each.metric, each.of) == wanted)
+    def drawn(setup: Setup) -> ImageSet:
+        return draw_all(session, [setup], prompts, where, folder / SAMPLES, processes())[setup.name]
+
+    def share(name: str, images: ImageSet) -> float:
+        figures = suite.measure(name, images, paired=False)
+        return next(each.value for each in figures if (each.metric, each.of) == ("label_accuracy", ""))
 
     def lost(left: Left) -> float:
         name = names.setdefault(left.name, f"without-{len(names)}")
         make = lambda unet: left.build(unet(search.source))  # noqa: E731
         made_of = {"left": left.name}
-        return whole - share(replace(search.setup, name=name, config=left.config, make=make, made_of=made_of))
+        setup = replace(search.setup, name=name, config=left.config, make=make, made_of=made_of)
+        return whole - share(name, drawn(setup))
 
-    whole = share(search.setup)
+    assert search.metrics is not None, "asked for only where pictures tell"
+    plain = drawn(search.setup)
+    suite = MetricSuite(search.metrics, prompts, search.setup.name, plain, None, folder, session.device)
+    whole = share(search.setup.name, plain)
     return lost
 
 
