@@ -2,7 +2,8 @@
 is the page of a result's runs, and pages of the project show some of its figures between two comments.
 
     python -m scripts.results                    all pages and blocks anew, from what is kept
-    python -m scripts.results keep NAME RUN ...  take over runs in the place of what was kept, then the same
+    python -m scripts.results keep NAME RUN ...  take over runs in the place of what was kept, then the same; of some
+                                                 results a sheet of pictures is kept too
 """
 
 from __future__ import annotations
@@ -12,9 +13,13 @@ import re
 import shutil
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from textwrap import fill
+from typing import Any
+
+import yaml
+from PIL import Image
 
 from asdm_cli.records import Record, Report
 from asdm_cli.report import markdown
@@ -35,9 +40,15 @@ END = "<!-- end of figures -->"
 
 @dataclass(frozen=True)
 class Figures:
-    """Of a kept result, as pages tell them."""
+    """Of a kept result, as pages tell them, and the inputs of the recipe that it is of."""
 
     report: Report
+    inputs: Mapping[str, Any] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, result: str) -> Figures:
+        first = next(iter(kept(result).values()))
+        return cls(joined(result), yaml.safe_load((first / RECIPE).read_text(encoding="utf-8")).get("inputs", {}))
 
     def record(self, setup: str, metric: str, of: str = "") -> Record | None:
         """Of the first set-up also what nobody measures, beside itself."""
@@ -71,7 +82,7 @@ class Block:
     words: Callable[[Figures], str] = lambda _: ""
 
     def text(self) -> str:
-        figures = Figures(joined(self.result))
+        figures = Figures.of(self.result)
         head = [self.first, *self.columns]
         body = [
             [
@@ -90,14 +101,30 @@ class Block:
         return "\n".join([*(f"| {' | '.join(row)} |" for row in rows), *(["", words] if words else [])])
 
 
-def _demo(figures: Figures) -> str:
-    parts = [figures.record("pocket", "label_accuracy", f"split/{part}") for part in ("held-out", "trained")]
-    held, known = (each.n if each else 0 for each in parts)
-    return f"""
-        `make demo` on {figures.card("cpu_cores")} CPU cores, {figures.card("date")[:10]}: {held} held-out and {known}
-        trained captions, {figures.card("resolution")} pixels, 25 steps, guidance 3, one seed; 95 % intervals; a probe
-        names the thing; PSNR to the original's pictures ([all figures](docs/results/demo.md)). Distilling was last
-        measured on [the bundled model of 0.1](docs/distill.md#figures). **Try fewer steps first.**"""
+def _table(figures: Figures, table: str) -> str:
+    """What was typed, where, and what of: the first sentence below a table."""
+    given = figures.inputs
+    whole = yaml.safe_load((ROOT / "recipes" / "tables" / f"{table}.yaml").read_text(encoding="utf-8"))["inputs"]
+    scale = "" if given["limit"] == whole["limit"] else " SCALE=short"
+    learnt = f"""{given["train_steps"]:,} steps of {given["batch"]} drawings"""
+    pictures = given["limit"] * given["per_prompt"]
+    return f"""`make {table}{scale}` on {figures.card("cpu_cores")} CPU cores, {figures.card("date")[:10]}: students
+        learnt for {learnt}, Base with three seeds; {pictures} pictures of {given["limit"]} captions, half of them held
+        out, {figures.card("resolution")} pixels, {given["steps"]} steps, guidance {given["guidance"]:g}; 95 %
+        intervals; a probe names the thing"""
+
+
+def _front(figures: Figures) -> str:
+    return f"""{_table(figures, "table1")}; "longer" is {figures.inputs["long_steps"]:,} steps; PSNR to the original's
+        pictures ([all figures](docs/results/table1.md)). The machine was busy: speed-ups are loose. **Try fewer steps
+        first.**"""
+
+
+def _students(figures: Figures) -> str:
+    given = figures.inputs
+    return f"""{_table(figures, "table1")}, as in the original's picture of the same caption and seed where it says so;
+        "shorter" is {given["short_steps"]:,} steps, "longer" {given["long_steps"]:,}. The three trainings of Base, and
+        the interval over them: [run](run.md#the-tables). [All figures](results/table1.md)."""
 
 
 def _bench(figures: Figures) -> str:
@@ -126,7 +153,7 @@ BLOCKS = (
     Block(
         "README.md",
         "front",
-        "demo",
+        "table1",
         "`pocket`",
         {
             "parameters, M": [("params_m", "")],
@@ -138,8 +165,45 @@ BLOCKS = (
             "KID, less is better": [("kid", "")],
             "PSNR, dB": [("psnr_db", "")],
         },
-        {"pocket": "original", "base": "Base, not distilled"},
-        _demo,
+        {
+            "original": "original",
+            "base undistilled": "Base, not distilled",
+            "base, long": "Base, distilled longer",
+            "tiny": "Tiny, distilled",
+            "12 steps": "original, 12 steps",
+            "output alone, every 2nd call": "original, every 2nd call forecast",
+        },
+        _front,
+    ),
+    Block(
+        "docs/distill.md",
+        "distill",
+        "table1",
+        "`pocket`, 25 steps",
+        {
+            "parameters, M": [("params_m", "")],
+            "image speed-up": [("image_speedup", "")],
+            "label accuracy": [("label_accuracy", "")],
+            "label as the original's": [("label_agreement", "")],
+            "KID, less is better": [("kid", "")],
+            "CLIP score": [("clip_score", "")],
+            "PSNR to the original, dB": [("psnr_db", "")],
+        },
+        {
+            "original": "original",
+            "base undistilled": "Base, not distilled",
+            "base, short": "Base, shorter",
+            "base": "Base",
+            "base over seeds": "Base, three seeds",
+            "base, long": "Base, longer",
+            "small": "Small",
+            "tiny": "Tiny",
+            "16 steps": "original, 16 steps",
+            "12 steps": "original, 12 steps",
+            "8 steps": "original, 8 steps",
+            "output alone, every 2nd call": "original, every 2nd call forecast",
+        },
+        _students,
     ),
     Block(
         "docs/measure.md",
@@ -224,16 +288,25 @@ BLOCKS = (
     Block(
         "docs/claims.md",
         "claims-base",
-        "demo",
+        "table1",
         "`pocket`",
         {
             "image: speed-up": [("image_speedup", "")],
             "label accuracy": [("label_accuracy", "")],
             "KID, less is better": [("kid", "")],
         },
-        {"pocket": "original", "base": "Base, not distilled"},
+        {
+            "original": "original",
+            "base undistilled": "Base, not distilled",
+            "base over seeds": "Base, distilled, three seeds",
+            "base, long": "Base, distilled longer",
+        },
     ),
 )
+
+
+SHEETS = {"table1": ("original", "base undistilled", "base, short", "base", "base, long")}
+"""Result -> whose pictures are kept as docs/results/NAME.png, a row each, of the same captions."""
 
 
 def kept(result: str) -> dict[str, Path]:
@@ -280,12 +353,29 @@ def keep(result: str, runs: Sequence[Path]) -> None:
             (folder / file).write_text(text, encoding="utf-8")
 
 
+def sheet(run: Path, setups: Sequence[str]) -> Image.Image:
+    """What a run's set-ups drew of its first captions, side by side."""
+    images = read(run).images
+    assert images, "the run has its pictures"
+    rows = [
+        [Image.open(run / images.folders[name] / f"{i:06d}.png") for i in range(len(images.prompts))] for name in setups
+    ]
+    width, height = rows[0][0].size
+    canvas = Image.new("RGB", (width * len(images.prompts), height * len(rows)), "white")
+    for y, row in enumerate(rows):
+        for x, image in enumerate(row):
+            canvas.paste(image, (x * width, y * height))
+    return canvas
+
+
 def main(words: Sequence[str]) -> None:
     if words:
         verb, result, *runs = words
         if verb != "keep" or not runs:
             sys.exit(__doc__)
         keep(result, [Path(run) for run in runs])
+        if result in SHEETS:
+            sheet(Path(runs[0]), SHEETS[result]).save(RESULTS / f"{result}.png", optimize=True)
     for page, text in pages().items():
         page.write_text(text, encoding="utf-8")
 

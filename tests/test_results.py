@@ -7,6 +7,7 @@ import re
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 from asdm_cli.report import page
 from asdm_cli.report.markdown import digest, render
@@ -69,6 +70,19 @@ def test_a_run_is_taken_over(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     assert digest(run) != before
     with pytest.raises(SystemExit, match=r"/mine, which is nowhere else; run the recipe with relative paths"):
         results.keep("table", [run])
+
+
+def test_a_sheet_has_a_row_for_each_set_up(tmp_path: Path) -> None:
+    run = made.draw(tmp_path / "run")
+    (run / "report.json").write_text(json.dumps(to_json(made.compared())))
+    held = made.compared().images
+    assert held
+    names = [*held.folders][:2]
+    drawn = results.sheet(run, names)
+    first = Image.open(run / held.folders[names[1]] / "000000.png")
+    width, height = first.size
+    assert drawn.size == (width * len(held.prompts), height * 2)
+    assert drawn.crop((0, height, width, 2 * height)).tobytes() == first.convert("RGB").tobytes()
 
 
 def test_a_page_has_every_table_and_only_data() -> None:
