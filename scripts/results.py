@@ -232,6 +232,28 @@ BLOCKS = (
         },
         {"pocket": "original"},
     ),
+    Block(
+        "docs/claims.md",
+        "claims-assembly",
+        "assembly",
+        "300 more steps of 16 drawings",
+        {
+            "held-out output loss": [("output_held_out", "")],
+            "held-out task loss": [("task_held_out", "")],
+        },
+        {
+            "base longer": "Base",
+            "base longer (again-1)": "Base, another seed from its first step on",
+            "base longer (again-2)": "Base, a third seed",
+            "base as long": "Base, 330 more steps, for as much time as the next takes",
+            "1122 frozen": "Base's sides, the original's middle, frozen",
+            "1122 frozen (again-1)": "the same, another seed",
+            "1122 frozen (again-2)": "the same, a third seed",
+            "1122": "the same as the first, nothing frozen",
+            "1222 frozen": "Base's outermost level alone",
+            "2211 frozen": "the original's sides, Base's middle",
+        },
+    ),
     Block("docs/claims.md", "claims-ddim", "inherit-calibrated-ddim", "50 DDIM steps", PLANS, _plans(25, 17)),
     Block("docs/claims.md", "claims-dpm", "inherit-calibrated-dpm", "25 DPM++ 2M steps", PLANS, _plans(17, 13)),
     Block(
