@@ -7,7 +7,7 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from itertools import combinations
+from itertools import combinations, count, takewhile
 from typing import Any
 
 from asdm_cli.errors import ModelError
@@ -33,9 +33,9 @@ BRANCH = re.compile(r"deepcache\.(\d+)")
 ENCODER = "encoder"
 BRANCHES = {
     "resnet": ("conv2", ("norm1", "conv1", "time_emb_proj", "norm2")),
-    "attn": ("proj_out", ("proj_in", "transformer_blocks.*")),
+    "attn": ("proj_out", ("proj_in",)),
 }
-"""Kind of unit -> the module that ends its residual branch, and those that only lead there.
+"""Kind of unit -> the module that ends its residual branch, and those that only lead there, beside its depth.
 
 A transformer's norm runs: where its projections are linear, the shape of its output is used again after the last.
 """
@@ -128,15 +128,17 @@ def outlets(node: Node, anatomy: Anatomy) -> list[Outlet]:
         return [Outlet(module, node.rule, (f"{module.rsplit('.', 1)[0]}.{norm}",)) for module in modules]
     (module,) = modules
     if node.kind == DEPTH and node.cache == "residual":
-        inside = ((SUB_UNIT_MODULES[word], norm) for norm, word in NORMS.items())
-        return [Outlet(f"{module}.{name}", node.rule, (f"{module}.{norm}",)) for name, norm in inside]
+        parts = ((SUB_UNIT_MODULES[word], norm) for norm, word in NORMS.items())
+        return [Outlet(f"{module}.{name}", node.rule, (f"{module}.{norm}",)) for name, norm in parts]
     if node.kind == DEPTH:
         inner, _, number = module.rpartition(".")
         return [Outlet(module, node.rule, tuple(f"{inner}.{k}" for k in range(int(number))))]
     if node.cache == "output":
         return [Outlet(module, node.rule, tupled=node.kind == "attn")]
     end, before = BRANCHES[node.kind]
-    return [Outlet(f"{module}.{end}", node.rule, tuple(f"{module}.{name}" for name in before))]
+    depth = takewhile(lambda address: address in anatomy, (f"{node.address}.{k}" for k in count()))
+    inside = [each for address in depth for each in anatomy.node(address).modules]
+    return [Outlet(f"{module}.{end}", node.rule, (*(f"{module}.{name}" for name in before), *inside))]
 
 
 class ResolvedPlan:
@@ -203,10 +205,9 @@ class ResolvedPlan:
 
 
 def _around(module: str) -> list[str]:
-    """The modules that it lies in, as roles name them: what is in one that does not run does nothing either."""
+    """The modules that it lies in: what is in one that does not run does nothing either."""
     words = module.split(".")
-    names = [".".join(words[:count]) for count in range(1, len(words))]
-    return names + [f"{name.rpartition('.')[0]}.*" for name in names if name.rpartition(".")[2].isdigit()]
+    return [".".join(words[:length]) for length in range(1, len(words))]
 
 
 def resolve(plan: CachePlan, config: dict[str, Any]) -> ResolvedPlan:

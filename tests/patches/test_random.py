@@ -207,3 +207,12 @@ def macs(shape: str, calls: int, plan: Plan) -> int:
     with engine(shape, plan) as on, MacCounter() as counter:
         generate(on, shape, calls)
     return counter.tally().total
+
+
+def test_a_block_of_a_depth_and_what_it_lies_in_may_both_be_named() -> None:
+    every = {"mode": "uniform", "interval": 1}
+    rules = [{"nodes": ["down.0.0.attn.0"], "schedule": every}]
+    rules += [{"nodes": ["down.0"], "cache": "residual", "schedule": every}]
+    with engine("no mid", {"rules": rules}) as on:
+        drawn = generate(on, "no mid", 3)
+    assert all(torch.equal(each, call("no mid", number)) for number, each in enumerate(drawn))

@@ -96,10 +96,8 @@ class FeatureCache(Live):
         try:
             for name in sorted(self.resolved.touched - {WHOLE}):
                 outlet = self.resolved.by_module.get(name)
-                # `.*` stands for all entries of a list; `add_embedding` is one that not every UNet has
-                entries = range(len(modules[name[:-2]])) if name.endswith(".*") else ()
-                for real in [f"{name[:-1]}{entry}" for entry in entries] or [name] * (name in modules):
-                    self.attach(modules[real], NodeHook(self, name, outlet is not None and outlet.tupled), NAME)
+                if name in modules:  # `add_embedding` is one that not every UNet has
+                    self.attach(modules[name], NodeHook(self, name, outlet is not None and outlet.tupled), NAME)
             for name, module in modules.items() if self.resolved.plan.cache_text else ():
                 if name.endswith(".attn2") and getattr(module, "is_cross_attention", True):
                     for part in TEXT_MODULES:
