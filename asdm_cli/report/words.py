@@ -33,7 +33,10 @@ def headline(report: Report) -> tuple[str, str]:
     columns, names = whole(report), compared(report)
     hero, *others = ranked(report) or [""]
     if hero:
-        told = {name: _beside(report, columns, name) + _learned(report, name) for name in [hero, *others]}
+        told = {name: _beside(report, columns, name) for name in [hero, *others]}
+        told |= {
+            name: words + _learned(report, name) for name, words in told.items() if not verdict(report, columns, name)
+        }
         lines = [_line(name, words, _advice(report, columns, name, name == hero)) for name, words in told.items()]
     else:
         lines = [_line(name, _learned(report, name) or _alone(columns, name)) for name in names]

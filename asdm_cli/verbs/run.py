@@ -11,6 +11,7 @@ import time
 from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, replace
+from functools import cache
 from importlib import resources
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -45,6 +46,8 @@ RESUMABLE = True
 RECIPES, STAGES, IMAGES = "recipes", "stages", "images"
 DIGITS = 8
 """Of a stage's digest, in the name of its directory: one of four thousand million."""
+PAGES = (".md", ".png")
+"""Of what is bundled, files that are for people alone."""
 
 
 @dataclass(frozen=True)
@@ -190,8 +193,9 @@ def stages(recipe: RunRecipe) -> list[Stage]:
     """All stages in their order.
 
     The directory of each is named by a digest of its recipe, of the files that this reads (names, sizes and times of
-    change) and, by way of the directories that it names, of the stages before it: whatever changes, what was made
-    before stays where it is, and is found again. One that an asdm of other reports made is not.
+    change; of what is bundled, the contents) and, by way of the directories that it names, of the stages before it:
+    whatever changes, what was made before stays where it is, and is found again. One that an asdm of other reports made
+    is not.
     """
     kept = Path(recipe.kept or Path(recipe.out).parent / "stages")
     scope, found = Scope(recipe.inputs), list[Stage]()
@@ -206,11 +210,13 @@ def stages(recipe: RunRecipe) -> list[Stage]:
 
 
 def _digest(recipe: Recipe, kept: Path) -> str:
-    """Words for what is bundled stand for all of it; URLs, and words that are no files, for nothing."""
-    bundled = Path(str(resources.files("asdm_cli") / "pocket"))
-    files: list[list[Stamps]] = []
+    """Of URLs, and of words that are no files, nothing is in it."""
+    files: list[str | list[Stamps]] = []
     for text in referenced_paths(recipe):
-        read = [bundled / "weights", bundled / "data"] if text in SHIPPED else places(text)
+        if text in SHIPPED:
+            files.append(_bundled())
+            continue
+        read = places(text)
         if hub_name(text):
             with suppress(ModelError):  # the stage that reads it says so
                 read = [find(text).path]
@@ -218,3 +224,14 @@ def _digest(recipe: Recipe, kept: Path) -> str:
             files.append([stamps_of(place, place.rglob("*") if place.is_dir() else [place]) for place in read])
     whole = {"asdm": [__version__, SCHEMA], "recipe": recipe.model_dump(mode="json", exclude={"out"}), "files": files}
     return hashlib.sha256(json.dumps(whole, sort_keys=True).encode()).hexdigest()[:DIGITS]
+
+
+@cache
+def _bundled() -> str:
+    """The contents of what is bundled: every checkout has them written at another time."""
+    root, digest = Path(str(resources.files("asdm_cli") / "pocket")), hashlib.sha256()
+    found = (file for part in ("weights", "data") for file in (root / part).rglob("*"))
+    for file in sorted(file for file in found if file.is_file() and file.suffix not in PAGES):
+        contents = hashlib.sha256(file.read_bytes()).hexdigest()
+        digest.update(f"{file.relative_to(root).as_posix()} {contents}\n".encode())
+    return digest.hexdigest()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import signal
 import subprocess
@@ -19,7 +20,7 @@ from asdm_cli.recipe.load import load
 from asdm_cli.records import Images
 from asdm_cli.report.run_directory import read
 from asdm_cli.verbs.process import run_stage
-from asdm_cli.verbs.run import _brought, stages
+from asdm_cli.verbs.run import _brought, _bundled, stages
 from tests import tiny
 from tests.apart import shared
 from tests.typed import Said, asdm
@@ -285,3 +286,22 @@ def test_it_is_started_alone(recipe: Recipe, tmp_path: Path, monkeypatch: pytest
     said = run(tmp_path, recipe)
     assert said.code == 2
     assert "--launch" in said.text
+
+
+def test_another_checkout_has_the_same_stages(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is bundled is known by its contents, whenever it was written, and whatever pages lie beside it."""
+
+    def digest() -> str:
+        return _bundled.__wrapped__()  # what is kept of it is the real one
+
+    monkeypatch.setattr("importlib.resources.files", lambda _: tmp_path)
+    files = [tmp_path / "pocket" / "weights" / name for name in ("model.safetensors", "README.md")]
+    for file in files:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text("one")
+    before = digest()
+    os.utime(files[0], (1, 1))
+    files[1].write_text("another")
+    assert digest() == before
+    files[0].write_text("another")
+    assert digest() != before
