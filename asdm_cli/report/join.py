@@ -52,6 +52,7 @@ def join(reports: Mapping[str, Report], lead: Sequence[str] = ()) -> Report:
         " + ".join(dict.fromkeys(each.verb for each in reports.values())), facts={"title": ", ".join(reports)}
     )
     seen: set[tuple[Any, ...]] = set()
+    said: dict[str, list[str]] = {}
     for source, report in ordered:
         names = _names(whole.setups, source, report)
         for own, name in names.items():
@@ -71,11 +72,13 @@ def join(reports: Mapping[str, Report], lead: Sequence[str] = ()) -> Report:
         seen.update((each.setup, each.metric, each.of, each.at) for each in mine)
         whole.timelines.extend(replace(each, title=f"{source}: {each.title}") for each in report.timelines)
         whole.facts.update({f"{source}: {key}": value for key, value in report.facts.items() if key != "title"})
-        whole.notes.extend(f"{source}: {note}" for note in report.notes)
+        for note in report.notes:
+            said.setdefault(note, []).append(source)
         if report.images and (whole.images is None or whole.images.prompts == report.images.prompts):
             folders = {names.get(name, name): images for name, images in report.images.folders.items()}
             before = whole.images.folders if whole.images else {}
             whole = replace(whole, images=Images(report.images.prompts, before | folders | before))
+    whole.notes.extend(f"{', '.join(sources)}: {note}" for note, sources in said.items())
     return whole
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -45,6 +46,11 @@ def prune() -> Report:
     return Report(
         "prune", setups, [Record("pocket", "params_m", 9), Record("base", "params_m", 6)], facts={"removed": ["mid"]}
     )
+
+
+def test_what_several_note_is_said_once() -> None:
+    held = {"one": evaluation(), "two": replace(evaluation(), notes=["few", "busy"])}
+    assert join.join(held).notes == ["one, two: few", "two: busy"]
 
 
 def test_set_ups_of_one_model_that_draw_in_one_way_are_one() -> None:
