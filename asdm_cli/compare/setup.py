@@ -415,7 +415,8 @@ class Session:
     def __init__(self, device: torch.device, dtype: torch.dtype, setups: Sequence[Setup] = ()):
         self.device, self.dtype = device, dtype
         sizes = check_memory(setups, device, dtype) if setups else {}
-        self.crowded = device.type == "cuda" and sum(sizes.values()) > 0.8 * torch.cuda.mem_get_info(device)[0]
+        several = device.type == "cuda" and len(sizes) > 1  # one alone waits for nobody
+        self.crowded = several and sum(sizes.values()) > 0.8 * torch.cuda.mem_get_info(device)[0]
         self._pipelines: dict[tuple[Any, ...], Any] = {}
         self._unets: dict[tuple[Any, ...], Any] = {}
 

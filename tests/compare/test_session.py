@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 
-from asdm_cli.compare.setup import Session, Setup, twin
+from asdm_cli.compare.setup import Session, Setup, twin, weight_bytes
 from asdm_cli.models.directory import find
 from asdm_cli.patches.feature_cache import FeatureCache, cache_on
 from asdm_cli.recipe.patches import DeepCacheSpec, read_plan
@@ -43,6 +43,18 @@ def cast(tiny_pipeline: Path, tiny_small: Path) -> dict[str, Setup]:
         "turns": replace(plain, patches=turns, unets={"small v1.5": find(str(tiny_small))}),
         "made": replace(plain, make=lambda read: twin_of(read(plain.model)), made_of={"by": "a test"}),
     }
+
+
+def test_on_a_gpu_that_does_not_hold_all_of_them_models_wait_and_one_alone_does_not(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """What is put together from the UNet of one alone finds it on the device."""
+    one, cuda = bare("one"), torch.device("cuda")
+    taken = weight_bytes(one, 4, cuda)
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda _: (int(1.1 * taken), 2 * taken))
+    assert not Session(cuda, torch.float32, [one]).crowded
+    assert not Session(cuda, torch.float32, [one, replace(one, name="again")]).crowded, "of one body"
+    assert Session(cuda, torch.float32, [one, bare("other", "sd21")]).crowded
 
 
 def twin_of(unet: Any) -> Any:
