@@ -112,7 +112,7 @@ launch = $(if $(filter-out 1,$(PROCESSES)),--launch "env OMP_NUM_THREADS=1 $(BIN
 kept = $(if $(filter full-pocket short-pocket,$(SCALE)-$(MODEL)),$(BIN)/python -m scripts.results keep $(1) runs/$(1))
 
 tables: table1 table2 table3 table4 table5 ## All five tables in a queue that goes on where it was stopped; make hours says how long
-hours: setup ## How long make tables takes here, table by table (after make tables SCALE=smoke)
+hours: setup ## How long the tables take here, each of them (after make tables compression SCALE=smoke)
 	$(BIN)/python -m scripts.hours
 
 table1: ## Compressed UNets: Base, Small, Tiny

@@ -1,6 +1,6 @@
-"""How long `make tables` takes at full scale, table by table, before it is begun.
+"""How long `make tables compression` takes at full scale, table by table, before it is begun.
 
-    make tables SCALE=smoke
+    make tables compression SCALE=smoke
     python -m scripts.hours
 
 Work is counted on the models of the smoke runs, whose UNets have the shapes of the real ones: what UNet calls of each
@@ -24,7 +24,7 @@ from asdm_cli.verbs import SlowPlan, verb_of
 from asdm_cli.verbs.run import Stage, stages
 from scripts.results import ROOT, Figures, joined
 
-TABLES = [f"table{number}" for number in range(1, 6)]
+TABLES = [*(f"table{number}" for number in range(1, 6)), "compression"]
 LATENTS = 8
 TRAINS = "distill"
 
@@ -69,7 +69,7 @@ def speed() -> float:
 
 def main() -> None:
     if missing := [stage.home for table in TABLES for stage in planned(table, "smoke") if not stage.finished]:
-        sys.exit(f"{missing[0]}: is not there; type make tables SCALE=smoke first")
+        sys.exit(f"{missing[0]}: is not there; type make tables compression SCALE=smoke first")
     seen, fast, rows = set[Path](), speed(), list[tuple[str, float, float]]()
     for table in TABLES:
         spent = {True: 0.0, False: 0.0}
