@@ -3,7 +3,8 @@
 What calls cost is timed once; what a plan costs is added up from that. A plan has one rule, so its time is told by its
 calls in full, and a budget of time is a number of those. How near its pictures come is not predicted but drawn, on the
 prompts of the calibration. More calls cost more and come nearer, so of every family the one that just meets the target
-is found by bisection; the best of the families are then timed in turn.
+is found by bisection; the best of the families are then timed in turn. What turns out too slow is exchanged for less;
+what is not near enough on the pictures that will be reported, for more.
 
 Guidance in an interval is no family: its pictures are no longer those of the plain model. Of the bundled one, 25 DDIM
 steps, the last two without it are 1.04 times as fast at 46 dB, where a plan at 48 dB is 2.2 times.
@@ -45,7 +46,7 @@ LEAST = 2
 MARGIN = {"psnr": 0.5, "perceptual": 0.005}
 """Beyond a quality that is asked for, as other prompts differ: dB, and distance."""
 TRIES = 4
-"""So often what turns out slower than it was added up to is exchanged for fewer calls."""
+"""So often what turns out too slow is exchanged for fewer calls, or what is not near enough for more."""
 TIMED = 3
 """So many, of as many families, are timed against each other."""
 BETWEEN = 2
@@ -76,7 +77,8 @@ class Costs:
 @dataclass(frozen=True)
 class Tried:
     """What was drawn with: its family, its calls in full, the speed-up that its parts add up to, and its quality on
-    prompts that it was not fitted to; and its speed-up once it was `timed`."""
+    prompts that it was not fitted to; and its speed-up once it was `timed`, and its quality on the pictures that will
+    be reported once it was `held` against those."""
 
     family: str
     full: int
@@ -84,11 +86,17 @@ class Tried:
     quality: float
     setup: Setup
     timed: float | None = None
+    held: float | None = None
 
     @property
     def faster(self) -> float:
         """As far as is known."""
         return self.timed or self.speedup
+
+    @property
+    def nearness(self) -> float:
+        """As far as is known."""
+        return self.quality if self.held is None else self.held
 
     def row(self, metric: str) -> dict[str, Any]:
         """For people."""
@@ -99,7 +107,8 @@ class Tried:
             "calls in full": self.full,
             "predicted speed-up": round(self.speedup, 2),
             "timed speed-up": self.timed and round(self.timed, 2),
-            f"predicted {unit}": round(self.quality, 2 if metric == "psnr" else 4),
+            f"predicted {unit}": round(self.quality, digits := 2 if metric == "psnr" else 4),
+            f"measured {unit}": None if self.held is None else round(self.held, digits),
         }
 
 
@@ -134,14 +143,16 @@ def find_plan(  # noqa: PLR0913 - what a search depends on, each by its name
     place: Place,
     folder: Path,
     state: PartialState,
+    held: Callable[[Tried], float],
 ) -> Found:
     """The best that meets the target. By all processes, to the same end; interrupted, it goes on. After so many
-    `minutes`, MINUTES if None, nothing is tried that is not needed for one that meets it.
+    `minutes`, MINUTES if None, nothing is tried that is not needed for one that meets it. `held` tells
+    quality on the pictures that will be reported.
 
     Raises RunError for a target that cannot be had, and says what can.
     """
     known, began, minutes = costs(session, plain, place, folder, state), time.monotonic(), minutes or MINUTES
-    search = Search(session, plain, target, prompts, place, folder, state, known)
+    search = Search(session, plain, target, prompts, place, folder, state, known, held)
 
     def late() -> bool:
         told = [time.monotonic() - began > 60 * minutes]
@@ -182,6 +193,7 @@ class Search:
     folder: Path
     state: PartialState
     known: Costs
+    held: Callable[[Tried], float]
     tried: list[Tried] = field(default_factory=list)
 
     def plans(self, family: str, late: Callable[[], bool]) -> None:
@@ -256,30 +268,41 @@ class Search:
         return self.tried[-1]
 
     def best(self) -> Tried:
-        """By what the best few took in turn; of a speed-up, after what was too slow is exchanged for less."""
-        few = self._timed(best_few(self.target, self.tried))
-        for _ in range(TRIES if self.target.speedup is not None else 0):
-            best = ranked(self.target, few)[0]
-            if best.faster >= (self.target.speedup or 0) or not (less := self.less(best)):
+        """By what the best few took in turn, and what they come to on the pictures that will be reported."""
+        few, failed = self._timed(best_few(self.target, self.tried)), list[Tried]()
+        while few:
+            few.remove(first := ranked(self.target, few)[0])
+            if reaches(self.target, best := self.sure(first)):
                 return best
-            few.remove(best)
-            few += self._timed([less])
-        fast = [each for each in few if each.faster >= (self.target.speedup or 0)]
-        return ranked(self.target, fast)[0] if fast else max(few, key=lambda each: each.faster)
+            failed.append(best)
+            if len(failed) <= TRIES and (other := self.instead(best)):
+                few += self._timed([other])
+        return min(failed, key=partial(misses_by, self.target))
+
+    def sure(self, one: Tried) -> Tried:
+        """With what tells whether it reaches the target."""
+        if self.target.speedup is not None or one.held is not None:
+            return one
+        return self._known(one, replace(one, held=self.held(one)))
 
     def beside(self) -> Tried | None:
         """The best plan that meets the target, as far as is known."""
         plans = [each for each in self.near if each.family != FEWER and each.faster >= (self.target.speedup or 0)]
         return ranked(self.target, plans)[0] if plans else None
 
-    def less(self, than: Tried) -> Tried | None:
-        """The same with as much less as it is too slow by; None where nothing can be left out."""
-        plan = than.family != FEWER
-        now, least = (than.full, LEAST) if plan else (than.setup.steps, self.least)
-        fewer = max(least, min(now - 1, int(now * than.faster / (self.target.speedup or than.faster))))
-        if fewer == now:
+    def instead(self, of: Tried) -> Tried | None:
+        """The same with as much less as it is too slow by, or one call more; None where there is no such."""
+        alone, speed = of.family == FEWER, self.target.speedup
+        now, least = (of.setup.steps, self.least) if alone else (of.full, LEAST)
+        most = (self.plain.steps if alone else of.setup.calls) - 1
+        wanted = now + 1 if speed is None else max(least, min(now - 1, int(now * of.faster / speed)))
+        if wanted == now or wanted > most:
             return None
-        return self.draw(than.family, than.setup.steps, fewer) if plan else self.draw(FEWER, fewer)
+        return self.draw(FEWER, wanted) if alone else self.draw(of.family, of.setup.steps, wanted)
+
+    def _known(self, old: Tried, new: Tried) -> Tried:
+        self.tried[self.tried.index(old)] = new
+        return new
 
     def _timed(self, those: Sequence[Tried]) -> list[Tried]:
         """Images, in turn with the plain model, by the first process."""
@@ -296,10 +319,8 @@ class Search:
             read()
         self.state.wait_for_everyone()
         first, *others = read()
-        found = [replace(each, timed=speedup(first, mine).value) for each, mine in zip(those, others, strict=True)]
-        for old, new in zip(those, found, strict=True):
-            self.tried[self.tried.index(old)] = new
-        return found
+        found = [speedup(first, mine).value for mine in others]
+        return [self._known(each, replace(each, timed=value)) for each, value in zip(those, found, strict=True)]
 
 
 def most_calls(known: Costs, family: str, calls: int, speedup: float) -> int:
@@ -342,6 +363,20 @@ def meets(target: Target, quality: float, margin: bool = True) -> bool:
     if target.perceptual is not None:
         return quality <= max(target.perceptual - beyond, target.perceptual / 2)
     return target.psnr_db is None or quality >= target.psnr_db + beyond
+
+
+def reaches(target: Target, one: Tried) -> bool:
+    """By what was measured, as far as it was."""
+    if target.speedup is not None:
+        return one.faster >= target.speedup
+    return meets(target, one.nearness, margin=False)
+
+
+def misses_by(target: Target, one: Tried) -> float:
+    """In units of the target."""
+    if target.perceptual is not None:
+        return one.nearness - target.perceptual
+    return (target.speedup or 0) - one.faster if target.psnr_db is None else target.psnr_db - one.nearness
 
 
 def ranked(target: Target, tried: Sequence[Tried]) -> list[Tried]:

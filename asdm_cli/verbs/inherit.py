@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
+from functools import partial
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ from accelerate.utils import broadcast_object_list
 
 from asdm_cli.compare.costs import Rounds, work
 from asdm_cli.compare.pareto import ParetoPoint, front
-from asdm_cli.compare.run import QUALITY, Measures, Place, compare, finished
+from asdm_cli.compare.run import QUALITY, SAMPLES, Measures, Place, compare, draw_all, finished, kept
 from asdm_cli.compare.setup import (
     DEEPCACHE,
     FEWER,
@@ -30,6 +31,7 @@ from asdm_cli.compare.setup import (
     output_alone,
 )
 from asdm_cli.errors import ModelError
+from asdm_cli.metrics.distances import compare as compared
 from asdm_cli.metrics.suite import KEYS, MetricSettings, check
 from asdm_cli.models.adapters import fused_size
 from asdm_cli.models.directory import ModelDirectory, find
@@ -45,7 +47,7 @@ from asdm_cli.report.metrics import metric
 from asdm_cli.report.run_directory import Run
 from asdm_cli.sampling.generate import place, processes
 from asdm_cli.sampling.prompts import PromptList, read_prompts
-from asdm_cli.search.forecasts import calibrate
+from asdm_cli.search.forecasts import CALIBRATION, calibrate, short
 from asdm_cli.search.target import MINUTES, Found, Tried, find_plan
 from asdm_cli.verbs.unmeasured import PLAN
 
@@ -164,7 +166,8 @@ def run(plan: Plan, run: Run) -> Report:
     if recipe.target is not None and plan.calibrated is not None:
         apart = replace(where, seed=where.seed + 1)
         prompts, minutes = plan.calibrated, recipe.minutes
-        found = find_plan(session, plan.setups[0], recipe.target, minutes, prompts, apart, run.path, state)
+        held = partial(_nearness, plan, session, where, run.path, state)
+        found = find_plan(session, plan.setups[0], recipe.target, minutes, prompts, apart, run.path, state, held)
         plan = _with_found(plan, found)
     setups = (*plan.setups, *output_alone(plan.setups))
     rounds = Rounds(recipe.repeats, recipe.warmups, (1,), plan.size)
@@ -197,14 +200,30 @@ def _calibrated(plan: Plan, session: Session, where: Place, folder: Path, state:
     return tuple(found)
 
 
+def _nearness(plan: Plan, session: Session, where: Place, folder: Path, state: PartialState, of: Tried) -> float:
+    """The mean over the pictures that will be reported, which are drawn for it if they are not there."""
+    assert plan.recipe.target is not None, "who asks looks for a plan"
+    plain, drawn, metric = plan.setups[0], _winner(of), plan.recipe.target.metric
+    file = folder / CALIBRATION / f"held-{short(drawn.origin())}.json"
+
+    def found() -> float:
+        sets = draw_all(session, [plain, drawn], plan.prompts, where, folder / SAMPLES, state)
+        return float(compared(metric, sets[drawn.name], sets[plain.name], where.device).mean())
+
+    return float(kept(file, {"metric": metric, "prompts": plan.prompts.title, "seed": where.seed}, found))
+
+
+def _winner(tried: Tried) -> Setup:
+    """As it is reported."""
+    return replace(tried.setup, name=tried.setup.name if tried.family == FEWER else PLAN, series=OURS)
+
+
 def _with_found(plan: Plan, found: Found) -> Plan:
     """With what meets the target, and beside it fewer steps at its speed, or where it is fewer steps the best plan."""
-    plain = plan.setups[0]
+    plain, winner = plan.setups[0], _winner(found.best)
     if found.best.family == FEWER:
-        winner = replace(found.best.setup, series=OURS)
-        beside = [replace(found.beside.setup, name=PLAN, series=OURS)] if found.beside else []
+        beside = [_winner(found.beside)] if found.beside else []
     else:
-        winner = replace(found.best.setup, name=PLAN, series=OURS)
         beside = [] if plan.recipe.fewer_steps else fewer_steps(plain, [found.steps])
     others = [each for each in plan.setups if each.name != winner.name]
     return replace(plan, setups=(*others, *beside, winner), named=winner.name)

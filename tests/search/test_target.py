@@ -74,7 +74,7 @@ def near(steps: int, full: int) -> float:
 def imagined(target: Target, known: Costs = COSTS, **slower: float) -> Imagined:
     unused: Any = None
     plain: Any = Drawn()
-    made = Imagined(unused, plain, target, unused, unused, unused, unused, known)
+    made = Imagined(unused, plain, target, unused, unused, unused, unused, known, lambda one: one.quality)
     made.slower = slower
     return made
 
@@ -177,6 +177,23 @@ def test_what_turns_out_slower_than_it_was_added_up_to_is_exchanged_for_less() -
     assert len([each for each in search.tried if each.family == OUTPUT]) <= 1 + TRIES
     assert found(search := imagined(target, output=3.0)).family == FEWER, "rather than a plan of hardly any calls"
     assert (beside := search.beside()) is None or beside.faster >= 2.0, "what is shown beside it is as fast"
+
+
+def test_what_is_not_near_enough_on_the_pictures_that_are_reported_is_exchanged_for_more() -> None:
+    first = found(imagined(target := Target(psnr_db=30.0)))
+    search = imagined(target)
+    search.held = lambda one: one.quality - 2.0
+    mine = found(search)
+    assert mine.held is not None
+    assert mine.held >= 30.0
+    assert (mine.family, first.family) == (OUTPUT, OUTPUT)
+    assert first.full < mine.full <= first.full + TRIES
+    held = [each for each in search.tried if each.held is not None]
+    assert [each.held is not None and each.held >= 30.0 for each in held] == [False] * (len(held) - 1) + [True]
+    search = imagined(target)
+    search.held = lambda one: one.quality / 2
+    assert (mine := found(search)).held == max(each.held or 0 for each in search.tried), "the nearest of what there is"
+    assert mine.row("psnr")["measured PSNR dB"] == round(mine.quality / 2, 2)
 
 
 def test_beside_fewer_steps_stands_the_best_plan_that_is_fast_enough() -> None:

@@ -436,6 +436,10 @@ def test_a_target_is_searched_measured_and_written(
     timed = [row for row in report.facts["tried"] if row["timed speed-up"] is not None]
     assert timed
     assert all(row["timed speed-up"] == pytest.approx(row["predicted speed-up"], rel=0.1) for row in timed)
+    if metric != "image_speedup":
+        column = "measured PSNR dB" if metric == "psnr_db" else "measured perceptual distance"
+        told = [row[column] for row in report.facts["tried"] if row[column] is not None]
+        assert round(figures(report, metric)[written], 2 if metric == "psnr_db" else 4) in told, "of the same pictures"
     patches, steps = patches_of(find(str(out / "model"))), report.setups[written]["steps"]
     assert measured_with(find(str(out / "model")))["steps"] == steps
     if step:
