@@ -10,7 +10,7 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial, wraps
 from hashlib import sha256
-from itertools import product
+from itertools import count, product
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 import torch
 from accelerate import PartialState
+from numpy.typing import NDArray
 from torch import Tensor
 
 from asdm_cli.compare.run import Place, draw_all, kept, sampling
@@ -51,6 +52,9 @@ FINALISTS = 3
 """So many of the candidates draw the other half of the prompts, too."""
 PERTURBED = 1e-2
 """Share of the last answer's size by which one is changed to see what becomes of it."""
+PROBED, PROBES = 3, 6
+"""Prompts that are drawn again with an error, and calls at which they have one: what a UNet makes of an error changes
+little from call to call. Of one prompt in ten it makes another picture, so medians are taken."""
 
 
 @dataclass
@@ -155,6 +159,45 @@ class Recorder:
         change = change.double()
         return float(((ends[1] - ends[0]) * change).sum() / (change * change).sum())
 
+    def error(self, call: int) -> Tensor | None:
+        """What a forecast would miss: the rows of a straight line through the last two calls, less this one's. None
+        where those have other rows."""
+        before = slice(max(0, call - 2), call + 1)
+        if len(set(self.mixes[before])) > 1:
+            return None
+        *last, own = self.rows[before]
+        return (2 * last[1] - last[0] if len(last) > 1 else last[0]) - own
+
+    @contextmanager
+    def mistaken(self, call: int, error: Tensor) -> Iterator[None]:
+        """While one image is drawn, this call's rows are wrong by so much."""
+        calls = count()
+
+        def hook(_: Any, __: Any, output: Tensor) -> Tensor | None:
+            return output + error.to(output).view_as(output) if next(calls) == call else None
+
+        handle = self.pipe.unet.get_submodule("conv_out").register_forward_hook(hook)
+        try:
+            yield
+        finally:
+            handle.remove()
+
+    def shares(self, draw: Callable[[], Tensor], end: Tensor) -> dict[int, float]:
+        """Call -> what is left of its gain where later calls answer to an error, as they do when it is drawn; of the
+        last call all. `draw` draws the recorded image again, whose final latents are `end`."""
+        gains = self.gains()
+        last = len(gains) - 1
+        found = {last: 1.0}
+        for call in {round(place) for place in np.linspace(1, last - 1, PROBES)} & {*range(1, last)}:
+            if (error := self.error(call)) is None:
+                continue
+            with self.mistaken(call, error):
+                moved = (draw().double() - end.double()).norm()
+            weights = torch.tensor([weight for _, weight in self.mixes[call]], dtype=error.dtype)
+            if (alone := (weights @ error).norm() * abs(gains[call])) > 0:
+                found[call] = float(moved.cpu() / alone)
+        return found
+
 
 def copied(named: Mapping[str, Any]) -> dict[str, Any]:
     """Arguments of a step whose generators give what these would, and leave these as they are."""
@@ -179,11 +222,12 @@ class Recording:
     def __add__(self, other: Recording) -> Recording:
         """Of both, each counting alike."""
         outputs = (np.array(self.outputs) + np.array(other.outputs)) / 2
+        gains = np.sign(self.gains) * np.sqrt(np.abs(np.multiply(self.gains, other.gains)))
         features = {
             rule: ((np.array(gram) + np.array(other.features[rule])) / 2).tolist()
             for rule, gram in self.features.items()
         }
-        return replace(self, outputs=outputs.tolist(), features=features)
+        return replace(self, outputs=outputs.tolist(), gains=gains.tolist(), features=features)
 
     def moments(self, rule: int, whole: bool) -> Moments:
         mixes = tuple(tuple((str(group), float(weight)) for group, weight in mix) for mix in self.mixes)
@@ -202,19 +246,24 @@ def record(
     outlets = outlets_of(setup, plan)
     outputs: Any = 0
     features: dict[str, Any] = {}
-    gains, sampler = tuple[float, ...](), ""
+    shares: list[dict[int, float]] = []
     with session.stage(without_plan(setup)) as (pipe, _), blame(setup.name, "calibrating"):
         groups_by_class(pipe)
         for index, prompt in enumerate(track(prompts, f"calibrating {setup.name}", len(prompts))):
             recorder = Recorder(
                 pipe, setup.steps, setup.guidance, [name for names in outlets.values() for name in names]
             )
-            with recorder.listening():
-                pipe(
+
+            def drawn(index: int = index, prompt: str = prompt) -> Tensor:
+                final: Tensor = pipe(
                     **arguments(pipe, [prompt], settings, given[index : index + 1]),
                     generator=[torch.Generator("cpu").manual_seed(prompt_seed(settings.seed, index))],
                     output_type="latent",
-                )
+                )[0]
+                return final
+
+            with recorder.listening():
+                end = drawn()
             if len(recorder.taken) != len(recorder.mixes):
                 raise ModelError(
                     "the sampler's steps are not its UNet calls, so no error's gain is known: choose another"
@@ -222,13 +271,24 @@ def record(
             outputs = outputs + recorder.gram_of_outputs() / len(prompts)
             for rule, names in outlets.items():
                 features[rule] = features.get(rule, 0) + recorder.gram_of_features(names) / len(prompts)
-            gains, sampler = (recorder.gains() if index == 0 else gains), recorder.sampler
+            if index < PROBED:
+                shares.append(recorder.shares(drawn, end))
+        gains, sampler = np.array(recorder.gains()) * left_of_gains(shares, len(recorder.mixes)), recorder.sampler
     if not np.isfinite(outputs).all():
         raise RunError(f"{setup.name}: the UNet answers with what is no number; try `dtype: float32`")
     timesteps = [float(timestep) for _, timestep, _, _ in recorder.taken]
     mixes = [[list(each) for each in mix] for mix in recorder.mixes]
     lists = {rule: gram.tolist() for rule, gram in features.items()}
-    return Recording(sampler, timesteps, mixes, list(gains), outputs.tolist(), lists)
+    return Recording(sampler, timesteps, mixes, gains.tolist(), outputs.tolist(), lists)
+
+
+def left_of_gains(shares: Sequence[Mapping[int, float]], calls: int) -> NDArray[np.float64]:
+    """Of every call the share of its gain that is left when later calls have answered: medians over images of what was
+    measured, and between those a line through their logarithms."""
+    measured = sorted({call for each in shares for call in each})
+    middle = [np.median([each[call] for each in shares if call in each]) for call in measured]
+    found: NDArray[np.float64] = np.exp(np.interp(range(calls), measured, np.log(np.maximum(middle, 1e-6))))
+    return found
 
 
 def outlets_of(setup: Setup, plan: CachePlan) -> dict[str, list[str]]:
@@ -260,7 +320,7 @@ def recorded(
     plan = setup.cache
     assert plan is not None, "what is calibrated is a plan of one UNet"
     origin = {"prompts": prompts.title, "style": style, "versions": versions(), **without_plan(setup).origin()}
-    origin["outlets"] = outlets_of(setup, plan)
+    origin |= {"outlets": outlets_of(setup, plan), "gains measured": [PROBED, PROBES]}
     file = folder / CALIBRATION / f"recorded-{short(origin)}.json"  # one for all plans of these nodes
     read = partial(kept, file, origin, lambda: asdict(record(session, setup, prompts.prompts, settings, prompts.given)))
     if state.is_main_process:

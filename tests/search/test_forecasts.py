@@ -27,6 +27,7 @@ from asdm_cli.search.forecasts import (
     calibrate,
     candidates,
     copied,
+    left_of_gains,
     record,
     recorded,
     sampling,
@@ -85,6 +86,33 @@ def test_gains_are_what_a_change_of_an_answer_becomes(sampler: str) -> None:
 
     for call in (0, 3, len(gains) - 1):
         assert float((end(call, 0.5) - end(call, 0)).mean()) / 0.5 == pytest.approx(gains[call], abs=2e-3)
+
+
+@pytest.mark.parametrize("sampler", ["ddim", "euler", "dpm++2m", "unipc", "pndm"])
+@pytest.mark.parametrize("blind", [True, False])
+def test_of_gains_is_left_what_later_calls_leave_of_an_error(sampler: str, blind: bool) -> None:
+    """All, where the UNet does not see the latents; and nothing is left of the errors in the next drawing."""
+    pipe = pipes.pipe(sampler=sampler)
+    if blind:
+        pipe.unet.conv_in.weight.data.zero_()
+    recorder = Recorder(pipe, STEPS, GUIDANCE)
+
+    def drawn() -> torch.Tensor:
+        return draw(pipe, STEPS, guidance_scale=GUIDANCE)
+
+    with recorder.listening():
+        plain = drawn()
+    shares = recorder.shares(drawn, plain)
+    last = len(recorder.mixes) - 1
+    assert shares[last] == 1.0
+    assert {1, last - 1} < {*shares}
+    assert all(share == pytest.approx(1, rel=1e-2) for share in shares.values()) == blind
+    assert torch.equal(drawn(), plain)
+
+
+def test_shares_are_medians_and_between_them_lie_along_their_logarithms() -> None:
+    shares = [{1: 0.25, 3: 0.4, 5: 1.0}, {1: 0.25, 5: 1.0}, {1: 90.0, 3: 0.4, 5: 1.0}]
+    assert left_of_gains(shares, 6) == pytest.approx([0.25, 0.25, np.sqrt(0.25 * 0.4), 0.4, np.sqrt(0.4), 1.0])
 
 
 def test_moments_are_means_of_inner_products(setup: Callable[..., Setup]) -> None:
