@@ -38,16 +38,15 @@ from asdm_cli.search.key_steps import Combination, Moments, best_key_steps, fitt
 CALIBRATION = "calibration"
 SAMPLED = 16_384
 """Of one feature map, so many elements are recorded, evenly spread: inner products are only estimated from them."""
-WAYS: dict[str, tuple[float, bool] | None] = {
-    "each call for itself": (0.0, False),
+OF_OUTPUT: dict[str, tuple[float, bool] | None] = {
     "with half of what earlier calls missed": (0.5, False),
     "with half of it, at key steps too": (0.5, True),
     "with all of it, at key steps too": (1.0, True),
     "a straight line": None,
 }
 """How forecasts of the whole output may be made: `carried` and `corrected` of `fitted`; or nothing is fitted."""
-INSIDE = ("each call for itself", "a straight line")
-"""The ways that features can take: what they missed in the latents, no feature tells."""
+OF_FEATURES: dict[str, tuple[float, bool] | None] = {"each call for itself": (0.0, False), "a straight line": None}
+"""How those of features may: what they missed in the latents, no feature tells."""
 FINALISTS = 3
 """So many of the candidates draw the other half of the prompts, too."""
 PERTURBED = 1e-2
@@ -427,9 +426,7 @@ def worked_out(rule: CacheRule, recording: Recording, fitted_to: Recording, numb
     found = {}
     for keys_by, keys in chosen.items():
         schedule = Explicit(mode="explicit", steps=list(keys))
-        for way, how in WAYS.items() if fits else ():
-            if not whole and way not in INSIDE:
-                continue
+        for way, how in (OF_OUTPUT if whole else OF_FEATURES).items() if fits else ():
             changed: dict[str, Any] = {"schedule": schedule, "extrapolate": "linear" if how is None else FITTED}
             if how is not None:
                 weights = fitted(known, keys, *how)
@@ -443,18 +440,12 @@ def worked_out(rule: CacheRule, recording: Recording, fitted_to: Recording, numb
 
 
 def chosen_keys(rule: CacheRule, recording: Recording, moments: Moments, count: int) -> dict[str, Sequence[int]]:
-    """How key steps were chosen -> those, all of which leave every call something to be forecast from."""
-    line = rule if rule.extrapolate != FITTED else rule.model_copy(update={"extrapolate": "linear"})
-    combine = by_rule(line, recording)
-    by_fit = best_key_steps(moments, count) if rule.extrapolate == FITTED else {}
-    by_line = best_key_steps(moments, count, combine)
+    """How key steps were chosen -> those, all of which leave every call something to be forecast from. Evenly is better
+    where what forecasts miss alternates, and takes itself back."""
+    combine = None if rule.extrapolate == FITTED else by_rule(rule, recording)
     evenly = tuple(round(step) for step in np.linspace(0, moments.calls - 1, count)) if count > 1 else (0,)
     found: dict[str, Sequence[int]] = {}
-    for name, keys in {
-        "least left by fits": by_fit.get(count),
-        "least left by lines": by_line.get(count),
-        "evenly": evenly,
-    }.items():
+    for name, keys in {"least left": best_key_steps(moments, count, combine).get(count), "evenly": evenly}.items():
         if keys is not None and keys not in found.values() and np.isfinite(summed(moments, keys, combine)):
             found[name] = keys
     if not found:

@@ -3,8 +3,8 @@ all others are forecast with the least error. Plain numbers, no torch.
 
 A forecast of call k is a linear combination of the UNet's input at hand, if its output is forecast, and of the values
 at the last key steps. All that least squares want to know of them are inner products, so one run that keeps those of
-every two calls answers for all key steps there could be. An error of call k counts as what becomes of it in the end: times
-its gain.
+every two calls answers for all key steps there could be. An error of call k counts as what becomes of it in the end:
+times its gain.
 """
 
 from __future__ import annotations
