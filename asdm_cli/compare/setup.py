@@ -269,8 +269,9 @@ def fewer_steps(plain: Setup, counts: Sequence[int] | None) -> list[Setup]:
 
 def output_alone(setups: Iterable[Setup]) -> list[Setup]:
     """For every plan's key steps a straight line through the UNet's output, with nothing of the UNet in it: the second
-    thing to beat, as it says what a plan's features add, or its fit."""
-    found: dict[str, Setup] = {}
+    thing to beat, as it says what a plan's features add, or its fit. What is such a line itself has none beside it."""
+    lines: list[tuple[Setup, str]] = []
+    same: list[tuple[Any, ...]] = []
     for setup in setups:
         if setup.cache is None:
             continue
@@ -278,14 +279,18 @@ def output_alone(setups: Iterable[Setup]) -> list[Setup]:
         adaptive = [rule.schedule for rule in setup.cache.rules if isinstance(rule.schedule, Stability | Threshold)]
         full = [call for call in range(steps.calls) if not steps.reused(call)]
         schedule: Any = adaptive[0] if adaptive else Explicit(mode="explicit", steps=[*full])
-        line = CachePlan(rules=[CacheRule(nodes=OUT, schedule=schedule, extrapolate="linear")])
-        if setup.cache.rules == line.rules:
-            continue
-        told = str(schedule) if adaptive else f"{len(full)} calls of {steps.calls}"
-        name, made = f"{ALONE}, {told}", setup.with_cache("", line, series=ALONE)
-        while name in found and (found[name].patches, found[name].steps) != (made.patches, made.steps):
-            name += "'"
-        found[name] = replace(made, name=name)
+        line = CacheRule(nodes=OUT, schedule=schedule, extrapolate="linear")
+        made = setup.with_cache("", CachePlan(rules=[line]), series=ALONE)
+        lines.append((made, f"{ALONE}, {schedule if adaptive else f'{len(full)} calls of {steps.calls}'}"))
+        if [rule.model_copy(update={"schedule": schedule}).as_line for rule in setup.cache.rules] == [line]:
+            same.append((made.patches, made.steps))
+    found: dict[str, Setup] = {}
+    for made, name in lines:
+        if (key := (made.patches, made.steps)) not in same:
+            same.append(key)
+            while name in found:
+                name += "'"
+            found[name] = replace(made, name=name)
     return list(found.values())
 
 

@@ -495,6 +495,13 @@ class CacheRule(Strict):
         return ", ".join([self.cache, how, *([f"in {self.space}"] if self.space != "model" else [])])
 
     @property
+    def as_line(self) -> CacheRule:
+        """Straight lines through the whole output, all written in one way; others as they are."""
+        if self.nodes in (OUT, [OUT]) and (self.extrapolate == "linear" or self.order == 1):
+            return self.model_copy(update={"nodes": OUT, "extrapolate": "linear", "order": None})
+        return self
+
+    @property
     def uncalibrated(self) -> str:
         """The key that only a calibration can fill; '' where there is none."""
         if isinstance(self.schedule, Calibrated):

@@ -7,13 +7,24 @@ import os
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
 from safetensors.torch import load_file
 
 from asdm_cli.compare import setup as module
-from asdm_cli.compare.setup import check_memory, common_size, converged, drawing, fewer_steps, weight_bytes
+from asdm_cli.compare.setup import (
+    ALONE,
+    Setup,
+    check_memory,
+    common_size,
+    converged,
+    drawing,
+    fewer_steps,
+    output_alone,
+    weight_bytes,
+)
 from asdm_cli.errors import ModelError
 from asdm_cli.models.directory import find
 from asdm_cli.recipe.patches import read_plan, read_switching
@@ -21,6 +32,8 @@ from tests import tiny
 from tests.carrying import cache, carrying, every
 from tests.compare.setups import CPU, bare, whole
 from tests.turns import patches, switching
+
+RULE = {"nodes": "out", "extrapolate": "linear"}
 
 
 def test_fewer_steps_are_shares_of_the_plain_ones_or_those_asked_for(tiny_pipeline: Path) -> None:
@@ -127,3 +140,25 @@ def test_images_are_of_another_origin_when_anything_changes_that_they_depend_on(
     written = [json.dumps(each, sort_keys=True) for each in seen]
     assert len(set(written)) == len(seen)
     assert replace(plain, name="other", series="x").origin() == plain.origin()
+
+
+def test_beside_plans_stand_lines_through_the_output_once_and_beside_lines_none(tiny_pipeline: Path) -> None:
+    def of(name: str, **rule: Any) -> Setup:
+        rules = [{"nodes": "out", "schedule": {"mode": "uniform", "interval": 2}, **rule}]
+        return whole(tiny_pipeline, name, {"rules": rules}, steps=6)
+
+    block, zeus = of("block", nodes="up.3"), of("zeus", extrapolate="interleaved")
+    (alone,) = output_alone([block, zeus, whole(tiny_pipeline)])
+    assert (alone.name, alone.series) == ("output alone, 3 calls of 6", ALONE)
+    assert alone.cache is not None
+    assert (
+        alone.cache.rules
+        == read_plan({"rules": [{**RULE, "schedule": {"mode": "explicit", "steps": [0, 2, 4]}}]}).rules
+    )
+    for line in (of("line", order=1), of("line", extrapolate="linear"), of("line", nodes=["out"], order=1)):
+        assert output_alone([block, line]) == output_alone([line, alone]) == []
+    curved = [of("curve", order=2), of("noise", order=1, space="eps"), of("angle", order=1, axis="angle")]
+    assert [len(output_alone([each])) for each in curved] == [1, 1, 1]
+    third = of("third", nodes="up.3", schedule={"mode": "explicit", "steps": [0, 1, 5]})
+    names = [each.name for each in output_alone([block, third])]
+    assert names == ["output alone, 3 calls of 6", "output alone, 3 calls of 6'"]
