@@ -14,6 +14,7 @@ import shutil
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from textwrap import fill
 from typing import Any
@@ -40,7 +41,7 @@ END = "<!-- end of figures -->"
 
 @dataclass(frozen=True)
 class Figures:
-    """Of a kept result, as pages tell them, and the inputs of the recipe that it is of."""
+    """Of a kept result, as pages tell them, and the inputs of the recipe that it is of, or all that it says."""
 
     report: Report
     inputs: Mapping[str, Any] = field(default_factory=dict)
@@ -48,7 +49,8 @@ class Figures:
     @classmethod
     def of(cls, result: str) -> Figures:
         first = next(iter(kept(result).values()))
-        return cls(joined(result), yaml.safe_load((first / RECIPE).read_text(encoding="utf-8")).get("inputs", {}))
+        recipe = yaml.safe_load((first / RECIPE).read_text(encoding="utf-8"))
+        return cls(joined(result), recipe.get("inputs", recipe))
 
     def record(self, setup: str, metric: str, of: str = "") -> Record | None:
         """Of the first set-up also what nobody measures, beside itself."""
@@ -106,7 +108,8 @@ def _table(figures: Figures, table: str) -> str:
     given = figures.inputs
     whole = yaml.safe_load((ROOT / "recipes" / "tables" / f"{table}.yaml").read_text(encoding="utf-8"))["inputs"]
     scale = "" if given["limit"] == whole["limit"] else " SCALE=short"
-    learnt = f"""{given["train_steps"]:,} steps of {given["batch"]} drawings"""
+    more = f""", what goes on from them for {given["again_steps"]:,} more""" if "again_steps" in given else ""
+    learnt = f"""{given["train_steps"]:,} steps of {given["batch"]} drawings{more}"""
     pictures = given["limit"] * given["per_prompt"]
     return f"""`make {table}{scale}` on {figures.card("cpu_cores")} CPU cores, {figures.card("date")[:10]}: students
         learnt for {learnt}; {pictures} pictures of {given["limit"]} captions, half of them held out,
@@ -123,6 +126,12 @@ def _front(figures: Figures) -> str:
 def _assembly(figures: Figures) -> str:
     return f"""{_table(figures, "table2")}. Seeds are those of Base's first step on. The machine was busy: speed-ups are
         loose. [All figures](results/table2.md)."""
+
+
+def _whole_table(table: str, figures: Figures) -> str:
+    return (
+        f"""{_table(figures, table)}. The machine was busy: speed-ups are loose. [All figures](results/{table}.md)."""
+    )
 
 
 def _students(figures: Figures) -> str:
@@ -145,13 +154,51 @@ def _bench(figures: Figures) -> str:
         quartiles of times, and the 95 % interval of a speed-up (bootstrap)."""
 
 
+WORTH = {
+    "parameters, M": [("params_m", "")],
+    "UNet call, GMACs": [("macs_g", "")],
+    "image speed-up": [("image_speedup", "")],
+    "label accuracy": [("label_accuracy", "")],
+    "label as the original's": [("label_agreement", "")],
+    "KID, less is better": [("kid", "")],
+    "PSNR, dB": [("psnr_db", "")],
+}
 PLANS = {"image speed-up": [("image_speedup", "")], "PSNR to the plain pictures, dB": [("psnr_db", "")]}
+CALLS = {"calls in full": [("full_calls", "")], **PLANS}
+PEERS = {
+    "line, every 2nd": "a straight line through the output, every 2nd",
+    "line, every 3rd": "the same, every 3rd",
+    "line, every 4th": "the same, every 4th",
+    "zeus": "`zeus`, as described",
+    "zeus, first 6%": "`zeus`, the first 6 % in full",
+    "zeus, first 12%": "`zeus`, the first 12 % in full",
+    "sada": "`sada`, as described",
+    "sada, at most 1 left out": "`sada`, at most one in a row left out",
+    "spectrum, tuned": "`spectrum`, windows of two, penalty 0.01",
+    "DeepCache 1, every 2": "DeepCache, the package, branch 1, every 2nd",
+    "DeepCache 2, every 2": "DeepCache, the package, branch 2, every 2nd",
+    "DeepCache 2, every 3": "the same, every 3rd",
+}
+"""How others leave out calls, at their best: `recipes/inherit-pocket-peers.yaml`."""
 
 
 def _plans(*calls: int) -> dict[str, str]:
     """Of so many calls in full each: fewer steps, and what was calibrated."""
     told = ((f"{n} steps", f"{n} plain steps", f"ours {n}", f"calibrated and fitted, {n} calls in full") for n in calls)
     return {key: title for each in told for key, title in (each[:2], each[2:])}
+
+
+def _beside_peers(*calls: int, without: Sequence[str]) -> dict[str, str]:
+    return {**_plans(*calls), **{name: title for name, title in PEERS.items() if name not in without}}
+
+
+def _inherit(figures: Figures) -> str:
+    given = figures.inputs
+    name = Path(given["out"]).name
+    return f"""`asdm inherit recipes/{name}.yaml`, {figures.card("date")[:10]}: {given["limit"]} captions,
+        {given["calibration"]} others to calibrate on, guidance {given["guidance"]:g}; {figures.card("rounds")} rounds
+        of images in turn on one core of a busy machine ({figures.card("device").removeprefix("cpu: ")}); 95 %
+        intervals. [All figures](results/{name.replace("-pocket", "")}.md)."""
 
 
 BLOCKS = (
@@ -209,6 +256,34 @@ BLOCKS = (
             "output alone, every 2nd call": "original, every 2nd call forecast",
         },
         _students,
+    ),
+    Block(
+        "docs/distill.md",
+        "ways",
+        "compression",
+        "`pocket`, 25 steps",
+        WORTH,
+        {
+            "original": "original",
+            "base over seeds": "Base, three seeds",
+            "small": "Small",
+            "tiny": "Tiny",
+            "chosen base over seeds": "chosen at Base's MACs, three seeds",
+            "chosen small": "chosen at Small's",
+            "chosen tiny": "chosen at Tiny's",
+            "from drawn pictures": "Base, from pictures that the original drew",
+            "in two stages": "Base, removed in two stages",
+            "base longer over seeds": "Base, 300 steps more, three seeds",
+            "1122 frozen over seeds": "Base's sides, the original's middle, as many; three seeds",
+            "1222 frozen": "Base's outermost level alone, as many",
+            "2211 frozen": "the original's sides, Base's middle, as many",
+            "4 experts": "Base with 4 experts, as many",
+            "base as long": "Base, for as much time as the assembly takes",
+            "base as long as experts": "Base, for as much time as the experts take",
+            "16 steps": "original, 16 steps",
+            "12 steps": "original, 12 steps",
+        },
+        partial(_whole_table, "compression"),
     ),
     Block(
         "docs/measure.md",
@@ -270,15 +345,39 @@ BLOCKS = (
     Block(
         "docs/claims.md",
         "claims-deepcache",
-        "inherit-samplers-ddim",
+        "inherit-calibrated-ddim",
         "50 DDIM steps",
         PLANS,
         {
             "25 steps": "25 plain steps",
-            "DeepCache 0, every 2": "DeepCache, the package, every 2nd call in full",
+            "DeepCache 2, every 2": "DeepCache, the package, branch 2, every 2nd call in full",
             "17 steps": "17 plain steps",
-            "DeepCache 0, every 3": "DeepCache, every 3rd call in full",
+            "DeepCache 2, every 3": "DeepCache, every 3rd call in full",
         },
+    ),
+    Block(
+        "docs/inherit.md",
+        "inherit-ddim",
+        "inherit-calibrated-ddim",
+        "`pocket`, 50 DDIM steps",
+        CALLS,
+        _beside_peers(25, 17, 13, 10, without=["zeus, first 12%", "sada, at most 1 left out", "DeepCache 1, every 2"]),
+        _inherit,
+    ),
+    Block(
+        "docs/inherit.md",
+        "inherit-dpm",
+        "inherit-calibrated-dpm",
+        "`pocket`, 25 DPM++ 2M steps",
+        CALLS,
+        _beside_peers(
+            *(17, 13, 9, 7),
+            without=[
+                *("line, every 4th", "zeus, first 6%", "sada", "spectrum, tuned"),
+                *("DeepCache 2, every 2", "DeepCache 2, every 3"),
+            ],
+        ),
+        _inherit,
     ),
     Block(
         "docs/inherit.md",
