@@ -51,7 +51,7 @@ FINALISTS = 3
 """So many of the candidates draw the other half of the prompts, too."""
 PERTURBED = 1e-2
 """Share of the last answer's size by which one is changed to see what becomes of it."""
-PROBED, PROBES = 3, 6
+PROBED, PROBES = 3, 4
 """Prompts that are drawn again with an error, and calls at which they have one: what a UNet makes of an error changes
 little from call to call. Of one prompt in ten it makes another picture, so medians are taken."""
 
@@ -236,49 +236,70 @@ class Recording:
         return Moments(np.array(self.features[str(rule)]), (PROMPT,), alone, tuple(self.gains), inputs=False)
 
 
-def record(
-    session: Session, setup: Setup, prompts: Sequence[str], settings: SamplingSettings, given: Sequence[Given] = ()
-) -> Recording:
+@dataclass(frozen=True)
+class Drawings:
+    """What is recorded: prompts, each drawn alone."""
+
+    session: Session
+    setup: Setup
+    prompts: Sequence[str]
+    settings: SamplingSettings
+    given: Sequence[Given] = ()
+
+    def recorded(
+        self, what: str, outlets: Sequence[str] = ()
+    ) -> Iterator[tuple[Recorder, Callable[[], Tensor], Tensor]]:
+        """Of each prompt the recorder, what draws it again, and its final latents."""
+        with self.session.stage(without_plan(self.setup)) as (pipe, _), blame(self.setup.name, "calibrating"):
+            groups_by_class(pipe)
+            for index, prompt in enumerate(track(self.prompts, f"{what} {self.setup.name}", len(self.prompts))):
+                recorder = Recorder(pipe, self.setup.steps, self.setup.guidance, outlets)
+                draw = partial(self._draw, pipe, index, prompt)
+                with recorder.listening():
+                    end = draw()
+                if len(recorder.taken) != len(recorder.mixes):
+                    raise ModelError(
+                        "the sampler's steps are not its UNet calls, so no error's gain is known: choose another"
+                    )
+                yield recorder, draw, end
+
+    def _draw(self, pipe: Any, index: int, prompt: str) -> Tensor:
+        final: Tensor = pipe(
+            **arguments(pipe, [prompt], self.settings, self.given[index : index + 1]),
+            generator=[torch.Generator("cpu").manual_seed(prompt_seed(self.settings.seed, index))],
+            output_type="latent",
+        )[0]
+        return final
+
+    def gains(self) -> list[float]:
+        """What an error of each call really becomes in the final latents, in units of itself."""
+        few = replace(self, prompts=self.prompts[:PROBED], given=self.given[:PROBED])
+        shares = []
+        for recorder, draw, end in few.recorded("measuring gains of"):
+            shares.append(recorder.shares(draw, end))
+            alone = np.array(recorder.gains())
+        return list(alone * left_of_gains(shares, len(alone)))
+
+
+def record(drawings: Drawings, gains: Sequence[float]) -> Recording:
     """Draw each prompt in full, and keep inner products."""
-    plan = setup.cache
+    plan, setup = drawings.setup.cache, drawings.setup
     assert plan is not None, "what is calibrated is a plan of one UNet"
-    outlets = outlets_of(setup, plan)
+    outlets, count = outlets_of(setup, plan), len(drawings.prompts)
     outputs: Any = 0
     features: dict[str, Any] = {}
-    shares: list[dict[int, float]] = []
-    with session.stage(without_plan(setup)) as (pipe, _), blame(setup.name, "calibrating"):
-        groups_by_class(pipe)
-        for index, prompt in enumerate(track(prompts, f"calibrating {setup.name}", len(prompts))):
-            recorder = Recorder(
-                pipe, setup.steps, setup.guidance, [name for names in outlets.values() for name in names]
-            )
-
-            def drawn(index: int = index, prompt: str = prompt) -> Tensor:
-                final: Tensor = pipe(
-                    **arguments(pipe, [prompt], settings, given[index : index + 1]),
-                    generator=[torch.Generator("cpu").manual_seed(prompt_seed(settings.seed, index))],
-                    output_type="latent",
-                )[0]
-                return final
-
-            with recorder.listening():
-                end = drawn()
-            if len(recorder.taken) != len(recorder.mixes):
-                raise ModelError(
-                    "the sampler's steps are not its UNet calls, so no error's gain is known: choose another"
-                )
-            outputs = outputs + recorder.gram_of_outputs() / len(prompts)
-            for rule, names in outlets.items():
-                features[rule] = features.get(rule, 0) + recorder.gram_of_features(names) / len(prompts)
-            if index < PROBED:
-                shares.append(recorder.shares(drawn, end))
-        gains, sampler = np.array(recorder.gains()) * left_of_gains(shares, len(recorder.mixes)), recorder.sampler
+    sampler = ""
+    for recorder, _, _ in drawings.recorded("calibrating", [name for names in outlets.values() for name in names]):
+        outputs = outputs + recorder.gram_of_outputs() / count
+        for rule, names in outlets.items():
+            features[rule] = features.get(rule, 0) + recorder.gram_of_features(names) / count
+        sampler = recorder.sampler
     if not np.isfinite(outputs).all():
         raise RunError(f"{setup.name}: the UNet answers with what is no number; try `dtype: float32`")
     timesteps = [float(timestep) for _, timestep, _, _ in recorder.taken]
     mixes = [[list(each) for each in mix] for mix in recorder.mixes]
     lists = {rule: gram.tolist() for rule, gram in features.items()}
-    return Recording(sampler, timesteps, mixes, gains.tolist(), outputs.tolist(), lists)
+    return Recording(sampler, timesteps, mixes, list(gains), outputs.tolist(), lists)
 
 
 def left_of_gains(shares: Sequence[Mapping[int, float]], calls: int) -> NDArray[np.float64]:
@@ -318,10 +339,20 @@ def recorded(
     style = asdict(settings) | {"device": place.device.type, "dtype": str(place.dtype)}
     plan = setup.cache
     assert plan is not None, "what is calibrated is a plan of one UNet"
+    drawings = Drawings(session, setup, prompts.prompts, settings, prompts.given)
     origin = {"prompts": prompts.title, "style": style, "versions": versions(), **without_plan(setup).origin()}
-    origin |= {"outlets": outlets_of(setup, plan), "gains measured": [PROBED, PROBES]}
-    file = folder / CALIBRATION / f"recorded-{short(origin)}.json"  # one for all plans of these nodes
-    read = partial(kept, file, origin, lambda: asdict(record(session, setup, prompts.prompts, settings, prompts.given)))
+    origin |= {"gains measured": [PROBED, PROBES]}
+    of_nodes = origin | {
+        "outlets": outlets_of(setup, plan)
+    }  # gains are the same for all plans, the rest for all of these
+    file, known = (
+        folder / CALIBRATION / f"{name}-{short(of)}.json" for name, of in (("recorded", of_nodes), ("gains", origin))
+    )
+
+    def found() -> dict[str, Any]:
+        return asdict(record(drawings, kept(known, origin, drawings.gains)))
+
+    read = partial(kept, file, of_nodes, found)
     if state.is_main_process:
         read()
     state.wait_for_everyone()
