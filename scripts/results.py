@@ -286,6 +286,21 @@ BLOCKS = (
         partial(_whole_table, "compression"),
     ),
     Block(
+        "docs/experts.md",
+        "experts",
+        "table3",
+        "`pocket`, 25 steps",
+        {"image speed-up": [("image_speedup", "")], "held-out output loss": [("output_held_out", "")], **WORTH},
+        {
+            "original": "original",
+            "base longer": "Base",
+            "2 experts": "2 experts",
+            "4 experts": "4 experts",
+            "8 experts": "8 experts",
+        },
+        partial(_whole_table, "table3"),
+    ),
+    Block(
         "docs/measure.md",
         "bench-pocket",
         "demo",
