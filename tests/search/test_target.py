@@ -196,6 +196,24 @@ def test_what_is_not_near_enough_on_the_pictures_that_are_reported_is_exchanged_
     assert mine.row("psnr")["measured PSNR dB"] == round(mine.quality / 2, 2)
 
 
+def test_where_the_pictures_that_are_reported_are_easier_less_is_enough() -> None:
+    first = found(imagined(target := Target(psnr_db=30.0)))
+    search = imagined(target)
+    search.held = lambda one: one.quality + 6.0
+    mine = found(search)
+    assert mine.held is not None
+    assert mine.held >= 30.0
+    assert mine.quality < 30.0 <= first.quality
+    assert mine.faster > first.faster
+    faster = [each for each in search.tried if each.faster > mine.faster]
+    assert all(each.quality + 6.0 < 30.5 for each in faster), "of what was tried nothing that is near enough is faster"
+    unlike = imagined(target)
+    unlike.held = lambda one: one.quality + (6.0 if one.quality >= 30.0 else 0.0)
+    mine = found(unlike)
+    assert mine.held is not None
+    assert mine.held >= 30.0, "what only seemed near enough is not taken"
+
+
 def test_beside_fewer_steps_stands_the_best_plan_that_is_fast_enough() -> None:
     search = imagined(Target(speedup=1.5))
     slow, fast = tried(OUTPUT, 12, 44.0), tried(OUTPUT, 8, 40.0)
