@@ -246,9 +246,7 @@ class Drawings:
     settings: SamplingSettings
     given: Sequence[Given] = ()
 
-    def recorded(
-        self, what: str, outlets: Sequence[str] = ()
-    ) -> Iterator[tuple[Recorder, Callable[[], Tensor], Tensor]]:
+    def each(self, what: str, outlets: Sequence[str] = ()) -> Iterator[tuple[Recorder, Callable[[], Tensor], Tensor]]:
         """Of each prompt the recorder, what draws it again, and its final latents."""
         with self.session.stage(without_plan(self.setup)) as (pipe, _), blame(self.setup.name, "calibrating"):
             groups_by_class(pipe)
@@ -275,24 +273,25 @@ class Drawings:
         """What an error of each call really becomes in the final latents, in units of itself."""
         few = replace(self, prompts=self.prompts[:PROBED], given=self.given[:PROBED])
         shares = []
-        for recorder, draw, end in few.recorded("measuring gains of"):
+        for recorder, draw, end in few.each("measuring gains of"):
             shares.append(recorder.shares(draw, end))
             alone = np.array(recorder.gains())
-        return list(alone * left_of_gains(shares, len(alone)))
+        found: list[float] = (alone * left_of_gains(shares, len(alone))).tolist()
+        return found
 
 
 def record(drawings: Drawings, gains: Sequence[float]) -> Recording:
     """Draw each prompt in full, and keep inner products."""
     plan, setup = drawings.setup.cache, drawings.setup
     assert plan is not None, "what is calibrated is a plan of one UNet"
-    outlets, count = outlets_of(setup, plan), len(drawings.prompts)
+    outlets, images = outlets_of(setup, plan), len(drawings.prompts)
     outputs: Any = 0
     features: dict[str, Any] = {}
     sampler = ""
-    for recorder, _, _ in drawings.recorded("calibrating", [name for names in outlets.values() for name in names]):
-        outputs = outputs + recorder.gram_of_outputs() / count
+    for recorder, _, _ in drawings.each("calibrating", [name for names in outlets.values() for name in names]):
+        outputs = outputs + recorder.gram_of_outputs() / images
         for rule, names in outlets.items():
-            features[rule] = features.get(rule, 0) + recorder.gram_of_features(names) / count
+            features[rule] = features.get(rule, 0) + recorder.gram_of_features(names) / images
         sampler = recorder.sampler
     if not np.isfinite(outputs).all():
         raise RunError(f"{setup.name}: the UNet answers with what is no number; try `dtype: float32`")
@@ -339,24 +338,29 @@ def recorded(
     style = asdict(settings) | {"device": place.device.type, "dtype": str(place.dtype)}
     plan = setup.cache
     assert plan is not None, "what is calibrated is a plan of one UNet"
-    drawings = Drawings(session, setup, prompts.prompts, settings, prompts.given)
+    asked = Drawings(session, setup, prompts.prompts, settings, prompts.given)
     origin = {"prompts": prompts.title, "style": style, "versions": versions(), **without_plan(setup).origin()}
-    origin |= {"gains measured": [PROBED, PROBES]}
-    of_nodes = origin | {
-        "outlets": outlets_of(setup, plan)
-    }  # gains are the same for all plans, the rest for all of these
-    file, known = (
-        folder / CALIBRATION / f"{name}-{short(of)}.json" for name, of in (("recorded", of_nodes), ("gains", origin))
+    # gains are the same for all plans, what else is recorded for all of these nodes
+    of_gains = origin | {"measured": [PROBED, PROBES]}
+    of_nodes = of_gains | {"outlets": outlets_of(setup, plan)}
+    gains, file = (
+        folder / CALIBRATION / f"{name}-{short(of)}.json" for name, of in (("gains", of_gains), ("recorded", of_nodes))
     )
 
     def found() -> dict[str, Any]:
-        return asdict(record(drawings, kept(known, origin, drawings.gains)))
+        return asdict(record(asked, kept(gains, of_gains, asked.gains)))
 
     read = partial(kept, file, of_nodes, found)
     if state.is_main_process:
         read()
     state.wait_for_everyone()
     return Recording(**read())
+
+
+def drawings(prompts: int, plans: int) -> int:
+    """What it takes to work out so many plans, in drawings of the plain model: about, as a candidate computes half."""
+    candidates = (2 * len(OF_OUTPUT) + FINALISTS) * prompts // 2
+    return prompts + 2 * PROBED * (1 + PROBES) + plans * candidates // 2
 
 
 @dataclass(frozen=True)

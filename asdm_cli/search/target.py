@@ -345,6 +345,11 @@ def most_calls(known: Costs, family: str, calls: int, speedup: float) -> int:
     return max(fast, default=0)
 
 
+def plans_tried(target: Target, calls: int) -> int:
+    """About."""
+    return 4 if target.speedup is not None else 3 * math.ceil(math.log2(max(calls, LEAST)))
+
+
 def some(counts: range) -> list[int]:
     """BETWEEN of these, evenly; all where there are no more."""
     if len(counts) <= BETWEEN:

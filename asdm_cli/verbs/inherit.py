@@ -47,8 +47,8 @@ from asdm_cli.report.metrics import metric
 from asdm_cli.report.run_directory import Run
 from asdm_cli.sampling.generate import place, processes
 from asdm_cli.sampling.prompts import PromptList, read_prompts
-from asdm_cli.search.forecasts import CALIBRATION, calibrate, short
-from asdm_cli.search.target import MINUTES, Found, Tried, find_plan
+from asdm_cli.search.forecasts import CALIBRATION, calibrate, drawings, short
+from asdm_cli.search.target import MINUTES, Found, Tried, find_plan, plans_tried
 from asdm_cli.verbs.unmeasured import PLAN
 
 RESUMABLE = True
@@ -107,9 +107,14 @@ class Plan:
 
     def work(self) -> Work:
         everybody = [*self.setups, *output_alone(self.setups), *([self.near] if self.near else [])]
-        everybody += [self.setups[0]] if self.pending else []  # which draws to work plans out
         rounds = Rounds(self.recipe.repeats, self.recipe.warmups, (1,), self.size)
-        return work(everybody, len(self.prompts.prompts), rounds, self.size, self.recipe)
+        known = work(everybody, len(self.prompts.prompts), rounds, self.size, self.recipe)
+        if self.calibrated is None:
+            return known
+        target, plain = self.recipe.target, self.setups[0]
+        plans = len(self.pending) if target is None else plans_tried(target, plain.calls)
+        drawn = drawings(len(self.calibrated.prompts), plans)
+        return replace(known, macs=known.macs + work((plain,), drawn, None, self.size, self.recipe).macs)
 
 
 def plan(recipe: InheritRecipe) -> Plan:
@@ -210,7 +215,7 @@ def _nearness(plan: Plan, session: Session, where: Place, folder: Path, state: P
         sets = draw_all(session, [plain, drawn], plan.prompts, where, folder / SAMPLES, state)
         return float(compared(metric, sets[drawn.name], sets[plain.name], where.device).mean())
 
-    return float(kept(file, {"metric": metric, "prompts": plan.prompts.title, "seed": where.seed}, found))
+    return float(kept(file, {"metric": metric, "prompts": plan.prompts.title, "place": str(where)}, found))
 
 
 def _winner(tried: Tried) -> Setup:

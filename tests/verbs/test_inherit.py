@@ -384,6 +384,16 @@ def test_what_must_be_calibrated_is_not_taken_for_a_plan(settings: dict[str, Any
     assert "plan: has to be calibrated" in said.err
 
 
+def test_what_is_drawn_to_find_a_plan_counts_into_how_long_it_takes(recipe: Callable[..., InheritRecipe]) -> None:
+    def macs(**changes: Any) -> float:
+        return inherit.plan(recipe(**{"fewer_steps": None, "steps": 16, **changes})).work().macs
+
+    named, calibrated = macs(plan={"rules": [every(2)["rules"][0]]}), macs(plan={"rules": [RULE]})
+    assert named < calibrated
+    assert macs(target="2x") < macs(target="30dB")
+    assert macs(target="2x", calibration=1) < macs(target="2x", calibration=3)
+
+
 def priced(step: float, full: float) -> Callable[..., Any]:
     """Times of images that take so many seconds a step, and a UNet call in full."""
 
