@@ -33,7 +33,7 @@ from asdm_cli.profiling.latency import (
 from asdm_cli.profiling.memory import FEW_STEPS, in_fresh_process, measure_memory
 from asdm_cli.recipe.verbs import OnDevice
 from asdm_cli.records import Record
-from asdm_cli.unet.flops import Macs, inputs, macs, macs_of, meta_unet
+from asdm_cli.unet.flops import Macs, inputs, macs, macs_of, meta_unet, parameters
 
 FULL: Reused = frozenset()
 Groups = tuple[str, ...]
@@ -53,11 +53,15 @@ class Rounds:
 
 def on_paper(setup: Setup, size: int | None) -> list[Record]:
     """Parameters, and multiply-accumulates of one call on one latent; by block, or by UNet where several take turns
-    (whose calls are not alike)."""
-    parameters, kind = setup.parameters, "block" if setup.one_unet else "unet"
-    found = [Record(setup.name, "params_m", sum(parameters.values()) / 1e6)]
-    found += [Record(setup.name, "params_m", count / 1e6, of=f"{kind}/{name}") for name, count in parameters.items()]
-    for name, config in setup.configs.items():
+    (whose calls are not alike), those that serve no call left out."""
+    configs, kind = setup.serving, "block" if setup.one_unet else "unet"
+    counts = {name: parameters(config) for name, config in configs.items()}
+    parts = (
+        next(iter(counts.values())) if setup.one_unet else {name: sum(each.values()) for name, each in counts.items()}
+    )
+    found = [Record(setup.name, "params_m", sum(parts.values()) / 1e6)]
+    found += [Record(setup.name, "params_m", count / 1e6, of=f"{kind}/{name}") for name, count in parts.items()]
+    for name, config in configs.items():
         counted = macs(config, size=setup.latent(size), tokens=setup.surroundings[1])
         of = "" if setup.one_unet else f"unet/{name}"
         found.append(Record(setup.name, "macs_g", counted.total / 1e9, of=of))

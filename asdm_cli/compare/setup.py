@@ -106,12 +106,10 @@ class Setup:
         }
 
     @property
-    def parameters(self) -> dict[str, int]:
-        """Of the UNet, by block; of several, by name."""
-        configs = self.configs
-        if len(configs) == 1:
-            return parameters(next(iter(configs.values())))
-        return {name: sum(parameters(config).values()) for name, config in configs.items()}
+    def serving(self) -> dict[str, Config]:
+        """Those of `configs` that compute a part of a generation."""
+        schedule = schedule_of(self.patches)
+        return {name: each for name, each in self.configs.items() if schedule is None or name in schedule.serving}
 
     @property
     def one_unet(self) -> bool:
@@ -379,7 +377,7 @@ def _more(those: Sequence[Given]) -> str:
 
 def weight_bytes(setup: Setup, itemsize: int, device: torch.device) -> int:
     """Of everything that will be on the device: the pipeline where it draws, else the UNet."""
-    counts = setup.parameters.values()
+    counts = [sum(parameters(config).values()) for config in setup.configs.values()]
     schedule = schedule_of(setup.patches)
     waits = schedule is not None and schedule.offload and device.type != "cpu"
     held = max(counts) if waits else sum(counts)

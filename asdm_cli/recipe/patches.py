@@ -676,6 +676,11 @@ class Switching(Strict):
     parts: Annotated[list[Segment], Field(min_length=1)]
     """Who serves what. A part whose `until` is reached before it begins serves nothing."""
 
+    @property
+    def serving(self) -> frozenset[str]:
+        """The UNets that have a part."""
+        return frozenset(part.unet for part in self.parts) - {*NULLS}
+
     def misfits(self) -> Iterable[Misfit]:
         return misordered(self.by, self.parts)
 

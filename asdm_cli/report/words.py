@@ -47,7 +47,8 @@ def headline(report: Report) -> tuple[str, str]:
 
 def ranked(report: Report) -> list[str]:
     """The set-ups beside the first of which something is known. The hero leads: of ours that which the run wrote, or
-    else of which most is known, whose pictures are least hurt, the fastest of these. The nearest in speed follow."""
+    else one that has drawn, of which most is known, whose pictures are least hurt, the fastest of these. The nearest in
+    speed follow."""
     columns = whole(report)
     told = {name: len(_beside(report, columns, name)) for name in compared(report)[1:]}
     known = [name for name, words in told.items() if words]
@@ -55,9 +56,9 @@ def ranked(report: Report) -> list[str]:
     written = [name for name in ours if "written" in report.setups.get(name, {})]
     speed = {name: _speed(columns, name) for name in known}
 
-    def rank(name: str) -> tuple[int, int, float]:
+    def rank(name: str) -> tuple[bool, int, int, float]:
         judged = verdict(report, columns, name)
-        return told[name], -judged[0] if judged else 0, speed[name]
+        return judged is not None, told[name], -judged[0] if judged else 0, speed[name]
 
     hero = max(written if len(written) == 1 else ours, key=rank, default="")
     return sorted(known, key=lambda name: (name != hero, abs(speed[name] - speed[hero])))

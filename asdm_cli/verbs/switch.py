@@ -34,7 +34,7 @@ from asdm_cli.patches.cache_plan import resolve
 from asdm_cli.patches.unet_schedule import alone, served_by, who_serves
 from asdm_cli.profiling.expected import Work
 from asdm_cli.recipe.load import dump_given
-from asdm_cli.recipe.patches import NULLS, FeatureCacheSpec, PatchSpec, Segment, Switching, UNetScheduleSpec, described
+from asdm_cli.recipe.patches import FeatureCacheSpec, PatchSpec, Segment, Switching, UNetScheduleSpec, described
 from asdm_cli.recipe.verbs import SwitchRecipe
 from asdm_cli.records import Report, under
 from asdm_cli.report.run_directory import Run
@@ -90,7 +90,7 @@ class Plan:
             }
         if recipe.rules or recipe.search:  # after a search the model may hold fewer of the UNets
             leading, *others = self.models
-            serving = {part.unet for part in recipe.rules.parts} if recipe.rules else {*others}
+            serving = recipe.rules.serving if recipe.rules else {*others}
             files = [file for name in others if name in serving for file in unet_files(self.models[name])]
             carried = carried_size(self.models[leading], whole=True)
             facts["size"] = takes(0, carried + sum(file.stat().st_size for file in files))
@@ -271,7 +271,7 @@ def _rules(setup: Setup) -> Switching:
 def _write_model(plan: Plan, rules: Switching, run: Run) -> None:
     """The first UNet, which stock diffusers draws with, and those others that serve something."""
     first, recipe = plan.setups[0], plan.recipe
-    serving = {first.name, *(part.unet for part in rules.parts)} - {*NULLS}
+    serving = {first.name, *rules.serving}
     names = [name for name in plan.models if name in serving]
     schedule = UNetScheduleSpec(unets=names, by=rules.by, parts=rules.parts, offload=recipe.offload)
     gone = [spec for spec in first.patches if isinstance(spec, FeatureCacheSpec) and spec.unet not in serving]

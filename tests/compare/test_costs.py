@@ -12,18 +12,19 @@ import pytest
 import torch
 
 from asdm_cli.compare import costs, run
-from asdm_cli.compare.costs import FULL, Pattern, Rounds, pattern_macs, patterns
+from asdm_cli.compare.costs import FULL, Pattern, Rounds, on_paper, pattern_macs, patterns
 from asdm_cli.compare.run import Measures, Place, costs_of
 from asdm_cli.compare.setup import Session, Setup
 from asdm_cli.patches.cache_plan import ResolvedPlan, resolve
 from asdm_cli.patches.guidance import HALVES, PROMPT
-from asdm_cli.recipe.patches import GuidanceScheduleSpec, read_plan
+from asdm_cli.recipe.patches import GuidanceScheduleSpec, read_plan, read_switching
 from asdm_cli.records import Record
 from asdm_cli.unet.blocks import preset
-from asdm_cli.unet.flops import Macs, macs
+from asdm_cli.unet.flops import Macs, macs, parameters
 from tests import tiny
 from tests.carrying import every
 from tests.compare.setups import CPU, bare, value, values, whole
+from tests.turns import switching
 
 SD15, TINY = preset("sd15"), tiny.shape("sd15")
 TOGETHER = ["deepcache.0", "deepcache.1", "deepcache.2", "deepcache.3", "*.self", "*.cross", "*.ff", "mid"]
@@ -105,6 +106,17 @@ def test_a_full_call_costs_what_a_plain_one_does() -> None:
     # two projections of the text to the width of each of the 16 transformers
     widths = [8] * 5 + [16] * 5 + [32] * 6
     assert plain.total - once[FULL].total == sum(2 * tiny.TOKENS * tiny.WIDTH * width for width in widths)
+
+
+def test_of_unets_that_take_turns_those_count_that_do(tiny_pipeline: Path, tiny_small: Path, tmp_path: Path) -> None:
+    turns = whole(switching(tiny_pipeline, tiny_small, tmp_path / "turns"))
+    large, small = "large", "small v1.5"
+    counts = {name: sum(parameters(config).values()) / 1e6 for name, config in turns.configs.items()}
+    for first, then, serving in ((large, "reuse", {large}), (large, small, {large, small}), (small, small, {small})):
+        rules = read_switching({"by": "step", "parts": [{"unet": first, "until": 2}, {"unet": then}]}, "test")
+        records = on_paper(turns.scheduled("it", rules), 32)
+        assert value(records, "it", "params_m") == pytest.approx(sum(counts[name] for name in serving))
+        assert {each.of for each in records if each.of} == {f"unet/{name}" for name in serving}
 
 
 @pytest.mark.parametrize("interval", [1, 2])

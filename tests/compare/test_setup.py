@@ -82,10 +82,11 @@ def test_what_a_model_carries_is_in_force_and_may_be_replaced(tiny_pipeline: Pat
     other = whole(model).with_cache("other", read_plan(every(3)))
     assert (other.name, other.patches) == ("other", (cache(every(3)),))
     turns = whole(switching(tiny_pipeline, tiny_pipeline, tmp_path / "turns"))
-    assert list(turns.configs) == list(turns.parameters) == ["large", "small v1.5"]
+    assert list(turns.configs) == list(turns.serving) == ["large", "small v1.5"]
     assert (turns.one_unet, turns.cache) == (False, None)
     ruled = turns.scheduled("ruled", read_switching({"by": "step", "parts": [{"unet": "large"}]}, "test"))
     assert [spec.written() for spec in ruled.patches] != [spec.written() for spec in turns.patches]
+    assert (list(ruled.configs), list(ruled.serving)) == (["large", "small v1.5"], ["large"])
     assert len(ruled.patches) == len(turns.patches)
     assert len(ruled.with_cache("both", read_plan(every(2))).patches) == 2
 

@@ -113,6 +113,17 @@ def test_a_run_s_title_is_about_what_it_wrote() -> None:
     assert words.ranked(report) == ["the plan", "0 steps", "sweep"], "and the nearest in speed stand beside it"
 
 
+def test_a_run_s_title_is_about_pictures_where_there_are_any() -> None:
+    report = fewer((2.1, 35))
+    report.setups["pruned"] = {"made": ["prune"]}
+    report.records.extend(
+        Record(name, key, value)
+        for key, values in (("params_m", (9.0, 3.0)), ("macs_g", (1.0, 0.6)))
+        for name, value in zip(("plain", "pruned"), values, strict=True)
+    )
+    assert words.ranked(report)[0] == "the plan"
+
+
 def test_no_line_of_a_title_ends_between_a_figure_and_its_unit() -> None:
     told = words.unbroken("33 % of 5 M, KID 0.1 → 0.2 (38.0 dB), 1.5 times as fast in 16 pictures")
     assert re.findall("\\d .", told) == ["2 (", "6 p"]
