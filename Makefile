@@ -76,7 +76,7 @@ TRAINING := table1 table2 table3 table4 compression
 smoke := limit=6 steps=4 repeats=1
 smoke_training := train_steps=3 warmup=1 batch=4 per_prompt=1
 smoke_table1 := fewer=[3] short_steps=2 long_steps=4
-smoke_table2 := fewer=[3] again_steps=2 time_steps=3 explore_prompts=1
+smoke_table2 := fewer=[3] again_steps=2 half_steps=2 early_steps=2 time_steps=3 explore_prompts=1
 smoke_table3 := fewer=[3] again_steps=2
 smoke_table4 := shares=[0,0.5] budgets=[0.8] search_prompts=2
 smoke_table5 := few=3 front_limit=7 front_per_prompt=1 modes=[uniform] intervals=[2]
@@ -85,7 +85,7 @@ smoke_compression := fewer=[3] again_steps=2 half_steps=2 time_steps=3 experts_t
 short := limit=64 repeats=3
 short_training := train_steps=600 batch=16
 short_table1 := short_steps=150 long_steps=1200
-short_table2 := again_steps=300 time_steps=330 explore_prompts=8
+short_table2 := again_steps=300 half_steps=150 early_steps=75 time_steps=330 explore_prompts=8
 short_table3 := again_steps=300
 short_table4 := per_prompt=1 search_prompts=4
 short_table5 := limit=16 front_limit=64 front_per_prompt=1
@@ -95,7 +95,7 @@ short_compression := again_steps=300 half_steps=300 time_steps=330 experts_time_
 JUDGED := limit=30000 sampler=pndm features=inception metrics=[kid,fd,is,clip_score,psnr] clip=$(CLIP)
 TRAINED := train_steps=50000 batch=256 lr=5.0e-5 held_out=$(HELD_OUT) per_prompt=1
 OWN_table1 := $(JUDGED) short_steps=12500 long_steps=200000
-OWN_table2 := $(JUDGED) again_steps=25000 time_steps=27500
+OWN_table2 := $(JUDGED) again_steps=25000 half_steps=12500 early_steps=6250 time_steps=27500
 OWN_table3 := $(JUDGED) again_steps=25000
 OWN_compression := $(JUDGED) again_steps=25000 half_steps=25000 time_steps=27500 experts_time_steps=29000 \
 	base_macs=0.652 small_macs=0.636 tiny_macs=0.605

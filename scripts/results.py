@@ -163,6 +163,7 @@ WORTH = {
     "KID, less is better": [("kid", "")],
     "PSNR, dB": [("psnr_db", "")],
 }
+TURNS = {"GMACs of an image": [("image_macs_g", "")], **{title: WORTH[title] for title in [*WORTH][2:]}}
 PLANS = {"image speed-up": [("image_speedup", "")], "PSNR to the plain pictures, dB": [("psnr_db", "")]}
 CALLS = {"calls in full": [("full_calls", "")], **PLANS}
 PEERS = {
@@ -347,6 +348,44 @@ BLOCKS = (
             "12 steps": "original, 12 steps",
         },
         _assembly,
+    ),
+    Block(
+        "docs/switch.md",
+        "switch",
+        "table4",
+        "`pocket`, 25 DDIM steps",
+        TURNS,
+        {
+            "original": "original",
+            **{f"{steps} steps": f"original, {steps} steps" for steps in (20, 16, 12)},
+            **{
+                f"{name} {order} {share}%": f"{name.capitalize()} {order}, {share} % of the calls"
+                for name in ("base", "tiny")
+                for order in ("first", "last")
+                for share in (25, 50)
+            },
+            "base": "Base alone",
+            "searched 0.75": "searched, three quarters of the time",
+            "searched 0.6": "searched, 0.6 of it",
+            "searched 0.9 (unets-alone)": "searched among UNets alone, 0.9 of it",
+            "searched 0.75 (unets-alone)": "the same, three quarters",
+        },
+        partial(_whole_table, "table4"),
+    ),
+    Block(
+        "docs/claims.md",
+        "claims-turns",
+        "table4",
+        "`pocket`, 25 DDIM steps",
+        TURNS,
+        {
+            "original": "original",
+            "12 steps": "original, 12 steps",
+            "base first 50%": "Base, then the original, half of the calls each",
+            "base last 50%": "the original, then Base",
+            "searched 0.75 (unets-alone)": "searched among the UNets",
+            "searched 0.75": "searched, calls skipped",
+        },
     ),
     Block("docs/claims.md", "claims-ddim", "inherit-calibrated-ddim", "50 DDIM steps", PLANS, _plans(25, 17)),
     Block("docs/claims.md", "claims-dpm", "inherit-calibrated-dpm", "25 DPM++ 2M steps", PLANS, _plans(17, 13)),
