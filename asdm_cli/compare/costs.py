@@ -31,6 +31,7 @@ from asdm_cli.profiling.latency import (
     time_interleaved,
 )
 from asdm_cli.profiling.memory import FEW_STEPS, in_fresh_process, measure_memory
+from asdm_cli.recipe.patches import FeatureCacheSpec
 from asdm_cli.recipe.verbs import OnDevice
 from asdm_cli.records import Record
 from asdm_cli.unet.flops import Macs, inputs, macs, macs_of, meta_unet, parameters
@@ -144,8 +145,8 @@ def by_block(session: Session, setups: Sequence[Setup], size: int | None) -> lis
 
 
 def memory(session: Session, setup: Setup, size: int | None) -> list[Record]:
-    """Of one whole image of few steps where the set-up draws, else of one UNet call of one image. On the CPU in a
-    process of its own."""
+    """Of one whole image where the set-up draws, of few steps unless a plan says what is kept at which; else of one
+    UNet call of one image. On the CPU in a process of its own."""
     note(f"{setup.name}: measuring memory")
     if session.device.type == "cpu":
         found = in_fresh_process(setup.name, _measured, setup, session.device, session.dtype, size)
@@ -163,7 +164,8 @@ def _measured(
         if setup.draws:
             pipe, _ = stack.enter_context(session.stage(setup))
             few = math.ceil(FEW_STEPS / strength_of(setup.kind, setup.strength))
-            work = image_call(pipe, replace(setup, steps=min(setup.steps, few)), size)
+            planned = any(isinstance(spec, FeatureCacheSpec) for spec in setup.patches)
+            work = image_call(pipe, setup if planned else replace(setup, steps=min(setup.steps, few)), size)
             components = list(networks(pipe).values())
         else:
             work = _call(stack, session, setup, size, 1)
@@ -175,10 +177,7 @@ def _measured(
 
 def _call(stack: ExitStack, session: Session, setup: Setup, size: int | None, images: int) -> Callable[[], None]:
     """A UNet call of so many images, on latents of noise."""
-    unet = session.bare(setup)
-    if session.crowded:
-        stack.callback(unet.to, "cpu")
-        unet.to(session.device)
+    unet = stack.enter_context(session.present(session.bare(setup)))
     count = images * setup.rows
     shape = setup.latent(size), setup.surroundings[1], session.device, session.dtype
     arguments = inputs(setup.config, count, *shape)
@@ -281,13 +280,14 @@ def _one_round(session: Session, setup: Setup, cache: FeatureCache | None, round
         unet(**of_groups[present], return_dict=False)
 
     if cache is None:
-        return {Pattern(FULL): seconds(partial(call, ()))}
+        with session.present(unet):
+            return {Pattern(FULL): seconds(partial(call, groups[0]))}
     digest = cache.resolved.steps(setup.calls).digest()
     reused = [digest.reused(number) for number in range(digest.calls)]
     order = [Pattern(FULL, groups[0]), *(Pattern(each, present) for present in groups for each in reused[1:])]
     steps = digest.following([pattern.reused for pattern in order])
     rows = tuple(pattern.groups for pattern in order) if groups[0] else None
-    with cache.generation(replace(_evenly(steps), rows=rows)):
+    with session.present(unet), cache.generation(replace(_evenly(steps), rows=rows)):
         return {pattern: seconds(partial(call, pattern.groups)) for pattern in order}
 
 

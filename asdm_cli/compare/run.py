@@ -5,16 +5,20 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 import torch
 from accelerate import PartialState
+from accelerate.utils import broadcast_object_list
 
 from asdm_cli.compare.costs import Rounds, by_block, memory, on_paper, plan_calls, ratios, three_ways, times, unet_calls
 from asdm_cli.compare.setup import CONVERGED, Session, Setup, image_call, networks
 from asdm_cli.console import track
 from asdm_cli.errors import RunError, blame
+from asdm_cli.metrics import distances
 from asdm_cli.metrics.suite import MetricSettings, MetricSuite, against_real, needed
 from asdm_cli.models.metadata import stamps
 from asdm_cli.models.pipelines import PIPELINES
@@ -22,7 +26,7 @@ from asdm_cli.models.write import write_json
 from asdm_cli.patches.base import Stats, patch_of
 from asdm_cli.patches.cache_plan import picture, resolve
 from asdm_cli.patches.unet_schedule import who_serves
-from asdm_cli.profiling.latency import ORDER_RULE, clocked, machine, round_robin, stopwatch, versions
+from asdm_cli.profiling.latency import ORDER_RULE, clocked, machine, measured_on, round_robin, stopwatch, versions
 from asdm_cli.profiling.macs import Counts, count
 from asdm_cli.profiling.memory import HOW
 from asdm_cli.recipe.patches import NULLS
@@ -42,8 +46,7 @@ Times = dict[str, dict[str, list[float]]]
 class Measures:
     """What is found out. `prompts` and `metrics` None: nothing is drawn to be judged; `rounds` None: nothing is timed.
 
-    `unet`: also UNet calls, block by block, plans call by call, and memory. `baselines`: real images, and what the VAE
-    makes of them, stand beside.
+    `unet`: also UNet calls, block by block, plans call by call, and memory.
     """
 
     prompts: PromptList | None = None
@@ -126,6 +129,24 @@ def draw_all(
     return sets
 
 
+def fidelity(  # noqa: PLR0913 - who draws what, and where
+    metric: str,
+    session: Session,
+    plain: Setup,
+    setups: Sequence[Setup],
+    prompts: PromptList,
+    place: Place,
+    folder: Path,
+    state: PartialState,
+) -> list[float]:
+    """Of each set-up, the mean over its pictures of a metric that compares with the plain ones'; all are drawn, by all
+    processes."""
+    sets = draw_all(session, [plain, *setups], prompts, place, folder, state)
+    near = {setup.name: partial(distances.compare, metric, sets[setup.name], sets[plain.name]) for setup in setups}
+    found: list[float] = by_first(state, lambda: [float(each(place.device).mean()) for each in near.values()])
+    return found
+
+
 def sampling(setup: Setup, place: Place) -> SamplingSettings:
     return setup.sampling(place.size, place.seed, batch=place.batch, device=place.device, dtype=place.dtype)
 
@@ -177,10 +198,8 @@ def _image_times(session: Session, setups: Sequence[Setup], rounds: Rounds, plac
             "size": place.size,
             "setups": {one.name: one.origin() for one in setups},
         }
-        own = machine(place.device)
-        del own["date"]
         file = out / SAMPLES / f"times-{batch}.json"
-        origin |= {"machine": {**own, "dtype": str(place.dtype)}}  # what times depend on
+        origin |= {"machine": {**machine(place.device), "dtype": str(place.dtype)}}
 
         def timed(batch: int = batch) -> Times:
             return image_times(session, setups, rounds, place, batch)
@@ -192,8 +211,7 @@ def _image_times(session: Session, setups: Sequence[Setup], rounds: Rounds, plac
         found += [*times("image_ms", whole, of), *speeds, *([] if of else three_ways(speeds))]
         found += [*times("denoising_ms", unet, of), *ratios("denoising_speedup", unet, of)]
         for name, seconds in whole.items():
-            middle = sorted(seconds)[len(seconds) // 2]
-            found.append(Record(name, "images_per_s", batch / middle, of=f"batch/{batch}"))
+            found.append(Record(name, "images_per_s", batch / median(seconds), of=f"batch/{batch}"))
     return found
 
 
@@ -210,19 +228,29 @@ def image_times(session: Session, setups: Sequence[Setup], rounds: Rounds, place
     return {name: {part: each[part][rounds.warmups :] for part in each} for name, each in taken.items()}
 
 
+def by_first(state: PartialState, make: Callable[[], Any]) -> Any:
+    """What the first process makes, told to all: no two measure, choose or write the same."""
+    return broadcast_object_list([make() if state.is_main_process else None])[0]
+
+
 def kept(file: Path, origin: Mapping[str, Any], make: Callable[[], Any]) -> Any:
     """What an earlier run left in `file`, if it is of this origin; else made now, and left there."""
-    wanted = json.loads(json.dumps(origin))
+    if (found := recalled(file, origin)) is not None:
+        return found
+    found = make()
+    file.parent.mkdir(parents=True, exist_ok=True)
+    write_json(file, {"origin": origin, "found": found})
+    return json.loads(json.dumps(found))
+
+
+def recalled(file: Path, origin: Mapping[str, Any]) -> Any:
+    """What `kept` left in `file`, or None."""
     try:
         held = json.loads(file.read_text(encoding="utf-8"))
     except (OSError, ValueError):  # none yet, or damaged
-        held = None
-    if isinstance(held, dict) and held.get("origin") == wanted and "found" in held:
-        return held["found"]
-    found = make()
-    file.parent.mkdir(parents=True, exist_ok=True)
-    write_json(file, {"origin": wanted, "found": found})
-    return json.loads(json.dumps(found))
+        return None
+    mine = isinstance(held, dict) and held.get("origin") == json.loads(json.dumps(origin))
+    return held.get("found") if mine else None
 
 
 def _timelines(setups: Sequence[Setup], stats: Mapping[str, Stats]) -> list[Timeline]:
@@ -249,7 +277,7 @@ def _cost_card(setups: Sequence[Setup], rounds: Rounds | None, place: Place) -> 
     given = next((setup.given.name for setup in setups if setup.given), "")
     timed: Card = {} if rounds is None else {**_rounds(rounds), "order": ORDER_RULE}
     return {
-        **machine(place.device),
+        **measured_on(place.device),
         "dtype": str(place.dtype).removeprefix("torch."),
         "size_px": place.size or "each model's own",
         **timed,

@@ -5,10 +5,10 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
 from functools import partial
-from typing import Any
+from typing import Any, TypeVar
 
 import psutil
 import torch
@@ -30,6 +30,7 @@ from asdm_cli.models.pipelines import PIPELINES
 from asdm_cli.models.schedulers import SCHEDULER, planned_scheduler, set_sampler, strength_of
 from asdm_cli.patches.base import Layer, Stats, Trajectory, applied, check_patches, patch_of
 from asdm_cli.patches.cache_plan import resolve
+from asdm_cli.patches.feature_cache.state import CacheState
 from asdm_cli.patches.guidance import GROUPS, HALVES, computed_groups
 from asdm_cli.recipe.patches import (
     OUT,
@@ -63,6 +64,7 @@ SHARES = (0.8, 0.65, 0.5, 0.35, 0.2)
 PROMPT = "a red fox"
 """What whole images are timed with; the text encoder pads it, so its length changes no cost."""
 CPU = torch.device("cpu")
+Network = TypeVar("Network", bound=torch.nn.Module)
 
 
 @dataclass(frozen=True)
@@ -126,7 +128,7 @@ class Setup:
         out; none is named where there is no guidance. Raises ModelError where its scheduler cannot say where they lie.
         """
         rows, scheduler = (GROUPS.get(self.kind, HALVES) if self.rows > 1 else (),) * self.calls, self.scheduler
-        trajectory = replace(Trajectory.of(scheduler, self.calls, scheduler.timesteps[0]), rows=rows)
+        trajectory = replace(Trajectory.whole(scheduler), rows=rows)
         found = [spec for spec in self.patches if isinstance(spec, GuidanceScheduleSpec)]
         return computed_groups(found[0], trajectory) if found else rows
 
@@ -267,7 +269,8 @@ def fewer_steps(plain: Setup, counts: Sequence[int] | None) -> list[Setup]:
 
 def output_alone(setups: Iterable[Setup]) -> list[Setup]:
     """For every plan's key steps a straight line through the UNet's output, with nothing of the UNet in it: the second
-    thing to beat, as it says what a plan's features add, or its fit. What is such a line itself has none beside it."""
+    thing to beat, as it says what a plan's features add, or its fit. What is such a line itself has none beside it, nor
+    what leaves out no call."""
     lines: list[tuple[Setup, str]] = []
     same: list[tuple[Any, ...]] = []
     for setup in setups:
@@ -276,6 +279,8 @@ def output_alone(setups: Iterable[Setup]) -> list[Setup]:
         steps = resolve(setup.cache, setup.config).steps(setup.calls)
         adaptive = [rule.schedule for rule in setup.cache.rules if isinstance(rule.schedule, Stability | Threshold)]
         full = [call for call in range(steps.calls) if not steps.reused(call)]
+        if len(full) == steps.calls and not adaptive:
+            continue
         schedule: Any = adaptive[0] if adaptive else Explicit(mode="explicit", steps=[*full])
         line = CacheRule(nodes=OUT, schedule=schedule, extrapolate="linear")
         made = setup.with_cache("", CachePlan(rules=[line]), series=ALONE)
@@ -301,18 +306,23 @@ def converged(plain: Setup, steps: int | None) -> Setup | None:
 
 def misfits(setups: Iterable[Setup]) -> list[str]:
     """A fault for each name that two have, as tables and folders go by it; for each that asks for steps or a sampler
-    that its scheduler does not know; and for patches that do not fit their UNets, or not together."""
+    that its scheduler does not know; for patches that do not fit their UNets, or not together; and for plans that do
+    not fit the sampler's calls."""
     setups = list(setups)
     names = [setup.name for setup in setups]
     twice = sorted({name for name in names if names.count(name) > 1})
     faults = [f"name {name!r} is taken by another way to draw; choose another" for name in twice]
     for setup in setups:
         try:
-            if setup.draws and setup.model is not None:
-                assert setup.scheduler
             wrong = check_patches([patch_of(spec) for spec in setup.patches], setup.configs)
+            if not wrong and setup.draws and setup.model is not None:
+                trajectory = Trajectory.whole(setup.scheduler)
+                if setup.cache is not None:
+                    CacheState(resolve(setup.cache, setup.config), trajectory)
         except AsdmError as error:
             wrong = str(error).splitlines()
+            if setup.series == FEWER and setup.cache is not None:
+                wrong[-1] += "; fewer steps are those of what is named first: name a model without a plan"
         faults += [f"{setup.name}: {each}" for each in wrong]
     return list(dict.fromkeys(faults))
 
@@ -420,6 +430,7 @@ class Session:
         sizes = check_memory(setups, device, dtype) if setups else {}
         several = device.type == "cuda" and len(sizes) > 1  # one alone waits for nobody
         self.crowded = several and sum(sizes.values()) > 0.8 * torch.cuda.mem_get_info(device)[0]
+        self._home = CPU if self.crowded else device
         self._pipelines: dict[tuple[Any, ...], Any] = {}
         self._unets: dict[tuple[Any, ...], Any] = {}
 
@@ -432,23 +443,22 @@ class Session:
             pipe = self.pipeline(setup.model)
             unet = self.made(setup) if setup.make is not None else pipe.unet
         own = pipe.scheduler, pipe.unet
-        try:
-            if self.crowded:
-                pipe.to(self.device)
-            set_sampler(pipe, setup.sampler)
-            pipe.unet = unet
-            with applied(pipe, [patch_of(spec) for spec in setup.patches], partial(self.turn, setup)) as stats:
-                yield pipe, stats
-        finally:
-            if self.crowded:
-                pipe.to("cpu")
-            pipe.scheduler, pipe.unet = own
+        with ExitStack() as stack:
+            try:
+                pipe.unet = unet
+                for network in networks(pipe).values():
+                    stack.enter_context(self.present(network))
+                set_sampler(pipe, setup.sampler)
+                turn = partial(self.turn, setup, stack)
+                with applied(pipe, [patch_of(spec) for spec in setup.patches], turn) as stats:
+                    yield pipe, stats
+            finally:
+                pipe.scheduler, pipe.unet = own
 
     def pipeline(self, model: ModelDirectory) -> Any:
         """Without what it carries: a set-up says itself what is in force."""
         if (key := (model.path, model.adapters)) not in self._pipelines:
-            place = CPU if self.crowded else self.device
-            self._pipelines[key] = load_pipeline(model, place, self.dtype, with_patches=False)
+            self._pipelines[key] = load_pipeline(model, self._home, self.dtype, with_patches=False)
         return self._pipelines[key]
 
     def unet(self, model: ModelDirectory, device: torch.device | None = None) -> UNet2DConditionModel:
@@ -456,7 +466,7 @@ class Session:
         if (key := (model.path, model.adapters)) in self._pipelines:
             return self._pipelines[key].unet
         if key not in self._unets:
-            self._unets[key] = load_unet(model, device or self.device, self.dtype)
+            self._unets[key] = load_unet(model, device or self._home, self.dtype)
         return self._unets[key]
 
     def made(self, setup: Setup) -> UNet2DConditionModel:
@@ -467,22 +477,37 @@ class Session:
             self._unets[key] = setup.make(self.unet)
         return self._unets[key]
 
-    def turn(self, setup: Setup, name: str) -> UNet2DConditionModel:
-        """One of the UNets that take turns beside the first: of another model, or of this one's `unets/`."""
+    def turn(self, setup: Setup, stack: ExitStack, name: str) -> UNet2DConditionModel:
+        """One of the UNets that take turns beside the first: of another model, or of this one's `unets/`. Where it is
+        not its turn's business to move it, it is here until the stack is closed."""
         assert setup.model is not None, "only set-ups with a pipeline switch"
         schedule, inside = schedule_of(setup.patches), unet_components(setup.patches)[name]
-        place = CPU if schedule is not None and schedule.offload else None
-        return self.unet(setup.unets[name] if name in setup.unets else member(setup.model, name, inside), place)
+        waits = schedule is not None and schedule.offload
+        model = setup.unets[name] if name in setup.unets else member(setup.model, name, inside)
+        unet = self.unet(model, CPU if waits else None)
+        return unet if waits else stack.enter_context(self.present(unet))
+
+    @contextmanager
+    def present(self, network: Network) -> Iterator[Network]:
+        """Where it works, whoever sent it away; where not all have room, only until this is left."""
+        if self.device.type != "cpu":
+            network.to(self.device)
+        try:
+            yield network
+        finally:
+            if self.crowded:
+                network.to(CPU)
 
     def bare(self, setup: Setup) -> UNet2DConditionModel:
-        """The UNet alone, without patches; those of one body share every tensor, in modules for hooks of their own."""
+        """The UNet alone, without patches, maybe not `present`; those of one body share every tensor, in modules for
+        hooks of their own."""
         with blame(setup.name, "loading the weights" if setup.model else "making random weights"):
             if setup.make is not None:
                 return self.made(setup)
             if setup.model is not None:
                 return self.unet(setup.model)
             if setup.body not in self._unets:
-                self._unets[setup.body] = random_unet(setup.config, self.device, self.dtype)
+                self._unets[setup.body] = random_unet(setup.config, self._home, self.dtype)
             return self._unets[setup.body]
 
 

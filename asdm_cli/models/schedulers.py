@@ -42,6 +42,7 @@ TRAINED = ("num_train_timesteps", "beta_start", "beta_end", "beta_schedule", "tr
 """Settings that say what noise a model was trained with."""
 AROUND: tuple[tuple[str, str, Any], ...] = (
     ("vae", "latent_channels", 4),
+    ("vae", "block_out_channels", None),
     ("vae", "scaling_factor", 0.18215),
     ("text_encoder", "hidden_size", None),
     ("scheduler", "prediction_type", "epsilon"),

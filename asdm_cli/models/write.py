@@ -352,6 +352,7 @@ def atomic_file(target: Path) -> Iterator[Path]:
             yield folder / target.name
             sync(folder / target.name)
             os.replace(folder / target.name, target)
+            sync(target.parent)
         finally:
             shutil.rmtree(folder, ignore_errors=True)
 

@@ -103,6 +103,11 @@ class Trajectory:
             calls, timeline, sampler=type(scheduler).__name__, prediction=scheduler.config.get("prediction_type", "")
         )
 
+    @classmethod
+    def whole(cls, scheduler: Any) -> Trajectory:
+        """All calls of a scheduler whose timesteps are set."""
+        return cls.of(scheduler, len(scheduler.timesteps), float(scheduler.timesteps[0]))
+
     def places(self, axis: str, instead: str = "step") -> Sequence[float | Fraction]:
         """Where each call lies. Raises ModelError, which names the axis to use `instead`, where that is not known."""
         if axis == "step":

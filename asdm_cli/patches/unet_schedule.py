@@ -122,8 +122,7 @@ def alone(name: str) -> Switching:
 def served_by(rules: Switching, scheduler: Any) -> tuple[str, ...]:
     """Who serves each call of a whole run of a scheduler whose timesteps are set. Raises ModelError for an axis that
     the scheduler does not know."""
-    whole = Trajectory.of(scheduler, len(scheduler.timesteps), float(scheduler.timesteps[0]))
-    return assign(rules, whole.places(rules.by, "timestep"))
+    return assign(rules, Trajectory.whole(scheduler).places(rules.by, "timestep"))
 
 
 class ScheduleState:
@@ -182,8 +181,7 @@ class ScheduleState:
         if name == "reuse":
             for history in self.predicted.present:
                 history.weights, history.latent_weight = NEWEST
-            return self.predicted.value().clone()
-        return self.predicted.value()
+        return self.predicted.value().clone()
 
     def close(self) -> None:
         """End the stretch under way, if there is one."""
@@ -350,10 +348,12 @@ def switch(
     check_members(unets, rules, plans)
     whole: Any = pipe
     before, unet = whole.unet, UNetSchedule(unets, rules, offload)
+    others = {live for member in unet.members for live in live_on(member)}
 
     def back() -> None:
         for live in dict.fromkeys(live for member in unet.members for live in live_on(member)):
-            live.remove()
+            if live not in others:
+                live.remove()
         if whole.unet is unet:
             before.to(unet.device)
             whole.unet = before
@@ -361,7 +361,11 @@ def switch(
     whole.unet = unet
     unet.undo.callback(back)
     in_force(pipe, unet)
-    feature_cache.inherit(pipe, plans or {})
+    try:
+        feature_cache.inherit(pipe, plans or {})
+    except BaseException:
+        unet.remove()
+        raise
     return ScheduleHandle(pipe, [unet], unet)
 
 

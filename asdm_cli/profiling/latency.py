@@ -133,7 +133,13 @@ def _between(start: Any, end: Any) -> float:
     return start.elapsed_time(end) / 1e3
 
 
+def measured_on(device: torch.device) -> Card:
+    """The machine, and when."""
+    return machine(device) | {"date": datetime.now().astimezone().isoformat(timespec="seconds")}
+
+
 def machine(device: torch.device) -> Card:
+    """All that times depend on."""
     if device.type == "cuda":
         name = torch.cuda.get_device_name(device)
     else:  # as the maker calls it, where the system tells
@@ -146,7 +152,6 @@ def machine(device: torch.device) -> Card:
         "torch_threads": torch.get_num_threads(),
         "system": platform.platform(terse=True),
         "versions": versions(),
-        "date": datetime.now().astimezone().isoformat(timespec="seconds"),
     }
 
 

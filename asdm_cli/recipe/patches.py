@@ -399,7 +399,8 @@ Axis = Literal["step", "log-snr", "angle"]
 Space = Literal["model", "x0", "eps", "v"]
 ORDERS = {"reuse": 0, "linear": 1, "quadratic": 2, "fitted": 1, "interleaved": 1, "multistep": 0}
 """Word of `extrapolate` -> the order that it is, or (fitted) falls back to."""
-FITTED = "fitted"
+FITTED, INTERLEAVED = "fitted", "interleaved"
+COUNTS_CALLS = f"goes with other forecasts; {INTERLEAVED} ones count calls"
 MULTISTEP = "multistep"
 OUT = "out"
 """The word for the UNet's whole output, as a node."""
@@ -480,6 +481,8 @@ class CacheRule(Strict):
         if self.extrapolate == FITTED and (self.axis != "step" or self.space != "model"):
             key = "axis" if self.axis != "step" else "space"
             yield (key,), "goes with other forecasts; fitted ones know each call alone, as the model predicts"
+        if self.extrapolate == INTERLEAVED and self.axis != "step":
+            yield ("axis",), COUNTS_CALLS
         if self.extrapolate == MULTISTEP and OUT not in whole:
             yield ("extrapolate",), f"{MULTISTEP} goes with 'nodes: {OUT}' alone; choose another forecast"
         if self.extrapolate == FITTED and isinstance(self.schedule, Threshold | Stability):
@@ -606,6 +609,8 @@ class Preset(Strict):
             yield ("schedule",), "either 'interval' or 'schedule', not both"
         if self.branch is not None and self.preset != "deepcache":
             yield ("branch",), f"goes with 'deepcache', and 'preset' is {self.preset}"
+        if self.axis != "step" and self.order is None and PRESETS[self.preset].extrapolate == INTERLEAVED:
+            yield ("axis",), COUNTS_CALLS
 
     def resolved(self) -> CachePlan:
         """The one rule that this preset stands for."""

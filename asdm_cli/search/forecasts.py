@@ -21,11 +21,10 @@ from accelerate import PartialState
 from numpy.typing import NDArray
 from torch import Tensor
 
-from asdm_cli.compare.run import Place, draw_all, kept, sampling
+from asdm_cli.compare.run import Place, by_first, fidelity, kept, sampling
 from asdm_cli.compare.setup import Session, Setup
 from asdm_cli.console import track
 from asdm_cli.errors import ModelError, RunError, blame
-from asdm_cli.metrics.distances import compare
 from asdm_cli.patches.cache_plan import WHOLE, resolve
 from asdm_cli.patches.feature_cache.forecast import forecast_of
 from asdm_cli.patches.guidance import HALVES, PROMPT, groups_by_class
@@ -350,11 +349,7 @@ def recorded(
     def found() -> dict[str, Any]:
         return asdict(record(asked, kept(gains, of_gains, asked.gains)))
 
-    read = partial(kept, file, of_nodes, found)
-    if state.is_main_process:
-        read()
-    state.wait_for_everyone()
-    return Recording(**read())
+    return Recording(**by_first(state, lambda: kept(file, of_nodes, found)))
 
 
 def drawings(prompts: int, plans: int) -> int:
@@ -375,10 +370,9 @@ class WorkedOut:
         self, metric: str, session: Session, plain: Setup, place: Place, folder: Path, state: PartialState
     ) -> float:
         """To be expected of other prompts."""
-        found = [
-            fidelity(metric, session, plain, [fold], prompts, place, folder, state)[0] for fold, prompts in self.apart
-        ]
-        return fmean(found)
+        return fmean(
+            _drawn(metric, session, plain, [fold], prompts, place, folder, state)[0] for fold, prompts in self.apart
+        )
 
 
 def calibrate(  # noqa: PLR0913 - who draws what, and where
@@ -409,7 +403,7 @@ def calibrate(  # noqa: PLR0913 - who draws what, and where
             best = sorted(near, key=lambda how: near[how][0], reverse=True)[:FINALISTS]
             plans = {how: plans[how] for how in best}
         apart.append({how: setup.with_cache(f"{setup.name}, {how}", plan) for how, plan in plans.items()})
-        drawn = fidelity("psnr", session, plain, list(apart[-1].values()), others, place, folder, state)
+        drawn = _drawn("psnr", session, plain, list(apart[-1].values()), others, place, folder, state)
         for how, quality in zip(plans, drawn, strict=True):
             near.setdefault(how, []).append(quality)
     chosen = max(apart[1], key=lambda how: sum(near[how]))
@@ -417,7 +411,7 @@ def calibrate(  # noqa: PLR0913 - who draws what, and where
     return WorkedOut(found, tuple((fold[chosen], half) for fold, half in zip(apart, halves[::-1], strict=True)))
 
 
-def fidelity(  # noqa: PLR0913 - who draws what, and where
+def _drawn(  # noqa: PLR0913 - as `fidelity` has it
     metric: str,
     session: Session,
     plain: Setup,
@@ -427,11 +421,10 @@ def fidelity(  # noqa: PLR0913 - who draws what, and where
     folder: Path,
     state: PartialState,
 ) -> list[float]:
-    """Of each set-up, the mean over prompts of a metric that compares with the plain pictures."""
+    """Fidelity to pictures in full, which every plan of a search is held against."""
     against = replace(plain, name=f"in full, {short(plain.origin())}")
     pictures = folder / CALIBRATION / f"prompts-{short({'prompts': prompts.title})}"
-    sets = draw_all(session, [against, *setups], prompts, place, pictures, state)
-    return [float(compare(metric, sets[each.name], sets[against.name], place.device).mean()) for each in setups]
+    return fidelity(metric, session, against, setups, prompts, place, pictures, state)
 
 
 def candidates(setup: Setup, recording: Recording, fitted_to: Recording) -> dict[str, CachePlan]:
@@ -439,10 +432,14 @@ def candidates(setup: Setup, recording: Recording, fitted_to: Recording) -> dict
     fits by one of the same prompts or of some. Raises ModelError for fewer key steps than there must be."""
     plan = setup.cache
     assert plan is not None, "what is calibrated is a plan of one UNet"
-    several = [
-        worked_out(rule, recording, fitted_to, number) if rule.uncalibrated else {"": rule}
-        for number, rule in enumerate(plan.rules)
-    ]
+    calls = len(recording.timesteps)
+    several = []
+    for number, rule in enumerate(plan.rules):
+        nothing_left_out = len(rule.schedule.key_steps(calls) or ()) == calls
+        if rule.uncalibrated and not nothing_left_out:
+            several.append(worked_out(rule, recording, fitted_to, number))
+        else:
+            several.append({"": rule.standing_in(calls)})
     found = {}
     for ways in product(*(rules.items() for rules in several)):
         name = "; ".join(how for how, _ in ways if how)

@@ -4,16 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
-from functools import partial
 from pathlib import Path
 from statistics import fmean, median
+from typing import Any
 
 from accelerate import PartialState
 
-from asdm_cli.compare.run import Place, draw_all, kept, sampling
+from asdm_cli.compare.run import Place, by_first, fidelity, kept, sampling
 from asdm_cli.compare.setup import Session, Setup
 from asdm_cli.errors import RunError
-from asdm_cli.metrics.distances import compare
 from asdm_cli.patches.unet_schedule import rules_of, served_by
 from asdm_cli.profiling.latency import versions
 from asdm_cli.recipe.patches import Switching
@@ -93,8 +92,7 @@ def search(  # noqa: PLR0913 - what a search depends on, each by its name
         first.scheduled(f"schedule {number}", rules_of(each, calibration.timesteps))
         for number, each in enumerate(tried)
     ]
-    sets = draw_all(session, [first, *setups], prompts, place, folder / FOLDER, state)
-    psnr = [float(compare("psnr", sets[each.name], sets[first.name], place.device).mean()) for each in setups]
+    psnr = fidelity("psnr", session, first, setups, prompts, place, folder / FOLDER, state)
     drawn = [
         Drawn(each, found[each], each in named, choices.cost(each) / whole, figure)
         for each, figure in zip(tried, psnr, strict=True)
@@ -109,13 +107,11 @@ def _calibration(
     style = asdict(settings) | {"device": place.device.type, "dtype": str(place.dtype)}
     origin = {"prompts": prompts.title, "style": style, "versions": versions(), **first.origin()}
     file = folder / FOLDER / "calibration.json"
-    read = partial(
-        kept, file, origin, lambda: asdict(calibrate(session, first, prompts.prompts, settings, prompts.given))
-    )
-    if state.is_main_process:
-        read()
-    state.wait_for_everyone()
-    return Calibration(**read())
+
+    def found() -> dict[str, Any]:
+        return asdict(calibrate(session, first, prompts.prompts, settings, prompts.given))
+
+    return Calibration(**by_first(state, lambda: kept(file, origin, found)))
 
 
 def _found(choices: Choices, whole: int, asked: Search) -> dict[Schedule, str]:

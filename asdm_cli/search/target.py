@@ -23,10 +23,9 @@ from statistics import median
 from typing import Any
 
 from accelerate import PartialState
-from accelerate.utils import broadcast_object_list
 
 from asdm_cli.compare.costs import Rounds, plan_calls
-from asdm_cli.compare.run import Place, image_times, kept
+from asdm_cli.compare.run import Place, by_first, image_times, kept
 from asdm_cli.compare.setup import FEWER, PLAIN, Session, Setup, fewer_steps
 from asdm_cli.console import note
 from asdm_cli.errors import RunError
@@ -156,8 +155,7 @@ def find_plan(  # noqa: PLR0913 - what a search depends on, each by its name
     search = Search(session, plain, target, prompts, place, folder, state, known, held)
 
     def late() -> bool:
-        told = [time.monotonic() - began > 60 * minutes]
-        return broadcast_object_list(told)[0]  # no two processes look at the clock at once
+        return bool(by_first(state, lambda: time.monotonic() - began > 60 * minutes))
 
     output, *others = families(plain)
     ways: dict[str, Callable[[Callable[[], bool]], None]] = {
@@ -330,11 +328,7 @@ class Search:
             return [times[name]["image"] for name in names]
 
         file = self.folder / CALIBRATION / f"times-{short({one.name: one.origin() for one in setups})}.json"
-        read = partial(_kept_time, self.session, self.plain, self.place, file, taken)
-        if self.state.is_main_process:
-            read()
-        self.state.wait_for_everyone()
-        first, *others = read()
+        first, *others = _kept_time(self.session, self.plain, self.place, file, self.state, taken)
         found = [speedup(first, mine).value for mine in others]
         return [self._known(each, replace(each, timed=value)) for each, value in zip(those, found, strict=True)]
 
@@ -428,21 +422,18 @@ def best_few(target: Target, tried: Sequence[Tried]) -> list[Tried]:
 def costs(session: Session, plain: Setup, place: Place, folder: Path, state: PartialState) -> Costs:
     """Timed in turn by the first process, and read by all; kept for the next time."""
     file = folder / CALIBRATION / "costs.json"
-    read = partial(_kept_time, session, plain, place, file, lambda: asdict(_timed(session, plain, place)))
-    if state.is_main_process:
-        read()
-    state.wait_for_everyone()
-    return Costs(**read())
+    return Costs(**_kept_time(session, plain, place, file, state, lambda: asdict(_costs(session, plain, place))))
 
 
-def _kept_time(session: Session, plain: Setup, place: Place, file: Path, make: Callable[[], Any]) -> Any:
-    """Of this machine alone."""
-    own = machine(place.device)
-    del own["date"]
-    return kept(file, {"machine": own, "dtype": str(session.dtype), "size": place.size, **plain.origin()}, make)
+def _kept_time(
+    session: Session, plain: Setup, place: Place, file: Path, state: PartialState, make: Callable[[], Any]
+) -> Any:
+    """Of this machine alone, by the first process."""
+    origin = {"dtype": str(session.dtype), "size": place.size, **plain.origin()}
+    return by_first(state, lambda: kept(file, {"machine": machine(place.device), **origin}, make))
 
 
-def _timed(session: Session, plain: Setup, place: Place) -> Costs:
+def _costs(session: Session, plain: Setup, place: Place) -> Costs:
     rounds = Rounds(ROUNDS, 1, (1,), place.size)
     counts = [math.ceil(calls / strength_of(plain.kind, plain.strength)) for calls in (FEW, MORE)]
     few, more = (replace(plain, name=f"{steps} steps", steps=steps) for steps in counts)

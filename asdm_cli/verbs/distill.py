@@ -25,7 +25,7 @@ from asdm_cli.models.load import in_own_memory, load_pipeline, load_unet
 from asdm_cli.models.metadata import claim, history, made_from, record
 from asdm_cli.models.schedulers import training_scheduler
 from asdm_cli.models.write import assemble_directory
-from asdm_cli.profiling.latency import machine
+from asdm_cli.profiling.latency import measured_on
 from asdm_cli.recipe.schema import referenced_paths
 from asdm_cli.recipe.verbs import DistillRecipe, RandomConditioning
 from asdm_cli.records import Card, Images, Record, Report, under
@@ -69,7 +69,7 @@ def run(plan: DistillPlan, run: Run) -> Report:
     training = train(task, modules, plan.recipe, folder)
     if not state.is_main_process:
         return Report("distill")
-    card = protocol(plan, samples, state.num_processes) | machine(state.device)
+    card = protocol(plan, samples, state.num_processes) | measured_on(state.device)
     found = records(plan, read_log(folder / LOG), training.watch.per_step())
     for student, trainer in zip(plan.students, training.students, strict=True):
         home = _home(plan, student.name, run.path)

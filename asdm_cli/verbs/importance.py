@@ -99,7 +99,7 @@ def search(source: ModelDirectory, checkpoint: Checkpoint, asked: Importance) ->
     if not source.is_pipeline:
         what = "is a bare UNet, and what matters is measured on latents that a pipeline makes"
         raise ModelError(f"remove: {source.name} {what}; name its pipeline, or addresses to remove")
-    setup = drawing(source.name, source, carried=False, **asked.drawn_with)
+    setup = replace(drawing(source.name, source, **asked.drawn_with), patches=())  # the UNet alone, and whole
     size = common_size(asked.size, [setup])
     prompts = read_prompts(asked.prompts, asked.limit, 1, asked.inputs)
     (setup,) = drawn_from([setup], prompts, size)

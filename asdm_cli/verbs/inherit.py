@@ -10,11 +10,21 @@ from pathlib import Path
 from typing import Any
 
 from accelerate import PartialState
-from accelerate.utils import broadcast_object_list
 
 from asdm_cli.compare.costs import Rounds, work
 from asdm_cli.compare.pareto import ParetoPoint, front
-from asdm_cli.compare.run import QUALITY, SAMPLES, Measures, Place, compare, draw_all, finished, kept
+from asdm_cli.compare.run import (
+    QUALITY,
+    SAMPLES,
+    Measures,
+    Place,
+    by_first,
+    compare,
+    fidelity,
+    finished,
+    kept,
+    recalled,
+)
 from asdm_cli.compare.setup import (
     DEEPCACHE,
     FEWER,
@@ -31,7 +41,6 @@ from asdm_cli.compare.setup import (
     output_alone,
 )
 from asdm_cli.errors import ModelError
-from asdm_cli.metrics.distances import compare as compared
 from asdm_cli.metrics.suite import KEYS, MetricSettings, check
 from asdm_cli.models.adapters import fused_size
 from asdm_cli.models.directory import ModelDirectory, find
@@ -139,6 +148,11 @@ def plan(recipe: InheritRecipe) -> Plan:
     if (pending or recipe.target) and "image_guidance" in PIPELINES[plain.kind].takes:
         what = f"a {plain.kind} has three parts of guidance, and forecasts are fitted where it has two"
         faults.append(f"{'target' if recipe.target else 'plan'}: {what}; give a plan with `extrapolate: linear`")
+    if recipe.target and not plain.sees_all:
+        what = "a plan is looked for where one UNet computes every call, and whole; this model carries something else"
+        faults.append(f"target: {what}; give a `plan`, or the model without")
+    places = [index for index, candidate in enumerate(recipe.sweep) if candidate.name == PLAN]
+    faults += [f"sweep[{index}].name: {PLAN!r} is the recipe's own plan; choose another name" for index in places]
     if faults:
         raise ModelError("\n".join(dict.fromkeys(faults)))
     size = common_size(recipe.size, [plain])
@@ -210,12 +224,12 @@ def _nearness(plan: Plan, session: Session, where: Place, folder: Path, state: P
     assert plan.recipe.target is not None, "who asks looks for a plan"
     plain, drawn, metric = plan.setups[0], _winner(of), plan.recipe.target.metric
     file = folder / CALIBRATION / f"held-{short(drawn.origin())}.json"
-
-    def found() -> float:
-        sets = draw_all(session, [plain, drawn], plan.prompts, where, folder / SAMPLES, state)
-        return float(compared(metric, sets[drawn.name], sets[plain.name], where.device).mean())
-
-    return float(kept(file, {"metric": metric, "prompts": plan.prompts.title, "place": str(where)}, found))
+    origin = {"metric": metric, "prompts": plan.prompts.title, "place": str(where)}
+    known = by_first(state, lambda: recalled(file, origin))
+    if known is None:  # then all draw
+        (known,) = fidelity(metric, session, plain, [drawn], plan.prompts, where, folder / SAMPLES, state)
+        by_first(state, lambda: kept(file, origin, lambda: known))
+    return float(known)
 
 
 def _winner(tried: Tried) -> Setup:
@@ -229,7 +243,7 @@ def _with_found(plan: Plan, found: Found) -> Plan:
     if found.best.family == FEWER:
         beside = [_winner(found.beside)] if found.beside else []
     else:
-        beside = [] if plan.recipe.fewer_steps else fewer_steps(plain, [found.steps])
+        beside = fewer_steps(plain, [found.steps]) if plan.recipe.fewer_steps is None else []
     others = [each for each in plan.setups if each.name != winner.name]
     return replace(plan, setups=(*others, *beside, winner), named=winner.name)
 
@@ -266,10 +280,10 @@ def _looked_again(
 ) -> Report | None:
     """With what more pictures say of the front, which the first process tells the others."""
     first = plan.recipe.metrics[0]
-    told = [on_front(report, KEYS.get(first, first)) if report else []]
-    broadcast_object_list(told)
-    chosen = [setup for setup in plan.setups if setup.name in (plan.setups[0].name, *told[0])]
-    found = compare(chosen, wanted, where, folder / FRONT, processes(), session)
+    state = processes()
+    best = by_first(state, lambda: on_front(report, KEYS.get(first, first)) if report else [])
+    chosen = [setup for setup in plan.setups if setup.name in (plan.setups[0].name, *best)]
+    found = compare(chosen, wanted, where, folder / FRONT, state, session)
     if report is None or found is None:
         return None
     part = f"{FRONT}/{len(wanted.prompts.prompts) if wanted.prompts else 0} pictures"

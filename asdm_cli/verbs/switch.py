@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -28,13 +28,21 @@ from asdm_cli.metrics.suite import MetricSettings, check
 from asdm_cli.models.directory import UNET, ModelDirectory, check_unet, find
 from asdm_cli.models.metadata import one_unet, patches_of, schedule_of, unet_files, write_patched
 from asdm_cli.models.pipelines import PIPELINES
-from asdm_cli.models.schedulers import SCHEDULER, own_scheduler, unlike_noise
+from asdm_cli.models.schedulers import unlike_pipelines
 from asdm_cli.models.write import carried_size, takes
 from asdm_cli.patches.cache_plan import resolve
 from asdm_cli.patches.unet_schedule import alone, served_by, who_serves
 from asdm_cli.profiling.expected import Work
 from asdm_cli.recipe.load import dump_given
-from asdm_cli.recipe.patches import FeatureCacheSpec, PatchSpec, Segment, Switching, UNetScheduleSpec, described
+from asdm_cli.recipe.patches import (
+    FeatureCacheSpec,
+    GuidanceScheduleSpec,
+    PatchSpec,
+    Segment,
+    Switching,
+    UNetScheduleSpec,
+    described,
+)
 from asdm_cli.recipe.verbs import SwitchRecipe
 from asdm_cli.records import Report, under
 from asdm_cli.report.run_directory import Run
@@ -49,12 +57,6 @@ FIRST, LAST = "first", "last"
 ORDERS = {FIRST: "compressed first", LAST: "original first"}
 """Where the other UNet of a fixed schedule in two parts serves -> the series that it is of."""
 RECIPES = "recipes"
-SHARED = {
-    "scheduler": ("prediction_type",),
-    "vae": ("latent_channels", "block_out_channels", "scaling_factor"),
-}
-"""Settings of other components that a UNet was trained for, besides the noise: with others, it answers another
-question."""
 
 
 @dataclass(frozen=True)
@@ -128,6 +130,9 @@ def plan(recipe: SwitchRecipe) -> Plan:
     if recipe.search and "image_guidance" in PIPELINES[first.kind].takes:
         what = f"weighs answers by the two halves of guidance, and a {first.kind} has three parts"
         faults.append(f"search: {what}; give `parts`, `ratios` or a `sweep`")
+    if recipe.search and any(isinstance(spec, GuidanceScheduleSpec) for spec in first.patches):
+        what = f"weighs answers at every call, and {first.name} carries guidance that is left out at some"
+        faults.append(f"search: {what}; name its model without, and put guidance-schedule on what is found")
     if faults:
         raise ModelError("\n".join(faults))
     size, searching = common_size(recipe.size, [first]), None
@@ -211,32 +216,14 @@ def _models(recipe: SwitchRecipe) -> tuple[dict[str, ModelDirectory], Setup]:
             faults.append(f"unets.{name}: {error}")
     if not faults:
         configs = {name: each.config(UNET) for name, each in models.items()}
-        faults = [*(f"unets: {each}" for each in unlike_inputs(configs)), *_unlike_surroundings(models)]
+        faults = [f"unets: {each}" for each in (*unlike_inputs(configs), *unlike_pipelines(models))]
     if faults:
         raise ModelError("\n".join(faults))
     name, *_ = models
     plain = drawing(name, models[name], carried=False, series=PLAIN, **recipe.drawn_with)
     spec = UNetScheduleSpec(unets=list(models), by="step", parts=alone(name).parts, offload=recipe.offload)
     others = {other: each for other, each in models.items() if other != name}
-    return models, Setup(**{**vars(plain), "patches": (spec, *caches, *around), "unets": others})
-
-
-def _unlike_surroundings(models: dict[str, ModelDirectory]) -> list[str]:
-    """Of those that are whole pipelines."""
-    (first, leading), *others = models.items()
-    whole = {name: each for name, each in models.items() if SCHEDULER in each.components}
-    faults = [f"unets: {each}" for each in unlike_noise({name: own_scheduler(each) for name, each in whole.items()})]
-    for component, keys in SHARED.items():
-        own = leading.config(component) if component in leading.components else {}
-        for name, model in others:
-            theirs = model.config(component) if own and component in model.components else own
-            faults += [
-                f"unets.{name}: its {component} has {key} {theirs.get(key)!r}, and {first}'s has {own.get(key)!r}; "
-                "UNets that take turns must have been trained for the same"
-                for key in keys
-                if theirs.get(key) != own.get(key)
-            ]
-    return faults
+    return models, replace(plain, patches=(spec, *caches, *around), unets=others)
 
 
 def _setups(recipe: SwitchRecipe, first: Setup) -> Iterator[Setup]:

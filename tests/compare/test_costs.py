@@ -17,6 +17,7 @@ from asdm_cli.compare.run import Measures, Place, costs_of
 from asdm_cli.compare.setup import Session, Setup
 from asdm_cli.patches.cache_plan import ResolvedPlan, resolve
 from asdm_cli.patches.guidance import HALVES, PROMPT
+from asdm_cli.profiling.memory import FEW_STEPS
 from asdm_cli.recipe.patches import GuidanceScheduleSpec, read_plan, read_switching
 from asdm_cli.records import Record
 from asdm_cli.unet.blocks import preset
@@ -234,6 +235,22 @@ def test_a_plan_beside_guidance_in_an_interval_costs_what_its_image_does(
     counts = values(records, name, "calls", "inherited")
     assert sum(counts[key] for key in counts if TOLD in key) == sum(len(each) > 1 for each in setup.computed)
     assert value(records, name, "cache_mb", "generation/UNet calls") > 0
+
+
+def test_plans_are_timed_beside_a_first_that_leaves_guidance_out(tiny_pipeline: Path) -> None:
+    first = replace(inside(tiny_pipeline, "late"), patches=inside(tiny_pipeline, "late").patches[1:])
+    assert first.cache is None
+    other = whole(tiny_pipeline, "one", PLANS["one"], draws=False)
+    found = costs.plan_calls(Session(CPU, torch.float32), [first, other], Rounds(1, 0, size=32))
+    assert set(values(found, "one", "time_share", "inherited")) == {"nothing", "rules[0]"}
+
+
+def test_the_memory_of_a_plan_is_that_of_all_its_steps(tiny_pipeline: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    drawn: list[int] = []
+    monkeypatch.setattr(costs, "image_call", lambda _, setup, __: lambda: drawn.append(setup.steps))
+    for plan in (None, PLANS["one"]):
+        costs._measured(whole(tiny_pipeline, "it", plan, steps=7), CPU, torch.float32, 32)
+    assert drawn == [FEW_STEPS, 7]
 
 
 def test_without_guidance_nothing_is_left_out(tiny_pipeline: Path) -> None:

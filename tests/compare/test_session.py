@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 
-from asdm_cli.compare.setup import Session, Setup, twin, weight_bytes
+from asdm_cli.compare.setup import Session, Setup, networks, twin, weight_bytes
 from asdm_cli.models.directory import find
 from asdm_cli.patches.feature_cache import FeatureCache, cache_on
 from asdm_cli.recipe.patches import DeepCacheSpec, read_plan
@@ -55,6 +55,48 @@ def test_on_a_gpu_that_does_not_hold_all_of_them_models_wait_and_one_alone_does_
     assert not Session(cuda, torch.float32, [one]).crowded
     assert not Session(cuda, torch.float32, [one, replace(one, name="again")]).crowded, "of one body"
     assert Session(cuda, torch.float32, [one, bare("other", "sd21")]).crowded
+
+
+class Moved(torch.nn.Module):
+    """Says where it was sent."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.sent: list[str] = []
+
+    def to(self, place: Any) -> Any:
+        self.sent.append(torch.device(place).type)
+        return self
+
+
+@pytest.mark.parametrize(
+    ("device", "crowded", "sent"),
+    [("cpu", False, []), ("cuda", False, ["cuda"]), ("cuda", True, ["cuda", "cpu"])],
+)
+def test_networks_are_where_they_work_and_do_not_stay_where_room_is_short(
+    device: str, crowded: bool, sent: list[str]
+) -> None:
+    session, network = Session(torch.device(device), torch.float32), Moved()
+    session.crowded = crowded
+    with session.present(network):
+        assert network.sent == sent[:1]
+    assert network.sent == sent
+
+
+@pytest.mark.parametrize("offload", [False, True])
+def test_all_that_draws_is_present_but_for_unets_whose_turn_brings_them(
+    offload: bool, session: Session, cast: dict[str, Setup], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    present, turns = list[Any](), cast["turns"]
+    assert turns.model is not None
+    turns = replace(turns, patches=tuple(patches(offload=offload)))
+    keep = Session.present
+    monkeypatch.setattr(Session, "present", lambda self, each: present.append(each) or keep(self, each))
+    with session.stage(turns) as (pipe, _):
+        whole = [*networks(session.pipeline(turns.model)).values()]
+        first, second = pipe.unet.members
+        expected = [each for each in whole if each is not pipe.unet] + [first, *([] if offload else [second])]
+        assert sorted(map(id, present)) == sorted(map(id, expected))
 
 
 def twin_of(unet: Any) -> Any:

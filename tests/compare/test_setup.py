@@ -22,6 +22,7 @@ from asdm_cli.compare.setup import (
     converged,
     drawing,
     fewer_steps,
+    misfits,
     output_alone,
     weight_bytes,
 )
@@ -89,6 +90,25 @@ def test_what_a_model_carries_is_in_force_and_may_be_replaced(tiny_pipeline: Pat
     assert (list(ruled.configs), list(ruled.serving)) == (["large", "small v1.5"], ["large"])
     assert len(ruled.patches) == len(turns.patches)
     assert len(ruled.with_cache("both", read_plan(every(2))).patches) == 2
+
+
+def test_what_was_fitted_to_other_calls_is_told_before_anything_is_drawn(tiny_pipeline: Path) -> None:
+    plain = whole(tiny_pipeline, steps=4)
+    timesteps = [float(each) for each in plain.scheduler.timesteps]
+    fit = {"sampler": type(plain.scheduler).__name__, "timesteps": timesteps, "keys": [0, 1], "weights": [[]] * 4}
+    rule = {"nodes": "out", "schedule": {"mode": "explicit", "steps": [0, 1]}, "extrapolate": "fitted", "fit": fit}
+    fitted = plain.with_cache("fitted", read_plan({"rules": [rule]}))
+    assert misfits([plain, fitted]) == []
+    others = [replace(fitted, name="five", steps=5), replace(fitted, name="dpm", sampler="dpm++2m")]
+    told = misfits([*others, *fewer_steps(fitted, [2])])
+    assert [each.partition(": ")[0] for each in told] == ["five", "dpm", "2 steps"]
+    assert all("were fitted for 4 UNet calls" in each for each in told)
+    assert told[-1].endswith("name a model without a plan")
+
+
+def test_nothing_left_out_has_no_line_beside_it(tiny_pipeline: Path) -> None:
+    text = whole(tiny_pipeline).with_cache("text", read_plan({"rules": every(1)["rules"], "cache_text": True}))
+    assert output_alone([text]) == []
 
 
 def test_memory_is_that_of_everything_that_is_loaded(tiny_pipeline: Path) -> None:

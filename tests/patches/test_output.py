@@ -272,6 +272,10 @@ def test_an_order_takes_the_place_of_a_presets_own_forecast(preset: str) -> None
         ({"schedule": {"mode": "stability", "within": "9-5"}}, "schedule.within: the range ends before it starts"),
         ({"nodes": "mid", "space": "x0"}, "space: goes with 'nodes: out'"),
         ({"extrapolate": "fitted", "axis": "log-snr"}, "axis: goes with other forecasts"),
+        (
+            {"extrapolate": "interleaved", "axis": "angle"},
+            "axis: goes with other forecasts; interleaved ones count calls",
+        ),
         ({"extrapolate": "fitted", "schedule": {"mode": "threshold", "threshold": 0.1}}, "schedule: key steps of a"),
         ({"order": 1, "fit": {"sampler": "s", "timesteps": [1.0], "keys": [0], "weights": [[]]}}, "fit: goes with"),
     ],
@@ -279,6 +283,12 @@ def test_an_order_takes_the_place_of_a_presets_own_forecast(preset: str) -> None
 def test_rules_that_cannot_be_are_refused(rule: dict[str, Any], told: str) -> None:
     with pytest.raises(RecipeError, match=told):
         read_plan(plan(**rule))
+
+
+def test_a_preset_that_counts_calls_counts_nothing_else() -> None:
+    with pytest.raises(RecipeError, match="axis: goes with other forecasts"):
+        read_plan({"preset": "zeus", "axis": "log-snr"})
+    assert read_plan({"preset": "zeus", "axis": "log-snr", "order": 1}).rules[0].axis == "log-snr"
 
 
 @pytest.mark.parametrize(

@@ -31,6 +31,7 @@ from tests.carrying import every
 from tests.expanding import figures, picture, pixels
 from tests.expanding import run as ran
 from tests.forking import plain
+from tests.turns import switching
 from tests.typed import Said, asdm
 from tests.verbs.conftest import Drawing
 
@@ -376,6 +377,39 @@ def test_a_calibrated_plan_is_worked_out_measured_and_written(settings: dict[str
     assert pipe("a fox", num_inference_steps=4, output_type="np").images.shape[0] == 1
     with pytest.raises(ModelError, match="were fitted for 4 UNet calls"):
         pipe("a fox", num_inference_steps=5)
+
+
+@pytest.mark.parametrize("nodes", ["out", "up.3"])
+def test_a_calibrated_plan_may_leave_nothing_out(nodes: str, settings: dict[str, Any], tmp_path: Path) -> None:
+    rule = {**RULE, "nodes": nodes, "schedule": {"mode": "calibrated", "calls": 4}}
+    asked = {"plan": {"rules": [rule]}, "fewer_steps": [], "calibration": 1, "limit": 1, "out": str(tmp_path / "run")}
+    assert ran(tmp_path, {**settings, **asked}).code == 0
+    assert figures(read(tmp_path / "run"), "psnr_db") == {"the plan": 100.0}
+
+
+def test_a_target_is_for_one_unet_that_computes_every_call(
+    recipe: Callable[..., InheritRecipe], tiny_pipeline: Path, tmp_path: Path
+) -> None:
+    guidance = {"kind": "guidance-schedule", "start": 700}
+    guided = ran(
+        tmp_path,
+        {
+            "verb": "inherit",
+            "model": str(tiny_pipeline),
+            "patches": [guidance],
+            "measure": False,
+            "out": str(tmp_path / "guided"),
+        },
+    )
+    assert guided.code == 0, guided.err
+    for model in (tmp_path / "guided", switching(tiny_pipeline, tiny_pipeline, tmp_path / "turns")):
+        with pytest.raises(ModelError, match="target: a plan is looked for where one UNet computes every call"):
+            inherit.plan(recipe(model=str(model), target="2x"))
+
+
+def test_a_sweep_does_not_take_the_plan_s_name(recipe: Callable[..., InheritRecipe]) -> None:
+    with pytest.raises(ModelError, match=r"sweep\[1\].name: 'the plan' is the recipe's own plan; choose another"):
+        inherit.plan(recipe(sweep=[{"name": name, "plan": PLAN} for name in ("one", "the plan")]))
 
 
 def test_what_must_be_calibrated_is_not_taken_for_a_plan(settings: dict[str, Any], tmp_path: Path) -> None:

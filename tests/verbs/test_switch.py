@@ -246,11 +246,36 @@ def test_unets_of_other_training_are_told(
         (other / folder / file).write_text(json.dumps({**held, key: value}))
     large = recipe(parts=PARTS).unets["large"].model
     told = faults(recipe(parts=PARTS, unets={"large": {"model": large}, "small": {"model": str(other)}}))
-    assert len(told) == 2
-    assert told[0].startswith(
-        "unets.small: its scheduler has prediction_type 'v_prediction', and large's has 'epsilon'"
-    )
-    assert told[1].startswith("unets.small: its vae has scaling_factor 1.0, and large's has 0.18215; ")
+    assert told == [
+        f"unets: {key} must be the same everywhere: large has {own}, small has {others}"
+        for key, own, others in (
+            ("scaling_factor of the vae", "0.18215", "1.0"),
+            ("prediction_type of the scheduler", "'epsilon'", "'v_prediction'"),
+        )
+    ]
+
+
+def test_what_a_scheduler_does_not_say_is_its_default(
+    recipe: Callable[..., SwitchRecipe], tiny_small: Path, tmp_path: Path
+) -> None:
+    other = shutil.copytree(tiny_small, tmp_path / "other")
+    file = other / "scheduler/scheduler_config.json"
+    held = json.loads(file.read_text())
+    assert held.pop("prediction_type") == "epsilon"
+    file.write_text(json.dumps(held))
+    large = recipe(parts=PARTS).unets["large"].model
+    switch.plan(recipe(parts=PARTS, unets={"large": {"model": large}, "small": {"model": str(other)}}))
+
+
+def test_a_search_does_not_weigh_answers_beside_guidance_that_is_left_out(
+    recipe: Callable[..., SwitchRecipe], tiny_pipeline: Path, tmp_path: Path
+) -> None:
+    guidance = {"kind": "guidance-schedule", "start": 700}
+    asked = {"verb": "inherit", "model": str(tiny_pipeline), "patches": [guidance], "measure": False}
+    assert ran(tmp_path, {**asked, "out": str(tmp_path / "guided")}).code == 0
+    unets = {**recipe(parts=PARTS).model_dump()["unets"], "large": {"model": str(tmp_path / "guided")}}
+    (told,) = faults(recipe(unets=unets, search={"prompts": 1}))
+    assert told.startswith("search: weighs answers at every call, and large carries guidance that is left out")
 
 
 def test_a_budget_that_nothing_keeps_to_ends_the_run_before_it_draws(

@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from asdm_cli.recipe.patches import ORDERS, CacheRule, Chebyshev, Fit
+from asdm_cli.recipe.patches import INTERLEAVED, ORDERS, CacheRule, Chebyshev, Fit
 
 
 class Weights(NamedTuple):
@@ -125,6 +125,6 @@ def forecast_of(rule: CacheRule, places: Sequence[float], measuring: bool = Fals
         return ChebyshevRidge(rule.extrapolate, places)
     if rule.fit is not None and not measuring:
         return Fitted(rule.fit)
-    if rule.extrapolate == "interleaved":
+    if rule.extrapolate == INTERLEAVED:
         return Interleaved()
     return Polynomial(ORDERS.get(rule.extrapolate or "", rule.order or 0))
