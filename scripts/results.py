@@ -350,6 +350,21 @@ BLOCKS = (
         _assembly,
     ),
     Block(
+        "docs/claims.md",
+        "claims-stability",
+        "table2",
+        "Base's sides, the original's middle",
+        {title: WORTH[title] for title in [*WORTH][3:]},
+        {
+            "1122 undistilled": "before it learns again",
+            **{
+                f"1122{frozen}{place}": f"{told}, {'frozen' if frozen else 'nothing frozen'}"
+                for place, told in ((", early", "a quarter of the steps"), (", half", "half of them"), ("", "all"))
+                for frozen in (" frozen", "")
+            },
+        },
+    ),
+    Block(
         "docs/switch.md",
         "switch",
         "table4",
