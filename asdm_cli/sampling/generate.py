@@ -27,6 +27,7 @@ from accelerate import PartialState
 from diffusers import UNet2DConditionModel
 from diffusers.pipelines.pipeline_utils import DiffusionPipeline
 from PIL.Image import Image
+from torch import Tensor
 
 from asdm_cli.console import bar, note
 from asdm_cli.data.images import read_rgb
@@ -185,6 +186,17 @@ def draw(  # noqa: PLR0913 - what is drawn, from what and how, each by its name
             stop.set()
             workers.shutdown(cancel_futures=True)
             hook.remove()
+
+
+def latents(pipe: Any, prompt: str, settings: SamplingSettings, index: int, given: Sequence[Given] = ()) -> Tensor:
+    """What one image ends in before it is decoded, with the seed of prompt `index`; from one that is `given`, if any
+    is."""
+    final: Tensor = pipe(
+        **arguments(pipe, [prompt], settings, given),
+        generator=[torch.Generator("cpu").manual_seed(prompt_seed(settings.seed, index))],
+        output_type="latent",
+    )[0]
+    return final
 
 
 def arguments(

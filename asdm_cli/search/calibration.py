@@ -17,7 +17,6 @@ from statistics import fmean, median
 from typing import Any
 
 import numpy as np
-import torch
 from torch import Tensor
 
 from asdm_cli.compare.setup import Session, Setup
@@ -26,9 +25,10 @@ from asdm_cli.errors import RunError, blame
 from asdm_cli.patches.base import live_on, unet_calls
 from asdm_cli.patches.unet_schedule import UNetSchedule
 from asdm_cli.profiling.accelerators import idle
-from asdm_cli.sampling.generate import SamplingSettings, arguments, prompt_seed
+from asdm_cli.sampling.generate import SamplingSettings, latents
 from asdm_cli.sampling.prompts import Given
 from asdm_cli.search.dynamic_programme import FARTHEST, GAPS, GRID, Choices
+from asdm_cli.search.forecasts import copied
 
 Null = tuple[int, int]
 """Distance to the last prediction, and gap between that and the one before; 0 for its plain reuse."""
@@ -130,12 +130,7 @@ class Panel:
 
     def _led(self, answer: Tensor, timestep: Any, sample: Tensor, named: dict[str, Any]) -> Tensor:
         scheduler = copy.deepcopy(self.pipe.scheduler)
-        if (
-            dice := named.get("generator")
-        ) is not None:  # others that give what these would, and leave them as they are
-            same = [each.clone_state() for each in dice] if isinstance(dice, list) else dice.clone_state()
-            named = {**named, "generator": same}
-        led: Tensor = type(scheduler).step(scheduler, answer, timestep, sample, **named)[0]
+        led: Tensor = type(scheduler).step(scheduler, answer, timestep, sample, **copied(named))[0]
         return led
 
     def _guided(self, change: Tensor, rows: int) -> Tensor:
@@ -162,11 +157,7 @@ def calibrate(
         for index, prompt in enumerate(track(prompts, "calibrating", len(prompts))):
             panels.append(Panel(pipe, settings.guidance))
             with panels[-1].listening():
-                pipe(
-                    **arguments(pipe, [prompt], settings, given[index : index + 1]),
-                    generator=[torch.Generator("cpu").manual_seed(prompt_seed(settings.seed, index))],
-                    output_type="latent",
-                )
+                latents(pipe, prompt, settings, index, given[index : index + 1])
         return _means(panels)
 
 

@@ -58,20 +58,6 @@ class Choices:
         """Units that a schedule takes."""
         return sum(int(self.costs[name][call]) for call, name in enumerate(schedule) if name in self.costs)
 
-    def error(self, schedule: Schedule) -> float:
-        """The sum of its errors; infinite for one that cannot be had."""
-        total, distance, gap = 0.0, 0, 0
-        for call, name in enumerate(schedule):
-            if name in self.errors:
-                total += self.errors[name][call]
-                distance, gap = 0, distance + 1 if call else 0
-                continue
-            if call == 0 or distance == FARTHEST or (name == "extrapolate" and not gap):
-                return float("inf")
-            total += self.reuse[distance, call] if name == "reuse" else self.extrapolate[distance, gap - 1, call]
-            distance += 1
-        return float(total)
-
 
 def best(choices: Choices, budget: int) -> Schedule | None:
     """The schedule of least error whose cost is at most `budget` units; None if there is none.

@@ -8,7 +8,7 @@ import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, field, replace
-from functools import partial, wraps
+from functools import cached_property, partial, wraps
 from hashlib import sha256
 from itertools import count, product
 from pathlib import Path
@@ -30,7 +30,7 @@ from asdm_cli.patches.feature_cache.forecast import forecast_of
 from asdm_cli.patches.guidance import HALVES, PROMPT, groups_by_class
 from asdm_cli.profiling.latency import versions
 from asdm_cli.recipe.patches import FITTED, OUT, CachePlan, CacheRule, Calibrated, Explicit, Fit
-from asdm_cli.sampling.generate import SamplingSettings, arguments, prompt_seed
+from asdm_cli.sampling.generate import SamplingSettings, latents
 from asdm_cli.sampling.prompts import Given, PromptList
 from asdm_cli.search.key_steps import Combination, Moments, best_key_steps, fitted, summed
 
@@ -135,27 +135,26 @@ class Recorder:
             total += gram / gram.diagonal().mean()
         return total
 
+    @cached_property
     def gains(self) -> tuple[float, ...]:
         """What a change of one of a call's answer becomes in the final latents, the UNet's other answers held: by going
         through the scheduler's steps again."""
-        return tuple(self._replayed(call) for call in range(len(self.taken)))
+        end, found = self._replayed({}), list[float]()
+        for call, (answer, *_) in enumerate(self.taken):
+            noise = torch.Generator().manual_seed(0)
+            change = torch.randn(answer.shape, generator=noise).to(answer) * answer.std() * PERTURBED
+            moved, by = self._replayed({call: change}) - end, change.double()
+            found.append(float((moved * by).sum() / (by * by).sum()))
+        return tuple(found)
 
-    def _replayed(self, changed: int) -> float:
-        answer = self.taken[changed][0]
-        noise = torch.Generator().manual_seed(0)
-        change = torch.randn(answer.shape, generator=noise).to(answer) * answer.std() * PERTURBED
-        ends = []
-        for added in (0, change):
-            scheduler = copy.deepcopy(self.pipe.scheduler)
-            scheduler.set_timesteps(self.steps)
-            sample = self.taken[0][2]
-            for call, (held, timestep, _, named) in enumerate(self.taken):
-                sample = type(scheduler).step(
-                    scheduler, held + added if call == changed else held, timestep, sample, **copied(named)
-                )[0]
-            ends.append(sample.double())
-        change = change.double()
-        return float(((ends[1] - ends[0]) * change).sum() / (change * change).sum())
+    def _replayed(self, changes: Mapping[int, Tensor]) -> Tensor:
+        """The final latents, where answers are changed by so much."""
+        scheduler, sample = copy.deepcopy(self.pipe.scheduler), self.taken[0][2]
+        scheduler.set_timesteps(self.steps)
+        for call, (held, timestep, _, named) in enumerate(self.taken):
+            answer = held + changes[call] if call in changes else held
+            sample = type(scheduler).step(scheduler, answer, timestep, sample, **copied(named))[0]
+        return sample.double()
 
     def error(self, call: int) -> Tensor | None:
         """What a forecast would miss: the rows of a straight line through the last two calls, less this one's. None
@@ -183,7 +182,7 @@ class Recorder:
     def shares(self, draw: Callable[[], Tensor], end: Tensor) -> dict[int, float]:
         """Call -> what is left of its gain where later calls answer to an error, as they do when it is drawn; of the
         last call all. `draw` draws the recorded image again, whose final latents are `end`."""
-        gains = self.gains()
+        gains = self.gains
         last = len(gains) - 1
         found = {last: 1.0}
         for call in {round(place) for place in np.linspace(1, last - 1, PROBES)} & {*range(1, last)}:
@@ -251,7 +250,7 @@ class Drawings:
             groups_by_class(pipe)
             for index, prompt in enumerate(track(self.prompts, f"{what} {self.setup.name}", len(self.prompts))):
                 recorder = Recorder(pipe, self.setup.steps, self.setup.guidance, outlets)
-                draw = partial(self._draw, pipe, index, prompt)
+                draw = partial(latents, pipe, prompt, self.settings, index, self.given[index : index + 1])
                 with recorder.listening():
                     end = draw()
                 if len(recorder.taken) != len(recorder.mixes):
@@ -260,21 +259,13 @@ class Drawings:
                     )
                 yield recorder, draw, end
 
-    def _draw(self, pipe: Any, index: int, prompt: str) -> Tensor:
-        final: Tensor = pipe(
-            **arguments(pipe, [prompt], self.settings, self.given[index : index + 1]),
-            generator=[torch.Generator("cpu").manual_seed(prompt_seed(self.settings.seed, index))],
-            output_type="latent",
-        )[0]
-        return final
-
     def gains(self) -> list[float]:
         """What an error of each call really becomes in the final latents, in units of itself."""
         few = replace(self, prompts=self.prompts[:PROBED], given=self.given[:PROBED])
         shares = []
         for recorder, draw, end in few.each("measuring gains of"):
             shares.append(recorder.shares(draw, end))
-            alone = np.array(recorder.gains())
+            alone = np.array(recorder.gains)
         found: list[float] = (alone * left_of_gains(shares, len(alone))).tolist()
         return found
 

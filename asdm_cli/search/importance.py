@@ -22,7 +22,7 @@ from asdm_cli.compare.setup import Session, Setup, twin
 from asdm_cli.console import track
 from asdm_cli.errors import ModelError, RunError, blame
 from asdm_cli.profiling.latency import clocked
-from asdm_cli.sampling.generate import SamplingSettings, arguments, prompt_seed
+from asdm_cli.sampling.generate import SamplingSettings, latents
 from asdm_cli.sampling.prompts import Given
 from asdm_cli.training.distillation import FeatureRecorder
 from asdm_cli.unet.addresses import Anatomy
@@ -77,11 +77,7 @@ def listen(  # noqa: PLR0913 - who draws, how, and what is kept of it
                 lambda _, args, named, heard=heard: heard.append((args, dict(named))), with_kwargs=True
             )
             try:
-                pipe(
-                    **arguments(pipe, [prompt], settings, given[index : index + 1]),
-                    generator=[torch.Generator("cpu").manual_seed(prompt_seed(settings.seed, first + index))],
-                    output_type="latent",
-                )
+                latents(pipe, prompt, settings, first + index, given[index : index + 1])
             finally:
                 handle.remove()
             found += [call for number, call in enumerate(heard) if number in wanted]

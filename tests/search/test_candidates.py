@@ -10,7 +10,7 @@ from hypothesis import given, settings
 
 from asdm_cli.recipe.patches import NULLS
 from asdm_cli.search.dynamic_programme import Choices, candidates, least_cost, two_parts, weighed
-from tests.search.test_dynamic_programme import INF, by_hand, everything, tables
+from tests.search.test_dynamic_programme import INF, by_hand, error_of, everything, tables
 
 
 @settings(max_examples=30, deadline=None)
@@ -18,11 +18,11 @@ from tests.search.test_dynamic_programme import INF, by_hand, everything, tables
 def test_candidates_keep_to_the_budget_and_can_be_had(choices: Choices) -> None:
     for budget, nulls in product((0, 3, 7, 30), (True, False)):
         found = candidates(choices, budget, nulls)
-        assert all(choices.cost(schedule) <= budget and choices.error(schedule) < INF for schedule in found)
+        assert all(choices.cost(schedule) <= budget and error_of(choices, schedule) < INF for schedule in found)
         assert nulls or not set().union(*found) & set(NULLS)
         assert bool(found) == any(nulls or not set(each) & set(NULLS) for *_, each in everything(choices, budget))
         if nulls and found:
-            least = min(choices.error(schedule) for schedule in found)
+            least = min(error_of(choices, schedule) for schedule in found)
             assert least == min(everything(choices, budget))[0], "the plain search is one of them"
 
 

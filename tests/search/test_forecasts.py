@@ -76,7 +76,7 @@ def test_gains_are_what_a_change_of_an_answer_becomes(sampler: str) -> None:
     recorder = Recorder(pipe, STEPS, GUIDANCE)
     with recorder.listening():
         draw(pipe, STEPS, guidance_scale=GUIDANCE)
-    gains = recorder.gains()
+    gains = recorder.gains
 
     def end(changed: int, by: float) -> torch.Tensor:
         pipe.scheduler.set_timesteps(STEPS)
