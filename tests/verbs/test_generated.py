@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import tarfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -34,18 +34,37 @@ ROOT = Path(__file__).parents[2]
 CPU = torch.device("cpu")
 
 
+@pytest.fixture(scope="module", autouse=True)
+def _two_pictures_a_shard() -> Iterator[None]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(generated, "SHARD", 2)
+        yield
+
+
 @pytest.fixture
-def recipe(tiny_pipeline: Path, tiny_base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
-    """Somebody with a checkpoint and a list of prompts; two pictures a shard."""
-    monkeypatch.setattr(generated, "SHARD", 2)
-    (tmp_path / "prompts.txt").write_text("\n".join(PROMPTS), encoding="utf-8")
+def recipe(tiny_pipeline: Path, tiny_base: Path, tmp_path: Path) -> dict[str, Any]:
+    return asked(tiny_pipeline, tiny_base, tmp_path)
+
+
+@pytest.fixture(scope="module")
+def whole(tiny_pipeline: Path, tiny_base: Path, tmp_path_factory: pytest.TempPathFactory) -> bytes:
+    """The weights that come of it where nobody interrupts it."""
+    folder = tmp_path_factory.mktemp("whole")
+    said = ran(folder, asked(tiny_pipeline, tiny_base, folder))
+    assert said.code == 0, said.err
+    return (folder / "run/model/unet" / WEIGHTS).read_bytes()
+
+
+def asked(teacher: Path, student: Path, folder: Path) -> dict[str, Any]:
+    """Somebody with a checkpoint and a list of prompts."""
+    (folder / "prompts.txt").write_text("\n".join(PROMPTS), encoding="utf-8")
     return {
         "verb": "distill",
-        "teacher": str(tiny_pipeline),
-        "students": [{"name": "base", "model": str(tiny_base)}],
+        "teacher": str(teacher),
+        "students": [{"name": "base", "model": str(student)}],
         "data": {
-            "generate": {"prompts": str(tmp_path / "prompts.txt"), "steps": 3, "seed": 5, "sampler": "ddim"},
-            "cache_folder": str(tmp_path / "cache"),
+            "generate": {"prompts": str(folder / "prompts.txt"), "steps": 3, "seed": 5, "sampler": "ddim"},
+            "cache_folder": str(folder / "cache"),
         },
         "steps": 2,
         "batch": 4,
@@ -106,10 +125,8 @@ def test_a_student_learns_from_what_its_teacher_draws(
 
 @pytest.mark.parametrize("killed", [0, 1, 4, "packing"])
 def test_killed_at_any_moment_it_goes_on(
-    killed: int | str, recipe: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    killed: int | str, recipe: dict[str, Any], whole: bytes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    whole = ran(tmp_path / "whole", {**recipe, "data": {**recipe["data"], "cache_folder": str(tmp_path / "other")}})
-    assert whole.code == 0, whole.err
     saved, drawn = ImageSet.save, list[int]()
 
     def save(self: ImageSet, index: int, image: Any) -> None:
@@ -135,8 +152,7 @@ def test_killed_at_any_moment_it_goes_on(
     said = ran(tmp_path / "run", recipe)
     assert said.code == 0, said.err
     assert len(drawn) - before == 5 - kept + bool(kept)
-    weights = [(tmp_path / name / "run/model/unet" / WEIGHTS).read_bytes() for name in ("whole", "run")]
-    assert weights[0] == weights[1]
+    assert (tmp_path / "run/run/model/unet" / WEIGHTS).read_bytes() == whole
 
 
 def test_processes_share_the_drawing(recipe: dict[str, Any], tmp_path: Path) -> None:
