@@ -130,6 +130,7 @@ results: setup ## Write docs/results and every figure that pages show of it anew
 
 costs: setup ## What SD 1.5, 2.1 and XL cost at their real size (random weights); half an hour on a CPU with bfloat16
 	$(BIN)/asdm run recipes/tables/costs.yaml --overwrite
+	$(BIN)/python -m scripts.results keep costs runs/costs
 
 FRONTS := runs/inherit-pocket-front-ddim runs/inherit-pocket-front-dpm \
 	runs/inherit-pocket-calibrated-ddim runs/inherit-pocket-calibrated-dpm

@@ -154,6 +154,33 @@ def _bench(figures: Figures) -> str:
         quartiles of times, and the 95 % interval of a speed-up (bootstrap)."""
 
 
+def _costs(figures: Figures) -> str:
+    return f"""`make costs` on {figures.card("cpu_cores")} CPU cores ({figures.card("device").removeprefix("cpu: ")}, of
+        which it had one), {figures.card("dtype")}, one latent a call, random weights, SDXL at
+        {figures.inputs["sdxl_size"]} pixels; medians of {figures.card("rounds")} rounds
+        ([all](results/costs.md)). The bound is what the multiply-adds that are left out would save if all else were
+        free."""
+
+
+GENERATION = "generation/UNet calls"
+SMALLER = {
+    "": "",
+    " base": ", Base",
+    " small": ", Small",
+    " tiny": ", Tiny",
+    " 1122": ", Base's outer levels, its own deep ones",
+}
+LAST = {"sd15": "up.3", "sdxl": "up.2"}
+OF_SIZE = {
+    size: [
+        "deepcache 0 every 3rd",
+        f"{last} early 3, order 1",
+        "encoder",
+        "transformers every 3rd",
+        "output every 2nd, order 1",
+    ]
+    for size, last in LAST.items()
+}
 WORTH = {
     "parameters, M": [("params_m", "")],
     "UNet call, GMACs": [("macs_g", "")],
@@ -315,6 +342,42 @@ BLOCKS = (
         },
         {"pocket": "original", "base": "`remove: base`"},
         _bench,
+    ),
+    Block(
+        "docs/measure.md",
+        "costs",
+        "costs",
+        "real size",
+        {
+            "parameters, M": [("params_m", "")],
+            "UNet call, GMACs": [("macs_g", "")],
+            "UNet call, ms": [("unet_ms", "")],
+            "speed-up": [("unet_speedup", "")],
+            "peak memory, MB": [("peak_memory_mb", "")],
+        },
+        {
+            **{f"sd15{part}": f"SD 1.5{told}" for part, told in SMALLER.items()},
+            **{f"sdxl{part}": f"SDXL{SMALLER[part]}" for part in ("", " base", " small")},
+            "sdxl 122": "SDXL, Base's outermost levels",
+        },
+        _costs,
+    ),
+    Block(
+        "docs/measure.md",
+        "costs-plans",
+        "costs",
+        "plans, 50 steps",
+        {
+            "all UNet calls, of the MACs": [("macs_share", GENERATION)],
+            "of the time": [("time_share", GENERATION)],
+            "speed-up": [("denoising_speedup", GENERATION)],
+            "share of the bound": [("bound_share", GENERATION)],
+        },
+        {
+            f"{size} {plan}": f"{told}: {plan}"
+            for size, told in (("sd15", "SD 1.5"), ("sdxl", "SDXL"))
+            for plan in OF_SIZE[size]
+        },
     ),
     Block(
         "docs/claims.md",
