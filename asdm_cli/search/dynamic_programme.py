@@ -72,11 +72,11 @@ def best(choices: Choices, budget: int) -> Schedule | None:
     least = np.full((len(states), budget + 1), np.inf)
     least[at[0, 0], 0] = 0.0
     who = [*choices.errors, "reuse", "extrapolate"]
-    steps: list[NDArray[np.int64]] = []
+    steps: list[NDArray[np.int32]] = []
     """Of each call: for every state and amount spent, by whom, from which state and at what cost it was reached."""
     for call in range(choices.calls):
         following = np.full_like(least, np.inf)
-        origins = np.zeros((*least.shape, 3), dtype=np.int64)
+        origins = np.zeros((*least.shape, 3), dtype=np.int32)
         for number, (distance, gap) in enumerate(states):
             if np.isinf(least[number]).all():
                 continue

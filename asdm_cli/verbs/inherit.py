@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -165,6 +166,9 @@ def plan(recipe: InheritRecipe) -> Plan:
         held = read_prompts(recipe.prompts, recipe.limit + recipe.calibration, inputs=recipe.inputs)
         calibrated = held.last(recipe.calibration)
     again = _of_front(recipe, recipe.front, plain.model) if recipe.front else None
+    for more in (calibrated, again.prompts if again else None):
+        if more is not None:
+            drawn_from([plain], more, size)
     return Plan(recipe, tuple(setups), near, prompts, metrics, size, calibrated, again, pending)
 
 
@@ -202,6 +206,8 @@ def run(plan: Plan, run: Run) -> Report:
         target, measured = run.path / "model", recipe.drawn_with | {"steps": chosen.steps}
         write_patched(first.model, {}, chosen.patches, target, "inherit", run.link, measured_with=measured)
         report.setups[chosen.name]["written"] = "."
+    if report is not None:
+        shutil.rmtree(run.path / CALIBRATION, ignore_errors=True)
     return finished(report, "inherit")
 
 

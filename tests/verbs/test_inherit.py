@@ -373,6 +373,7 @@ def test_a_calibrated_plan_is_worked_out_measured_and_written(settings: dict[str
     assert said.code == 0, said.err
     report = read(out)
     assert figures(report, "full_calls") == {"the plan": 2, ALONE: 2}, "a line beside the fit"
+    assert not (out / "calibration").exists()
     pipe = asdm_cli.load(str(out / "model"), "cpu", "float32")
     assert pipe("a fox", num_inference_steps=4, output_type="np").images.shape[0] == 1
     with pytest.raises(ModelError, match="were fitted for 4 UNet calls"):
