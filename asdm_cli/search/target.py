@@ -152,13 +152,13 @@ def find_plan(  # noqa: PLR0913 - what a search depends on, each by its name
     Raises RunError for a target that cannot be had, and says what can.
     """
     known, began, minutes = costs(session, plain, place, folder, state), time.monotonic(), minutes or MINUTES
-    search = Search(session, plain, target, prompts, place, folder, state, known, held)
 
     def late() -> bool:
         return bool(by_first(state, lambda: time.monotonic() - began > 60 * minutes))
 
+    search = Search(session, plain, target, prompts, place, folder, state, known, held, late)
     output, *others = families(plain)
-    ways: dict[str, Callable[[Callable[[], bool]], None]] = {
+    ways: dict[str, Callable[[], None]] = {
         output: partial(search.plans, output),
         FEWER: search.fewer,
         "plans at fewer steps": search.between,
@@ -168,7 +168,7 @@ def find_plan(  # noqa: PLR0913 - what a search depends on, each by its name
         if search.tried and late():
             note(f"{family}: not tried, the {minutes:g} minutes are over")
             break
-        look(late)
+        look()
     if not search.tried:
         raise RunError(
             f"target: {target.words} cannot be had by fewer UNet calls: {search.least} plain steps are "
@@ -193,25 +193,26 @@ class Search:
     state: PartialState
     known: Costs
     held: Callable[[Tried], float]
+    late: Callable[[], bool] = lambda: False
     tried: list[Tried] = field(default_factory=list)
 
-    def plans(self, family: str, late: Callable[[], bool]) -> None:
+    def plans(self, family: str) -> None:
         """At all steps."""
         steps, calls = self.plain.steps, self.plain.calls
         if self.target.speedup is None:
-            bisect(self.target, LEAST, calls - 1, partial(self.draw, family, steps), late)
+            bisect(self.target, LEAST, calls - 1, partial(self.draw, family, steps), self.late)
         elif full := most_calls(self.known, family, calls, self.target.speedup):
             self.draw(family, steps, full)
 
-    def fewer(self, late: Callable[[], bool]) -> None:
+    def fewer(self) -> None:
         """Steps, without a plan."""
         counts = range(self.least, self.plain.steps)
         if self.target.speedup is None:
-            bisect(self.target, counts.start, counts.stop - 1, partial(self.draw, FEWER), late)
+            bisect(self.target, counts.start, counts.stop - 1, partial(self.draw, FEWER), self.late)
         elif fast := [steps for steps in counts if self.speedup_at(steps) >= self.target.speedup]:
             self.draw(FEWER, max(fast))
 
-    def between(self, late: Callable[[], bool]) -> None:
+    def between(self) -> None:
         """Plans of the output at fewer steps. With as many calls in full more steps come nearer, so they are tried only
         where they pay for more calls; or, at a quality, where they are faster than all that has it."""
         alone = min((each.setup.steps for each in self.near if each.family == FEWER), default=None)
@@ -226,7 +227,7 @@ class Search:
         for steps in between(alone, self.plain.steps) if whole else ():
             fastest = max(each.speedup for each in self.near)
             most = min(most_calls(self.known, OUTPUT, self.calls(steps), fastest), self.calls(steps) - 1)
-            bisect(self.target, min(whole), most, partial(self.draw, OUTPUT, steps), late)
+            bisect(self.target, min(whole), most, partial(self.draw, OUTPUT, steps), self.late)
 
     def affording(self, full: int, least: int, speed: float) -> list[int]:
         """Numbers of steps at which so many calls in full are as fast, of those from `least`."""

@@ -80,8 +80,9 @@ def imagined(target: Target, known: Costs = COSTS, **slower: float) -> Imagined:
 
 
 def found(search: Search) -> Tried:
-    for look in (lambda late: search.plans(OUTPUT, late), search.fewer, search.between):
-        look(lambda: False)
+    search.plans(OUTPUT)
+    search.fewer()
+    search.between()
     return search.best()
 
 
