@@ -6,8 +6,7 @@ from collections.abc import Iterable, Sequence
 from itertools import pairwise
 from typing import NamedTuple
 
-FEWER_STEPS, OUTPUT_ALONE, DEEPCACHE = "fewer steps", "output alone", "DeepCache"
-PEERS = (FEWER_STEPS, OUTPUT_ALONE, DEEPCACHE)
+FEWER, ALONE, DEEPCACHE = PEERS = ("fewer steps", "output alone", "DeepCache")
 """Series of what a user would do instead; the others are held against them."""
 
 

@@ -14,6 +14,7 @@ import psutil
 import torch
 from diffusers import UNet2DConditionModel
 
+from asdm_cli.compare.pareto import ALONE, FEWER
 from asdm_cli.errors import AsdmError, ModelError, blame
 from asdm_cli.models.directory import UNET, ModelDirectory, check_drawing, check_parts
 from asdm_cli.models.load import load_pipeline, load_unet, random_unet
@@ -52,7 +53,7 @@ from asdm_cli.unet.flops import parameters, rows
 from asdm_cli.unet.shapes import latent_size
 from asdm_cli.unet.weights import read_headers
 
-PLAIN, FEWER, ALONE, DEEPCACHE, CONVERGED = "plain", "fewer steps", "output alone", "DeepCache", "converged"
+PLAIN, CONVERGED = "plain", "converged"
 """Series, whose points a plot joins by a line."""
 SD_FACTOR, SD_TOKENS = 8, 77
 """Pixels per latent, and text tokens, in every Stable Diffusion so far; what a UNet without its pipeline is taken to

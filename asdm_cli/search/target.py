@@ -25,8 +25,9 @@ from typing import Any
 from accelerate import PartialState
 
 from asdm_cli.compare.costs import Rounds, plan_calls
+from asdm_cli.compare.pareto import FEWER
 from asdm_cli.compare.run import Place, by_first, image_times, kept
-from asdm_cli.compare.setup import FEWER, PLAIN, Session, Setup, fewer_steps
+from asdm_cli.compare.setup import PLAIN, Session, Setup, fewer_steps
 from asdm_cli.console import note
 from asdm_cli.errors import RunError
 from asdm_cli.models.schedulers import strength_of

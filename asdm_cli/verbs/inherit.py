@@ -13,7 +13,7 @@ from typing import Any
 from accelerate import PartialState
 
 from asdm_cli.compare.costs import Rounds, work
-from asdm_cli.compare.pareto import ParetoPoint, front
+from asdm_cli.compare.pareto import DEEPCACHE, FEWER, ParetoPoint, front
 from asdm_cli.compare.run import (
     QUALITY,
     SAMPLES,
@@ -27,8 +27,6 @@ from asdm_cli.compare.run import (
     recalled,
 )
 from asdm_cli.compare.setup import (
-    DEEPCACHE,
-    FEWER,
     PLAIN,
     Session,
     Setup,

@@ -14,8 +14,8 @@ import torch
 from safetensors.torch import load_file
 
 from asdm_cli.compare import setup as module
+from asdm_cli.compare.pareto import ALONE
 from asdm_cli.compare.setup import (
-    ALONE,
     Setup,
     check_memory,
     common_size,

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from asdm_cli.compare.setup import FEWER
+from asdm_cli.compare.pareto import FEWER
 from asdm_cli.errors import RecipeError, RunError
 from asdm_cli.recipe.messages import validated
 from asdm_cli.recipe.verbs import InheritRecipe, Target

@@ -95,7 +95,7 @@ def test_the_plan_is_compared_with_fewer_steps(run: Path) -> None:
     steps = {"plain": 4, "2 steps": 2, "the plan": 4, ALONE: 4}
     assert {name: facts["steps"] for name, facts in report.setups.items()} == steps
     series = [report.setups[name].get("series") for name in ("plain", "2 steps", ALONE)]
-    assert series == ["plain", pareto.FEWER_STEPS, pareto.OUTPUT_ALONE]
+    assert series == ["plain", pareto.FEWER, pareto.ALONE]
     share = figures(report, "macs_share")
     assert (share["plain"], share["2 steps"]) == (1, pytest.approx(0.5))
     assert 0 < share[inherit.PLAN] < 1
