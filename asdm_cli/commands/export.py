@@ -15,20 +15,19 @@ from asdm_cli.console import hand_over, note
 from asdm_cli.errors import ModelError
 from asdm_cli.models import formats, readers, single_file
 from asdm_cli.models.card import loading, model_card, rows
-from asdm_cli.models.directory import CONFIG, EXTRAS, UNETS, ModelDirectory, check_parts, check_unet, find
+from asdm_cli.models.directory import BESIDE_FILE, CONFIG, EXTRAS, UNETS, ModelDirectory, check_parts, check_unet, find
 from asdm_cli.models.metadata import history, patches_of, record, unet_components
 from asdm_cli.models.push import check_push, described, push
 from asdm_cli.models.write import atomic_directory, carry, carry_configs, refuse_existing, refuse_sources
 from asdm_cli.recipe.messages import choice
 from asdm_cli.recipe.patches import PatchSpec
+from asdm_cli.recipe.schema import places
 from asdm_cli.report.export import to_markdown
 from asdm_cli.report.run_directory import is_run, read
 from asdm_cli.unet.blocks import EXPERTS, STOCK
 from asdm_cli.unet.weights import Piece, as_it_is, read_headers
 
 SINGLE_FILE, DIFFUSERS = "single-file", "diffusers"
-CONFIGS = "config"
-"""The folder beside a single file with all of a pipeline but its weights."""
 CARD = "README.md"
 LEFT_OUT = ("safety_checker", "image_encoder")
 """Components with weights that a single file has not, and that pipelines do without."""
@@ -71,7 +70,7 @@ class Plan:
         if readers.diffusers(self.source).not_because:
             return []
         kind, name = (STOCK, "unet") if self.unet_only else (self.source.index["_class_name"], "pipe")
-        told = [f'"{where}/{self.name}.safetensors"', f'config="{where}/{CONFIGS}"']
+        told = [f'"{where}/{self.name}.safetensors"', f'config="{where}/{BESIDE_FILE}"']
         told += ['subfolder="unet"'] if self.unet_only else []
         return [f"from diffusers import {kind}", "", f"{name} = {kind}.from_single_file({', '.join(told)})"]
 
@@ -98,7 +97,7 @@ def export(model: str, to: str, out: Path, how: dict[str, Any], overwrite: bool,
     if how["push"]:
         check_push(how["push"], dry_run)
     source = find(model)
-    refuse_sources(out, [source.path])
+    refuse_sources(out, [source.path, *places(model)])
     plan = _single_file(source, how) if to == SINGLE_FILE else _directory(source, how)
     for line in (*plan.described(), *plan.loading(str(out))[-1:]):
         note(line)
@@ -177,7 +176,7 @@ def _directory(source: ModelDirectory, how: dict[str, Any]) -> Plan:
 
 
 def _write(plan: Plan, folder: Path) -> None:
-    configs = folder / CONFIGS if plan.is_file else folder
+    configs = folder / BESIDE_FILE if plan.is_file else folder
     gone = (*LEFT_OUT, *EXTRAS) if plan.is_file else ()
     carry_configs(plan.source, configs, {"unet"} if plan.unet_only else None, gone)
     with formats.written_as(plan.dtype) as lost:
@@ -198,7 +197,7 @@ def _write(plan: Plan, folder: Path) -> None:
 
 def _tell_format(configs: Path, dtype: str) -> None:
     """Text encoders' configurations say in which format their weights are, and transformers reads them so."""
-    for file in configs.glob(f"*/{CONFIG}"):
+    for file in (each for each in configs.glob(f"*/{CONFIG}") if each.parent.name not in EXTRAS):
         held = json.loads(file.read_text(encoding="utf-8"))
         if told := [key for key in TORCH_KEYS if key in held]:
             file.write_text(json.dumps(held | dict.fromkeys(told, dtype), indent=2) + "\n", encoding="utf-8")

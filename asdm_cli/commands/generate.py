@@ -18,6 +18,7 @@ from asdm_cli.errors import Faults, ModelError, blame
 from asdm_cli.models.directory import INDEX, UNET, ModelDirectory, find
 from asdm_cli.models.pipelines import CALLED, PIPELINES
 from asdm_cli.models.write import atomic_directory, refuse_existing, refuse_sources
+from asdm_cli.recipe.schema import places
 from asdm_cli.recipe.typed import read_adapters
 
 if TYPE_CHECKING:
@@ -39,7 +40,8 @@ def generate(
     refuse_existing(out, overwrite)
     adapters = read_adapters(settings["lora"], "--lora")
     source = find(settings["model"], adapters)
-    refuse_sources(out, [source.path, *(Path(each.path) for each in adapters)])
+    files = [*(each.path for each in adapters), *(settings[key] for key in ("image", "mask") if settings[key])]
+    refuse_sources(out, [source.path, *places(settings["model"]), *map(Path, files)])
     if not source.is_pipeline:
         around = f", {source.path.parent}" if (source.path.parent / INDEX).is_file() else ""
         raise ModelError(f"{source.path}: a UNet alone draws nothing; give a whole pipeline directory{around}")

@@ -36,6 +36,7 @@ def show(sources: list[str], shape: str | None, page: Path | None, overwrite: bo
         return
     from asdm_cli.report.join import join, read_all
 
+    sources = list(dict.fromkeys(sources))
     runs = read_all([Path(source) for source in sources])
     report = join(runs)
     if shape is not None:

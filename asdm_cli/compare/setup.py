@@ -206,7 +206,8 @@ class Setup:
         found |= self.begun
         made = [step["verb"] for step in history(self.model)] if self.model else []
         adapters = [each.told for each in self.model.adapters] if self.model else []
-        beside = {"patches": told, "adapters": adapters, "made": made}
+        unets = {name: each.source for name, each in self.unets.items()}
+        beside = {"unets": unets, "patches": told, "adapters": adapters, "made": made}
         return {**found, "series": self.series or self.name, **{key: each for key, each in beside.items() if each}}
 
     def origin(self) -> Origin:

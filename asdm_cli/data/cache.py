@@ -39,7 +39,7 @@ from asdm_cli.models.directory import TEXTS, ModelDirectory
 from asdm_cli.models.write import whole_file
 from asdm_cli.recipe.redact import redact
 from asdm_cli.recipe.schema import Whole
-from asdm_cli.unet.weights import Entry, check_text, read_headers
+from asdm_cli.unet.weights import Entry, check_regular, read_headers
 
 CACHE_FORMAT = 2
 """Counts changes of the files below."""
@@ -469,7 +469,7 @@ def only_builder(folder: Path) -> Iterator[None]:
 
 def _read(kind: type[File], file: Path) -> File:
     try:
-        return kind.model_validate_json(check_text(file).read_bytes())
+        return kind.model_validate_json(check_regular(file).read_bytes())  # of any size: there may be many samples
     except (OSError, ValueError) as error:
         raise _damaged(file, str(error).splitlines()[0]) from None
 

@@ -391,7 +391,8 @@ def _members(shard: Shard, stream: _Stream, faults: Faults) -> Iterator[dict[str
     mode: Any = "r|" if shard.seekable else "r|*"
     unsafe = ""
     try:
-        with tarfile.open(fileobj=stream, mode=mode, tarinfo=_Header) as archive:  # type: ignore[call-overload]
+        # names that are no UTF-8 are told, and written, with their bytes spelled out
+        with tarfile.open(fileobj=stream, mode=mode, tarinfo=_Header, errors="backslashreplace") as archive:  # type: ignore[call-overload]
             for member in archive:
                 archive.members = []  # or it would keep every header
                 path, (key, _, suffix) = PurePosixPath(member.name), member.name.rpartition(".")

@@ -83,10 +83,11 @@ def kid(generated: Tensor, real: Tensor, generated_weights: Tensor, real_weights
 
 
 def _within(features: Tensor, weights: Tensor) -> Tensor:
-    """Mean kernel over pairs of two different images."""
+    """Mean kernel over pairs of two different images; no number for a resample without any."""
     own = (features.square().sum(1) / features.shape[1] + 1) ** 3
     total = _kernel_sum(features, features, weights, weights) - weights.square() @ own
-    return total / (weights.sum(1).square() - weights.square().sum(1))
+    pairs = weights.sum(1).square() - weights.square().sum(1)
+    return (total / pairs).where(pairs > 0, torch.nan)
 
 
 def _kernel_sum(a: Tensor, b: Tensor, a_weights: Tensor, b_weights: Tensor) -> Tensor:
@@ -138,13 +139,14 @@ def inception_score(logits: Tensor, weights: Tensor) -> Tensor:
 def own_caption(images: Tensor, captions: Tensor) -> tuple[Tensor, Tensor]:
     """How each image fits its own caption: 100 * cosine (CLIPScore) [n], and how many captions fit better [n].
 
-    Embeddings [n, d] of any length; image i belongs to caption i.
+    Embeddings [n, d] and [m, d] of any length; image i belongs to caption i modulo m.
     """
     images, captions = F.normalize(images, dim=1), F.normalize(captions, dim=1)
     scores, better = [], []
     for start, block in zip(range(0, len(images), BLOCK), images.split(BLOCK), strict=True):
         similarity = 100 * block @ captions.T
-        own = similarity.diagonal(offset=start)
+        places = torch.arange(start, start + len(block), device=similarity.device) % len(captions)
+        own = similarity.gather(1, places[:, None])[:, 0]
         scores.append(own)
         better.append((similarity > own[:, None] + SAME_CAPTION).sum(1))
     return torch.cat(scores), torch.cat(better)

@@ -165,8 +165,8 @@ class MetricSuite:
 
     @cached_property
     def captions(self) -> Tensor:
-        """The prompts, embedded by the CLIP."""
-        return text_embeddings(self.clip, list(self.prompts.prompts))
+        """The prompts, embedded by the CLIP; each once, however often it is drawn."""
+        return text_embeddings(self.clip, list(self.prompts.prompts[: self.prompts.distinct]))
 
     def beside_real(self, images: ImageSet) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Features of these and of all real images, and the weights of both."""

@@ -57,6 +57,8 @@ PREDICTIONS = ("epsilon", "v_prediction", "sample")
 CONFIG = "config.json"
 SETTINGS = {"scheduler": "scheduler_config.json", "tokenizer": "tokenizer_config.json"}
 """Components without weights, and the file without which libraries would take settings of another model."""
+BESIDE_FILE = "config"
+"""The folder beside a single file with the rest of its pipeline, as `asdm export` writes it."""
 CONFIGS = (CONFIG, *SETTINGS.values(), "preprocessor_config.json")
 TEXTS = {".json", ".txt", ".model"}
 """What stands beside weights: configurations and vocabularies."""

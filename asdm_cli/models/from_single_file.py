@@ -23,6 +23,7 @@ from filelock import FileLock
 from asdm_cli.console import bar, note
 from asdm_cli.errors import ModelError
 from asdm_cli.models.directory import (
+    BESIDE_FILE,
     CONFIG,
     CONFIGS,
     INDEX,
@@ -33,8 +34,10 @@ from asdm_cli.models.directory import (
     check_unet,
 )
 from asdm_cli.models.families import configs, write_tokenizer
+from asdm_cli.models.single_file import unet_names
 from asdm_cli.models.write import atomic_directory, carry, write_json
 from asdm_cli.recipe.redact import told_apart
+from asdm_cli.unet.shapes import tensor_shapes
 from asdm_cli.unet.weights import CHUNK, WEIGHTS, Entry, check_text, copy_tensors, inside, read_headers, read_mapping
 
 UNET, VAE = "model.diffusion_model.", "first_stage_model."
@@ -56,9 +59,7 @@ PIPELINES = {
 """Channels that the UNet takes in -> the class of the pipeline, but for `XL`."""
 PARAMETERIZATIONS = {"eps": "epsilon", "v": "v_prediction", "x0": "sample"}
 """What original configurations call it."""
-BESIDE = "config"
-"""The folder beside a file with the rest of its pipeline."""
-CONV_IN = f"{UNET}input_blocks.0.0.weight"
+CONV_IN, EDM = f"{UNET}input_blocks.0.0.weight", "edm_"
 OTHERS: tuple[tuple[str, str], ...] = (
     (
         r"lora_(unet|te\d?)_|.*\.lora_(A|B|up|down)\.|.*_lora\.(up|down)\.",
@@ -155,8 +156,11 @@ def _read(file: Path) -> Held:
     ]
     if not present or CONV_IN not in tensors:
         raise ModelError(f"{file}: {_what_else(tensors)}; {WHOLE}")
+    if other := next((name for name in tensors if name.startswith(EDM)), ""):
+        what = f"holds {other}: it was trained with another noise, which a file's family does not say"
+        raise ModelError(f"{file}: {what}; give its diffusers directory")
     family, channels = present[0], tensors[CONV_IN].shape[1]
-    if ((beside := file.parent / BESIDE) / INDEX).is_file():
+    if ((beside := file.parent / BESIDE_FILE) / INDEX).is_file():
         check_index(ModelDirectory(beside, file.stem, file.stem))
         return Held(file, tensors, family, channels, "", False, f"{FAMILIES[family][0]}, as {beside} says", beside)
     if channels not in PIPELINES:
@@ -239,16 +243,28 @@ def _write_configs(found: Held, folder: Path) -> None:
             write_tokenizer((folder / place).parent)
 
 
+def _convert_unet(found: Held, file: Path) -> None:
+    """From file to file, as they only get other names. ModelError for what is missing, and for what a UNet of this
+    family does not have: it would be another."""
+    config = found.configs[f"unet/{CONFIG}"]
+    names, keys = unet_names(config), tensor_shapes(config)
+    own = {key: f"{UNET}{names(key)}" for key in keys}
+    held = {name for name in found.tensors if name.startswith(UNET)}
+    for what, some in (("lacks", {*own.values()} - held), ("has also", held - {*own.values()})):
+        if some:
+            raise ModelError(f"its UNet {what} {len(some)} tensors, as {min(some)}")
+    copy_tensors({key: found.tensors[name] for key, name in own.items()}, file)
+
+
 def _convert(found: Held, folder: Path) -> None:
-    """By diffusers' own mappings. Tensors that only get other names go from file to file."""
+    """But for the UNet by diffusers' own mappings. Tensors that only get other names go from file to file."""
     from diffusers.loaders import single_file_utils as mapping
     from safetensors import safe_open
 
     held = found.configs
+    _convert_unet(found, folder / "unet" / WEIGHTS)
     with safe_open(found.file, framework="pt") as opened:
         state = {name: opened.get_tensor(name) for name in found.tensors}
-        unet = mapping.convert_ldm_unet_checkpoint(state, held[f"unet/{CONFIG}"])
-        _write(unet, state, found.tensors, folder / "unet" / WEIGHTS)
         vae = mapping.convert_ldm_vae_checkpoint(state, held[f"vae/{CONFIG}"])
         _write(vae, state, found.tensors, folder / "vae" / WEIGHTS)
         for name, prefix in FAMILIES[found.family][1].items():
@@ -291,17 +307,18 @@ def _digest(file: Path) -> str:
     about, place = file.stat(), hashlib.sha256(str(file.resolve()).encode()).hexdigest()[:16]
     known = _cache() / "digests" / f"{place}.json"
     stamp = [about.st_size, about.st_mtime_ns]
-    try:
-        held = json.loads(known.read_text())
-        if held["stamp"] == stamp:
-            return str(held["sha256"])
-    except (OSError, ValueError, KeyError):
-        pass
-    found = hashlib.sha256()
-    with file.open("rb") as opened, bar(f"reading {file.name}", about.st_size // CHUNK) as advance:
-        while block := opened.read(CHUNK):
-            found.update(block)
-            advance()
     known.parent.mkdir(parents=True, exist_ok=True)
-    write_json(known, {"stamp": stamp, "sha256": found.hexdigest()})
-    return found.hexdigest()
+    with FileLock(known.with_suffix(".lock")):  # of several processes one reads it
+        try:
+            held = json.loads(known.read_text())
+            if held["stamp"] == stamp:
+                return str(held["sha256"])
+        except (OSError, ValueError, KeyError):
+            pass
+        found = hashlib.sha256()
+        with file.open("rb") as opened, bar(f"reading {file.name}", about.st_size // CHUNK) as advance:
+            while block := opened.read(CHUNK):
+                found.update(block)
+                advance()
+        write_json(known, {"stamp": stamp, "sha256": found.hexdigest()})
+        return found.hexdigest()

@@ -219,7 +219,7 @@ def load_clip(directory: ModelDirectory | Path, device: torch.device | str = "cp
     settings = read_mapping(inside(folder, folder / "preprocessor_config.json"))
     words = folder if (folder / "tokenizer_config.json").is_file() else folder.parent / "tokenizer"
     variant = find_weights(folder, stem=TRANSFORMERS_STEM).variant or None
-    model = read_with(folder, lambda: CLIPModel.from_pretrained(folder, variant=variant, **SAFELY))
+    model = read_with(folder, lambda: CLIPModel.from_pretrained(folder, dtype=torch.float32, variant=variant, **SAFELY))
     _require_finite(model, folder)
     tokenizer = read_with(words, lambda: CLIPTokenizer.from_pretrained(words, **SAFELY))
     size = model.config.vision_config.image_size

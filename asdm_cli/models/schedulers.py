@@ -146,7 +146,8 @@ def _sampler(own: Any, name: str) -> Any:
 def _made_of(own: Any, kind: Any, settings: Mapping[str, Any], what: str) -> Any:
     """A scheduler with the settings of another, held against it."""
     trained = {key: own.config[key] for key in TRAINED if key in own.config}  # what it left to its own defaults, too
-    made = kind.from_config(own.config, **trained, **settings)
+    unclipped = {"clip_sample": False} if "clip_sample" not in own.config and kind is DDIMScheduler else {}
+    made = kind.from_config(own.config, **unclipped, **trained, **settings)  # latents are no pixels between -1 and 1
     if _same_noise(own, made):
         return made
     raise ModelError(

@@ -18,6 +18,7 @@ from urllib.parse import unquote, urlsplit
 from asdm_cli.console import console, is_first, note
 from asdm_cli.errors import AsdmError, ModelError, RunError
 from asdm_cli.models.directory import (
+    BESIDE_FILE,
     CONFIG,
     CONFIGS,
     EXTRAS,
@@ -130,7 +131,8 @@ def _on_disk(path: Path, text: str) -> ModelDirectory:
     for folder in (path, path / "model"):
         if (folder / INDEX).is_file() or (folder / CONFIG).is_file():
             return ModelDirectory(folder, path.resolve().name, told_apart(text))
-    inside = [*sorted(path.glob(f"*/{INDEX}")), *sorted(path.glob("*.safetensors"))]
+    whole = [each for each in sorted(path.glob(f"*/{INDEX}")) if each.parent.name != BESIDE_FILE]
+    inside = [*whole, *sorted(path.glob("*.safetensors"))]
     first = inside[0].parent if inside and inside[0].name == INDEX else next(iter(inside), None)
     ask = f"give one of those in it, as {first}" if first else "is it a model directory?"
     raise ModelError(f"{text}: has neither {INDEX} nor {CONFIG} nor a model/ that has; {ask}")
@@ -141,7 +143,9 @@ def _file(path: Path, text: str) -> ModelDirectory:
     from asdm_cli.models.from_single_file import from_single_file, unpickled
 
     single = path.suffix == ".safetensors"  # may lie in a pipeline's directory and be no part of it
-    for folder in (path.parent.parent, *([] if single else [path.parent])):
+    home = path.parent
+    above = home.parent if home.parts else Path("..")
+    for folder in (above, *([] if single else [home])):
         if any((folder / each / INDEX).is_file() for each in ("", "model")):
             raise ModelError(f"{text}: is a part of a model; give {folder}")
     if (path.parent / CONFIG).is_file():

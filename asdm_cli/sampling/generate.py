@@ -65,9 +65,10 @@ class SamplingSettings:
     image_guidance: float | None = None
 
 
-def processes() -> PartialState:
-    """This process among all. accelerate takes processes of a machine without a GPU for lone ones unless it is told."""
-    return PartialState(cpu=not torch.cuda.is_available(), timeout=PATIENCE)
+def processes(device: str = "auto") -> PartialState:
+    """This process among all: the first who asks says where they work. accelerate takes processes of a machine without
+    a GPU for lone ones unless it is told."""
+    return PartialState(cpu=device == "cpu" or not torch.cuda.is_available(), timeout=PATIENCE)
 
 
 def place(device: str, dtype: str, state: PartialState) -> tuple[torch.device, torch.dtype]:

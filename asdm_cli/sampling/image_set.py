@@ -99,7 +99,15 @@ def real_origin(prompts: PromptList, size: int) -> Origin:
 def reconstruct(vae: AutoencoderKL, real: ImageSet, target: ImageSet) -> None:
     """What is left of the real images after the VAE (encoded to the posterior's mode, and decoded): the best that any
     UNet on its latents can be asked for."""
-    for index in track(target.missing(), "real pictures through the VAE"):
-        signed = read(real.path(index))[None].to(vae.device, vae.dtype) / 127.5 - 1
-        decoded = vae.decode(retrieve_latents(vae.encode(signed), sample_mode="argmax")).sample
-        target.save(index, to_image(((decoded[0].float() + 1) * 127.5).round().clamp(0, 255).to(torch.uint8)))
+    dtype = vae.dtype
+    if dtype == torch.float16 and getattr(vae.config, "force_upcast", False):  # SDXL's overflows
+        vae.to(torch.float32)
+    try:
+        for index in track(target.missing(), "real pictures through the VAE"):
+            signed = read(real.path(index))[None].to(vae.device, vae.dtype) / 127.5 - 1
+            decoded = vae.decode(retrieve_latents(vae.encode(signed), sample_mode="argmax")).sample
+            if not decoded.isfinite().all():
+                raise RunError("the VAE makes no numbers of real pictures; draw in float32 or bfloat16 (`dtype`)")
+            target.save(index, to_image(((decoded[0].float() + 1) * 127.5).round().clamp(0, 255).to(torch.uint8)))
+    finally:
+        vae.to(dtype)

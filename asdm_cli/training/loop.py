@@ -169,7 +169,8 @@ class Training:
         if lead.is_main_process:  # lines past a resumed step are dropped, so every step is there once
             folder.mkdir(parents=True, exist_ok=True)
             kept = [json.dumps(line) + "\n" for line in read_log(folder / LOG) if line["step"] <= self.start]
-            (folder / LOG).write_text("".join(kept))
+            with whole_file(folder / LOG) as partial:
+                partial.write_text("".join(kept), encoding="utf-8")
 
     def step(self, step: int) -> None:
         recipe, task, phase = self.recipe, self.task, self.watch.phase
@@ -273,7 +274,9 @@ def save_checkpoint(folder: Path, step: int, state: dict[str, Any], keep: int = 
         raise RunError(
             f"{target}: cannot be written ({reason}); make room, then go on from {last_good(folder)}"
         ) from None
-    for old in _checkpoints(folder)[:-keep]:
+    here = _checkpoints(folder)
+    older, newer = ([each for each in here if each < target], [each for each in here if each > target])
+    for old in (*older[: max(0, len(older) + 1 - keep)], *newer):  # what is newer could not be gone on from
         old.unlink()
 
 

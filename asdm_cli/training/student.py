@@ -23,9 +23,9 @@ PRECISIONS = {"float32": "no", "bfloat16": "bf16", "float16": "fp16"}
 """What accelerate calls them."""
 
 
-def native_bf16() -> bool:
+def native_bf16(device: str = "auto") -> bool:
     """Whether bfloat16 is fast here; on a CPU without its instructions it is a hundred times slower."""
-    if torch.cuda.is_available():
+    if device != "cpu" and torch.cuda.is_available():
         return torch.cuda.is_bf16_supported(including_emulation=False)
     return bool(torch.cpu._is_avx512_bf16_supported())
 
@@ -33,7 +33,7 @@ def native_bf16() -> bool:
 def mixed_precision(precision: str, device: str = "auto") -> str:
     """accelerate's word for `auto`, float32, bfloat16 or float16. ModelError for float16 without a GPU."""
     if precision == "auto":
-        return "bf16" if native_bf16() else "no"
+        return "bf16" if native_bf16(device) else "no"
     if precision == "float16" and (device == "cpu" or not torch.cuda.is_available()):
         raise ModelError("float16 trains on a GPU only; use bfloat16 or float32 here")
     return PRECISIONS[precision]

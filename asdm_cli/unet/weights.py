@@ -70,14 +70,18 @@ def read_json(file: Path) -> Any:
         raise ModelError(f"{file}: cannot be read as JSON ({error}); fetch or write the file again") from None
 
 
-def check_text(file: Path) -> Path:
-    """The file, if it may be read as a whole: to open a pipe waits for ever, and a device never ends. ModelError for
-    others; raises OSError where there is none."""
-    about = file.stat()
-    if not S_ISREG(about.st_mode):
+def check_regular(file: Path) -> Path:
+    """The file, if it ends: to open a pipe waits for ever, and a device never does. ModelError for others; raises
+    OSError where there is none."""
+    if not S_ISREG(file.stat().st_mode):
         raise ModelError(f"{file}: is no regular file; fetch or write it again")
-    if about.st_size > LARGEST_TEXT:
-        size = f"{about.st_size:,} bytes, more than {LARGEST_TEXT >> 20} MiB"
+    return file
+
+
+def check_text(file: Path) -> Path:
+    """The same of what is read as a whole, and is not that large. Raises ModelError, OSError."""
+    if (held := check_regular(file).stat().st_size) > LARGEST_TEXT:
+        size = f"{held:,} bytes, more than {LARGEST_TEXT >> 20} MiB"
         raise ModelError(f"{file}: has {size}, so it is no configuration or vocabulary; fetch or write it again")
     return file
 
@@ -91,13 +95,14 @@ def read_mapping(file: Path) -> dict[str, Any]:
 
 
 def inside(root: Path, path: Path) -> Path:
-    """`path`, if its links stay inside `root`, or lead to the `blobs` of the hub's cache that `root` is a snapshot in;
+    """`path`, if its links stay inside `root`, or lead to the `blobs` of the hub's cache that `root` is a part of;
     ModelError otherwise."""
     try:
         real, home = path.resolve(), root.resolve()
     except (OSError, RuntimeError):  # which of the two it is depends on Python's version
         raise ModelError(f"{path}: is a link that leads round in a circle; fetch the file again") from None
-    cached = home.parent.name == SNAPSHOTS and real.is_relative_to(home.parent.parent / BLOBS)
+    snapshot = next((each for each in (home, *home.parents) if each.parent.name == SNAPSHOTS), None)
+    cached = snapshot is not None and real.is_relative_to(snapshot.parent.parent / BLOBS)
     if cached or real.is_relative_to(home):
         return path
     raise ModelError(

@@ -121,15 +121,16 @@ def run_verb(
     if dry_run:
         _tell_time(plan)
         return
+    device = getattr(recipe, "device", "auto")
     if not is_first():  # work in the folder that the first process made; it alone writes the report and publishes
-        wait_for_everyone()
+        wait_for_everyone(device)
         how.run(plan, Run(partial_path(target)))
-        wait_for_everyone()
+        wait_for_everyone(device)
         return
     with run_directory(target, overwrite, how.RESUMABLE, dump(recipe, public=True), link) as run:
-        wait_for_everyone()
+        wait_for_everyone(device)
         report = how.run(plan, run)
-        wait_for_everyone()
+        wait_for_everyone(device)
         refuse_changes(before, made_from(referenced_paths(recipe)))
         report = run.write(report)
     _show(report, target / "report.html", planned)
@@ -150,12 +151,12 @@ def _usual(model: str) -> dict[str, Any]:
     return steps | {"guidance": measured_with(directory).get("guidance", kind.guidance)}
 
 
-def wait_for_everyone() -> None:
+def wait_for_everyone(device: str = "auto") -> None:
     """Return when every process of this run has come here; at once when there is only one."""
     if os.environ.get("WORLD_SIZE", "1") != "1":
         from asdm_cli.sampling.generate import processes
 
-        processes().wait_for_everyone()
+        processes(device).wait_for_everyone()
 
 
 def _tell_time(plan: Plan) -> None:

@@ -56,7 +56,7 @@ plan = make_plan
 
 def run(plan: DistillPlan, run: Run) -> Report:
     """Train, or go on training; then the first process writes models, cards and reports."""
-    state, folder = processes(), run.path / TRAINING
+    state, folder = processes(plan.recipe.device), run.path / TRAINING
     if state.is_main_process:  # all that weights and pictures depend on besides the recipe; shards may be remote
         shards = json.dumps([shard.identity for shard in (*plan.learnt_from(), *plan.held_out)])
         read = made_from(referenced_paths(plan.recipe))

@@ -29,6 +29,7 @@ from asdm_cli.report.run_directory import Run
 from asdm_cli.sampling.generate import place, processes
 from asdm_cli.sampling.prompts import PromptList, read_prompts
 from asdm_cli.search.combinations import Foretold, agreement, foretell
+from asdm_cli.search.forecasts import short
 from asdm_cli.search.importance import error, listen
 from asdm_cli.unet.assembly import Choice, by_levels
 from asdm_cli.unet.blocks import levels as count_levels
@@ -237,7 +238,7 @@ def _setup(first: Setup, name: str, made: Made, donors: Mapping[str, Donor]) -> 
         make=build,
         made_of=parts,
         series=OURS,
-        source=", ".join(made.taken),
+        source=f"{', '.join(made.taken)}: {short(parts)}",  # of the same donors there are many
     )
 
 

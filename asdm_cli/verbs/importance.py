@@ -117,8 +117,11 @@ def search(source: ModelDirectory, checkpoint: Checkpoint, asked: Importance) ->
                 for drop in removals.drops
                 for point in removals.front(drop, nothing, costs[drop])[:1]
             )
-            share = least / sum(costs[NOTHING].values())
-            raise ModelError(f"remove.budget.{kind}: the least that a stock config can leave is {share:.3f}; raise it")
+            whole = sum(costs[NOTHING].values())
+            if kind == "layers":
+                raise ModelError(f"remove.budget.layers: {whole - least:.0f} of {whole:.0f} can go at most; lower it")
+            least /= whole
+            raise ModelError(f"remove.budget.{kind}: the least that a stock config can leave is {least:.3f}; raise it")
     return found
 
 

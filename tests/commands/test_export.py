@@ -68,6 +68,22 @@ def test_the_lines_of_a_card_load_the_file(tiny_base: Path, tmp_path: Path) -> N
     assert (drawn[0] == drawn[1]).all()
 
 
+def test_the_file_that_is_exported_is_not_replaced(
+    tiny_pipeline: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    assert asdm("export", tiny_pipeline, "--to", "single-file", "--out", tmp_path / "one").code == 0
+    (file,) = (tmp_path / "one").glob("*.safetensors")
+    told = asdm("show", tmp_path / "one")
+    assert f"give one of those in it, as {file}" in " ".join(told.err.split())
+    before = file.read_bytes()
+    for verb in (("export", file, "--to", "diffusers"), ("generate", file, "a fox", "--steps", "1")):
+        said = asdm(*verb, "--out", tmp_path / "one", "--overwrite")
+        assert said.code == 2
+        assert "which is read, lies in" in " ".join(said.err.split())
+        assert file.read_bytes() == before
+
+
 def test_the_unet_alone(tiny_base: Path, tmp_path: Path) -> None:
     assert exported(tiny_base, tmp_path / "out", "--unet-only").code == 0
     names = load_file(tmp_path / "out/run.safetensors").keys()

@@ -66,6 +66,17 @@ def test_one_wrong_sample_between_good_ones(case: str, tmp_path: Path) -> None:
     assert list(tmp_path.rglob("*")) == [path.parent, path], "nothing was written"
 
 
+def test_a_name_that_is_no_text_is_spelled_out(tmp_path: Path) -> None:
+    with tarfile.open(tmp_path / "a.tar", "w", format=tarfile.USTAR_FORMAT, encoding="latin-1") as archive:
+        for name, data in (("café.png", PICTURE), ("café.txt", b"x")):
+            member = tarfile.TarInfo(name)
+            member.size = len(data)
+            archive.addfile(member, io.BytesIO(data))
+    (shard,) = find_shards([str(tmp_path / "a.tar")])
+    ((sample, _),) = next(decoded(shard, Faults(), 2, partial(square, resolution=32)))
+    assert sample.key == "caf\\xe9"
+
+
 def test_a_name_twice_and_a_member_too_large(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     twice = [*GOOD, ("0002.txt", b"another")]
     assert read(tmp_path / "a.tar", twice) == (NAMES, {"duplicate name": 1})

@@ -117,6 +117,21 @@ def test_retrieval_on_a_hand_made_matrix() -> None:
     assert scores.tolist() == pytest.approx([100 * 3 / 10**0.5, 100 / 5**0.5, 100 * 0.3 / 0.5**0.5])
 
 
+def test_how_often_a_caption_is_drawn_changes_no_rank(monkeypatch: pytest.MonkeyPatch) -> None:
+    captions, images = features(6, 8, 0), features(18, 8, 1)
+    monkeypatch.setattr(distances, "BLOCK", 4)
+    scores, better = distances.own_caption(images, captions)
+    each = [distances.own_caption(block, captions) for block in images.split(6)]
+    assert torch.equal(scores, torch.cat([one for one, _ in each]))
+    assert torch.equal(better, torch.cat([other for _, other in each]))
+
+
+def test_a_resample_of_one_picture_alone_has_no_distance() -> None:
+    weights = torch.tensor([[1.0, 1, 1], [3, 0, 0]], dtype=torch.float64)
+    found = distances.kid(features(3, 8, 0), features(3, 8, 1), weights, torch.ones(2, 3, dtype=torch.float64))
+    assert found.isnan().tolist() == [False, True]
+
+
 def test_a_caption_that_stands_twice_does_not_beat_itself(monkeypatch: pytest.MonkeyPatch) -> None:
     captions = features(6, 8, 0)
     captions[4] = captions[1]

@@ -130,6 +130,7 @@ def test_a_snapshot_of_the_hub_s_cache(copy: Path, tmp_path: Path) -> None:
         link.symlink_to(os.path.relpath(cache / "blobs" / str(number), link.parent))
     assert len(files) >= 8
     assert "unet" in find(str(snapshot)).components
+    assert find(str(snapshot / "unet")).config("unet") == find(str(snapshot)).config("unet")
     assert prune(PruneRecipe(verb="prune", model=str(snapshot), remove="base", out=str(tmp_path / "run"))).kept.tensors
     (tmp_path / "elsewhere").write_text("{}")
     (snapshot / "vae/config.json").unlink()

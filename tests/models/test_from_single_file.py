@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shlex
 import shutil
 from pathlib import Path
@@ -81,7 +82,7 @@ def states(folder: Path) -> dict[str, torch.Tensor]:
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_file_is_the_pipeline_that_it_was_made_of(kind: str, files: Files) -> None:
-    """To the bit, as stock diffusers loads both; the file is written with our own names, and read with diffusers'."""
+    """To the bit, as stock diffusers loads both; diffusers reads the same: tests of export."""
     file, source = files.make(kind)
     made = find(str(file))
     assert (made.index["_class_name"], made.config("scheduler").get("prediction_type", "epsilon")) == KINDS[kind]
@@ -91,6 +92,31 @@ def test_a_file_is_the_pipeline_that_it_was_made_of(kind: str, files: Files) -> 
     torch.testing.assert_close(states(made.path), states(source), rtol=0, atol=0)
     assert find(str(file)).path == made.path
     assert len(files.told) == 1
+
+
+@pytest.mark.parametrize(
+    ("extra", "told"),
+    [
+        (
+            "model.diffusion_model.time_embed.cond_proj.weight",
+            "its UNet has also 1 tensors, as model.diff",
+        ),
+        ("edm_vpred.sigma_max", "holds edm_vpred.sigma_max: it was trained with another noise"),
+    ],
+)
+def test_a_unet_that_the_family_does_not_know_is_another(extra: str, told: str, files: Files) -> None:
+    file, _ = files.make("sdxl")
+    save_file({**load_file(file), extra: torch.ones(1)}, file)
+    with pytest.raises(ModelError, match=re.escape(told)):
+        find(str(file))
+
+
+def test_a_name_without_a_folder_is_the_file_here(files: Files, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also where the folder is one of a pipeline, in whose directory files may lie that are no part of it."""
+    file, source = files.make("sd15")
+    shutil.move(file, source / "whole.safetensors")
+    monkeypatch.chdir(source)
+    assert find("whole.safetensors").path == find(str(source / "whole.safetensors")).path
 
 
 def test_half_precision_and_what_no_pipeline_needs(files: Files) -> None:

@@ -47,6 +47,14 @@ def make(tiny_pipeline: Path, tmp_path: Path) -> Make:
     return made
 
 
+def test_latents_are_not_clipped_where_a_config_does_not_say_so(make: Make) -> None:
+    """DDIM's own default is that of pictures between -1 and 1."""
+    betas = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}
+    euler, ddim = (find(str(make(kind, betas, kind))) for kind in ("EulerDiscreteScheduler", "DDIMScheduler"))
+    assert planned_scheduler(euler, "ddim", 4).config["clip_sample"] is False
+    assert planned_scheduler(ddim, "ddim", 4).config["clip_sample"] is own_scheduler(ddim).config["clip_sample"] is True
+
+
 def test_what_a_config_leaves_to_its_class_is_not_left_to_the_samplers(make: Make) -> None:
     """An LCM scheduler's own betas are those of Stable Diffusion, DDIM's are not."""
     model = find(str(make("LCMScheduler", {})))

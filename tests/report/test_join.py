@@ -92,6 +92,14 @@ def test_a_model_with_a_patch_is_not_the_model_without() -> None:
     assert list(whole.setups) == ["pocket", "the plan"]
 
 
+def test_other_unets_in_turn_are_another_set_up() -> None:
+    turns = {"model": "pocket", "steps": 25, "patches": ["served by a, then b"]}
+    reports = {
+        name: Report("eval", {name: {**turns, "unets": {"b": name}}}, [Record(name, "kid", 0.1)]) for name in ("x", "y")
+    }
+    assert list(join.join(reports).setups) == ["x", "y"]
+
+
 def test_speed_ups_over_different_set_ups_are_not_compared() -> None:
     other = Report("bench", {"x": {"model": "x"}, "y": {"model": "y"}}, [Record("y", "unet_speedup", 3.0, against="x")])
     whole = join.join({"one": bench(), "two": other})

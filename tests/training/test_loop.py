@@ -180,6 +180,16 @@ def test_processes_that_see_different_checkpoints_are_told(tmp_path: Path, monke
         go(tmp_path)
 
 
+def test_what_is_written_after_a_damaged_checkpoint_does_not_crowd_out_the_good_one(tmp_path: Path) -> None:
+    for step in (1000, 2000):
+        save_checkpoint(tmp_path, step, {"step": step}, keep=2)
+    (tmp_path / "step-00002000.pt").write_bytes(b"rubbish")
+    assert latest_checkpoint(tmp_path) == {"step": 1000}
+    save_checkpoint(tmp_path, 1200, {"step": 1200}, keep=1)
+    assert [file.name for file in tmp_path.iterdir()] == ["step-00001200.pt"]
+    assert latest_checkpoint(tmp_path) == {"step": 1200}
+
+
 def test_a_damaged_checkpoint_is_passed_over(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """By whatever damage; where no older one is whole, that is said. The newest few are kept."""
     for step in range(1, 6):

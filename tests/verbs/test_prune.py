@@ -324,6 +324,15 @@ def test_a_budget_that_nothing_meets_is_refused_before_anything_is_drawn(
         _plan(tiny_pipeline, _least(kept, **asked))
 
 
+def test_more_layers_than_can_go_are_told_with_how_many_can(tiny_pipeline: Path, kept: Path) -> None:
+    with pytest.raises(ModelError, match=r"remove.budget.layers: (\d+) of \d+ can go at most; lower it") as told:
+        _plan(tiny_pipeline, _least(kept, budget={"layers": 999}))
+    most = int(str(told.value).split()[1])
+    assert _plan(tiny_pipeline, _least(kept, budget={"layers": most}))
+    with pytest.raises(ModelError, match="can go at most"):
+        _plan(tiny_pipeline, _least(kept, budget={"layers": most + 1}))
+
+
 @pytest.mark.parametrize("budget", [{}, {"macs": 0.5, "params": 0.5}])
 def test_a_budget_is_one_bound(budget: dict[str, float], tmp_path: Path) -> None:
     recipe = tmp_path / "recipe.yaml"
