@@ -155,32 +155,17 @@ def _bench(figures: Figures) -> str:
 
 
 def _costs(figures: Figures) -> str:
-    return f"""`make costs` on {figures.card("cpu_cores")} CPU cores ({figures.card("device").removeprefix("cpu: ")}, of
-        which it had one), {figures.card("dtype")}, one latent a call, random weights, SDXL at
-        {figures.inputs["sdxl_size"]} pixels; medians of {figures.card("rounds")} rounds
+    return f"""Stages of `make costs` on one core ({figures.card("device").removeprefix("cpu: ")}) of a busy machine,
+        {figures.card("dtype")}, one latent a call, random weights; medians of {figures.card("rounds")} rounds
         ([all](results/costs.md)). The bound is what the multiply-adds that are left out would save if all else were
         free."""
 
 
 GENERATION = "generation/UNet calls"
-SMALLER = {
-    "": "",
-    " base": ", Base",
-    " small": ", Small",
-    " tiny": ", Tiny",
-    " 1122": ", Base's outer levels, its own deep ones",
-}
-LAST = {"sd15": "up.3", "sdxl": "up.2"}
-OF_SIZE = {
-    size: [
-        "deepcache 0 every 3rd",
-        f"{last} early 3, order 1",
-        "encoder",
-        "transformers every 3rd",
-        "output every 2nd, order 1",
-    ]
-    for size, last in LAST.items()
-}
+OF_SD15 = [
+    *("deepcache 0 every 3rd", "deepcache 1 every 2nd", "up.3 early 3, order 1", "encoder", "base mask every 2nd"),
+    *("transformers every 3rd", "output every 2nd, order 1"),
+]
 WORTH = {
     "parameters, M": [("params_m", "")],
     "UNet call, GMACs": [("macs_g", "")],
@@ -356,11 +341,12 @@ BLOCKS = (
             "peak memory, MB": [("peak_memory_mb", "")],
         },
         {
-            **{f"sd15{part}": f"SD 1.5{told}" for part, told in SMALLER.items()},
-            **{f"sdxl{part}": f"SDXL{SMALLER[part]}" for part in ("", " base", " small")},
-            "sdxl 122": "SDXL, Base's outermost levels",
+            "sd15": "SD 1.5",
+            **{f"sd15 {name}": f"without the layers of {name.capitalize()}" for name in ("base", "small", "tiny")},
+            "sd15 1122": "Base's outer two levels around the whole deep ones",
+            "sd15 1222": "Base's outermost level alone",
+            "sd15 2211": "the whole outer levels around Base's deep ones",
         },
-        _costs,
     ),
     Block(
         "docs/measure.md",
@@ -373,11 +359,8 @@ BLOCKS = (
             "speed-up": [("denoising_speedup", GENERATION)],
             "share of the bound": [("bound_share", GENERATION)],
         },
-        {
-            f"{size} {plan}": f"{told}: {plan}"
-            for size, told in (("sd15", "SD 1.5"), ("sdxl", "SDXL"))
-            for plan in OF_SIZE[size]
-        },
+        {f"sd15 {plan}": plan for plan in OF_SD15},
+        _costs,
     ),
     Block(
         "docs/claims.md",
