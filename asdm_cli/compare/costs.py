@@ -335,4 +335,6 @@ def _of_plan(  # noqa: PLR0913 - what was measured of a plan, and beside what
             whole_image["bound_share"] = (1 - time) / (1 - share)
         for metric, value in whole_image.items():
             yield Record(setup.name, metric, value, of="generation/UNet calls", against=against)
+        if not setup.draws:  # of those that do it is measured
+            yield Record(setup.name, "denoising_speedup", 1 / time, against=against)
     yield Record(setup.name, "cache_mb", (cache.stats().cache_bytes or 0) / 1e6, of="generation/UNet calls")

@@ -12,7 +12,7 @@ from asdm_cli.report.tables import Columns, Verdict, compared, is_reference, lea
 
 LINES = 2
 """Set-ups that are told of below the title."""
-SPEEDS = {"image_speedup": "", "unet_speedup": "UNet "}
+SPEEDS = {"image_speedup": "", "denoising_speedup": "all UNet calls ", "unet_speedup": "UNet "}
 COSTS = {"image_macs_g": "MACs", "macs_g": "MACs", "params_m": "parameters"}
 """What stands for speed where none was measured."""
 PICTURES = {
