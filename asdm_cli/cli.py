@@ -379,6 +379,8 @@ def init(
             file.write(starter(verb, model))
     except FileExistsError:
         raise RecipeError(str(target), [Fault("is there already; choose another --out")]) from None
+    except OSError as error:
+        raise RecipeError(str(target), [Fault(f"cannot be written ({error.strerror}); choose another --out")]) from None
     hand_over(target)
 
 

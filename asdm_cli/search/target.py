@@ -410,9 +410,13 @@ def best_few(target: Target, tried: Sequence[Tried]) -> list[Tried]:
     near = [each for each in tried if meets(target, each.quality)]
     near = near or [each for each in tried if meets(target, each.quality, margin=False)]
     if not near:
-        best = (min if target.metric == "perceptual" else max)(tried, key=lambda each: each.quality)
+        least = target.metric == "perceptual"
+        best = (min if least else max)(tried, key=lambda each: each.quality)
+        within = (
+            math.ceil(best.quality * 1e4) / 1e4 if least else math.floor(best.quality * 10) / 10
+        )  # can be asked for
         raise RunError(
-            f"target: {target.words} cannot be had by leaving out UNet calls: the nearest is {best.quality:.4g} at "
+            f"target: {target.words} cannot be had by leaving out UNet calls: the nearest is {within:g} at "
             f"{best.speedup:.2f} times the speed ({best.family}, {best.full} calls in full). Ask for that"
         )
     best_of: dict[tuple[str, int], Tried] = {}

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
 from hashlib import sha256
+from math import ceil
 from pathlib import Path
 
 from diffusers import UNet2DConditionModel
@@ -120,7 +121,7 @@ def search(source: ModelDirectory, checkpoint: Checkpoint, asked: Importance) ->
             whole = sum(costs[NOTHING].values())
             if kind == "layers":
                 raise ModelError(f"remove.budget.layers: {whole - least:.0f} of {whole:.0f} can go at most; lower it")
-            least /= whole
+            least = ceil(1000 * least / whole) / 1000  # can be asked for
             raise ModelError(f"remove.budget.{kind}: the least that a stock config can leave is {least:.3f}; raise it")
     return found
 

@@ -56,7 +56,7 @@ from asdm_cli.report.run_directory import Run
 from asdm_cli.sampling.generate import place, processes
 from asdm_cli.sampling.prompts import PromptList, read_prompts
 from asdm_cli.search.forecasts import CALIBRATION, calibrate, drawings, short
-from asdm_cli.search.target import MINUTES, Found, Tried, find_plan, plans_tried
+from asdm_cli.search.target import LEAST, MINUTES, Found, Tried, find_plan, plans_tried
 from asdm_cli.verbs.unmeasured import PLAN
 
 RESUMABLE = True
@@ -144,14 +144,7 @@ def plan(recipe: InheritRecipe) -> Plan:
         name, _, what = each.partition(": ")
         inner = what.startswith("rules[")
         faults.append(f"{keys[name]}{'.' if inner else ': '}{what}" if name in keys else each)
-    if (pending or recipe.target) and "image_guidance" in PIPELINES[plain.kind].takes:
-        what = f"a {plain.kind} has three parts of guidance, and forecasts are fitted where it has two"
-        faults.append(f"{'target' if recipe.target else 'plan'}: {what}; give a plan with `extrapolate: linear`")
-    if recipe.target and not plain.sees_all:
-        what = "a plan is looked for where one UNet computes every call, and whole; this model carries something else"
-        faults.append(f"target: {what}; give a `plan`, or the model without")
-    places = [index for index, candidate in enumerate(recipe.sweep) if candidate.name == PLAN]
-    faults += [f"sweep[{index}].name: {PLAN!r} is the recipe's own plan; choose another name" for index in places]
+    faults += _misasked(recipe, plain, bool(pending), alone=not faults)
     if faults:
         raise ModelError("\n".join(dict.fromkeys(faults)))
     size = common_size(recipe.size, [plain])
@@ -168,6 +161,21 @@ def plan(recipe: InheritRecipe) -> Plan:
         if more is not None:
             drawn_from([plain], more, size)
     return Plan(recipe, tuple(setups), near, prompts, metrics, size, calibrated, again, pending)
+
+
+def _misasked(recipe: InheritRecipe, plain: Setup, pending: bool, alone: bool) -> Iterator[str]:
+    """What cannot be worked out on this model, and names that are taken; `alone`: where nothing else is wrong."""
+    if (pending or recipe.target) and "image_guidance" in PIPELINES[plain.kind].takes:
+        what = f"a {plain.kind} has three parts of guidance, and forecasts are fitted where it has two"
+        yield f"{'target' if recipe.target else 'plan'}: {what}; give a plan with `extrapolate: linear`"
+    if recipe.target and not plain.sees_all:
+        what = "a plan is looked for where one UNet computes every call, and whole; this model carries something else"
+        yield f"target: {what}; give a `plan`, or the model without"
+    elif recipe.target and alone and plain.calls <= LEAST:
+        yield f"target: {plain.calls} UNet calls are too few to leave any out; raise `steps`"
+    for index, candidate in enumerate(recipe.sweep):
+        if candidate.name == PLAN:
+            yield f"sweep[{index}].name: {PLAN!r} is the recipe's own plan; choose another name"
 
 
 def _of_front(recipe: InheritRecipe, asked: Front, own: ModelDirectory) -> Measures:

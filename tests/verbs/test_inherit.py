@@ -408,6 +408,12 @@ def test_a_target_is_for_one_unet_that_computes_every_call(
             inherit.plan(recipe(model=str(model), target="2x"))
 
 
+def test_a_target_needs_calls_to_leave_out(recipe: Callable[..., InheritRecipe]) -> None:
+    with pytest.raises(ModelError, match="target: 2 UNet calls are too few to leave any out; raise `steps`"):
+        inherit.plan(recipe(target="2x", steps=2))
+    assert inherit.plan(recipe(target="2x", steps=3))
+
+
 def test_a_sweep_does_not_take_the_plan_s_name(recipe: Callable[..., InheritRecipe]) -> None:
     with pytest.raises(ModelError, match=r"sweep\[1\].name: 'the plan' is the recipe's own plan; choose another"):
         inherit.plan(recipe(sweep=[{"name": name, "plan": PLAN} for name in ("one", "the plan")]))
