@@ -412,9 +412,8 @@ def best_few(target: Target, tried: Sequence[Tried]) -> list[Tried]:
     if not near:
         least = target.metric == "perceptual"
         best = (min if least else max)(tried, key=lambda each: each.quality)
-        within = (
-            math.ceil(best.quality * 1e4) / 1e4 if least else math.floor(best.quality * 10) / 10
-        )  # can be asked for
+        # rounded so that it can be asked for
+        within = math.ceil(best.quality * 1e4) / 1e4 if least else math.floor(best.quality * 10) / 10
         raise RunError(
             f"target: {target.words} cannot be had by leaving out UNet calls: the nearest is {within:g} at "
             f"{best.speedup:.2f} times the speed ({best.family}, {best.full} calls in full). Ask for that"
