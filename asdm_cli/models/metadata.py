@@ -17,6 +17,7 @@ from typing import Any
 from pydantic import BaseModel, Field
 
 from asdm_cli import __version__
+from asdm_cli.console import note
 from asdm_cli.errors import Faults, ModelError, RunError
 from asdm_cli.models.directory import UNET, UNETS, ModelDirectory, check_unet, find
 from asdm_cli.models.sources import names_directory
@@ -98,11 +99,15 @@ def taken(directory: ModelDirectory) -> dict[str, list[str]]:
 def record(source: ModelDirectory, target: Path, verb: str, patches: Sequence[PatchSpec] = (), **facts: Any) -> None:
     """Write `target`'s history: that of its source, then this verb. Names only: paths say nothing elsewhere.
 
-    Patches of the source are not handed on: another UNet has other addresses.
+    Patches of the source are not handed on, and that is said: another UNet has other addresses.
     """
     revision = {"revision": source.revision} if source.revision else {}
     step = Step(verb=verb, asdm=__version__, source=source.name, **revision, **facts)
-    steps = [each.model_dump(mode="json", exclude_unset=True) for each in (*read_metadata(source).history, step)]
+    before = read_metadata(source)
+    steps = [each.model_dump(mode="json", exclude_unset=True) for each in (*before.history, step)]
+    if before.patches and not patches and verb != "export":  # which says it itself
+        kinds = ", ".join(dict.fromkeys(spec.kind for spec in before.patches))
+        note(f"{source.name} carries {kinds}, which the changed UNet does not: put a plan on it by asdm inherit")
     held: dict[str, Any] = {"history": steps}
     if patches:
         held["patches"] = [spec.written() for spec in patches]

@@ -29,6 +29,7 @@ from asdm_cli.verbs import prune
 from asdm_cli.verbs.importance import Search
 from tests import drawings, families, tiny
 from tests.apart import shared
+from tests.carrying import carrying, every
 from tests.expanding import figures
 from tests.forking import plain
 from tests.typed import asdm
@@ -331,6 +332,13 @@ def test_more_layers_than_can_go_are_told_with_how_many_can(tiny_pipeline: Path,
     assert _plan(tiny_pipeline, _least(kept, budget={"layers": most}))
     with pytest.raises(ModelError, match="can go at most"):
         _plan(tiny_pipeline, _least(kept, budget={"layers": most + 1}))
+
+
+def test_a_plan_that_is_not_handed_on_is_told(tiny_pipeline: Path, tmp_path: Path) -> None:
+    model = carrying(tiny_pipeline, tmp_path / "model", every(2))
+    said = asdm("prune", model, "--remove", "base", "--out", tmp_path / "run")
+    assert said.code == 0, said.err
+    assert "model carries feature-cache, which the changed UNet does not" in " ".join(said.err.split())
 
 
 @pytest.mark.parametrize("budget", [{}, {"macs": 0.5, "params": 0.5}])
