@@ -361,9 +361,11 @@ class WorkedOut:
         self, metric: str, session: Session, plain: Setup, place: Place, folder: Path, state: PartialState
     ) -> float:
         """To be expected of other prompts."""
-        return fmean(
-            _drawn(metric, session, plain, [fold], prompts, place, folder, state)[0] for fold, prompts in self.apart
-        )
+        found = []
+        for fold, prompts in self.apart:
+            full, pictures = _in_full(plain, prompts, folder)
+            found += fidelity(metric, session, full, [fold], prompts, place, pictures, state)
+        return fmean(found)
 
 
 def calibrate(  # noqa: PLR0913 - who draws what, and where
@@ -394,7 +396,8 @@ def calibrate(  # noqa: PLR0913 - who draws what, and where
             best = sorted(near, key=lambda how: near[how][0], reverse=True)[:FINALISTS]
             plans = {how: plans[how] for how in best}
         apart.append({how: setup.with_cache(f"{setup.name}, {how}", plan) for how, plan in plans.items()})
-        drawn = _drawn("psnr", session, plain, list(apart[-1].values()), others, place, folder, state)
+        full, pictures = _in_full(plain, others, folder)
+        drawn = fidelity("psnr", session, full, list(apart[-1].values()), others, place, pictures, state)
         for how, quality in zip(plans, drawn, strict=True):
             near.setdefault(how, []).append(quality)
     chosen = max(apart[1], key=lambda how: sum(near[how]))
@@ -402,20 +405,10 @@ def calibrate(  # noqa: PLR0913 - who draws what, and where
     return WorkedOut(found, tuple((fold[chosen], half) for fold, half in zip(apart, halves[::-1], strict=True)))
 
 
-def _drawn(  # noqa: PLR0913 - as `fidelity` has it
-    metric: str,
-    session: Session,
-    plain: Setup,
-    setups: Sequence[Setup],
-    prompts: PromptList,
-    place: Place,
-    folder: Path,
-    state: PartialState,
-) -> list[float]:
-    """Fidelity to pictures in full, which every plan of a search is held against."""
+def _in_full(plain: Setup, prompts: PromptList, folder: Path) -> tuple[Setup, Path]:
+    """Whose pictures every plan of a search is held against, and where all of these prompts lie."""
     against = replace(plain, name=f"in full, {short(plain.origin())}")
-    pictures = folder / CALIBRATION / f"prompts-{short({'prompts': prompts.title})}"
-    return fidelity(metric, session, against, setups, prompts, place, pictures, state)
+    return against, folder / CALIBRATION / f"prompts-{short({'prompts': prompts.title})}"
 
 
 def candidates(setup: Setup, recording: Recording, fitted_to: Recording) -> dict[str, CachePlan]:
