@@ -128,7 +128,7 @@ table1 table2 table3 table4 table5 compression: setup
 results: setup ## Write docs/results and every figure that pages show of it anew, from the kept records
 	$(BIN)/python -m scripts.results
 
-costs: setup ## What SD 1.5, 2.1 and XL cost at their real size (random weights); half an hour on a CPU with bfloat16
+costs: setup ## What SD 1.5, 2.1 and XL cost at their real size (random weights); hours on a CPU with bfloat16
 	$(BIN)/asdm run recipes/tables/costs.yaml --overwrite
 	$(BIN)/python -m scripts.results keep costs runs/costs
 
