@@ -140,7 +140,7 @@ def test_a_process_that_lost_another_is_no_bug(
     error: Exception, recipe: Path, fake_prune: Installer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     fake_prune(error)
-    monkeypatch.setattr(verbs, "wait_for_everyone", lambda: None)
+    monkeypatch.setattr(verbs, "wait_for_everyone", lambda *_: None)
     monkeypatch.setenv("WORLD_SIZE", "2")
     said = asdm("prune", recipe, "-q")
     assert said.code == 1

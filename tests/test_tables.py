@@ -89,6 +89,9 @@ def test_the_published_protocol_could_run(
     for each in judged:
         assert (each["sampler"], each["steps"], each["limit"], each["features"]) == ("pndm", 25, 30000, "inception")
         assert {"fd", "is", "clip_score"} < {*each["metrics"]}
+    compared = [each for stage, each in zip(stages(recipe), asked, strict=True) if stage.name == "worth"]
+    assert bool(compared) == bool(judged)
+    for each in compared:
         assert {row["series"] for row in each["models"]} >= {"output alone"}
         assert each["fewer_steps"], "what a user would do instead"
 

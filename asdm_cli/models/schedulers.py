@@ -130,7 +130,9 @@ def unlike_pipelines(models: Mapping[str, ModelDirectory]) -> list[str]:
         values = {name: model.config(component).get(key, default) for name, model in having.items()}
         settings = list(values.values())  # of any kind: who broke the file decides
         if any(other != settings[0] for other in settings):
-            each = ", ".join(f"{name} has {value!r}" for name, value in values.items())
+            each = "; ".join(
+                f"{name} has {value!r} ({having[name].config_file(component)})" for name, value in values.items()
+            )
             faults.append(f"{key} of the {component} must be the same everywhere: {each}")
     return faults
 

@@ -247,10 +247,10 @@ def test_unets_of_other_training_are_told(
     large = recipe(parts=PARTS).unets["large"].model
     told = faults(recipe(parts=PARTS, unets={"large": {"model": large}, "small": {"model": str(other)}}))
     assert told == [
-        f"unets: {key} must be the same everywhere: large has {own}, small has {others}"
-        for key, own, others in (
-            ("scaling_factor of the vae", "0.18215", "1.0"),
-            ("prediction_type of the scheduler", "'epsilon'", "'v_prediction'"),
+        f"unets: {key} must be the same everywhere: large has {own} ({large}/{at}); small has {others} ({other}/{at})"
+        for key, at, own, others in (
+            ("scaling_factor of the vae", "vae/config.json", "0.18215", "1.0"),
+            ("prediction_type of the scheduler", "scheduler/scheduler_config.json", "'epsilon'", "'v_prediction'"),
         )
     ]
 
