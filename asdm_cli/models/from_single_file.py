@@ -299,7 +299,13 @@ def _check(step: Callable[[], object], text: str) -> None:
 
 
 def _cache() -> Path:
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "asdm"
+    folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "asdm"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        way = "set XDG_CACHE_HOME to a folder with room for a copy of the model"
+        raise ModelError(f"{folder}: cannot be made, where single files are kept ({error.strerror}); {way}") from None
+    return folder
 
 
 def _digest(file: Path) -> str:

@@ -164,13 +164,13 @@ def refuse_existing(target: Path, overwrite: bool) -> None:
         raise ModelError(f"{target}: is a link; give the directory itself as the place to write to")
     if target.exists() and not target.is_dir():
         raise ModelError(f"{target}: is a file; choose another place to write to")
-    if target.exists() and not overwrite:
-        raise ModelError(f"{target}: exists already; choose another place, or say --overwrite to replace it")
     if strangers := _entries(target) - (_listed(target) or set()):
         raise ModelError(
             f"{target}: holds {min(strangers)}, which is not from asdm, and --overwrite replaces only what asdm wrote; "
             "move that away, or choose another place"
         )
+    if target.exists() and not overwrite:
+        raise ModelError(f"{target}: exists already; choose another place, or say --overwrite to replace it")
 
 
 def refuse_sources(target: Path, sources: Iterable[Path]) -> None:

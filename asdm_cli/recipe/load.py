@@ -168,13 +168,23 @@ def _check_stages(source: Source, recipe: RunRecipe, look: Look) -> None:
 
 
 def _unknown_seeds(recipe: RunRecipe) -> Iterator[tuple[Where, str]]:
-    known = recipe.contestants
+    rows, own = recipe.contestants, dict[str, list[Mapping[str, Any]]]()
+    for row in rows:
+        own.setdefault(row["name"], []).append(_bare(row))
+    known = list(own)
     for mean, members in recipe.seeds.items():
         if mean in known:
             yield ("seeds", mean), "is the name of a contestant; choose another for the mean"
         for index, name in enumerate(members):
             if name not in known:
                 yield ("seeds", mean, index), f"no contestant is called {got(name)}{did_you_mean(name, known)}"
+            elif others := sorted({row["name"] for row in rows if row["name"] != name and _bare(row) in own[name]}):
+                yield ("seeds", mean, index), f"is also called {one_of(others)}; give it one name in all stages"
+
+
+def _bare(contestant: Mapping[str, Any]) -> Mapping[str, Any]:
+    """What makes two contestants one."""
+    return {key: value for key, value in contestant.items() if key not in ("name", "series")}
 
 
 def _misled(each: Reference, recipe: RunRecipe, scope: Scope, written: Mapping[str, list[str] | None]) -> str:

@@ -401,6 +401,7 @@ ORDERS = {"reuse": 0, "linear": 1, "quadratic": 2, "fitted": 1, "interleaved": 1
 """Word of `extrapolate` -> the order that it is, or (fitted) falls back to."""
 FITTED, INTERLEAVED = "fitted", "interleaved"
 COUNTS_CALLS = f"goes with other forecasts; {INTERLEAVED} ones count calls"
+COUNTS_NOTHING = "changes nothing where the last value is handed on; leave it out, or choose `order: 1` or `2`"
 MULTISTEP = "multistep"
 OUT = "out"
 """The word for the UNet's whole output, as a node."""
@@ -481,14 +482,21 @@ class CacheRule(Strict):
         if self.extrapolate == FITTED and (self.axis != "step" or self.space != "model"):
             key = "axis" if self.axis != "step" else "space"
             yield (key,), "goes with other forecasts; fitted ones know each call alone, as the model predicts"
-        if self.extrapolate == INTERLEAVED and self.axis != "step":
-            yield ("axis",), COUNTS_CALLS
+        if self.axis != "step" and self.axis_unused:
+            yield ("axis",), self.axis_unused
         if self.extrapolate == MULTISTEP and OUT not in whole:
             yield ("extrapolate",), f"{MULTISTEP} goes with 'nodes: {OUT}' alone; choose another forecast"
         if self.extrapolate == FITTED and isinstance(self.schedule, Threshold | Stability):
             yield ("schedule",), "key steps of a fitted forecast are known beforehand; choose another mode"
         if self.fit is not None and self.extrapolate != FITTED:
             yield ("fit",), "goes with 'extrapolate: fitted'"
+
+    @property
+    def axis_unused(self) -> str:
+        """Why no axis but that of calls is of use; '' where it is."""
+        if self.extrapolate == "reuse" or (self.extrapolate is None and not self.order):
+            return COUNTS_NOTHING
+        return COUNTS_CALLS if self.extrapolate == INTERLEAVED else ""
 
     @property
     def words(self) -> str:
@@ -609,8 +617,9 @@ class Preset(Strict):
             yield ("schedule",), "either 'interval' or 'schedule', not both"
         if self.branch is not None and self.preset != "deepcache":
             yield ("branch",), f"goes with 'deepcache', and 'preset' is {self.preset}"
-        if self.axis != "step" and self.order is None and PRESETS[self.preset].extrapolate == INTERLEAVED:
-            yield ("axis",), COUNTS_CALLS
+        (rule,) = self.resolved().rules
+        if self.axis != "step" and rule.axis_unused:
+            yield ("axis",), rule.axis_unused
 
     def resolved(self) -> CachePlan:
         """The one rule that this preset stands for."""

@@ -17,6 +17,7 @@ from pydantic import AfterValidator, BeforeValidator, Field, StringConstraints, 
 from asdm_cli.recipe import MOST
 from asdm_cli.recipe.messages import did_you_mean, got
 from asdm_cli.recipe.patches import (
+    COUNTS_NOTHING,
     NULLS,
     AnyPatch,
     Axis,
@@ -833,6 +834,10 @@ class Product(Strict):
     axis: Axis = "step"
     """What a forecast counts in."""
 
+    def misfits(self) -> Iterator[Misfit]:
+        if self.axis != "step" and not self.order:
+            yield ("axis",), COUNTS_NOTHING
+
 
 class Front(Strict):
     """A second look at what is fastest for its fidelity."""
@@ -905,9 +910,10 @@ class InheritRecipe(Adapted, Comparing):
     so near. It is measured beside fewer steps at its speed, and a straight line through the output at its key steps."""
     minutes: Annotated[float, Field(gt=0, le=MOST)] | None = None
     """After so many minutes (10 if left out) the search for a target begins with nothing new."""
-    calibration: Positive = 8
-    """For `mode: calibrated` and `extrapolate: fitted`: prompts that the plain model draws to work them out, those that
-    follow the first `limit` and with seeds of their own, or the last ones where there are not as many."""
+    calibration: Positive | None = None
+    """For `target`, `mode: calibrated` and `extrapolate: fitted`: prompts that the plain model draws to work them out
+    (8 if left out), those that follow the first `limit` and with seeds of their own, or the last ones where there are
+    not as many."""
 
     EXAMPLE = """\
 verb: inherit
@@ -938,6 +944,9 @@ out: runs/inherited
             yield ("metrics",), f"must have '{self.target.metric}' among them: the target is told by it"
         if self.minutes is not None and not self.target:
             yield ("minutes",), "goes with 'target'"
+        plans = [plan.resolved() for plan in (self.plan, *(each.plan for each in self.sweep)) if plan]
+        if self.calibration is not None and not (self.target or any(plan.uncalibrated for plan in plans)):
+            yield ("calibration",), "goes with 'target', or plans that leave something to a calibration"
         if self.plan and self.plan.resolved().uncalibrated and not self.measure:
             yield ("plan",), "has to be calibrated, and 'measure' is false"
         if not (self.plan or self.patches or self.sweep or self.product or self.target):
@@ -1222,11 +1231,11 @@ out: runs/path
 """
 
     @property
-    def contestants(self) -> list[str]:
-        """Of all stages that compare models."""
+    def contestants(self) -> list[dict[str, Any]]:
+        """Of all stages that compare models: their rows, as far as they have names."""
         models = [stage.get("models") for stage in self.stages.values()]
         rows = [row for each in models if isinstance(each, list) for row in each if isinstance(row, dict)]
-        return [row["name"] for row in rows if isinstance(row.get("name"), str)]
+        return [row for row in rows if isinstance(row.get("name"), str)]
 
 
 RECIPES: tuple[type[Recipe], ...] = (

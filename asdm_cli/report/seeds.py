@@ -24,19 +24,25 @@ def over_seeds(report: Report, groups: Mapping[str, Sequence[str]]) -> Report:
     half of the interval is the root of the sum of two squares, the members' own half widths (their root mean square),
     and t * s / sqrt(k) of the k members' figures.
     """
-    setups, records = dict(report.setups), list(report.records)
+    setups, records, notes = dict(report.setups), list(report.records), list(report.notes)
     for name, members in groups.items():
+        if missing := [member for member in members if member not in setups]:
+            notes.append(f"{name}: no mean: {', '.join(missing)} stands under another name; use one in all stages")
+            continue
         first, *_ = members
         setups = _before(setups, first, name, {**_shared(report, members), "seeds": list(members)})
         own = [[each for each in report.records if each.setup == member and each.at is None] for member in members]
         by_key = [{(each.metric, each.of, each.protocol): each for each in found} for found in own]
+        sizes = {found[key].value for found in by_key for key in found if key[0] == "params_m"}
+        if len(sizes) > 1:
+            notes.append(f"{name}: no costs: {', '.join(members)} are not of one size")
         for key, one in by_key[0].items():
             group, alike = metric(one.metric).group, [found[key] for found in by_key if key in found]
-            if group == COST:
+            if group == COST and len(sizes) <= 1:
                 records.append(replace(one, setup=name))
             elif group == QUALITY and len(alike) == len(members):
                 records.append(_mean(name, alike))
-    return replace(report, setups=setups, records=records)
+    return replace(report, setups=setups, records=records, notes=notes)
 
 
 def _mean(name: str, alike: Sequence[Record]) -> Record:

@@ -313,12 +313,14 @@ def _checkpoints(folder: Path) -> list[Path]:
 
 
 class Stopwatch:
-    """Seconds by phase. On a GPU, work is only queued when a phase ends: there it waits at every border, for as long
-    as `exact` says, which is `enough` steps; then nothing more is counted."""
+    """Seconds by phase, the first `warmup` steps aside if there are more. On a GPU, work is only queued when a phase
+    ends: there it waits at every border, for as long as `exact` says, which is `enough` steps; then nothing more is
+    counted."""
 
-    def __init__(self, device: torch.device, enough: int = 50):
-        self.gpu, self.enough, self.exact = device.type == "cuda", enough, True
+    def __init__(self, device: torch.device, enough: int = 50, warmup: int = 3):
+        self.gpu, self.enough, self.exact, self.warmup = device.type == "cuda", enough, True, warmup
         self.seconds: dict[str, float] = defaultdict(float)
+        self.cold: dict[str, float] = {}
         self.steps = 0
 
     @contextmanager
@@ -329,10 +331,13 @@ class Stopwatch:
 
     def step_done(self) -> None:
         self.steps += self.exact
+        if self.steps == self.warmup:
+            self.cold = dict(self.seconds)
         self.exact = self.exact and not (self.gpu and self.steps >= self.enough)
 
     def per_step(self) -> dict[str, float]:
-        return {name: total / max(1, self.steps) for name, total in self.seconds.items()}
+        cold, steps = (self.cold, self.steps - self.warmup) if self.steps > self.warmup else ({}, max(1, self.steps))
+        return {name: (total - cold.get(name, 0.0)) / steps for name, total in self.seconds.items()}
 
     def _now(self) -> float:
         if self.exact and self.gpu:

@@ -28,7 +28,7 @@ from asdm_cli.records import Record, Report
 from asdm_cli.sampling.prompts import PromptList, read_prompts
 from asdm_cli.training.distillation import LossTerm
 from asdm_cli.training.generated import GeneratedData
-from asdm_cli.training.student import mixed_precision, optimizer_of
+from asdm_cli.training.student import mixed_precision, optimizer_of, schedule_of
 from asdm_cli.unet.addresses import Anatomy
 from asdm_cli.unet.blocks import unlike_inputs
 from asdm_cli.unet.feature_pairs import FeaturePair, feature_pairs
@@ -290,10 +290,12 @@ def check_settings(recipe: DistillRecipe, errors: ErrorCollector, allow_pipes: b
     with errors.at("random_conditioning.captions"):
         captions = _prompts(other.captions) if other and other.captions else None
     with errors.at("optimizer"):
-        weight = torch.nn.Parameter(torch.zeros(2, 2))
-        weight.grad = torch.ones(2, 2)
-        try:  # some take these options and then want a closure or sparse gradients
-            optimizer_of(recipe.optimizer, [weight]).step()
+        weights = [torch.nn.Parameter(torch.zeros(shape)) for shape in ((2,), (2, 2), (2, 2, 3, 3))]
+        for weight in weights:
+            weight.grad = torch.ones_like(weight)
+        try:  # some take these options and then want matrices alone, a closure or sparse gradients
+            schedule_of(recipe.optimizer, tried := optimizer_of(recipe.optimizer, weights), recipe.steps)
+            tried.step()
         except (TypeError, ValueError, RuntimeError, NotImplementedError) as error:
             raise ModelError(f"{recipe.optimizer.name} does not take the options ({error})") from None
     with errors.at("precision"):

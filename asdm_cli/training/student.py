@@ -15,6 +15,7 @@ from accelerate import Accelerator
 from diffusers.optimization import get_scheduler
 from diffusers.training_utils import EMAModel
 from torch import Tensor, nn
+from torch.optim.lr_scheduler import LRScheduler
 
 from asdm_cli.errors import ModelError
 from asdm_cli.recipe.verbs import DistillRecipe, Optimizer
@@ -55,6 +56,12 @@ def optimizer_of(settings: Optimizer, weights: Sequence[nn.Parameter]) -> torch.
     return kind(weights, **{"lr": settings.lr, **fused, **settings.options})
 
 
+def schedule_of(settings: Optimizer, optimizer: torch.optim.Optimizer, steps: int) -> LRScheduler:
+    """What diffusers says of rates that it cannot follow is raised as it is."""
+    kind = "constant_with_warmup" if settings.schedule == "constant" else settings.schedule
+    return get_scheduler(kind, optimizer, num_warmup_steps=settings.warmup, num_training_steps=steps)
+
+
 class StudentTrainer:
     """`module` is the plain one (hooks and state dicts belong there), `wrapped` what accelerate made of it.
 
@@ -78,13 +85,7 @@ class StudentTrainer:
             if isinstance(norm, nn.GroupNorm):
                 norm.register_forward_pre_hook(_spare)
         optimizer = optimizer_of(recipe.optimizer, self.learning)
-        kind = recipe.optimizer.schedule
-        self.schedule = get_scheduler(
-            "constant_with_warmup" if kind == "constant" else kind,
-            optimizer,
-            num_warmup_steps=recipe.optimizer.warmup,
-            num_training_steps=recipe.steps,
-        )
+        self.schedule = schedule_of(recipe.optimizer, optimizer, recipe.steps)
         self.ema: EMAModel | None = None
         if recipe.ema != "none":
             ema = recipe.ema

@@ -111,8 +111,8 @@ def run_verb(
     from asdm_cli.report.run_directory import Run, run_directory, with_links
 
     target = Path(recipe.out)
-    if is_first() and not dry_run:
-        refuse_existing(target, overwrite)
+    if is_first():
+        refuse_existing(target, overwrite or dry_run)
     refuse_sources(target, (place for text in referenced_paths(recipe) for place in places(text)))
     how, before = verb_of(recipe), made_from(referenced_paths(recipe))
     plan = how.plan(recipe, **more)
@@ -120,6 +120,8 @@ def run_verb(
     _show(planned)
     if dry_run:
         _tell_time(plan)
+        if target.exists() and not overwrite:
+            note(f"{target}: exists already; the run itself needs --overwrite, or another place")
         return
     device = getattr(recipe, "device", "auto")
     if not is_first():  # work in the folder that the first process made; it alone writes the report and publishes

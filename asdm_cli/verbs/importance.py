@@ -100,6 +100,9 @@ def search(source: ModelDirectory, checkpoint: Checkpoint, asked: Importance) ->
     if not source.is_pipeline:
         what = "is a bare UNet, and what matters is measured on latents that a pipeline makes"
         raise ModelError(f"remove: {source.name} {what}; name its pipeline, or addresses to remove")
+    if asked.by == "label_accuracy" and "probe" not in source.components:
+        what = "asks the model's own probe what a picture shows, and there is no folder probe/"
+        raise ModelError(f"remove.by: label_accuracy {what} in {source.path}; choose `output` or `feature`")
     setup = replace(drawing(source.name, source, **asked.drawn_with), patches=())  # the UNet alone, and whole
     size = common_size(asked.size, [setup])
     prompts = read_prompts(asked.prompts, asked.limit, 1, asked.inputs)

@@ -61,6 +61,8 @@ from asdm_cli.verbs.unmeasured import PLAN
 
 RESUMABLE = True
 OURS, FRONT = "asdm", "front"
+DRAWN = 8
+"""Prompts that a calibration draws, unless the recipe says how many."""
 
 
 @dataclass(frozen=True)
@@ -154,8 +156,9 @@ def plan(recipe: InheritRecipe) -> Plan:
     metrics, calibrated = check(recipe, prompts, plain.model), None
     if pending or recipe.target:
         # prompts behind the ones that are measured, if there are as many; else the last that there are
-        held = read_prompts(recipe.prompts, recipe.limit + recipe.calibration, inputs=recipe.inputs)
-        calibrated = held.last(recipe.calibration)
+        drawn = recipe.calibration or DRAWN
+        held = read_prompts(recipe.prompts, recipe.limit + drawn, inputs=recipe.inputs)
+        calibrated = held.last(drawn)
     again = _of_front(recipe, recipe.front, plain.model) if recipe.front else None
     for more in (calibrated, again.prompts if again else None):
         if more is not None:

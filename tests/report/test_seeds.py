@@ -54,3 +54,17 @@ def test_seeds_that_agree_leave_the_prompts_error() -> None:
 def test_what_has_no_interval_gets_none() -> None:
     other = of(over_seeds(report(0.2, 0.3, interval="90 % bootstrap"), {"base": ["base 0", "base 1"]}), "kid")
     assert (other.value, other.low, other.interval) == (0.25, None, "")
+
+
+def test_seeds_of_unlike_size_have_no_costs() -> None:
+    unlike = report(0.2, 0.3)
+    unlike.records.extend(Record(f"base {place}", "params_m", 5.0 + place) for place in range(2))
+    found = over_seeds(unlike, {"base": ["base 0", "base 1"]})
+    assert {each.metric for each in found.records if each.setup == "base"} == {"kid"}
+    assert found.notes == ["base: no costs: base 0, base 1 are not of one size"]
+
+
+def test_a_member_that_another_name_took_over_is_told() -> None:
+    found = over_seeds(report(0.2, 0.3), {"base": ["base 0", "gone"]})
+    assert list(found.setups) == ["original", "base 0", "base 1"]
+    assert found.notes == ["base: no mean: gone stands under another name; use one in all stages"]

@@ -22,6 +22,7 @@ from asdm_cli.training.loop import (
     LOG,
     Noise,
     Part,
+    Stopwatch,
     Task,
     latest_checkpoint,
     read_log,
@@ -238,3 +239,14 @@ def test_any_seed_of_63_bits_gives_numbers_of_its_own() -> None:
     seeds = (0, 1, 2**62, 2**63 - 1)
     orders = {tuple(sampling_order(100, seed, 0, Part(100)).tolist()) for seed in seeds}
     assert len(orders) == len({float(Noise(seed, 5, Part(1)).normal(1)) for seed in seeds}) == len(seeds)
+
+
+def test_the_first_steps_are_no_part_of_what_a_step_takes() -> None:
+    watch = Stopwatch(torch.device("cpu"), warmup=2)
+    watch.seconds["update"] = 10.0
+    watch.step_done()
+    assert watch.per_step() == {"update": 10.0}, "of one step alone that is all there is"
+    for _ in range(3):
+        watch.seconds["update"] += 1.0
+        watch.step_done()
+    assert watch.per_step() == {"update": 1.0}

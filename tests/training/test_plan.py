@@ -49,6 +49,8 @@ def test_optimizers_that_can_take_one_fused_pass() -> None:
     ("optimizer", "fault"),
     [
         ({"options": {"weight_dekay": 0.1}}, "AdamW does not take the options"),
+        ({"name": "Muon"}, "Muon does not take the options"),
+        ({"schedule": "polynomial", "lr": 1e-8}, ".*lr_end"),
         ({"name": "LBFGS", "options": {}}, "LBFGS"),
         ({"name": "SparseAdam", "options": {}}, "SparseAdam"),
         ({"name": "Optimizer", "options": {}}, "Optimizer"),
