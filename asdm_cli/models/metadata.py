@@ -19,7 +19,7 @@ from pydantic import BaseModel, Field
 from asdm_cli import __version__
 from asdm_cli.console import note
 from asdm_cli.errors import Faults, ModelError, RunError
-from asdm_cli.models.directory import UNET, UNETS, ModelDirectory, check_unet, find
+from asdm_cli.models.directory import INDEX, UNET, UNETS, ModelDirectory, check_unet, find
 from asdm_cli.models.sources import names_directory
 from asdm_cli.models.write import assemble_directory, carry_component, component_files, write_json
 from asdm_cli.recipe.messages import validated
@@ -119,7 +119,7 @@ def stamps(directory: ModelDirectory) -> Stamps:
     """Of every file of a model: changed weights, or another plan, are noticed without reading gigabytes."""
     files = [file for folder in directory.components.values() for file in folder.rglob("*")]
     adapters = [each.path for each in directory.adapters]
-    return stamps_of(directory.path, [*files, directory.path / FILE, *adapters])
+    return stamps_of(directory.path, [*files, directory.path / FILE, directory.path / INDEX, *adapters])
 
 
 def stamps_of(root: Path, paths: Iterable[Path]) -> Stamps:

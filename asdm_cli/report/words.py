@@ -42,6 +42,9 @@ def headline(report: Report) -> tuple[str, str]:
         lines = [_line(name, _learned(report, name) or _alone(columns, name)) for name in names]
     given = report.facts.get("title") or ", ".join([f"asdm {report.verb}", *names[:LINES]])
     title, *more = [line for line in lines if line] or [given]
+    asked, missed, _ = str(report.facts.get("target", "")).partition(": missed")
+    if missed:
+        title = f"the target of {asked} is missed; {title}"
     return title, "\n".join(f"{line}." for line in more[:LINES])
 
 

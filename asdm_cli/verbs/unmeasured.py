@@ -13,7 +13,7 @@ from asdm_cli.models.metadata import checked_patches, configs_of, write_patched
 from asdm_cli.models.pipelines import PIPELINES
 from asdm_cli.models.write import carried_size, takes
 from asdm_cli.patches.cache_plan import misfits, picture, resolve
-from asdm_cli.recipe.patches import FeatureCacheSpec, PatchSpec
+from asdm_cli.recipe.patches import FeatureCacheSpec, PatchSpec, Preset
 from asdm_cli.recipe.verbs import InheritRecipe
 from asdm_cli.records import Record, Report
 from asdm_cli.report.run_directory import Run
@@ -22,8 +22,8 @@ RESUMABLE = False
 PLAN = "the plan"
 """What reports call the model with the recipe's plan."""
 UNMEASURED = (
-    "Not measured on this model: `asdm inherit {model} --measure` draws and times it beside fewer steps. What presets "
-    "do to the bundled model stands in docs/inherit.md."
+    "Not measured on this model: {way} draws and times it beside fewer steps. What presets do to the bundled model "
+    "stands in docs/inherit.md."
 )
 SINGLE = ("DDIM", "DDPM", "DEISMultistep", "DPMSolverMultistep", "EulerAncestralDiscrete", "EulerDiscrete")
 CALLS: dict[str, Callable[[int], int]] = {
@@ -52,7 +52,10 @@ class Plan:
             new = fused_size(self.model)
         facts = {"model": takes(new, carried_size(self.model, whole=True) - new), "plan": told}
         report = Report("inherit", {PLAN: {"model": self.model.source, **settings, "patches": told}}, facts=facts)
-        report.notes.append(UNMEASURED.format(model=self.recipe.model))
+        way, asked = "the same recipe with `measure: true`", self.recipe.plan
+        if isinstance(asked, Preset) and asked.model_fields_set == {"preset"} and not self.recipe.patches:
+            way = f"`asdm inherit {self.recipe.model} --plan {asked.preset} --measure`"
+        report.notes.append(UNMEASURED.format(way=way))
         match self.written:
             case [FeatureCacheSpec() as cache]:  # beside others it does not see every call
                 resolved = resolve(cache, self.model.config(UNET))

@@ -169,6 +169,14 @@ def test_once_per_file_whole_or_not_at_all(files: Files, monkeypatch: pytest.Mon
     assert len(list(cache.glob("[0-9a-f]*"))) == 2
 
 
+def test_a_cache_that_cannot_be_made_is_told(files: Files, monkeypatch: pytest.MonkeyPatch) -> None:
+    file, _ = files.make("sd15")
+    (files.folder / "taken").write_text("a file")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(files.folder / "taken/cache"))
+    with pytest.raises(ModelError, match=r"taken/cache/asdm: cannot be made, .*; set XDG_CACHE_HOME to a folder"):
+        find(str(file))
+
+
 def test_a_file_that_is_not_as_its_family_is(files: Files, monkeypatch: pytest.MonkeyPatch) -> None:
     file, _ = files.make("sd15")
     held = load_file(file)

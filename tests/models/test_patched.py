@@ -66,7 +66,12 @@ def test_the_layout(model: Path, tiny_pipeline: Path, tiny_small: Path) -> None:
     sources = {name: each["source"] for name, each in step["unets"].items()}
     assert sources == {"large": tiny_pipeline.name, "small v1.5": "model"}
     assert step["unets"]["small v1.5"]["history"][-1]["verb"] == "prune"
-    assert {name.partition("/")[0] for name, *_ in stamps(directory)} >= {"unet", "unets", "asdm.json"}
+    assert {name.partition("/")[0] for name, *_ in stamps(directory)} >= {
+        "unet",
+        "unets",
+        "asdm.json",
+        "model_index.json",
+    }
 
 
 @pytest.mark.parametrize(

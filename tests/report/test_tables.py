@@ -100,6 +100,10 @@ SMALL, LIGHT = ("params_m", 8.77, 5.91, 0.0), ("macs_g", 0.247, 0.162, 0.0)
         (made.trained(), "base: task loss 1 → 0.0542 from step 0 to 1,998"),
         (Report("bench", {"pocket": {}}, [Record("pocket", "unet_ms", 31.2)]), "pocket: UNet call 31.20 ms"),
         (Report("prune", {"pocket": {}}), "asdm prune, pocket"),
+        (
+            replace(beside(SPEED), facts={"target": "2 times as fast: missed, measured 1.5 (1.4 to 1.6)"}),
+            "the target of 2 times as fast is missed; base: 1.50 times as fast",
+        ),
     ],
 )
 def test_the_title_states_the_result(report: Report, title: str) -> None:

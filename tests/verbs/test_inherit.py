@@ -139,7 +139,8 @@ def test_a_model_alone_gets_a_plan_unmeasured(words: list[str], tiny_pipeline: P
     """It draws what the same plan draws on a pipeline, and the report has no figure that nobody measured."""
     said = asdm("inherit", tiny_pipeline, *words, "--out", tmp_path / "run")
     assert said.code == 0, said.err
-    assert "Not measured on this model" in said.text
+    named = ["--plan", *(words[1:] or ["last-block"])]
+    assert f"`asdm inherit {tiny_pipeline} {' '.join(named)} --measure` draws" in said.text
     assert yaml.safe_load((tmp_path / "run/recipe.yaml").read_text())["guidance"] == 7.5, "its pipeline's, not pocket's"
     report = read(tmp_path / "run")
     assert {each.metric for each in report.records} == {"calls", "full_calls"}

@@ -315,7 +315,7 @@ def test_the_error_alone_is_that_of_the_removal(tiny_pipeline: Path, kept: Path,
             {"budget": {"macs": 0.01}},
             r"remove\.budget\.macs: the least that a stock config can leave is 0\.\d+; raise it",
         ),
-        ({"budget": {"macs": 0.5}, "by": "label_accuracy"}, "probe"),
+        ({"budget": {"macs": 0.5}, "by": "label_accuracy"}, r"remove\.by: label_accuracy .*; choose `output` or"),
     ],
 )
 def test_a_budget_that_nothing_meets_is_refused_before_anything_is_drawn(
