@@ -373,15 +373,20 @@ class CachedSamples(CachedTexts):
         return Batch(latents, self.conditions(rows))
 
 
+def refuse_streams(shards: Sequence[Shard]) -> None:
+    """ModelError for shards of which no sample can be read by its place."""
+    if streams := [shard.name for shard in shards if not shard.seekable]:
+        raise ModelError(
+            f"{', '.join(streams[:3])}{' ...' if len(streams) > 3 else ''}: can only be read from its start; train "
+            "from a cache, or unpack it to a plain .tar"
+        )
+
+
 class UncachedSamples:
-    """Samples encoded at every read, for comparison and where disks are small. `folder` is a complete index."""
+    """Samples encoded at every read, for comparison and where disks are small. `folder` is a complete index, of shards
+    that are no streams."""
 
     def __init__(self, folder: Path, shards: Sequence[Shard], encoder: Encoder):
-        if streams := [shard.name for shard in shards if not shard.seekable]:
-            raise ModelError(
-                f"{', '.join(streams[:3])}{' ...' if len(streams) > 3 else ''}: can only be read from its start; train "
-                "from a cache, or unpack it to a plain .tar"
-            )
         self.encoder, self.empty, self.faults = encoder, encoder.empty(), _read(Done, folder / DONE).faults
         notes = [_read(Note, folder / f"{number:05}.json") for number in range(len(shards))]
         self.placed = [(shard, each) for shard, note in zip(shards, notes, strict=True) for each in note.samples]

@@ -12,7 +12,7 @@ from asdm_cli.recipe.reference import Node, Tables, json_schema
 from asdm_cli.recipe.verbs import VERBS
 
 WIDTH = 96
-BUNDLED = re.compile(r"\b(model|teacher|original): pocket\b")
+BUNDLED = re.compile(r"\b(model|teacher|original|donor): pocket\b")
 """Where an example names the model that a user would replace first."""
 
 

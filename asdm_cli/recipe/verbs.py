@@ -1132,9 +1132,9 @@ class BenchRecipe(Sampling, OnDevice, Recipe):
     EXAMPLE = """\
 verb: bench
 models:
-  - {name: original, random: sd15}
-  - {name: base, random: sd15, remove: base}
-images: false
+  - {name: original, model: pocket}
+  - {name: every 2nd call, model: pocket, plan: {preset: deepcache, interval: 2}}
+  - {name: distilled, model: runs/distilled}
 out: runs/cost
 """
 

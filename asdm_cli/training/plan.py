@@ -14,7 +14,7 @@ from typing import NamedTuple
 import torch
 from accelerate.tracking import get_available_trackers
 
-from asdm_cli.data.cache import LatentCache, TextCache
+from asdm_cli.data.cache import LatentCache, TextCache, refuse_streams
 from asdm_cli.data.encoder import check_resolution
 from asdm_cli.data.shards import Shard, find_shards
 from asdm_cli.errors import ModelError
@@ -284,6 +284,9 @@ def check_settings(recipe: DistillRecipe, errors: ErrorCollector, allow_pipes: b
         with errors.at(f"data.{key}"):
             if sources := getattr(data, key) or (POCKET if key == "train" and not data.generate else None):
                 shards[key] = find_shards([sources] if isinstance(sources, str) else sources, allow_pipes)
+    with errors.at("data.cache"):
+        if data.cache == "none":
+            refuse_streams(shards["train"])
     prompts, captions = None, None
     with errors.at("data.generate.prompts"):
         prompts = _prompts(data.generate.prompts, data.generate.per_prompt) if data.generate else None

@@ -24,7 +24,7 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 
 from asdm_cli.data import cache as caching
-from asdm_cli.data.cache import CachedSamples, LatentCache, TextCache, UncachedSamples
+from asdm_cli.data.cache import CachedSamples, LatentCache, TextCache, UncachedSamples, refuse_streams
 from asdm_cli.data.encoder import Encoder, check_resolution
 from asdm_cli.data.shards import find_shards
 from asdm_cli.errors import ModelError, RunError
@@ -181,10 +181,10 @@ def test_captions_without_pictures_are_encoded_once_and_gone_on_with(texts: Text
 
 
 def test_uncached_needs_plain_tars_that_stay(
-    cache: LatentCache, encoder: Encoder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    cache: LatentCache, encoder: Encoder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with pytest.raises(ModelError, match="train from a cache, or unpack"):
-        UncachedSamples(tmp_path, find_shards(["pocket"]), encoder)
+        refuse_streams(find_shards(["pocket"]))
     samples = uncached(cache, encoder)
     Path(cache.shards[0].url).write_bytes(bytes(2000))
     with pytest.raises(RunError, match="did it change"):

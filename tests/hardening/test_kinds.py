@@ -53,7 +53,7 @@ def answered(how: str, bad: Path, folder: Path) -> tuple[Said, str]:
     begin, changes = time.process_time(), {}
     if how == "student":  # the teacher too, and what asdm.json says of its donors
         student = {"name": "s", "model": str(bad), "freeze": "from a"}
-        changes = {"teacher": str(bad), "students": [student], "data": {"cache": "none"}}
+        changes = {"teacher": str(bad), "students": [student]}
     said = tried(how, bad, bad, folder, **changes)
     return said, fault(said, time.process_time() - begin)
 

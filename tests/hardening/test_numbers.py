@@ -22,7 +22,7 @@ MORE: dict[str, dict[str, Any]] = {
     },
     "student": {
         "seed": 1, "batch": 2, "accumulate": 1, "checkpoint": 1, "keep": 1, "text_dropout": 0.1, "clip": 1.0,
-        "data": {"resolution": 32, "cache": "none"}, "optimizer": {"lr": 1e-4, "warmup": 0},
+        "data": {"resolution": 32}, "optimizer": {"lr": 1e-4, "warmup": 0},
         "validation": {"prompts": ["x"], "steps": 2, "every": 1, "guidance": 2.0},
     },
     "bench": {"batches": [1], "size": 32, "repeats": 1, "warmups": 1, "guidance": 2.0},

@@ -111,3 +111,8 @@ def test_patterns_freeze_what_they_name(patterns: str | list[str], prefixes: tup
 def test_what_names_nothing_is_refused(patterns: str | list[str], taken: dict[str, list[str]], fault: str) -> None:
     with pytest.raises(ModelError, match=fault):
         frozen(patterns, taken)
+
+
+def test_streams_are_for_a_cache() -> None:
+    with pytest.raises(ModelError, match=r"^data\.cache: .*can only be read from its start; train from a cache"):
+        settings(data={"cache": "none"})

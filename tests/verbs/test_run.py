@@ -270,7 +270,7 @@ def test_a_password_reaches_the_stage_and_nothing_that_stays(
 
     monkeypatch.setattr("asdm_cli.verbs.run.run_stage", seeing)
     learn = {"verb": "distill", "teacher": "$model", "students": [{"name": "s", "model": "$pruned"}], "steps": 2}
-    data = {"train": "pipe:curl https://user:hunter2@host/a.tar", "cache": "none"}
+    data = {"train": "pipe:curl https://user:hunter2@host/a.tar"}
     whole = {**recipe, "stages": {"pruned": recipe["stages"]["pruned"], "learn": {**learn, "data": data}}}
     said = run(tmp_path, whole, "--allow-pipes")
     assert len(seen) == 1, said.err
