@@ -6,7 +6,7 @@ INSTALLED := .venv/.installed
 
 .DEFAULT_GOAL := help
 .PHONY: help setup demo test test-oldest check format docs data pocket pocket-figures tables table1 table2 table3 table4 table5 compression \
-	hours costs results inherit-figures less throughput gpu
+	hours costs targets results inherit-figures less throughput gpu
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "  make %-18s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -131,6 +131,10 @@ results: setup ## Write docs/results and every figure that pages show of it anew
 costs: setup ## What SD 1.5, 2.1 and XL cost at their real size (random weights); hours on a CPU with bfloat16
 	$(BIN)/asdm run recipes/tables/costs.yaml --overwrite
 	$(BIN)/python -m scripts.results keep costs runs/costs
+
+targets: setup ## Twenty-one targets on prompts that nothing was tuned on; hours of one core
+	OMP_NUM_THREADS=1 $(BIN)/asdm run recipes/tables/targets.yaml --overwrite
+	$(BIN)/python -m scripts.results keep targets runs/targets
 
 FRONTS := runs/inherit-pocket-front-ddim runs/inherit-pocket-front-dpm \
 	runs/inherit-pocket-calibrated-ddim runs/inherit-pocket-calibrated-dpm

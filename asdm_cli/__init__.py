@@ -44,7 +44,8 @@ def inherit(pipe: DiffusionPipeline, plan: Any) -> Handle:
 
 
 def remove(pipe: DiffusionPipeline) -> None:
-    """Take off the plans that are in force on a pipeline, whoever put them there; nothing happens without one."""
+    """Take off the plans that are in force on a pipeline, whoever put them there; nothing happens without one. UNets
+    that take turns stay: `pipe.unet.remove()`."""
     from asdm_cli.patches import feature_cache
 
     feature_cache.remove(pipe)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import sys
+import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from typing import IO, TypeVar
@@ -21,6 +22,8 @@ from asdm_cli.errors import printable
 Item = TypeVar("Item")
 LINES = "\n\N{NO-BREAK SPACE}\N{FIGURE SPACE}\N{PUNCTUATION SPACE}"
 """Told as they are, though they have no glyph: what ends lines and sets figures under one another."""
+SOON, RARELY = 30.0, 600.0
+"""Seconds between the lines that stand for a bar in a log."""
 BRIEF = "ASDM_BRIEF"
 """Set in the environment of a pipeline's stages: bars and notes only, since their tables are in its own report."""
 
@@ -81,7 +84,7 @@ def _abandon(stream: IO[str]) -> None:
 
 
 def track(items: Iterable[Item], what: str, total: int | None = None) -> Iterator[Item]:
-    """Yield `items` behind a bar with the time left; the bar disappears when it is done. In a log there is none."""
+    """Yield `items` behind a bar with the time left; the bar disappears when it is done. In a log lines say it."""
     if total is None and hasattr(items, "__len__"):
         total = len(items)  # type: ignore[arg-type]
     with bar(what, total) as advance:
@@ -95,7 +98,7 @@ def bar(what: str, total: int | None, start: int = 0) -> Iterator[Callable[..., 
     """Such a bar for what is no loop: call what it yields, from any thread, each time that one of `total` is done, or
     with how many are done and figures to show on a line below."""
     if not console.is_terminal:  # a log would get a blank line for every change
-        yield lambda *_: None
+        yield _lines(what, total, start)
         return
     from rich import progress
     from rich.live import Live
@@ -124,3 +127,21 @@ def bar(what: str, total: int | None, start: int = 0) -> Iterator[Callable[..., 
 
     with Live(get_renderable=render, console=console, transient=True):
         yield advance
+
+
+def _lines(what: str, total: int | None, start: int) -> Callable[..., None]:
+    """The same for a log: a line after half a minute, and then more and more rarely."""
+    begun, done, due, wait = time.monotonic(), start, time.monotonic() + SOON, SOON
+
+    def advance(at: int | None = None, words: str = "") -> None:
+        nonlocal done, due, wait
+        done, now = done + 1 if at is None else at, time.monotonic()
+        if now < due:
+            return
+        due, wait = now + wait, min(2 * wait, RARELY)
+        left = (now - begun) / max(1, done - start) * (total - done) if total else 0.0
+        told = f"{left:.0f} s" if left < 90 else f"{left / 60:.0f} min"
+        ends = f" of {total}, about {told} left" if total else ""
+        note(f"{what}: {done}{ends}{f' ({words})' if words else ''}")
+
+    return advance

@@ -16,8 +16,8 @@ class Interval(NamedTuple):
     record's fields: `Record(setup, metric, *interval)`."""
 
     value: float
-    low: float
-    high: float
+    low: float | None
+    high: float | None
     kind: str
 
 

@@ -583,17 +583,22 @@ def filled(page: str, name: str, text: str) -> str:
 
 def keep(result: str, runs: Sequence[Path]) -> None:
     """Take over what these runs found, without their pictures. Nothing is told of the folders of this machine."""
-    reports = {run.resolve().name: replace(read(run), images=None) for run in runs}
-    shutil.rmtree(RESULTS / result, ignore_errors=True)
-    for run, (name, report) in zip(runs, reports.items(), strict=True):
-        folder = RESULTS / result / name
-        folder.mkdir(parents=True)
+    texts: dict[str, dict[str, str]] = {}
+    for run in runs:
+        name, report = run.resolve().name, replace(read(run), images=None)
         recipe = re.sub(r"(?m)^out: .*", f"out: runs/{name}", (run / RECIPE).read_text(encoding="utf-8"))
         data = json.dumps(to_json(report), indent=1, ensure_ascii=False)
-        for file, text in ((RECIPE, recipe), (REPORT, data + "\n")):
+        if name in texts:
+            sys.exit(f"{run}: another run is called {name} too; give one of them another name")
+        texts[name] = {RECIPE: recipe, REPORT: data + "\n"}
+        for file, text in texts[name].items():
             if place := PLACE.search(text):
                 sys.exit(f"{run / file}: names {place[0]}, which is nowhere else; run the recipe with relative paths")
-            (folder / file).write_text(text, encoding="utf-8")
+    shutil.rmtree(RESULTS / result, ignore_errors=True)
+    for name, files in texts.items():
+        (RESULTS / result / name).mkdir(parents=True)
+        for file, text in files.items():
+            (RESULTS / result / name / file).write_text(text, encoding="utf-8")
 
 
 def sheet(run: Path, setups: Sequence[str]) -> Image.Image:

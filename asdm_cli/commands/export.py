@@ -124,11 +124,14 @@ def _single_file(source: ModelDirectory, how: dict[str, Any]) -> Plan:
     if not unet_only:
         check_parts(source)
     name = f"{source.name.replace('/', '-')}.safetensors"
+    left = "; ".join(line for spec in patches_of(source) for line in spec.told())
     weights = {name: single_file.pieces(source, unet_only)}
     interface, extra = readers.a1111(source, not unet_only)
     said = [str(each) for each in (readers.diffusers(source), readers.comfyui(source, not unet_only), interface)]
     if not unet_only and (gone := [each for each in LEFT_OUT if each in source.components]):
         said.append(f"Left out, since no single file has it: {', '.join(gone)}.")
+    if left:
+        said.append(f"Left out, so it draws as before, and no faster: {left}.")
     return Plan(source, weights, how["dtype"], unet_only, (), said, extra)
 
 

@@ -12,7 +12,7 @@ from rich.table import Table
 from rich.text import Text
 from rich.tree import Tree
 
-from asdm_cli.console import Terminal, hand_over
+from asdm_cli.console import Terminal, hand_over, note
 from asdm_cli.errors import ModelError
 
 if TYPE_CHECKING:
@@ -30,13 +30,14 @@ def show(sources: list[str], shape: str | None, page: Path | None, overwrite: bo
             if (Path(source) / "report.json").is_file():
                 from asdm_cli.report import run_directory, terminal
 
-                terminal.show(run_directory.read(Path(source)), Terminal(), Path(source) / "report.html")
+                whole = Path(source) / "report.html"
+                terminal.show(run_directory.read(Path(source)), Terminal(), whole if whole.is_file() else None)
             else:
                 _show_model(source)
         return
     from asdm_cli.report.join import join, read_all
 
-    sources = list(dict.fromkeys(sources))
+    sources = list(dict.fromkeys(str(Path(source)) for source in sources))
     runs = read_all([Path(source) for source in sources])
     report = join(runs)
     if shape is not None:
@@ -49,7 +50,7 @@ def show(sources: list[str], shape: str | None, page: Path | None, overwrite: bo
         pairs = zip(runs, map(Path, sources), strict=True)
         recipes = {name: digest(source) for name, source in pairs if (source / "recipe.yaml").is_file()}
         _write_page(page, report, recipes, overwrite)
-        hand_over(page)
+        note(str(page)) if shape is not None else hand_over(page)  # what is read as CSV is CSV alone
 
 
 def _write_page(file: Path, report: Report, recipes: Mapping[str, str], overwrite: bool) -> None:

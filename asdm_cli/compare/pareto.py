@@ -30,7 +30,10 @@ def front(shots: Iterable[ParetoPoint]) -> ParetoFront:
 
 
 def time_at(line: ParetoFront, quality: float) -> float | None:
-    """The time in which a front reaches a quality, between its shots by a straight line; None beyond its ends."""
+    """The time in which a front reaches a quality, between its shots by a straight line; its fastest shot's, where that
+    is better. None beyond its last."""
+    if line and quality <= line[0].quality:
+        return line[0].time
     return _between([(shot.quality, shot.time) for shot in line], quality)
 
 

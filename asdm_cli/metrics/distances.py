@@ -49,6 +49,8 @@ def interval(figures: Tensor, confidence: float, centred: bool = False) -> Inter
     spread = spread[~spread.isnan()]  # of a handful of things, a resample may be one thing n times: no pair for a KID
     if centred:
         spread = spread - spread.mean() + value
+    if not len(spread):  # of two or three things that may be all of them
+        return Interval(float(value), None, None, "")
     tail = (1 - confidence) / 2
     low, high = torch.quantile(spread.double(), torch.tensor([tail, 1 - tail], dtype=torch.float64))
     kind = f"{100 * confidence:.4g} % bootstrap" + (", centred" if centred else "")

@@ -111,6 +111,8 @@ class MetricSuite:
         records: list[Record] = []
         paired = paired and images.folder != self.reference.folder
         for key, metric in self._wanted(paired):
+            if metric.whole and images.count < 2:  # of one picture there is no distribution
+                continue
             values = metric.compute(self, images)
             if metric.whole:
                 found = interval(values[key], self.settings.confidence, metric.centred)

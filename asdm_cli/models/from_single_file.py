@@ -79,6 +79,7 @@ OTHERS: tuple[tuple[str, str], ...] = (
 )
 """How names of tensors begin, and what such a file holds."""
 WHOLE = "give a file with a whole pipeline, or a diffusers directory"
+MOVED = f"{WHOLE}; what `asdm export` wrote needs its folder {CONFIGS}/ beside it"
 UNPICKLE = (
     "import sys, torch, safetensors.torch as s; held = torch.load(sys.argv[1], map_location='cpu', weights_only=True); "
     "held = held.get('state_dict', held); s.save_file({name: each.clone().contiguous() for name, each in held.items() "
@@ -104,13 +105,14 @@ def from_single_file(file: Path, text: str) -> ModelDirectory:
     folder.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(folder.parent / f".{folder.name}.converting"):
         if not folder.is_dir():
-            note(f"{text}: {found.told}; converted once, and kept in {folder}")
+            note(f"{text}: {found.told}; it is converted once")
             with atomic_directory(folder) as partial:
                 _write_configs(found, partial)
                 _check(lambda: _convert(found, partial), text)
                 made = ModelDirectory(partial, file.stem, told_apart(text))
                 _check(lambda: check_unet(made), text)
                 _check(lambda: check_parts(made), text)
+            note(f"{text}: converted, and kept in {folder}")
     return ModelDirectory(folder, file.stem, told_apart(text))
 
 
@@ -292,7 +294,7 @@ def _check(step: Callable[[], object], text: str) -> None:
     try:
         step()
     except (ModelError, KeyError, IndexError) as error:  # the latter where diffusers looks for a tensor
-        raise ModelError(f"{text}: is not as its family is ({error}); {WHOLE}") from None
+        raise ModelError(f"{text}: is not as its family is ({error}); {MOVED}") from None
 
 
 # --- the cache ---

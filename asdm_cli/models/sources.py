@@ -67,7 +67,7 @@ def locate(text: str) -> ModelDirectory:
 
 
 def _names(folder: Path) -> list[str]:
-    return [each.name for each in folder.iterdir()] if folder.is_dir() else []
+    return [each.name for each in folder.iterdir() if not each.name.startswith(".")] if folder.is_dir() else []
 
 
 _GIVE = f"give a model directory, a run directory, a model of the hub as ORG/NAME, or `{POCKET}`"

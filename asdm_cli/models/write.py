@@ -257,7 +257,7 @@ def _acquire(lock: BaseFileLock, folder: Path, target: Path) -> None:
             return
         except FileNotFoundError:  # its holder took the folder away just now
             if attempt >= 9:
-                raise
+                raise RunError(f"{target}: no folder can be made there; choose another place") from None
         except FileExistsError:
             raise RunError(f"{folder.parent}: is a file; choose another place than {target}") from None
         except Timeout:

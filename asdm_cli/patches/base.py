@@ -35,26 +35,26 @@ from asdm_cli.patches.noise import coordinates
 from asdm_cli.recipe.patches import NULLS, PatchSpec
 from asdm_cli.records import Timeline
 
-MARK = "_asdm_patches"
+MARK, HELD = "_asdm_patches", "_asdm_stack"
 ACCELERATE = "_old_forward"
 """Where accelerate keeps the forward that it found, which it calls, and puts back when its hook goes."""
 ARGUMENTS = ("sample", "timestep")
 """What every call of a UNet gets, in this order or by these names."""
 AGAIN = "put it on again: asdm_cli.remove(pipe), then asdm_cli.inherit(pipe, plan)"
+OFF = "asdm_cli.remove(pipe) takes a plan off, pipe.unet.remove() several UNets"
 COPIED = (
-    "a plan, or several UNets in turn, are in force here, and can be neither copied nor saved with it; take them off "
-    "first: asdm_cli.remove(pipe), or remove() on the handle"
+    "a plan, or several UNets in turn, are in force here, and can be neither copied nor saved with it; first take them "
+    f"off: {OFF}"
 )
 SAVED = (
-    "a plan, or several UNets in turn, are in force here, which diffusers would leave out; take them off first "
-    "(asdm_cli.remove(pipe), or remove() on the handle), or let `asdm inherit` or `asdm switch` write a model that "
-    "carries them"
+    "a plan, or several UNets in turn, are in force here, which diffusers would leave out; first take them off "
+    f"({OFF}), or let `asdm inherit` or `asdm switch` write a model that carries them"
 )
 REFUSED = {"__reduce_ex__": COPIED, "save_pretrained": SAVED}
 """What a pipeline must not do while something is in force on it."""
 ONE_CALL = (
     "several views, or a guidance that calls it alone, can be told apart only where each is called at every timestep: "
-    "draw this without plans and turns (asdm_cli.remove, or remove() on the handle)"
+    f"draw this without plans and turns ({OFF})"
 )
 
 
@@ -182,6 +182,8 @@ class Generation:
         self.last: Tensor | None = None
         """The element of the list of timesteps at hand, and with it the list, whose memory nothing else can get."""
         self.turn = 0
+        self.around: FrameType | None = None
+        """The call of a pipeline that nobody patched, if it is of one."""
 
     def next(self, timestep: Tensor | float) -> Any:
         """The state for the next call. Raises ModelError for a call that was not announced."""
@@ -210,12 +212,18 @@ class Generation:
     def passed(self, timestep: Tensor | float) -> int | None:
         """How many elements of their list lie between the last timestep and this one; None where one of them is of no
         list (a single number has no neighbours; an expanded element is one still), or where they are of two."""
-        if self.last is None or not isinstance(timestep, Tensor) or any((*timestep.stride(), *self.last.stride())):
+        if not isinstance(timestep, Tensor) or self.last is None or not (of_a_list(timestep) and of_a_list(self.last)):
             return None
-        mine, theirs = timestep.untyped_storage(), self.last.untyped_storage()
-        if theirs.data_ptr() != mine.data_ptr() or mine.nbytes() <= timestep.element_size():
+        if self.last.untyped_storage().data_ptr() != timestep.untyped_storage().data_ptr():
             return None
         return timestep.storage_offset() - self.last.storage_offset()
+
+
+def of_a_list(timestep: Tensor | float) -> bool:
+    """Whether it is an element of a tensor of several, or an expanded one."""
+    if not isinstance(timestep, Tensor) or any(timestep.stride()):
+        return False
+    return timestep.untyped_storage().nbytes() > timestep.element_size()
 
 
 class ThreadState(threading.local):
@@ -301,14 +309,20 @@ class Live(ABC):
             return thread.generation.next(timestep)
         if thread.handed is not None:
             return thread.handed
-        found = thread.found
+        found, around = thread.found, None
         passed = None if found is None else found.passed(timestep)
+        if found is not None and passed is None and not of_a_list(timestep):  # nothing but who calls tells which it is
+            around = frame_around(self)
+            if around is not None and around is found.around:
+                return found.next(timestep)
         if found is None or passed is None or passed < 0 or (passed and found.done):  # it cannot be the next call
             self.leave()
-            pipe = pipeline_around(self)
-            if pipe is None:
+            around = around or frame_around(self)
+            if around is None:
                 raise ModelError(self.outside)
+            pipe = around.f_locals["self"]
             thread.found = found = Generation(self, partial(unet_calls, pipe), pipe.scheduler)
+            found.around = around
         return found.next(timestep)
 
     def leave(self) -> None:
@@ -341,21 +355,23 @@ def unet_calls(pipe: Any) -> int:
     return getattr(pipe, "_num_timesteps", 0) or len(pipe.scheduler.timesteps)
 
 
-def pipeline_around(live: Live) -> Any:
-    """The pipeline that calls one of these UNets right now, whichever was patched; None where there is none."""
-    return call_around(live)[0]
-
-
-def call_around(live: Live) -> tuple[Any, Mapping[str, Any]]:
-    """That pipeline, and the variables of its `__call__`; None and nothing where there is none."""
+def frame_around(live: Live) -> FrameType | None:
+    """The `__call__` under way of the pipeline that calls one of these UNets, whichever was patched; None where there
+    is none."""
     frame: FrameType | None = sys._getframe(1)
     while frame is not None:
         if frame.f_code.co_name == "__call__":
             caller = frame.f_locals.get("self")
             if isinstance(caller, DiffusionPipeline) and live in live_on(getattr(caller, "unet", None)):
-                return caller, frame.f_locals
+                return frame
         frame = frame.f_back
-    return None, {}
+    return None
+
+
+def call_around(live: Live) -> tuple[Any, Mapping[str, Any]]:
+    """That pipeline, and the variables of its `__call__`; None and nothing where there is none."""
+    frame = frame_around(live)
+    return (frame.f_locals["self"], frame.f_locals) if frame else (None, {})
 
 
 # On modules and pipelines ---------------------------------------------------------------------------------------------
@@ -459,6 +475,9 @@ def _generating(kind: type[DiffusionPipeline], marked: list[Live]) -> type[Diffu
     was put on this pipeline."""
 
     def call(self: Any, *args: Any, **kwargs: Any) -> Any:
+        if not marked:  # a copy of a pipeline that all was taken off meanwhile
+            self.__class__ = kind
+            return self(*args, **kwargs)
         there = live_on(self.unet)
         within = [live for each in there for unet in each.unets.values() for live in live_on(unet)]
         if any(live not in (*there, *within) for live in marked):
@@ -472,7 +491,7 @@ def _generating(kind: type[DiffusionPipeline], marked: list[Live]) -> type[Diffu
 
     call.__doc__, call.__wrapped__ = kind.__call__.__doc__, kind.__call__  # type: ignore[attr-defined]
     names: dict[str, Any] = {"__call__": call, "__module__": kind.__module__, "__qualname__": kind.__qualname__}
-    refused = {key: staticmethod(partial(_refuse, why)) for key, why in REFUSED.items()}
+    refused = {key: _refusing(kind, key, marked) for key in REFUSED}
     return type(kind.__name__, (kind,), {**names, **refused, "__copy__": _shallow, MARK: marked})
 
 
@@ -483,8 +502,16 @@ def _shallow(pipe: Any) -> Any:
     return made
 
 
-def _refuse(why: str, *_: Any, **__: Any) -> None:
-    raise ModelError(why)
+def _refusing(kind: type[DiffusionPipeline], key: str, marked: list[Live]) -> Callable[..., Any]:
+    """A method that is what it was when all was taken off, also on copies."""
+
+    def method(self: Any, *args: Any, **kwargs: Any) -> Any:
+        if marked:
+            raise ModelError(REFUSED[key])
+        self.__class__ = kind
+        return getattr(self, key)(*args, **kwargs)
+
+    return method
 
 
 def check_pipeline(pipe: Any) -> None:
@@ -580,11 +607,11 @@ def applied(pipe: Any, patches: Sequence[Patch[Any]], load: Load) -> Iterator[Ca
 
 
 def put_on(pipe: Any, patches: Sequence[Patch[Any]], load: Load) -> None:
-    """All of them on, for as long as the pipeline lives or until each is removed."""
+    """All of them on until each is removed, or for as long as what is in the UNet's place lives, in any pipeline."""
     if patches:
         stack = ExitStack()
         stack.enter_context(applied(pipe, patches, load))
-        pipe._asdm_stack = stack  # what takes them off when it is collected
+        unwrap_module(pipe.unet).__dict__[HELD] = stack  # what takes them off when it is collected
         _HELD.add(stack)
 
 

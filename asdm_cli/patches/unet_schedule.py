@@ -316,7 +316,9 @@ class UNetSchedule(nn.Module, Live):
         try:
             return super().__getattr__(name)
         except AttributeError:
-            if name.startswith("_") or "members" not in self.__dict__.get("_modules", {}):
+            if "members" not in self.__dict__.get("_modules", {}):
+                raise
+            if name.startswith("_") and not ismethod(getattr(self.members[0], name, None)):
                 raise
         found = getattr(self.members[0], name)
         return partial(self._each, name) if ismethod(found) else found
@@ -373,7 +375,7 @@ def check_free(pipe: DiffusionPipeline) -> None:
     """ModelError unless this is a pipeline whose UNet may be put in another's place."""
     check_pipeline(pipe)
     if schedule_on(pipe) is not None:
-        raise ModelError("this pipeline switches already; call remove() on the handle of the earlier switch first")
+        raise ModelError("this pipeline switches already; call pipe.unet.remove() first")
     if live_on(pipe.unet):
         raise ModelError("this pipeline inherits; take its plan off (asdm_cli.remove), switch, and inherit then")
 
@@ -382,6 +384,11 @@ def schedule_on(pipe: Any) -> UNetSchedule | None:
     """The UNets that take turns in this pipeline, if several do."""
     unet = getattr(pipe, "unet", None)
     return unet if isinstance(unet, UNetSchedule) else None
+
+
+def _config(unet: Any) -> dict[str, Any]:
+    """With what an image adapter that came later left beside its entries."""
+    return {**unet.config, **{key: value for key, value in vars(unet.config).items() if key in unet.config}}
 
 
 def check_members(unets: Mapping[str, Any], rules: Switching, plans: Mapping[str, CachePlan] | None = None) -> None:
@@ -393,9 +400,7 @@ def check_members(unets: Mapping[str, Any], rules: Switching, plans: Mapping[str
     if not unets:
         faults.append("unets: none is given; name one or more")
     else:
-        faults += [
-            f"unets: {each}" for each in unlike_inputs({name: dict(unet.config) for name, unet in unets.items()})
-        ]
+        faults += [f"unets: {each}" for each in unlike_inputs({name: _config(unet) for name, unet in unets.items()})]
     formats = {name: str(unet.dtype).removeprefix("torch.") for name, unet in unets.items()}
     if len(set(formats.values())) > 1:
         each = ", ".join(f"{name} is in {form}" for name, form in formats.items())

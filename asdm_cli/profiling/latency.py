@@ -73,14 +73,19 @@ def time_interleaved(
 
 
 def quartiles(samples: Sequence[float], scale: float = 1.0) -> Interval:
-    """The median between the quartiles, multiplied by `scale` (1000: seconds to milliseconds)."""
+    """The median between the quartiles, multiplied by `scale` (1000: seconds to milliseconds); one sample has none."""
+    if len(samples) == 1:
+        return Interval(samples[0] * scale, None, None, "")
     low, middle, high = (float(figure) * scale for figure in np.percentile(samples, [25, 50, 75]))
     return Interval(middle, low, high, "quartiles")
 
 
 def speedup(first: Sequence[float], this: Sequence[float], resamples: int = 2000, seed: int = 0) -> Interval:
-    """Median over rounds of first/this (above 1: faster than the first), with its 95 % bootstrap interval."""
+    """Median over rounds of first/this (above 1: faster than the first), with its 95 % bootstrap interval; of one round
+    there is none."""
     ratios = np.asarray(first) / np.asarray(this)
+    if len(ratios) == 1:
+        return Interval(float(ratios[0]), None, None, "")
     picks = np.random.default_rng(seed).integers(0, len(ratios), size=(resamples, len(ratios)))
     low, high = np.percentile(np.median(ratios[picks], axis=1), [2.5, 97.5])
     return Interval(float(np.median(ratios)), float(low), float(high), "95 % bootstrap")

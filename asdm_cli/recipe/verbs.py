@@ -857,6 +857,8 @@ def _of_text(value: Any) -> Any:
     """`2x` and `35dB`, as they are typed."""
     if isinstance(value, str) and (typed := TARGET.fullmatch(value)):
         return {"speedup" if typed[2] == "x" else "psnr_db": float(typed[1])}
+    if isinstance(value, str):
+        raise ValueError("write 2x for twice as fast, or 35dB for pictures that are so near")
     return value
 
 

@@ -5,11 +5,12 @@ from __future__ import annotations
 import csv
 import io
 import re
-from collections.abc import Callable
-from dataclasses import asdict, fields
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, fields, replace
+from typing import Any
 
 from asdm_cli.records import Record, Report
-from asdm_cli.report.tables import Cell, Column, Table, main, of_parts, parts
+from asdm_cli.report.tables import WHO, Cell, Column, Table, compared, main, named, of_parts, parts, whole
 
 SPECIAL = str.maketrans(
     {each: f"\\{each}" for each in "&%$#_{}"}
@@ -28,7 +29,9 @@ def to_csv(report: Report) -> str:
 
 
 def to_markdown(report: Report) -> str:
-    return markdown(_main(report), lambda text: text.replace("|", "\\|"))
+    table = _main(report)
+    below = f"\n\n{table.note}" if table.note else ""
+    return markdown(table, lambda text: text.replace("|", "\\|")) + below
 
 
 def to_latex(report: Report) -> str:
@@ -38,7 +41,17 @@ def to_latex(report: Report) -> str:
         " & ".join(row) + r" \\" for row in _told(table, lambda text: text.translate(SPECIAL), r"\textbf{{{}}}")
     ]
     begin = rf"\begin{{tabular}}{{{''.join('r' if column.number else 'l' for column in table.columns)}}}"
-    return "\n".join([begin, r"\toprule", head, r"\midrule", *body, r"\bottomrule", r"\end{tabular}"])
+    spreads = dict.fromkeys(f"{column.title}: {column.interval}" for column in table.columns if column.interval)
+    told = [r"for \usepackage{booktabs}; bold: nothing is told to be better", *([table.note] if table.note else [])]
+    told += [f"in brackets: {'; '.join(spreads)}"] if spreads else []
+    told += [f"{name}: {_line(card)}" for name, card in report.protocols.items()]
+    below = [f"% {' '.join(line.split())}" for line in told]
+    return "\n".join([begin, r"\toprule", head, r"\midrule", *body, r"\bottomrule", r"\end{tabular}", *below])
+
+
+def _line(card: Mapping[str, Any]) -> str:
+    """How figures were made, for whoever cites them."""
+    return "; ".join(f"{key} {value}" for key, value in card.items() if key not in WHO and not isinstance(value, list))
 
 
 FORMATS: dict[str, Callable[[Report], str]] = {"csv": to_csv, "markdown": to_markdown, "latex": to_latex}
@@ -64,6 +77,13 @@ def _cell(cell: Cell, escape: Callable[[str], str], bold: str) -> str:
 
 
 def _main(report: Report) -> Table:
-    """The main table, or the first of parts."""
+    """The main table, or the first of parts. What a page has in other tables is named."""
     found = (of_parts(title, records) for title, records in parts(report).items())
-    return main(report) or next(found, Table("", [Column("set-up")], []))
+    table = main(report)
+    if table is None:
+        return next(found, Table("", [Column("set-up")], []))
+    first, *others = [name for name in named(report) if any(name in column for column in whole(report).values())]
+    if gone := [name for name in others if name not in compared(report)]:
+        told = f"Not here, since nothing of them was measured as of {first}: {', '.join(gone)}."
+        table = replace(table, note=f"{table.note} {told}".strip())
+    return table

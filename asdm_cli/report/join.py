@@ -16,7 +16,7 @@ FIRST = ("bench", "eval"), ("inherit", "switch")
 before the others'."""
 NOT_WAYS = ("model", "written", "series", "reference", "made", "learned")
 """What is said of a set-up, but is nothing of how it draws."""
-PATCHES = "patches"
+UNSAID = ("patches", "unets", "strength", "image_guidance", "adapters")
 """Of set-ups that draw: what is not said is not there."""
 
 
@@ -51,7 +51,7 @@ def join(reports: Mapping[str, Report], lead: Sequence[str] = ()) -> Report:
     whole = Report(
         " + ".join(dict.fromkeys(each.verb for each in reports.values())), facts={"title": ", ".join(reports)}
     )
-    seen: set[tuple[Any, ...]] = set()
+    seen: dict[tuple[Any, ...], str] = {}
     said: dict[str, list[str]] = {}
     for source, report in ordered:
         names = _names(whole.setups, source, report)
@@ -68,8 +68,13 @@ def join(reports: Mapping[str, Report], lead: Sequence[str] = ()) -> Report:
             )
             for each in report.records
         ]
-        whole.records.extend(each for each in mine if (each.setup, each.metric, each.of, each.at) not in seen)
-        seen.update((each.setup, each.metric, each.of, each.at) for each in mine)
+        keys = [(each.setup, each.metric, each.of, each.at) for each in mine]
+        whole.records.extend(each for key, each in zip(keys, mine, strict=True) if key not in seen)
+        made = dict(zip(keys, (each.protocol for each in mine), strict=True))
+        if unlike := dict.fromkeys(key[0] for key in made if seen.get(key, made[key]) != made[key]):
+            told = f"left out, as another run has them, made in another way: figures of {', '.join(unlike)}"
+            said.setdefault(told, []).append(source)
+        seen = made | seen
         whole.timelines.extend(replace(each, title=f"{source}: {each.title}") for each in report.timelines)
         whole.facts.update({f"{source}: {key}": value for key, value in report.facts.items() if key != "title"})
         for note in report.notes:
@@ -100,7 +105,7 @@ def _same(one: Mapping[str, Any], other: Mapping[str, Any], called_alike: bool) 
         return False
     both = one.keys() & other.keys() - set(NOT_WAYS)
     return all(one[key] == other[key] for key in both) and (
-        "steps" not in both or one.get(PATCHES) == other.get(PATCHES)
+        "steps" not in both or all(one.get(key) == other.get(key) for key in UNSAID)
     )
 
 

@@ -118,11 +118,14 @@ def _scatter(report: Report, columns: Columns, key: str) -> Scatter | None:
 
 
 def _shots(report: Report, columns: Columns, speed: str, key: str) -> dict[str, ParetoPoint]:
-    """Of all that compete and have both figures: less time and more quality are better, whichever way these go."""
-    found = {}
+    """Of all that compete and have both figures: less time and more quality are better, whichever way these go.
+    Speed-ups are over the first set-up."""
+    found, first = {}, (named(report) or [""])[0]
     for name in compared(report):
         x, y = columns[speed].get(name), columns[key].get(name)
-        if x and y and x.value and math.isfinite(x.value) and math.isfinite(y.value) and not is_reference(report, name):
+        if is_reference(report, name) or not x or not y or x.against not in ("", first):
+            continue
+        if x.value and math.isfinite(x.value) and math.isfinite(y.value):
             time = 1 / x.value if metric(speed).better == "higher" else x.value
             found[name] = ParetoPoint(time, -y.value if metric(key).better == "lower" else y.value)
     return found
@@ -154,10 +157,11 @@ def comparisons(report: Report) -> list[Table]:
 
 
 def _equal_fidelity(what: str, fronts: Mapping[str, ParetoFront]) -> Table:
-    """A row for each level that the first series reaches; above 1 in the last column says that it is the fastest."""
+    """A row for each level that the first series reaches, and that is above the fastest of somebody; above 1 in the
+    last column says that it is the fastest."""
     ours, *_ = fronts
-    rows = []
-    for level in LEVELS_DB:
+    rows, lowest = [], min(line[0].quality for line in fronts.values() if line)
+    for level in [each for each in LEVELS_DB if each > lowest]:
         times = {own: time_at(line, level) for own, line in fronts.items()}
         mine, rivals = times[ours], [time for own, time in times.items() if own != ours and time is not None]
         if mine is not None:
@@ -165,7 +169,8 @@ def _equal_fidelity(what: str, fronts: Mapping[str, ParetoFront]) -> Table:
             gain = _told(min(rivals) / mine if rivals else None, 2)
             rows.append({what: level, **told, f"{ours}: times as fast as the best of the others": gain})
     note = (
-        "Per cent of the first set-up's time, read off the fronts by straight lines; nothing where one does not reach."
+        "Per cent of the first set-up's time, read off the fronts by straight lines: its fastest where that is better, "
+        "nothing where a series does not reach."
     )
     return of_rows(f"At equal fidelity: {what}", rows, note)
 

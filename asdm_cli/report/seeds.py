@@ -26,16 +26,21 @@ def over_seeds(report: Report, groups: Mapping[str, Sequence[str]]) -> Report:
     """
     setups, records, notes = dict(report.setups), list(report.records), list(report.notes)
     for name, members in groups.items():
-        if missing := [member for member in members if member not in setups]:
-            notes.append(f"{name}: no mean: {', '.join(missing)} stands under another name; use one in all stages")
+        missing = [member for member in members if member not in report.setups]
+        if missing or name in report.setups:
+            why = f"{', '.join(missing)} stands under another name; use one in all stages"
+            notes.append(f"{name}: no mean: {why if missing else 'something else is called that; choose another name'}")
             continue
         first, *_ = members
-        setups = _before(setups, first, name, {**_shared(report, members), "seeds": list(members)})
+        setups = _beside(setups, first, name, {**_shared(report, members), "seeds": list(members)})
         own = [[each for each in report.records if each.setup == member and each.at is None] for member in members]
         by_key = [{(each.metric, each.of, each.protocol): each for each in found} for found in own]
         sizes = {found[key].value for found in by_key for key in found if key[0] == "params_m"}
         if len(sizes) > 1:
             notes.append(f"{name}: no costs: {', '.join(members)} are not of one size")
+        judged = [key for key in by_key[0] if metric(key[0]).group == QUALITY]
+        if judged and not any(all(key in found for found in by_key) for key in judged):
+            notes.append(f"{name}: no mean: the pictures of {', '.join(members)} were not judged alike")
         for key, one in by_key[0].items():
             group, alike = metric(one.metric).group, [found[key] for found in by_key if key in found]
             if group == COST and len(sizes) <= 1:
@@ -52,7 +57,10 @@ def _mean(name: str, alike: Sequence[Record]) -> Record:
     if len(halves) < seeds or not all(each.interval.startswith("95 %") for each in alike):
         return record
     half = sqrt(fmean(half**2 for half in halves) + (STUDENT_T[seeds] * stdev(values)) ** 2 / seeds)
-    return replace(record, low=record.value - half, high=record.value + half, interval=BOTH)
+    low, high = record.value - half, record.value + half
+    if all(each.interval.endswith("Wilson") for each in alike):  # of shares
+        low, high = max(0.0, low), min(1.0, high)
+    return replace(record, low=low, high=high, interval=BOTH)
 
 
 def _shared(report: Report, members: Sequence[str]) -> dict[str, Any]:
@@ -61,9 +69,10 @@ def _shared(report: Report, members: Sequence[str]) -> dict[str, Any]:
     return {key: value for key, value in facts[0].items() if all(each.get(key) == value for each in facts)}
 
 
-def _before(
+def _beside(
     setups: dict[str, dict[str, Any]], other: str, name: str, about: dict[str, Any]
 ) -> dict[str, dict[str, Any]]:
-    place = list(setups).index(other)
+    """In front of the other, but behind what all are compared with."""
+    place = list(setups).index(other) or 1
     items = list(setups.items())
     return dict([*items[:place], (name, about), *items[place:]])

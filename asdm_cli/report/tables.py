@@ -112,12 +112,25 @@ def whole(report: Report) -> dict[str, dict[str, Record]]:
     inside = [each for each in report.records if not each.of and each.at is None]
     keys = in_order([each.metric for each in inside])
     columns = {key: {each.setup: each for each in reversed(inside) if each.metric == key} for key in keys}
+    first = (named(report) or [""])[0]
     for key, column in columns.items():
         if (alone := metric(key).alone) is not None:
             for each in [each for each in column.values() if each.against]:
                 itself = Record(each.against, key, alone, against=each.against, protocol=each.protocol)
                 column.setdefault(each.against, itself)
+                if each.against == first:  # also where another comparison, put beside it, has it over another set-up
+                    column[first] = itself
     return columns
+
+
+def beside_first(report: Report) -> dict[str, dict[str, Record]]:
+    """The same, without what compares a set-up with another one than the first."""
+    first = named(report)[:1]
+    kept = {
+        key: {name: each for name, each in column.items() if not each.against or [each.against] == first}
+        for key, column in whole(report).items()
+    }
+    return {key: column for key, column in kept.items() if column}
 
 
 def main(report: Report, most: int = MOST) -> Table | None:
@@ -148,7 +161,7 @@ def _figures(report: Report, title: str, names: list[str], keys: list[str], majo
         beside = any(each.against for each in columns[key].values())
         out = hurt if metric(key).group == COST or beside else set()
         rivals = [None if is_reference(report, name) or name in out else columns[key].get(name) for name in names]
-        alike = len({_how(report, each) for each in rivals if each}) < 2
+        alike = len({(_how(report, each), each.against) for each in rivals if each}) < 2
         unlike += [] if alike else [metric(key).title]
         best = metrics.best(rivals) if alike and not columns.keys() <= PAPER else ()
         head, cells = column(key, [columns[key].get(name) for name in names], best=best)
@@ -169,7 +182,7 @@ def verdict(report: Report, columns: Columns, name: str) -> tuple[Verdict, Recor
     if known:
         return max(((_judged(one, own), one, own) for one, own in known), key=lambda each: each[0])
     own = columns.get("psnr_db", {}).get(name)
-    if own is None or not math.isfinite(own.value):
+    if own is None or not math.isfinite(own.value) or own.against not in ("", first):
         return None
     near = own.value >= NEAR_DB
     return Verdict.NEAR if near else Verdict.CHANGED if own.value >= OTHER_DB else Verdict.OTHER, None, own

@@ -8,7 +8,7 @@ import re
 from asdm_cli.compare.pareto import PEERS
 from asdm_cli.records import Record, Report
 from asdm_cli.report.metrics import better, metric, number, shown, spread, tied
-from asdm_cli.report.tables import Columns, Verdict, compared, is_reference, leading, named, verdict, whole
+from asdm_cli.report.tables import Columns, Verdict, beside_first, compared, is_reference, leading, named, verdict
 
 LINES = 2
 """Set-ups that are told of below the title."""
@@ -30,7 +30,7 @@ UNTRAINED, PATCHING = ("prune", "assemble"), ("inherit", "switch")
 
 def headline(report: Report) -> tuple[str, str]:
     """What the hero gains and loses beside the first set-up, and what is to be done about it; then of the others."""
-    columns, names = whole(report), compared(report)
+    columns, names = beside_first(report), compared(report)
     hero, *others = ranked(report) or [""]
     if hero:
         told = {name: _beside(report, columns, name) for name in [hero, *others]}
@@ -52,7 +52,7 @@ def ranked(report: Report) -> list[str]:
     """The set-ups beside the first of which something is known. The hero leads: of ours that which the run wrote, or
     else one that has drawn, of which most is known, whose pictures are least hurt, the fastest of these. The nearest in
     speed follow."""
-    columns = whole(report)
+    columns = beside_first(report)
     told = {name: len(_beside(report, columns, name)) for name in compared(report)[1:]}
     known = [name for name, words in told.items() if words]
     ours = [name for name in known if _series(report, name) not in PEERS] or known

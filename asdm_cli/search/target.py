@@ -167,8 +167,9 @@ def find_plan(  # noqa: PLR0913 - what a search depends on, each by its name
     }
     for family, look in ways.items():
         if search.tried and late():
-            note(f"{family}: not tried, the {minutes:g} minutes are over")
+            note(f"{family}: not tried, since {minutes:g} min are over")
             break
+        note(f"looking for {target.words}: {family}")
         look()
     if not search.tried:
         raise RunError(
@@ -176,6 +177,7 @@ def find_plan(  # noqa: PLR0913 - what a search depends on, each by its name
             f"{search.speedup_at(search.least):.2f} times as fast. Ask for less, or prune the model first"
         )
     best = search.best()
+    note(f"{len(search.tried)} tried; what was found is measured now, beside fewer steps")
     a_step = (known.step + known.full) * plain.calls / plain.steps
     alike = (known.image(FEWER, plain.calls, plain.calls) / best.faster - known.rest) / a_step
     return Found(best, search.tried, max(1, round(alike)), search.beside() if best.family == FEWER else None)

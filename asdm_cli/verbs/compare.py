@@ -158,16 +158,21 @@ def _setups(models: Sequence[Contestant], recipe: BenchRecipe | EvalRecipe, imag
     return found
 
 
+def _listed(patterns: str | list[str]) -> str:
+    return patterns if isinstance(patterns, str) else ", ".join(patterns)
+
+
 def _of_shape(asked: Contestant, settings: dict[str, Any]) -> Setup:
     """Random weights: a shape, less what is removed, with experts."""
     config = random_config(asked.random or "", asked.remove)
     told = [f"random {without_place(asked.random or '')}"]
     if asked.remove:
-        told.append("without " + (asked.remove if isinstance(asked.remove, str) else ", ".join(asked.remove)))
+        told.append(f"without {_listed(asked.remove)}")
     if asked.expand:
         donor = random_config(asked.expand.donor, None) if asked.expand.donor else None
         config = expand(config, Spec(asked.expand.experts), asked.expand.at, donor).config
-        told.append(f"with {asked.expand.experts} experts")
+        donor_told = f" from {without_place(asked.expand.donor)}" if asked.expand.donor else ""
+        told.append(f"with {asked.expand.experts} experts at {_listed(asked.expand.at)}{donor_told}")
     source, patches = " ".join(told), tuple(_patches(asked))
     return Setup(asked.name, None, config, patches, source=source, draws=False, **settings)
 

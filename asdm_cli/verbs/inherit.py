@@ -97,7 +97,7 @@ class Plan:
             facts = {"target": recipe.target.words, "search": drawn}
         facts |= {
             "prompts": f"{len(self.prompts.prompts)}, {self.prompts.title}",
-            "ways": ", ".join(setup.name for setup in self.setups),
+            "ways": "; ".join(setup.name for setup in self.setups),
             "timed": f"{recipe.repeats} rounds of images in turn, {recipe.steps} steps",
         }
         if self.front is not None and self.front.prompts is not None:

@@ -66,7 +66,10 @@ def test_a_run_is_shown_with_where_its_page_is(runs: list[str], capsys: pytest.C
     assert main(["show", runs[1]]) == 0
     said = capsys.readouterr().out
     assert "base: pictures ruined (KID 0.1000 → 0.3000)" in said
-    assert "report.html" in said
+    assert "report.html" not in said, "a kept record has none"
+    (Path(runs[1]) / "report.html").write_text("")
+    assert main(["show", runs[1]]) == 0
+    assert f"{runs[1]}/report.html" in capsys.readouterr().out
 
 
 def test_runs_on_one_page_with_speed_against_quality(runs: list[str], tmp_path: Path) -> None:

@@ -3,6 +3,7 @@ plain diffusers makes of it, and what is refused."""
 
 from __future__ import annotations
 
+import gc
 import json
 import shutil
 from collections.abc import Callable
@@ -14,7 +15,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 import asdm_cli
-from asdm_cli.errors import AsdmError
+from asdm_cli.errors import AsdmError, ModelError
 from asdm_cli.models.directory import find
 from asdm_cli.models.load import load_pipeline
 from asdm_cli.models.metadata import checked_patches, configs_of, patches_of, record, stamps, unet_components
@@ -66,12 +67,8 @@ def test_the_layout(model: Path, tiny_pipeline: Path, tiny_small: Path) -> None:
     sources = {name: each["source"] for name, each in step["unets"].items()}
     assert sources == {"large": tiny_pipeline.name, "small v1.5": "model"}
     assert step["unets"]["small v1.5"]["history"][-1]["verb"] == "prune"
-    assert {name.partition("/")[0] for name, *_ in stamps(directory)} >= {
-        "unet",
-        "unets",
-        "asdm.json",
-        "model_index.json",
-    }
+    stamped = {name.partition("/")[0] for name, *_ in stamps(directory)}
+    assert stamped >= {"unet", "unets", "asdm.json", "model_index.json"}
 
 
 @pytest.mark.parametrize(
@@ -258,3 +255,25 @@ def test_a_bare_unet_takes_turns_too(tiny_pipeline: Path, tmp_path: Path) -> Non
     model = switching(tiny_pipeline, bare, tmp_path / "model")
     assert sorted(path.name for path in (model / OTHER).iterdir()) == ["config.json", WEIGHTS]
     assert draw(asdm_cli.load(str(model), "cpu"), 3).isfinite().all()
+
+
+def test_another_pipeline_keeps_what_a_loaded_one_carries(model: Path) -> None:
+    """`from_pipe` is how people go from text to image; the first pipeline dies then."""
+    pipe: Any = load_pipeline(find(str(model)), CPU, torch.float32)
+    wanted = draw(pipe, 4)
+    other: Any = type(pipe).from_pipe(pipe)
+    other.set_progress_bar_config(disable=True)
+    del pipe
+    gc.collect()
+    assert schedule_on(other) is not None
+    assert torch.equal(draw(other, 4), wanted)
+
+
+def test_all_that_a_model_carries_is_taken_off(model: Path, tiny_pipeline: Path, tmp_path: Path) -> None:
+    pipe: Any = load_pipeline(find(str(model)), CPU, torch.float32)
+    with pytest.raises(ModelError, match=r"pipe\.unet\.remove\(\) several UNets"):
+        pipe.save_pretrained(tmp_path / "saved")
+    pipe.unet.remove()
+    assert (schedule_on(pipe), caches_on(pipe)) == (None, {})
+    pipe.save_pretrained(tmp_path / "saved")
+    assert torch.equal(draw(pipe, 4), draw(load_pipeline(find(str(tiny_pipeline)), CPU, torch.float32), 4))

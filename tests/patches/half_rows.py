@@ -22,9 +22,9 @@ from asdm_cli.patches.base import (
     Patch,
     Stats,
     Trajectory,
+    call_around,
     in_force,
     inside,
-    pipeline_around,
     sample_and_timestep,
     stats_of,
 )
@@ -68,7 +68,7 @@ class HalfRows(Live):
 
     def begin(self, trajectory: Trajectory) -> State:
         self.halved = 0
-        guided = getattr(pipeline_around(self), "do_classifier_free_guidance", False)
+        guided = getattr(call_around(self)[0], "do_classifier_free_guidance", False)
         calls = [call for call in range(trajectory.calls) if call not in self.spec.skip]
         rows = [GROUPS[call in self.spec.half :] for call in calls] if guided else None
         inner = inside(self, self.unet)

@@ -304,3 +304,92 @@ def test_what_is_told_of_timesteps() -> None:
         assert loose.next(time) == 1
     with pytest.raises(ModelError, match="called 7 times where 6 calls were announced"):
         loose.next(5)
+
+
+RESIDUAL = {"rules": [{"nodes": "*.attn", "cache": "residual", "schedule": {"mode": "uniform", "interval": 2}}]}
+
+
+class LowConvolution(nn.Module):
+    """The same around a convolution of one pixel."""
+
+    def __init__(self, base: nn.Conv2d):
+        super().__init__()
+        self.base_layer = base
+        with torch.random.fork_rng():
+            torch.manual_seed(3)
+            self.change = nn.Conv2d(base.in_channels, base.out_channels, 1)
+
+    def forward(self, value: Tensor) -> Tensor:
+        return self.base_layer(value) + self.change(value)
+
+
+def _low(pipe: Any) -> dict[str, nn.Module]:
+    """LoRAs around the last projection of every transformer, in which a residual branch ends."""
+    places = {name: each for name, each in pipe.unet.named_modules() if name.endswith("proj_out")}
+    for name, each in places.items():
+        pipe.unet.set_submodule(name, LowConvolution(each))
+    return places
+
+
+def test_a_branch_ends_where_a_lora_came_or_went() -> None:
+    """PEFT puts modules in the places of those that hand on."""
+    other = pipes.pipe()
+    _low(other)
+    with asdm_cli.inherit(other, RESIDUAL):
+        wanted = draw(other, STEPS)
+    pipe = pipes.pipe()
+    handle = asdm_cli.inherit(pipe, RESIDUAL)
+    before = draw(pipe, STEPS)
+    places = _low(pipe)
+    assert same(draw(pipe, STEPS), wanted)
+    assert not same(wanted, before)
+    for name, each in places.items():
+        pipe.unet.set_submodule(name, each)
+    assert same(draw(pipe, STEPS), before)
+    handle.remove()
+    assert hooked(pipe.unet) == []
+
+
+@pytest.mark.parametrize(
+    "way", [copy.copy, lambda pipe: views(pipe, type(pipe)), lambda pipe: type(pipe).from_pipe(pipe)]
+)
+def test_a_copy_draws_plain_when_the_plan_is_gone(way: Callable[[Any], Any], tmp_path: Any) -> None:
+    pipe = pipes.pipe()
+    plain = draw(pipe, STEPS)
+    with asdm_cli.inherit(pipe, PLAN):
+        other = way(pipe)
+        other.set_progress_bar_config(disable=True)
+        assert not same(draw(other, STEPS), plain)
+    assert same(draw(other, STEPS), plain)
+    with asdm_cli.inherit(pipe, PLAN):
+        another = way(pipe)
+    another.save_pretrained(tmp_path / "saved")
+    assert type(another).__mro__[0] is StableDiffusionPipeline
+
+
+class Own(StableDiffusionPipeline):
+    """A pipeline of one's own, whose timesteps are no elements of the scheduler's list."""
+
+    @torch.no_grad()
+    def __call__(self, given: Callable[[Tensor], Any]) -> Tensor:
+        self.scheduler.set_timesteps(STEPS)
+        latents, text = torch.randn(1, 4, 8, 8, generator=torch.manual_seed(0)), torch.ones(1, 16, 16)
+        for timestep in self.scheduler.timesteps:
+            predicted = self.unet(latents, given(timestep), text).sample
+            latents = self.scheduler.step(predicted, timestep, latents).prev_sample
+        return latents
+
+
+@pytest.mark.parametrize("given", [lambda t: t, float, int, lambda t: t[None], lambda t: t.to(torch.float32)])
+def test_a_pipeline_of_ones_own_inherits_whatever_its_timesteps_are(given: Callable[[Tensor], Any]) -> None:
+    pipe = pipes.pipe()
+    own = views(pipe, Own)
+    plain = own(given)
+    with asdm_cli.inherit(own, PLAN):
+        wanted = own(given)
+    with asdm_cli.inherit(pipe, PLAN) as handle:
+        for _ in range(2):
+            assert same(own(given), wanted)
+            assert [len(each) for each in handle.stats().reused["unet"]] == [0, 1] * (STEPS // 2)
+    assert not same(wanted, plain)
+    assert same(own(given), plain)

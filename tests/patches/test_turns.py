@@ -18,6 +18,7 @@ from tests import tiny
 from tests.patches.conftest import Get
 from tests.patches.parts import rules, small, twin
 from tests.patches.pipes import draw
+from tests.patches.pipes import pipe as pipe_of
 from tests.patches.test_stretches import call
 
 PLAN = {"preset": "deepcache", "interval": 2}
@@ -188,3 +189,18 @@ def test_only_one_unet_arrives_where_the_others_are_idle(monkeypatch: pytest.Mon
     unet.half()
     assert moves == ["b cpu", "c cpu"] * 2
     assert {each.dtype for member in (a, c) for each in member.parameters()} == {torch.float16}
+
+
+def test_an_image_adapter_on_one_unet_alone_is_told() -> None:
+    pipe = pipe_of()
+    pipe.unet._load_ip_adapter_weights([tiny.image_adapter(pipe.unet)])
+    with pytest.raises(ModelError, match="encoder_hid_dim_type"):
+        asdm_cli.switch(pipe, {"large": pipe.unet, "small": small()}, [{"unet": "small"}])
+
+
+def test_an_image_adapter_comes_before_the_turns() -> None:
+    pipe = pipe_of()
+    with asdm_cli.switch(pipe, {"large": pipe.unet, "small": small()}, [{"unet": "small"}]):
+        with pytest.raises(ModelError, match="is about one UNet; call it on each"):
+            pipe.unet._load_ip_adapter_weights([])
+        assert not hasattr(pipe.unet, "_nothing_of_this_name")

@@ -68,3 +68,31 @@ def test_a_member_that_another_name_took_over_is_told() -> None:
     found = over_seeds(report(0.2, 0.3), {"base": ["base 0", "gone"]})
     assert list(found.setups) == ["original", "base 0", "base 1"]
     assert found.notes == ["base: no mean: gone stands under another name; use one in all stages"]
+
+
+def test_what_all_are_compared_with_stays_in_front() -> None:
+    alone = report(0.2, 0.3)
+    del alone.setups["original"]
+    found = over_seeds(alone, {"base": ["base 0", "base 1"]})
+    assert list(found.setups) == ["base 0", "base", "base 1"]
+
+
+def test_shares_end_at_one() -> None:
+    of_all = report(1.0, 0.985, interval="95 % Wilson")
+    kid = of(over_seeds(of_all, {"base": ["base 0", "base 1"]}), "kid")
+    assert (kid.low, kid.high) == (pytest.approx(0.8950, abs=1e-3), 1.0)
+
+
+def test_a_name_that_is_taken_and_members_that_were_judged_otherwise_are_told() -> None:
+    taken = over_seeds(report(0.2, 0.3), {"original": ["base 0", "base 1"]})
+    assert taken.setups == report(0.2, 0.3).setups
+    assert taken.notes == ["original: no mean: something else is called that; choose another name"]
+    unlike = report(0.2, 0.3)
+    unlike.records[:] = [
+        Record(each.setup, each.metric, each.value, protocol=each.setup, against=each.against)
+        for each in unlike.records
+        if each.at is None
+    ]
+    assert over_seeds(unlike, {"base": ["base 0", "base 1"]}).notes == [
+        "base: no mean: the pictures of base 0, base 1 were not judged alike"
+    ]

@@ -35,6 +35,7 @@ from asdm_cli.patches.base import (
     in_force,
     live_on,
     sample_and_timestep,
+    unhook,
 )
 from asdm_cli.patches.cache_plan import REUSE, SKIP, STORE, WHOLE, ResolvedPlan, misfits, resolve
 from asdm_cli.patches.feature_cache.state import CacheState
@@ -92,12 +93,10 @@ class FeatureCache(Live):
         self.last = Stats(reused={UNET: []}, cache_bytes=0)
         if cache_on(self.inner):
             raise ModelError("this UNet inherits already; take the earlier plan off: asdm_cli.remove(pipe)")
-        modules = dict(self.inner.named_modules())
+        self.hooked: dict[str, nn.Module] = {}
         try:
-            for name in sorted(self.resolved.touched - {WHOLE}):
-                outlet = self.resolved.by_module.get(name)
-                if name in modules:  # `add_embedding` is one that not every UNet has
-                    self.attach(modules[name], NodeHook(self, name, outlet is not None and outlet.tupled), NAME)
+            self.hook_nodes()
+            modules = dict(self.inner.named_modules())
             for name, module in modules.items() if self.resolved.plan.cache_text else ():
                 if name.endswith(".attn2") and getattr(module, "is_cross_attention", True):
                     for part in TEXT_MODULES:
@@ -107,7 +106,21 @@ class FeatureCache(Live):
             self.remove()
             raise
 
+    def hook_nodes(self) -> None:
+        """On the modules that the nodes are now: a LoRA that came or went meanwhile put others in their places."""
+        modules = dict(self.inner.named_modules())
+        for name in sorted(self.resolved.touched - {WHOLE}):
+            module, before = modules.get(name), self.hooked.get(name)
+            if module is None or module is before:  # `add_embedding` is one that not every UNet has
+                continue
+            if before is not None:
+                unhook(before, NAME)
+            outlet = self.resolved.by_module.get(name)
+            self.attach(module, NodeHook(self, name, outlet is not None and outlet.tupled), NAME)
+            self.hooked[name] = module
+
     def begin(self, trajectory: Trajectory) -> CacheState:
+        self.hook_nodes()
         return CacheState(self.resolved, trajectory)
 
     def end(self, states: Sequence[CacheState]) -> None:
