@@ -706,7 +706,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     finally:
         console.quiet(False)  # -q was for this command line
     if code == INTERRUPTED:
-        say("interrupted; the same command again goes on from what was kept, or starts anew")
+        say("interrupted; give the same command again")
     return code if isinstance(code, int) else 0
 
 

@@ -116,7 +116,7 @@ def test_dry_run_quiet_and_overwrite(recipe: Path, tmp_path: Path, fake_prune: I
         (RunError("worker 3 died"), 1, "worker 3 died\n"),
         (MemoryError(), 1, "out of memory"),
         (OSError(errno.ENOSPC, "No space left on device", "/x"), 1, "/x: "),
-        (KeyboardInterrupt(), 130, "interrupted; the same command again goes on from what was kept"),
+        (KeyboardInterrupt(), 130, "interrupted; give the same command again"),
         (ZeroDivisionError("by zero"), 1, "this is a bug in asdm (ZeroDivisionError: by zero); -v"),
         (RuntimeError("[gloo/gloo/transport/tcp/pair.cc:553] Connection closed"), 1, "this is a bug in asdm"),
     ],

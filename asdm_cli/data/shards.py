@@ -211,9 +211,11 @@ def _find(url: str, allow_pipes: bool) -> list[Shard]:
 def _local(url: str) -> list[Shard]:
     path = Path(url).expanduser()
     if path.is_dir():
-        raise ModelError(f"{url}: is a directory; name its shards, as in {url.rstrip('/')}/*.tar")
+        raise ModelError(
+            f"{url}: is a directory; name its shards, as in {url.rstrip('/')}/*.tar (of pictures: asdm pack)"
+        )
     if not path.exists() and not set(WILD) & set(url):
-        raise ModelError(f"{url}: no such file; give a webdataset shard (.tar, .tar.gz)")
+        raise ModelError(f"{url}: no such file; give a webdataset shard (.tar, .tar.gz), as asdm pack makes them")
     names = [path] if path.exists() else sorted(glob.glob(str(path), recursive=True))  # noqa: PTH207 - absolute too
     found = []
     for file in (Path(name) for name in names if Path(name).is_file()):

@@ -26,7 +26,7 @@ NEAR_DB, OTHER_DB = 30.0, 20.0
 """PSNR from which pictures are hardly told apart; below the second they show other things."""
 PARTS = {
     "block": "UNet by block",
-    "batch": "Images at once",
+    "batch": "Images at once, times of all of them",
     "split": "The parts of the data apart",
     "removed alone": "Every unit removed alone",
     "part": "Every part of another donor alone",

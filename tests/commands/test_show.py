@@ -109,3 +109,14 @@ def test_a_page_that_exists_is_kept(runs: list[str], tmp_path: Path, capsys: pyt
     for options in ([], ["--overwrite"]):
         assert main(["show", *runs, "--out", str(page), *options]) == 0
     assert page.read_text() != "mine"
+
+
+def test_one_run_under_two_names_is_one(runs: list[str], tmp_path: Path) -> None:
+    assert main(["show", runs[1], f"{runs[1]}/", "--out", str(tmp_path / "page.html")]) == 0
+
+
+def test_csv_is_csv_alone_beside_a_page(runs: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["show", runs[1], "--format", "csv"]) == 0
+    alone = capsys.readouterr().out
+    assert main(["show", runs[1], "--format", "csv", "--out", str(tmp_path / "page.html")]) == 0
+    assert capsys.readouterr().out == alone

@@ -147,7 +147,7 @@ def test_ctrl_c_at_every_moment(name: str, commands: dict[str, Command]) -> None
     def check(said: Said) -> None:
         assert said.code == 130
         assert said.out == ""
-        assert "interrupted; the same command again" in said.text
+        assert "interrupted; give the same command again" in said.text
 
     assert until_it_succeeds(name, command, KeyboardInterrupt, check, lasting=False) >= 4
     assert command.target.exists()
@@ -224,6 +224,6 @@ def test_a_real_ctrl_c(tmp_path: Path) -> None:
     process.send_signal(signal.SIGINT)
     said, err = process.communicate(timeout=60)
     assert (process.returncode, said) == (130, ""), err
-    assert err.splitlines()[-1].startswith("interrupted; the same command again")
+    assert err.splitlines()[-1].startswith("interrupted; give the same command again")
     assert "Traceback" not in err
     assert list((tmp_path / "place").iterdir()) == []

@@ -52,3 +52,8 @@ def test_wilson_is_scipy_s(hits: int, n: int) -> None:
     found = wilson(hits, n, 0.9)
     theirs = binomtest(hits, n).proportion_ci(0.9, method="wilson")
     assert (found.value, found.low, found.high) == pytest.approx((hits / n, theirs.low, theirs.high), abs=1e-9)
+
+
+def test_resamples_that_are_all_no_numbers_leave_the_figure() -> None:
+    nan = float("nan")
+    assert interval(torch.tensor([0.5, nan, nan]), 0.95) == (0.5, None, None, "")

@@ -15,6 +15,7 @@ from asdm_cli.profiling import latency
 from asdm_cli.profiling.latency import (
     block_seconds,
     clocked,
+    quartiles,
     round_robin,
     speedup,
     stopwatch,
@@ -93,3 +94,8 @@ def test_calls_are_clocked_one_by_one() -> None:
             module(torch.zeros(1, 2))
     assert len(seconds()["unet"]) == 3
     assert min(seconds()["unet"]) > 0
+
+
+def test_of_one_round_there_is_no_interval() -> None:
+    assert quartiles([0.25], 1000.0) == (250.0, None, None, "")
+    assert speedup([3.0], [2.0]) == (1.5, None, None, "")

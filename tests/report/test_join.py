@@ -13,7 +13,7 @@ import pytest
 from asdm_cli.errors import ModelError
 from asdm_cli.recipe.redact import told_apart
 from asdm_cli.records import Images, Record, Report, under
-from asdm_cli.report import export, join
+from asdm_cli.report import export, join, plots, tables, words
 from asdm_cli.report.run_directory import to_json
 from asdm_cli.report.tables import everything, main
 from tests.report import made
@@ -67,7 +67,9 @@ def test_set_ups_of_one_model_that_draw_in_one_way_are_one() -> None:
     assert whole.protocols["cost (worth)"] == {"device": "cuda"}
     assert whole.images is not None
     assert whole.images.folders["original"] == "images/plain"
-    assert (whole.facts["cut: removed"], whole.notes, whole.verb) == (["mid"], ["worth: few"], "prune + bench + eval")
+    assert (whole.facts["cut: removed"], whole.verb) == (["mid"], "prune + bench + eval")
+    told = "left out, as another run has them, made in another way: figures of original"
+    assert whole.notes == [f"worth: {told}", "worth: few"]
 
 
 @pytest.mark.parametrize("base", ["runs/cut", "runs/cut/model", "./runs/cut", "{}/runs/cut"])
@@ -166,3 +168,50 @@ def test_markdown_and_latex_have_the_main_table() -> None:
         assert shape(made.odd())
         assert shape(made.trained())
         assert shape(Report("prune"))
+
+
+def test_what_compares_with_another_set_up_is_not_told_as_of_the_first() -> None:
+    """Two evaluations of the same prompts, each with a first model of its own."""
+    one = Report("eval", {"original": {"model": "o"}, "base": {"model": "b"}})
+    one.records.extend([Record("original", "kid", 0.05, protocol="q"), Record("base", "kid", 0.10, protocol="q")])
+    one.records.append(Record("base", "image_speedup", 1.3, against="original", protocol="q"))
+    two = Report("eval", {"base": {"model": "b"}, "tiny": {"model": "t"}})
+    two.records.extend([Record("base", "kid", 0.10, protocol="q"), Record("tiny", "kid", 0.12, protocol="q")])
+    two.records.append(Record("tiny", "image_speedup", 1.2, against="base", protocol="q"))
+    for each in (one, two):
+        each.protocols["q"] = {"prompts": "p"}
+    whole = join.join({"one": one, "two": two})
+    title, more = words.headline(whole)
+    assert "base: 1.30 times as fast" in title + more
+    assert "1.20 times as fast" not in title + more
+    (plot,) = plots.scatters(whole)
+    assert {point.name for point in plot.points} == {"original", "base"}
+    table = main(whole)
+    assert table
+    assert "Not made alike, so not compared: image speed-up." in table.note
+    assert export.to_markdown(whole).endswith(table.note)
+    assert f"% {table.note}" in export.to_latex(whole).splitlines()
+    two.setups["original"] = {"model": "o"}
+    two.records.append(Record("original", "image_speedup", 0.7, against="base", protocol="q"))
+    assert tables.whole(join.join({"one": one, "two": two}))["image_speedup"]["original"].value == 1.0
+
+
+def test_figures_that_give_way_to_others_are_told() -> None:
+    reports = {}
+    for name in ("drawings", "photos"):
+        reports[name] = Report("eval", {"a": {"model": "m"}}, [Record("a", "kid", 0.1, protocol="quality")])
+        reports[name].protocols["quality"] = {"prompts": name}
+    whole = join.join(reports)
+    assert [(each.metric, each.protocol) for each in whole.records] == [("kid", "quality")]
+    assert whole.notes == ["photos: left out, as another run has them, made in another way: figures of a"]
+    assert join.join(dict.fromkeys("ab", reports["photos"])).notes == []
+
+
+@pytest.mark.parametrize("key", ["strength", "image_guidance", "unets", "patches"])
+def test_set_ups_of_which_one_says_more_are_two(key: str) -> None:
+    plain = {"model": "m", "steps": 25}
+    one, two = (
+        Report("eval", {name: about}, [Record(name, "psnr_db", value)])
+        for name, about, value in (("plain", plain, 20.0), ("weak", {**plain, key: [1]}, 35.0))
+    )
+    assert len(join.join({"one": one, "two": two}).records) == 2

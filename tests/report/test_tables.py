@@ -189,7 +189,7 @@ def test_unlike_protocols_are_not_compared_and_that_is_said() -> None:
 
 def test_parts_have_tables_of_their_own_and_bars() -> None:
     found = tables.parts(made.compared())
-    assert list(found) == ["UNet by block", "Images at once", "The parts of the data apart"]
+    assert list(found) == ["UNet by block", "Images at once, times of all of them", "The parts of the data apart"]
     blocks, batches, splits = (tables.of_parts(title, records) for title, records in found.items())
     assert len(blocks.columns) == 5
     assert len(blocks.rows) == 5 * 4, "below each other where they are many"
