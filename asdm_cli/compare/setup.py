@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
 from functools import partial
+from itertools import chain, count
 from typing import Any, TypeVar
 
 import psutil
@@ -269,11 +270,15 @@ def fewer_steps(plain: Setup, counts: Sequence[int] | None) -> list[Setup]:
     return [replace(plain, name=names[count], steps=count, series=FEWER) for count in counts]
 
 
+LONGEST = 80
+"""Letters of a set-up's name, which is a folder's too."""
+
+
 def output_alone(setups: Iterable[Setup]) -> list[Setup]:
     """For every plan's key steps a straight line through the UNet's output, with nothing of the UNet in it: the second
     thing to beat, as it says what a plan's features add, or its fit. What is such a line itself has none beside it, nor
     what leaves out no call."""
-    lines: list[tuple[Setup, str]] = []
+    lines: list[tuple[Setup, str, str]] = []
     same: list[tuple[Any, ...]] = []
     for setup in setups:
         if setup.cache is None:
@@ -286,15 +291,16 @@ def output_alone(setups: Iterable[Setup]) -> list[Setup]:
         schedule: Any = adaptive[0] if adaptive else Explicit(mode="explicit", steps=[*full])
         line = CacheRule(nodes=OUT, schedule=schedule, extrapolate="linear")
         made = setup.with_cache("", CachePlan(rules=[line]), series=ALONE)
-        lines.append((made, f"{ALONE}, {schedule if adaptive else f'{len(full)} calls of {steps.calls}'}"))
+        name = f"{ALONE}, {schedule if adaptive else f'{len(full)} calls of {steps.calls}'}"
+        lines.append((made, name, f"{name}, {setup.cache.rules[0].schedule}"[:LONGEST]))
         if [rule.model_copy(update={"schedule": schedule}).as_line for rule in setup.cache.rules] == [line]:
             same.append((made.patches, made.steps))
     found: dict[str, Setup] = {}
-    for made, name in lines:
+    for made, name, longer in lines:
         if (key := (made.patches, made.steps)) not in same:
             same.append(key)
-            while name in found:
-                name += "'"
+            names = chain([name, longer], (f"{longer} {number}" for number in count(2)))
+            name = next(each for each in names if each not in found)
             found[name] = replace(made, name=name)
     return list(found.values())
 

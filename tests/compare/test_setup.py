@@ -182,4 +182,4 @@ def test_beside_plans_stand_lines_through_the_output_once_and_beside_lines_none(
     assert [len(output_alone([each])) for each in curved] == [1, 1, 1]
     third = of("third", nodes="up.3", schedule={"mode": "explicit", "steps": [0, 1, 5]})
     names = [each.name for each in output_alone([block, third])]
-    assert names == ["output alone, 3 calls of 6", "output alone, 3 calls of 6'"]
+    assert names == ["output alone, 3 calls of 6", "output alone, 3 calls of 6, steps 0 1 5"]
