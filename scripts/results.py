@@ -103,6 +103,40 @@ class Block:
         return "\n".join([*(f"| {' | '.join(row)} |" for row in rows), *(["", words] if words else [])])
 
 
+@dataclass(frozen=True)
+class Levels:
+    """Speed-up and PSNR of table 5's plans with even key steps, a column for each interval, between the comments of its
+    `name`. `rows` says whose set-ups stand in a row, in the order of `intervals`."""
+
+    page: str
+    name: str
+    first: str
+    intervals: Mapping[str, int]
+    rows: Mapping[str, Sequence[str]]
+    result: str = "table5"
+
+    def text(self) -> str:
+        figures = Figures.of(self.result)
+        head = [self.first, *self.intervals]
+        body = [[title, *(self._cell(figures, setup) for setup in setups)] for title, setups in self.rows.items()]
+        rows = [head, ["---"] * len(head), *body]
+        words = fill(" ".join(self._words(figures).split()), WIDTH, break_long_words=False, break_on_hyphens=False)
+        return "\n".join([*(f"| {' | '.join(row)} |" for row in rows), "", words])
+
+    @staticmethod
+    def _cell(figures: Figures, setup: str) -> str:
+        nearness = figures.record(setup, "psnr_db")
+        return f"{figures.told(setup, 'image_speedup')}, {shown(nearness)} dB" if nearness else "–"
+
+    @staticmethod
+    def _words(figures: Figures) -> str:
+        given = figures.inputs
+        device = figures.card("device").removeprefix("cpu: ")
+        return f"""`make table5 SCALE=short` on one core ({device}) of a busy machine, {figures.card("date")[:10]}:
+            {given["limit"]} captions, DDIM, guidance {given["guidance"]:g}; speed-ups are medians of
+            {figures.card("rounds")} rounds, with intervals of 95 %. [All figures](results/table5.md)."""
+
+
 def _table(figures: Figures, table: str) -> str:
     """What was typed, where, and what of: the first sentence below a table."""
     given = figures.inputs
@@ -543,6 +577,30 @@ BLOCKS = (
         },
     ),
 )
+
+
+LEVELS = {
+    "the last up block, `up.3`": "block (up.3)",
+    "all but the two outermost, `deepcache.1`": "block (branch 1)",
+    "layers that Base lacks, residual": "layer (base mask)",
+    "transformers, residual": "unit (transformers)",
+    "resnets, residual": "unit (resnets)",
+}
+
+
+def _levels(name: str, first: str, calls: Sequence[int], line: str, repeated: str) -> Levels:
+    """`line` and `repeated` stand behind the names of set-ups of the two stages."""
+    every = {"every 2nd call": 2, "every 3rd": 3, "every 5th": 5}
+    whole, few = calls[0], calls[1:]
+    rows = {}
+    for how, behind in (("a line", line), ("the last value", repeated)):
+        rows |= {
+            f"{title}: {how}": [f"{key}, uniform {n}{behind}" for n in every.values()] for title, key in LEVELS.items()
+        }
+    rows["the output alone: a line"] = [f"output alone, {n} calls of {whole}" for n in few]
+    rows["DeepCache, the package, branch 0"] = [f"DeepCache 0, every {n}{line}" for n in every.values()]
+    rows["plain, so many steps"] = [f"{n} steps" for n in few]
+    return Levels("docs/inherit.md", name, first, every, rows)
 
 
 SHEETS = {

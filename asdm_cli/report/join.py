@@ -54,7 +54,7 @@ def join(reports: Mapping[str, Report], lead: Sequence[str] = ()) -> Report:
     seen: dict[tuple[Any, ...], str] = {}
     said: dict[str, list[str]] = {}
     for source, report in ordered:
-        names = _names(whole.setups, source, report)
+        names = _names(whole, source, report)
         for own, name in names.items():
             whole.setups[name] = report.setups.get(own, {}) | whole.setups.get(name, {})
         cards = {own: _free(own, source, whole.protocols, card) for own, card in report.protocols.items()}
@@ -87,13 +87,26 @@ def join(reports: Mapping[str, Report], lead: Sequence[str] = ()) -> Report:
     return whole
 
 
-def _names(setups: Mapping[str, Mapping[str, Any]], source: str, report: Report) -> dict[str, str]:
-    """What each set-up of a report is called beside those that are there."""
+def _names(whole: Report, source: str, report: Report) -> dict[str, str]:
+    """What each set-up of a report is called beside those that are there. One whose figures are beside another first
+    set-up's is another."""
     found: dict[str, str] = {}
+    theirs = _beside(whole, {})
     for own in dict.fromkeys([*report.setups, *(each.setup for each in report.records if each.setup)]):
-        about = report.setups.get(own, {})
-        same = (name for name in setups if name not in found.values() and _same(about, setups[name], own == name))
-        found[own] = next(same, "") or _free(own, source, {**setups, **dict.fromkeys(found.values())}, None)
+        about, mine = report.setups.get(own, {}), _beside(report, found).get(own, {})
+        taken = set(found.values())
+        same = [name for name, other in whole.setups.items() if name not in taken and _same(about, other, own == name)]
+        same = [name for name in same if mine.items() <= (mine | theirs.get(name, {})).items()]
+        found[own] = next(iter(same), "") or _free(own, source, {**whole.setups, **dict.fromkeys(taken)}, None)
+    return found
+
+
+def _beside(report: Report, names: Mapping[str, str]) -> dict[str, dict[Any, str]]:
+    """What each set-up was compared with, by figure."""
+    found: dict[str, dict[Any, str]] = {}
+    for each in report.records:
+        if each.against:
+            found.setdefault(each.setup, {})[each.metric, each.of, each.at] = names.get(each.against, each.against)
     return found
 
 

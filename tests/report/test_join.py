@@ -215,3 +215,14 @@ def test_set_ups_of_which_one_says_more_are_two(key: str) -> None:
         for name, about, value in (("plain", plain, 20.0), ("weak", {**plain, key: [1]}, 35.0))
     )
     assert len(join.join({"one": one, "two": two}).records) == 2
+
+
+def test_figures_beside_other_first_set_ups_are_two_set_ups() -> None:
+    """Ten steps beside fifty, and beside twenty."""
+    reports = {}
+    for name, steps, value in (("whole", 50, 34.0), ("few", 20, 45.0)):
+        setups = {key: {"model": "m", "steps": count} for key, count in (("plain", steps), ("10 steps", 10))}
+        reports[name] = Report("inherit", setups, [Record("10 steps", "psnr_db", value, against="plain")])
+    found = {(each.setup, each.against): each.value for each in join.join(reports).records}
+    assert found == {("10 steps", "plain"): 34.0, ("10 steps (few)", "plain (few)"): 45.0}
+    assert len(join.join(reports | {"again": reports["few"]}).records) == 2

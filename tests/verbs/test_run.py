@@ -152,7 +152,7 @@ def test_the_report_is_the_records_of_all_stages(recipe: Recipe, tmp_path: Path)
     said = run(tmp_path, {**recipe, "stages": stages, **told})
     assert said.code == 0, said.err
     whole = read(tmp_path / "whole")
-    assert [*whole.setups][:3] == ["both", "first", "joined"]
+    assert [*whole.setups][:3] == ["first", "both", "joined"], "what all are compared with stays in front"
     assert whole.setups["both"]["seeds"] == ["first", "joined"]
     assert (whole.verb, whole.facts["title"]) == ("run", "All")
     assert any(each.metric == "psnr_db" and each.setup == "joined" and each.value > 0 for each in whole.records)
