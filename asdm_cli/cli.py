@@ -77,6 +77,10 @@ def _options_of_verbs(
         str | None,
         option("--target", metavar="TARGET", help="Find a plan: [bold]2x[/] as fast, or at least [bold]35dB[/]."),
     ] = None,
+    minutes: Annotated[
+        float | None,
+        option("--minutes", metavar="N", help="Begin nothing new in the search for a target after so many; 10."),
+    ] = None,
     measure: Annotated[
         bool | None,
         option("--measure/--no-measure", help="Draw and time beside fewer steps, or only write the model."),
@@ -257,7 +261,7 @@ def condconv_expand() -> None:
     """
 
 
-@verb("device", "dtype", "link", "plan", "target", "measure", *DRAWING, "repeats", models="MODEL")
+@verb("device", "dtype", "link", "plan", "target", "minutes", "measure", *DRAWING, "repeats", models="MODEL")
 def inherit() -> None:
     """Compute less at some steps, without training.
 

@@ -37,6 +37,7 @@ KEYS = (
         "remove",
         "plan",
         "target",
+        "minutes",
         "measure",
         "sampler",
         "steps",
