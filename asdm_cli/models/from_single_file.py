@@ -105,14 +105,13 @@ def from_single_file(file: Path, text: str) -> ModelDirectory:
     folder.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(folder.parent / f".{folder.name}.converting"):
         if not folder.is_dir():
-            note(f"{text}: {found.told}; it is converted once")
+            note(f"{text}: {found.told}; it is converted, once, to be kept in {folder}")
             with atomic_directory(folder) as partial:
                 _write_configs(found, partial)
                 _check(lambda: _convert(found, partial), text)
                 made = ModelDirectory(partial, file.stem, told_apart(text))
                 _check(lambda: check_unet(made), text)
                 _check(lambda: check_parts(made), text)
-            note(f"{text}: converted, and kept in {folder}")
     return ModelDirectory(folder, file.stem, told_apart(text))
 
 
