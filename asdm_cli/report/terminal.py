@@ -25,13 +25,10 @@ COLOURS = ("cyan", "yellow", "green", "magenta", "blue", "red")
 
 
 def show(report: Report, console: Console, page: Path | None = None, known: bool = False) -> None:
-    """What `page` has too is left to it; without one, as of a dry run, everything is shown but plots. Tables
-    that are `known` are not shown again."""
-    title, summary = headline(report)
-    if title != (name := report.facts.get("title", title)):
-        console.print(Text(name, style="dim"))
-    for line, style in [(title, "bold"), *((line, "") for line in summary.splitlines())]:
-        console.print(Text("\n".join(wrap(unbroken(line), console.width)).replace("\u00a0", " "), style=style))
+    """What `page` has too is left to it; without one, as of a dry run, everything is shown but plots. Where figures are
+    `known`, neither they nor the title are shown again."""
+    if not known:
+        _title(report, console)
     lead = _lead(report, console)
     parts = [_grid(tables.of_parts(name, records)) for name, records in tables.parts(report).items()]
     blocks = [lead] if lead else parts[:1]
@@ -50,6 +47,14 @@ def show(report: Report, console: Console, page: Path | None = None, known: bool
     if page is not None:
         console.print(Text(f"\n{_rest(report)}: {page}", style="dim"))
     console.print()
+
+
+def _title(report: Report, console: Console) -> None:
+    title, summary = headline(report)
+    if title != (name := report.facts.get("title", title)):
+        console.print(Text(name, style="dim"))
+    for line, style in [(title, "bold"), *((line, "") for line in summary.splitlines())]:
+        console.print(Text("\n".join(wrap(unbroken(line), console.width)).replace("\u00a0", " "), style=style))
 
 
 def _rest(report: Report) -> str:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
+from dataclasses import replace
 from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, cast, runtime_checkable
@@ -181,4 +182,5 @@ def _show(report: Report, page: Path | None = None, planned: Report | None = Non
 
     if BRIEF not in os.environ:
         known = planned is not None and report.records == planned.records
-        show(report, console, page, known)
+        notes = [each for each in report.notes if planned is None or each not in planned.notes]
+        show(replace(report, notes=notes), console, page, known)

@@ -265,7 +265,7 @@ def test_a_row_has_what_was_predicted_and_what_was_timed() -> None:
     [
         ({"target": "2x", "plan": "last-block"}, "target: finds the plan"),
         ({"target": "2x", "patches": [{"kind": "guidance-schedule"}]}, "target: finds a plan alone"),
-        ({"target": "twice"}, "target: must be"),
+        ({"target": "twice"}, "target: write 2x for twice as fast, or 35dB"),
         ({"target": {"speedup": 2.0, "psnr_db": 30.0}}, "target: must be one of"),
         ({"target": "0.5x"}, "target: must be more than 1"),
         ({"target": "2x", "measure": False}, "target: is only there to be measured"),
