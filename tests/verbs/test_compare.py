@@ -392,7 +392,9 @@ def test_a_bench_of_models_and_shapes(
     said = typed(tmp_path, recipe)
     assert said.code == 0, said.err
     held = json.loads((tmp_path / "run/report.json").read_text())
-    assert held["setups"]["random"]["model"] == "random tiny.json without base with 2 experts"
+    assert (
+        held["setups"]["random"]["model"] == "random tiny.json without base with 2 experts at compressed from tiny.json"
+    )
     records = [Record(**each) for each in held["records"]]
     names = ["base", "wide", "random", "plan"]
     for metric in ("params_m", "macs_g", "unet_ms", "weights_mb", "peak_memory_mb"):

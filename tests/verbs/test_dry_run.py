@@ -16,6 +16,7 @@ from tests import tiny
 from tests.carrying import every
 from tests.data import tars
 from tests.expanding import run as ran
+from tests.typed import asdm
 
 
 @pytest.fixture(scope="module")
@@ -108,11 +109,11 @@ def test_every_verb_that_draws_finds_what_its_metrics_ask(verb: str, recipes: di
 
 def test_what_stands_in_the_way_of_the_run_is_told(recipes: dict[str, Any], tmp_path: Path) -> None:
     assert ran(tmp_path, recipes["prune"]).code == 0
-    said = ran(tmp_path, recipes["prune"], "--dry-run")
+    said = asdm("prune", tmp_path / "recipe.yaml", "--dry-run")
     assert said.code == 0
     assert f"{tmp_path / 'run'}: exists already; the run itself needs --overwrite" in said.text
-    assert "exists already" not in ran(tmp_path, recipes["prune"], "--dry-run", "--overwrite").text
+    assert "exists already" not in asdm("prune", tmp_path / "recipe.yaml", "--dry-run", "--overwrite").text
     (tmp_path / "run/mine.txt").write_text("mine")
     for options in ((), ("--overwrite",), ("--dry-run",)):
-        said = ran(tmp_path, recipes["prune"], *options)
-        assert (said.code, "holds mine.txt, which is not from asdm" in said.err) == (2, True), options
+        said = asdm("prune", tmp_path / "recipe.yaml", *options)
+        assert (said.code, "holds mine.txt, which is not from asdm" in said.text) == (2, True), options
