@@ -248,6 +248,29 @@ def _inherit(figures: Figures) -> str:
         intervals. [All figures](results/{name.replace("-pocket", "")}.md)."""
 
 
+LEVELS = {
+    "the last up block, `up.3`": "block (up.3)",
+    "all but the two outermost, `deepcache.1`": "block (branch 1)",
+    "layers that Base lacks, residual": "layer (base mask)",
+    "transformers, residual": "unit (transformers)",
+    "resnets, residual": "unit (resnets)",
+}
+
+
+def _levels(name: str, first: str, calls: Sequence[str], plain: Sequence[str], behind: Mapping[str, str]) -> Levels:
+    """`behind` says how values are handed on, and what stands behind the names of such set-ups."""
+    every = {"every 2nd call": 2, "every 3rd": 3, "every 5th": 5}
+    rows = {
+        f"{title}: {how}": [f"{key}, uniform {n}{suffix}" for n in every.values()]
+        for how, suffix in behind.items()
+        for title, key in LEVELS.items()
+    }
+    rows["the output alone: a line"] = [f"output alone, {each}" for each in calls]
+    rows["DeepCache, the package, branch 0"] = [f"DeepCache 0, every {n}{behind['a line']}" for n in every.values()]
+    rows["plain, " + ", ".join(each.partition(" ")[0] for each in plain) + " steps"] = plain
+    return Levels("docs/inherit.md", name, first, every, rows)
+
+
 BLOCKS = (
     Block(
         "README.md",
@@ -576,31 +599,21 @@ BLOCKS = (
             "base, long": "Base, distilled longer",
         },
     ),
+    _levels(
+        "levels",
+        "`pocket`, 50 DDIM steps",
+        ["25 calls of 50", "17 calls of 50", "10 calls of 50"],
+        ["25 steps", "18 steps", "10 steps"],
+        {"a line": "", "the last value": " (repeated)"},
+    ),
+    _levels(
+        "levels-few",
+        "`pocket`, 20 DDIM steps",
+        ["10 calls of 20", "7 calls of 20", "4 calls of 20"],
+        ["10 steps (few-levels)", "7 steps", "4 steps"],
+        {"a line": " (few-levels)"},
+    ),
 )
-
-
-LEVELS = {
-    "the last up block, `up.3`": "block (up.3)",
-    "all but the two outermost, `deepcache.1`": "block (branch 1)",
-    "layers that Base lacks, residual": "layer (base mask)",
-    "transformers, residual": "unit (transformers)",
-    "resnets, residual": "unit (resnets)",
-}
-
-
-def _levels(name: str, first: str, calls: Sequence[int], line: str, repeated: str) -> Levels:
-    """`line` and `repeated` stand behind the names of set-ups of the two stages."""
-    every = {"every 2nd call": 2, "every 3rd": 3, "every 5th": 5}
-    whole, few = calls[0], calls[1:]
-    rows = {}
-    for how, behind in (("a line", line), ("the last value", repeated)):
-        rows |= {
-            f"{title}: {how}": [f"{key}, uniform {n}{behind}" for n in every.values()] for title, key in LEVELS.items()
-        }
-    rows["the output alone: a line"] = [f"output alone, {n} calls of {whole}" for n in few]
-    rows["DeepCache, the package, branch 0"] = [f"DeepCache 0, every {n}{line}" for n in every.values()]
-    rows["plain, so many steps"] = [f"{n} steps" for n in few]
-    return Levels("docs/inherit.md", name, first, every, rows)
 
 
 SHEETS = {

@@ -16,6 +16,8 @@ FIRST = ("bench", "eval"), ("inherit", "switch")
 before the others'."""
 NOT_WAYS = ("model", "written", "series", "reference", "made", "learned")
 """What is said of a set-up, but is nothing of how it draws."""
+MOST = 6
+"""Names in a note."""
 UNSAID = ("patches", "unets", "strength", "image_guidance", "adapters")
 """Of set-ups that draw: what is not said is not there."""
 
@@ -72,7 +74,8 @@ def join(reports: Mapping[str, Report], lead: Sequence[str] = ()) -> Report:
         whole.records.extend(each for key, each in zip(keys, mine, strict=True) if key not in seen)
         made = dict(zip(keys, (each.protocol for each in mine), strict=True))
         if unlike := dict.fromkeys(key[0] for key in made if seen.get(key, made[key]) != made[key]):
-            told = f"left out, as another run has them, made in another way: figures of {', '.join(unlike)}"
+            named = [*[*unlike][:MOST], *([f"{len(unlike) - MOST} more"] if len(unlike) > MOST else [])]
+            told = f"left out, as another run has them, made in another way: figures of {', '.join(named)}"
             said.setdefault(told, []).append(source)
         seen = made | seen
         whole.timelines.extend(replace(each, title=f"{source}: {each.title}") for each in report.timelines)

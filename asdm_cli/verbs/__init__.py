@@ -179,8 +179,9 @@ def _tell_time(plan: Plan) -> None:
 def _show(report: Report, page: Path | None = None, planned: Report | None = None) -> None:
     """Figures that the plan had already are not shown twice."""
     from asdm_cli.report.terminal import show
+    from asdm_cli.report.words import headline
 
     if BRIEF not in os.environ:
-        known = planned is not None and report.records == planned.records
+        known = planned is not None and report.records == planned.records and headline(report) == headline(planned)
         notes = [each for each in report.notes if planned is None or each not in planned.notes]
         show(replace(report, notes=notes), console, page, known)
