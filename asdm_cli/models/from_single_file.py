@@ -79,7 +79,7 @@ OTHERS: tuple[tuple[str, str], ...] = (
 )
 """How names of tensors begin, and what such a file holds."""
 WHOLE = "give a file with a whole pipeline, or a diffusers directory"
-MOVED = f"{WHOLE}; what `asdm export` wrote needs its folder {CONFIGS}/ beside it"
+MOVED = f"{WHOLE}; what `asdm export` wrote needs its folder {BESIDE_FILE}/ beside it"
 UNPICKLE = (
     "import sys, torch, safetensors.torch as s; held = torch.load(sys.argv[1], map_location='cpu', weights_only=True); "
     "held = held.get('state_dict', held); s.save_file({name: each.clone().contiguous() for name, each in held.items() "
