@@ -7,7 +7,6 @@ import json
 import os
 import subprocess
 import sys
-import time
 from collections import Counter
 from itertools import islice
 from pathlib import Path
@@ -23,8 +22,6 @@ from tests.hardening.uses import tried
 from tests.report import made
 from tests.typed import Said, asdm
 
-SECONDS = 10
-"""Of computing, that an answer may take; here it is a second, and a file that hangs never answers."""
 HISTORY = [
     {"verb": "assemble", "asdm": "0.1.0", "source": "x", "taken": {"a": ["down.0"]}},
     {"verb": "distill", "asdm": "0.1.0", "source": "x"},
@@ -41,21 +38,21 @@ def model(tiny_pipeline: Path, tmp_path: Path) -> Path:
     return whole
 
 
-def fault(said: Said, seconds: float) -> str:
+def fault(said: Said) -> str:
     """What is wrong with an answer, whatever it answers."""
     raw = {each for each in said.out + said.err if not each.isprintable() and each not in LINES}
-    if raw or "bug in asdm" in said.err or "Traceback" in said.err or said.code not in (0, 1, 2) or seconds > SECONDS:
-        return f"code {said.code}, raw {raw}, {seconds:.1f} s: {said.err[-300:]!r}"
+    if raw or "bug in asdm" in said.err or "Traceback" in said.err or said.code not in (0, 1, 2):
+        return f"code {said.code}, raw {raw}: {said.err[-300:]!r}"
     return ""
 
 
 def answered(how: str, bad: Path, folder: Path) -> tuple[Said, str]:
-    begin, changes = time.process_time(), {}
+    changes = {}
     if how == "student":  # the teacher too, and what asdm.json says of its donors
         student = {"name": "s", "model": str(bad), "freeze": "from a"}
         changes = {"teacher": str(bad), "students": [student]}
     said = tried(how, bad, bad, folder, **changes)
-    return said, fault(said, time.process_time() - begin)
+    return said, fault(said)
 
 
 def every(step: int, begin: int, cases: list[Any]) -> list[Any]:
@@ -115,11 +112,10 @@ def test_recipes_that_are_no_files(name: str, tmp_path: Path) -> None:
     recipe = tmp_path / "recipe.yaml"
     NO_FILES[name](recipe)
     for arguments in (("check", recipe), ("prune", recipe)):
-        begin = time.process_time()
         said = asdm(*arguments)
         assert said.code == 2
         assert str(recipe) in said.text
-        assert not fault(said, time.process_time() - begin)
+        assert not fault(said)
 
 
 def test_names_of_tensors_and_directories_steer_no_terminal(model: Path, tmp_path: Path) -> None:
@@ -151,7 +147,7 @@ def test_forged_reports(report: Any, tmp_path: Path) -> None:
         (run / "report.json").write_text(json.dumps(replaced(held, way, by)))
         said = asdm("show", run)
         refused += said.code == 2
-        if wrong := fault(said, 0):
+        if wrong := fault(said):
             faults.append(f"{way} is {by!r}: {wrong}")
     assert not faults, "\n".join(faults)
     assert refused >= 10
