@@ -11,7 +11,7 @@ import os
 import traceback
 import warnings
 from collections.abc import Callable, Sequence
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -692,7 +692,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command line (the process's own if None) and return the exit code. Raises nothing."""
     code: object = 0
     try:
-        app(args=arguments, prog_name="asdm")
+        _commands()(args=arguments, prog_name="asdm")
     except SystemExit as end:
         code = end.code
     except KeyboardInterrupt:
@@ -712,6 +712,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if code == INTERRUPTED:
         say("interrupted; give the same command again")
     return code if isinstance(code, int) else 0
+
+
+@cache
+def _commands() -> Callable[..., Any]:
+    return typer.main.get_command(app)
 
 
 def _machine_trouble(error: Exception) -> str:

@@ -12,11 +12,11 @@ import io
 import re
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from functools import cached_property, partial
+from functools import cache, cached_property, partial
 from importlib import resources
 from pathlib import Path
 
-from jinja2 import Environment, PackageLoader, StrictUndefined
+from jinja2 import Environment, PackageLoader, StrictUndefined, Template
 from markupsafe import Markup, escape
 from PIL import Image
 
@@ -59,16 +59,13 @@ class Picture:
 
 def render(report: Report, folder: Path) -> str:
     """The page as text. Paths of images start at `folder`."""
-    environment = Environment(loader=PackageLoader("asdm_cli.report"), autoescape=True, undefined=StrictUndefined)
-    environment.trim_blocks = environment.lstrip_blocks = True
-    environment.filters.update(prose=_prose, breakable=_breakable)
     found = list(entries(report))
     opened = _first(found, "figures", "part")
     opened += _first([entry for entry in found if entry not in opened], "plot", "curve", "timeline", "part")
     title, summary = headline(report)
     images, others = _images(report, folder)
     style, script = _source("report.css"), _source("report.js")
-    return environment.get_template("report.html.j2").render(
+    return _template().render(
         report=report,
         title=title,
         summary=summary,
@@ -83,6 +80,14 @@ def render(report: Report, folder: Path) -> str:
         style_hash=_hash(style),
         script_hash=_hash(script),
     )
+
+
+@cache
+def _template() -> Template:
+    environment = Environment(loader=PackageLoader("asdm_cli.report"), autoescape=True, undefined=StrictUndefined)
+    environment.trim_blocks = environment.lstrip_blocks = True
+    environment.filters.update(prose=_prose, breakable=_breakable)
+    return environment.get_template("report.html.j2")
 
 
 def is_ours(page: Path) -> bool:
