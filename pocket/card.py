@@ -11,7 +11,8 @@ from diffusers import StableDiffusionPipeline
 from PIL import Image, ImageDraw
 from transformers import CLIPModel, CLIPTokenizer
 
-from asdm_cli.compare.run import QUALITY, REAL, VAE
+from asdm_cli.compare.run import QUALITY
+from asdm_cli.compare.setup import REAL, VAE
 from asdm_cli.records import Record, Report
 from asdm_cli.report.run_directory import read as read_report
 from asdm_cli.sampling.image_set import ImageSet, to_image

@@ -12,10 +12,12 @@ import json
 import re
 import shutil
 import sys
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
+from statistics import median
 from textwrap import fill
 from typing import Any
 
@@ -96,11 +98,7 @@ class Block:
             ]
             for setup, title in self.rows.items()
         ]
-        rows = [head, ["---"] * len(head), *body]
-        words = fill(
-            unbroken(" ".join(self.words(figures).split())), WIDTH, break_long_words=False, break_on_hyphens=False
-        )
-        return "\n".join([*(f"| {' | '.join(row)} |" for row in rows), *(["", words] if words else [])])
+        return _markdown(head, body, self.words(figures))
 
 
 @dataclass(frozen=True)
@@ -119,36 +117,105 @@ class Levels:
         figures = Figures.of(self.result)
         head = [self.first, *self.intervals]
         body = [[title, *(self._cell(figures, setup) for setup in setups)] for title, setups in self.rows.items()]
-        rows = [head, ["---"] * len(head), *body]
-        words = fill(" ".join(self._words(figures).split()), WIDTH, break_long_words=False, break_on_hyphens=False)
-        return "\n".join([*(f"| {' | '.join(row)} |" for row in rows), "", words])
+        return _markdown(head, body, self._words(figures))
 
     @staticmethod
     def _cell(figures: Figures, setup: str) -> str:
         nearness = figures.record(setup, "psnr_db")
         return f"{figures.told(setup, 'image_speedup')}, {shown(nearness)} dB" if nearness else "–"
 
+    def _words(self, figures: Figures) -> str:
+        given = figures.inputs
+        device = figures.card("device").removeprefix("cpu: ")
+        return f"""`{_typed(figures, self.result)}` on one core ({device}) of a busy machine,
+            {figures.card("date")[:10]}: {given["limit"]} captions, DDIM, guidance {given["guidance"]:g}; speed-ups are
+            medians of {figures.card("rounds")} rounds, with intervals of 95 %. [All figures](results/table5.md)."""
+
+
+@dataclass(frozen=True)
+class Targets:
+    """What became of each of `make targets`' targets, a column for each of its `lists` of prompts, between the comments
+    of its `name`; below, how many were met and how well they were foretold."""
+
+    page: str
+    name: str
+    lists: Mapping[str, str]
+    targets: Sequence[str]
+    result: str = "targets"
+
+    def text(self) -> str:
+        figures = Figures.of(self.result)
+        facts = figures.report.facts
+        told = {
+            (key, target): str(facts.get(f"{key}-{target}: target", ""))
+            for key in self.lists
+            for target in self.targets
+        }
+        body = [[_asked(target), *(_became(told[key, target]) for key in self.lists)] for target in self.targets]
+        words = f"{_tally([*told.values()])} {_foretold(facts)} {self._words(figures)}"
+        return _markdown(["asked for", *self.lists.values()], body, words)
+
     @staticmethod
     def _words(figures: Figures) -> str:
         given = figures.inputs
-        device = figures.card("device").removeprefix("cpu: ")
-        return f"""`make table5 SCALE=short` on one core ({device}) of a busy machine, {figures.card("date")[:10]}:
-            {given["limit"]} captions, DDIM, guidance {given["guidance"]:g}; speed-ups are medians of
-            {figures.card("rounds")} rounds, with intervals of 95 %. [All figures](results/table5.md)."""
+        return f"""`make targets` on one core ({figures.card("device").removeprefix("cpu: ")}) of a busy machine,
+            {figures.card("date")[:10]}: {given["limit"]} captions each, {given["steps"]} steps, guidance
+            {given["guidance"]:g}, {figures.card("rounds")} rounds. [All figures](results/targets.md)."""
+
+
+def _markdown(head: Sequence[str], body: Sequence[Sequence[str]], words: str) -> str:
+    rows = [head, ["---"] * len(head), *body]
+    told = fill(unbroken(" ".join(words.split())), WIDTH, break_long_words=False, break_on_hyphens=False)
+    return "\n".join([*(f"| {' | '.join(row)} |" for row in rows), *(["", told] if told else [])])
+
+
+def _asked(target: str) -> str:
+    """As a stage's name says it: `1-5x`, `35db`."""
+    return target.replace("-", ".").replace("x", "×").replace("db", " dB")
+
+
+def _became(told: str) -> str:
+    """Of "2 times as fast: met, measured 2.03 (1.97 to 2.08)" what comes behind the target."""
+    return told.partition(": ")[2].replace(", measured", ":") or "–"
+
+
+def _tally(told: Sequence[str]) -> str:
+    there = [each for each in told if each]
+    counted = Counter(each.partition(": ")[2].partition(",")[0] for each in there)
+    kinds = ", ".join(f"{counted[kind]} {kind}" for kind in ("met", "not told apart", "missed") if counted[kind])
+    return f"Of {len(there)} targets {kinds}."
+
+
+def _foretold(facts: Mapping[str, Any]) -> str:
+    """How far the search's own figures were from those measured on other prompts."""
+    rows = [each for key, rows in facts.items() if key.endswith(": predicted and measured") for each in rows]
+    speeds = [each["measured"] / each["predicted"] for each in rows if "speed" in each["figure"]]
+    nearness = [each["measured"] - each["predicted"] for each in rows if "PSNR" in each["figure"]]
+    fast, near = (
+        sum(abs(each) <= most for each in of) for of, most in (([x - 1 for x in speeds], 0.05), (nearness, 1.5))
+    )
+    return f"""Measured over foretold: speed-up {median(speeds):.2f} in the median ({min(speeds):.2f} to
+        {max(speeds):.2f}; within 5 % in {fast} of {len(speeds)}); PSNR {median(nearness):+.1f} dB
+        ({min(nearness):+.1f} to {max(nearness):+.1f}; within 1.5 dB in {near} of {len(nearness)})."""
+
+
+def _typed(figures: Figures, table: str) -> str:
+    whole = yaml.safe_load((ROOT / "recipes" / "tables" / f"{table}.yaml").read_text(encoding="utf-8"))["inputs"]
+    return f"make {table}" + ("" if figures.inputs["limit"] == whole["limit"] else " SCALE=short")
 
 
 def _table(figures: Figures, table: str) -> str:
     """What was typed, where, and what of: the first sentence below a table."""
     given = figures.inputs
-    whole = yaml.safe_load((ROOT / "recipes" / "tables" / f"{table}.yaml").read_text(encoding="utf-8"))["inputs"]
-    scale = "" if given["limit"] == whole["limit"] else " SCALE=short"
     more = f""", what goes on from them for {given["again_steps"]:,} more""" if "again_steps" in given else ""
     learnt = f"""{given["train_steps"]:,} steps of {given["batch"]} drawings{more}"""
     pictures = given["limit"] * given["per_prompt"]
-    return f"""`make {table}{scale}` on {figures.card("cpu_cores")} CPU cores, {figures.card("date")[:10]}: students
-        learnt for {learnt}; {pictures} pictures of {given["limit"]} captions, half of them held out,
-        {figures.card("resolution")} pixels, {given["steps"]} steps, guidance {given["guidance"]:g}; 95 % intervals; a
-        probe names the thing"""
+    alone = given["per_prompt"] > 1 and "resamples of pictures" in figures.card("bootstrap")
+    narrow = ", which take pictures of one caption for independent: too narrow" if alone else ""
+    return f"""`{_typed(figures, table)}` on {figures.card("cpu_cores")} CPU cores, {figures.card("date")[:10]}:
+        students learnt for {learnt}; {pictures} pictures of {given["limit"]} captions, half of them held out,
+        {figures.card("resolution")} pixels, {given["steps"]} steps, guidance {given["guidance"]:g}; 95 %
+        intervals{narrow}; a probe names the thing"""
 
 
 def _front(figures: Figures) -> str:

@@ -111,10 +111,10 @@ def three_ways(speedups: Sequence[Record]) -> list[Record]:
 
 
 def unet_calls(session: Session, setups: Sequence[Setup], rounds: Rounds) -> list[Record]:
-    """Of set-ups of one UNet without their patches; those of one body are timed once."""
+    """Of set-ups of one UNet without their patches; those of one body are timed once, with as many rows."""
     bodies: dict[Any, Setup] = {}
     for setup in setups:
-        bodies.setdefault(setup.body, setup)
+        bodies.setdefault((setup.body, setup.rows), setup)
     found: list[Record] = []
     for batch in sorted({1, *rounds.batches}):
         with ExitStack() as stack:
@@ -123,7 +123,7 @@ def unet_calls(session: Session, setups: Sequence[Setup], rounds: Rounds) -> lis
             taken = time_interleaved(
                 works, warmups=rounds.warmups, rounds=rounds.repeats, seconds=stopwatch(session.device), doing=doing
             )
-        whole = {setup.name: taken[bodies[setup.body].name] for setup in setups}
+        whole = {setup.name: taken[bodies[setup.body, setup.rows].name] for setup in setups}
         of = "" if batch == 1 else f"batch/{batch}"
         speeds = ratios("unet_speedup", whole, of)
         found += [*times("unet_ms", whole, of), *speeds, *([] if of else three_ways(speeds))]
@@ -250,7 +250,7 @@ def plan_calls(session: Session, setups: Sequence[Setup], rounds: Rounds) -> lis
     return [
         record
         for setup in planned
-        for record in _of_plan(setup, caches[setup.name], taken[setup.name], plain, whole, first.name, rounds)
+        for record in _of_plan(setup, caches[setup.name], taken[setup.name], plain, whole, first, rounds)
     ]
 
 
@@ -308,7 +308,7 @@ def _of_plan(  # noqa: PLR0913 - what was measured of a plan, and beside what
     taken: Mapping[Pattern, list[float]],
     plain: list[float],
     whole: Macs,
-    against: str,
+    first: Setup,
     rounds: Rounds,
 ) -> Iterator[Record]:
     shape = {"size": setup.latent(rounds.size), "tokens": setup.surroundings[1]}
@@ -318,7 +318,8 @@ def _of_plan(  # noqa: PLR0913 - what was measured of a plan, and beside what
         pattern: median(mine / theirs for mine, theirs in zip(each, plain, strict=True))
         for pattern, each in taken.items()
     }
-    on_paper = {each: macs_by[each.reused].total * _rows(setup, each.groups) / setup.rows for each in taken}
+    against = first.name
+    on_paper = {each: macs_by[each.reused].total * _rows(setup, each.groups) / first.rows for each in taken}
     for pattern, seconds in taken.items():
         of = f"inherited/{pattern.words}"
         yield Record(setup.name, "unet_ms", *quartiles(seconds, 1e3), of=of, n=len(seconds))
@@ -327,9 +328,8 @@ def _of_plan(  # noqa: PLR0913 - what was measured of a plan, and beside what
         if counts:
             yield Record(setup.name, "calls", counts[pattern], of=of)
     if counts:
-        calls = setup.calls
-        share = sum(count * on_paper[pattern] for pattern, count in counts.items()) / (calls * whole.total)
-        time = sum(count * shares[pattern] for pattern, count in counts.items()) / calls
+        share = sum(count * on_paper[pattern] for pattern, count in counts.items()) / (first.calls * whole.total)
+        time = sum(count * shares[pattern] for pattern, count in counts.items()) / first.calls
         whole_image = {"macs_share": share, "time_share": time, "denoising_speedup": 1 / time}
         if share < 1:
             whole_image["bound_share"] = (1 - time) / (1 - share)

@@ -15,7 +15,7 @@ from accelerate import PartialState
 from accelerate.utils import broadcast_object_list
 
 from asdm_cli.compare.costs import Rounds, by_block, memory, on_paper, plan_calls, ratios, three_ways, times, unet_calls
-from asdm_cli.compare.setup import CONVERGED, Session, Setup, image_call, networks
+from asdm_cli.compare.setup import CONVERGED, INPUTS, REAL, VAE, Session, Setup, image_call, networks
 from asdm_cli.console import track
 from asdm_cli.errors import RunError, blame
 from asdm_cli.metrics import distances
@@ -36,8 +36,7 @@ from asdm_cli.sampling.image_set import ImageSet, real_origin, real_set, reconst
 from asdm_cli.sampling.prompts import PromptList
 
 COST, QUALITY = "cost", "quality"
-REAL, VAE = "real pictures", "real, VAE reconstruction"
-SAMPLES, INPUTS = "samples", "inputs"
+SAMPLES = "samples"
 FEW_FOR_FRECHET = 2000
 Times = dict[str, dict[str, list[float]]]
 
@@ -269,13 +268,17 @@ def _timelines(setups: Sequence[Setup], stats: Mapping[str, Stats]) -> list[Time
     return found
 
 
+def told_of(rounds: Rounds) -> Card:
+    return {**_rounds(rounds), "order": ORDER_RULE}
+
+
 def _rounds(rounds: Rounds) -> dict[str, Any]:
     return {"rounds": rounds.repeats, "warmup_rounds": rounds.warmups, "batches": list(rounds.batches)}
 
 
 def _cost_card(setups: Sequence[Setup], rounds: Rounds | None, place: Place) -> Card:
     given = next((setup.given.name for setup in setups if setup.given), "")
-    timed: Card = {} if rounds is None else {**_rounds(rounds), "order": ORDER_RULE}
+    timed: Card = {} if rounds is None else told_of(rounds)
     return {
         **measured_on(place.device),
         "dtype": str(place.dtype).removeprefix("torch."),
@@ -344,14 +347,13 @@ def _judged(
 
 
 def _quality_card(setups: Sequence[Setup], prompts: PromptList, place: Place, suite: MetricSuite) -> Card:
-    first = setups[0]
-    own = first.model.index["scheduler"][1] if first.model else ""
-    named = {setup.sampler for setup in setups}
+    samplers = {setup.name: _sampler(setup) for setup in setups}
+    alike = set(samplers.values())
     drawn: Card = {
         "prompts": prompts.title,
         "pictures": len(prompts.prompts),
         "resolution": f"{place.size} x {place.size}",
-        "sampler": ", ".join(f"own: {own}" if name == "own" else f"{name}, set up as {own}" for name in sorted(named)),
+        "sampler": alike.pop() if len(alike) == 1 else [f"{name}: {each}" for name, each in samplers.items()],
         "seed_rule": f"numpy SeedSequence([{place.seed}, index of the prompt]), a CPU generator per picture",
         "device": place.device.type,
         "dtype": str(place.dtype).removeprefix("torch."),
@@ -359,6 +361,11 @@ def _quality_card(setups: Sequence[Setup], prompts: PromptList, place: Place, su
     }
     batch: Card = {"batch": place.batch} if place.device.type != "cpu" else {}
     return {**drawn, **batch, **suite.protocol()}
+
+
+def _sampler(setup: Setup) -> str:
+    own = setup.model.index["scheduler"][1] if setup.model else ""
+    return f"own: {own}" if setup.sampler == "own" else f"{setup.sampler}, set up as {own}"
 
 
 def _notes(settings: MetricSettings, reference: str, count: int, real: bool) -> list[str]:

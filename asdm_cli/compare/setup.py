@@ -55,6 +55,7 @@ from asdm_cli.unet.shapes import latent_size
 from asdm_cli.unet.weights import read_headers
 
 PLAIN, CONVERGED = "plain", "converged"
+REAL, VAE, INPUTS = REFERENCES = "real pictures", "real, VAE reconstruction", "inputs"
 """Series, whose points a plot joins by a line."""
 SD_FACTOR, SD_TOKENS = 8, 77
 """Pixels per latent, and text tokens, in every Stable Diffusion so far; what a UNet without its pipeline is taken to
@@ -320,6 +321,9 @@ def misfits(setups: Iterable[Setup]) -> list[str]:
     names = [setup.name for setup in setups]
     twice = sorted({name for name in names if names.count(name) > 1})
     faults = [f"name {name!r} is taken by another way to draw; choose another" for name in twice]
+    faults += [
+        f"name {name!r} is what the report calls a reference; choose another" for name in names if name in REFERENCES
+    ]
     for setup in setups:
         try:
             wrong = check_patches([patch_of(spec) for spec in setup.patches], setup.configs)
@@ -413,7 +417,8 @@ def check_memory(setups: Iterable[Setup], device: torch.device, dtype: torch.dty
     alone on a GPU: there those that wait are moved away."""
     weights: dict[Any, tuple[str, int]] = {}
     for setup in setups:
-        weights.setdefault(setup.body, (setup.name, weight_bytes(setup, dtype.itemsize, device)))
+        here = setup.name, weight_bytes(setup, dtype.itemsize, device)
+        weights[setup.body] = max(weights.get(setup.body, here), here, key=lambda each: each[1])
     sizes = dict(weights.values())
     needed = max(sizes.values()) if device.type == "cuda" else sum(sizes.values())
     free = torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else psutil.virtual_memory().available

@@ -57,13 +57,23 @@ def interval(figures: Tensor, confidence: float, centred: bool = False) -> Inter
     return Interval(float(value), float(low), float(high), kind)
 
 
-def wilson(hits: int, n: int, confidence: float) -> Interval:
-    """A share of independent images with Wilson's score interval (1927)."""
+def wilson(hits: int, n: int, confidence: float, effect: float = 1.0) -> Interval:
+    """A share of images with Wilson's score interval (1927), of as many as n / `effect` independent ones."""
     z = math.sqrt(2) * float(torch.erfinv(torch.tensor(confidence, dtype=torch.float64)))
-    share, spread = hits / n, z * z / n
+    share, spread = hits / n, z * z * effect / n
     centre = (share + spread / 2) / (1 + spread)
     half = math.sqrt(share * (1 - share) * spread + spread * spread / 4) / (1 + spread)
     return Interval(share, max(0.0, centre - half), min(1.0, centre + half), f"{100 * confidence:.4g} % Wilson")
+
+
+def design_effect(values: Tensor, times: int) -> float:
+    """Of shares of `times` images of each prompt, [times x prompts]: the variance over what it would be if all were
+    independent, 1 to `times` (Kish 1965). Where all are alike nothing tells it, and it is the largest."""
+    by_prompt, share = values.double().view(times, -1).mean(0), float(values.double().mean())
+    alone = share * (1 - share) / len(values)
+    if times == 1 or len(by_prompt) < 2 or not alone:
+        return float(times)
+    return min(float(times), max(1.0, float(by_prompt.var()) / len(by_prompt) / alone))
 
 
 def mean(values: Tensor, weights: Tensor) -> Tensor:

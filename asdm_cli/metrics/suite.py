@@ -123,12 +123,13 @@ class MetricSuite:
         return records
 
     def measure_real(self, setup: str) -> list[Record]:
-        """The real images themselves: KID between the even and the odd ones, and how they fit their captions."""
+        """The real images themselves: KID between two halves of them, and how they fit their captions."""
         assert self.real is not None, "only asked for where there are real images"
         records: list[Record] = []
         if "kid" in self.settings.metrics and self.real.count >= 4:
-            even, odd = (self.look(self.real).pooled[half::2] for half in (0, 1))
-            kid = distances.kid(even, odd, self.weights(len(even)), self.weights(len(odd), 1))
+            order = torch.randperm(self.real.count, generator=torch.Generator().manual_seed(self.settings.seed))
+            one, other = (self.look(self.real).pooled[order[half::2]] for half in (0, 1))
+            kid = distances.kid(one, other, self.weights(len(one)), self.weights(len(other), 1))
             records.append(Record(setup, "kid", *interval(kid, self.settings.confidence), n=self.real.count))
         for _, metric in self._wanted(paired=False):
             if not metric.whole:
@@ -139,7 +140,9 @@ class MetricSuite:
         """How the figures are made from the images."""
         settings = self.settings
         few = f"(FD {FRECHET_RESAMPLES} at most), seed {settings.seed}"
-        card: Card = {"bootstrap": f"{settings.bootstrap} resamples of pictures {few}"}
+        times = self.times(len(self.prompts.prompts))
+        what = "pictures" if times == 1 else f"prompts, each with its {times} pictures,"
+        card: Card = {"bootstrap": f"{settings.bootstrap} resamples of {what} {few}"}
         if "features" in needed(settings.metrics):
             network = self.network(settings.features)
             card |= {"feature_network": network.title, "feature_resize": network.resize}
@@ -174,10 +177,16 @@ class MetricSuite:
         """Features of these and of all real images, and the weights of both."""
         assert self.real is not None, "gate 3 has seen to it"
         mine, real = self.look(images).pooled, self.look(self.real).pooled
-        return mine, real, self.weights(len(mine)), self.weights(len(real), 1)
+        return mine, real, self.weights(len(mine), times=self.times(len(mine))), self.weights(len(real), 1)
 
-    def weights(self, n: int, stream: int = 0) -> Tensor:
-        return resamples(n, self.settings.bootstrap, self.settings.seed + stream)
+    def times(self, pictures: int) -> int:
+        """How many of each prompt these are."""
+        return max(1, pictures // self.prompts.distinct)
+
+    def weights(self, n: int, stream: int = 0, times: int = 1) -> Tensor:
+        """Resamples; of prompts, where these are `times` pictures of each, which are alike and come and go as one."""
+        drawn = resamples(n // times, self.settings.bootstrap, self.settings.seed + stream)
+        return drawn.repeat(1, times)
 
     def _wanted(self, paired: bool) -> list[tuple[str, Metric]]:
         wanted = [(metric, METRICS[metric]) for metric in self.settings.metrics]
@@ -192,24 +201,27 @@ class MetricSuite:
             inside = torch.tensor([part is None or own == part for own in parts])
             of = "" if part is None else f"split/{part}"
             for key, each in values.items():
-                own = each[inside[: len(each)]]
-                records.append(Record(setup, key, *self._average(own), of=of, n=len(own), against=against))
+                own, times = each[inside[: len(each)]], self.times(len(each))
+                records.append(Record(setup, key, *self._average(own, times), of=of, n=len(own), against=against))
         return records
 
     def _change(self, setup: str, key: str, metric: Metric, values: Tensor) -> list[Record]:
         """From the reference's pictures of the same prompts and seeds on: that of two sets says less."""
         change = values.double() - metric.compute(self, self.reference)[key].double()
-        found = interval(distances.mean(change, self.weights(len(change))), self.settings.confidence)
+        found = self._average(change, self.times(len(change)))
         return [Record(setup, CHANGES[key], *found, n=len(change), against=self.against)]
 
     def _against(self, metric: Metric) -> str:
         return self.against if "reference" in metric.needs else ""
 
-    def _average(self, values: Tensor) -> Interval:
-        """Of what is right or wrong, Wilson's interval; of numbers, a bootstrap's."""
+    def _average(self, values: Tensor, times: int) -> Interval:
+        """Of what is right or wrong, Wilson's interval; of numbers, a bootstrap's, where there is more than one."""
         if values.dtype == torch.bool:
-            return wilson(int(values.sum()), len(values), self.settings.confidence)
-        return interval(distances.mean(values, self.weights(len(values))), self.settings.confidence)
+            effect = distances.design_effect(values, times)
+            return wilson(int(values.sum()), len(values), self.settings.confidence, effect)
+        if len(values) == times:
+            return Interval(float(values.double().mean()), None, None, "")
+        return interval(distances.mean(values, self.weights(len(values), times=times)), self.settings.confidence)
 
 
 def _kid(suite: MetricSuite, images: ImageSet) -> dict[str, Tensor]:
@@ -225,14 +237,14 @@ def _fd(suite: MetricSuite, images: ImageSet) -> dict[str, Tensor]:
 def _fd_original(suite: MetricSuite, images: ImageSet) -> dict[str, Tensor]:
     """A resample has pictures and the reference's pictures of the same prompts: equal ones have no distance in any."""
     mine, original = suite.look(images).pooled, suite.look(suite.reference).pooled
-    weights = suite.weights(len(mine))[: 1 + FRECHET_RESAMPLES]
+    weights = suite.weights(len(mine), times=suite.times(len(mine)))[: 1 + FRECHET_RESAMPLES]
     return {"fd_original": distances.frechet(mine, original, weights, weights)}
 
 
 def _is(suite: MetricSuite, images: ImageSet) -> dict[str, Tensor]:
     logits = suite.look(images).logits
     assert logits is not None, "gate 3 refuses networks without classes"
-    return {"is": distances.inception_score(logits, suite.weights(len(logits)))}
+    return {"is": distances.inception_score(logits, suite.weights(len(logits), times=suite.times(len(logits))))}
 
 
 def _clip_score(suite: MetricSuite, images: ImageSet) -> dict[str, Tensor]:

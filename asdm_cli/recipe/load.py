@@ -75,10 +75,11 @@ def dump(recipe: Recipe, public: bool = False) -> str:
 
 
 def dump_given(recipe: Recipe) -> str:
-    """The recipe as a person would write it: what was given, and first the keys that its verb alone has."""
+    """The recipe as a person would write it, for all to read: what was given, and first the keys that its verb alone
+    has."""
     given = recipe.model_dump(mode="json", exclude_none=True, exclude_unset=True)
     own = [key for key in type(recipe).__annotations__ if key in given]
-    return _yaml({key: given[key] for key in [*own, *(key for key in given if key not in own)]})
+    return _yaml(redact({key: given[key] for key in [*own, *(key for key in given if key not in own)]}))
 
 
 def _yaml(data: dict[str, Any]) -> str:

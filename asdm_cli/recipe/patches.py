@@ -547,6 +547,12 @@ class CachePlan(Strict):
         """Whether only a calibration can say what it is."""
         return any(rule.uncalibrated for rule in self.rules)
 
+    def misfits(self) -> Iterator[Misfit]:
+        for index, rule in list(enumerate(self.rules))[2:]:
+            if rule.uncalibrated and len([each for each in self.rules[:index] if each.uncalibrated]) >= 2:
+                what = "two rules at most are left to a calibration, which tries every way of each with every other"
+                yield ("rules", index), f"{what}; give it `extrapolate: linear`, and steps"
+
     def standing_in(self, calls: int) -> CachePlan:
         """A plan that costs the same and needs no calibration."""
         return self.model_copy(update={"rules": [rule.standing_in(calls) for rule in self.rules]})

@@ -87,9 +87,9 @@ class PromptList:
         return self._part(max(0, len(self.prompts) - count), len(self.prompts))
 
     def halves(self) -> tuple[PromptList, PromptList]:
-        """The first and the last ones; of a single prompt twice the same."""
+        """The first and the last ones, of two or more."""
         middle = len(self.prompts) // 2
-        return self._part(0, middle or 1), self._part(middle, len(self.prompts))
+        return self._part(0, middle), self._part(middle, len(self.prompts))
 
     def _part(self, begin: int, end: int) -> PromptList:
         name, kept = f"{self.name}, {begin} to {end - 1}", self.prompts[begin:end]

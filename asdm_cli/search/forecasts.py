@@ -301,14 +301,15 @@ def left_of_gains(shares: Sequence[Mapping[int, float]], calls: int) -> NDArray[
 
 
 def outlets_of(setup: Setup, plan: CachePlan) -> dict[str, list[str]]:
-    """Place of a rule that has to be calibrated -> the modules inside the UNet whose values it hands on."""
+    """Place of a rule that has to be calibrated -> the modules inside the UNet whose values it hands on; all that it
+    names, where others read none of them as long as nothing is calibrated."""
     found: dict[str, list[str]] = {}
     resolved = resolve(plan, setup.config)
     stored = resolved.steps(setup.calls).stored
     for name, outlet in resolved.by_module.items():
-        if name != WHOLE and name in stored and plan.rules[outlet.rule].uncalibrated:
+        if name != WHOLE and plan.rules[outlet.rule].uncalibrated:
             found.setdefault(str(outlet.rule), []).append(name)
-    return found
+    return {rule: [name for name in names if name in stored] or names for rule, names in found.items()}
 
 
 def short(origin: Mapping[str, Any]) -> str:

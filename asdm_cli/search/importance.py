@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
+from math import ceil
 from statistics import median
 from typing import Any
 
@@ -29,7 +30,7 @@ from asdm_cli.unet.addresses import Anatomy
 from asdm_cli.unet.blocks import Config
 from asdm_cli.unet.feature_pairs import feature_pairs
 from asdm_cli.unet.flops import meta_unet, module_macs
-from asdm_cli.unet.removals import Removals, Unit, modules, split
+from asdm_cli.unet.removals import NOTHING, Removals, Unit, modules, split
 from asdm_cli.unet.shapes import tensor_shapes
 from asdm_cli.unet.surgery import Surgery
 
@@ -262,6 +263,17 @@ class Chosen:
     tried: int
 
 
+def least_left(removals: Removals, costs: Mapping[Unit, Mapping[str, float]]) -> tuple[float, float]:
+    """What remains where all goes that can, and what there is."""
+    nothing = dict.fromkeys(removals.units, 0.0)
+    least = min(
+        sum(costs[drop].values()) - point.saved
+        for drop in removals.drops
+        for point in removals.front(drop, nothing, costs[drop])[:1]
+    )
+    return least, sum(costs[NOTHING].values())
+
+
 def choose(
     removals: Removals, errors: Mapping[Unit, float], costs: Mapping[Unit, Mapping[str, float]], most: float, errs: Errs
 ) -> Chosen:
@@ -269,10 +281,9 @@ def choose(
     ModelError where nothing costs so little."""
     starts = [units for _, units in removals.best(errors, costs, most)]
     if not starts:
-        least = min(sum(each.values()) for each in costs.values())
-        raise ModelError(
-            f"remove.budget: nothing that a stock config describes costs so little (at most {most:.6g} of {least:.6g})"
-        )
+        least, whole = least_left(removals, costs)
+        share = ceil(1000 * least / whole) / 1000
+        raise ModelError(f"remove.budget: the least that a stock config can leave is {share:.3f} of it; raise it")
     measured: dict[tuple[Unit, ...], float] = {}
 
     def real(units: list[Unit]) -> float:

@@ -14,7 +14,7 @@ from asdm_cli.compare.run import Place, by_first, fidelity, kept, sampling
 from asdm_cli.compare.setup import Session, Setup
 from asdm_cli.errors import RunError
 from asdm_cli.patches.unet_schedule import rules_of, served_by
-from asdm_cli.profiling.latency import versions
+from asdm_cli.profiling.latency import machine, versions
 from asdm_cli.recipe.patches import Switching
 from asdm_cli.recipe.verbs import Search
 from asdm_cli.records import Record
@@ -106,6 +106,7 @@ def _calibration(
     settings = sampling(first, place)
     style = asdict(settings) | {"device": place.device.type, "dtype": str(place.dtype)}
     origin = {"prompts": prompts.title, "style": style, "versions": versions(), **first.origin()}
+    origin["machine"] = machine(place.device)  # it is timed
     file = folder / FOLDER / "calibration.json"
 
     def found() -> dict[str, Any]:

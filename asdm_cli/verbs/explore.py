@@ -12,7 +12,7 @@ from itertools import product
 from typing import Any
 
 from asdm_cli.compare.costs import Rounds, on_paper, unet_calls, work
-from asdm_cli.compare.run import COST, Measures, Place, compare, finished, kept
+from asdm_cli.compare.run import COST, Measures, Place, compare, finished, kept, told_of
 from asdm_cli.compare.setup import Session, Setup, common_size, drawing, drawn_from, misfits
 from asdm_cli.console import track
 from asdm_cli.errors import ModelError, RunError
@@ -21,7 +21,7 @@ from asdm_cli.models.donors import Donor, Made, make, write
 from asdm_cli.models.metadata import stamps
 from asdm_cli.models.write import takes
 from asdm_cli.profiling.expected import Work
-from asdm_cli.profiling.latency import versions
+from asdm_cli.profiling.latency import machine, versions
 from asdm_cli.recipe.verbs import NONE, AssembleRecipe, Budget, Combination, Explore
 from asdm_cli.records import Record, Report, under
 from asdm_cli.report.metrics import metric
@@ -138,7 +138,9 @@ def run(plan: Plan, run: Run) -> Report:
         return kept(file, whole, make)
 
     timed = lambda: [vars(record) for record in unet_calls(session, setups, rounds)]  # noqa: E731
-    records = [Record(**each) for each in once("times-unet", {"rounds": vars(rounds), "setups": origins}, timed)]
+    on = {**machine(where.device), "dtype": str(where.dtype)}
+    origin_of_times = {"rounds": vars(rounds), "setups": origins, "machine": on}
+    records = [Record(**each) for each in once("times-unet", origin_of_times, timed)]
     slow = _slow(plan, records)
     names = [each.name for each in setups[1:] if each.name not in slow]
     drawn_on = {"seed": where.seed, "device": where.device.type, "dtype": str(where.dtype), "size": where.size}
@@ -152,6 +154,7 @@ def run(plan: Plan, run: Run) -> Report:
     if report is None:
         return Report("assemble")
     report.records.extend(under(COST, [record for record in records if record.setup in chosen]))
+    report.protocols[COST] |= told_of(rounds)
     shutil.rmtree(run.path / MODELS, ignore_errors=True)
     for setup in track(drawn[1:], "writing models"):
         write(plan.found.made[setup.name], run.path / MODELS / setup.name, run.link)

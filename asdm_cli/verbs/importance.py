@@ -116,12 +116,7 @@ def search(source: ModelDirectory, checkpoint: Checkpoint, asked: Importance) ->
         costs = paper_costs(removals, kind, setup.latent(size), source.tokens)
         nothing = dict.fromkeys(removals.units, 0.0)
         if not removals.best(nothing, costs, found.most(costs)):
-            least = min(
-                sum(costs[drop].values()) - point.saved
-                for drop in removals.drops
-                for point in removals.front(drop, nothing, costs[drop])[:1]
-            )
-            whole = sum(costs[NOTHING].values())
+            least, whole = importance.least_left(removals, costs)
             if kind == "layers":
                 raise ModelError(f"remove.budget.layers: {whole - least:.0f} of {whole:.0f} can go at most; lower it")
             least = ceil(1000 * least / whole) / 1000  # can be asked for
@@ -139,7 +134,8 @@ def _measured(search: Search, run: Run) -> Report:
     unet = session.unet(search.source)
     errs = _accuracy(search, session, run.path) if search.metrics else _error(search, unet, latents)
     origin = {
-        **{"by": asked.by, "calls": asked.calls, "prompts": search.prompts.title, "seed": asked.seed},
+        **{"by": asked.by, "calls": asked.calls, "seed": asked.seed},
+        "prompts": [search.prompts.title, len(search.prompts.prompts)],
         **{"size": search.size, "dtype": str(dtype), "device": device.type, "setup": setup.origin()},
         "versions": versions(),
     }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
@@ -159,6 +160,9 @@ def plan(recipe: InheritRecipe) -> Plan:
         drawn = recipe.calibration or DRAWN
         held = read_prompts(recipe.prompts, recipe.limit + drawn, inputs=recipe.inputs)
         calibrated = held.last(drawn)
+        if len(calibrated.prompts) < 2:
+            what = f"a calibration fits to some prompts and tries on others, and here is {len(calibrated.prompts)}"
+            raise ModelError(f"calibration: {what}; give two, and as many `prompts`")
     again = _of_front(recipe, recipe.front, plain.model) if recipe.front else None
     for more in (calibrated, again.prompts if again else None):
         if more is not None:
@@ -179,6 +183,8 @@ def _misasked(recipe: InheritRecipe, plain: Setup, pending: bool, alone: bool) -
     for index, candidate in enumerate(recipe.sweep):
         if candidate.name == PLAN:
             yield f"sweep[{index}].name: {PLAN!r} is the recipe's own plan; choose another name"
+        elif recipe.target and re.fullmatch(r"\d+ steps", candidate.name):
+            yield f"sweep[{index}].name: {candidate.name!r} is what the search calls fewer steps; choose another name"
 
 
 def _of_front(recipe: InheritRecipe, asked: Front, own: ModelDirectory) -> Measures:

@@ -245,6 +245,25 @@ def test_plans_are_timed_beside_a_first_that_leaves_guidance_out(tiny_pipeline: 
     assert set(values(found, "one", "time_share", "inherited")) == {"nothing", "rules[0]"}
 
 
+def test_calls_of_other_rows_are_timed_apart_and_images_of_other_lengths_are_compared_whole(
+    tiny_pipeline: Path,
+) -> None:
+    """A call without guidance has half of the rows, an image of half of the steps half of the calls."""
+    first, rounds = whole(tiny_pipeline, steps=6, draws=False), Rounds(1, 0, size=32)
+    alone = replace(first, name="alone", guidance=1.0)
+    session, timed = Session(CPU, torch.float32), set[str]()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(costs, "_call", lambda _stack, _session, setup, *_: timed.add(setup.name) or (lambda: None))
+        costs.unet_calls(session, [first, replace(first, name="twin"), alone], rounds)
+    assert timed == {"whole", "alone"}
+    plan = replace(whole(tiny_pipeline, "one", PLANS["one"], steps=6, draws=False), name="as long")
+    setups = [first, plan, replace(plan, name="half", steps=3), replace(plan, name="no guidance", guidance=1.0)]
+    found = costs.plan_calls(session, setups, rounds)
+    shares = {each.setup: each.value for each in found if each.metric == "macs_share" and "generation" in each.of}
+    assert shares["half"] == pytest.approx(shares["as long"] / 2, rel=0.1)
+    assert shares["no guidance"] == pytest.approx(shares["as long"] / 2)
+
+
 def test_the_memory_of_a_plan_is_that_of_all_its_steps(tiny_pipeline: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     drawn: list[int] = []
     monkeypatch.setattr(costs, "image_call", lambda _, setup, __: lambda: drawn.append(setup.steps))

@@ -16,6 +16,7 @@ from safetensors.torch import load_file
 from asdm_cli.compare import setup as module
 from asdm_cli.compare.pareto import ALONE
 from asdm_cli.compare.setup import (
+    REFERENCES,
     Setup,
     check_memory,
     common_size,
@@ -65,6 +66,13 @@ def test_sizes(tiny_pipeline: Path) -> None:
         common_size(None, [pipeline, larger])
     with pytest.raises(ModelError, match=r"36 is no multiple of 8.*try 40"):
         common_size(36, [pipeline])
+
+
+@pytest.mark.parametrize("name", REFERENCES)
+def test_nobody_is_called_as_what_the_report_adds(name: str, tiny_pipeline: Path) -> None:
+    assert misfits([whole(tiny_pipeline, name)]) == [
+        f"name {name!r} is what the report calls a reference; choose another"
+    ]
 
 
 def test_what_cannot_draw_is_refused(tiny_pipeline: Path, copy: Path) -> None:

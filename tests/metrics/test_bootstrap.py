@@ -6,7 +6,7 @@ import pytest
 import torch
 from scipy.stats import binomtest
 
-from asdm_cli.metrics.distances import interval, mean, resamples, wilson
+from asdm_cli.metrics.distances import design_effect, interval, mean, resamples, wilson
 
 
 def test_resamples_count_how_often_each_is_drawn() -> None:
@@ -52,6 +52,18 @@ def test_wilson_is_scipy_s(hits: int, n: int) -> None:
     found = wilson(hits, n, 0.9)
     theirs = binomtest(hits, n).proportion_ci(0.9, method="wilson")
     assert (found.value, found.low, found.high) == pytest.approx((hits / n, theirs.low, theirs.high), abs=1e-9)
+
+
+@pytest.mark.parametrize("times", [2, 4])
+def test_more_pictures_of_a_prompt_that_are_alike_tell_no_more(times: int) -> None:
+    right = torch.tensor([True, False, True, True, False, True, False, True])
+    alone, again = wilson(5, 8, 0.9), right.repeat(times)
+    assert design_effect(right, 1) == 1
+    found = wilson(int(again.sum()), len(again), 0.9, design_effect(again, times))
+    assert (found.low, found.high) == pytest.approx((alone.low, alone.high), abs=0.02)
+    unlike = torch.cat([right if half % 2 else ~right for half in range(times)])
+    assert design_effect(unlike, times) == 1
+    assert design_effect(torch.ones(8 * times, dtype=torch.bool), times) == times
 
 
 def test_resamples_that_are_all_no_numbers_leave_the_figure() -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from asdm_cli.compare.run import REAL, VAE
+from asdm_cli.compare.setup import REAL, VAE
 from asdm_cli.records import Record, Report
 from pocket.card import HELD, _figures
 

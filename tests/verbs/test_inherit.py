@@ -370,7 +370,7 @@ RULE = {"nodes": "out", "schedule": {"mode": "calibrated", "calls": 2}, "extrapo
 
 def test_a_calibrated_plan_is_worked_out_measured_and_written(settings: dict[str, Any], tmp_path: Path) -> None:
     out = tmp_path / "run"
-    said = ran(tmp_path, {**settings, "plan": {"rules": [RULE]}, "calibration": 1, "limit": 1, "out": str(out)})
+    said = ran(tmp_path, {**settings, "plan": {"rules": [RULE]}, "calibration": 2, "limit": 1, "out": str(out)})
     assert said.code == 0, said.err
     report = read(out)
     assert figures(report, "full_calls") == {"the plan": 2, ALONE: 2}, "a line beside the fit"
@@ -381,10 +381,24 @@ def test_a_calibrated_plan_is_worked_out_measured_and_written(settings: dict[str
         pipe("a fox", num_inference_steps=5)
 
 
+def test_two_rules_are_worked_out_also_where_one_reads_nothing_of_the_other_yet(
+    settings: dict[str, Any], tmp_path: Path
+) -> None:
+    rules = [{**RULE, "nodes": nodes} for nodes in ("up.2", "up.3", "mid")]
+    asked = {**settings, "fewer_steps": [], "calibration": 2, "limit": 1, "out": str(tmp_path / "run")}
+    said = ran(tmp_path, {**asked, "plan": {"rules": rules}})
+    assert (said.code, "plan.rules[2]: two rules at most are left to a calibration" in said.text) == (2, True), said.err
+    assert ran(tmp_path, {**asked, "plan": {"rules": rules[:2]}}).code == 0
+    one = tmp_path / "one.txt"
+    one.write_text("a fox")
+    said = ran(tmp_path, {**asked, "plan": {"rules": rules[:1]}, "prompts": str(one), "out": str(tmp_path / "none")})
+    assert "calibration: a calibration fits to some prompts and tries on others, and here is 1" in said.text
+
+
 @pytest.mark.parametrize("nodes", ["out", "up.3"])
 def test_a_calibrated_plan_may_leave_nothing_out(nodes: str, settings: dict[str, Any], tmp_path: Path) -> None:
     rule = {**RULE, "nodes": nodes, "schedule": {"mode": "calibrated", "calls": 4}}
-    asked = {"plan": {"rules": [rule]}, "fewer_steps": [], "calibration": 1, "limit": 1, "out": str(tmp_path / "run")}
+    asked = {"plan": {"rules": [rule]}, "fewer_steps": [], "calibration": 2, "limit": 1, "out": str(tmp_path / "run")}
     assert ran(tmp_path, {**settings, **asked}).code == 0
     assert figures(read(tmp_path / "run"), "psnr_db") == {"the plan": 100.0}
 
@@ -418,6 +432,8 @@ def test_a_target_needs_calls_to_leave_out(recipe: Callable[..., InheritRecipe])
 def test_a_sweep_does_not_take_the_plan_s_name(recipe: Callable[..., InheritRecipe]) -> None:
     with pytest.raises(ModelError, match=r"sweep\[1\].name: 'the plan' is the recipe's own plan; choose another"):
         inherit.plan(recipe(sweep=[{"name": name, "plan": PLAN} for name in ("one", "the plan")]))
+    with pytest.raises(ModelError, match=r"sweep\[0\].name: '2 steps' is what the search calls fewer steps"):
+        inherit.plan(recipe(target="2x", fewer_steps=None, sweep=[{"name": "2 steps", "steps": 2, "plan": PLAN}]))
 
 
 def test_what_must_be_calibrated_is_not_taken_for_a_plan(settings: dict[str, Any], tmp_path: Path) -> None:
@@ -433,7 +449,7 @@ def test_what_is_drawn_to_find_a_plan_counts_into_how_long_it_takes(recipe: Call
     named, calibrated = macs(plan={"rules": [every(2)["rules"][0]]}), macs(plan={"rules": [RULE]})
     assert named < calibrated
     assert macs(target="2x") < macs(target="30dB")
-    assert macs(target="2x", calibration=1) < macs(target="2x", calibration=3)
+    assert macs(target="2x", calibration=2) < macs(target="2x", calibration=3)
 
 
 def priced(step: float, full: float) -> Callable[..., Any]:
@@ -474,7 +490,7 @@ def test_a_target_is_searched_measured_and_written(
     changed = {key: value for key, value in settings.items() if key != "fewer_steps"}
     changed["metrics"] = ["psnr", "perceptual"]
     monkeypatch.setattr("asdm_cli.search.target.image_times", priced(step, 0.01))
-    said = ran(tmp_path, {**changed, "steps": 6, "target": target, "calibration": 1, "limit": 1, "out": str(out)})
+    said = ran(tmp_path, {**changed, "steps": 6, "target": target, "calibration": 2, "limit": 1, "out": str(out)})
     assert said.code == 0, said.err
     report = read(out)
     assert report.facts["target"].startswith(words)

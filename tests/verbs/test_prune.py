@@ -288,8 +288,9 @@ def test_what_was_measured_is_kept_for_other_budgets(
     monkeypatch.setattr(importance, "measure", measured)
     timed = _chosen(tiny_pipeline, tmp_path / "timed", {**asked, "budget": {"time": 0.8}})
     assert timed.facts["removed"]
-    with pytest.raises(AssertionError, match="it is known"):
-        _chosen(tiny_pipeline, tmp_path / "other", {**_least(kept, seed=8), "budget": {"layers": 4}})
+    for change in ({"seed": 8}, {"limit": asked["limit"] + 1}):
+        with pytest.raises(AssertionError, match="it is known"):
+            _chosen(tiny_pipeline, tmp_path / next(iter(change)), {**asked, **change, "budget": {"layers": 4}})
 
 
 def test_the_error_alone_is_that_of_the_removal(tiny_pipeline: Path, kept: Path, tmp_path: Path) -> None:
