@@ -151,7 +151,7 @@ throughput: setup ## What a training step costs beside its bare work and beside 
 	$(BIN)/python -m scripts.distill_throughput
 
 # On a machine without a network, with its own torch, and the wheels of scripts/gpu-wheels.txt installed: GPU_PYTHON=python3
-MINUTES ?= 12
+MINUTES ?= 9
 PRESET ?= train
 GPU_PYTHON ?= $(BIN)/python
 gpu: $(if $(filter $(BIN)/python,$(GPU_PYTHON)),setup) ## What needs a GPU, in MINUTES: PRESET=train (bundled model, tests, SD 1.5) or measure

@@ -43,6 +43,8 @@ def train(
 
     if threads:
         torch.set_num_threads(threads)
+    if minutes and steps:
+        raise typer.BadParameter("--minutes and --steps both say how long; give one")
     if unknown := set(stages or ()) - set(ORDER):
         raise typer.BadParameter(f"{', '.join(sorted(unknown))}: not one of {', '.join(ORDER)}")
     shop = Shop(data, folder, go_on)

@@ -190,7 +190,9 @@ def resumed(module: nn.Module, plan: Plan, folder: Path, device: torch.device) -
 
 
 def _save(state: State, folder: Path) -> None:
-    """The newest two are kept, and neither is ever half written."""
+    """The newest two are kept, and neither is ever half written, or of no numbers."""
+    if not all(torch.isfinite(weight).all() for weight in state.module.parameters()):
+        raise RunError(f"weights are not finite at step {state.step}; the last checkpoint is good")
     partial = folder / "partial.pt"
     torch.save(state.saved(), partial)
     if (folder / LATEST).exists():
@@ -205,7 +207,7 @@ class _Log:
         self.file, self.writes, self.since, self.reported = file, writes, time.monotonic(), step
         if writes:
             lines = file.read_text().splitlines() if file.exists() else []
-            kept = [line for line in lines if json.loads(line)["step"] <= step]
+            kept = [line for line in lines if _step_of(line) <= step]
             file.write_text("".join(f"{line}\n" for line in kept))
 
     def line(self, state: State, plan: Plan, done: float, lr: float, terms: dict[str, Tensor]) -> None:
@@ -221,6 +223,14 @@ class _Log:
             file.write(json.dumps(row) + "\n")
         words = "  ".join(f"{name} {value:.4g}" for name, value in row.items())
         print(f"{done:4.0%}  {words}", flush=True)
+
+
+def _step_of(line: str) -> float:
+    """Of a line that a kill cut off none."""
+    try:
+        return float(json.loads(line)["step"])
+    except ValueError:
+        return float("inf")
 
 
 def _anyone(stop: bool, step: int, world: int) -> bool:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+import shutil
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
@@ -69,6 +70,19 @@ class Shop:
         if not found.exists():
             raise RunError(f"{own} is missing: train that stage first")
         return found
+
+    def take_shipped(self) -> None:
+        """What the shipped UNet learnt with, beside what it becomes; RunError where another training's lies there."""
+        (self.folder / "parts").mkdir(parents=True, exist_ok=True)
+        for name in ("vae", "text_encoder", "tokenizer"):
+            own, shipped = self.folder / "parts" / name, WEIGHTS / name
+            if not own.exists():
+                shutil.copytree(shipped, own)
+            if any((own / file.name).read_bytes() != file.read_bytes() for file in shipped.iterdir()):
+                raise RunError(f"{own} is not what the shipped UNet learnt with; go on in another --folder")
+        for name in ("vae", "clip"):
+            if (RECORDS / f"{name}.json").exists():
+                shutil.copyfile(RECORDS / f"{name}.json", self.folder / f"{name}.json")
 
     def shard(self, name: str) -> Pairs:
         """A shard that `make data` wrote, or one that ships."""
@@ -200,6 +214,8 @@ def _tokenizer(shop: Shop, pairs: Pairs) -> CLIPTokenizer:
 
 
 def _unet(shop: Shop) -> Learner:
+    if shop.go_on:
+        shop.take_shipped()
     unet = (
         UNet2DConditionModel.from_pretrained(WEIGHTS / "unet", use_safetensors=True)
         if shop.go_on

@@ -57,6 +57,7 @@ def training(folder: Path, students: list[dict[str, Any]]) -> Training:
         "precision": "float32",
         "optimizer": {"lr": 1e-5},
         "out": "unused",
+        "device": "cpu",
     }
     plan, state = make_plan(DistillRecipe.model_validate(settings)), processes()
     task, modules = make_task(plan, plan.cache().open(state), state, folder)

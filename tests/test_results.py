@@ -13,6 +13,8 @@ from asdm_cli.report import page
 from asdm_cli.report.markdown import digest, render
 from asdm_cli.report.run_directory import from_json, read, to_json
 from scripts import results
+from scripts.gpu import page as gpu_page
+from scripts.gpu.results import Results
 from tests.pages import ROOT
 from tests.report import made
 from tests.typed import asdm
@@ -53,6 +55,19 @@ def test_a_kept_record_is_a_run_of_no_machine(folder: Path) -> None:
         assert not results.PLACE.search((folder / file).read_text())
     said = asdm("show", folder, "--format", "csv")
     assert said.out.count("\n") == 1 + len(report.records)
+
+
+def test_the_page_of_a_machine_with_a_gpu_is_written_from_what_came_back(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(gpu_page, "PAGE", tmp_path / "gpu.md")
+    told = Results(tmp_path / "tests.json")
+    told.put("tests", {"counts": {"PASSED": 3, "FAILED": 1}, "failed": ["tests/gpu/test_plans.py::one"]})
+    told.put("outcome", {"exit": 1})
+    text = gpu_page.write([tmp_path]).read_text()
+    assert told.found["machine"]["date"][:10] in text
+    assert "3 passed, 1 failed" in text
+    assert "tests/gpu/test_plans.py::one" in text
 
 
 def test_a_run_is_taken_over(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

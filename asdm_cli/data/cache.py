@@ -449,7 +449,7 @@ def _condition(tensors: dict[str, Tensor]) -> Condition:
 def _fitting(rows: dict[str, Tensor]) -> dict[str, Tensor]:
     for name, value in rows.items():
         if not torch.isfinite(value).all():
-            raise RunError(f"{name} do not fit into float16, in which they are kept; train without a cache")
+            raise RunError(f"{name} do not fit into float16, in which they are kept; is this model's VAE its own?")
     return rows
 
 

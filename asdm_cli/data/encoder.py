@@ -18,6 +18,8 @@ from asdm_cli.models.load import load_pipeline
 
 PARTS = ("vae", "text_encoder", "text_encoder_2", "tokenizer", "tokenizer_2")
 """Components whose files say what latents and text states are."""
+PIXELS = 2**21
+"""Of pictures that are encoded at once: eight of 512 px, two of 1024 px, some 5 GB of what a VAE has between layers."""
 
 
 @dataclass(frozen=True)
@@ -51,8 +53,6 @@ class Encoder:
 
     def __init__(self, pipe: Any, resolution: int):
         self.pipe, self.resolution, self.vae = pipe, resolution, pipe.vae
-        if pipe.vae.dtype == torch.float16 and pipe.vae.config.force_upcast:
-            self.vae.to(dtype=torch.float32)
 
     @classmethod
     def load(cls, model: ModelDirectory, resolution: int, device: torch.device) -> Encoder:
@@ -62,10 +62,16 @@ class Encoder:
     @torch.no_grad()
     def latents(self, pictures: Sequence[numpy.ndarray], flipped: bool = False) -> Tensor:
         """uint8 [h, w, 3] each -> the posterior's means [n, c, h, w], scaled as the UNet learned them; float32, CPU."""
-        pixels = torch.from_numpy(numpy.stack(pictures)).permute(0, 3, 1, 2).float() / 127.5 - 1
-        pixels = pixels.flip(-1) if flipped else pixels
-        encoded = self.vae.encode(pixels.to(self.pipe.device, self.vae.dtype))
-        return _finite(self.scaled(retrieve_latents(encoded, sample_mode="argmax").float()).cpu(), "the VAE")
+        few = max(1, PIXELS // self.resolution**2)
+        found = []
+        for start in range(0, len(pictures), few):
+            pixels = (
+                torch.from_numpy(numpy.stack(pictures[start : start + few])).permute(0, 3, 1, 2).float() / 127.5 - 1
+            )
+            pixels = pixels.flip(-1) if flipped else pixels
+            encoded = self.vae.encode(pixels.to(self.pipe.device, self.vae.dtype))
+            found.append(self.scaled(retrieve_latents(encoded, sample_mode="argmax").float()).cpu())
+        return _finite(torch.cat(found), "the VAE")
 
     def scaled(self, latents: Tensor) -> Tensor:
         config = self.vae.config
@@ -100,4 +106,4 @@ class Encoder:
 def _finite(values: Tensor, what: str) -> Tensor:
     if torch.isfinite(values).all():
         return values
-    raise RunError(f"{what} gives values that are not finite in this dtype; encode in float32 or bfloat16")
+    raise RunError(f"{what} gives values that are not finite; fetch it again, or put in the one that it was made with")

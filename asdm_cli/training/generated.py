@@ -112,6 +112,8 @@ class GeneratedData:
                 state.wait_for_everyone()
                 if first:
                     self._pack()
+            if first:  # also of one that was killed here
+                shutil.rmtree(self.folder / PICTURES, ignore_errors=True)
             state.wait_for_everyone()
 
     def _draw(self, wanted: list[int], state: PartialState, batch: int) -> None:
@@ -146,4 +148,3 @@ class GeneratedData:
         unfinished.mkdir()
         pack(self.folder / PICTURES, unfinished, SHARD, seed=None, strict=True)
         unfinished.rename(self.folder / SHARDS)
-        shutil.rmtree(self.folder / PICTURES)

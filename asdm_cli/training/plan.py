@@ -17,7 +17,7 @@ from accelerate.tracking import get_available_trackers
 from asdm_cli.data.cache import LatentCache, TextCache, refuse_streams
 from asdm_cli.data.encoder import check_resolution
 from asdm_cli.data.shards import Shard, find_shards
-from asdm_cli.errors import ModelError
+from asdm_cli.errors import ModelError, reason
 from asdm_cli.models.directory import ModelDirectory, check_drawing, check_parts, check_unet, find
 from asdm_cli.models.metadata import one_unet, taken
 from asdm_cli.models.schedulers import planned_scheduler, training_scheduler, unlike_pipelines
@@ -299,8 +299,10 @@ def check_settings(recipe: DistillRecipe, errors: ErrorCollector, allow_pipes: b
         try:  # some take these options and then want matrices alone, a closure or sparse gradients
             schedule_of(recipe.optimizer, tried := optimizer_of(recipe.optimizer, weights), recipe.steps)
             tried.step()
-        except (TypeError, ValueError, RuntimeError, NotImplementedError) as error:
-            raise ModelError(f"{recipe.optimizer.name} does not take the options ({error})") from None
+        except ModelError:
+            raise
+        except Exception as error:  # a class may be anybody's
+            raise ModelError(f"{recipe.optimizer.name} does not take the options ({reason(error)})") from None
     with errors.at("precision"):
         mixed_precision(recipe.precision, recipe.device)
     processes, gpu = int(os.environ.get("WORLD_SIZE", "1")), torch.cuda.is_available()

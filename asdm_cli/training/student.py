@@ -52,7 +52,8 @@ def optimizer_of(settings: Optimizer, weights: Sequence[nn.Parameter]) -> torch.
     if not (isinstance(kind, type) and issubclass(kind, torch.optim.Optimizer)):
         raise ModelError(f"{settings.name!r} is no torch optimizer; name a class that is one")
     # torch's own choice on a CPU is a loop over tensors, several times slower than one fused pass
-    fused = {"fused": True} if "fused" in signature(kind).parameters else {}
+    fast = {"fused", "foreach"}
+    fused = {"fused": True} if "fused" in signature(kind).parameters and not fast & settings.options.keys() else {}
     return kind(weights, **{"lr": settings.lr, **fused, **settings.options})
 
 

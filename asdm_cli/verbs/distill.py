@@ -132,11 +132,13 @@ def at_a_time(recipe: DistillRecipe, processes: int) -> int:
 
 
 def _draw(pipe: Any, plan: DistillPlan, folder: Path, name: str, unet: nn.Module, step: int) -> None:
-    """The same prompts and noise at every look."""
+    """The same prompts and noise at every look, in calls that fit beside what is trained."""
     look, pipe.unet = plan.recipe.validation, unet
     count, seed = len(look.prompts), plan.recipe.seed
     kept = ImageSet(_home(plan, name, folder) / IMAGES / f"{step:08}", count)
-    settings = SamplingSettings(look.steps, look.guidance, plan.resolution, seed, batch=count)
+    settings = SamplingSettings(
+        look.steps, look.guidance, plan.resolution, seed, batch=min(count, at_a_time(plan.recipe, 1))
+    )
     for index, image in draw(pipe, look.prompts, range(count), settings):
         kept.save(index, image)
 

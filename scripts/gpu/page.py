@@ -38,11 +38,11 @@ TITLES = {
 
 def _machine(part: dict[str, Any]) -> str:
     card, outcome = part["machine"], part.get("outcome", {})
-    words = [card["device"], f"driver {card['driver']}", *card["versions"], card["date"]]
+    words = [card["device"], f"driver {card.get('driver')}", *card.get("versions", ()), card.get("date", "")]
     ended = (
         "" if outcome.get("exit") == 0 else f"; the part ended with exit {outcome.get('exit')}, figures are what it had"
     )
-    return ", ".join(words) + ended + "."
+    return ", ".join(filter(None, words)) + ended + "."
 
 
 def _part(name: str, part: dict[str, Any]) -> list[str]:

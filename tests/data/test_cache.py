@@ -119,6 +119,10 @@ def test_rows_are_what_the_parts_compute_cached_or_not(cache: LatentCache, encod
     with torch.no_grad():
         latents = vae.encode(pictures).latent_dist.mean * vae.config.scaling_factor
         text = encoder.pipe.text_encoder(ids).last_hidden_state
+    with pytest.MonkeyPatch.context() as patch:  # of large pictures a few at a time
+        patch.setattr("asdm_cli.data.encoder.PIXELS", 2 * encoder.resolution**2)
+        torch.testing.assert_close(encoder.latents(pixels(*rows)), encoder.latents(pixels(*rows)[:6]))
+        assert encoder.latents(pixels(*rows)).shape == latents.shape
     for found in (samples, each_time):
         batch = found.read(torch.tensor(rows), turned)
         assert (found.size, found.faults.total(), batch.condition.added) == (10, 0, {})

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import multiprocessing
 import os
 import socket
@@ -81,6 +82,17 @@ def test_a_loss_that_is_not_finite_is_told_before_it_is_saved(tmp_path: Path, mo
     with pytest.raises(RunError, match=r"square.* not finite at step 4; the last checkpoint is good"):
         train(Line(spoilt_at=4), PLAN, tmp_path)
     assert all(torch.isfinite(each).all() for each in weights(tmp_path).values())
+
+
+def test_weights_that_are_no_numbers_are_not_saved(tmp_path: Path) -> None:
+    """Also between two lines of the log, and at the end; a line that a kill cut off is no hindrance."""
+    with pytest.raises(RunError, match="weights are not finite at step 4; the last checkpoint is good"):
+        train(Line(spoilt_at=4), PLAN, tmp_path)
+    assert all(torch.isfinite(each).all() for each in weights(tmp_path).values())
+    with (tmp_path / "log.jsonl").open("a") as log:
+        log.write('{"step": 3, "sq')
+    train(Line(), PLAN, tmp_path)
+    assert all(json.loads(line)["step"] for line in (tmp_path / "log.jsonl").read_text().splitlines())
 
 
 def _one_of_two(rank: int, port: int, folder: Path) -> None:

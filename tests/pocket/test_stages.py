@@ -40,6 +40,17 @@ def test_a_chain_leaves_every_part_in_its_time(shop: Shop) -> None:
     assert latents.config["scaling_factor"] == 1
 
 
+def test_what_goes_on_stays_beside_what_it_learnt_with(shop: Shop) -> None:
+    run_stage(on := replace(shop, go_on=True), "unet", shop.plan("unet"))
+    for name in ("vae", "text_encoder", "tokenizer"):
+        for file in (stages.WEIGHTS / name).iterdir():
+            assert (shop.folder / "parts" / name / file.name).read_bytes() == file.read_bytes()
+    assert {"vae.json", "clip.json", "unet.json"} <= {file.name for file in shop.folder.iterdir()}
+    (shop.folder / "parts/vae/config.json").write_text("{}")
+    with pytest.raises(RunError, match="is not what the shipped UNet learnt with; go on in another --folder"):
+        run_stage(on, "unet", shop.plan("unet"))
+
+
 def test_what_was_learnt_so_far_is_written_from_a_checkpoint(shop: Shop) -> None:
     with pytest.raises(RunError, match="has no checkpoint yet"):
         parts_of_checkpoint(shop, "vae")

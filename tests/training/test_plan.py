@@ -43,12 +43,14 @@ def test_optimizers_that_can_take_one_fused_pass() -> None:
     assert (settings()["fused"], settings()["weight_decay"]) == (True, 0.01)
     assert not settings(optimizer={"options": {"fused": False}})["fused"]
     assert "fused" not in settings(optimizer={"name": "RMSprop", "options": {}})
+    assert settings(optimizer={"options": {"foreach": True}})["foreach"]
 
 
 @pytest.mark.parametrize(
     ("optimizer", "fault"),
     [
         ({"options": {"weight_dekay": 0.1}}, "AdamW does not take the options"),
+        ({"options": {"betas": [0.9]}}, r"AdamW does not take the options \(.*index out of range"),
         ({"name": "Muon"}, "Muon does not take the options"),
         ({"schedule": "polynomial", "lr": 1e-8}, ".*lr_end"),
         ({"name": "LBFGS", "options": {}}, "LBFGS"),

@@ -152,6 +152,11 @@ def test_killed_at_any_moment_it_goes_on(
     said = ran(tmp_path / "run", recipe)
     assert said.code == 0, said.err
     assert len(drawn) - before == 5 - kept + bool(kept)
+    left = data(recipe).folder / "pictures"
+    assert not left.exists()
+    left.mkdir()  # as of a run that was killed after packing
+    assert ran(tmp_path / "again", recipe).code == 0
+    assert not left.exists()
     assert (tmp_path / "run/run/model/unet" / WEIGHTS).read_bytes() == whole
 
 
