@@ -96,6 +96,8 @@ def export(model: str, to: str, out: Path, how: dict[str, Any], overwrite: bool,
         raise ModelError(f"--dtype: {choice(list(formats.FORMATS), how['dtype'])}")
     if how["push"]:
         check_push(how["push"], dry_run)
+    elif how["private"]:
+        raise ModelError("--private: goes with --push, which sends it somewhere; add that, or leave it out")
     source = find(model)
     refuse_sources(out, [source.path, *places(model)])
     plan = _single_file(source, how) if to == SINGLE_FILE else _directory(source, how)
@@ -195,7 +197,9 @@ def _write(plan: Plan, folder: Path) -> None:
     if plan.extra:
         text = yaml.safe_dump(plan.extra, sort_keys=False)
         (folder / f"{plan.name}.yaml").write_text(text, encoding="utf-8")
-    record(plan.source, configs, "export", plan.patches, **({"dtype": plan.dtype} if plan.dtype else {}))
+    facts = {"dtype": plan.dtype, "file": f"{plan.name}.safetensors" if plan.is_file else None}
+    facts = {key: value for key, value in facts.items() if value is not None}
+    record(plan.source, configs, "export", plan.patches, **facts)
 
 
 def _tell_format(configs: Path, dtype: str) -> None:

@@ -47,8 +47,8 @@ def generate(
         raise ModelError(f"{source.path}: a UNet alone draws nothing; give a whole pipeline directory{around}")
     from asdm_cli.compare.setup import Setup, common_size
     from asdm_cli.models.directory import check_drawing
-    from asdm_cli.models.load import device_and_dtype, load_pipeline, own_settings
-    from asdm_cli.models.metadata import measured_with, patches_of
+    from asdm_cli.models.load import device_and_dtype, load_pipeline
+    from asdm_cli.models.metadata import patches_of
     from asdm_cli.models.schedulers import set_sampler
     from asdm_cli.patches.base import patch_of
     from asdm_cli.sampling.generate import draw
@@ -57,13 +57,7 @@ def generate(
     if settings["size"] is not None:
         common_size(settings["size"], [])
     given = _given(source, settings)
-    measured = measured_with(source)
-    known = own_settings(source) | measured
-    if left_out := [key for key in known if settings[key] is None]:
-        said = ", ".join(f"{key} {known[key]}" for key in left_out)
-        note(f"{source.name}: {said}, as {'it was measured' if measured else 'its pipeline has it'}")
-    settings = {**settings, **{key: known[key] for key in left_out}, "model": source.name}
-    settings["lora"] = ", ".join(each.name for each in source.adapters)
+    settings = _filled_in(source, settings)
     asked = {key: settings[key] for key in ("sampler", "steps", "guidance", "strength", "image_guidance")}
     setup = Setup(source.name, source, source.config(UNET), **asked)
     assert setup.calls, "its scheduler knows as many steps"
@@ -87,6 +81,22 @@ def generate(
             picture.save(folder / f"{index:03}.png", pnginfo=origin)
         contact_sheet(drawn).save(folder / SHEET)
     hand_over(out)
+
+
+def _filled_in(source: ModelDirectory, settings: dict[str, Any]) -> dict[str, Any]:
+    """With what was left out, and names for paths. Raises ModelError for a prompt that nothing would look at."""
+    from asdm_cli.models.load import own_settings
+    from asdm_cli.models.metadata import measured_with
+
+    measured = measured_with(source)
+    known = own_settings(source) | measured
+    if left_out := [key for key in known if settings[key] is None]:
+        said = ", ".join(f"{key} {known[key]}" for key in left_out)
+        note(f"{source.name}: {said}, as {'it was measured' if measured else 'its pipeline has it'}")
+    whole = {**settings, **{key: known[key] for key in left_out}, "model": source.name}
+    if whole["negative"] and not whole["guidance"] > 1:
+        raise ModelError("--negative: is looked at where guidance is above 1; raise --guidance, or leave it out")
+    return {**whole, "lora": ", ".join(each.name for each in source.adapters)}
 
 
 def _given(source: ModelDirectory, settings: Mapping[str, Any]) -> list[Given]:

@@ -23,7 +23,7 @@ from torch import Tensor
 
 from asdm_cli.console import note
 from asdm_cli.errors import Faults, ModelError
-from asdm_cli.models.directory import UNET, Fused, ModelDirectory
+from asdm_cli.models.directory import ADAPTER_CONFIG, UNET, Fused, ModelDirectory
 from asdm_cli.models.formats import FLOATS
 from asdm_cli.models.from_single_file import unpickled
 from asdm_cli.models.metadata import UNET_CONFIG, UNITS, history, one_unet
@@ -41,6 +41,7 @@ from asdm_cli.unet.weights import (
     UNSAFE,
     as_it_is,
     read_headers,
+    read_mapping,
     write_tensors,
 )
 
@@ -71,6 +72,9 @@ BEFORE_PEFT = (
     (re.compile(r"self_attn\.(q|k|v|out)_proj$"), r"self_attn.to_\1"),
 )
 """What diffusers called the projections of attention."""
+OF_PEFT = "base_model"
+ALONE = ("", f"{OF_PEFT}.model.")
+"""What names of a UNet's modules begin with where nothing says that it is the UNet's."""
 SHOWN = 3
 """Names in a message."""
 Place = tuple[str, str]
@@ -233,9 +237,16 @@ def _modules(file: Path) -> dict[str, tuple[str, str]]:
 
 
 def _settings(file: Path) -> dict[str, Any]:
-    """What peft was told in training, if the file says so."""
+    """What peft was told in training, if the file says so; of files that peft itself wrote it stands beside them, and
+    not to know it would be to guess how strong they are."""
     with safe_open(file, "pt") as opened:
         text = (opened.metadata() or {}).get(PEFT, "{}")
+        alone = any(name.startswith(f"{OF_PEFT}.") for name in opened.keys())  # noqa: SIM118 - no mapping
+    if alone:
+        beside = file.with_name(ADAPTER_CONFIG)
+        if not beside.is_file():
+            raise ModelError(f"{file}: is as peft saves it, with its strength in {beside.name}; fetch that too")
+        return {f"{OF_PEFT}.{key}": value for key, value in read_mapping(beside).items()}
     try:
         return dict(json.loads(text))
     except (ValueError, TypeError, RecursionError):
@@ -322,7 +333,7 @@ def _words(component: str, tensors: Iterable[str], config: Config) -> Iterator[t
             continue
         dotted = {module, *(now.sub(before, module) for now, before in BEFORE_PEFT)}
         yield from ((f"{component}.{each}", tensor) for each in dotted)
-        yield from ((each, tensor) for each in dotted if component == UNET)
+        yield from ((f"{prefix}{each}", tensor) for each in dotted for prefix in ALONE if component == UNET)
         for each in {module, (original(tensor) or tensor).removesuffix(".weight")}:
             yield from ((prefix + each.replace(".", "_"), tensor) for prefix in KOHYA[component])
 

@@ -37,7 +37,7 @@ def _anatomy(model: str) -> Anatomy | None:
         if model != POCKET and not Path(model).is_dir():  # to fetch or convert one is no check
             return None
         directory = find(model)
+        several = any(name.startswith(f"{UNETS}/") for name in directory.components)
+        return None if several else Anatomy.of(directory.config("unet"))
     except (ModelError, OSError):  # the latter of a name that no disk has room for
         return None
-    several = any(name.startswith(f"{UNETS}/") for name in directory.components)
-    return None if several else Anatomy.of(directory.config("unet"))

@@ -59,6 +59,8 @@ SETTINGS = {"scheduler": "scheduler_config.json", "tokenizer": "tokenizer_config
 """Components without weights, and the file without which libraries would take settings of another model."""
 BESIDE_FILE = "config"
 """The folder beside a single file with the rest of its pipeline, as `asdm export` writes it."""
+ADAPTER_CONFIG = "adapter_config.json"
+"""What peft writes beside weights of its own."""
 CONFIGS = (CONFIG, *SETTINGS.values(), "preprocessor_config.json")
 TEXTS = {".json", ".txt", ".model"}
 """What stands beside weights: configurations and vocabularies."""
@@ -294,7 +296,7 @@ def check_folder(folder: Path, root: Path) -> None:
                 f"{file}: `auto_map` names code, and code from a model directory is never run; save the model anew "
                 "from a class of the library itself"
             )
-        if file.name == "adapter_config.json":
+        if file.name == ADAPTER_CONFIG:
             raise ModelError(f"{file}: is of an adapter beside the weights; merge it into them and save the model anew")
 
 

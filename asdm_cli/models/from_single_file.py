@@ -34,6 +34,7 @@ from asdm_cli.models.directory import (
     check_unet,
 )
 from asdm_cli.models.families import configs, write_tokenizer
+from asdm_cli.models.metadata import history
 from asdm_cli.models.single_file import unet_names
 from asdm_cli.models.write import atomic_directory, carry, write_json
 from asdm_cli.recipe.redact import told_apart
@@ -45,10 +46,12 @@ CLIP, OPEN_CLIP, CLIP_XL, OPEN_CLIP_XL = (
     *("cond_stage_model.transformer.", "cond_stage_model.model."),
     *("conditioner.embedders.0.transformer.", "conditioner.embedders.1.model."),
 )
+REFINER = "sdxl-refiner"
 FAMILIES: dict[str, tuple[str, dict[str, str]]] = {
     "sd15": ("SD 1.x", {"text_encoder": CLIP}),
     "sd21": ("SD 2.x", {"text_encoder": OPEN_CLIP}),
     "sdxl": ("SDXL", {"text_encoder": CLIP_XL, "text_encoder_2": OPEN_CLIP_XL}),
+    REFINER: ("SDXL refiner", {"text_encoder_2": "conditioner.embedders.0.model."}),
 }
 """Family -> how people call it, and what the names of its text encoders' tensors begin with."""
 PIPELINES = {
@@ -81,11 +84,15 @@ OTHERS: tuple[tuple[str, str], ...] = (
 WHOLE = "give a file with a whole pipeline, or a diffusers directory"
 MOVED = f"{WHOLE}; what `asdm export` wrote needs its folder {BESIDE_FILE}/ beside it"
 UNPICKLE = (
-    "import sys, torch, safetensors.torch as s; held = torch.load(sys.argv[1], map_location='cpu', weights_only=True); "
+    "import sys, torch, safetensors.torch as s; "
+    "torch.serialization.add_safe_globals([type('ModelCheckpoint', (), "
+    "{'__module__': 'pytorch_lightning.callbacks.model_checkpoint'})]); "
+    "held = torch.load(sys.argv[1], map_location='cpu', weights_only=True); "
     "held = held.get('state_dict', held); s.save_file({name: each.clone().contiguous() for name, each in held.items() "
     "if isinstance(each, torch.Tensor)}, sys.argv[2])"
 )
-"""What makes a pickled file one that is read, without running what is in it."""
+"""What makes a pickled file one that is read, without running what is in it; early ones name a class of a trainer,
+for which an empty one does."""
 
 
 def unpickled(file: str, what: str = "the whole pipeline of it") -> str:
@@ -161,9 +168,11 @@ def _read(file: Path) -> Held:
         what = f"holds {other}: it was trained with another noise, which a file's family does not say"
         raise ModelError(f"{file}: {what}; give its diffusers directory")
     family, channels = present[0], tensors[CONV_IN].shape[1]
-    if ((beside := file.parent / BESIDE_FILE) / INDEX).is_file():
+    if beside := configs_beside(file):
         check_index(ModelDirectory(beside, file.stem, file.stem))
         return Held(file, tensors, family, channels, "", False, f"{FAMILIES[family][0]}, as {beside} says", beside)
+    if family == REFINER:
+        raise ModelError(f"{file}: holds an SDXL refiner, whose text encoder no file's family has; {MOVED}")
     if channels not in PIPELINES:
         known = ", ".join(map(str, PIPELINES))
         raise ModelError(
@@ -173,6 +182,16 @@ def _read(file: Path) -> Held:
     prediction, why = _prediction(file, tensors, family, channels)
     told = f"{FAMILIES[family][0]}, {channels} channels in, {prediction} {why}".rstrip()
     return Held(file, tensors, family, channels, prediction, "ztsnr" in tensors, told)
+
+
+def configs_beside(file: Path) -> Path | None:
+    """The configurations that `asdm export` wrote with it, by whatever name it goes now; not those of another file."""
+    folder = file.parent / BESIDE_FILE
+    if not (folder / INDEX).is_file():
+        return None
+    steps = history(ModelDirectory(folder, file.stem, file.stem))
+    own = str(steps[-1].get("file", file.name)) if steps else file.name
+    return folder if own == file.name or not (file.parent / own).is_file() else None
 
 
 def _prediction(file: Path, tensors: Mapping[str, Entry], family: str, channels: int) -> tuple[str, str]:

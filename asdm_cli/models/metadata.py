@@ -19,9 +19,9 @@ from pydantic import BaseModel, Field
 from asdm_cli import __version__
 from asdm_cli.console import note
 from asdm_cli.errors import Faults, ModelError, RunError
-from asdm_cli.models.directory import INDEX, UNET, UNETS, ModelDirectory, check_unet, find
+from asdm_cli.models.directory import ADAPTER_CONFIG, BESIDE_FILE, INDEX, UNET, UNETS, ModelDirectory, check_unet, find
 from asdm_cli.models.sources import names_directory
-from asdm_cli.models.write import assemble_directory, carry_component, component_files, write_json
+from asdm_cli.models.write import WEIGHT_FILE, assemble_directory, carry_component, component_files, write_json
 from asdm_cli.recipe.messages import validated
 from asdm_cli.recipe.patches import AnyPatch, PatchSpec, UNetScheduleSpec
 from asdm_cli.recipe.schema import Strict, places
@@ -133,10 +133,19 @@ def made_from(texts: Iterable[str]) -> Origin:
     found: Origin = {}
     for text in texts:
         try:
-            known = stamps(find(text)) if names_directory(text) else stamps_of(Path(), places(text))
+            known = stamps(find(text)) if names_directory(text) else stamps_of(Path(), read_with(places(text)))
         except ModelError:  # no model: somebody else says so, or knows what it is
             continue
         found |= {text: known} if known else {}
+    return found
+
+
+def read_with(files: Iterable[Path]) -> list[Path]:
+    """These, and what says how single files among them are read: an original configuration, those of an export, the
+    settings of a LoRA."""
+    found = list(files)
+    for file in [each for each in found if each.suffix == WEIGHT_FILE and each.is_file()]:
+        found += [file.with_suffix(".yaml"), file.with_name(ADAPTER_CONFIG), *(file.parent / BESIDE_FILE).rglob("*")]
     return found
 
 

@@ -131,7 +131,8 @@ def _on_disk(path: Path, text: str) -> ModelDirectory:
     for folder in (path, path / "model"):
         if (folder / INDEX).is_file() or (folder / CONFIG).is_file():
             return ModelDirectory(folder, path.resolve().name, told_apart(text))
-    whole = [each for each in sorted(path.glob(f"*/{INDEX}")) if each.parent.name != BESIDE_FILE]
+    indices = [*sorted(path.glob(f"*/{INDEX}")), *sorted(path.glob(f"*/*/model/{INDEX}"))]  # the latter of students
+    whole = [each for each in indices if each.parent.name != BESIDE_FILE]
     inside = [*whole, *sorted(path.glob("*.safetensors"))]
     first = inside[0].parent if inside and inside[0].name == INDEX else next(iter(inside), None)
     ask = f"give one of those in it, as {first}" if first else "is it a model directory?"
@@ -145,8 +146,8 @@ def _file(path: Path, text: str) -> ModelDirectory:
     single = path.suffix == ".safetensors"  # may lie in a pipeline's directory and be no part of it
     home = path.parent
     above = home.parent if home.parts else Path("..")
-    for folder in (above, *([] if single else [home])):
-        if any((folder / each / INDEX).is_file() for each in ("", "model")):
+    for folder, places in ((above, [""]), *([] if single else [(home, ["", "model"])])):
+        if any((folder / each / INDEX).is_file() for each in places):
             raise ModelError(f"{text}: is a part of a model; give {folder}")
     if (path.parent / CONFIG).is_file():
         raise ModelError(f"{text}: is a part of a model; give {path.parent}")

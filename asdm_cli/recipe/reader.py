@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -293,6 +293,7 @@ def apply(source: Source, overrides: Sequence[Override]) -> None:
     The place of a new value, and of parents made for it, is the option; what lay in the old value has none.
     """
     for each in overrides:
+        each = replace(each, where=_named(source.data, each.where))
         if wrong := _put(source.data, each):
             source.faults.append(Fault(wrong, f"{each.option} {dotted(each.where)}"))
             continue
@@ -306,15 +307,27 @@ def apply(source: Source, overrides: Sequence[Override]) -> None:
         source.unread.discard(each.where)
 
 
+def _named(data: Any, where: Where) -> Where:
+    """Digits are a place in a list, and a name elsewhere."""
+    found: list[str | int] = []
+    for part in where:
+        found.append(part if isinstance(data, list) else str(part))
+        known = isinstance(data, dict) or (isinstance(data, list) and part in range(len(data)))
+        data = (data.get(found[-1]) if isinstance(data, dict) else data[part]) if known else None
+    return tuple(found)
+
+
 def _put(data: Any, override: Override) -> str:
     """Put in the value, making mappings on the way; returns what is wrong, or nothing."""
     *way, last = override.where
     for index, part in enumerate(override.where):
         if isinstance(data, list) and part not in range(len(data)):
             return f"the list has {len(data)} entries, counted from 0; there is no '{part}'"
-        if not isinstance(data, list) and not (isinstance(data, dict) and isinstance(part, str)):
+        if not isinstance(data, list | dict):
             return f"leads nowhere: what should hold '{part}' is a plain value"
         if index < len(way):
-            data = data.setdefault(part, {}) if isinstance(data, dict) else data[part]  # type: ignore[index]
+            if isinstance(data, dict) and data.get(part) is None:
+                data[part] = {}
+            data = data[part]
     data[last] = override.value
     return ""

@@ -3,6 +3,7 @@ classes, so that it is never older than they are."""
 
 from __future__ import annotations
 
+import json
 import re
 import textwrap
 from collections.abc import Iterator
@@ -19,7 +20,7 @@ BUNDLED = re.compile(r"\b(model|teacher|original|donor): pocket\b")
 def starter(verb: str, model: str | None = None) -> str:
     """The text of the recipe, with `model` (None: the bundled one) where the example has a model of the user's."""
     recipe = VERBS[verb]
-    example = BUNDLED.sub(rf"\1: {model}", recipe.EXAMPLE) if model else recipe.EXAMPLE
+    example = BUNDLED.sub(lambda found: f"{found[1]}: {_quoted(model)}", recipe.EXAMPLE) if model else recipe.EXAMPLE
     given = {block.partition(":")[0]: block.strip() for block in re.split(r"\n(?=\S)", example)}
     schema = json_schema(verb)
     tables = Tables(schema.get("$defs", {}))
@@ -38,6 +39,17 @@ def starter(verb: str, model: str | None = None) -> str:
         else:
             parts.append("\n".join([*_told(tables, node), *(f"# {line}" for line in _left_out(tables, key, node))]))
     return "\n\n".join(parts) + "\n"
+
+
+def _quoted(text: str) -> str:
+    """As it is, where that is read as this text inside braces and outside."""
+    import yaml
+
+    try:
+        same = yaml.safe_load(f"{{a: {text}}}") == yaml.safe_load(f"a: {text}") == {"a": text}
+    except yaml.YAMLError:
+        same = False
+    return text if same else json.dumps(text, ensure_ascii=False)
 
 
 def _told(tables: Tables, node: Node, indent: str = "") -> list[str]:

@@ -16,6 +16,8 @@ RECIPES = (".yaml", ".yml")
 WEIGHTS = (".safetensors", ".ckpt", ".bin", ".pt", ".pth", ".json")
 """Files that people take for a model; all other files are recipes."""
 LONGEST = 64
+SHORT = LONGEST - 3
+"""With a number behind it."""
 """Letters of a run directory's name that is made of its models'."""
 FOLDERS = ("model", "students", "stages", "runs")
 """Names of folders that say nothing of the model in them."""
@@ -79,9 +81,10 @@ def named(models: Sequence[str]) -> dict[str, str]:
     for text in models:
         parts = [part for part in re.split(r"[/\\]|--", text.rstrip("/\\")) if part]
         said = next((part for part in reversed(parts) if part not in FOLDERS), "model")
-        short = re.sub(r"[^\w.+-]+", "-", said.removesuffix(".safetensors").partition("@")[0]).strip("-.") or "model"
-        count = sum(re.fullmatch(rf"{re.escape(short)}(-\d+)?", name) is not None for name in found)
-        found[f"{short}-{count + 1}" if count else short] = text
+        word = re.sub(r"[^\w.+-]+", "-", said.removesuffix(".safetensors").partition("@")[0])
+        short = word[:SHORT].strip("-.") or "model"
+        numbered = (f"{short}-{number}" for number in range(2, len(models) + 2))
+        found[next(name for name in (short, *numbered) if name not in found)] = text
     return found
 
 

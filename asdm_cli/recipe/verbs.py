@@ -352,7 +352,8 @@ class FeatureLoss(_Loss):
     at: Patterns = ["down.?", "up.?"]
     """Addresses of the student; every down and up block if left out, as BK-SDM."""
     normalise: Literal["none", "teacher"] = "none"
-    """`teacher` divides each node's loss by the mean square of the teacher's feature there."""
+    """`teacher` divides each node's loss by the mean square of the teacher's feature there, of the samples at hand: how
+    many parts and processes share out a batch changes what is learnt."""
 
 
 Loss = Annotated[TaskLoss | OutputLoss | FeatureLoss, Field(discriminator="kind")]
@@ -434,6 +435,10 @@ class Optimizer(Strict):
     """What becomes of the learning rate after the warm-up; all but `constant` end near 0 at the last step."""
     warmup: Whole = 0
     """Steps in which the learning rate rises from 0."""
+
+    def misfits(self) -> Iterator[Misfit]:
+        if "lr" in self.options:
+            yield ("options", "lr"), "stands beside 'options', as `lr`; write it there"
 
 
 class Ema(Strict):
@@ -1045,6 +1050,8 @@ out: runs/switched
         if self.parts is not None:
             yield from misordered(self.by, self.parts)
             yield from unknown_unets(self.parts, known)
+        elif self.by != "timestep":
+            yield ("by",), "goes with 'parts', of which there are none; add them, or leave it out"
         for index, each in enumerate(self.sweep):
             yield from unknown_unets(each.parts, known, ("sweep", index, "parts"))
         for index, name in enumerate(self.ratios.unets if self.ratios else []):
@@ -1104,9 +1111,10 @@ class Contestant(Adapted, Strict):
         for key in first:
             if self.model is not None and getattr(self, key) is not None:
                 yield (key,), f"goes with 'random' only; {first[key]}"
-        if self.unets and self.parts is None:
-            yield ("parts",), "must be given with 'unets': who serves what?"
-        if self.parts is not None:
+        if self.parts is None:
+            alone = {"by": self.by != "timestep", "offload": self.offload, "unets": bool(self.unets)}
+            yield from (((key,), "goes with 'parts' only: who serves what?") for key, given in alone.items() if given)
+        else:
             yield from misordered(self.by, self.parts)
             yield from unknown_unets(self.parts, [self.name, *self.unets])
             if self.model is None:

@@ -19,6 +19,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import CancelledError, ThreadPoolExecutor
 from dataclasses import dataclass
 from datetime import timedelta
+from functools import cache
 from typing import Any
 
 import numpy
@@ -149,6 +150,8 @@ def draw(  # noqa: PLR0913 - what is drawn, from what and how, each by its name
     says `what` counts UNet calls. When nobody wants more, or on Ctrl-C, all that is under way ends at its next one.
     """
     plan = layout(pipe, len(prompts), settings.batch)
+    if cut := _too_long(pipe, prompts):
+        _note_cut(cut, len(prompts), pipe.tokenizer.model_max_length)
     calls = plan.calls(indices)
     scheduler: Any = copy.deepcopy(pipe.scheduler)
     set_steps(scheduler, type(pipe).__name__, settings.steps, settings.strength)
@@ -187,6 +190,25 @@ def draw(  # noqa: PLR0913 - what is drawn, from what and how, each by its name
             stop.set()
             workers.shutdown(cancel_futures=True)
             hook.remove()
+
+
+def _too_long(pipe: Any, prompts: Sequence[str]) -> int:
+    """How many prompts have more words than a text encoder takes in."""
+    tokenizer = getattr(pipe, "tokenizer", None) or getattr(pipe, "tokenizer_2", None)
+    if tokenizer is None:
+        return 0
+    most = tokenizer.model_max_length
+    long = [prompt for prompt in dict.fromkeys(prompts) if len(prompt) > most - 2]  # a token has a letter or more
+    return sum(len(tokenizer(each, truncation=True, max_length=most + 1).input_ids) > most for each in long)
+
+
+@cache
+def _note_cut(count: int, among: int, most: int) -> None:
+    """Once, whoever draws."""
+    are = "is" if count == 1 else "are"
+    note(
+        f"{count} of {among} prompts {are} longer than the {most} tokens that the text encoder takes in, and cut there"
+    )
 
 
 def latents(pipe: Any, prompt: str, settings: SamplingSettings, index: int, given: Sequence[Given] = ()) -> Tensor:

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Protocol, cast, runtime_checkable
 from asdm_cli.console import BRIEF, console, hand_over, is_first, note
 from asdm_cli.errors import ModelError, reason
 from asdm_cli.models.addressed import unknown_addresses
-from asdm_cli.models.directory import POCKET, find
+from asdm_cli.models.directory import find
 from asdm_cli.models.metadata import made_from, measured_with, refuse_changes
 from asdm_cli.models.pipelines import PIPELINES, Kind
 from asdm_cli.models.write import partial_path, refuse_existing, refuse_sources
@@ -142,14 +142,12 @@ def run_verb(
 
 
 def _usual(model: str) -> dict[str, Any]:
-    """The guidance that a model on this machine was measured with, or that its pipeline has, and its steps where those
-    say something of the model; a recipe's defaults are pocket's."""
-    if model != POCKET and not Path(model).is_dir():
-        return {"guidance": Kind.guidance}
+    """The guidance that a model was measured with, or that its pipeline has, and its steps where those say something of
+    the model; a recipe's defaults are pocket's."""
     try:
         directory = find(model)
     except ModelError:  # its verb tells
-        return {}
+        return {"guidance": Kind.guidance}
     kind = PIPELINES.get(str(directory.index.get("_class_name")), Kind())
     steps = {"steps": kind.steps} if kind.steps else {}
     return steps | {"guidance": measured_with(directory).get("guidance", kind.guidance)}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import shlex
 import shutil
@@ -22,6 +23,7 @@ TOGETHER = {"distill", "eval", "inherit", "switch"}
 MEASURE = {"bench", "eval"}
 """Verbs that write no model."""
 INTERRUPTED = 130
+log = logging.getLogger("asdm")
 
 
 def checked(launch: str) -> list[str]:
@@ -41,7 +43,8 @@ def command(verb: str, recipe: Path, launch: Sequence[str], pipes: bool, link: b
     allowed = ["--allow-pipes"] if pipes and verb == "distill" else []
     linked = ["--link"] if link and verb not in MEASURE else []
     quiet = ["--quiet"] if console.quiet else []
-    return [*start, "-m", "asdm_cli", verb, str(recipe), *allowed, *linked, *quiet]
+    verbose = ["--verbose"] if log.isEnabledFor(logging.DEBUG) else []
+    return [*start, "-m", "asdm_cli", verb, str(recipe), *allowed, *linked, *quiet, *verbose]
 
 
 def run_stage(name: str, words: Sequence[str]) -> None:

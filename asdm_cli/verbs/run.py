@@ -26,7 +26,7 @@ from asdm_cli.errors import ModelError
 from asdm_cli.metrics.features import require
 from asdm_cli.metrics.suite import needed
 from asdm_cli.models.directory import find
-from asdm_cli.models.metadata import Stamps, stamps_of
+from asdm_cli.models.metadata import Stamps, read_with, stamps_of
 from asdm_cli.models.sources import hub_name
 from asdm_cli.models.write import carry, refuse_sources
 from asdm_cli.recipe.load import Scope, dump, references, stage_recipe
@@ -221,7 +221,8 @@ def _digest(recipe: Recipe, kept: Path) -> str:
             with suppress(ModelError):  # the stage that reads it says so
                 read = [find(text).path]
         if not Path(text).is_relative_to(kept):
-            files.append([stamps_of(place, place.rglob("*") if place.is_dir() else [place]) for place in read])
+            inside = {place: place.rglob("*") if place.is_dir() else read_with([place]) for place in read}
+            files.append([stamps_of(place, each) for place, each in inside.items()])
     whole = {"asdm": [__version__, SCHEMA], "recipe": recipe.model_dump(mode="json", exclude={"out"}), "files": files}
     return hashlib.sha256(json.dumps(whole, sort_keys=True).encode()).hexdigest()[:DIGITS]
 

@@ -270,6 +270,7 @@ def test_a_push_that_cannot_be_is_refused_first(
         said = exported(tiny_base, tmp_path / "out", "--push", name)
         assert said.code == 2
         assert told in said.text
+    assert "--private: goes with --push" in exported(tiny_base, tmp_path / "out", "--private").text
     hub.refuses = 403
     said = exported(tiny_base, tmp_path / "out", "--push", "somebody/small")
     assert said.code == 1

@@ -14,7 +14,7 @@ from PIL import Image
 
 from asdm_cli.data.images import cut
 from asdm_cli.sampling.generate import prompt_seed
-from tests import families, pictures
+from tests import families, pictures, tiny
 from tests.expanding import pixels
 from tests.typed import Said, asdm
 
@@ -89,6 +89,14 @@ def test_what_is_left_out_is_as_the_model_was_measured(tiny_pipeline: Path, tmp_
     assert "no multiple of 8" in asdm("generate", tiny_pipeline, "a fox", "--size", 36, "--out", tmp_path / "d").text
 
 
+def test_what_is_cut_off_a_prompt_is_told_once(tiny_pipeline: Path, tmp_path: Path) -> None:
+    long = " ".join(["fox"] * 60)
+    said = asdm("generate", tiny_pipeline, "a fox", long, f"{long} red", "--steps", 1, "--out", tmp_path / "out")
+    assert f"2 of 3 prompts are longer than the {tiny.TOKENS} tokens that the text encoder takes in" in said.text
+    again = asdm("generate", tiny_pipeline, "a fox", "an owl", "--steps", 1, "--out", tmp_path / "few")
+    assert (again.code, "longer than" in again.text) == (0, False)
+
+
 @pytest.fixture(scope="module")
 def painting(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """An inpainting model, and beside it pictures and masks, of 32 and of 40 pixels and of 44 x 52."""
@@ -145,6 +153,8 @@ def test_what_does_not_fit_a_pipeline_is_told_at_once(painting: Path, tiny_pipel
         assert (said.code, bool(re.search(words, said.text))) == (2, True), (words, said.text)
         assert not (tmp_path / "out").exists()
     assert paint(painting, tmp_path / "out", "odd", "--size", 40).code == 0
+    said = draw(tiny_pipeline, ["a fox"], tmp_path / "none", "--negative", "a tree", "--guidance", "1")
+    assert "--negative: is looked at where guidance is above 1" in said.text
     lcm = families.pipeline("lcm", tmp_path / "lcm")
     said = draw(lcm, ["a fox"], tmp_path / "lcm-out", "--negative", "a tree")
     assert "--negative: a LatentConsistencyModelPipeline takes none" in said.text

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -77,6 +78,21 @@ def test_names_of_attention_before_peft(tiny_pipeline: Path, tmp_path: Path) -> 
     one, other = (networks(of(tiny_pipeline, str(each.file))) for each in (old, new))
     for component, tensors in one.items():
         assert all(torch.equal(each, other[component][key]) for key, each in tensors.items())
+
+
+def test_as_peft_itself_saves_it(tiny_pipeline: Path, tmp_path: Path) -> None:
+    """Its strength stands beside it, and without that nothing is guessed."""
+    low = {key: halves for key, halves in low_ranks(tiny_pipeline).items() if key[0] == "unet"}
+    one = written(tmp_path / "one.safetensors", tiny_pipeline, "peft", low)
+    held = {f"base_model.model.{name.removeprefix('unet.')}": each for name, each in load_file(one.file).items()}
+    save_file(held, tmp_path / "adapter_model.safetensors", {"format": "pt"})
+    with pytest.raises(AsdmError, match=r"with its strength in adapter_config\.json; fetch that too"):
+        of(tiny_pipeline, str(tmp_path / "adapter_model.safetensors"))
+    (tmp_path / "adapter_config.json").write_text(json.dumps({"r": loras.RANK, "lora_alpha": loras.ALPHA}))
+    found, wanted = (
+        networks(of(tiny_pipeline, str(file)))["unet"] for file in (tmp_path / "adapter_model.safetensors", one.file)
+    )
+    assert all(torch.equal(found[name], each) for name, each in wanted.items())
 
 
 @pytest.mark.parametrize(("name", "style"), [*WAYS, ("sd15", "processors")])

@@ -57,6 +57,12 @@ def test_an_unknown_address_is_told_at_its_place(text: str, tmp_path: Path) -> N
     load_with(text.replace("X", RIGHT), file)
 
 
+def test_a_model_without_a_unet_is_left_to_its_verb(tmp_path: Path) -> None:
+    (tmp_path / "prior").mkdir()
+    (tmp_path / "prior/model_index.json").write_text('{"_class_name": "KandinskyV22PriorPipeline"}')
+    load_with(f"verb: prune\nmodel: {tmp_path}/prior\nremove: mid", tmp_path / "r.yaml")
+
+
 @pytest.mark.parametrize("why", NOT_KNOWN)
 def test_what_only_the_verb_can_know_is_left_to_it(why: str, tmp_path: Path) -> None:
     load_with(NOT_KNOWN[why].replace("X", "up.0.0.attn"), tmp_path / "r.yaml")

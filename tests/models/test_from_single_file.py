@@ -6,7 +6,9 @@ import json
 import re
 import shlex
 import shutil
+import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -205,20 +207,37 @@ def test_a_file_that_is_not_as_its_family_is(files: Files, monkeypatch: pytest.M
         find(str(files.folder / "other.safetensors"))
 
 
-@pytest.mark.parametrize("kind", ["sd15", "sdxl"])
+@pytest.mark.parametrize("kind", ["sd15", "sdxl", "sdxl-refiner"])
 def test_what_export_writes_is_read_back(kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A pruned UNet and words of its own: the configurations beside the file say so."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     source = families.pipeline(kind, tmp_path / kind)
     recipe = tmp_path / "recipe.yaml"
-    recipe.write_text(f"verb: prune\nmodel: {source}\nremove: base\nout: {tmp_path / 'run'}\n")
+    what = "mid" if kind == "sdxl-refiner" else "base"
+    recipe.write_text(f"verb: prune\nmodel: {source}\nremove: {what}\nout: {tmp_path / 'run'}\n")
     assert asdm("prune", recipe, "-q").code == 0
     told = asdm("export", tmp_path / "run", "--to", "single-file", "--out", tmp_path / "sent", "-q")
     assert told.code == 0, told.err
     made = find(str(next((tmp_path / "sent").glob("*.safetensors"))))
     torch.testing.assert_close(states(made.path), states(tmp_path / "run" / "model"), rtol=0, atol=0)
-    for words in ("vocab.json", "merges.txt"):
-        assert (made.path / "tokenizer" / words).read_bytes() == (source / "tokenizer" / words).read_bytes()
+    for name in (
+        ("tokenizer_2/tokenizer.json",) if kind == "sdxl-refiner" else ("tokenizer/vocab.json", "tokenizer/merges.txt")
+    ):
+        assert (made.path / name).read_bytes() == (source / name).read_bytes()
+
+
+def test_configurations_beside_a_file_are_of_the_file_that_was_written_with_them(files: Files) -> None:
+    """By whatever name it goes since; not of another one, which is as its family is."""
+    _, source = files.make("sd15")
+    assert asdm("export", source, "--to", "single-file", "--out", files.folder / "sent", "-q").code == 0
+    file = files.folder / "sent/sd15.safetensors"
+    place = files.folder / "sent/config/scheduler/scheduler_config.json"
+    place.write_text(json.dumps(json.loads(place.read_text()) | {"prediction_type": "v_prediction"}))
+    other = Path(shutil.copy(file, file.with_name("other.safetensors")))
+    told = {each: find(str(each)).config("scheduler")["prediction_type"] for each in (file, other)}
+    assert told == {file: "v_prediction", other: "epsilon"}
+    file.unlink()
+    assert find(str(other)).config("scheduler")["prediction_type"] == "v_prediction"
 
 
 def test_a_file_on_the_hub_is_named_by_its_address(files: Files, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -237,10 +256,17 @@ def test_a_file_on_the_hub_is_named_by_its_address(files: Files, monkeypatch: py
             find(address.replace("sd15", "none"))
 
 
-def test_a_pickle_becomes_a_file_by_the_command_that_is_told(files: Files, tmp_path: Path) -> None:
+def test_a_pickle_becomes_a_file_by_the_command_that_is_told(
+    files: Files, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     file, source = files.make("sd15")
     pickle = file.rename(file.with_suffix(".tmp")).with_suffix(".ckpt")
-    torch.save({"state_dict": load_file(file.with_suffix(".tmp")), "global_step": 7}, pickle)
+    trainers = "pytorch_lightning.callbacks.model_checkpoint"  # as the first files had it
+    known = type("ModelCheckpoint", (), {"__module__": trainers})
+    for name in ("pytorch_lightning", "pytorch_lightning.callbacks", trainers):
+        monkeypatch.setitem(sys.modules, name, SimpleNamespace(ModelCheckpoint=known))
+    held = {"state_dict": load_file(file.with_suffix(".tmp")), "global_step": 7, "callbacks": {known: {"best": 1.0}}}
+    torch.save(held, pickle)
     with pytest.raises(ModelError, match="loading one can run any code") as caught:
         find(str(pickle))
     words = shlex.split(str(caught.value).partition("give that: ")[2])

@@ -218,6 +218,8 @@ GUESSES: dict[str, tuple[str, str]] = {
     "weights of the pipeline": ("tiny/unet/diffusion_pytorch_model.safetensors", "is a part of a model; give tiny"),
     "a report of a run": ("runs/first/report.html", "is a part of a model; give runs/first"),
     "a component that is no UNet": ("tiny/vae", "of the class AutoencoderKL; only UNet2DConditionModel, .*; give tiny"),
+    "a run of students": ("runs/several", "give one of those in it, as runs/several/students/small"),
+    "a file in a folder beside a run": ("runs/loras/lora.safetensors", "holds a LoRA"),
     "a folder of models": (".", "give one of those in it, as (flux|tiny)"),
     "a typo in a path": ("runs/frist", "no such directory; give runs/first"),
     "a typo in a model of the hub": ("orgg/tiny", "no such directory here, and no such model on .*; correct the name"),
@@ -266,6 +268,11 @@ def place(tiny_pipeline: Path, tiny_base: Path, tmp_path: Path, monkeypatch: pyt
     (here / "runs/first").symlink_to(tiny_base)
     for name, tensor in NAMES.items():
         save_file({tensor: torch.zeros(4, 4, 3, 3)}, here / f"{name}.safetensors")
+    shutil.copytree(tiny_pipeline, here / "runs/model")
+    (here / "runs/several/students/small").mkdir(parents=True)
+    (here / "runs/several/students/small/model").symlink_to(tiny_pipeline)
+    (here / "runs/loras").mkdir()
+    (here / "runs/loras/lora.safetensors").symlink_to(here / "lora.safetensors")
     for name in ("old.ckpt", "model.gguf"):
         (here / name).write_bytes(b"")
     for name, held in {

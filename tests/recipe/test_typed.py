@@ -42,6 +42,8 @@ def test_names_tell_models_apart() -> None:
     ]
     assert list(named(texts)) == ["pocket", "base", "base-2", "name", "name-2", "v1-5", "model"]
     assert list(named(texts).values()) == texts
+    assert named(["base-2", "x/base", "base"]) == {"base-2": "base-2", "base": "x/base", "base-3": "base"}
+    assert list(map(len, named([f"{letter}/{'x' * 70}" for letter in "ab"]))) == [61, 63]
 
 
 def test_what_is_a_recipe(tmp_path: Path) -> None:

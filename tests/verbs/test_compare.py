@@ -413,7 +413,7 @@ WRONG: dict[str, dict[str, Any]] = {
     "contestant 'a': expand.at: no block has fewer layers": {"random": "sd15", "expand": {"donor": "sd15"}},
     "random 'sd16': neither a preset (sd15, sd21, sdxl)": {"random": "sd16"},
     "no stock UNet lacks just that": {"random": "sd15", "remove": "down.0.0"},
-    "models[0].parts: must be given with 'unets': who serves what?": {"model": "pocket", "unets": {"b": "pocket"}},
+    "models[0].unets: goes with 'parts' only: who serves what?": {"model": "pocket", "unets": {"b": "pocket"}},
     "models[0].parts: goes with 'model' only": {"random": "sd15", "parts": [{"unet": "a"}]},
     "models[0].plan.rules[0].nodes: up.9: this UNet has no such address": {"random": "sd15", "plan": every(2, "up.9")},
 }

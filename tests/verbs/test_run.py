@@ -288,6 +288,20 @@ def test_it_is_started_alone(recipe: Recipe, tmp_path: Path, monkeypatch: pytest
     assert "--launch" in said.text
 
 
+def test_how_a_single_file_is_read_is_a_part_of_what_a_stage_is(tmp_path: Path) -> None:
+    file, recipe = tmp_path / "m.safetensors", tmp_path / "recipe.yaml"
+    file.write_text("")
+    stage = {"verb": "prune", "model": str(file), "remove": "mid"}
+    recipe.write_text(yaml.safe_dump({"verb": "run", "stages": {"a": stage}, "out": str(tmp_path / "run")}))
+    homes = []
+    for beside in ("", "m.yaml", "config/scheduler/scheduler_config.json"):
+        (tmp_path / beside).parent.mkdir(parents=True, exist_ok=True)
+        if beside:
+            (tmp_path / beside).write_text("{}")
+        homes += [each.home for each in stages(load(recipe))]  # type: ignore[arg-type]
+    assert len(set(homes)) == 3
+
+
 def test_another_checkout_has_the_same_stages(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """What is bundled is known by its contents, whenever it was written, and whatever pages lie beside it."""
 
