@@ -135,6 +135,8 @@ costs: setup ## What SD 1.5, 2.1 and XL cost at their real size (random weights)
 targets: setup ## Twenty-one targets on prompts that nothing was tuned on; hours of one core
 	OMP_NUM_THREADS=1 $(BIN)/asdm run recipes/tables/targets.yaml --overwrite
 	$(BIN)/python -m scripts.results keep targets runs/targets
+	OMP_NUM_THREADS=1 $(BIN)/asdm inherit recipes/tables/exhaustive.yaml --overwrite
+	$(BIN)/python -m scripts.results keep exhaustive runs/exhaustive
 
 FRONTS := runs/inherit-pocket-front-ddim runs/inherit-pocket-front-dpm \
 	runs/inherit-pocket-calibrated-ddim runs/inherit-pocket-calibrated-dpm

@@ -12,7 +12,7 @@ from itertools import product
 from typing import Any
 
 from asdm_cli.compare.costs import Rounds, on_paper, unet_calls, work
-from asdm_cli.compare.run import COST, Measures, Place, compare, finished, kept, told_of
+from asdm_cli.compare.run import COST, Measures, Place, by_first, compare, finished, kept, told_of
 from asdm_cli.compare.setup import Session, Setup, common_size, drawing, drawn_from, misfits
 from asdm_cli.console import track
 from asdm_cli.errors import ModelError, RunError
@@ -131,11 +131,8 @@ def run(plan: Plan, run: Run) -> Report:
 
     def once(name: str, origin: Mapping[str, Any], make: Callable[[], Any]) -> Any:
         """Found out by the first process, for all."""
-        file, whole = samples / f"{name}.json", {**origin, "versions": versions()}
-        if state.is_main_process:
-            kept(file, whole, make)
-        state.wait_for_everyone()
-        return kept(file, whole, make)
+        whole = {**origin, "versions": versions()}
+        return by_first(state, lambda: kept(samples / f"{name}.json", whole, make))
 
     timed = lambda: [vars(record) for record in unet_calls(session, setups, rounds)]  # noqa: E731
     on = {**machine(where.device), "dtype": str(where.dtype)}
