@@ -281,7 +281,7 @@ def test_without_guidance_nothing_is_left_out(tiny_pipeline: Path) -> None:
 
 
 def test_a_generation_is_the_sum_of_its_calls(records: list[Record]) -> None:
-    for name, steps in STEPS.items():
+    for name in STEPS:
         counts = values(records, name, "calls", "inherited")
         whole_image = partial(value, records, name, of="generation/UNet calls")
         for metric in ("macs_share", "time_share"):
