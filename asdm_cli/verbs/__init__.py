@@ -108,7 +108,6 @@ def run_verb(
     source: Path | Source = Path(given[0])
     if len(given) > 1 or not is_recipe(given[0]):
         source = typed(verb, given, changes)
-        source.data |= _usual(given[0]) if "guidance" in VERBS[verb].model_fields else {}
     recipe: Any = load(source, verb, changes, look)
     from asdm_cli.report.run_directory import Run, run_directory, with_links
 
@@ -116,6 +115,9 @@ def run_verb(
     if is_first():
         refuse_existing(target, overwrite or dry_run)
     refuse_sources(target, (place for text in referenced_paths(recipe) for place in places(text)))
+    if isinstance(source, Source) and "guidance" in VERBS[verb].model_fields:  # by now a model may be fetched
+        source.data |= _usual(given[0])
+        recipe = load(source, verb, changes, look)
     how, before = verb_of(recipe), made_from(referenced_paths(recipe))
     plan = how.plan(recipe, **more)
     planned = with_links(plan.report(), link)

@@ -25,6 +25,7 @@ from asdm_cli.models.from_single_file import unpickled
 from asdm_cli.models.metadata import history
 from asdm_cli.models.single_file import pieces
 from asdm_cli.unet.weights import write_tensors
+from asdm_cli.verbs import _usual
 from tests import families
 from tests.forking import plain
 from tests.hub import Repository, serving, use
@@ -229,6 +230,8 @@ def test_what_export_writes_is_read_back(kind: str, tmp_path: Path, monkeypatch:
 def test_configurations_beside_a_file_are_of_the_file_that_was_written_with_them(files: Files) -> None:
     """By whatever name it goes since; not of another one, which is as its family is."""
     _, source = files.make("sd15")
+    step = {"verb": "inherit", "measured_with": {"guidance": 2.5}}
+    (source / "asdm.json").write_text(json.dumps({"history": [step]}))
     assert asdm("export", source, "--to", "single-file", "--out", files.folder / "sent", "-q").code == 0
     file = files.folder / "sent/sd15.safetensors"
     place = files.folder / "sent/config/scheduler/scheduler_config.json"
@@ -236,6 +239,7 @@ def test_configurations_beside_a_file_are_of_the_file_that_was_written_with_them
     other = Path(shutil.copy(file, file.with_name("other.safetensors")))
     told = {each: find(str(each)).config("scheduler")["prediction_type"] for each in (file, other)}
     assert told == {file: "v_prediction", other: "epsilon"}
+    assert [_usual(str(each))["guidance"] for each in (file, other)] == [2.5, 7.5], "as it was measured"
     file.unlink()
     assert find(str(other)).config("scheduler")["prediction_type"] == "v_prediction"
 
