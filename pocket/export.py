@@ -27,6 +27,8 @@ def export(folder: Path, what: str) -> Path:
     (_generator if what == "generator" else _judges)(parts)
     RECORDS.mkdir(parents=True, exist_ok=True)
     for name in PARTS[what]:
+        if not (folder / f"{name}.json").exists():  # of what was shipped and only gone on with
+            continue
         shutil.copyfile(folder / f"{name}.json", RECORDS / f"{name}.json")
         if (folder / name / "log.jsonl").exists():
             lines = (folder / name / "log.jsonl").read_text().splitlines(keepends=True)

@@ -80,9 +80,6 @@ class Shop:
                 shutil.copytree(shipped, own)
             if any((own / file.name).read_bytes() != file.read_bytes() for file in shipped.iterdir()):
                 raise RunError(f"{own} is not what the shipped UNet learnt with; go on in another --folder")
-        for name in ("vae", "clip"):
-            if (RECORDS / f"{name}.json").exists():
-                shutil.copyfile(RECORDS / f"{name}.json", self.folder / f"{name}.json")
 
     def shard(self, name: str) -> Pairs:
         """A shard that `make data` wrote, or one that ships."""

@@ -11,6 +11,7 @@ from diffusers import AutoencoderKL, UNet2DConditionModel
 from transformers import CLIPModel, CLIPTextModel
 
 from asdm_cli.errors import RunError
+from pocket import export as exporting
 from pocket import stages
 from pocket.drawings import read
 from pocket.stages import SHARDS, Shop, parts_of_checkpoint, run_chain, run_stage
@@ -45,7 +46,11 @@ def test_what_goes_on_stays_beside_what_it_learnt_with(shop: Shop) -> None:
     for name in ("vae", "text_encoder", "tokenizer"):
         for file in (stages.WEIGHTS / name).iterdir():
             assert (shop.folder / "parts" / name / file.name).read_bytes() == file.read_bytes()
-    assert {"vae.json", "clip.json", "unet.json"} <= {file.name for file in shop.folder.iterdir()}
+    (shop.folder / "shipped/weights").mkdir(parents=True)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(exporting, "WEIGHTS", shop.folder / "shipped/weights")
+        patch.setattr(exporting, "RECORDS", shop.folder / "shipped/weights/training")
+        assert (exporting.export(shop.folder, "generator") / "unet/config.json").is_file()
     (shop.folder / "parts/vae/config.json").write_text("{}")
     with pytest.raises(RunError, match="is not what the shipped UNet learnt with; go on in another --folder"):
         run_stage(on, "unet", shop.plan("unet"))

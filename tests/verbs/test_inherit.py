@@ -442,9 +442,15 @@ def test_what_must_be_calibrated_is_not_taken_for_a_plan(settings: dict[str, Any
     assert "plan: has to be calibrated" in said.err
 
 
-def test_what_is_drawn_to_find_a_plan_counts_into_how_long_it_takes(recipe: Callable[..., InheritRecipe]) -> None:
+def test_what_is_drawn_to_find_a_plan_counts_into_how_long_it_takes(
+    recipe: Callable[..., InheritRecipe], tmp_path: Path
+) -> None:
+    prompts = tmp_path / "prompts.txt"
+    prompts.write_text("a fox\nan owl\na hat\na car")
+    few = {"fewer_steps": None, "steps": 16, "prompts": str(prompts), "limit": 1}
+
     def macs(**changes: Any) -> float:
-        return inherit.plan(recipe(**{"fewer_steps": None, "steps": 16, **changes})).work().macs
+        return inherit.plan(recipe(**few, **changes)).work().macs
 
     named, calibrated = macs(plan={"rules": [every(2)["rules"][0]]}), macs(plan={"rules": [RULE]})
     assert named < calibrated
