@@ -169,8 +169,9 @@ def test_a_calibrated_plan_draws_nearer_than_a_line_and_is_kept(
     monkeypatch.setattr("asdm_cli.search.forecasts.record", again)
     assert calibrate(session, one, prompts, PLACE, tmp_path, processes()) == worked_out
     calibrate(session, setup(LINE, sampler=sampler), prompts, PLACE, tmp_path, processes())  # recorded for all plans
+    others = read_prompts(str(listed(tmp_path, "a fox", "an owl", "a cat")))
     with pytest.raises(AssertionError, match="kept by the first run"):
-        calibrate(session, one, read_prompts(str(listed(tmp_path, "a fox", "an owl", "a cat"))), PLACE, tmp_path, processes())
+        calibrate(session, one, others, PLACE, tmp_path, processes())
 
 
 @pytest.mark.parametrize("best", ["with half of what earlier calls missed", "a straight line"])
