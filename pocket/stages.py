@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import filecmp
 import json
 import shutil
 import time
@@ -78,7 +79,8 @@ class Shop:
             own, shipped = self.folder / "parts" / name, WEIGHTS / name
             if not own.exists():
                 shutil.copytree(shipped, own)
-            if any((own / file.name).read_bytes() != file.read_bytes() for file in shipped.iterdir()):
+            names = [file.name for file in shipped.iterdir()]
+            if filecmp.cmpfiles(shipped, own, names, shallow=False)[0] != names:
                 raise RunError(f"{own} is not what the shipped UNet learnt with; go on in another --folder")
 
     def shard(self, name: str) -> Pairs:

@@ -35,14 +35,13 @@ def _known() -> dict[str, Any]:
 
 
 def machine() -> dict[str, Any]:
-    """Card, driver, versions, date; in a process of its own, so that asking takes no memory of the card."""
+    """Card, driver, versions, date; in a process of its own, so that asking takes no memory of the card; where it
+    fails, its errors show."""
     code = (
         "import json, torch; from asdm_cli.profiling.latency import measured_on; "
         "print(json.dumps(measured_on(torch.device('cuda' if torch.cuda.is_available() else 'cpu'))))"
     )
-    told = subprocess.run(
-        [sys.executable, "-c", code], stdout=subprocess.PIPE, text=True, check=False
-    )  # its errors show
+    told = subprocess.run([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True, check=False)
     card: dict[str, Any] = json.loads(told.stdout.splitlines()[-1]) if told.returncode == 0 else {"device": "unknown"}
     try:
         query = ["nvidia-smi", "--query-gpu=name,driver_version,memory.total", "--format=csv,noheader"]
