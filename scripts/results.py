@@ -680,6 +680,16 @@ BLOCKS = (
         ["10 steps (few-levels)", "7 steps", "4 steps"],
         {"a line": " (few-levels)"},
     ),
+    Targets(
+        "docs/inherit.md",
+        "targets",
+        {
+            "held-out": "captions of drawings that the model did not learn from, Euler",
+            "learnt": "captions that it learnt, DPM++ 2M",
+            "free": "captions that are in no data, UniPC",
+        },
+        ["1-5x", "2x", "3x", "30db", "35db", "40db", "45db"],
+    ),
 )
 
 
