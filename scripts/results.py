@@ -191,6 +191,8 @@ def _foretold(facts: Mapping[str, Any]) -> str:
     rows = [each for key, rows in facts.items() if key.endswith(": predicted and measured") for each in rows]
     speeds = [each["measured"] / each["predicted"] for each in rows if "speed" in each["figure"]]
     nearness = [each["measured"] - each["predicted"] for each in rows if "PSNR" in each["figure"]]
+    if not speeds or not nearness:
+        return ""
     fast, near = (
         sum(abs(each) <= most for each in of) for of, most in (([x - 1 for x in speeds], 0.05), (nearness, 1.5))
     )
