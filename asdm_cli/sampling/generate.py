@@ -150,8 +150,8 @@ def draw(  # noqa: PLR0913 - what is drawn, from what and how, each by its name
     says `what` counts UNet calls. When nobody wants more, or on Ctrl-C, all that is under way ends at its next one.
     """
     plan = layout(pipe, len(prompts), settings.batch)
-    if cut := _too_long(pipe, prompts):
-        _note_cut(cut, len(prompts), pipe.tokenizer.model_max_length)
+    if cut := too_long(pipe, prompts):
+        _note_once(cut)
     calls = plan.calls(indices)
     scheduler: Any = copy.deepcopy(pipe.scheduler)
     set_steps(scheduler, type(pipe).__name__, settings.steps, settings.strength)
@@ -192,23 +192,23 @@ def draw(  # noqa: PLR0913 - what is drawn, from what and how, each by its name
             hook.remove()
 
 
-def _too_long(pipe: Any, prompts: Sequence[str]) -> int:
-    """How many prompts have more words than a text encoder takes in."""
+def too_long(pipe: Any, prompts: Sequence[str]) -> str:
+    """In words, how many prompts have more tokens than a text encoder takes in; '' if none has."""
     tokenizer = getattr(pipe, "tokenizer", None) or getattr(pipe, "tokenizer_2", None)
     if tokenizer is None:
-        return 0
-    most = tokenizer.model_max_length
-    long = [prompt for prompt in dict.fromkeys(prompts) if len(prompt) > most - 2]  # a token has a letter or more
-    return sum(len(tokenizer(each, truncation=True, max_length=most + 1).input_ids) > most for each in long)
+        return ""
+    most, each_once = tokenizer.model_max_length, dict.fromkeys(prompts)
+    long = [prompt for prompt in each_once if len(prompt) > most - 2]  # a token has a letter or more
+    count = sum(len(tokenizer(each, truncation=True, max_length=most + 1).input_ids) > most for each in long)
+    are = "is" if count == 1 else "are"
+    told = f"{count} of {len(each_once)} prompts {are} longer than the {most} tokens that the text encoder takes in"
+    return f"{told}, and cut there" if count else ""
 
 
 @cache
-def _note_cut(count: int, among: int, most: int) -> None:
-    """Once, whoever draws."""
-    are = "is" if count == 1 else "are"
-    note(
-        f"{count} of {among} prompts {are} longer than the {most} tokens that the text encoder takes in, and cut there"
-    )
+def _note_once(text: str) -> None:
+    """Whoever draws."""
+    note(text)
 
 
 def latents(pipe: Any, prompt: str, settings: SamplingSettings, index: int, given: Sequence[Given] = ()) -> Tensor:

@@ -136,9 +136,8 @@ def _draw(pipe: Any, plan: DistillPlan, folder: Path, name: str, unet: nn.Module
     look, pipe.unet = plan.recipe.validation, unet
     count, seed = len(look.prompts), plan.recipe.seed
     kept = ImageSet(_home(plan, name, folder) / IMAGES / f"{step:08}", count)
-    settings = SamplingSettings(
-        look.steps, look.guidance, plan.resolution, seed, batch=min(count, at_a_time(plan.recipe, 1))
-    )
+    few = min(count, at_a_time(plan.recipe, processes(plan.recipe.device).num_processes))
+    settings = SamplingSettings(look.steps, look.guidance, plan.resolution, seed, batch=few)
     for index, image in draw(pipe, look.prompts, range(count), settings):
         kept.save(index, image)
 

@@ -6,14 +6,16 @@ import json
 import re
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 
 import diffusers
 import pytest
 import torch
 from PIL import Image
+from transformers import CLIPTokenizer
 
 from asdm_cli.data.images import cut
-from asdm_cli.sampling.generate import prompt_seed
+from asdm_cli.sampling.generate import prompt_seed, too_long
 from tests import families, pictures, tiny
 from tests.expanding import pixels
 from tests.typed import Said, asdm
@@ -93,6 +95,9 @@ def test_what_is_cut_off_a_prompt_is_told_once(tiny_pipeline: Path, tmp_path: Pa
     long = " ".join(["fox"] * 60)
     said = asdm("generate", tiny_pipeline, "a fox", long, f"{long} red", "--steps", 1, "--out", tmp_path / "out")
     assert f"2 of 3 prompts are longer than the {tiny.TOKENS} tokens that the text encoder takes in" in said.text
+    words = CLIPTokenizer.from_pretrained(tiny_pipeline / "tokenizer")
+    refiner = SimpleNamespace(tokenizer=None, tokenizer_2=words)
+    assert too_long(refiner, [long, long, "a fox"]).startswith("1 of 2 prompts is longer than the")
     again = asdm("generate", tiny_pipeline, "a fox", "an owl", "--steps", 1, "--out", tmp_path / "few")
     assert (again.code, "longer than" in again.text) == (0, False)
 
