@@ -7,6 +7,7 @@ Several UNets that take turns lie beside each other: the first is the pipeline's
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import shutil
@@ -36,6 +37,9 @@ UNET_CONFIG, UNITS = "unet_config", "units"
 Origin = dict[str, Any]
 """All that images or weights depend on, as JSON: work of another origin is not gone on with."""
 Stamps = list[list[str | int]]
+"""Name and bytes of each file, and its contents' digest, or the time of one too large to be read for that."""
+SMALL = 64 * 1024
+"""Bytes of a file that is told by its contents: a fresh checkout has the same prompts and recipes at another time."""
 
 
 class Step(BaseModel, extra="allow"):
@@ -123,9 +127,15 @@ def stamps(directory: ModelDirectory) -> Stamps:
 
 
 def stamps_of(root: Path, paths: Iterable[Path]) -> Stamps:
-    """Name, bytes and time of each of these that is a file."""
-    files = sorted(file for file in paths if file.is_file())
-    return [[os.path.relpath(file, root), file.stat().st_size, file.stat().st_mtime_ns] for file in files]
+    """Of each of these that is a file."""
+    return [[os.path.relpath(file, root), *_stamp(file)] for file in sorted(file for file in paths if file.is_file())]
+
+
+def _stamp(file: Path) -> list[str | int]:
+    about = file.stat()
+    if about.st_size > SMALL or not os.access(file, os.R_OK):  # who reads it says so
+        return [about.st_size, about.st_mtime_ns]
+    return [about.st_size, hashlib.sha256(file.read_bytes()).hexdigest()]
 
 
 def made_from(texts: Iterable[str]) -> Origin:

@@ -18,6 +18,7 @@ from asdm_cli.errors import AsdmError, ModelError, RunError
 from asdm_cli.models.directory import find
 from asdm_cli.models.load import load_pipeline
 from asdm_cli.models.metadata import (
+    SMALL,
     claim,
     history,
     made_from,
@@ -141,15 +142,21 @@ def test_work_of_another_origin_goes_away_where_it_is_cheap_and_stays_where_it_i
 
 
 def test_what_a_recipe_is_made_from(tiny_pipeline: Path, tmp_path: Path) -> None:
-    for name in ("a.tar", "b.tar", "prompts.txt"):
-        (tmp_path / name).write_text(name)
+    (tmp_path / "prompts.txt").write_text("prompts.txt")
+    for name in ("a.tar", "b.tar"):
+        (tmp_path / name).write_bytes(bytes(SMALL + 1))
     texts = [str(tiny_pipeline), f"{tmp_path}/*.tar", f"{tmp_path}/prompts.txt", "pocket", "s3://a/b", str(tmp_path)]
     before = made_from(texts)
     assert list(before) == texts[:4]
     assert len(before[texts[0]]) > 10
     refuse_changes(before, made_from(texts))
-    for changed, file in ((texts[1], "b.tar"), (texts[2], "prompts.txt")):
-        os.utime(tmp_path / file, ns=(0, (tmp_path / file).stat().st_mtime_ns + 1))
+    os.utime(tmp_path / "prompts.txt", ns=(0, 0))  # as a fresh checkout has it: small files are told by what they say
+    refuse_changes(before, made_from(texts))
+    for changed, change in (
+        (texts[1], lambda: os.utime(tmp_path / "b.tar", ns=(0, 0))),
+        (texts[2], lambda: (tmp_path / "prompts.txt").write_text("prompts.tXt")),
+    ):
+        change()
         with pytest.raises(RunError, match=r": was changed while this ran") as caught:
             refuse_changes(before, made_from(texts))
         assert str(caught.value).startswith(changed)
