@@ -41,10 +41,12 @@ SMALL: dict[str, list[str]] = {
         *("validation.every=2", "validation.steps=2", "validation.prompts=[a fox]"),
     ],
     "distill-sd15-base": ["steps=1", "batch=2", "validation.steps=2"],
+    "eval-pocket-against-original": ["limit=1", "steps=3", "repeats=1", "bootstrap=10", "fewer_steps=[2]"],
     "eval-pocket-together": ["limit=1", "steps=2", "repeats=1", "bootstrap=10", "metrics=[psnr]", "fewer_steps=[1]"],
     "eval-pocket": ["limit=4", "steps=2", "bootstrap=10", "metrics=[kid, clip_score]"],
     "inherit-pocket-block": ["limit=1", "steps=2", "repeats=1", "metrics=[psnr]", "fewer_steps=[1]"],
     "inherit-sd15-block": ["limit=1", "steps=2", "repeats=1", "metrics=[psnr]", "fewer_steps=[1]", "sweep=[]"],
+    "prune-pocket-budget": ["remove.limit=1", "remove.steps=2", "remove.calls=1"],
     "run-pocket": [
         *("stages.distilled.steps=1", "stages.distilled.batch=2", "stages.distilled.optimizer.warmup=0"),
         *("stages.inheriting.limit=1", "stages.inheriting.steps=2", "stages.inheriting.repeats=1"),
@@ -148,6 +150,7 @@ def small(page: str, words: list[str]) -> list[str]:
         return [*words, *(part for setting in OF_MODELS.get(verb, []) for part in ("--set", setting))]
     if stem in NOT_RUN or (page, stem) in ONCE:
         return [*words, "--dry-run"]
+    assert stem in SMALL or verb in ("prune", "assemble", "condconv-expand"), f"{stem}: SMALL says nothing of it"
     return [*words, *(part for setting in SMALL.get(stem, []) for part in ("--set", setting))]
 
 

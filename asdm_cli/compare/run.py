@@ -236,14 +236,18 @@ def kept(file: Path, origin: Mapping[str, Any], make: Callable[[], Any]) -> Any:
     """What an earlier run left in `file`, if it is of this origin; else made now, and left there."""
     if (found := recalled(file, origin)) is not None:
         return found
-    found = make()
-    file.parent.mkdir(parents=True, exist_ok=True)
-    write_json(file, {"origin": origin, "found": found})
+    keep(file, origin, found := make())
     return json.loads(json.dumps(found))
 
 
+def keep(file: Path, origin: Mapping[str, Any], found: Any) -> None:
+    """For `recalled`."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    write_json(file, {"origin": origin, "found": found})
+
+
 def recalled(file: Path, origin: Mapping[str, Any]) -> Any:
-    """What `kept` left in `file`, or None."""
+    """What `kept` or `keep` left in `file`, or None."""
     try:
         held = json.loads(file.read_text(encoding="utf-8"))
     except (OSError, ValueError):  # none yet, or damaged

@@ -45,9 +45,9 @@ def expand(config: Config, spec: Spec, at: str | Sequence[str] | None, donor: Co
         raise ModelError("expand.at: no block has fewer layers than the donor's; name addresses, or another donor")
     inside = frozenset().union(*(anatomy.inside(address) for address in chosen))
     resnets = [f"{block.address}.{layer}.resnet" for block in anatomy.blocks for layer in range(len(block.layers))]
+    if empty := sorted(address for address in chosen if not anatomy.inside(address) & {*resnets}):
+        raise ModelError(f"expand.at: {', '.join(empty)} has no resnet; name others")
     names = [anatomy.node(address).modules[0] for address in resnets if address in inside]
-    if not names:
-        raise ModelError(f"expand.at: {', '.join(sorted(chosen))} has no resnet; name others")
     convolutions = tuple(f"{name}.{conv}" for name in names for conv in CONVOLUTIONS)
     return Expansion(with_experts(config, dict.fromkeys(convolutions, vars(spec))), spec, convolutions)
 

@@ -11,7 +11,7 @@ from huggingface_hub import ModelCard, ModelCardData
 from asdm_cli import __version__
 from asdm_cli.models.directory import OURS, ModelDirectory
 from asdm_cli.recipe.redact import redact
-from asdm_cli.unet.blocks import STOCK
+from asdm_cli.unet.blocks import EXPERT_CLASS, EXPERTS, STOCK
 
 NAMED = ("removed", "taken", "unets", "experts", "teacher", "steps", "adapters", "dtype")
 """Of what a verb tells of itself, the words that a card has; the rest is in asdm.json."""
@@ -26,7 +26,7 @@ def model_card(
 ) -> ModelCard:
     """`what` are sentences, `load` lines of Python, `figures` pieces of Markdown. The library that the card names is
     the one that the lines import."""
-    ours = any(line.startswith("import asdm_cli") for line in load)
+    ours = any(line.startswith(("import asdm_cli", "from asdm_cli")) for line in load)
     data = ModelCardData(
         library_name="asdm-cli" if ours else "diffusers", pipeline_tag="text-to-image", tags=["stable-diffusion"]
     )
@@ -46,6 +46,9 @@ def model_card(
 def loading(directory: ModelDirectory, where: str, dtype: str | None = None, patched: bool = False) -> list[str]:
     """The lines of Python that load the directory, once it lies at `where`; asdm's, if stock diffusers would read less
     than there is."""
+    if directory.config("unet").get(EXPERTS) and not directory.is_pipeline:
+        kind = EXPERT_CLASS
+        return [f"from asdm_cli.experts.unet import {kind}", "", f'unet = {kind}.from_pretrained("{where}")']
     if patched or directory.classes["unet"].startswith(OURS):
         return ["import asdm_cli", "", f'pipe = asdm_cli.load("{where}")']
     kind, name = (directory.index["_class_name"], "pipe") if directory.is_pipeline else (STOCK, "unet")

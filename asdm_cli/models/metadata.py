@@ -18,7 +18,7 @@ from typing import Any
 from pydantic import BaseModel, Field
 
 from asdm_cli import __version__
-from asdm_cli.console import note
+from asdm_cli.console import note, track
 from asdm_cli.errors import Faults, ModelError, RunError
 from asdm_cli.models.directory import ADAPTER_CONFIG, BESIDE_FILE, INDEX, UNET, UNETS, ModelDirectory, check_unet, find
 from asdm_cli.models.sources import names_directory
@@ -119,31 +119,36 @@ def record(source: ModelDirectory, target: Path, verb: str, patches: Sequence[Pa
     (target / FILE).write_text(f"{text}\n", encoding="utf-8")
 
 
-def stamps(directory: ModelDirectory) -> Stamps:
-    """Of every file of a model: changed weights, or another plan, are noticed without reading gigabytes."""
+def stamps(directory: ModelDirectory, whole: bool = False) -> Stamps:
+    """Of every file of a model: changed weights, or another plan, are noticed without reading gigabytes; or by these,
+    where it is `whole`, and a copy at another time is the same."""
     files = [file for folder in directory.components.values() for file in folder.rglob("*")]
     adapters = [each.path for each in directory.adapters]
-    return stamps_of(directory.path, [*files, directory.path / FILE, directory.path / INDEX, *adapters])
+    return stamps_of(directory.path, [*files, directory.path / FILE, directory.path / INDEX, *adapters], whole)
 
 
-def stamps_of(root: Path, paths: Iterable[Path]) -> Stamps:
+def stamps_of(root: Path, paths: Iterable[Path], whole: bool = False) -> Stamps:
     """Of each of these that is a file."""
-    return [[os.path.relpath(file, root), *_stamp(file)] for file in sorted(file for file in paths if file.is_file())]
+    files = sorted(file for file in paths if file.is_file())
+    each = track(files, f"reading {root.name}", len(files)) if whole else files
+    return [[os.path.relpath(file, root), *_stamp(file, whole)] for file in each]
 
 
-def _stamp(file: Path) -> list[str | int]:
+def _stamp(file: Path, whole: bool) -> list[str | int]:
     about = file.stat()
-    if about.st_size > SMALL or not os.access(file, os.R_OK):  # who reads it says so
+    if not os.access(file, os.R_OK) or (about.st_size > SMALL and not whole):  # who reads it says that one cannot
         return [about.st_size, about.st_mtime_ns]
-    return [about.st_size, hashlib.sha256(file.read_bytes()).hexdigest()]
+    with file.open("rb") as opened:
+        return [about.st_size, hashlib.file_digest(opened, "sha256").hexdigest()]
 
 
-def made_from(texts: Iterable[str]) -> Origin:
-    """Stamps of the models and files that a recipe's texts name; nothing of URLs, and of words for bundled files."""
+def made_from(texts: Iterable[str], whole: bool = False) -> Origin:
+    """Stamps of the models (see there what `whole` is) and files that a recipe's texts name; nothing of URLs, and of
+    words for bundled files."""
     found: Origin = {}
     for text in texts:
         try:
-            known = stamps(find(text)) if names_directory(text) else stamps_of(Path(), read_with(places(text)))
+            known = stamps(find(text), whole) if names_directory(text) else stamps_of(Path(), read_with(places(text)))
         except ModelError:  # no model: somebody else says so, or knows what it is
             continue
         found |= {text: known} if known else {}

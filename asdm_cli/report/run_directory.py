@@ -13,10 +13,12 @@ from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 from typing import Any
 
+import yaml
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 
 from asdm_cli.console import note
 from asdm_cli.errors import ModelError
+from asdm_cli.models.metadata import ORIGIN
 from asdm_cli.models.write import MARK, clear_the_way, explained, make_partial, only_writer, partial_path, publish
 from asdm_cli.recipe.redact import redact
 from asdm_cli.records import Images, Report
@@ -101,11 +103,12 @@ def read(folder: Path) -> Report:
 def run_directory(
     target: Path, overwrite: bool, resumable: bool, recipe_yaml: str, link: bool = False
 ) -> Iterator[Run]:
-    """Yield a Run that becomes `target` if the body succeeds; `recipe_yaml` lies in it from the start.
+    """Yield a Run that becomes `target` if the body succeeds, with `recipe_yaml` in it.
 
     If the body fails, its files go away. Those of a resumable run stay instead, and the next run of the same
-    resolved recipe finds them in its `path`; another recipe starts afresh. With `overwrite` an older run of
-    that name goes only when the new one has taken its place; what is not from asdm is never replaced.
+    resolved recipe finds them in its `path`; another recipe starts afresh (see `refuse_unfinished`). With
+    `overwrite` an older run of that name goes only when the new one has taken its place; what is not from asdm is
+    never replaced.
     Under `accelerate launch` only the first process may come here. Raises ModelError if something stands in
     the way, RunError if the disk does or if another process writes there.
     """
@@ -116,11 +119,27 @@ def run_directory(
         try:
             _prepare(target, resumable, recipe_yaml)
             yield Run(partial, link)
+            (partial / RECIPE).write_text(recipe_yaml, encoding="utf-8")
             publish(target, overwrite)
         except BaseException:
             _leave(partial, resumable)
             raise
         shutil.rmtree(target / TRAINING, ignore_errors=True)
+
+
+def refuse_unfinished(target: Path, overwrite: bool, recipe_yaml: str) -> None:
+    """ModelError where an interrupted run of another recipe left work beside `target`, which starting afresh would
+    lose."""
+    partial = partial_path(target)
+    left = partial / RECIPE
+    if overwrite or not left.is_file() or not _done(partial):
+        return
+    before, now = (yaml.safe_load(text) for text in (left.read_text(encoding="utf-8"), recipe_yaml))
+    if other := [key for key in {**before, **now} if before.get(key, ...) != now.get(key, ...)]:
+        raise ModelError(
+            f"{partial}: keeps what an interrupted run of another recipe did ({', '.join(other)} differ). With these "
+            f"as they were, the same command goes on from there; --overwrite throws it away; or choose another `out`"
+        )
 
 
 def is_run(folder: Path) -> bool:
@@ -137,13 +156,17 @@ def _prepare(target: Path, resumable: bool, recipe_yaml: str) -> None:
     if resumable and partial.exists():
         note(f"{partial}: left by an interrupted run of another recipe; starting afresh")
     make_partial(target)
-    recipe.write_text(recipe_yaml, encoding="utf-8")
+    if resumable:  # by this it is known again
+        recipe.write_text(recipe_yaml, encoding="utf-8")
 
 
 def _leave(partial: Path, resumable: bool) -> None:
     """After a failure: keep what a later run can go on from, and nothing else."""
-    done = [entry for entry in partial.iterdir() if entry.name not in (MARK, RECIPE)] if partial.is_dir() else []
-    if not (resumable and done):
+    if not (resumable and _done(partial)):
         shutil.rmtree(partial, ignore_errors=True)
         return
     note(f"{partial}: keeps what was done so far; the same command goes on from there")
+
+
+def _done(partial: Path) -> bool:
+    return any(file.is_file() and file.name not in (MARK, RECIPE, ORIGIN) for file in partial.rglob("*"))

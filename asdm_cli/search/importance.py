@@ -28,7 +28,7 @@ from asdm_cli.sampling.prompts import Given
 from asdm_cli.training.distillation import FeatureRecorder
 from asdm_cli.unet.addresses import Anatomy
 from asdm_cli.unet.blocks import Config
-from asdm_cli.unet.feature_pairs import feature_pairs
+from asdm_cli.unet.feature_pairs import BRANCH_END, feature_pairs
 from asdm_cli.unet.flops import meta_unet, module_macs
 from asdm_cli.unet.removals import NOTHING, Removals, Unit, modules, split
 from asdm_cli.unet.shapes import tensor_shapes
@@ -92,18 +92,14 @@ def listen(  # noqa: PLR0913 - who draws, how, and what is kept of it
 
 
 def _recorder(unet: UNet2DConditionModel, config: Config) -> FeatureRecorder:
-    anatomy = Anatomy.of(config)
-    blocks = [node for node in anatomy.nodes if node.kind == "block" and node.address != "mid"]
-    # a block that loses its resampler is compared before that
-    ends = [f"{node.modules[0]}.attentions" for node in blocks]
-    lists = [name for name in ends if _has(unet, name)]
-    inner = [f"{name}.{len(unet.get_submodule(name)) - 1}.proj_out" for name in lists]
-    return FeatureRecorder(unet, [*(node.modules[0] for node in blocks), *inner])
-
-
-def _has(unet: UNet2DConditionModel, name: str) -> bool:
-    block, _, inside = name.rpartition(".")
-    return hasattr(unet.get_submodule(block), inside)
+    """All that `feature_pairs` may compare blocks by: one that loses its resampler is compared by what lies before."""
+    names = [node.modules[0] for node in Anatomy.of(config).nodes if node.kind == "block" and node.address != "mid"]
+    held = set(dict(unet.named_modules()))
+    for block in tuple(names):
+        last = len(unet.get_submodule(f"{block}.resnets")) - 1
+        inside = [f"attentions.{last}", f"attentions.{last}.{BRANCH_END}", f"resnets.{last}"]
+        names += [name for name in (f"{block}.{each}" for each in inside) if name in held]
+    return FeatureRecorder(unet, names)
 
 
 @torch.no_grad()

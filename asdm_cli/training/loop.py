@@ -209,8 +209,8 @@ class Training:
                 if broken:
                     raise RunError(
                         f"{student.name}: {', '.join(broken)} is not finite between the steps {self.reported} and "
-                        f"{step}; a lower learning rate may help; the last good state is "
-                        f"{last_good(self.folder)}"
+                        f"{step}; a lower learning rate may help (from the start, "
+                        f"with another `out`); the last good state is {last_good(self.folder)}"
                     )
                 self._log(step, student.name, {"lr": student.lr, **means})
                 shown = {"loss"} if len(self.students) > 1 else means.keys() - {NORM}

@@ -26,13 +26,13 @@ from asdm_cli.profiling.expected import Work
 from asdm_cli.recipe.verbs import POCKET, DistillRecipe, FeatureLoss, Student
 from asdm_cli.records import Record, Report
 from asdm_cli.sampling.prompts import PromptList, read_prompts
-from asdm_cli.training.distillation import LossTerm
+from asdm_cli.training.distillation import FeatureRecorder, LossTerm
 from asdm_cli.training.generated import GeneratedData
 from asdm_cli.training.student import mixed_precision, optimizer_of, schedule_of
 from asdm_cli.unet.addresses import Anatomy
 from asdm_cli.unet.blocks import unlike_inputs
 from asdm_cli.unet.feature_pairs import FeaturePair, feature_pairs
-from asdm_cli.unet.flops import macs
+from asdm_cli.unet.flops import inputs, macs, meta_unet
 from asdm_cli.unet.shapes import latent_size
 from asdm_cli.unet.weights import Checkpoint
 
@@ -227,7 +227,26 @@ def _loss_terms(
                     ours, theirs = (Anatomy.of(model.config("unet")) for model in (student.directory, teacher))
                     pairs[student.name] = feature_pairs(ours, theirs, loss.at)
         terms.append(LossTerm("features", loss.weight, None, loss.normalise == "teacher", pairs))
+    if terms and all(term.kind == "features" for term in terms) and not errors.told:  # others see the whole UNet
+        errors.told += [
+            f"losses: all that learns of student {student.name!r} comes after what is compared; freeze less, compare "
+            "later nodes, or add a loss `output`"
+            for student in students
+            if student.frozen
+            and not _reached(student, [pair for term in terms for pair in term.feature_pairs[student.name]])
+        ]
     return terms
+
+
+def _reached(student: StudentModel, pairs: Sequence[FeaturePair]) -> bool:
+    """Whether what is compared depends on anything that learns."""
+    config = student.directory.config("unet")
+    unet = meta_unet(config)
+    for key, weight in unet.named_parameters():
+        weight.requires_grad_(key not in student.frozen)
+    with FeatureRecorder(unet, [name for pair in pairs for name in pair.student_modules]).recorded() as features:
+        unet(**inputs(config))
+    return any(feature.requires_grad for feature in features.values())
 
 
 def _check_prediction(host: ModelDirectory) -> None:

@@ -163,6 +163,8 @@ class Anatomy:
             if not found:
                 raise ModelError(f"{pattern}: this UNet has the levels 0 to {deepest}")
             return frozenset(found)
+        if pattern == "*":  # of one word there is mid alone
+            raise ModelError("*: names no address; for all of the UNet, name its blocks: ['down.?', mid, 'up.?']")
         wanted = pattern.split(".")
         anywhere = len(wanted) > 1 and wanted[0] == "*" and (wanted[-1] in UNITS or wanted[-2] == "attn")
         wanted = wanted[anywhere:]

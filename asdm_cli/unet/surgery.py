@@ -293,7 +293,8 @@ def remove(config: Config, patterns: str | Iterable[str]) -> Surgery:
     gone = closure(donor, donor.match(patterns))
     pieces = _pieces(config, donor, gone)
     if faults := _inside_out(donor, gone) or _unpaired(pieces) or [each.what for each in misfits(config, pieces)]:
-        raise ModelError(f"remove {', '.join(patterns)}: no stock UNet lacks just that: {'; '.join(faults)}")
+        what = f"no stock UNet lacks just that: {'; '.join(faults)}"
+        raise ModelError(f"remove {', '.join(patterns)}: {what}; asdm prune with a budget finds what can go")
     return Surgery(graft(config, pieces), brief(donor, gone), donor)
 
 

@@ -61,7 +61,7 @@ class Plan(Protocol):
 
 @runtime_checkable
 class SlowPlan(Protocol):
-    """That of what may take minutes."""
+    """That of what may take minutes, so that processes share it; what has other plans only the first one does."""
 
     def work(self) -> Work | None: ...
 
@@ -109,7 +109,7 @@ def run_verb(
     if len(given) > 1 or not is_recipe(given[0]):
         source = typed(verb, given, changes)
     recipe: Any = load(source, verb, changes, look)
-    from asdm_cli.report.run_directory import Run, run_directory, with_links
+    from asdm_cli.report.run_directory import Run, refuse_unfinished, run_directory, with_links
 
     target = Path(recipe.out)
     if is_first():
@@ -118,6 +118,9 @@ def run_verb(
     if isinstance(source, Source) and "guidance" in VERBS[verb].model_fields:  # by now a model may be fetched
         source.data |= _usual(given[0])
         recipe = load(source, verb, changes, look)
+    recipe_yaml = dump(recipe, public=True)
+    if is_first():
+        refuse_unfinished(target, overwrite or dry_run, recipe_yaml)
     how, before = verb_of(recipe), made_from(referenced_paths(recipe))
     plan = how.plan(recipe, **more)
     planned = with_links(plan.report(), link)
@@ -130,10 +133,11 @@ def run_verb(
     device = getattr(recipe, "device", "auto")
     if not is_first():  # work in the folder that the first process made; it alone writes the report and publishes
         wait_for_everyone(device)
-        how.run(plan, Run(partial_path(target)))
+        if isinstance(plan, SlowPlan):
+            how.run(plan, Run(partial_path(target)))
         wait_for_everyone(device)
         return
-    with run_directory(target, overwrite, how.RESUMABLE, dump(recipe, public=True), link) as run:
+    with run_directory(target, overwrite, how.RESUMABLE, recipe_yaml, link) as run:
         wait_for_everyone(device)
         report = how.run(plan, run)
         wait_for_everyone(device)

@@ -59,7 +59,7 @@ def run(plan: DistillPlan, run: Run) -> Report:
     state, folder = processes(plan.recipe.device), run.path / TRAINING
     if state.is_main_process:  # all that weights and pictures depend on besides the recipe; shards may be remote
         shards = json.dumps([shard.identity for shard in (*plan.learnt_from(), *plan.held_out)])
-        read = made_from(referenced_paths(plan.recipe))
+        read = made_from(referenced_paths(plan.recipe), whole=True)  # seconds, beside hours
         claim(folder, read | {"data": hashlib.sha256(shards.encode()).hexdigest()}, dear=True)
     state.wait_for_everyone()
     if plan.generated:
@@ -237,7 +237,7 @@ def card_of(model: Path, plan: DistillPlan, student: StudentModel, found: Sequen
     """The card beside a distilled `model`."""
     experts = bool(student.directory.config("unet").get(EXPERTS))
     teacher = f"distilled from {plan.teacher.name}" if plan.teacher else "trained on the task loss alone"
-    how = "asdm_cli.load reads it: it has expert convolutions." if experts else "Plain diffusers loads it."
+    how = "asdm reads it: it has expert convolutions." if experts else "Plain diffusers loads it."
     size, source = f"{student.parameters / 1e6:.1f} M parameters", student.directory.name
     what = [f"A Stable Diffusion UNet of {size} that started from {source} and was {teacher}.", how]
     ends = [each for each in found if each.setup == student.name and each.at is None]

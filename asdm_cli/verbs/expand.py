@@ -166,13 +166,13 @@ def _folding(recipe: CondConvRecipe, fold: Fold, source: ModelDirectory, checkpo
     if not source.is_pipeline:
         return FoldPlan(recipe, fold, source, checkpoint, None)
     try:
-        setup = drawing(VERB, source, **fold.drawn_with)
+        setup = drawing(source.name, source, **fold.drawn_with)
+        prompts = read_prompts(fold.prompts, fold.limit, inputs=fold.inputs)
+        if faults := misfits(drawn_from([setup], prompts, common_size(None, [setup]))):
+            raise ModelError("\n".join(faults))
     except ModelError as error:
         way = f"to fold it unseen, give its UNet alone: model: {source.path / 'unet'}"
         raise ModelError(f"fold: what it costs is seen while drawing: {error}; {way}") from None
-    prompts = read_prompts(fold.prompts, fold.limit, inputs=fold.inputs)
-    if faults := misfits(drawn_from([setup], prompts, common_size(None, [setup]))):
-        raise ModelError("\n".join(faults))
     return FoldPlan(recipe, fold, source, checkpoint, prompts)
 
 

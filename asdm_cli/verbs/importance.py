@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from hashlib import sha256
@@ -15,7 +15,7 @@ from pathlib import Path
 from diffusers import UNet2DConditionModel
 
 from asdm_cli.compare.costs import on_paper, work
-from asdm_cli.compare.run import SAMPLES, Place, draw_all, kept
+from asdm_cli.compare.run import SAMPLES, Place, draw_all, keep, recalled
 from asdm_cli.compare.setup import Session, Setup, common_size, drawing, drawn_from
 from asdm_cli.errors import ModelError
 from asdm_cli.metrics.suite import MetricSettings, MetricSuite, check
@@ -141,10 +141,16 @@ def _measured(search: Search, run: Run) -> Report:
     }
     digest = sha256(json.dumps(origin, sort_keys=True, default=str).encode()).hexdigest()[:16]
     file = Path(asked.cache_folder) / IMPORTANCE / f"{search.source.name}-{digest}.json"
-    by: importance.Errs = lambda units: errs(Left.without(removals, units))  # noqa: E731
-    alone = lambda: {name([unit]): value for unit, value in importance.measure(removals, by).items()}  # noqa: E731
-    held = kept(file, origin, alone)
-    errors = {unit: held[name([unit])] for unit in removals.units}
+    held: dict[str, float] = recalled(file, origin) or {}
+
+    def by(units: Sequence[Unit]) -> float:
+        """Kept at once: an interruption loses one at most."""
+        if (without := name(units)) not in held:
+            held[without] = errs(Left.without(removals, units))
+            keep(file, origin, held)
+        return held[without]
+
+    errors = importance.measure(removals, by)
     kind, bound = search.budget
     costs = (
         time_costs(removals, unet, latents.calls[0], device)

@@ -42,7 +42,8 @@ from asdm_cli.training.plan import ErrorCollector, check_settings
 from asdm_cli.verbs import verb_of
 from asdm_cli.verbs.process import checked, command, run_stage
 
-RESUMABLE = True
+RESUMABLE = False
+"""Of itself: its stages are kept."""
 RECIPES, STAGES, IMAGES = "recipes", "stages", "images"
 DIGITS = 8
 """Of a stage's digest, in the name of its directory: one of four thousand million."""
@@ -192,9 +193,10 @@ def _brought(images: Images, run: Path) -> Images:
 def stages(recipe: RunRecipe) -> list[Stage]:
     """All stages in their order.
 
-    The directory of each is named by a digest of its recipe, of the files that this reads (names, sizes and times of
-    change; of what is bundled, the contents) and, by way of the directories that it names, of the stages before it:
-    whatever changes, what was made before stays where it is, and is found again. One that an asdm of other reports made
+    The directory of each is named by a digest of its recipe, of the files that this reads (names, sizes, and times of
+    change; of small ones, and of what is bundled, the contents) and, by way of the directories that it names, of the
+    stages before it: whatever changes, what was made before stays where it is, and is found again. One that an asdm of
+    other reports made
     is not.
     """
     kept = Path(recipe.kept or Path(recipe.out).parent / "stages")

@@ -6,7 +6,6 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from asdm_cli.console import is_first
 from asdm_cli.errors import ModelError
 from asdm_cli.models.directory import UNET, ModelDirectory, check_drawing, find
 from asdm_cli.models.metadata import checked_patches, configs_of, write_patched
@@ -93,9 +92,6 @@ def plan(recipe: InheritRecipe) -> Plan:
 
 
 def run(plan: Plan, run: Run) -> Report:
-    """Only the first of several processes has anything to do."""
-    if not is_first():
-        return Report("inherit")
     write_patched(plan.model, {}, plan.written, run.path / "model", "inherit", run.link)
     report = plan.report()
     report.setups[PLAN]["written"] = "."

@@ -68,6 +68,7 @@ def test_addresses_name_resnets(at: str | list[str], names: list[str]) -> None:
 REFUSED: dict[str, tuple[Any, ...]] = {
     "nowhere": (base(), SPEC, ["nowhere"], None),
     "has no resnet": (base(), SPEC, ["down.0.sampler"], None),
+    "up.1.0.attn has no resnet": (base(), SPEC, ["mid", "up.1.0.attn"], None),
     "no block has fewer layers": (tiny.shape("sd15"), SPEC, None, tiny.shape("sd15")),
     "made of experts already": (expand(base(), SPEC, ["mid"], None).config, SPEC, ["mid"], None),
 }

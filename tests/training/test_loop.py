@@ -168,8 +168,8 @@ def test_what_is_not_finite_is_never_saved(tmp_path: Path, nan: int, steps: int,
         go(tmp_path, Line(nan=nan), like(CONFIG, steps=steps))
     good = tmp_path / f"step-{last:08}.pt" if last else "the start: there is no checkpoint yet"
     assert str(caught.value) == (
-        f"line: task, loss, gradient_norm is not finite between the steps {between}; a lower learning rate may help; "
-        f"the last good state is {good}"
+        f"line: task, loss, gradient_norm is not finite between the steps {between}; a lower learning rate may help "
+        f"(from the start, with another `out`); the last good state is {good}"
     )
     assert all(line["step"] <= (last or 0) for line in read_log(tmp_path / LOG))
 

@@ -72,6 +72,7 @@ def test_patterns(pattern: str, expected: set[str]) -> None:
         ("level.4", "levels 0 to 3"),
         ("bse", "did you mean 'base'"),
         ("", "its blocks are"),
+        ("*", r"name its blocks: \['down\.\?', mid, 'up\.\?'\]"),
         ("down..1", "did you mean"),
         ("*.*.*.*.*.*", "its blocks are"),
     ],

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,9 @@ from asdm_cli.report.metrics import METRICS
 from asdm_cli.report.run_directory import Run, run_directory
 from asdm_cli.report.tables import main
 from asdm_cli.search import importance
+from asdm_cli.search.importance import Left
 from asdm_cli.unet.blocks import read_blocks
+from asdm_cli.unet.removals import Removals, Unit
 from asdm_cli.unet.surgery import apply, remove
 from asdm_cli.unet.weights import WEIGHTS
 from asdm_cli.verbs import prune
@@ -31,7 +34,7 @@ from tests import drawings, families, tiny
 from tests.apart import shared
 from tests.carrying import carrying, every
 from tests.expanding import figures
-from tests.forking import plain
+from tests.forking import ours, plain, together
 from tests.typed import asdm
 
 DRAW = """
@@ -229,6 +232,7 @@ def _chosen(model: Path, target: Path, asked: dict[str, Any]) -> Report:
 BOUNDS = [
     ("tiny_pipeline", {"macs": 0.7}, "output"),
     ("tiny_pipeline", {"params": 0.5}, "feature"),
+    ("tiny_pipeline", {"params": 0.215}, "feature"),  # the least: a level goes, and transformers of the one before
     ("xl", {"macs": 0.6}, "output"),
     ("xl", {"params": 0.6}, "feature"),
 ]
@@ -282,15 +286,38 @@ def test_what_was_measured_is_kept_for_other_budgets(
     before = sum(each.value for each in first.records if each.metric == "layers" and each.setup != "pruned")
     assert layers(first) <= before - 4
 
-    def measured(*_: Any) -> None:
-        raise AssertionError("it is known")
+    def measured(removals: Removals, units: Sequence[Unit]) -> Left:
+        assert len(units) > 1, "it is known"
+        return without(removals, units)
 
-    monkeypatch.setattr(importance, "measure", measured)
+    without = Left.without
+    monkeypatch.setattr(Left, "without", measured)
     timed = _chosen(tiny_pipeline, tmp_path / "timed", {**asked, "budget": {"time": 0.8}})
     assert timed.facts["removed"]
     for change in ({"seed": 8}, {"limit": asked["limit"] + 1}):
         with pytest.raises(AssertionError, match="it is known"):
             _chosen(tiny_pipeline, tmp_path / next(iter(change)), {**asked, **change, "budget": {"layers": 4}})
+
+
+def test_an_interruption_loses_no_unit_that_was_measured(
+    tiny_pipeline: Path, kept: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked, done = _least(kept, seed=9, budget={"layers": 4}), list[str]()
+
+    def measured(removals: Removals, units: Sequence[Unit]) -> Left:
+        if len(done) == 5:
+            raise KeyboardInterrupt
+        done.append(removals.name(units))
+        return without(removals, units)
+
+    without = Left.without
+    monkeypatch.setattr(Left, "without", measured)
+    with pytest.raises(KeyboardInterrupt):
+        _chosen(tiny_pipeline, tmp_path / "first", asked)
+    first = [done.pop() for _ in range(5)]
+    with pytest.raises(KeyboardInterrupt):
+        _chosen(tiny_pipeline, tmp_path / "second", asked)
+    assert len({*first, *done}) == 10
 
 
 def test_the_error_alone_is_that_of_the_removal(tiny_pipeline: Path, kept: Path, tmp_path: Path) -> None:
@@ -335,6 +362,24 @@ def test_more_layers_than_can_go_are_told_with_how_many_can(tiny_pipeline: Path,
     assert _plan(tiny_pipeline, _least(kept, budget={"layers": most}))
     with pytest.raises(ModelError, match="can go at most"):
         _plan(tiny_pipeline, _least(kept, budget={"layers": most + 1}))
+
+
+WRITING = """
+from asdm_cli.cli import main
+from asdm_cli.verbs import prune
+
+write = prune.write
+prune.write = lambda *given: print("wrote") or write(*given)
+main()
+"""
+
+
+def test_of_several_processes_one_writes(tiny_pipeline: Path, tmp_path: Path) -> None:
+    file = tmp_path / "recipe.yaml"
+    file.write_text(f"verb: prune\nmodel: {tiny_pipeline}\nremove: base\nout: {tmp_path / 'run'}\n")
+    told = ours(WRITING, "prune", file, cwd=tmp_path, environments=together(2))
+    assert [(each.code, each.out.split()) for each in told] == [(0, ["wrote", str(tmp_path / "run")]), (0, [])], told
+    assert (tmp_path / "run/model/model_index.json").is_file()
 
 
 def test_a_plan_that_is_not_handed_on_is_told(tiny_pipeline: Path, tmp_path: Path) -> None:
