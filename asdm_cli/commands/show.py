@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from asdm_cli.records import Report
 
 UNET = "unet"
+PAGES = (".html", ".md")
 OUTSIDE = "outside"
 """What stands in no block of a UNet: conv_in, the time embedding, conv_out."""
 
@@ -60,12 +61,14 @@ def _write_page(file: Path, report: Report, recipes: Mapping[str, str], overwrit
 
     if file.is_dir():
         raise ModelError(f"{file}: is a directory; give the name of a page, as in {file / 'page.html'}")
+    if (kind := file.suffix.lower()) not in PAGES:
+        raise ModelError(f"{file}: pages are Markdown or for browsers; give a name that ends in {' or '.join(PAGES)}")
     if file.exists() and not overwrite:
         raise ModelError(f"{file}: exists already; choose another name, or say --overwrite to replace it")
     if file.is_symlink() or (file.exists() and not page.is_ours(file)):
         raise ModelError(f"{file}: is no page from asdm, and --overwrite replaces nothing else; choose another name")
     with atomic_file(file) as partial:
-        text = markdown.render(report, recipes) if file.suffix == ".md" else page.render(report, Path())
+        text = markdown.render(report, recipes) if kind == ".md" else page.render(report, Path())
         partial.write_text(text, encoding="utf-8")
 
 

@@ -343,14 +343,16 @@ def _judged(
             pictures.save(index, prompts.given[index].shown(masked))
         report.setups[INPUTS], shown[INPUTS] = {"reference": True}, pictures
     report.records.extend(under(QUALITY, records))
-    report.protocols[QUALITY] = _quality_card(setups, prompts, place, suite)
+    report.protocols[QUALITY] = _quality_card(setups, prompts, place, suite, measures.converged)
     first = list(prompts.prompts[: measures.grid])
     folders = {name: images.folder.relative_to(out).as_posix() for name, images in shown.items()}
     report.notes.extend(_notes(settings, reference, len(prompts.prompts), real is not None))
     return replace(report, images=Images(first, folders))
 
 
-def _quality_card(setups: Sequence[Setup], prompts: PromptList, place: Place, suite: MetricSuite) -> Card:
+def _quality_card(
+    setups: Sequence[Setup], prompts: PromptList, place: Place, suite: MetricSuite, converged: Setup | None
+) -> Card:
     samplers = {setup.name: _sampler(setup) for setup in setups}
     alike = set(samplers.values())
     drawn: Card = {
@@ -364,7 +366,8 @@ def _quality_card(setups: Sequence[Setup], prompts: PromptList, place: Place, su
         "versions": versions(),
     }
     batch: Card = {"batch": place.batch} if place.device.type != "cpu" else {}
-    return {**drawn, **batch, **suite.protocol()}
+    near: Card = {"converged": f"{converged.steps} steps, {_sampler(converged)}"} if converged else {}
+    return {**drawn, **batch, **near, **suite.protocol()}
 
 
 def _sampler(setup: Setup) -> str:

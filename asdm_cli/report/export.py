@@ -15,6 +15,7 @@ from asdm_cli.report.tables import WHO, Cell, Column, Table, compared, main, nam
 SPECIAL = str.maketrans(
     {each: f"\\{each}" for each in "&%$#_{}"}
     | {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "–": "--"}
+    | {"<": r"\textless{}", ">": r"\textgreater{}", "|": r"\textbar{}", "[": "{[}"}
     | {"−": "$-$", "×": r"$\times$", "∞": r"$\infty$", "→": r"$\to$"}
 )
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from asdm_cli.recipe.redact import told_apart
-from asdm_cli.records import Images, Report
+from asdm_cli.records import Images, Record, Report
 from asdm_cli.report.run_directory import read
 
 FIRST = ("bench", "eval"), ("inherit", "switch")
@@ -53,7 +53,7 @@ def join(reports: Mapping[str, Report], lead: Sequence[str] = ()) -> Report:
     whole = Report(
         " + ".join(dict.fromkeys(each.verb for each in reports.values())), facts={"title": ", ".join(reports)}
     )
-    seen: dict[tuple[Any, ...], str] = {}
+    seen: dict[tuple[Any, ...], Record] = {}
     said: dict[str, list[str]] = {}
     for source, report in ordered:
         names = _names(whole, source, report)
@@ -65,15 +65,18 @@ def join(reports: Mapping[str, Report], lead: Sequence[str] = ()) -> Report:
             replace(
                 each,
                 setup=names.get(each.setup, ""),
-                against=names.get(each.against, ""),
+                against=names.get(each.against, each.against),  # what no set-up is, as the converged pictures
                 protocol=cards.get(each.protocol, each.protocol),
             )
             for each in report.records
         ]
         keys = [(each.setup, each.metric, each.of, each.at) for each in mine]
         whole.records.extend(each for key, each in zip(keys, mine, strict=True) if key not in seen)
-        made = dict(zip(keys, (each.protocol for each in mine), strict=True))
-        if unlike := dict.fromkeys(key[0] for key in made if seen.get(key, made[key]) != made[key]):
+        made = dict(zip(keys, mine, strict=True))
+        twice = [(seen[key], each) for key, each in made.items() if key in seen]
+        if unlike := dict.fromkeys(
+            one.setup for one, each in twice if one.protocol != each.protocol and one.value != each.value
+        ):
             named = [*[*unlike][:MOST], *([f"{len(unlike) - MOST} more"] if len(unlike) > MOST else [])]
             told = f"left out, as another run has them, made in another way: figures of {', '.join(named)}"
             said.setdefault(told, []).append(source)
@@ -82,10 +85,14 @@ def join(reports: Mapping[str, Report], lead: Sequence[str] = ()) -> Report:
         whole.facts.update({f"{source}: {key}": value for key, value in report.facts.items() if key != "title"})
         for note in report.notes:
             said.setdefault(note, []).append(source)
-        if report.images and (whole.images is None or whole.images.prompts == report.images.prompts):
-            folders = {names.get(name, name): images for name, images in report.images.folders.items()}
-            before = whole.images.folders if whole.images else {}
-            whole = replace(whole, images=Images(report.images.prompts, before | folders | before))
+        if report.images:
+            before = whole.images or Images(report.images.prompts, {})
+            shown = min(before.prompts, report.images.prompts, key=len)
+            if before.prompts[: len(shown)] == report.images.prompts[: len(shown)]:
+                folders = {names.get(name, name): images for name, images in report.images.folders.items()}
+                whole = replace(whole, images=Images(shown, before.folders | folders | before.folders))
+            else:
+                said.setdefault("its pictures are of other prompts, and not here", []).append(source)
     whole.notes.extend(f"{', '.join(sources)}: {note}" for note, sources in said.items())
     return whole
 

@@ -90,7 +90,7 @@ def from_json(data: Mapping[str, Any]) -> Report:
 
 def read(folder: Path) -> Report:
     """The report of a run directory. Raises ModelError, also if something in it leads outside."""
-    if folder.is_dir() and not (folder / REPORT).is_file():
+    if not (folder / REPORT).is_file():
         raise ModelError(f"{folder}: is no run directory, as it has no {REPORT}; give one that asdm wrote")
     report = from_json(read_mapping(inside(folder, folder / REPORT)))
     for images in (report.images or Images([], {})).folders.values():

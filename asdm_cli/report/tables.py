@@ -42,6 +42,8 @@ PARTS = {
     "loss": "Where the losses ended",
 }
 """What the parts of a kind are called together."""
+OF_METRICS = ("of", "loss")
+"""Kinds whose parts are figures; those of others have names that people gave them."""
 WHO = ("contestants", "setups")
 """Lines of a card that say who took part, not how figures were made."""
 
@@ -161,7 +163,7 @@ def _figures(report: Report, title: str, names: list[str], keys: list[str], majo
         beside = any(each.against for each in columns[key].values())
         out = hurt if metric(key).group == COST or beside else set()
         rivals = [None if is_reference(report, name) or name in out else columns[key].get(name) for name in names]
-        alike = len({(_how(report, each), each.against) for each in rivals if each}) < 2
+        alike = key in PAPER or len({(_how(report, each), each.against) for each in rivals if each}) < 2
         unlike += [] if alike else [metric(key).title]
         best = metrics.best(rivals) if alike and not columns.keys() <= PAPER else ()
         head, cells = column(key, [columns[key].get(name) for name in names], best=best)
@@ -222,7 +224,8 @@ def parts(report: Report) -> dict[str, list[Record]]:
     for each in report.records:
         kind, _, name = each.of.partition("/")
         if kind and each.at is None:
-            each = replace(each, of=f"{kind}/{METRICS[name].title if name in METRICS else name}")
+            if kind in OF_METRICS and name in METRICS:
+                each = replace(each, of=f"{kind}/{METRICS[name].title}")
             found.setdefault(kind, {}).setdefault(each.setup, {})[each.of, each.metric] = each
     tables: dict[str, list[Record]] = {}
     for kind, setups in found.items():

@@ -111,6 +111,18 @@ def test_a_page_that_exists_is_kept(runs: list[str], tmp_path: Path, capsys: pyt
     assert page.read_text() != "mine"
 
 
+def test_a_page_is_what_its_name_says(
+    runs: list[str], tiny_pipeline: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name, begins in {"page.MD": "# ", "page.html": "<!DOCTYPE html>"}.items():
+        assert main(["show", *runs, "--out", str(tmp_path / name)]) == 0
+        assert (tmp_path / name).read_text().startswith(begins)
+    assert main(["show", *runs, "--out", str(tmp_path / "page.txt")]) == 2
+    assert "give a name that ends in .html or .md" in " ".join(capsys.readouterr().err.split())
+    assert main(["show", str(tiny_pipeline), "--format", "csv"]) == 2
+    assert "is no run directory" in " ".join(capsys.readouterr().err.split())
+
+
 def test_one_run_under_two_names_is_one(runs: list[str], tmp_path: Path) -> None:
     assert main(["show", runs[1], f"{runs[1]}/", "--out", str(tmp_path / "page.html")]) == 0
 

@@ -53,6 +53,33 @@ def test_what_several_note_is_said_once() -> None:
     assert join.join(held).notes == ["one, two: few", "two: busy"]
 
 
+def test_pictures_of_the_same_prompts_stand_side_by_side_and_others_are_told() -> None:
+    def of(name: str, *prompts: str) -> Report:
+        images = Images([*prompts], {name: f"images/{name}"})
+        return Report("eval", {name: {"model": name}}, [Record(name, "kid", 0.1)], images=images)
+
+    whole = join.join({"one": of("a", "fox", "owl"), "two": of("b", "fox"), "three": of("c", "apple")})
+    assert whole.images == Images(["fox"], {"a": "images/a", "b": "images/b"})
+    assert whole.notes == ["three: its pictures are of other prompts, and not here"]
+
+
+def test_figures_that_are_the_same_are_not_told_to_be_made_in_another_way() -> None:
+    again = replace(prune(), records=under("cost", prune().records), protocols={"cost": {"date": "today"}})
+    assert not join.join({"one": prune(), "two": again}).notes
+
+
+def test_what_is_near_to_other_pictures_does_not_compete() -> None:
+    def of(name: str, steps: int, near: float) -> Report:
+        records = under("quality", [Record(name, "psnr_converged_db", near, against="converged")])
+        return Report("inherit", {name: {"model": name}}, records, {"quality": {"converged": f"{steps} steps"}})
+
+    whole = join.join({"one": of("a", 50, 22.0), "two": of("b", 400, 30.0)})
+    assert {each.against for each in whole.records} == {"converged"}
+    (table,) = everything(whole)
+    assert not any(cell.best for row in table.rows for cell in row)
+    assert table.note.startswith("Not made alike, so not compared: ")
+
+
 def test_set_ups_of_one_model_that_draw_in_one_way_are_one() -> None:
     whole = join.join({"cut": prune(), "cost": bench(), "worth": evaluation()})
     assert list(whole.setups) == ["original", "base", "fewer", "real", "base (cut)"], "names are those of what measures"
@@ -198,8 +225,8 @@ def test_what_compares_with_another_set_up_is_not_told_as_of_the_first() -> None
 
 def test_figures_that_give_way_to_others_are_told() -> None:
     reports = {}
-    for name in ("drawings", "photos"):
-        reports[name] = Report("eval", {"a": {"model": "m"}}, [Record("a", "kid", 0.1, protocol="quality")])
+    for name, kid in (("drawings", 0.1), ("photos", 0.2)):
+        reports[name] = Report("eval", {"a": {"model": "m"}}, [Record("a", "kid", kid, protocol="quality")])
         reports[name].protocols["quality"] = {"prompts": name}
     whole = join.join(reports)
     assert [(each.metric, each.protocol) for each in whole.records] == [("kid", "quality")]
