@@ -28,6 +28,7 @@ RECIPE = "recipe.yaml"
 REPORT = "report.json"
 PAGE = "report.html"
 TRAINING = "training"
+UNFINISHED = (TRAINING, "calibration", "search")
 """What only an unfinished run goes on from. It goes when everything else is in its place: a kill before that must not
 cost days of work."""
 SCHEMA = 2
@@ -124,7 +125,8 @@ def run_directory(
         except BaseException:
             _leave(partial, resumable)
             raise
-        shutil.rmtree(target / TRAINING, ignore_errors=True)
+        for name in UNFINISHED:
+            shutil.rmtree(target / name, ignore_errors=True)
 
 
 def refuse_unfinished(target: Path, overwrite: bool, recipe_yaml: str) -> None:

@@ -5,7 +5,7 @@ calls in full, and a budget of time is a number of those. How near its pictures 
 prompts of the calibration. More calls cost more and come nearer, so of every family the one that just meets the target
 is found by bisection; the best of the families are then timed in turn. What turns out too slow is exchanged for less;
 what is not near enough on the pictures that will be reported, for more, and what is nearer there than it has to be, for
-the fastest of what was tried that is near enough.
+the fastest of what was tried that is near enough. Of several that are fast enough those pictures tell which is nearest.
 
 Guidance in an interval is no family: its pictures are no longer those of the plain model. Of the bundled one, 25 DDIM
 steps, the last two without it are 1.04 times as fast at 46 dB, where a plan at 48 dB is 2.2 times.
@@ -255,8 +255,17 @@ class Search:
         """Of the UNet."""
         return replace(self.plain, steps=steps).calls
 
+    def of(self, family: str, steps: int) -> list[Tried]:
+        return [each for each in self.tried if (each.family, each.setup.steps) == (family, steps)]
+
     def draw(self, family: str, steps: int, full: int = 0) -> Tried:
-        """With a plan of so many calls in full; of fewer steps all are."""
+        """With a plan of so many calls in full; of fewer steps all are. Once."""
+        known = [each for each in self.of(family, steps) if family == FEWER or each.full == full]
+        if not known:
+            self.tried += (known := [self._drawn(family, steps, full)])
+        return known[0]
+
+    def _drawn(self, family: str, steps: int, full: int) -> Tried:
         if family == FEWER:
             (setup,) = fewer_steps(self.plain, [steps])
             found, full = WorkedOut(setup, tuple((setup, half) for half in self.prompts.halves())), setup.calls
@@ -267,8 +276,7 @@ class Search:
             found = calibrate(self.session, made, self.prompts, self.place, self.folder, self.state, self.plain)
         where = self.session, self.plain, self.place, self.folder, self.state
         quality, calls = found.fidelity(self.target.metric, *where), found.setup.calls
-        self.tried.append(Tried(family, full, self.known.speedup(family, calls, full), quality, found.setup))
-        return self.tried[-1]
+        return Tried(family, full, self.known.speedup(family, calls, full), quality, found.setup)
 
     def best(self) -> Tried:
         """By what the best few took in turn, and what they come to on the pictures that will be reported."""
@@ -276,16 +284,25 @@ class Search:
         while few:
             few.remove(first := ranked(self.target, few)[0])
             if reaches(self.target, best := self.sure(first)):
-                return self.spared(best)
+                return self.nearest([best, *(each for each in few if reaches(self.target, each))])
             failed.append(best)
             if len(failed) <= TRIES and (other := self.instead(best)):
                 few += self._timed([other])
         return min(failed, key=partial(misses_by, self.target))
 
+    def nearest(self, fast: Sequence[Tried]) -> Tried:
+        """At a speed-up, of those that have it, on the pictures that will be reported; at a quality the first, or what
+        is faster yet."""
+        if self.target.speedup is None:
+            return self.spared(fast[0])
+        if len(fast) > 1 and not self.late():
+            fast = [self.hold(each) for each in fast]
+        return ranked(self.target, fast)[0]
+
     def spared(self, best: Tried) -> Tried:
         """What is faster and was not near enough on the prompts of the calibration, but is on the pictures that will be
         reported, if those are easier: as much nearer as this one came out."""
-        for _ in range(TRIES if best.held is not None else 0):
+        for _ in range(TRIES):
             easier = best.nearness - best.quality
             left = [each for each in self.tried if each.held is None and each.faster > best.faster]
             near = [each for each in left if meets(self.target, each.quality + easier)]
@@ -293,15 +310,17 @@ class Search:
                 break
             one = max(near, key=lambda each: each.faster)
             (timed,) = self._timed([one])
-            if reaches(self.target, found := self.sure(timed)) and found.faster > best.faster:
+            if timed.faster > best.faster and reaches(self.target, found := self.sure(timed)):
                 best = found
         return best
 
     def sure(self, one: Tried) -> Tried:
         """With what tells whether it reaches the target."""
-        if self.target.speedup is not None or one.held is not None:
-            return one
-        return self._known(one, replace(one, held=self.held(one)))
+        return one if self.target.speedup is not None else self.hold(one)
+
+    def hold(self, one: Tried) -> Tried:
+        """Against the pictures that will be reported."""
+        return one if one.held is not None else self._known(one, replace(one, held=self.held(one)))
 
     def beside(self) -> Tried | None:
         """The best plan that meets the target, as far as is known."""
@@ -309,14 +328,24 @@ class Search:
         return ranked(self.target, plans)[0] if plans else None
 
     def instead(self, of: Tried) -> Tried | None:
-        """The same with as much less as it is too slow by, or one call more; None where there is no such."""
-        alone, speed = of.family == FEWER, self.target.speedup
-        now, least = (of.setup.steps, self.least) if alone else (of.full, LEAST)
+        """The same with as much less as it is too slow by; or the fastest that would be near enough if it came out as
+        much worse than expected as this one, or one call more than this. None where there is no such."""
+        alone, steps, speed = of.family == FEWER, of.setup.steps, self.target.speedup
+        now, least = (steps, self.least) if alone else (of.full, LEAST)
         most = (self.plain.steps if alone else of.setup.calls) - 1
-        wanted = now + 1 if speed is None else max(least, min(now - 1, int(now * of.faster / speed)))
+        if speed is not None:
+            wanted = max(least, min(now - 1, int(now * of.faster / speed)))
+        else:
+            harder = of.nearness - of.quality
+            left = [each for each in self.tried if each.timed is None and meets(self.target, each.quality + harder)]
+            if left:
+                return max(left, key=lambda each: each.faster)
+            mine = [each for each in self.tried if each.family == of.family and (alone or each.setup.steps == steps)]
+            held = {each.setup.steps if alone else each.full for each in mine if each.held is not None}
+            wanted = next(count for count in range(now + 1, most + 2) if count not in held)
         if wanted == now or wanted > most:
             return None
-        return self.draw(FEWER, wanted) if alone else self.draw(of.family, of.setup.steps, wanted)
+        return self.draw(FEWER, wanted) if alone else self.draw(of.family, steps, wanted)
 
     def _known(self, old: Tried, new: Tried) -> Tried:
         self.tried[self.tried.index(old)] = new
@@ -402,8 +431,8 @@ def ranked(target: Target, tried: Sequence[Tried]) -> list[Tried]:
     """The best first: the nearest pictures at a speed-up, the fastest at a quality."""
     sign = -1 if target.metric == "perceptual" else 1
     if target.speedup is not None:
-        return sorted(tried, key=lambda each: sign * each.quality, reverse=True)
-    return sorted(tried, key=lambda each: (each.faster, sign * each.quality), reverse=True)
+        return sorted(tried, key=lambda each: sign * each.nearness, reverse=True)
+    return sorted(tried, key=lambda each: (each.faster, sign * each.nearness), reverse=True)
 
 
 def best_few(target: Target, tried: Sequence[Tried]) -> list[Tried]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import shutil
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -49,6 +48,7 @@ from asdm_cli.models.pipelines import PIPELINES
 from asdm_cli.models.write import carried_size, takes
 from asdm_cli.patches.cache_plan import picture, resolve
 from asdm_cli.profiling.expected import Work
+from asdm_cli.profiling.latency import versions
 from asdm_cli.recipe.patches import CachePlan, DeepCacheSpec, PatchSpec, read_plan
 from asdm_cli.recipe.verbs import Candidate, Front, InheritRecipe, Target
 from asdm_cli.records import Record, Report
@@ -221,8 +221,6 @@ def run(plan: Plan, run: Run) -> Report:
         target, measured = run.path / "model", recipe.drawn_with | {"steps": chosen.steps}
         write_patched(first.model, {}, chosen.patches, target, "inherit", run.link, measured_with=measured)
         report.setups[chosen.name]["written"] = "."
-    if report is not None:
-        shutil.rmtree(run.path / CALIBRATION, ignore_errors=True)
     return finished(report, "inherit")
 
 
@@ -245,7 +243,7 @@ def _nearness(plan: Plan, session: Session, where: Place, folder: Path, state: P
     assert plan.recipe.target is not None, "who asks looks for a plan"
     plain, drawn, metric = plan.setups[0], _winner(of), plan.recipe.target.metric
     file = folder / CALIBRATION / f"held-{short(drawn.origin())}.json"
-    origin = {"metric": metric, "prompts": plan.prompts.title, "place": str(where)}
+    origin = {"metric": metric, "prompts": plan.prompts.title, "place": str(where), "versions": versions()}
     known = by_first(state, lambda: recalled(file, origin))
     if known is None:  # then all draw
         (known,) = fidelity(metric, session, plain, [drawn], plan.prompts, where, folder / SAMPLES, state)

@@ -48,7 +48,7 @@ from asdm_cli.records import Report, under
 from asdm_cli.report.run_directory import Run
 from asdm_cli.sampling.generate import place, processes
 from asdm_cli.sampling.prompts import PromptList, read_prompts
-from asdm_cli.search.schedules import FOLDER, SEARCHED, Chosen, name_of, records, search
+from asdm_cli.search.schedules import SEARCHED, Chosen, name_of, records, search
 from asdm_cli.unet.blocks import unlike_inputs
 
 RESUMABLE = True
@@ -173,7 +173,6 @@ def run(plan: Plan, run: Run) -> Report:
         _write_model(plan, rules, run)
         report.setups[SCHEDULE if recipe.rules else chosen[0].name]["written"] = "."
     _write_recipes(recipe, chosen, run.path / RECIPES)
-    shutil.rmtree(run.path / FOLDER, ignore_errors=True)
     if found:
         assert plan.searched is not None, "there was a search"
         report.records.extend(under("search", found))

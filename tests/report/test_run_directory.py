@@ -19,7 +19,9 @@ from hypothesis import strategies as st
 from asdm_cli.errors import ModelError, RunError
 from asdm_cli.models.write import old_path, partial_path
 from asdm_cli.records import Images, Record, Report, Timeline
-from asdm_cli.report.run_directory import from_json, read, run_directory, to_json
+from asdm_cli.report.run_directory import TRAINING, UNFINISHED, from_json, read, run_directory, to_json
+from asdm_cli.search.forecasts import CALIBRATION
+from asdm_cli.search.schedules import FOLDER
 
 RECIPE = "verb: bench\n"
 REPORT = Report("bench", {"a": {}}, [Record("a", "kid", 0.5)])
@@ -95,6 +97,24 @@ def test_a_finished_run_has_recipe_report_and_page_and_leaves_nothing_beside(tmp
     assert names(tmp_path / "deep" / "run") == [".asdm", "figures.txt", "recipe.yaml", "report.html", "report.json"]
     assert (tmp_path / "deep" / "run" / "recipe.yaml").read_text() == RECIPE
     assert read(tmp_path / "deep" / "run") == REPORT
+
+
+def test_what_only_an_unfinished_run_goes_on_from_goes_last(tmp_path: Path) -> None:
+    assert set(UNFINISHED) == {TRAINING, CALIBRATION, FOLDER}
+
+    def work(fails: bool) -> None:
+        with run_directory(tmp_path / "run", False, True, RECIPE) as run:
+            for name in UNFINISHED:
+                (run.path / name).mkdir(exist_ok=True)
+                (run.path / name / "hours.json").touch()
+            if fails:
+                raise RunError("the disk is full")
+
+    with pytest.raises(RunError):
+        work(fails=True)
+    assert {*UNFINISHED} <= {*names(partial_path(tmp_path / "run"))}
+    work(fails=False)
+    assert names(tmp_path / "run") == [".asdm", "recipe.yaml"]
 
 
 @pytest.mark.parametrize("failure", [RunError("out of luck"), KeyboardInterrupt(), ValueError("bug")])

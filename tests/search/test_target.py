@@ -54,11 +54,10 @@ class Imagined(Search):
 
     slower: dict[str, float]
 
-    def draw(self, family: str, steps: int, full: int = 0) -> Tried:
+    def _drawn(self, family: str, steps: int, full: int) -> Tried:
         calls, full = steps, steps if family == FEWER else full
         drawn: Any = Drawn(steps)
-        self.tried.append(Tried(family, full, self.known.speedup(family, calls, full), near(steps, full), drawn))
-        return self.tried[-1]
+        return Tried(family, full, self.known.speedup(family, calls, full), near(steps, full), drawn)
 
     def _timed(self, those: Sequence[Tried]) -> list[Tried]:
         assert len(those) <= TIMED
@@ -192,6 +191,13 @@ def test_what_is_not_near_enough_on_the_pictures_that_are_reported_is_exchanged_
     held = [each for each in search.tried if each.held is not None]
     assert [each.held is not None and each.held >= 30.0 for each in held] == [False] * (len(held) - 1) + [True]
     search = imagined(target)
+    search.held = lambda one: one.quality - 7.0
+    mine = found(search)
+    assert mine.nearness >= 30.0
+    assert len([each for each in search.tried if each.held is not None]) <= 3, "by what was drawn before"
+    drawn = [(each.family, each.setup.steps, each.full) for each in search.tried]
+    assert len(set(drawn)) == len(drawn)
+    search = imagined(target)
     search.held = lambda one: one.quality / 2
     assert (mine := found(search)).held == max(each.held or 0 for each in search.tried), "the nearest of what there is"
     assert mine.row("psnr")["measured PSNR dB"] == round(mine.quality / 2, 2)
@@ -213,6 +219,16 @@ def test_where_the_pictures_that_are_reported_are_easier_less_is_enough() -> Non
     mine = found(unlike)
     assert mine.held is not None
     assert mine.held >= 30.0, "what only seemed near enough is not taken"
+
+
+def test_of_what_is_fast_enough_the_pictures_that_are_reported_tell_the_nearest() -> None:
+    for gain, family in ((0.0, OUTPUT), (9.0, "last block")):
+        search = imagined(Target(speedup=1.5))
+        search.tried = [tried(OUTPUT, 12, 46.0), tried("last block", 4, 44.0), tried(FEWER, 15, 45.0)]
+        search.held = lambda one, gain=gain: one.quality + (gain if one.family == "last block" else 0.0)  # type: ignore[misc]
+        mine = search.best()
+        assert mine.family == family
+        assert [each.faster >= 1.5 for each in search.tried if each.held is not None] == [True] * 2, "no slow one"
 
 
 def test_beside_fewer_steps_stands_the_best_plan_that_is_fast_enough() -> None:
