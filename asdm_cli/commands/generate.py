@@ -92,7 +92,7 @@ def _filled_in(source: ModelDirectory, settings: dict[str, Any]) -> dict[str, An
     known = own_settings(source) | measured
     if left_out := [key for key in known if settings[key] is None]:
         said = ", ".join(f"{key} {known[key]}" for key in left_out)
-        note(f"{source.name}: {said}, as {'it was measured' if measured else 'its pipeline has it'}")
+        note(f"{source.name}: {said}, as {'its history has it' if measured else 'its pipeline has it'}")
     whole = {**settings, **{key: known[key] for key in left_out}, "model": source.name}
     if whole["negative"] and not whole["guidance"] > 1:
         raise ModelError("--negative: is looked at where guidance is above 1; raise --guidance, or leave it out")

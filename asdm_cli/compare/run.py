@@ -288,6 +288,7 @@ def _cost_card(setups: Sequence[Setup], rounds: Rounds | None, place: Place) -> 
         "dtype": str(place.dtype).removeprefix("torch."),
         "size_px": place.size or "each model's own",
         **timed,
+        "guidance": _guidance(setups),
         "latency": "wall time between idle device and idle device; median between quartiles",
         "speed_up": "median over rounds of (time of the first / time of this), both of one round",
         "macs": "FLOPs of torch's FlopCounterMode / 2, counted while an image is drawn; of a call, on one latent",
@@ -360,6 +361,7 @@ def _quality_card(
         "pictures": len(prompts.prompts),
         "resolution": f"{place.size} x {place.size}",
         "sampler": alike.pop() if len(alike) == 1 else [f"{name}: {each}" for name, each in samplers.items()],
+        "guidance": _guidance(setups),
         "seed_rule": f"numpy SeedSequence([{place.seed}, index of the prompt]), a CPU generator per picture",
         "device": place.device.type,
         "dtype": str(place.dtype).removeprefix("torch."),
@@ -368,6 +370,11 @@ def _quality_card(
     batch: Card = {"batch": place.batch} if place.device.type != "cpu" else {}
     near: Card = {"converged": f"{converged.steps} steps, {_sampler(converged)}"} if converged else {}
     return {**drawn, **batch, **near, **suite.protocol()}
+
+
+def _guidance(setups: Sequence[Setup]) -> float | list[str]:
+    alike = {setup.guidance for setup in setups}
+    return alike.pop() if len(alike) == 1 else [f"{setup.name}: {setup.guidance:g}" for setup in setups]
 
 
 def _sampler(setup: Setup) -> str:

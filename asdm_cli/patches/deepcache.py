@@ -22,6 +22,8 @@ class DeepCachePatch(Patch[DeepCacheSpec]):
             faults.append("the DeepCache package is not installed; pip install 'asdm-cli[peers]', or leave it out")
         if len(configs) > 1:
             faults.append("the DeepCache package works on one UNet, and this model has several; leave it out")
+        if any(config.get("mid_block_type", "") is None for config in configs.values()):
+            faults.append("the DeepCache package needs a mid block, and this UNet has none; leave it out")
         if any(other.layer == Layer.CACHE for other in others):
             faults.append("the DeepCache package is a cache of its own; leave it or the plan out")
         return faults

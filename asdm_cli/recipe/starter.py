@@ -10,17 +10,27 @@ from collections.abc import Iterator
 from typing import Any
 
 from asdm_cli.recipe.reference import Node, Tables, json_schema
-from asdm_cli.recipe.verbs import VERBS
+from asdm_cli.recipe.verbs import POCKET, VERBS
 
 WIDTH = 96
 BUNDLED = re.compile(r"\b(model|teacher|original|donor): pocket\b")
 """Where an example names the model that a user would replace first."""
+OWN = {
+    "train: pocket": "train: shards/*.tar",
+    "held_out: pocket-held-out": "held_out: held-out/*.tar",
+    "lr: 1.0e-3": "lr: 5.0e-5",
+}
+"""What is of the bundled model's drawings and size -> what stands there for another model."""
 
 
 def starter(verb: str, model: str | None = None) -> str:
     """The text of the recipe, with `model` (None: the bundled one) where the example has a model of the user's."""
     recipe = VERBS[verb]
-    example = BUNDLED.sub(lambda found: f"{found[1]}: {_quoted(model)}", recipe.EXAMPLE) if model else recipe.EXAMPLE
+    example = recipe.EXAMPLE
+    if model is not None:
+        example = BUNDLED.sub(lambda found: f"{found[1]}: {_quoted(model)}", example)
+        for bundled, own in OWN.items() if model != POCKET else ():
+            example = example.replace(bundled, own)
     given = {block.partition(":")[0]: block.strip() for block in re.split(r"\n(?=\S)", example)}
     schema = json_schema(verb)
     tables = Tables(schema.get("$defs", {}))

@@ -136,7 +136,8 @@ class Sampling(Strict):
     steps: Positive = 25
     """UNet steps per picture."""
     guidance: Guidance = 3.0
-    """Classifier-free guidance; 1 is none and halves the work."""
+    """Classifier-free guidance; 1 is none and halves the work. A command without a recipe takes what the model was
+    measured with, or its pipeline's own."""
     inputs: Annotated[Text | None, READ] = None
     """What to draw from, for pipelines that take a picture (image to image, inpainting, editing, depth, upscaling):
     webdataset shards or a folder of (picture, caption), and NAME.mask.png beside NAME.png where a mask is needed, white

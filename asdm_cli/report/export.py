@@ -6,11 +6,11 @@ import csv
 import io
 import re
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, fields, replace
+from dataclasses import asdict, fields
 from typing import Any
 
 from asdm_cli.records import Record, Report
-from asdm_cli.report.tables import WHO, Cell, Column, Table, compared, main, named, of_parts, parts, whole
+from asdm_cli.report.tables import WHO, Cell, Column, Table, main, of_parts, others, parts
 
 SPECIAL = str.maketrans(
     {each: f"\\{each}" for each in "&%$#_{}"}
@@ -30,22 +30,27 @@ def to_csv(report: Report) -> str:
 
 
 def to_markdown(report: Report) -> str:
-    table = _main(report)
-    below = f"\n\n{table.note}" if table.note else ""
-    return markdown(table, lambda text: text.replace("|", "\\|")) + below
+    """The main table, and those of other comparisons that it was put together with."""
+    told = [(markdown(each, lambda text: text.replace("|", "\\|")), each.note) for each in _mains(report)]
+    return "\n\n".join("\n\n".join(filter(None, each)) for each in told)
 
 
 def to_latex(report: Report) -> str:
-    """A `tabular` for the package booktabs."""
-    table = _main(report)
+    """A `tabular` of each, for the package booktabs."""
+    parts = [_tabular(table) for table in _mains(report)]
+    below = [f"% {name}: {_line(card)}" for name, card in report.protocols.items()]
+    return "\n".join(["\n\n".join(parts), *below])
+
+
+def _tabular(table: Table) -> str:
     head, *body = [
         " & ".join(row) + r" \\" for row in _told(table, lambda text: text.translate(SPECIAL), r"\textbf{{{}}}")
     ]
     begin = rf"\begin{{tabular}}{{{''.join('r' if column.number else 'l' for column in table.columns)}}}"
     spreads = dict.fromkeys(f"{column.title}: {column.interval}" for column in table.columns if column.interval)
-    told = [r"for \usepackage{booktabs}; bold: nothing is told to be better", *([table.note] if table.note else [])]
+    bold = "nothing that shows what was asked for is told to be better"
+    told = [rf"{table.title}, for \usepackage{{booktabs}}; bold: {bold}", *([table.note] if table.note else [])]
     told += [f"in brackets: {'; '.join(spreads)}"] if spreads else []
-    told += [f"{name}: {_line(card)}" for name, card in report.protocols.items()]
     below = [f"% {' '.join(line.split())}" for line in told]
     return "\n".join([begin, r"\toprule", head, r"\midrule", *body, r"\bottomrule", r"\end{tabular}", *below])
 
@@ -77,14 +82,7 @@ def _cell(cell: Cell, escape: Callable[[str], str], bold: str) -> str:
     return bold.format(text) if cell.best else text
 
 
-def _main(report: Report) -> Table:
-    """The main table, or the first of parts. What a page has in other tables is named."""
-    found = (of_parts(title, records) for title, records in parts(report).items())
-    table = main(report)
-    if table is None:
-        return next(found, Table("", [Column("set-up")], []))
-    first, *others = [name for name in named(report) if any(name in column for column in whole(report).values())]
-    if gone := [name for name in others if name not in compared(report)]:
-        told = f"Not here, since nothing of them was measured as of {first}: {', '.join(gone)}."
-        table = replace(table, note=f"{table.note} {told}".strip())
-    return table
+def _mains(report: Report) -> list[Table]:
+    """Or the first of parts, where nothing is known of whole set-ups."""
+    first = main(report) or next((of_parts(title, records) for title, records in parts(report).items()), None)
+    return [first or Table("", [Column("set-up")], []), *others(report)]

@@ -114,6 +114,8 @@ def entries(report: Report) -> Iterator[Entry]:
     colours = {name: place % charts.COLOURS for place, name in enumerate(dict.fromkeys(names))}
     if lead := tables.main(report):
         yield Entry("figures", lead)
+    for place, table in enumerate(tables.others(report)):
+        yield Entry(f"others-{place}", table)
     for place, plot in enumerate(scatters):
         yield Entry(f"plot-{place}", plot.table, partial(charts.scatter, plot, colours), plot.note)
     for place, table in enumerate(tables.everything(report)):

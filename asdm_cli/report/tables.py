@@ -96,17 +96,29 @@ def is_reference(report: Report, name: str) -> bool:
     return bool(report.setups.get(name, {}).get("reference"))
 
 
-def compared(report: Report) -> list[str]:
-    """The set-ups of which something was measured as it was of the first one: of reports put together, not those of
-    another comparison."""
+def comparisons(report: Report) -> list[list[str]]:
+    """The set-ups in groups: those of which something was measured as it was of the first one; and, of reports put
+    together, those of each other comparison: something was measured as it was of its first, and beside the same."""
     cards = {each.protocol: _how(report, each) for each in report.records}
-    ways: dict[str, set[str]] = {}
+    ways: dict[str, set[tuple[str, str]]] = {}
     for each in report.records:
         if not each.of and each.at is None:
-            ways.setdefault(each.setup, set()).add(cards[each.protocol])
+            ways.setdefault(each.setup, set()).add((cards[each.protocol], each.against))
     names = named(report)
-    mine = ways.get(names[0]) if names else None
-    return [name for name in names if name == names[0] or not mine or mine & ways.get(name, set())]
+    if not names:
+        return []
+    mine = {card for card, _ in ways.get(names[0], ())}
+    found = [
+        [each for each in names if each == names[0] or not mine or any(card in mine for card, _ in ways.get(each, ()))]
+    ]
+    while left := [name for name in names if name in ways and not any(name in group for group in found)]:
+        found.append([name for name in left if ways[name] & ways[left[0]]])
+    return found
+
+
+def compared(report: Report) -> list[str]:
+    """The first of these groups."""
+    return next(iter(comparisons(report)), [])
 
 
 def whole(report: Report) -> dict[str, dict[str, Record]]:
@@ -137,10 +149,20 @@ def beside_first(report: Report) -> dict[str, dict[str, Record]]:
 
 def main(report: Report, most: int = MOST) -> Table | None:
     """The figures that matter most; None without figures."""
+    return _of_group(report, "Figures", compared(report), most)
+
+
+def others(report: Report, most: int = MOST) -> list[Table]:
+    """The same of each other comparison."""
+    groups = [(f"Figures: {names[0]}, and what was measured with it", names) for names in comparisons(report)[1:]]
+    found = [_of_group(report, title, names, most) for title, names in groups]
+    return [table for table in found if table is not None]
+
+
+def _of_group(report: Report, title: str, names: list[str], most: int) -> Table | None:
     columns = whole(report)
-    names = compared(report)
     mine = {key: own for key, each in columns.items() if (own := {name: each[name] for name in names if name in each})}
-    return _figures(report, "Figures", names, leading(mine, most), leading(mine, FEW)) if mine else None
+    return _figures(report, title, names, leading(mine, most), leading(mine, FEW)) if mine else None
 
 
 def everything(report: Report) -> list[Table]:

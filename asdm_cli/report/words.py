@@ -133,7 +133,8 @@ def _advice(report: Report, columns: Columns, name: str, hero: bool) -> str:
     judged, made = verdict(report, columns, name), report.setups.get(name, {}).get("made", [])
     last = next((verb for verb in reversed(made) if verb not in PATCHING), "")
     hurt = judged is not None and judged[0] >= Verdict.WORSE
-    if last in UNTRAINED and (hurt or (judged is None and report.verb in UNTRAINED)):
+    first = report.setups.get(next(iter(named(report)), ""), {}).get("made", [])
+    if last in UNTRAINED and made != first and (hurt or (judged is None and report.verb in UNTRAINED)):
         return "distil it"
     if hero and judged and _series(report, name) not in PEERS:
         mine, speed = judged[2], _speed(columns, name)

@@ -34,6 +34,7 @@ from asdm_cli.errors import ModelError
 from asdm_cli.models.directory import POCKET
 
 SHARD_ENDINGS = (".tar", ".tar.gz", ".tgz")
+BUNDLED = "bundled captions"
 TOGETHER = 32
 """Images that are decoded at a time."""
 
@@ -111,7 +112,7 @@ def read_prompts(source: str, limit: int | None = None, per_prompt: int = 1, inp
         name, data = found.name, found.read_bytes()
         every, marks = [(prompt, dict[str, str]()) for prompt in _prompts_of(found, data)], [sha256(data).hexdigest()]
     else:
-        name = _name(shards)
+        name = f"{BUNDLED} ({_name(shards)})" if source in SHIPPED else _name(shards)
         every, marks = _samples(shards), [digest(shard) for shard in shards]
     if not every:
         raise ModelError(f"{source}: holds no prompt; give shards of (picture, caption) or a text file with some")

@@ -83,23 +83,37 @@ class Plan:
     """Set-up -> the plan that is worked out for it, in whose place one of the same cost stands until then."""
     named: str = PLAN
     """The set-up that is written."""
+    there: int = 0
+    """Prompts to measure and to calibrate on."""
 
     @property
     def chosen(self) -> Setup | None:
         """Whose patches the written model will carry; None where none is written."""
         return next((setup for setup in self.setups if setup.name == self.named), None)
 
+    @property
+    def notes(self) -> list[str]:
+        """On prompts that are calibrated on and measured on."""
+        both = self.prompts.distinct + len(self.calibrated.prompts) - self.there if self.calibrated is not None else 0
+        if both <= 0:
+            return []
+        return [
+            f"{both} of the {self.prompts.distinct} prompts that are measured on are what was calibrated on, too: the "
+            f"plan's figures are too good. Give {self.there + both} prompts."
+        ]
+
     def report(self) -> Report:
         recipe, first = self.recipe, self.setups[0]
         facts: dict[str, object] = {"model": "none is written: the recipe has neither `plan` nor `patches`"}
         if recipe.target is not None and self.calibrated is not None:
             listed, minutes = self.calibrated, recipe.minutes or MINUTES
-            drawn = f"{len(listed.prompts)} prompts ({listed.title}), at most {minutes:g} minutes"
+            drawn = f"{len(listed.prompts)} prompts ({listed.title}), at most {minutes:g} min"
             facts = {"target": recipe.target.words, "search": drawn}
         facts |= {
             "prompts": f"{len(self.prompts.prompts)}, {self.prompts.title}",
             "ways": "; ".join(setup.name for setup in self.setups),
             "timed": f"{recipe.repeats} rounds of images in turn, {recipe.steps} steps",
+            "drawn with": f"sampler {recipe.sampler}, guidance {recipe.guidance:g}",
         }
         if self.front is not None and self.front.prompts is not None:
             facts["front"] = f"{len(self.front.prompts.prompts)} pictures with each of what is fastest for its fidelity"
@@ -114,7 +128,8 @@ class Plan:
                 steps = resolved.steps(planned.calls)
                 if None not in steps.keys:
                     timelines = [picture(resolved, [steps.reused(call) for call in range(steps.calls)], PLAN)]
-        return Report("inherit", {setup.name: setup.facts for setup in self.setups}, timelines=timelines, facts=facts)
+        setups = {setup.name: setup.facts for setup in self.setups}
+        return Report("inherit", setups, timelines=timelines, facts=facts, notes=self.notes)
 
     def work(self) -> Work:
         everybody = [*self.setups, *output_alone(self.setups), *([self.near] if self.near else [])]
@@ -154,12 +169,12 @@ def plan(recipe: InheritRecipe) -> Plan:
     prompts = read_prompts(recipe.prompts, recipe.limit, recipe.per_prompt, recipe.inputs)
     setups = drawn_from(setups, prompts, size)
     assert plain.model is not None, "the plain model is a pipeline"
-    metrics, calibrated = check(recipe, prompts, plain.model), None
+    metrics, calibrated, there = check(recipe, prompts, plain.model), None, 0
     if pending or recipe.target:
         # prompts behind the ones that are measured, if there are as many; else the last that there are
         drawn = recipe.calibration or DRAWN
         held = read_prompts(recipe.prompts, recipe.limit + drawn, inputs=recipe.inputs)
-        calibrated = held.last(drawn)
+        calibrated, there = held.last(drawn), len(held.prompts)
         if len(calibrated.prompts) < 2:
             what = f"a calibration fits to some prompts and tries on others, and here is {len(calibrated.prompts)}"
             raise ModelError(f"calibration: {what}; give two, and as many `prompts`")
@@ -167,7 +182,7 @@ def plan(recipe: InheritRecipe) -> Plan:
     for more in (calibrated, again.prompts if again else None):
         if more is not None:
             drawn_from([plain], more, size)
-    return Plan(recipe, tuple(setups), near, prompts, metrics, size, calibrated, again, pending)
+    return Plan(recipe, tuple(setups), near, prompts, metrics, size, calibrated, again, pending, there=there)
 
 
 def _misasked(recipe: InheritRecipe, plain: Setup, pending: bool, alone: bool) -> Iterator[str]:
@@ -211,6 +226,8 @@ def run(plan: Plan, run: Run) -> Report:
     rounds = Rounds(recipe.repeats, recipe.warmups, (1,), plan.size)
     measures = Measures(plan.prompts, plan.metrics, rounds, converged=plan.near, grid=recipe.grid)
     report = compare(setups, measures, where, run.path, state, session)
+    if report is not None:
+        report.notes.extend(plan.notes)
     if plan.front is not None:
         report = _looked_again(replace(plan, setups=setups), plan.front, report, where, run.path, session)
     if report is not None and recipe.target is not None and found is not None:

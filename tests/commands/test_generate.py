@@ -82,7 +82,7 @@ def test_what_is_left_out_is_as_the_model_was_measured(tiny_pipeline: Path, tmp_
     step = {"verb": "inherit", "measured_with": {"sampler": "euler", "steps": 2, "guidance": 2.5}}
     (measured / "asdm.json").write_text(json.dumps({"history": [step]}))
     said = asdm("generate", measured, "a fox", "--out", tmp_path / "a", "--device", "cpu")
-    assert "sampler euler, steps 2, guidance 2.5, as it was measured" in said.text, said.err
+    assert "sampler euler, steps 2, guidance 2.5, as its history has it" in said.text, said.err
     given = ("--sampler", "euler", "--steps", 2, "--guidance", 2.5)
     asdm("generate", tiny_pipeline, "a fox", "--out", tmp_path / "b", "--device", "cpu", *given)
     assert pixels(tmp_path / "a/000.png") == pixels(tmp_path / "b/000.png")

@@ -53,6 +53,21 @@ def test_what_several_note_is_said_once() -> None:
     assert join.join(held).notes == ["one, two: few", "two: busy"]
 
 
+def test_each_comparison_has_a_table_of_its_own() -> None:
+    def of(suffix: str, date: int) -> Report:
+        names = [f"plain {suffix}", f"half {suffix}"]
+        records = [Record(name, "image_ms", 50.0) for name in names]
+        near = under("quality", [Record(names[1], "psnr_db", 40.0, against=names[0])])
+        cards = {"cost": {"date": date}, "quality": {"prompts": "few"}}
+        return Report("inherit", {name: {"model": name} for name in names}, under("cost", records) + near, cards)
+
+    whole = join.join({"one": of("1", 1), "two": of("2", 2)})
+    assert tables.comparisons(whole) == [["plain 1", "half 1"], ["plain 2", "half 2"]]
+    assert export.to_latex(whole).count(r"\begin{tabular}") == 2
+    lines = export.to_markdown(whole).splitlines()
+    assert [line.split()[1:3] for line in lines if line.startswith("| half")] == [["half", "1"], ["half", "2"]]
+
+
 def test_pictures_of_the_same_prompts_stand_side_by_side_and_others_are_told() -> None:
     def of(name: str, *prompts: str) -> Report:
         images = Images([*prompts], {name: f"images/{name}"})
