@@ -680,7 +680,7 @@ BLOCKS = (
         "`pocket`, 20 DDIM steps",
         ["10 calls of 20", "7 calls of 20", "4 calls of 20"],
         ["10 steps (few-levels)", "7 steps", "4 steps"],
-        {"a line": " (few-levels)"},
+        {"a line": " (few-levels)", "the last value": " (few-repeated)"},
     ),
     Targets(
         "docs/inherit.md",
