@@ -14,9 +14,9 @@ import yaml
 from asdm_cli.console import hand_over, note
 from asdm_cli.errors import ModelError
 from asdm_cli.models import formats, readers, single_file
-from asdm_cli.models.card import loading, model_card, rows
+from asdm_cli.models.card import CARD, drawing, loading, model_card, rows
 from asdm_cli.models.directory import BESIDE_FILE, CONFIG, EXTRAS, UNETS, ModelDirectory, check_parts, check_unet, find
-from asdm_cli.models.metadata import history, patches_of, record, unet_components
+from asdm_cli.models.metadata import history, measured_with, patches_of, record, unet_components
 from asdm_cli.models.push import check_push, described, push
 from asdm_cli.models.write import atomic_directory, carry, carry_configs, refuse_existing, refuse_sources
 from asdm_cli.recipe.messages import choice
@@ -28,7 +28,6 @@ from asdm_cli.unet.blocks import EXPERTS, STOCK
 from asdm_cli.unet.weights import Piece, as_it_is, read_headers
 
 SINGLE_FILE, DIFFUSERS = "single-file", "diffusers"
-CARD = "README.md"
 LEFT_OUT = ("safety_checker", "image_encoder")
 """Components with weights that a single file has not, and that pipelines do without."""
 TORCH_KEYS = ("dtype", "torch_dtype")
@@ -176,7 +175,7 @@ def _directory(source: ModelDirectory, how: dict[str, Any]) -> Plan:
             file = f"{name}/{stem}.safetensors" if source.is_pipeline else f"{stem}.safetensors"
             tensors = read_headers(source.weights(name)).tensors
             weights[file] = {key: as_it_is(entry) for key, entry in tensors.items()}
-    said = [line for spec in kept for line in spec.told()]
+    said = drawing(kept, measured_with(source))
     return Plan(source, weights, how["dtype"], False, kept, said)
 
 

@@ -10,9 +10,11 @@ from huggingface_hub import ModelCard, ModelCardData
 
 from asdm_cli import __version__
 from asdm_cli.models.directory import OURS, ModelDirectory
+from asdm_cli.recipe.patches import PatchSpec
 from asdm_cli.recipe.redact import redact
 from asdm_cli.unet.blocks import EXPERT_CLASS, EXPERTS, STOCK
 
+CARD = "README.md"
 NAMED = ("removed", "taken", "unets", "experts", "teacher", "steps", "adapters", "dtype")
 """Of what a verb tells of itself, the words that a card has; the rest is in asdm.json."""
 
@@ -54,6 +56,17 @@ def loading(directory: ModelDirectory, where: str, dtype: str | None = None, pat
     kind, name = (directory.index["_class_name"], "pipe") if directory.is_pipeline else (STOCK, "unet")
     given, imports = (f", torch_dtype=torch.{dtype}", ["import torch"]) if dtype else ("", [])
     return [*imports, f"from diffusers import {kind}", "", f'{name} = {kind}.from_pretrained("{where}"{given})']
+
+
+def drawing(patches: Sequence[PatchSpec], measured: Mapping[str, Any]) -> list[str]:
+    """Sentences of what is in force whenever a model draws, and with what it was `measured` last."""
+    told = [line for spec in patches for line in spec.told()]
+    if told:
+        told.append("`asdm_cli.load` and `asdm generate` draw so; plain diffusers reads the weights, and is no faster.")
+    if measured:
+        settings = ", ".join(f"{key} {value}" for key, value in measured.items())
+        told.append(f"Where nothing else is asked for, `asdm generate` draws with {settings}.")
+    return told
 
 
 def rows(facts: Mapping[str, Any]) -> str:

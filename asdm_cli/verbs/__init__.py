@@ -16,7 +16,7 @@ from asdm_cli.console import BRIEF, console, hand_over, is_first, note
 from asdm_cli.errors import ModelError, reason
 from asdm_cli.models.addressed import unknown_addresses
 from asdm_cli.models.directory import find
-from asdm_cli.models.metadata import made_from, measured_with, refuse_changes
+from asdm_cli.models.metadata import history, made_from, measured_with, read_metadata, refuse_changes
 from asdm_cli.models.pipelines import PIPELINES, Kind
 from asdm_cli.models.write import partial_path, refuse_existing, refuse_sources
 from asdm_cli.recipe.load import dump, load
@@ -143,8 +143,23 @@ def run_verb(
         wait_for_everyone(device)
         refuse_changes(before, made_from(referenced_paths(recipe)))
         report = run.write(report)
+        _leave_card(run.path / "model", target.name, report)
     _show(report, target / "report.html", planned)
     hand_over(target)
+
+
+def _leave_card(model: Path, name: str, report: Report) -> None:
+    """Beside a model that was written and has none yet: it may be handed on without its run. `export` adds figures."""
+    from asdm_cli.models.card import CARD, drawing, loading, model_card
+
+    if not model.is_dir() or (model / CARD).exists():
+        return
+    directory = find(str(model))
+    patches = read_metadata(directory).patches
+    told = [f"* {line}" for line in drawing(patches, measured_with(directory))]
+    load = loading(directory, "PATH", patched=bool(patches))
+    what = [f"Made by `asdm {report.verb}`.", *(["", *told] if told else [])]
+    model_card(name, what, history(directory), load).save(model / CARD)
 
 
 def _usual(model: str) -> dict[str, Any]:

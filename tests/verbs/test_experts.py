@@ -15,6 +15,7 @@ from torch import Tensor
 
 import asdm_cli
 from asdm_cli.experts.unet import expert_layers
+from asdm_cli.models.card import loading
 from asdm_cli.models.directory import find
 from asdm_cli.training.distillation import Distillation
 from asdm_cli.unet.blocks import specs
@@ -132,6 +133,10 @@ def test_experts_learn_apart_and_frozen_ones_stay(lesson: tuple[dict[str, Any], 
     assert len(expert_layers(unet)) == 24
     assert expanding.answer(unet).isfinite().all()
     assert "it has expert convolutions" in (taught / "model/README.md").read_text()
+    made: dict[str, Any] = {}
+    place = str(taught / "model/unet")  # a bare UNet has no pipeline to load
+    exec("\n".join(loading(find(place), place)), made)
+    assert torch.equal(made["unet"].state_dict()[f"{BANK}.weight"], after[f"{BANK}.weight"])
 
 
 def test_an_interrupted_lesson_ends_the_same(

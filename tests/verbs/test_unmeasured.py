@@ -43,6 +43,9 @@ def test_neither_planning_nor_writing_takes_torch(tiny_pipeline: Path, tmp_path:
         )
         assert done.stdout.splitlines()[-1] == "0 set()", done.stderr
     assert (tmp_path / "run/model/asdm.json").is_file()
+    card = (tmp_path / "run/model/README.md").read_text()
+    assert "inherits level.0 (output, linear); computed: every 2nd" in card
+    assert 'asdm_cli.load("PATH")' in card, "stock diffusers would draw at full cost"
 
 
 def test_what_does_not_fit_is_told(tiny_pipeline: Path, tmp_path: Path) -> None:
