@@ -29,6 +29,7 @@ from asdm_cli.models.directory import find
 from asdm_cli.models.metadata import Stamps, read_with, stamps_of
 from asdm_cli.models.sources import hub_name
 from asdm_cli.models.write import carry, refuse_sources
+from asdm_cli.profiling.expected import Work
 from asdm_cli.recipe.load import Scope, dump, references, stage_recipe
 from asdm_cli.recipe.schema import places, referenced_paths
 from asdm_cli.recipe.verbs import DistillRecipe, Drawing, Recipe, RunRecipe
@@ -39,12 +40,15 @@ from asdm_cli.report.seeds import over_seeds
 from asdm_cli.report.words import headline
 from asdm_cli.sampling.prompts import locate
 from asdm_cli.training.plan import ErrorCollector, check_settings
-from asdm_cli.verbs import verb_of
+from asdm_cli.verbs import Plan as StagePlan
+from asdm_cli.verbs import SlowPlan, verb_of
 from asdm_cli.verbs.process import checked, command, run_stage
 
 RESUMABLE = False
 """Of itself: its stages are kept."""
 RECIPES, STAGES, IMAGES = "recipes", "stages", "images"
+MANY = 4
+"""Set-ups of a stage, from which their number stands for their names."""
 DIGITS = 8
 """Of a stage's digest, in the name of its directory: one of four thousand million."""
 PAGES = (".md", ".png")
@@ -72,13 +76,21 @@ class Plan:
     stages: tuple[Stage, ...]
     launch: tuple[str, ...]
     pipes: bool
-    told: Mapping[str, str]
-    """What gate 3 says of a stage that could run now."""
+    ready: Mapping[str, StagePlan]
+    """Those of stages that could run now."""
+
+    def work(self) -> Work | None:
+        """Of these."""
+        found = [each for one in self.ready.values() if isinstance(one, SlowPlan) and (each := one.work())]
+        some = any(each.at_most for each in found)
+        return replace(found[0], macs=sum(each.macs for each in found), at_most=some) if found else None
 
     def report(self) -> Report:
         done = sum(stage.finished for stage in self.stages)
         notes = [f"{len(self.stages)} stages, {done} of them finished before."]
-        notes += [f"{name}: {words}" for name, words in self.told.items()]
+        notes += [f"{name}: {_in_short(ready.report())}" for name, ready in self.ready.items()]
+        if waiting := len(self.stages) - done - len(self.ready):
+            notes.append(f"What {waiting} more will take is told when the models that they name are there.")
         facts = {"title": self.recipe.title or f"Stages {', '.join(stage.name for stage in self.stages)}"}
         return Report("run", facts={**facts, "Stages": [_row(stage) for stage in self.stages]}, notes=notes)
 
@@ -91,17 +103,25 @@ def plan(recipe: RunRecipe, launch: str | None = None, allow_pipes: bool = False
     found = tuple(stages(recipe))
     read = [place for stage in found for text in referenced_paths(stage.recipe) for place in places(text)]
     refuse_sources(Path(recipe.out), [*read, *(stage.home for stage in found)])
-    words, faults, told = tuple(checked(launch or "")), ErrorCollector(), {}
+    words, faults, ready = tuple(checked(launch or "")), dict[str, list[str]](), dict[str, StagePlan]()
     unfinished = {stage.name for stage in found if not stage.finished}
     for stage in (stage for stage in found if stage.name in unfinished):
-        with faults.at(f"stage '{stage.name}'"):
+        try:
             if unfinished & {*stage.needs}:
                 _check_early(stage.recipe, allow_pipes)
             else:
                 permissions = {"allow_pipes": allow_pipes} if stage.recipe.verb == "distill" else {}
-                told[stage.name] = headline(verb_of(stage.recipe).plan(stage.recipe, **permissions).report())[0]
-    faults.raise_all()
-    return Plan(recipe, found, words, allow_pipes, told)
+                ready[stage.name] = verb_of(stage.recipe).plan(stage.recipe, **permissions)
+        except ModelError as error:  # often the same of all
+            faults.setdefault(str(error), []).append(f"'{stage.name}'")
+    if faults:
+        raise ModelError("\n".join(f"stage {', '.join(names)}: {told}" for told, names in faults.items()))
+    return Plan(recipe, found, words, allow_pipes, ready)
+
+
+def _in_short(report: Report) -> str:
+    title, *_ = headline(report)
+    return title if len(report.setups) < MANY else f"asdm {report.verb}, {len(report.setups)} set-ups"
 
 
 def _check_early(recipe: Recipe, allow_pipes: bool) -> None:
