@@ -206,6 +206,8 @@ class Search:
             bisect(self.target, LEAST, calls - 1, partial(self.draw, family, steps), self.late)
         elif full := most_calls(self.known, family, calls, self.target.speedup):
             self.draw(family, steps, full)
+            if full > LEAST and not self.late():  # key steps of one call fewer may lie better
+                self.draw(family, steps, full - 1)
 
     def fewer(self) -> None:
         """Steps, without a plan."""
@@ -216,8 +218,8 @@ class Search:
             self.draw(FEWER, max(fast))
 
     def between(self) -> None:
-        """Plans of the output at fewer steps. With as many calls in full more steps come nearer, so they are tried only
-        where they pay for more calls; or, at a quality, where they are faster than all that has it."""
+        """Plans of the output at fewer steps: some between, and where they pay for more calls in full; at a quality,
+        where they are faster than all that has it."""
         alone = min((each.setup.steps for each in self.near if each.family == FEWER), default=None)
         whole = [each.full for each in self.near if each.family == OUTPUT]
         if alone is None:
@@ -226,6 +228,10 @@ class Search:
             for full in some(range(max(whole, default=LEAST - 1) + 1, self.calls(alone))):
                 if counts := self.affording(full, alone + 1, self.target.speedup):
                     self.draw(OUTPUT, max(counts), full)
+            for steps in between(alone, self.plain.steps):
+                full = min(most_calls(self.known, OUTPUT, calls := self.calls(steps), self.target.speedup), calls - 1)
+                if full >= LEAST and not self.late():
+                    self.draw(OUTPUT, steps, full)
             return
         for steps in between(alone, self.plain.steps) if whole else ():
             fastest = max(each.speedup for each in self.near)
@@ -304,13 +310,13 @@ class Search:
         reported, if those are easier: as much nearer as this one came out."""
         for _ in range(TRIES):
             easier = best.nearness - best.quality
-            left = [each for each in self.tried if each.held is None and each.faster > best.faster]
+            left = [each for each in self.tried if each.held is None and less(each, best)]
             near = [each for each in left if meets(self.target, each.quality + easier)]
             if not near:
                 break
             one = max(near, key=lambda each: each.faster)
             (timed,) = self._timed([one])
-            if timed.faster > best.faster and reaches(self.target, found := self.sure(timed)):
+            if less(timed, best) and reaches(self.target, found := self.sure(timed)):
                 best = found
         return best
 
@@ -374,7 +380,7 @@ def most_calls(known: Costs, family: str, calls: int, speedup: float) -> int:
 
 def plans_tried(target: Target, calls: int) -> int:
     """About."""
-    return 4 if target.speedup is not None else 3 * math.ceil(math.log2(max(calls, LEAST)))
+    return 9 if target.speedup is not None else 3 * math.ceil(math.log2(max(calls, LEAST)))
 
 
 def some(counts: range) -> list[int]:
@@ -403,6 +409,13 @@ def bisect(
                 return
         else:
             low = middle + 1
+
+
+def less(one: Tried, other: Tried) -> bool:
+    """Whether it computes less. Of one family, at as many steps, calls tell: a clock is wrong on a busy machine."""
+    if (one.family, one.setup.steps) == (other.family, other.setup.steps):
+        return one.full < other.full
+    return one.faster > other.faster
 
 
 def meets(target: Target, quality: float, margin: bool = True) -> bool:
@@ -436,8 +449,8 @@ def ranked(target: Target, tried: Sequence[Tried]) -> list[Tried]:
 
 
 def best_few(target: Target, tried: Sequence[Tried]) -> list[Tried]:
-    """Of those that meet the target the best of each family and number of steps, TIMED of them at most. Raises RunError
-    where none does."""
+    """Of those that meet the target the best of each family, at a quality also of each number of steps; TIMED of them
+    at most. Raises RunError where none does."""
     near = [each for each in tried if meets(target, each.quality)]
     near = near or [each for each in tried if meets(target, each.quality, margin=False)]
     if not near:
@@ -451,7 +464,8 @@ def best_few(target: Target, tried: Sequence[Tried]) -> list[Tried]:
         )
     best_of: dict[tuple[str, int], Tried] = {}
     for each in ranked(target, near):
-        best_of.setdefault((each.family, 0 if each.family == FEWER else each.setup.steps), each)
+        alike = each.family == FEWER or target.speedup is not None
+        best_of.setdefault((each.family, 0 if alike else each.setup.steps), each)
     return list(best_of.values())[:TIMED]
 
 
