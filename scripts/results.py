@@ -163,6 +163,43 @@ class Targets:
             {given["guidance"]:g}, {figures.card("rounds")} rounds. [All figures](results/targets.md)."""
 
 
+@dataclass(frozen=True)
+class Sweep:
+    """What searches for targets came to, each by its set-up, beside the best of a `sweep` over what they choose among:
+    the nearest that computes no more, or of those as near (dB) the least; between the comments of its `name`."""
+
+    page: str
+    name: str
+    searched: Mapping[str, tuple[str, float | None]]
+    result: str = "targets"
+    sweep: str = "exhaustive"
+
+    def text(self) -> str:
+        found, tried = Figures.of(self.result), Figures.of(self.sweep)
+        costs, near = (whole(tried.report)[key] for key in ("image_macs_g", "psnr_db"))
+        rows = []
+        for asked, (setup, least) in self.searched.items():
+            mine = [found.record(setup, key) for key in ("image_macs_g", "psnr_db")]
+            if not mine[0] or not mine[1]:
+                continue
+            if least is None:
+                best = max((near[each].value, each) for each in near if costs[each].value <= 1.005 * mine[0].value)[1]
+            else:
+                best = min((costs[each].value, each) for each in near if near[each].value >= least)[1]
+            rows.append([asked, _paid(*mine), f"{_paid(costs[best], near[best])}: {best}"])
+        return _markdown(["asked for", "what was found", f"the best of {len(near)}"], rows, self._words(tried))
+
+    @staticmethod
+    def _words(figures: Figures) -> str:
+        return f"""UNet, GMACs of an image, and PSNR: `asdm inherit recipes/tables/exhaustive.yaml`,
+            {figures.card("date")[:10]}, {figures.inputs["limit"]} captions. Its speed-ups are of a machine that was too
+            busy to time so many, and are not used. [All figures](results/exhaustive.md)."""
+
+
+def _paid(cost: Record | None, near: Record | None) -> str:
+    return f"{shown(cost)}, {shown(near)} dB" if cost and near else "–"
+
+
 def _markdown(head: Sequence[str], body: Sequence[Sequence[str]], words: str) -> str:
     rows = [head, ["---"] * len(head), *body]
     told = fill(unbroken(" ".join(words.split())), WIDTH, break_long_words=False, break_on_hyphens=False)
@@ -691,6 +728,16 @@ BLOCKS = (
             "free": "captions that are in no data, UniPC",
         },
         ["1-5x", "2x", "3x", "30db", "35db", "40db", "45db"],
+    ),
+    Sweep(
+        "docs/inherit.md",
+        "exhaustive",
+        {
+            "1.5×": ("the plan", None),
+            "2×": ("the plan (held-out-2x)", None),
+            "3×": ("the plan (held-out-3x)", None),
+            **{f"{db} dB": (f"the plan (held-out-{db}db)", float(db)) for db in (30, 35, 40, 45)},
+        },
     ),
 )
 
