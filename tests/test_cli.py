@@ -225,7 +225,7 @@ def test_only_the_first_process_speaks_and_writes(
     said = asdm("prune", recipe)
     assert (said.code, said.out, said.err) == (0, "", "")
     assert not (recipe.parent / "run").exists()
-    assert places == [recipe.parent / ".run.partial"]
+    assert not places, "what writes a file or two the first one does alone"
     recipe.write_text("verb: prune\n")
     said = asdm("prune", recipe)
     assert (said.code, said.err) == (2, ""), "what the user got wrong is told once"

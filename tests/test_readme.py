@@ -41,7 +41,7 @@ SMALL: dict[str, list[str]] = {
         *("validation.every=2", "validation.steps=2", "validation.prompts=[a fox]"),
     ],
     "distill-sd15-base": ["steps=1", "batch=2", "validation.steps=2"],
-    "eval-pocket-against-original": ["limit=1", "steps=3", "repeats=1", "bootstrap=10", "fewer_steps=[2]"],
+    "eval-pocket-against-original": ["limit=2", "steps=4", "repeats=1", "bootstrap=10", "fewer_steps=[2]"],
     "eval-pocket-together": ["limit=1", "steps=2", "repeats=1", "bootstrap=10", "metrics=[psnr]", "fewer_steps=[1]"],
     "eval-pocket": ["limit=4", "steps=2", "bootstrap=10", "metrics=[kid, clip_score]"],
     "inherit-pocket-block": ["limit=1", "steps=2", "repeats=1", "metrics=[psnr]", "fewer_steps=[1]"],
