@@ -92,7 +92,7 @@ def join(reports: Mapping[str, Report], lead: Sequence[str] = ()) -> Report:
                 folders = {names.get(name, name): images for name, images in report.images.folders.items()}
                 whole = replace(whole, images=Images(shown, before.folders | folders | before.folders))
             else:
-                said.setdefault("its pictures are of other prompts, and not here", []).append(source)
+                said.setdefault("pictures are of other prompts, and not here", []).append(source)
     whole.notes.extend(f"{', '.join(sources)}: {note}" for note, sources in said.items())
     return whole
 

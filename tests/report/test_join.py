@@ -75,7 +75,7 @@ def test_pictures_of_the_same_prompts_stand_side_by_side_and_others_are_told() -
 
     whole = join.join({"one": of("a", "fox", "owl"), "two": of("b", "fox"), "three": of("c", "apple")})
     assert whole.images == Images(["fox"], {"a": "images/a", "b": "images/b"})
-    assert whole.notes == ["three: its pictures are of other prompts, and not here"]
+    assert whole.notes == ["three: pictures are of other prompts, and not here"]
 
 
 def test_figures_that_are_the_same_are_not_told_to_be_made_in_another_way() -> None:
