@@ -169,7 +169,7 @@ def test_bare_unets_give_a_bare_unet(tmp_path: Path) -> None:
     told = assemble(tmp_path / "work", donors=named, levels=["zero", "one", "zero"], mid="one")
     assert told.code == 0, told.err
     model = tmp_path / "work/run/model"
-    assert {file.name for file in model.iterdir()} == {"config.json", "asdm.json", WEIGHTS}
+    assert {file.name for file in model.iterdir()} == {"config.json", "asdm.json", "README.md", WEIGHTS}
     assert {tensor.dtype for tensor in weights(model).values()} == {torch.float16}
     assert taken(find(str(model)))["one"] == ["down.1", "mid", "up.1", "add_embedding", "time_embedding"]
 
