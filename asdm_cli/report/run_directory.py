@@ -136,7 +136,10 @@ def refuse_unfinished(target: Path, overwrite: bool, recipe_yaml: str) -> None:
     left = partial / RECIPE
     if overwrite or not left.is_file() or not _done(partial):
         return
-    before, now = (yaml.safe_load(text) for text in (left.read_text(encoding="utf-8"), recipe_yaml))
+    try:
+        before, now = (dict(yaml.safe_load(text)) for text in (left.read_text(encoding="utf-8"), recipe_yaml))
+    except (yaml.YAMLError, TypeError, ValueError):  # damaged: nothing can go on from there
+        return
     if other := [key for key in {**before, **now} if before.get(key, ...) != now.get(key, ...)]:
         raise ModelError(
             f"{partial}: keeps what an interrupted run of another recipe did ({', '.join(other)} differ). With these "

@@ -56,3 +56,12 @@ def test_the_command_writes_a_file_once(tmp_path: Path, monkeypatch: pytest.Monk
     assert again.code == 2
     assert "prune.yaml: is there already; choose another --out" in again.text
     assert (strange.code, "did you mean 'prune'" in strange.text) == (2, True)
+
+
+def test_another_model_than_the_bundled_one_has_its_own_data() -> None:
+    bundled, mine = starter("distill", "pocket"), starter("distill", "models/mine.safetensors")
+    assert "train: pocket" in bundled
+    assert "train: pocket" not in mine
+    assert "held_out: pocket" not in mine
+    assert "train: shards/*.tar" in mine
+    assert "lr: 5.0e-5" in mine
