@@ -595,7 +595,11 @@ def show(
     ] = None,
     page: Annotated[
         Path | None,
-        option("--out", metavar="PAGE", help="Write the reports of these runs as one page instead: .html, or .md."),
+        option(
+            "--out",
+            metavar="PAGE",
+            help="Write their reports as one page instead: .html, .md, or .pdf (the plots).",
+        ),
     ] = None,
     overwrite: Overwrite = False,
     verbose: Verbose = False,
@@ -619,6 +623,8 @@ def show(
     asdm show runs/bench-pocket runs/eval-pocket --out runs/page.html
     # the same for a repository, with the recipes' digests
     asdm show runs/bench-pocket runs/eval-pocket --out runs/page.md
+    # the plots for a paper, one on each page
+    asdm show runs/bench-pocket runs/eval-pocket --out runs/plots.pdf
     """
     set_verbosity(verbose)
     from asdm_cli.commands.show import show

@@ -74,11 +74,12 @@ class Report:
     `setups` has, for each that took part, the first of which the others are compared with, what it is: `model` (as a
     later recipe would name it; `written` instead, below the run, of one that the run itself made), `steps` and what
     else decides what it draws: where reports are joined, set-ups of one model that disagree in none of these are one.
-    `made`: the verbs that made its model, oldest first. `series`: points of one series are joined by a line in plots;
-    those of "fewer steps" and "DeepCache" are what the others are held against. `reference`: true of real images and
-    the like, which compete with nobody. `facts` are no figures, by name: texts, numbers and lists, mappings, or lists
-    of rows that are mappings; `title` is what a user calls the whole. `notes` are sentences that a reader of the
-    figures must know.
+    `made`: the verbs that made its model, oldest first. `series`: points of one series are joined by a line in
+    plots; those of "fewer steps" and "DeepCache" are what the others are held against. `varied`: of one of many
+    combinations, what it is of by name (`level`, `mode`, `every`); plots have a line for each of the first of
+    these. `reference`: true of real images and the like, which compete with nobody. `facts` are no figures, by
+    name: texts, numbers and lists, mappings, or lists of rows that are mappings; `title` is what a user calls the
+    whole. `notes` are sentences that a reader of the figures must know.
     """
 
     verb: str

@@ -47,7 +47,7 @@ def _interruptible() -> None:
 def _plots_are_blank() -> Iterator[None]:
     """Elsewhere than in tests/report: matplotlib takes a third of a verb's time on models as small as these."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(charts, "_chart", lambda *_: charts.Chart([Markup("<svg></svg>")], []))
+        patch.setattr(charts, "inline", lambda *_: charts.Chart([Markup("<svg></svg>")], []))
         yield
 
 

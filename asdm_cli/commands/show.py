@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from asdm_cli.records import Report
 
 UNET = "unet"
-PAGES = (".html", ".md")
+PAGES = {".html": "a page", ".md": "Markdown", ".pdf": "the plots"}
 OUTSIDE = "outside"
 """What stands in no block of a UNet: conv_in, the time embedding, conv_out."""
 
@@ -55,21 +55,28 @@ def show(sources: list[str], shape: str | None, page: Path | None, overwrite: bo
 
 
 def _write_page(file: Path, report: Report, recipes: Mapping[str, str], overwrite: bool) -> None:
-    """As its name ends: Markdown, or a page for browsers."""
+    """As its name ends: a page for browsers, Markdown, or the plots for a paper."""
     from asdm_cli.models.write import atomic_file
-    from asdm_cli.report import markdown, page
+    from asdm_cli.report import charts, markdown, page
 
     if file.is_dir():
         raise ModelError(f"{file}: is a directory; give the name of a page, as in {file / 'page.html'}")
     if (kind := file.suffix.lower()) not in PAGES:
-        raise ModelError(f"{file}: pages are Markdown or for browsers; give a name that ends in {' or '.join(PAGES)}")
+        ways = ", ".join(f"{ending} for {what}" for ending, what in PAGES.items())
+        raise ModelError(f"{file}: nothing is written by this name; end it in {ways}")
     if file.exists() and not overwrite:
         raise ModelError(f"{file}: exists already; choose another name, or say --overwrite to replace it")
-    if file.is_symlink() or (file.exists() and not page.is_ours(file)):
+    if file.is_symlink() or (file.exists() and not any(made in file.read_bytes() for made in (page.MADE, charts.MADE))):
         raise ModelError(f"{file}: is no page from asdm, and --overwrite replaces nothing else; choose another name")
+    plots = [(entry.table.title, entry.drawing) for entry in page.entries(report) if entry.drawing]
+    if kind == ".pdf" and not plots:
+        raise ModelError(f"{file}: these runs have nothing to plot, as two set-ups with speed and quality; name more")
     with atomic_file(file) as partial:
-        text = markdown.render(report, recipes) if kind == ".md" else page.render(report, Path())
-        partial.write_text(text, encoding="utf-8")
+        if kind == ".pdf":
+            charts.to_pdf(plots, partial)
+        else:
+            text = markdown.render(report, recipes) if kind == ".md" else page.render(report, Path())
+            partial.write_text(text, encoding="utf-8")
 
 
 def _show_model(source: str) -> None:

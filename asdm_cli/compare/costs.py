@@ -34,7 +34,7 @@ from asdm_cli.profiling.memory import FEW_STEPS, in_fresh_process, measure_memor
 from asdm_cli.recipe.patches import FeatureCacheSpec
 from asdm_cli.recipe.verbs import OnDevice
 from asdm_cli.records import Record
-from asdm_cli.unet.flops import Macs, inputs, macs, macs_of, meta_unet, parameters
+from asdm_cli.unet.flops import Macs, countable, inputs, macs, macs_of, parameters
 
 FULL: Reused = frozenset()
 Groups = tuple[str, ...]
@@ -220,7 +220,7 @@ def pattern_macs(config: dict[str, Any], resolved: ResolvedPlan, calls: int, **s
 
     A full call is one that has a past: what is computed once a generation is left out.
     """
-    unet = meta_unet(config).eval()
+    unet = countable(config)
     cache, steps = FeatureCache(unet, resolved), resolved.steps(calls).digest()
     arguments = {**inputs(config, **shape), "timestep": 500}
     with torch.no_grad(), cache.generation(_evenly(steps)):

@@ -89,6 +89,8 @@ class Setup:
     given: Given | None = None
     """The picture that it is timed with."""
     series: str = ""
+    varied: Mapping[str, str | int] = field(default_factory=dict)
+    """Of one of many combinations: what it is of, by name."""
     source: str = ""
     """What reports call its model."""
     draws: bool = True
@@ -209,7 +211,7 @@ class Setup:
         made = [step["verb"] for step in history(self.model)] if self.model else []
         adapters = [each.told for each in self.model.adapters] if self.model else []
         unets = {name: each.source for name, each in self.unets.items()}
-        beside = {"unets": unets, "patches": told, "adapters": adapters, "made": made}
+        beside = {"unets": unets, "patches": told, "adapters": adapters, "made": made, "varied": dict(self.varied)}
         return {**found, "series": self.series or self.name, **{key: each for key, each in beside.items() if each}}
 
     def origin(self) -> Origin:

@@ -1,5 +1,5 @@
-"""Plots by matplotlib, as SVG that stands inside a page: text is the page's, colours are its variables, and nothing
-in it is a style or an id that could meet another plot's."""
+"""Plots by matplotlib: as SVG that stands inside a page, where text is the page's, colours are its variables, and
+nothing is a style or an id that could meet another plot's; and as PDF for a paper."""
 
 from __future__ import annotations
 
@@ -8,28 +8,32 @@ import math
 import re
 import warnings
 import zlib
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import groupby, product
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 from cycler import cycler
 from markupsafe import Markup, escape
-from matplotlib import rc_context
+from matplotlib import rc_context, rcParams
 from matplotlib.axes import Axes
+from matplotlib.backends.backend_pdf import PdfPages
 from matplotlib.figure import Figure
-from matplotlib.patches import PathPatch
+from matplotlib.patches import Patch, PathPatch
 from matplotlib.path import Path as Outline
+from matplotlib.patheffects import withStroke
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
 from matplotlib.transforms import Bbox
 
 from asdm_cli.records import Record, Timeline
 from asdm_cli.report.metrics import metric, shown, spread
-from asdm_cli.report.plots import Bars, Curves, Point, Scatter
+from asdm_cli.report.plots import COLOURS, Bars, Curves, Point, Scatter
 
 WIDTHS = {"wide": 720, "narrow": 348}
 """Every plot is drawn twice, px wide; the style sheet shows the one that fits the screen."""
-COLOURS = 8
 INK, SOFT, RULE, PAPER = "#010101", "#020202", "#030303", "#040404"
 SERIES = [f"#0a00{index:02x}" for index in range(COLOURS)]
 VARIABLES = {INK: "ink", SOFT: "soft", RULE: "rule", PAPER: "paper"} | {c: f"c{i}" for i, c in enumerate(SERIES)}
@@ -50,7 +54,7 @@ STYLE = {
     "axes.spines.right": False,
     "axes.spines.left": False,
     "axes.axisbelow": True,
-    "axes.prop_cycle": cycler(color=[INK]),
+    "axes.prop_cycle": cycler(color=SERIES),
     "grid.color": RULE,
     "xtick.color": SOFT,
     "ytick.color": SOFT,
@@ -58,9 +62,26 @@ STYLE = {
     "ytick.minor.size": 0,
     "path.simplify": False,
 }
+PRINTED = [
+    *("#3b6fb6", "#d2691e", "#3a8f6b", "#b5487f", "#8a6fc4", "#a3851a", "#4796a8", "#7d7d7d", "#b0413e", "#5d7a2c")
+]
+"""The page's on white."""
+INKS = {INK: "#1d1f21", SOFT: "#5b6067", RULE: "#e2e2dc"}
+PAPER_STYLE = {
+    **{key: INKS.get(value, value) if isinstance(value, str) else value for key, value in STYLE.items()},
+    "axes.prop_cycle": cycler(color=PRINTED),
+    "font.size": 9,
+    "axes.titlesize": 9,
+    "pdf.fonttype": 42,  # letters stay letters, as journals ask
+}
+PRINTED_WIDTH = 468
+"""Points: a page of text between its margins."""
+CREATOR = "asdm show"
+MADE = f"/Creator ({CREATOR})".encode()
+"""Somewhere in a file of plots: it is ours."""
 MOST_POINTS = 300
 """Of a line; a longer one is thinned to means, with the reach of what each stands for behind it."""
-MOST_BARS, LONGEST = 24, 26
+MOST_BARS, LONGEST, LEGEND = 24, 26, 4
 SIDES = (
     ("left", "center"),
     ("right", "center"),
@@ -69,9 +90,23 @@ SIDES = (
     *product(("left", "right"), ("bottom", "top")),
 )
 """Where a name may stand beside its point: which side of the name is next to it; the first that is free."""
+ROOM = 4
+"""Between a name and another's point, px."""
 AWAY = {"left": 8, "right": -8, "bottom": 9, "top": -9, "center": 0}
 TIP = "tip: "
 """What an id begins with that is to be shown when something is pointed at."""
+
+
+@dataclass(frozen=True)
+class Drawing:
+    """A plot that is drawn where it is shown. `label` says in words what it is; `names` are those of its colours, each
+    with its place among them; `draw` gives the points that are to be named once their places are known; `height` is 0
+    where the width says it."""
+
+    label: str
+    names: list[tuple[str, int]]
+    draw: Callable[[Axes], list[Point] | None]
+    height: float = 0
 
 
 @dataclass(frozen=True)
@@ -82,61 +117,85 @@ class Chart:
     legend: list[tuple[str, str]]
 
 
-def scatter(view: Scatter, colours: Mapping[str, int]) -> Chart:
+def scatter(view: Scatter, colours: Mapping[str, int]) -> Drawing:
     label = f"{view.title}. Across: {view.x}, up: {view.y}. {len(view.points)} points."
     series = dict.fromkeys(point.series for point in view.points if point.series) if view.lines else ()
-    return _chart(label, series, colours, lambda axes: _scatter(axes, view, colours))
+    return Drawing(label, _named(series, colours), lambda axes: _scatter(axes, view, colours))
 
 
-def curves(view: Curves, colours: Mapping[str, int]) -> Chart:
+def curves(view: Curves, colours: Mapping[str, int]) -> Drawing:
     figure = metric(view.metric)
     label = f"{view.title}{', logarithmic' if figure.log else ''}, by {figure.axis}. {len(view.lines)} lines."
-    return _chart(label, view.lines, colours, lambda axes: _curves(axes, view, colours))
+    return Drawing(label, _named(view.lines, colours), lambda axes: _curves(axes, view, colours))
 
 
-def bars(view: Bars, colours: Mapping[str, int]) -> Chart:
+def bars(view: Bars, colours: Mapping[str, int]) -> Drawing:
     height = min(len(view.categories), MOST_BARS) * (len(view.values) * 14 + 10) + 50
     label = f"{view.title}, {metric(view.metric).label}. {len(view.categories)} groups of bars."
-    return _chart(label, view.values, colours, lambda axes: _bars(axes, view, colours), height)
+    return Drawing(label, _named(view.values, colours), lambda axes: _bars(axes, view, colours), height)
 
 
-def timeline(view: Timeline, colours: Mapping[str, int]) -> Chart:
+def timeline(view: Timeline, colours: Mapping[str, int]) -> Drawing:
     words = [word for letter, word in view.letters.items() if any(letter in row for row in view.rows.values())]
     label = f"{view.title}, {max(map(len, view.rows.values()), default=0)} by {view.axis}. {len(view.rows)} rows."
-    return _chart(label, words, colours, lambda axes: _timeline(axes, view, colours), 16 * len(view.rows) + 50)
+    height = 16 * len(view.rows) + 50
+    return Drawing(label, _named(words, colours), lambda axes: _timeline(axes, view, colours), height)
 
 
-def _chart(
-    label: str,
-    names: Iterable[str],
-    colours: Mapping[str, int],
-    draw: Callable[[Axes], list[Point] | None],
-    height: float = 0,
-) -> Chart:
+def _named(names: Iterable[str], colours: Mapping[str, int]) -> list[tuple[str, int]]:
+    return [(name, colours[name]) for name in names]
+
+
+def inline(drawing: Drawing) -> Chart:
+    """For a page."""
     drawn = []
     for name, width in WIDTHS.items():
-        with rc_context(STYLE), warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # a letter that matplotlib's own font lacks is set in the page's
-            size = width / 72, (height or min(max(0.6 * width, 270), 400)) / 72
-            figure, buffer = Figure(size, layout="constrained"), io.StringIO()
-            axes = figure.subplots()
-            named = draw(axes) or []
-            figure.draw_without_rendering()
-            figure.set_layout_engine("none")  # it is laid out: once is enough
-            _name_points(axes, named)
+        buffer = io.StringIO()
+        with _figure(drawing, width, STYLE) as figure:
             figure.savefig(buffer, format="svg", metadata=dict.fromkeys(("Creator", "Date", "Format", "Type")))
-        drawn.append(_inline(buffer.getvalue(), name, label))
-    legend = [(name, f"c{colours[name]}") for name in names]
+        drawn.append(_inline(buffer.getvalue(), name, drawing.label))
+    legend = [(name, f"c{place}") for name, place in drawing.names]
     return Chart(drawn, legend if len(legend) > 1 else [])
+
+
+def to_pdf(drawings: Iterable[tuple[str, Drawing]], file: Path) -> None:
+    """Each under its title on a page as large as it."""
+    with rc_context(PAPER_STYLE), PdfPages(file, metadata={"Creator": CREATOR}) as pages:  # fonts are stored at its end
+        for title, drawing in drawings:
+            with _figure(drawing, PRINTED_WIDTH, PAPER_STYLE, title) as figure:
+                pages.savefig(figure)
+
+
+@contextmanager
+def _figure(drawing: Drawing, width: float, style: Mapping[str, Any], title: str = "") -> Iterator[Figure]:
+    """Laid out; for a paper, which has no page around it, with a title and the names of its colours."""
+    with rc_context(style), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # a letter that matplotlib's own font lacks is set in the page's
+        size = width / 72, (drawing.height or min(max(0.6 * width, 270), 400)) / 72
+        figure = Figure(size, layout="constrained")
+        axes = figure.subplots()
+        points = drawing.draw(axes) or []
+        if title:
+            figure.suptitle(title, x=0.01, ha="left")
+            if len(drawing.names) > 1:
+                marks = [Patch(color=f"C{place}", label=name) for name, place in drawing.names]
+                figure.legend(handles=marks, loc="outside lower left", ncols=LEGEND, frameon=False)
+        figure.draw_without_rendering()
+        figure.set_layout_engine("none")  # it is laid out: once is enough
+        _name_points(axes, points)
+        for text in axes.texts if title else ():  # a page's style sheet does this, and keeps them text
+            text.set_path_effects([withStroke(linewidth=2, foreground="white")])
+        yield figure
 
 
 def _scatter(axes: Axes, view: Scatter, colours: Mapping[str, int]) -> list[Point]:
     """The points that are to be named when their places are known."""
     for series, line in view.lines.items():
         places = [[point.x.value for point in line], [point.y.value for point in line]]
-        axes.plot(*places, color=SERIES[colours[series]], linewidth=1.5, zorder=2)
+        axes.plot(*places, color=f"C{colours[series]}", linewidth=1.5, zorder=2)
     for point in view.points:
-        colour = SERIES[0] if not view.lines else SERIES[colours[point.series]] if point.series else INK
+        own = f"C{colours[point.series]}" if point.series else rcParams["text.color"]
+        colour = own if view.lines else "C0"
         place, alpha = (point.x.value, point.y.value), 1.0 if point.front else 0.4
         reach = {"xerr": _reach(point.x), "yerr": _reach(point.y)}
         axes.errorbar(*place, **reach, fmt="none", ecolor=colour, elinewidth=1, capsize=2.5, alpha=0.6 * alpha)
@@ -165,7 +224,11 @@ def _name_points(axes: Axes, points: Sequence[Point]) -> None:
         text = axes.annotate(point.name, (point.x.value, point.y.value), **away)
         box = text.get_window_extent()
         inside = room.x0 <= box.x0 and box.x1 <= room.x1 and room.y0 <= box.y0 and box.y1 <= room.y1
-        if inside and not box.count_overlaps(list(taken.values())) and not any(box.contains(*dot) for dot in dots):
+        if (
+            inside
+            and not box.count_overlaps(list(taken.values()))
+            and not any(box.padded(ROOM).contains(*dot) for dot in dots)
+        ):
             taken[point.name] = box
         else:
             text.remove()
@@ -174,7 +237,7 @@ def _name_points(axes: Axes, points: Sequence[Point]) -> None:
 def _curves(axes: Axes, view: Curves, colours: Mapping[str, int]) -> None:
     figure = metric(view.metric)
     for name, line in view.lines.items():
-        points, colour = np.array([(each.at, each.value) for each in line], dtype=float), SERIES[colours[name]]
+        points, colour = np.array([(each.at, each.value) for each in line], dtype=float), f"C{colours[name]}"
         points = points[np.isfinite(points).all(1) & ((points[:, 1] > 0) | (not figure.log))]
         if len(points) > MOST_POINTS:
             chunks = np.array_split(points, MOST_POINTS)
@@ -213,9 +276,11 @@ def _bars(axes: Axes, view: Bars, colours: Mapping[str, int]) -> None:
     for place, (series, row) in enumerate(view.values.items()):
         lengths = [max(0.0, each.value) if each and math.isfinite(each.value) else 0.0 for each in row[: len(names)]]
         at = [index + (place - (count - 1) / 2) * 0.8 / count for index in range(len(names))]
-        drawn = axes.barh(at, lengths, 0.8 / count - 0.04, color=SERIES[colours[series]])
+        drawn = axes.barh(at, lengths, 0.8 / count - 0.04, color=f"C{colours[series]}")
         texts = [shown(each) if each else "" for each in row[: len(names)]]
-        axes.bar_label(drawn, texts, padding=4, fontsize=11, color=SOFT)
+        axes.bar_label(
+            drawn, texts, padding=4, fontsize=0.92 * rcParams["font.size"], color=rcParams["axes.labelcolor"]
+        )
     axes.margins(x=0.15)
     axes.set_xticks([])
     axes.spines["left"].set_visible(True)
@@ -235,7 +300,7 @@ def _timeline(axes: Axes, view: Timeline, colours: Mapping[str, int]) -> None:
     for letter, outlines in boxes.items():
         word = view.letters[letter]
         outline = Outline.make_compound_path(*outlines)
-        axes.add_patch(PathPatch(outline, facecolor=SERIES[colours[word]], edgecolor="none", gid=TIP + word))
+        axes.add_patch(PathPatch(outline, facecolor=f"C{colours[word]}", edgecolor="none", gid=TIP + word))
     axes.set_xlim(0, max(calls, 1))
     axes.set_xlabel(view.axis, loc="right")
     shown_calls = range(0, calls, max(1, calls // 10))
@@ -247,7 +312,7 @@ def _timeline(axes: Axes, view: Timeline, colours: Mapping[str, int]) -> None:
 def _rows(axes: Axes, names: Iterable[str]) -> None:
     """One below the other, the first on top, their names cut where they are long."""
     cut = [name if len(name) <= LONGEST else name[: LONGEST - 1] + "…" for name in names]
-    axes.set_yticks(range(len(cut)), cut, color=INK)
+    axes.set_yticks(range(len(cut)), cut, color=rcParams["text.color"])
     axes.set_ylim(max(len(cut), 1) - 0.5, -0.5)
     axes.spines["bottom"].set_visible(False)
 

@@ -21,11 +21,12 @@ SPECIAL = str.maketrans(
 
 
 def to_csv(report: Report) -> str:
-    """Every record with all its fields."""
-    out = io.StringIO()
-    writer = csv.DictWriter(out, [field.name for field in fields(Record)], lineterminator="\n")
+    """Every record with all its fields; behind them what its set-up is of, where that is one of many combinations."""
+    out, varied = io.StringIO(), {name: about.get("varied", {}) for name, about in report.setups.items()}
+    columns = dict.fromkeys([*(each.name for each in fields(Record)), *(key for own in varied.values() for key in own)])
+    writer = csv.DictWriter(out, [*columns], lineterminator="\n")
     writer.writeheader()
-    writer.writerows(asdict(record) for record in report.records)
+    writer.writerows({**asdict(record), **varied.get(record.setup, {})} for record in report.records)
     return out.getvalue().rstrip("\n")
 
 
@@ -48,8 +49,7 @@ def _tabular(table: Table) -> str:
     ]
     begin = rf"\begin{{tabular}}{{{''.join('r' if column.number else 'l' for column in table.columns)}}}"
     spreads = dict.fromkeys(f"{column.title}: {column.interval}" for column in table.columns if column.interval)
-    bold = "nothing that shows what was asked for is told to be better"
-    told = [rf"{table.title}, for \usepackage{{booktabs}}; bold: {bold}", *([table.note] if table.note else [])]
+    told = [rf"{table.title}, for \usepackage{{booktabs}}", *([table.note] if table.note else [])]
     told += [f"in brackets: {'; '.join(spreads)}"] if spreads else []
     below = [f"% {' '.join(line.split())}" for line in told]
     return "\n".join([begin, r"\toprule", head, r"\midrule", *body, r"\bottomrule", r"\end{tabular}", *below])

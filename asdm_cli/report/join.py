@@ -14,7 +14,7 @@ from asdm_cli.report.run_directory import read
 FIRST = ("bench", "eval"), ("inherit", "switch")
 """Verbs whose recipes name set-ups themselves, and those that compare a model with itself: their names and figures come
 before the others'."""
-NOT_WAYS = ("model", "written", "series", "reference", "made", "learned")
+NOT_WAYS = ("model", "written", "series", "varied", "reference", "made", "learned")
 """What is said of a set-up, but is nothing of how it draws."""
 MOST = 6
 """Names in a note."""

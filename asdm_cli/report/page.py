@@ -10,9 +10,9 @@ import base64
 import hashlib
 import io
 import re
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from functools import cache, cached_property, partial
+from functools import cache, cached_property
 from importlib import resources
 from pathlib import Path
 
@@ -23,12 +23,13 @@ from PIL import Image
 from asdm_cli.data.images import UnreadableError, read_file
 from asdm_cli.records import Card, Images, Report
 from asdm_cli.report import charts, plots, tables
-from asdm_cli.report.charts import Chart
+from asdm_cli.report.charts import Chart, Drawing
 from asdm_cli.report.tables import Table
 from asdm_cli.report.words import headline, ranked, unbroken
 
 GENERATOR = '<meta name="generator" content="asdm">'
-"""Near a page's beginning: it is ours."""
+MADE = GENERATOR.encode()
+"""Somewhere in a page: it is ours."""
 ROWS = 4
 """Set-ups whose pictures are seen at once."""
 LARGEST_PX, SMALL_PX, WEBP_QUALITY = 256, 128, 85
@@ -37,16 +38,16 @@ LARGEST_PX, SMALL_PX, WEBP_QUALITY = 256, 128, 85
 
 @dataclass(frozen=True)
 class Entry:
-    """A table under its title, or a plot with the table of its figures behind it, drawn where it is shown."""
+    """A table under its title, or a plot with the table of its figures behind it."""
 
     id: str
     table: Table
-    draw: Callable[[], Chart] | None = None
+    drawing: Drawing | None = None
     note: str = ""
 
     @cached_property
     def chart(self) -> Chart | None:
-        return self.draw() if self.draw else None
+        return charts.inline(self.drawing) if self.drawing else None
 
 
 @dataclass(frozen=True)
@@ -90,12 +91,6 @@ def _template() -> Template:
     return environment.get_template("report.html.j2")
 
 
-def is_ours(page: Path) -> bool:
-    """Whether a file is a page that `render` gave."""
-    with page.open("rb") as file:
-        return GENERATOR.encode() in file.read(1024)
-
-
 def card(name: str, held: Card) -> Table:
     return tables.pairs(name, {key.replace("_", " "): value for key, value in held.items()})
 
@@ -111,24 +106,24 @@ def entries(report: Report) -> Iterator[Entry]:
     names += [name for plot in curves for name in plot.lines]
     names += [name for _, bars in parts.values() if bars for name in bars.values]
     names += [word for timeline in report.timelines for word in timeline.letters.values()]
-    colours = {name: place % charts.COLOURS for place, name in enumerate(dict.fromkeys(names))}
+    colours = {name: place % plots.COLOURS for place, name in enumerate(dict.fromkeys(names))}
     if lead := tables.main(report):
         yield Entry("figures", lead)
     for place, table in enumerate(tables.others(report)):
         yield Entry(f"others-{place}", table)
     for place, plot in enumerate(scatters):
-        yield Entry(f"plot-{place}", plot.table, partial(charts.scatter, plot, colours), plot.note)
+        yield Entry(f"plot-{place}", plot.table, charts.scatter(plot, colours), plot.note)
     for place, table in enumerate(tables.everything(report)):
         yield Entry(f"all-{place}", table)
     for place, table in enumerate(plots.comparisons(report)):
         yield Entry(f"table-{place}", table)
     for place, (table, bars) in enumerate(parts.values()):
-        yield Entry(f"part-{place}", table, partial(charts.bars, bars, colours) if bars else None)
+        yield Entry(f"part-{place}", table, charts.bars(bars, colours) if bars else None)
     for place, curve in enumerate(curves):
-        yield Entry(f"curve-{place}", curve.table, partial(charts.curves, curve, colours))
+        yield Entry(f"curve-{place}", curve.table, charts.curves(curve, colours))
     for place, each in enumerate(report.timelines):
-        table, draw = tables.pairs(each.title, each.rows), partial(charts.timeline, each, colours)
-        yield Entry(f"timeline-{place}", table, draw, each.note)
+        table = tables.pairs(each.title, each.rows)
+        yield Entry(f"timeline-{place}", table, charts.timeline(each, colours), each.note)
     for place, table in enumerate(tables.facts(report)):
         yield Entry(f"fact-{place}", table)
 

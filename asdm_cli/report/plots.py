@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from asdm_cli.compare.pareto import DEEPCACHE, PEERS, ParetoFront, ParetoPoint, front, quality_at, time_at
@@ -22,6 +22,8 @@ from asdm_cli.report.tables import (
     whole,
 )
 
+COLOURS = 10
+"""What a plot can tell apart."""
 LEVELS_DB = (25, 30, 35, 40, 45, 50, 55, 60)
 
 
@@ -83,13 +85,13 @@ def _scatter(report: Report, columns: Columns, key: str) -> Scatter | None:
     if not both:
         return None
     speed = max(both, key=lambda each: len(both[each]))
-    shots, series = both[speed], _series(report, list(both[speed]))
+    shots, series = both[speed], _series(report, list(both[speed]), _line)
     best = {own: set(front(shots[name] for name in names)) for own, names in series.items()}
     kept = {own: [name for name in names if not own or shots[name] in best[own]] for own, names in series.items()}
     points = {
         name: Point(
             name,
-            _own(report, name),
+            _line(report, name),
             columns[speed][name],
             columns[key][name],
             any(name in names for names in kept.values()),
@@ -107,7 +109,7 @@ def _scatter(report: Report, columns: Columns, key: str) -> Scatter | None:
     }
     figures = [column(at, [columns[at][name] for name in shots]) for at in (speed, key)]
     title = title[:1].upper() + title[1:]
-    names = [[name, *([_own(report, name)] if lines else [])] for name in shots]
+    names = [[name, *([_line(report, name)] if lines else [])] for name in shots]
     table = of_columns(title, ["set-up", "series"][: len(names[0])], names, figures)
     better = "Lower" if metric(key).better == "lower" else "Higher"
     side = "right" if metric(speed).better == "higher" else "left"
@@ -131,15 +133,20 @@ def _shots(report: Report, columns: Columns, speed: str, key: str) -> dict[str, 
     return found
 
 
-def _series(report: Report, names: Sequence[str]) -> dict[str, list[str]]:
-    """The members of every series; the first set-up of all belongs to each of them."""
-    first = named(report)[0]
-    own = dict.fromkeys(_own(report, name) for name in names if name != first)
-    return {each: [name for name in names if name == first or _own(report, name) == each] for each in own}
-
-
 def _own(report: Report, name: str) -> str:
     return str(report.setups.get(name, {}).get("series", ""))
+
+
+def _line(report: Report, name: str) -> str:
+    """Of many combinations, a line for each of what was varied first."""
+    return next((str(each) for each in report.setups.get(name, {}).get("varied", {}).values()), _own(report, name))
+
+
+def _series(report: Report, names: Sequence[str], of: Callable[[Report, str], str] = _own) -> dict[str, list[str]]:
+    """The members of every series, or line; the first set-up of all belongs to each of them."""
+    first = named(report)[0]
+    own = dict.fromkeys(of(report, name) for name in names if name != first)
+    return {each: [name for name in names if name == first or of(report, name) == each] for each in own}
 
 
 def comparisons(report: Report) -> list[Table]:
@@ -212,9 +219,9 @@ def _curves(key: str, title: str, lines: dict[str, list[Record]]) -> Curves:
 
 
 def bars(title: str, records: Sequence[Record]) -> Bars | None:
-    """Of parts, the figure that matters most; None where there is one part only."""
+    """Of parts, the figure that matters most; None where there is one part only, or more set-ups than colours."""
     key = min(in_order([each.metric for each in records]), key=lambda key: metric(key).rank)
     found = {(each.setup, each.of.partition("/")[2]): each for each in records if each.metric == key}
     names = list(dict.fromkeys(part for _, part in found))
     values = {setup: [found.get((setup, name)) for name in names] for setup, _ in found}
-    return Bars(title, key, names, values) if len(names) > 1 else None
+    return Bars(title, key, names, values) if len(names) > 1 and len(values) <= COLOURS else None

@@ -20,6 +20,7 @@ JUDGES = ("kid", "label_accuracy", "clip_score", "fd")
 RUINED = {"kid": (1.5, 0.15), "label_accuracy": (2.0, 0.2)}
 """So many times as bad, and by so much: pictures that show little of what they should. The KID of two feature networks
 is not the same, but by 0.15 more hardly anything can be told (of the bundled model's students, label accuracy 0.07)."""
+BEST = "Bold: the best of those that show what was asked for, or not told apart from it."
 PAPER = {"params_m", "macs_g", "plain_macs_g"}
 """Costs that are counted, not measured: where they are all that is known, no set-up is told to be the best."""
 NEAR_DB, OTHER_DB = 30.0, 20.0
@@ -190,8 +191,9 @@ def _figures(report: Report, title: str, names: list[str], keys: list[str], majo
         best = metrics.best(rivals) if alike and not columns.keys() <= PAPER else ()
         head, cells = column(key, [columns[key].get(name) for name in names], best=best)
         figures.append((replace(head, minor=key not in major), cells))
-    note = f"Not made alike, so not compared: {', '.join(unlike)}." if unlike else ""
-    return of_columns(title, ["set-up"], [[name] for name in names], figures, note)
+    notes = [BEST] if any(cell.best for _, cells in figures for cell in cells) else []
+    notes += [f"Not made alike, so not compared: {', '.join(unlike)}."] if unlike else []
+    return of_columns(title, ["set-up"], [[name] for name in names], figures, " ".join(notes))
 
 
 def verdict(report: Report, columns: Columns, name: str) -> tuple[Verdict, Record | None, Record] | None:

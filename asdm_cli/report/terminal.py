@@ -70,7 +70,10 @@ def _lead(report: Report, console: Console) -> Group | None:
     for most, spreads in ((MOST, True), *((most, False) for most in range(MOST, 0, -1))):
         table = tables.main(report, most)
         grid = _grid(table, spreads) if table else None
-        if grid is None or most == 1 or Measurement.get(console, options, grid).maximum <= console.width:
+        if grid is None or most == 1:
+            return grid
+        _, figures, *_ = grid.renderables  # a title and a note may break
+        if Measurement.get(console, options, figures).maximum <= console.width:
             return grid
     return None
 

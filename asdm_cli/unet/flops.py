@@ -57,6 +57,20 @@ def meta_unet(config: Config) -> UNet2DConditionModel:
         raise ModelError(f"UNet config: diffusers cannot build it ({reason(error)})") from None
 
 
+def countable(config: Config) -> UNet2DConditionModel:
+    """Such a UNet whose norms hand on what they get: they multiply no matrices, and would take half of the time that
+    counting takes."""
+    unet = meta_unet(config).eval()
+    for module in unet.modules():
+        if isinstance(module, (torch.nn.GroupNorm, torch.nn.LayerNorm)):
+            module.forward = _same
+    return unet
+
+
+def _same(hidden: torch.Tensor) -> torch.Tensor:
+    return hidden
+
+
 def _remembered(count: Count) -> Count:
     """Counted once for all configs that say the same, whoever reads them from where (diffusers' notes on that, which
     change no cost, are left out)."""
@@ -91,20 +105,13 @@ def parameters(config: Config) -> dict[str, int]:
 def macs(config: Config, batch: int = 1, size: int | tuple[int, int] | None = None, tokens: int = 77) -> Macs:
     """Cost of one forward pass: `size` is height and width of the latent (default: the config's own). As when
     pipelines draw, all rows have one timestep. ModelError where nobody knows what such a UNet is called with."""
-    unet = meta_unet(config).eval()
-    for module in unet.modules():
-        if isinstance(module, (torch.nn.GroupNorm, torch.nn.LayerNorm)):  # multiply no matrices, and are half the time
-            module.forward = _same
+    unet = countable(config)
     try:
         return macs_of(unet, {**inputs(config, batch, size, tokens), "timestep": 500})
     except Exception as error:  # settings may contradict each other in any way
         raise ModelError(
             f"UNet config: a UNet of it cannot be called ({reason(error)}); fetch the config again"
         ) from None
-
-
-def _same(hidden: torch.Tensor) -> torch.Tensor:
-    return hidden
 
 
 def macs_of(unet: torch.nn.Module, arguments: dict[str, Any]) -> Macs:
@@ -166,7 +173,7 @@ def inputs(
 def module_macs(config: Config, size: int | tuple[int, int] | None = None, tokens: int = 77) -> dict[str, int]:
     """Multiply-accumulates of one call on one latent, attention's matmuls included: of every module that has some, by
     its name, and '' for the whole."""
-    unet, counter = meta_unet(config).eval(), FlopCounterMode(display=False)
+    unet, counter = countable(config), FlopCounterMode(display=False)
     with torch.no_grad(), sdpa_kernel(SDPBackend.MATH), counter:
         unet(**{**inputs(config, 1, size, tokens), "timestep": 500})
     counted = {name.partition(".")[2]: sum(each.values()) // 2 for name, each in counter.get_flop_counts().items()}

@@ -370,7 +370,9 @@ def _wanted(recipe: InheritRecipe, plain: Setup) -> Iterator[tuple[str, Setup]]:
             nodes, cache = asked.levels[level].nodes, asked.levels[level].cache
             rule = {"nodes": nodes, "cache": cache, "order": asked.order, "axis": asked.axis}
             rules = read_plan({"rules": [{**rule, "schedule": {"mode": mode, "interval": interval}}]})
-            yield f"product.levels.{level}", plain.with_cache(f"{level}, {mode} {interval}", rules, series=OURS)
+            varied = {"level": level, "mode": mode, "every": interval}
+            name = f"{level}, {mode} {interval}"
+            yield f"product.levels.{level}", plain.with_cache(name, rules, series=OURS, varied=varied)
     if peer := recipe.deepcache:
         for branch, interval in product(peer.branches, peer.intervals):
             spec = DeepCacheSpec(interval=interval, branch=branch, steps=plain.steps)

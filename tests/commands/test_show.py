@@ -114,11 +114,17 @@ def test_a_page_that_exists_is_kept(runs: list[str], tmp_path: Path, capsys: pyt
 def test_a_page_is_what_its_name_says(
     runs: list[str], tiny_pipeline: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    for name, begins in {"page.MD": "<!-- ", "page.html": "<!DOCTYPE html>"}.items():
-        assert main(["show", *runs, "--out", str(tmp_path / name)]) == 0
-        assert (tmp_path / name).read_text().startswith(begins)
+    for name, begins in {"page.MD": b"<!-- ", "page.html": b"<!DOCTYPE html>", "page.pdf": b"%PDF"}.items():
+        for again in ([], ["--overwrite"]):
+            assert main(["show", *runs, "--out", str(tmp_path / name), *again]) == 0
+            assert (tmp_path / name).read_bytes().startswith(begins)
+    capsys.readouterr()
     assert main(["show", *runs, "--out", str(tmp_path / "page.txt")]) == 2
-    assert "give a name that ends in .html or .md" in " ".join(capsys.readouterr().err.split())
+    said = " ".join(capsys.readouterr().err.split())
+    assert "end it in .html for a page, .md for Markdown, .pdf for the plots" in said
+    assert main(["show", runs[0], "--out", str(tmp_path / "none.pdf")]) == 2
+    assert "nothing to plot" in " ".join(capsys.readouterr().err.split())
+    assert not (tmp_path / "none.pdf").exists()
     assert main(["show", str(tiny_pipeline), "--format", "csv"]) == 2
     assert "is no run directory" in " ".join(capsys.readouterr().err.split())
 

@@ -15,13 +15,13 @@ settings.register_profile("patient", deadline=None)  # two busy cores make any t
 settings.load_profile("patient")
 
 
-CHART = charts._chart  # before any test has run
+INLINE = charts.inline  # before any test has run
 
 
 @pytest.fixture(scope="package", autouse=True)
 def _plots_are_drawn(_plots_are_blank: None) -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(charts, "_chart", CHART)
+        patch.setattr(charts, "inline", INLINE)
         yield
 
 

@@ -197,6 +197,13 @@ def test_csv_has_every_record_with_all_its_fields() -> None:
     )
 
 
+def test_csv_tells_combinations_by_what_they_are_of() -> None:
+    about = {"plan a": {"varied": {"level": "a", "every": 2}}, "plain": {}, "plan b": {"varied": {"level": "b"}}}
+    report = Report("inherit", about, [Record(name, "psnr_db", 40.0) for name in about])
+    rows = [(row["level"], row["every"]) for row in csv.DictReader(io.StringIO(export.to_csv(report)))]
+    assert rows == [("a", "2"), ("", ""), ("b", "")]
+
+
 def test_markdown_and_latex_have_the_main_table() -> None:
     report = Report("bench", {"a|b": {}, "c_d": {}}, [Record("a|b", "unet_ms", 2.0), Record("c_d", "unet_ms", 1.0)])
     assert export.to_markdown(report).split("\n") == [
@@ -204,6 +211,8 @@ def test_markdown_and_latex_have_the_main_table() -> None:
         "| --- | ---: |",
         "| a\\|b | 2.00 |",
         "| c_d | **1.00** |",
+        "",
+        tables.BEST,
     ]
     assert r"c\_d & \textbf{1.00} \\" in export.to_latex(report)
     for shape in export.FORMATS.values():

@@ -15,7 +15,9 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from asdm_cli.report.page import render
+from asdm_cli.records import Record
+from asdm_cli.report import charts, plots
+from asdm_cli.report.page import entries, render
 from tests.report import made
 
 VOID = {"meta", "img", "br", "wbr", "hr", "link", "input"}
@@ -134,6 +136,37 @@ def test_hostile_texts_stay_texts(run: Path) -> None:
     for tag in ("th", "td", "p", "h3"):
         assert any(made.HOSTILE in text for text in page.texts[tag]), tag
     assert "49" not in "".join(page.texts["p"])
+
+
+def test_plots_for_a_paper_keep_their_letters(tmp_path: Path) -> None:
+    """Each on a page; fonts that a viewer can read, not outlines that it may not have."""
+    drawings = [(entry.table.title, entry.drawing) for entry in entries(made.compared()) if entry.drawing]
+    charts.to_pdf(drawings, tmp_path / "plots.pdf")
+    written = (tmp_path / "plots.pdf").read_bytes()
+    assert written.count(b"/Type /Page /") == len(drawings) > 3
+    assert b"/CIDFontType2" in written
+    assert b"/Type3" not in written
+    assert charts.MADE in written
+
+
+def test_combinations_have_a_line_for_each_of_what_was_varied_first() -> None:
+    report = made.compared()
+    for place, (name, about) in enumerate(report.setups.items()):
+        if about.get("series") == "plans":
+            about["varied"] = {"level": "block" if place % 2 else "layer", "every": place}
+            assert name
+    before, (plot, *_) = plots.scatters(made.compared())[0], plots.scatters(report)
+    assert {"block", "layer"} <= {point.series for point in plot.points}
+    assert "plans" not in {point.series for point in plot.points}
+    assert "plans" in {point.series for point in before.points}
+    told = plots.comparisons(report), plots.comparisons(made.compared())
+    assert told[0] == told[1], "equal fidelity is told of all ways that are ours"
+
+
+def test_more_set_ups_than_colours_are_no_bars() -> None:
+    few = [Record(f"set-up {number}", "macs_g", 1.0, of=f"block/{of}") for number in range(10) for of in "ab"]
+    assert plots.bars("by block", few)
+    assert plots.bars("by block", [*few, Record("another", "macs_g", 1.0, of="block/a")]) is None
 
 
 def test_plots_are_drawn_by_matplotlib_and_it_is_imported_for_nothing_else() -> None:
