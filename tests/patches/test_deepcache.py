@@ -10,6 +10,8 @@ import pytest
 from torch import Tensor
 
 from asdm_cli import inherit
+from asdm_cli.patches.deepcache import DeepCachePatch
+from asdm_cli.recipe.patches import DeepCacheSpec
 from tests.patches.conftest import Get
 from tests.patches.pipes import draw
 
@@ -47,6 +49,13 @@ def by_value(pipe: Any, interval: int) -> list[int]:
 def plain() -> dict[str, Tensor]:
     """Sampler -> what is drawn without any plan."""
     return {}
+
+
+@pytest.mark.parametrize("mid", [{}, {"mid_block_type": "UNetMidBlock2DCrossAttn"}, {"mid_block_type": None}])
+def test_the_package_is_refused_where_its_middle_is_gone(mid: dict[str, Any]) -> None:
+    told = DeepCachePatch(DeepCacheSpec(interval=2, branch=0, steps=4)).check({"unet": mid}, [])
+    why = "the DeepCache package needs a mid block, and this UNet has none; leave it out"
+    assert told == [why] * (None in mid.values())
 
 
 @pytest.mark.parametrize(("branch", "interval", "sampler"), IN_TURN)

@@ -86,6 +86,10 @@ SMALL, LIGHT = ("params_m", 8.77, 5.91, 0.0), ("macs_g", 0.247, 0.162, 0.0)
         (beside(("image_speedup", 1.0, 0.8, 0.02)), "base: slower: 0.80 times as fast"),
         (beside(SMALL, LIGHT), "base: 33 % fewer parameters (8.77 → 5.91 M), 34 % fewer MACs (0.247 → 0.162 G)"),
         (beside(SMALL, LIGHT, RUIN), "base: 34 % fewer MACs (0.247 → 0.162 G), pictures ruined (KID 0.22 → 0.43)"),
+        (  # both were, or neither: the other settings are what was done to it
+            replace(beside(SPEED, WORSE), setups={"pocket": {"made": ["prune"]}, "base": {"made": ["prune"]}}),
+            "base: 1.50 times as fast, pictures worse (KID 0.220 → 0.270)",
+        ),
         (
             replace(beside(SMALL, made=["prune"]), verb="prune"),
             "base: 33 % fewer parameters (8.77 → 5.91 M); distil it",

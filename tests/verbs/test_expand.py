@@ -122,6 +122,20 @@ def folded(tiny_experts: Path, tmp_path_factory: pytest.TempPathFactory) -> Path
     return folder / "run"
 
 
+def test_a_pipeline_that_draws_from_pictures_is_folded_by_its_unet(tiny_experts: Path, tmp_path: Path) -> None:
+    """What it loses is seen while drawing, for which there are no pictures; the way out that is told works."""
+    model = Path(shutil.copytree(tiny_experts, tmp_path / "model"))
+    index = model / "model_index.json"
+    said = index.read_text().replace('"StableDiffusionPipeline"', '"StableDiffusionImg2ImgPipeline"')
+    index.unlink()
+    index.write_text(said)
+    refused = fold(tmp_path, model)
+    assert refused.code == 2
+    assert f"to fold it unseen, give its UNet alone: model: {model / 'unet'}" in refused.text
+    assert fold(tmp_path, model / "unet").code == 0
+    assert not expert_layers(unet(tmp_path / "run"))
+
+
 def test_equal_experts_fold_without_loss(tiny_pipeline: Path, tiny_base: Path, tmp_path: Path) -> None:
     """Weights and answers are what they were, and nothing needs to be drawn."""
     assert expand(tmp_path / "wide", tiny_base, experts=3, donor=str(tiny_pipeline)).code == 0

@@ -436,6 +436,17 @@ def test_a_sweep_does_not_take_the_plan_s_name(recipe: Callable[..., InheritReci
         inherit.plan(recipe(target="2x", fewer_steps=None, sweep=[{"name": "2 steps", "steps": 2, "plan": PLAN}]))
 
 
+@pytest.mark.parametrize(("limit", "both"), [(2, 0), (3, 1), (4, 2)])
+def test_prompts_that_are_calibrated_on_and_measured_on_are_told(
+    limit: int, both: int, recipe: Callable[..., InheritRecipe], tmp_path: Path
+) -> None:
+    (tmp_path / "four.txt").write_text("a fox\nan owl\na red fox\na red owl\n")
+    asked = {"prompts": str(tmp_path / "four.txt"), "limit": limit, "calibration": 2}
+    told = inherit.plan(recipe(**asked, plan={"rules": [RULE]})).notes
+    begins = f"{both} of the {limit} prompts that are measured on are what was calibrated on, too"
+    assert [begins in note and f"Give {4 + both} prompts" in note for note in told] == [True] * bool(both)
+
+
 def test_what_must_be_calibrated_is_not_taken_for_a_plan(settings: dict[str, Any], tmp_path: Path) -> None:
     said = ran(tmp_path, {**settings, "plan": {"rules": [RULE]}, "measure": False, "out": str(tmp_path / "x")})
     assert said.code == 2

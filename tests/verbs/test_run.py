@@ -17,10 +17,13 @@ import yaml
 
 from asdm_cli.errors import ModelError, RunError
 from asdm_cli.recipe.load import load
+from asdm_cli.recipe.verbs import RunRecipe
 from asdm_cli.records import Images
 from asdm_cli.report.run_directory import read
+from asdm_cli.verbs import SlowPlan
 from asdm_cli.verbs.process import run_stage
 from asdm_cli.verbs.run import _brought, _bundled, stages
+from asdm_cli.verbs.run import plan as planned
 from tests import tiny
 from tests.apart import shared
 from tests.typed import Said, asdm
@@ -181,6 +184,25 @@ def test_a_dry_run_says_what_would_run_and_writes_nothing(recipe: Recipe, tmp_pa
     assert "3 stages, 0 of them finished before" in said.text
     assert re.search(r"pruned: \d+ % fewer parameters", said.text)
     assert {path.name for path in tmp_path.iterdir()} == {"recipe.yaml"}
+
+
+def test_a_dry_run_tells_the_time_of_all_that_draws(tiny_pipeline: Path, tmp_path: Path) -> None:
+    (tmp_path / "prompts.txt").write_text("a fox\nan owl\n")
+    worth = {"verb": "eval", "models": [{"name": "m", "model": "$model"}], "prompts": str(tmp_path / "prompts.txt")}
+    worth |= {"limit": 2, "device": "cpu", "metrics": ["psnr"], "steps": 4}
+    few = {"verb": "run", "inputs": {"model": str(tiny_pipeline)}, "out": str(tmp_path / "whole")}
+    few["stages"] = {
+        "few": {**worth, "steps": 2},
+        "many": worth,
+        "made": {"verb": "prune", "model": "$model", "remove": "mid"},
+    }
+    assert "It would take " in run(tmp_path, few, "--dry-run").text
+    whole = planned(RunRecipe.model_validate(few))
+    each = [work.macs for one in whole.ready.values() if isinstance(one, SlowPlan) and (work := one.work())]
+    found = whole.work()
+    assert found
+    assert (len(each), found.macs) == (2, sum(each))
+    assert each[1] > 1.5 * each[0] > 0
 
 
 def test_everything_that_can_be_known_early_is_told_at_once(recipe: Recipe, tmp_path: Path) -> None:
