@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import io
 import math
+import shutil
 from collections.abc import Mapping, Sequence
+from hashlib import sha256
 from inspect import signature
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -24,7 +26,7 @@ from asdm_cli.recipe.typed import read_adapters
 if TYPE_CHECKING:
     from asdm_cli.sampling.prompts import Given
 
-SHEET = "sheet.png"
+SHEET, DRAWN = "sheet.png", "drawn"
 TAKEN = tuple(CALLED)
 """What is told only where a pipeline takes it."""
 
@@ -50,8 +52,10 @@ def generate(
     from asdm_cli.models.load import device_and_dtype, load_pipeline
     from asdm_cli.models.metadata import patches_of
     from asdm_cli.models.schedulers import set_sampler
-    from asdm_cli.patches.base import patch_of
+    from asdm_cli.patches.base import ways_to_draw
+    from asdm_cli.profiling.latency import versions
     from asdm_cli.sampling.generate import draw
+    from asdm_cli.sampling.image_set import ImageSet
 
     check_drawing(source)
     if settings["size"] is not None:
@@ -62,24 +66,31 @@ def generate(
     setup = Setup(source.name, source, source.config(UNET), **asked)
     assert setup.calls, "its scheduler knows as many steps"
     how = setup.sampling(settings["size"], settings["seed"], batch=8, negative=settings["negative"])
-    pipe, patches = load_pipeline(source, *device_and_dtype(*place)), patches_of(source)
+    where, patches = device_and_dtype(*place), patches_of(source)
+    pipe = load_pipeline(source, *where)
     if how.sampler != "own":
         set_sampler(pipe, how.sampler)
     for spec in patches:
         note(f"{source.name}: {spec.kind} is in force; `asdm show` prints it")
-    reentrant = all(patch_of(spec).reentrant for spec in patches)
-    with atomic_directory(out.resolve(), overwrite) as folder:
+    depends = {**setup.origin(), "patches": [spec.written() for spec in patches], "size": how.size, "seed": how.seed}
+    parts = [part for each in given for part in (each.image, each.mask)]
+    depends |= {"negative": how.negative, "prompts": [*prompts], "given": [sha256(part).hexdigest() for part in parts]}
+    with atomic_directory(out.resolve(), overwrite, keep=f"{DRAWN}/*.png") as folder:
+        drawn = ImageSet(folder / DRAWN, len(prompts))
+        drawn.claim({**depends, "place": list(map(str, where)), "versions": versions()})
+        pictures = given * len(prompts)
         with blame(source.name, "drawing"):
-            pictures = given * len(prompts)
-            unordered = dict(draw(pipe, prompts, range(len(prompts)), how, given=pictures, reentrant=reentrant))
-        drawn = [unordered[index] for index in range(len(prompts))]
-        for index, (picture, prompt) in enumerate(zip(drawn, prompts, strict=True)):
+            for index, picture in draw(pipe, prompts, drawn.missing(), how, given=pictures, **ways_to_draw(patches)):
+                drawn.save(index, picture)
+        found = [read_file(drawn.path(index)) for index in range(len(prompts))]
+        for index, (picture, prompt) in enumerate(zip(found, prompts, strict=True)):
             origin = PngInfo()
             for key, value in {"prompt": prompt, "index": index, **settings}.items():
                 if value is not None or key not in TAKEN:
                     origin.add_itxt(key, value.name if isinstance(value, Path) else str(value))
             picture.save(folder / f"{index:03}.png", pnginfo=origin)
-        contact_sheet(drawn).save(folder / SHEET)
+        contact_sheet(found).save(folder / SHEET)
+        shutil.rmtree(drawn.folder)
     hand_over(out)
 
 
@@ -104,7 +115,7 @@ def _given(source: ModelDirectory, settings: Mapping[str, Any]) -> list[Given]:
     Raises ModelError with all that does not fit."""
     from asdm_cli.compare.setup import MAKER_STEP, Setup
     from asdm_cli.models.load import pipeline_class
-    from asdm_cli.sampling.prompts import Given
+    from asdm_cli.sampling.prompts import UNPAINTED, Given
 
     name, size = str(source.index["_class_name"]), settings["size"]
     kind, faults, pictures = PIPELINES[name], Faults(), dict[str, Image.Image]()
@@ -118,7 +129,7 @@ def _given(source: ModelDirectory, settings: Mapping[str, Any]) -> list[Given]:
             faults.append(f"{option}: a {name} needs a {'mask' if key == 'mask' else 'picture'}; name its file")
         elif key in kind.given:
             try:
-                pictures[key] = read_file(value)
+                pictures[key] = read_file(value, UNPAINTED if key == "mask" else "white")
             except UnreadableError as error:
                 faults.append(f"{option}: {value}: cannot be read ({error}); give a PNG, JPEG or WEBP file")
     scale = Setup(name, source, source.config(UNET)).surroundings[0] if kind.enlarges else 1

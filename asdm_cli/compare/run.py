@@ -23,7 +23,7 @@ from asdm_cli.metrics.suite import MetricSettings, MetricSuite, against_real, ne
 from asdm_cli.models.metadata import stamps
 from asdm_cli.models.pipelines import PIPELINES
 from asdm_cli.models.write import write_json
-from asdm_cli.patches.base import Stats, patch_of
+from asdm_cli.patches.base import Stats, ways_to_draw
 from asdm_cli.patches.cache_plan import picture, resolve
 from asdm_cli.patches.unet_schedule import who_serves
 from asdm_cli.profiling.latency import ORDER_RULE, clocked, machine, measured_on, round_robin, stopwatch, versions
@@ -115,11 +115,8 @@ def draw_all(
             continue
         settings = sampling(setup, place)
         with blame(setup.name, "drawing"), session.stage(setup) as (pipe, _):
-            what, reentrant = f"drawing with {setup.name}", all(patch_of(spec).reentrant for spec in setup.patches)
-            given = prompts.given
-            for index, image in draw(
-                pipe, prompts.prompts, wanted, settings, given=given, reentrant=reentrant, what=what
-            ):
+            how: dict[str, Any] = {**ways_to_draw(setup.patches), "what": f"drawing with {setup.name}"}
+            for index, image in draw(pipe, prompts.prompts, wanted, settings, given=prompts.given, **how):
                 target.save(index, image)
     state.wait_for_everyone()
     for name, images in sets.items():
@@ -147,7 +144,7 @@ def fidelity(  # noqa: PLR0913 - who draws what, and where
 
 
 def sampling(setup: Setup, place: Place) -> SamplingSettings:
-    return setup.sampling(place.size, place.seed, batch=place.batch, device=place.device, dtype=place.dtype)
+    return setup.sampling(place.size, place.seed, batch=place.batch)
 
 
 # Costs ----------------------------------------------------------------------------------------------------------------

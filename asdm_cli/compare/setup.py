@@ -38,6 +38,7 @@ from asdm_cli.recipe.patches import (
     OUT,
     CachePlan,
     CacheRule,
+    DeepCacheSpec,
     Explicit,
     FeatureCacheSpec,
     GuidanceScheduleSpec,
@@ -234,6 +235,11 @@ class Setup:
         kept = (spec for spec in self.patches if spec.kind not in kinds)
         return replace(self, patches=(*kept, *specs), **changes)
 
+    def at(self, steps: int) -> Setup:
+        """The same in so many steps, of which the DeepCache package is told."""
+        told = [spec.model_copy(update={"steps": steps}) for spec in self.patches if isinstance(spec, DeepCacheSpec)]
+        return self.with_patches(told, steps=steps)
+
     def with_cache(self, name: str, plan: CachePlan, **changes: Any) -> Setup:
         """The same with a plan on every UNet, in the place of those that each had of its own."""
         return self.with_patches([cache_spec(plan)], name=name, **changes)
@@ -270,7 +276,7 @@ def fewer_steps(plain: Setup, counts: Sequence[int] | None) -> list[Setup]:
         wanted = {count for count in wanted if int(count * strength_of(plain.kind, plain.strength))}
         counts = sorted(wanted, reverse=True)
     names = {count: "1 step" if count == 1 else f"{count} steps" for count in counts}
-    return [replace(plain, name=names[count], steps=count, series=FEWER) for count in counts]
+    return [replace(plain.at(count), name=names[count], series=FEWER) for count in counts]
 
 
 LONGEST = 80
@@ -317,8 +323,9 @@ def converged(plain: Setup, steps: int | None) -> Setup | None:
 
 def misfits(setups: Iterable[Setup]) -> list[str]:
     """A fault for each name that two have, as tables and folders go by it; for each that asks for steps or a sampler
-    that its scheduler does not know; for patches that do not fit their UNets, or not together; and for plans that do
-    not fit the sampler's calls."""
+    that its scheduler does not know; for patches that do not fit their UNets, or not together; for plans that do not
+    fit the sampler's calls; and for the DeepCache package where it is told of other steps, among which it would look
+    for a call's timestep."""
     setups = list(setups)
     names = [setup.name for setup in setups]
     twice = sorted({name for name in names if names.count(name) > 1})
@@ -329,6 +336,11 @@ def misfits(setups: Iterable[Setup]) -> list[str]:
     for setup in setups:
         try:
             wrong = check_patches([patch_of(spec) for spec in setup.patches], setup.configs)
+            wrong += [
+                f"the DeepCache package is told of {spec.steps} steps, and there are {setup.steps}; give it as many"
+                for spec in setup.patches
+                if isinstance(spec, DeepCacheSpec) and spec.steps != setup.steps
+            ]
             if not wrong and setup.draws and setup.model is not None:
                 trajectory = Trajectory.whole(setup.scheduler)
                 if setup.cache is not None:

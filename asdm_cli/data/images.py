@@ -34,8 +34,8 @@ def cut(image: Image.Image, resolution: int) -> Image.Image:
     return ImageOps.fit(image, (resolution, resolution), Image.Resampling.LANCZOS)
 
 
-def read_rgb(data: bytes) -> Image.Image:
-    """The whole image, decoded, upright, transparent parts white."""
+def read_rgb(data: bytes, ground: str = "white") -> Image.Image:
+    """The whole image, decoded, upright, on this ground where it is transparent."""
     try:
         with Image.open(io.BytesIO(data), formats=FORMATS) as image:
             if image.width * image.height > LARGEST:
@@ -47,7 +47,7 @@ def read_rgb(data: bytes) -> Image.Image:
             if not upright.has_transparency_data:
                 return upright.convert("RGB")
             layer = upright.convert("RGBA")
-            return Image.alpha_composite(Image.new("RGBA", layer.size, "white"), layer).convert("RGB")
+            return Image.alpha_composite(Image.new("RGBA", layer.size, ground), layer).convert("RGB")
     except UnreadableError:
         raise
     except Exception as error:  # Pillow's readers fail in a dozen ways on damaged bytes
@@ -55,9 +55,9 @@ def read_rgb(data: bytes) -> Image.Image:
         raise UnreadableError(f"{type(error).__name__}: {reason}") from None
 
 
-def read_file(file: Path) -> Image.Image:
+def read_file(file: Path, ground: str = "white") -> Image.Image:
     """The same of a file."""
-    return read_rgb(file_bytes(file))
+    return read_rgb(file_bytes(file), ground)
 
 
 def file_bytes(file: Path) -> bytes:

@@ -326,18 +326,23 @@ def _remove(place: Path) -> None:
 
 
 @contextmanager
-def atomic_directory(target: Path, overwrite: bool = False) -> Iterator[Path]:
-    """Yield an empty sibling of `target`; on success it becomes `target` durably, on failure it goes away.
+def atomic_directory(target: Path, overwrite: bool = False, keep: str = "") -> Iterator[Path]:
+    """Yield an empty sibling of `target`; on success it becomes `target` durably, on failure it goes away; but it
+    stays for the next call where it has files to `keep`, which a pattern names.
 
     Raises ModelError if something stands in the way, RunError if the disk does or if another process writes there.
     """
     with explained(target), only_writer(target):
         clear_the_way(target, overwrite)
+        partial = partial_path(target)
         try:
-            yield make_partial(target)
+            if not (keep and any(partial.glob(keep))):
+                make_partial(target)
+            yield partial
             publish(target, overwrite)
         except BaseException:
-            shutil.rmtree(partial_path(target), ignore_errors=True)
+            if not (keep and any(partial.glob(keep))):
+                shutil.rmtree(partial, ignore_errors=True)
             raise
 
 

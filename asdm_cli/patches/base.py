@@ -573,6 +573,11 @@ class Patch(ABC, Generic[Spec]):
     reentrant: ClassVar[bool] = True
     """Whether threads may share a pipeline that carries it."""
 
+    @property
+    def together(self) -> bool:
+        """Whether what it computes for a picture depends on no other picture of the call."""
+        return True
+
     @abstractmethod
     def check(self, configs: Configs, others: Sequence[Patch[Any]]) -> list[str]:
         """What does not fit these UNets, or beside these other patches; from configs alone."""
@@ -586,6 +591,12 @@ def patch_of(spec: PatchSpec) -> Patch[Any]:
     """The patch of a spec; its kind names the file."""
     made: Patch[Any] = import_module(spec.module).patch(spec)
     return made
+
+
+def ways_to_draw(specs: Sequence[PatchSpec]) -> dict[str, Any]:
+    """How `draw` may use a pipeline that carries these."""
+    patches = [patch_of(spec) for spec in specs]
+    return {"reentrant": all(each.reentrant for each in patches), "together": all(each.together for each in patches)}
 
 
 def check_patches(patches: Sequence[Patch[Any]], configs: Configs) -> list[str]:

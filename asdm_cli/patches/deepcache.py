@@ -34,6 +34,7 @@ class DeepCachePatch(Patch[DeepCacheSpec]):
 
         # it finds its step among the timesteps of the scheduler that it was given, whichever scheduler draws
         pipe.scheduler.set_timesteps(self.spec.steps)
+        own = [module for module in pipe.unet.modules() if "forward" not in vars(module)]
         helper = DeepCacheSDHelper(pipe=pipe)
         helper.set_params(cache_interval=self.spec.interval, cache_branch_id=self.spec.branch)
         helper.enable()
@@ -41,6 +42,8 @@ class DeepCachePatch(Patch[DeepCacheSpec]):
             yield Stats
         finally:
             helper.disable()
+            for module in own:  # in which it leaves their class's method behind
+                vars(module).pop("forward", None)
 
 
 patch = DeepCachePatch

@@ -189,7 +189,8 @@ class Pictures(Prompted, OnDevice):
     """The probe behind label_accuracy, style_accuracy and label_agreement: `own` (the first model's), or a directory of
     one."""
     batch: Positive = 16
-    """Pictures drawn at a time; changes speed and memory, not the pictures."""
+    """Pictures of a UNet call on a GPU, where it changes their last bits; on a CPU calls side by side, which changes
+    none."""
     bootstrap: Positive = 1000
     """Resamples behind each confidence interval."""
     confidence: Fraction = 0.95

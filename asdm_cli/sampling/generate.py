@@ -5,7 +5,8 @@ changes, the sampler amplifies it, and some pixel values (of the pocket model, i
 the other side of a rounding.
 So on the CPU every UNet call has one fixed shape (an image has a fixed row of it; rows without a wanted image
 are filled up), and runs on one thread; cores are kept busy by drawing several calls side by side. Images are
-then the same, bit by bit, at any batch size, with any number of processes and after an interruption.
+then the same, bit by bit, at any batch size, with any number of processes and after an interruption. What decides
+while it runs what is computed would decide for all rows of a call at once; it is drawn one image a call.
 On CUDA the batch is the call, because small calls would waste the device: images are equal for one batch size,
 and differ by rounding between batch sizes. Protocol cards therefore name the batch on CUDA only.
 """
@@ -41,7 +42,6 @@ from asdm_cli.sampling.prompts import Given
 SMALL = 100_000_000
 """UNets of fewer parameters leave most of their time to per-call overhead, so they draw ROWS images per call."""
 ROWS = 4
-CPU, FLOAT32 = torch.device("cpu"), torch.float32
 PATIENCE = timedelta(hours=1)
 """How long processes wait for each other: while the first one measures 30,000 pictures the others have nothing to do,
 and torch's own patience on GPUs is 10 minutes. A machine that falls silent without ending is noticed only then."""
@@ -49,8 +49,8 @@ and torch's own patience on GPUs is 10 minutes. A machine that falls silent with
 
 @dataclass(frozen=True)
 class SamplingSettings:
-    """How a set-up draws; `size` in pixels (None: the model's own). `sampler`, `device` and `dtype` are those that the
-    pipeline was loaded with."""
+    """How a set-up draws; `size` in pixels (None: the model's own). `sampler` is the one that the pipeline
+    was loaded with."""
 
     steps: int
     guidance: float
@@ -58,8 +58,6 @@ class SamplingSettings:
     seed: int
     sampler: str = "own"
     batch: int = 16
-    device: torch.device = CPU
-    dtype: torch.dtype = FLOAT32
     negative: str = ""
     strength: float | None = None
     """This and the next: of pipelines that draw from pictures; None is their own."""
@@ -106,14 +104,12 @@ class Layout:
             together.setdefault(index // self.rows, []).append(index)
         return list(together.values())
 
-    def seats(self, call: Sequence[int]) -> list[int]:
-        """The index that each row draws; a filled-up call puts index i always into row i % rows."""
+    def seats(self, call: Sequence[int], count: int) -> list[int]:
+        """The index below `count` that each row draws; a filled-up call puts index i always into row i % rows."""
         if not self.filled:
             return list(call)
-        seats = [call[0]] * self.rows
-        for index in call:
-            seats[index % self.rows] = index
-        return seats
+        first = call[0] // self.rows * self.rows
+        return [min(first + row, count - 1) for row in range(self.rows)]
 
 
 def prompt_seed(seed: int, index: int) -> int:
@@ -121,14 +117,15 @@ def prompt_seed(seed: int, index: int) -> int:
     return int(numpy.random.SeedSequence([seed, index]).generate_state(1, numpy.uint64)[0] >> 1)
 
 
-def layout(pipe: DiffusionPipeline, prompts: int, batch: int) -> Layout:
-    """`batch` is the UNet call on CUDA, and how many images are under way at a time on the CPU."""
+def layout(pipe: DiffusionPipeline, prompts: int, batch: int, together: bool = True) -> Layout:
+    """`batch` is the UNet call on CUDA, and how many calls are under way at a time on the CPU; not `together`, each
+    image has a call of its own."""
     threads = torch.get_num_threads()
     if pipe.device.type != "cpu":
-        return Layout(rows=batch, filled=False, workers=1, threads=threads)
+        return Layout(rows=batch if together else 1, filled=False, workers=1, threads=threads)
     unets = [part for part in pipe.unet.modules() if isinstance(part, UNet2DConditionModel)]  # whatever is around them
     if max(sum(weight.numel() for weight in unet.parameters()) for unet in unets) < SMALL:
-        return Layout(rows=ROWS, filled=True, workers=min(threads, -(-batch // ROWS)), threads=1)
+        return Layout(rows=ROWS if together else 1, filled=True, workers=min(threads, batch), threads=1)
     # A few images of a big model would leave cores idle; from `threads` prompts on, one thread each as above.
     return Layout(rows=1, filled=True, workers=min(threads, batch, prompts), threads=max(1, threads // prompts))
 
@@ -141,15 +138,17 @@ def draw(  # noqa: PLR0913 - what is drawn, from what and how, each by its name
     *,
     given: Sequence[Given] = (),
     reentrant: bool = True,
+    together: bool = True,
     what: str = "drawing",
 ) -> Iterator[tuple[int, Image]]:
     """(index, image) of the wanted `indices` into `prompts`, in rising order, each as soon as it is drawn; from what is
     `given` with each prompt, where a pipeline draws from pictures.
 
-    One call at a time where the pipeline is not `reentrant`: what it remembers of an image lies in the UNet. A bar that
-    says `what` counts UNet calls. When nobody wants more, or on Ctrl-C, all that is under way ends at its next one.
+    One call at a time where the pipeline is not `reentrant`: what it remembers of an image lies in the UNet; one image
+    a call where what it computes for it depends on what is drawn `together`. A bar that says `what` counts UNet calls.
+    When nobody wants more, or on Ctrl-C, all that is under way ends at its next one.
     """
-    plan = layout(pipe, len(prompts), settings.batch)
+    plan = layout(pipe, len(prompts), settings.batch, together)
     if cut := too_long(pipe, prompts):
         _note_once(cut)
     calls = plan.calls(indices)
@@ -164,7 +163,7 @@ def draw(  # noqa: PLR0913 - what is drawn, from what and how, each by its name
         own.tokenizers = tokenizers.pop()
 
     def one_call(call: list[int]) -> list[tuple[int, Image]]:
-        seats = plan.seats(call)
+        seats = plan.seats(call, len(prompts))
         seeds = [prompt_seed(settings.seed, index) for index in seats]
         asked = arguments(
             pipe, [prompts[index] for index in seats], settings, [given[index] for index in seats if given]
@@ -198,7 +197,7 @@ def too_long(pipe: Any, prompts: Sequence[str]) -> str:
     if tokenizer is None:
         return ""
     most, each_once = tokenizer.model_max_length, dict.fromkeys(prompts)
-    long = [prompt for prompt in each_once if len(prompt) > most - 2]  # a token has a letter or more
+    long = [prompt for prompt in each_once if len(prompt.encode()) > most - 2]  # a token has a byte or more
     count = sum(len(tokenizer(each, truncation=True, max_length=most + 1).input_ids) > most for each in long)
     are = "is" if count == 1 else "are"
     told = f"{count} of {len(each_once)} prompts {are} longer than the {most} tokens that the text encoder takes in"

@@ -35,6 +35,8 @@ from asdm_cli.models.directory import POCKET
 
 SHARD_ENDINGS = (".tar", ".tar.gz", ".tgz")
 BUNDLED = "bundled captions"
+UNPAINTED = "black"
+"""What a mask is where it is transparent."""
 TOGETHER = 32
 """Images that are decoded at a time."""
 
@@ -57,7 +59,7 @@ class Given:
     @property
     def area(self) -> Image.Image:
         """The mask, in shades of grey."""
-        return read_rgb(self.mask).convert("L")
+        return read_rgb(self.mask, UNPAINTED).convert("L")
 
 
 @dataclass(frozen=True)

@@ -123,9 +123,7 @@ class GeneratedData:
         pipe: Any = load_pipeline(self.host, device, dtype, with_unet=False)
         pipe.unet = load_unet(self.teacher, device, dtype)
         set_sampler(pipe, how.sampler)
-        settings = SamplingSettings(
-            how.steps, how.guidance, self.resolution, how.seed, how.sampler, batch, device=device, dtype=dtype
-        )
+        settings = SamplingSettings(how.steps, how.guidance, self.resolution, how.seed, how.sampler, batch)
         for index, image in draw(pipe, self.prompts.prompts, wanted, settings, what="drawing what is learnt from"):
             self.pictures.save(index, image)
         del pipe

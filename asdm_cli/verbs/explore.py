@@ -167,7 +167,7 @@ def _errors(plan: Plan, session: Session, names: Sequence[str], where: Place) ->
     if not names:
         return {"foretold": {"parts": {}, "errors": {}}, "measured": {}}
     first, prompts = plan.first, plan.prompts
-    settings = first.sampling(where.size, where.seed, device=where.device, dtype=where.dtype)
+    settings = first.sampling(where.size, where.seed)
     latents = listen(session, first, prompts.prompts[:PROMPTS], settings, CALLS, prompts.given[:PROMPTS])
 
     def errs(one: Combination) -> float:

@@ -128,7 +128,7 @@ def _measured(search: Search, run: Run) -> Report:
     asked, removals, setup, name = search.asked, search.removals, search.setup, search.removals.name
     device, dtype = place(asked.device, asked.dtype, processes())
     session = Session(device, dtype, [setup])
-    settings = setup.sampling(search.size, asked.seed, device=device, dtype=dtype)
+    settings = setup.sampling(search.size, asked.seed)
     hear = partial(listen, session, setup, settings=settings, calls=asked.calls, features=asked.by == "feature")
     latents = hear(search.prompts.prompts, given=search.prompts.given)
     unet = session.unet(search.source)

@@ -5,8 +5,10 @@ from __future__ import annotations
 import json
 import re
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import diffusers
 import pytest
@@ -14,8 +16,11 @@ import torch
 from PIL import Image
 from transformers import CLIPTokenizer
 
+import asdm_cli
 from asdm_cli.data.images import cut
+from asdm_cli.sampling import generate as sampling
 from asdm_cli.sampling.generate import prompt_seed, too_long
+from asdm_cli.sampling.prompts import Given
 from tests import families, pictures, tiny
 from tests.expanding import pixels
 from tests.typed import Said, asdm
@@ -102,6 +107,37 @@ def test_what_is_cut_off_a_prompt_is_told_once(tiny_pipeline: Path, tmp_path: Pa
     assert (again.code, "longer than" in again.text) == (0, False)
 
 
+def test_letters_of_many_bytes_are_many_tokens(tiny_pipeline: Path) -> None:
+    pipe = asdm_cli.load(str(tiny_pipeline), "cpu")
+    assert too_long(pipe, ["狐" * (tiny.TOKENS - 4)]).startswith("1 of 1 prompts is longer")
+
+
+def test_what_was_drawn_outlives_an_interruption(
+    tiny_pipeline: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As a kill would leave it; the same command draws the rest, another one all."""
+    prompts = ["a fox", "an owl", "a cup", "a sun", "a bee"]
+    real, out, asked = sampling.draw, tmp_path / "out", list[list[int]]()
+
+    def stopped(*args: Any, **how: Any) -> Iterator[Any]:
+        asked.append([*args[2]])
+        for number, found in enumerate(real(*args, **how)):
+            if number == 4 and len(asked) == 1:
+                raise KeyboardInterrupt
+            yield found
+
+    monkeypatch.setattr(sampling, "draw", stopped)
+    assert draw(tiny_pipeline, prompts, out).code == 130
+    assert draw(tiny_pipeline, prompts, out).code == 0
+    assert asked == [[0, 1, 2, 3, 4], [4]]
+    assert sorted(each.name for each in tmp_path.iterdir()) == ["out"]
+    monkeypatch.undo()
+    assert draw(tiny_pipeline, prompts, tmp_path / "whole").code == 0
+    for index in range(5):
+        assert pixels(out / f"{index:03}.png") == pixels(tmp_path / "whole" / f"{index:03}.png")
+    assert {each.name for each in out.iterdir()} == {each.name for each in (tmp_path / "whole").iterdir()}
+
+
 @pytest.fixture(scope="module")
 def painting(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """An inpainting model, and beside it pictures and masks, of 32 and of 40 pixels and of 44 x 52."""
@@ -126,14 +162,27 @@ def test_from_a_picture_as_plain_diffusers_draws(painting: Path, tmp_path: Path)
         out = tmp_path / f"{name}-{size}"
         assert paint(painting, out, name, "--strength", 0.9, *options).code == 0
         image, mask = (cut(Image.open(painting / f"{name}{end}"), size) for end in (".png", ".mask.png"))
-        noise = [torch.Generator().manual_seed(prompt_seed(0, seat)) for seat in (0, 1, 0, 0)]
+        noise = [torch.Generator().manual_seed(prompt_seed(0, seat)) for seat in (0, 1, 1, 1)]
         asked = {"image": [image] * 4, "mask_image": [mask] * 4, "height": size, "width": size, "strength": 0.9}
-        prompts = ["a fox", "an owl", "a fox", "a fox"]
+        prompts = ["a fox", "an owl", "an owl", "an owl"]
         drawn = plain(prompts, **asked, num_inference_steps=2, guidance_scale=5.0, generator=noise).images
         assert [pixels(out / f"{index:03}.png") for index in range(2)] == [each.tobytes() for each in drawn[:2]]
     with Image.open(out / "000.png") as picture:
         told = {key: picture.info.get(key) for key in ("image", "mask", "strength", "image_guidance")}
     assert told == {"image": "large.png", "mask": "large.mask.png", "strength": "0.9", "image_guidance": None}
+
+
+def test_a_mask_is_black_where_it_is_transparent(painting: Path, tmp_path: Path) -> None:
+    """As editors save what is painted on an empty layer."""
+    with Image.open(painting / "own.mask.png") as mask:
+        layer = Image.new("RGBA", mask.size, "white")
+        layer.putalpha(mask.convert("L"))
+    layer.save(tmp_path / "layer.png")
+    assert paint(painting, tmp_path / "black").code == 0
+    assert paint(painting, tmp_path / "layer", "own", "--mask", tmp_path / "layer.png").code == 0
+    assert pixels(tmp_path / "black/000.png") == pixels(tmp_path / "layer/000.png")
+    data = (tmp_path / "layer.png").read_bytes()
+    assert Given("", b"", data, layer.size).area.tobytes() == mask.convert("L").tobytes()
 
 
 def test_what_does_not_fit_a_pipeline_is_told_at_once(painting: Path, tiny_pipeline: Path, tmp_path: Path) -> None:

@@ -29,7 +29,7 @@ from asdm_cli.compare.setup import (
 )
 from asdm_cli.errors import ModelError
 from asdm_cli.models.directory import find
-from asdm_cli.recipe.patches import read_plan, read_switching
+from asdm_cli.recipe.patches import DeepCacheSpec, read_plan, read_switching
 from tests import tiny
 from tests.carrying import cache, carrying, every
 from tests.compare.setups import CPU, bare, whole
@@ -51,6 +51,15 @@ def test_fewer_steps_are_shares_of_the_plain_ones_or_those_asked_for(tiny_pipeli
     assert converged(plain, None) is None
     assert near
     assert (near.steps, near.sampler) == (100, "dpm++2m")
+
+
+def test_the_deepcache_package_is_told_of_the_steps_there_are(tiny_pipeline: Path) -> None:
+    """Among others it would not find a call's timestep: plain pictures, at the package's cost."""
+    told = (DeepCacheSpec(interval=2, steps=4),)
+    package = replace(whole(tiny_pipeline, "package", steps=4), patches=told)
+    assert not misfits([package, *fewer_steps(package, [2])])
+    what = "package: the DeepCache package is told of 4 steps, and there are 6; give it as many"
+    assert misfits([replace(package, steps=6)]) == [what]
 
 
 def test_sizes(tiny_pipeline: Path) -> None:

@@ -17,9 +17,12 @@ from diffusers import UNet2DConditionModel
 from PIL import Image
 from torch import nn
 
+from asdm_cli import inherit
 from asdm_cli.models.directory import find
 from asdm_cli.models.load import load_pipeline
 from asdm_cli.models.schedulers import set_sampler
+from asdm_cli.patches.base import ways_to_draw
+from asdm_cli.recipe.patches import FeatureCacheSpec
 from asdm_cli.sampling import generate
 from asdm_cli.sampling.generate import Layout, SamplingSettings, draw, layout, prompt_seed
 from tests import tiny
@@ -55,6 +58,22 @@ def test_seeds_are_those_of_numpys_sequence() -> None:
     assert all(0 <= seed < 2**63 for seed in seeds)
 
 
+def test_what_decides_while_it_runs_decides_for_each_picture(pipe: Any) -> None:
+    """Whichever pictures are wanted, as after an interruption."""
+    rule = {"nodes": "out", "order": 1, "schedule": {"mode": "threshold", "threshold": 0.5}}
+    with inherit(pipe, {"rules": [rule]}):
+        how = ways_to_draw([FeatureCacheSpec.model_validate({"rules": [rule]})])
+        assert how == {"reentrant": True, "together": False}
+        settings = SamplingSettings(8, 3.0, None, 0)
+        whole = {index: each.tobytes() for index, each in draw(pipe, PROMPTS, range(4), settings, **how)}
+        for some in ([2, 3], [1]):
+            assert {index: each.tobytes() for index, each in draw(pipe, PROMPTS, some, settings, **how)} == {
+                index: whole[index] for index in some
+            }
+    plain = {index: each.tobytes() for index, each in draw(pipe, PROMPTS, range(4), settings)}
+    assert plain != whole, "the plan does something"
+
+
 @pytest.mark.usefixtures("threads")
 @pytest.mark.parametrize("sampler", ["own", "pndm", "dpm++2m"])
 def test_images_are_equal_at_any_batch_number_of_threads_and_in_parts(pipe: Any, sampler: str) -> None:
@@ -79,6 +98,7 @@ def test_images_are_equal_at_any_batch_number_of_threads_and_in_parts(pipe: Any,
     [
         ("cuda", "small", 100, 16, Layout(rows=16, filled=False, workers=1, threads=2)),
         ("cpu", "small", 100, 16, Layout(rows=4, filled=True, workers=2, threads=1)),
+        ("cpu", "small", 100, 2, Layout(rows=4, filled=True, workers=2, threads=1)),
         ("cpu", "small", 100, 1, Layout(rows=4, filled=True, workers=1, threads=1)),
         ("cpu", "big", 100, 16, Layout(rows=1, filled=True, workers=2, threads=1)),
         ("cpu", "big", 1, 16, Layout(rows=1, filled=True, workers=1, threads=2)),

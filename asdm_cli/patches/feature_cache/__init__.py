@@ -39,7 +39,7 @@ from asdm_cli.patches.base import (
 )
 from asdm_cli.patches.cache_plan import REUSE, SKIP, STORE, WHOLE, ResolvedPlan, misfits, resolve
 from asdm_cli.patches.feature_cache.state import CacheState
-from asdm_cli.recipe.patches import CachePlan, FeatureCacheSpec
+from asdm_cli.recipe.patches import CachePlan, FeatureCacheSpec, Stability, Threshold
 
 NAME = "asdm_feature_cache"
 UNET = "unet"
@@ -262,6 +262,10 @@ def caches_on(pipe: Any) -> dict[str, FeatureCache]:
 
 class FeatureCachePatch(Patch[FeatureCacheSpec]):
     layer = Layer.CACHE
+
+    @property
+    def together(self) -> bool:
+        return not any(isinstance(rule.schedule, Stability | Threshold) for rule in self.spec.rules)
 
     def check(self, configs: Configs, others: Sequence[Patch[Any]]) -> list[str]:
         if self.spec.unet is not None and self.spec.unet not in configs:
