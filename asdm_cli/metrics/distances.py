@@ -81,24 +81,40 @@ def mean(values: Tensor, weights: Tensor) -> Tensor:
     return weights @ values.double() / weights.sum(1)
 
 
-def kid(generated: Tensor, real: Tensor, generated_weights: Tensor, real_weights: Tensor) -> Tensor:
+def kid(
+    generated: Tensor,
+    real: Tensor,
+    generated_weights: Tensor,
+    real_weights: Tensor,
+    times: int = 1,
+    real_within: Tensor | None = None,
+) -> Tensor:
     """Unbiased squared MMD with KID's cubic kernel, over all images at once instead of random subsets.
 
     features [n, d] and [m, d], weights [resamples, n] and [resamples, m] -> [resamples]. An image that a resample
-    holds twice is no pair with itself: such pairs would make every resample's distance too large.
+    holds twice is no pair with itself: such pairs would make every resample's distance too large. Nor are two of the
+    `times` images of one prompt, generated i being of prompt i modulo n / times: they are alike, whoever drew them.
+    `real_within` is what `within` finds of the real images, where it is known.
     See [arXiv:1801.01401]; equal to torchmetrics' KernelInceptionDistance with one subset of everything.
     """
     generated, real = generated.double(), real.double()
     cross = _kernel_sum(generated, real, generated_weights, real_weights)
     cross /= generated_weights.sum(1) * real_weights.sum(1)
-    return _within(generated, generated_weights) + _within(real, real_weights) - 2 * cross
+    return (
+        within(generated, generated_weights, times)
+        + (within(real, real_weights) if real_within is None else real_within)
+        - 2 * cross
+    )
 
 
-def _within(features: Tensor, weights: Tensor) -> Tensor:
-    """Mean kernel over pairs of two different images; no number for a resample without any."""
-    own = (features.square().sum(1) / features.shape[1] + 1) ** 3
-    total = _kernel_sum(features, features, weights, weights) - weights.square() @ own
-    pairs = weights.sum(1).square() - weights.square().sum(1)
+def within(features: Tensor, weights: Tensor, times: int = 1) -> Tensor:
+    """Mean kernel over pairs of images of two prompts, of each of which there are `times`; no number for a resample
+    without any."""
+    features, prompts = features.double(), weights[:, : len(features) // times]
+    alike = features.view(times, -1, features.shape[1]).transpose(0, 1)  # [prompts, times, d]
+    own = ((alike @ alike.mT / features.shape[1] + 1) ** 3).sum((1, 2))
+    total = _kernel_sum(features, features, weights, weights) - prompts.square() @ own
+    pairs = weights.sum(1).square() - times**2 * prompts.square().sum(1)
     return (total / pairs).where(pairs > 0, torch.nan)
 
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass, field
-from functools import cached_property, partial
+from functools import cached_property, lru_cache, partial
 from pathlib import Path
 
 import torch
@@ -111,7 +111,7 @@ class MetricSuite:
         records: list[Record] = []
         paired = paired and images.folder != self.reference.folder
         for key, metric in self._wanted(paired):
-            if metric.whole and images.count < 2:  # of one picture there is no distribution
+            if metric.whole and images.count <= self.times(images.count):  # of one prompt there is no distribution
                 continue
             values = metric.compute(self, images)
             if metric.whole:
@@ -155,7 +155,12 @@ class MetricSuite:
 
     def look(self, images: ImageSet, network: str = "") -> Features:
         """Through the feature network that the recipe names, or through another one."""
-        return cached_features(self.network(network or self.settings.features), images, self.cache)
+        return self._looked(network or self.settings.features, images)
+
+    @cached_property
+    def _looked(self) -> Callable[[str, ImageSet], Features]:
+        """What several metrics look at in turn is read once; a few sets at a time, for they may be large."""
+        return lru_cache(4)(lambda network, images: cached_features(self.network(network), images, self.cache))
 
     def network(self, name: str) -> FeatureNetwork:
         if name not in self._networks:
@@ -178,6 +183,12 @@ class MetricSuite:
         assert self.real is not None, "gate 3 has seen to it"
         mine, real = self.look(images).pooled, self.look(self.real).pooled
         return mine, real, self.weights(len(mine), times=self.times(len(mine))), self.weights(len(real), 1)
+
+    @cached_property
+    def real_within(self) -> Tensor:
+        """The part of KID that is the real images' alone."""
+        assert self.real is not None, "gate 3 has seen to it"
+        return distances.within(self.look(self.real).pooled, self.weights(self.real.count, 1))
 
     def times(self, pictures: int) -> int:
         """How many of each prompt these are."""
@@ -225,7 +236,8 @@ class MetricSuite:
 
 
 def _kid(suite: MetricSuite, images: ImageSet) -> dict[str, Tensor]:
-    return {"kid": distances.kid(*suite.beside_real(images))}
+    times = suite.times(images.count)
+    return {"kid": distances.kid(*suite.beside_real(images), times=times, real_within=suite.real_within)}
 
 
 def _fd(suite: MetricSuite, images: ImageSet) -> dict[str, Tensor]:
@@ -310,9 +322,9 @@ def check(recipe: Pictures, prompts: PromptList, own: ModelDirectory) -> MetricS
         if prompts.given:
             way = "what is drawn from is no picture of what is drawn: measure psnr, ssim or perceptual"
         raise ModelError(f"metrics: {asked} compare with real pictures, and {prompts.name} has none; {way}")
-    if "features" in needs and len(prompts.prompts) < 2:
+    if "features" in needs and prompts.distinct < 2:
         asked = ", ".join(sorted(metric for metric in recipe.metrics if "features" in METRICS[metric].needs))
-        raise ModelError(f"metrics: {asked} need two pictures or more; raise `limit`")
+        raise ModelError(f"metrics: {asked} need pictures of two prompts or more; raise `limit`")
     if "classes" in needs and recipe.features == "clip":
         raise ModelError("metrics: is needs a network that knows classes; use features: efficientnet_lite0")
     for network in sorted({recipe.features if need == "features" else need for need in needs & {"features", *EXTRAS}}):

@@ -75,6 +75,18 @@ def test_kid_of_weights_counts_pairs_of_different_images_only(monkeypatch: pytes
     assert float(blocks) == pytest.approx(expected, rel=1e-9)
 
 
+def test_pictures_of_one_prompt_are_no_pair_for_kid() -> None:
+    """Drawn twice all alike, prompts say what they said: in the figure, and in every resample."""
+    mine, real = pair(20, 30, 8)
+    drawn, others = distances.resamples(20, 50, 0), distances.resamples(30, 50, 1)
+    once = distances.kid(mine, real, drawn, others)
+    kept = distances.within(real, others)
+    thrice = distances.kid(mine.repeat(3, 1), real, drawn.repeat(1, 3), others, times=3, real_within=kept)
+    assert torch.allclose(once, thrice, rtol=1e-9)
+    assert float(distances.kid(mine.repeat(3, 1), real, drawn.repeat(1, 3), others)[0]) > float(once[0]) + 0.01
+    assert bool(distances.within(mine[:3], ones(3), times=3).isnan().all()), "of one prompt there is no pair"
+
+
 @pytest.mark.parametrize(("n", "m", "width"), [(30, 25, 8), (12, 15, 40), (60, 10, 20)])
 def test_frechet_is_scipys_and_torchmetrics(n: int, m: int, width: int) -> None:
     mine, real = pair(n, m, width)

@@ -116,7 +116,7 @@ def test_records_of_a_set_of_images(built: MetricSuite, images: ImageSet) -> Non
     real, mine = (
         torch.cat([look(batch).pooled for batch in each.batches()]) for each in (built.real or images, images)
     )
-    kid = distances.interval(distances.kid(mine, real, resamples(6, 20, 3).repeat(1, 2), resamples(6, 20, 4)), 0.9)
+    kid = distances.interval(distances.kid(mine, real, resamples(6, 20, 3).repeat(1, 2), resamples(6, 20, 4), 2), 0.9)
     assert (whole["kid"].value, whole["kid"].low, whole["kid"].high) == pytest.approx(kid[:3])
     for part, red in (("a", 2), ("b", 2)):  # of six each
         split = by_key(records, f"split/{part}")
@@ -191,7 +191,7 @@ def test_only_what_is_asked_for_is_loaded(
             {"prompts": "list.txt"},
             "metrics: fd and kid compare with real pictures, and list.txt has none",
         ),
-        (["is"], {"limit": 1}, "is need two pictures or more; raise `limit`"),
+        (["is"], {"limit": 1}, "is need pictures of two prompts or more; raise `limit`"),
         (["is"], {"features": "clip"}, "is needs a network that knows classes"),
         (["clip_score"], {"clip": "nowhere"}, "nowhere: has no config.json; give a transformers CLIP directory"),
         (["label_accuracy"], {"probe": "own"}, "has no folder probe/; give a probe's directory as `probe`"),

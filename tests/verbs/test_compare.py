@@ -321,7 +321,7 @@ def test_faults_are_told_before_anything_is_drawn(
         ([usual], {"fewer_steps": [3000]}, "3000 steps: "),
         ([one(tiny_pipeline, "2 steps")], {"fewer_steps": [2]}, "name '2 steps' is taken"),
         ([usual], {"prompts": str(text)}, "kid compare with real pictures, and .*prompts.txt has none"),
-        ([usual], {"limit": 1}, "kid need two pictures or more"),
+        ([usual], {"limit": 1}, "kid need pictures of two prompts or more"),
         ([usual], {"metrics": ["is"]}, "is needs a network that knows classes"),
         ([usual], {"size": 36}, "36 is no multiple of 8"),
         ([usual], {"clip": str(tmp_path)}, "has no config.json; give a transformers CLIP directory"),
