@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 from statistics import median
@@ -156,12 +156,15 @@ def costs_of(
     records = [record for setup in setups for record in on_paper(setup, place.size)]
     rounds, drawing = measures.rounds, [setup for setup in setups if setup.draws]
     if measures.unet and rounds:
-        single = [setup for setup in setups if setup.one_unet]
-        for setup in setups:
-            records += memory(session, setup, place.size)
-        records += unet_calls(session, single, rounds) if single else []
-        records += by_block(session, single, place.size) if single else []
-        records += plan_calls(session, setups, rounds)
+        single, origin = [setup for setup in setups if setup.one_unet], _timed_as(setups, rounds, place)
+        measured: dict[str, Callable[[], list[Record]]] = {
+            **{f"memory-{each}": partial(memory, session, setup, place.size) for each, setup in enumerate(setups)},
+            "unet-calls": lambda: unet_calls(session, single, rounds) if single else [],
+            "blocks": lambda: by_block(session, single, place.size),
+            "plans": lambda: plan_calls(session, setups, rounds),
+        }
+        for part, make in measured.items():
+            records += kept_records(out / SAMPLES / f"{part}.json", origin, make)
     counted = {setup.name: _count(session, setup, place) for setup in track(drawing, "counting", len(drawing))}
     for name, (counts, stats) in counted.items():
         against = drawing[0].name
@@ -188,14 +191,8 @@ def _count(session: Session, setup: Setup, place: Place) -> tuple[Counts, Stats]
 def _image_times(session: Session, setups: Sequence[Setup], rounds: Rounds, place: Place, out: Path) -> list[Record]:
     found: list[Record] = []
     for batch in sorted({1, *rounds.batches}):
-        origin = {
-            **_rounds(rounds),
-            "batch": batch,
-            "size": place.size,
-            "setups": {one.name: one.origin() for one in setups},
-        }
+        origin = {**_timed_as(setups, rounds, place), "batch": batch}
         file = out / SAMPLES / f"times-{batch}.json"
-        origin |= {"machine": {**machine(place.device), "dtype": str(place.dtype)}}
 
         def timed(batch: int = batch) -> Times:
             return image_times(session, setups, rounds, place, batch)
@@ -209,6 +206,13 @@ def _image_times(session: Session, setups: Sequence[Setup], rounds: Rounds, plac
         for name, seconds in whole.items():
             found.append(Record(name, "images_per_s", batch / median(seconds), of=f"batch/{batch}"))
     return found
+
+
+def _timed_as(setups: Sequence[Setup], rounds: Rounds, place: Place) -> dict[str, Any]:
+    """All that times depend on."""
+    whole = {one.name: {**one.origin(), "configs": one.configs} for one in setups}
+    where = {"size": place.size, "machine": {**machine(place.device), "dtype": str(place.dtype)}}
+    return {**_rounds(rounds), **where, "setups": whole}
 
 
 def image_times(session: Session, setups: Sequence[Setup], rounds: Rounds, place: Place, batch: int) -> Times:
@@ -235,6 +239,10 @@ def kept(file: Path, origin: Mapping[str, Any], make: Callable[[], Any]) -> Any:
         return found
     keep(file, origin, found := make())
     return json.loads(json.dumps(found))
+
+
+def kept_records(file: Path, origin: Mapping[str, Any], make: Callable[[], list[Record]]) -> list[Record]:
+    return [Record(**each) for each in kept(file, origin, lambda: [asdict(record) for record in make()])]
 
 
 def keep(file: Path, origin: Mapping[str, Any], found: Any) -> None:

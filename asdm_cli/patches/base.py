@@ -557,6 +557,8 @@ class Handle:
 
 # Patches --------------------------------------------------------------------------------------------------------------
 
+PROMPT = "conditional"
+"""The group of rows that sees the prompt, and is always computed."""
 Spec = TypeVar("Spec", bound=PatchSpec)
 Configs = Mapping[str, Mapping[str, Any]]
 """UNet's name -> config: the pipeline's own first, under `unet` where it is the only one."""

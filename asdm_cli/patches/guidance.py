@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from asdm_cli.errors import ModelError
 from asdm_cli.patches.base import (
+    PROMPT,
     CallHook,
     Configs,
     Layer,
@@ -35,8 +36,6 @@ from asdm_cli.patches.unet_schedule import assign
 from asdm_cli.recipe.patches import GuidanceScheduleSpec, Segment, Switching
 
 NAME = "asdm_guidance"
-PROMPT = "conditional"
-"""The group of rows that is always computed."""
 HALVES = ("unconditional", PROMPT)
 THIRDS = (PROMPT, "image", "unconditional")
 GROUPS: dict[str, tuple[str, ...]] = {

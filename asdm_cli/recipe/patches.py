@@ -537,7 +537,8 @@ class CachePlan(Strict):
     """A node that several rules name belongs to the first of them."""
     cache_text: bool = False
     """Compute the keys and values of the text once a generation: the same pictures, bit by bit, as long as no weight
-    changes meanwhile (the scale of a LoRA)."""
+    changes meanwhile (the scale of a LoRA). In Python not under torch.inference_mode(), which counts no changes of the
+    text: there they are computed at every call."""
 
     def resolved(self) -> CachePlan:
         return self

@@ -25,9 +25,10 @@ from asdm_cli.compare.run import Place, by_first, fidelity, kept, sampling
 from asdm_cli.compare.setup import Session, Setup
 from asdm_cli.console import track
 from asdm_cli.errors import ModelError, RunError, blame
+from asdm_cli.patches.base import PROMPT
 from asdm_cli.patches.cache_plan import WHOLE, resolve
 from asdm_cli.patches.feature_cache.forecast import forecast_of
-from asdm_cli.patches.guidance import HALVES, PROMPT, groups_by_class
+from asdm_cli.patches.guidance import HALVES, groups_by_class
 from asdm_cli.profiling.latency import versions
 from asdm_cli.recipe.patches import FITTED, OUT, CachePlan, CacheRule, Calibrated, Explicit, Fit
 from asdm_cli.sampling.generate import SamplingSettings, latents

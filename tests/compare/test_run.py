@@ -13,7 +13,7 @@ import pytest
 import torch
 from PIL import Image
 
-from asdm_cli.compare import run
+from asdm_cli.compare import costs, run
 from asdm_cli.compare.costs import Rounds
 from asdm_cli.compare.run import Place, draw_all, kept
 from asdm_cli.compare.setup import Session, Setup
@@ -23,7 +23,7 @@ from asdm_cli.recipe.patches import DeepCacheSpec
 from asdm_cli.sampling.generate import ROWS
 from asdm_cli.sampling.prompts import PromptList, read_prompts
 from tests.carrying import every
-from tests.compare.setups import CPU, PLACE, whole
+from tests.compare.setups import CPU, PLACE, bare, whole
 from tests.turns import patches
 
 STEPS = 4
@@ -147,6 +147,28 @@ def test_only_missing_and_damaged_images_are_drawn_and_others_of_the_same_origin
     for change in ({"steps": 3}, {"guidance": 1.0}, {"patches": ()}, {"sampler": "dpm++2m"}):
         assert again(replace(setup, **change), everything) != before  # type: ignore[arg-type]
     assert again(setup, everything, replace(PLACE, seed=1)) != before
+
+
+def test_costs_that_were_measured_before_a_kill_are_not_measured_again(
+    session: Session, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    setups, measures = [bare("one"), bare("two", "sd21", every(2))], run.Measures(rounds=Rounds(1, 0), unet=True)
+
+    def interrupted(*_: Any) -> Any:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(costs, "in_fresh_process", lambda *_: (1, 2))
+    with monkeypatch.context() as patch:
+        patch.setattr(run, "plan_calls", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            run.costs_of(session, setups, measures, PLACE, tmp_path)
+    for name in ("memory", "unet_calls", "by_block"):
+        monkeypatch.setattr(run, name, lambda *_: pytest.fail("this is known"))
+    found, _ = run.costs_of(session, setups, measures, PLACE, tmp_path)
+    assert {"peak_memory_mb", "unet_ms", "unet_speedup", "time_share"} <= {each.metric for each in found}
+    assert {each.of.partition("/")[0] for each in found} >= {"", "block", "inherited", "generation"}
+    with pytest.raises(pytest.fail.Exception):  # of another UNet nothing is known
+        run.costs_of(session, [setups[0], bare("two", "sdxl", every(2))], measures, PLACE, tmp_path)
 
 
 @pytest.mark.skipif(find_spec("DeepCache") is None, reason="the extra `peers` is not installed")

@@ -9,6 +9,7 @@ import torch
 
 from asdm_cli import inherit
 from asdm_cli.models.schedulers import SAMPLERS
+from tests.patches import pipes
 from tests.patches.conftest import Get
 from tests.patches.pipes import KINDS, draw
 
@@ -77,6 +78,24 @@ def test_text_is_projected_once_a_generation(kind: str, calls: int, get: Get, mo
         with inherit(pipe, {"rules": [], "cache_text": cache_text}):
             draw(pipe)
         assert sorted(seen) == sorted([*names.values()] * times)
+
+
+def test_text_is_projected_once_by_fused_projections_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    pipe = pipes.pipe()
+    plain = draw(pipe)
+    pipe.fuse_qkv_projections()
+    names, linear, seen = dict[Any, str](), torch.nn.Linear.forward, list[str]()
+    names |= {module: name for name, module in pipe.unet.named_modules() if name.endswith("attn2.to_kv")}
+
+    def counting(self: torch.nn.Linear, value: Any) -> Any:
+        seen.extend([names[self]] if self in names else [])
+        return linear(self, value)
+
+    monkeypatch.setattr(torch.nn.Linear, "forward", counting)
+    with inherit(pipe, {"rules": [], "cache_text": True}) as handle:
+        assert torch.allclose(draw(pipe), plain, atol=1e-5)
+        assert (handle.stats().cache_bytes or 0) > 0
+    assert sorted(seen) == sorted(names.values()) != []
 
 
 @pytest.mark.parametrize("in_place", [False, True])

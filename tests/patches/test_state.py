@@ -15,15 +15,30 @@ from torch import Tensor, nn
 from asdm_cli import inherit
 from asdm_cli.errors import ModelError
 from asdm_cli.models.schedulers import set_sampler
-from asdm_cli.patches.base import Handle, live_on, stats_of
+from asdm_cli.patches.base import PROMPT, Handle, Trajectory, live_on, stats_of
+from asdm_cli.patches.cache_plan import resolve
 from asdm_cli.patches.feature_cache import caches_on
+from asdm_cli.patches.feature_cache.state import ALL, CacheState
+from asdm_cli.patches.guidance import HALVES, THIRDS
 from asdm_cli.patches.unet_schedule import ScheduleHandle
 from asdm_cli.patches.unet_schedule import switch as attach
 from asdm_cli.recipe.patches import read_plan
+from tests import tiny
 from tests.patches import pipes
 from tests.patches.conftest import Alive, Get
 from tests.patches.parts import rules, small
 from tests.patches.pipes import draw, of_a_thread
+
+
+def test_a_threshold_is_measured_on_the_rows_that_see_the_prompt() -> None:
+    rule = {"nodes": "out", "schedule": {"mode": "threshold", "threshold": 0.1}}
+    plan = resolve(read_plan({"rules": [rule]}), tiny.shape("sd15"))
+    for groups in (HALVES, THIRDS, (PROMPT,), ALL):
+        state = CacheState(plan, Trajectory(2, lambda *_: range(2), rows=(groups,) * 2))
+        state.next(torch.randn(len(groups), 4, 8, 8), protect=False)
+        (history,) = state.memory.values()
+        assert state._probe(0) is history.groups[PROMPT if PROMPT in groups else groups[-1]]
+
 
 PLAN = {
     "rules": [

@@ -43,7 +43,8 @@ from asdm_cli.recipe.patches import CachePlan, FeatureCacheSpec, Stability, Thre
 
 NAME = "asdm_feature_cache"
 UNET = "unet"
-TEXT_MODULES = ("to_k", "to_v")
+TEXT_MODULES = ("to_k", "to_v", "to_kv")
+"""Projections of the text; the last where diffusers has fused the other two."""
 
 
 class Skipped(torch.Tensor):
@@ -99,8 +100,8 @@ class FeatureCache(Live):
             modules = dict(self.inner.named_modules())
             for name, module in modules.items() if self.resolved.plan.cache_text else ():
                 if name.endswith(".attn2") and getattr(module, "is_cross_attention", True):
-                    for part in TEXT_MODULES:
-                        self.attach(modules[f"{name}.{part}"], TextHook(self, f"{name}.{part}"), NAME)
+                    for part in (f"{name}.{each}" for each in TEXT_MODULES if f"{name}.{each}" in modules):
+                        self.attach(modules[part], TextHook(self, part), NAME)
             self.attach(unet, CallHook(self, self.call), NAME)
         except BaseException:
             self.remove()
@@ -193,7 +194,7 @@ class TextHook(ModelHook):
 
     def new_forward(self, module: nn.Module, *args: Any, **kwargs: Any) -> Any:  # noqa: ARG002
         step, text = self.thread.step, args[0] if args else None
-        if step is None or not isinstance(text, Tensor) or text.is_inference():
+        if step is None or not isinstance(text, Tensor) or text.is_inference():  # which counts no changes
             return self.fn_ref.original_forward(*args, **kwargs)
         known = step.texts.get(self.name)
         if known is None or known[0] is not text or known[1] != text._version:

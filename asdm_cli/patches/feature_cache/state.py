@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from asdm_cli.errors import ModelError
-from asdm_cli.patches.base import Trajectory
+from asdm_cli.patches.base import PROMPT, Trajectory
 from asdm_cli.patches.cache_plan import REUSE, STORE, WHOLE, ResolvedPlan, Reused
 from asdm_cli.patches.feature_cache.forecast import NEWEST, Forecast, Weights, forecast_of
 from asdm_cli.patches.feature_cache.path import LatentPath
@@ -308,11 +308,13 @@ class CacheState:
         return ByPath(schedule, Span.of(schedule.within).within(self.trajectory.calls), self.path)
 
     def _probe(self, rule: int) -> FeatureHistory | None:
-        """The history that a threshold is measured on: that of the rule's last node in forward order, and of the last
-        group of rows, which sees the prompt."""
+        """The history that a threshold is measured on: that of the rule's last node in forward order, and of the group
+        of rows that sees the prompt."""
         mine = [module for module, outlet in self.by_module.items() if outlet.rule == rule and module in self.memory]
-        present = self.memory[mine[-1]].present if mine else []
-        return present[-1] if present else None
+        if not mine or not (present := self.memory[mine[-1]].present):
+            return None
+        prompted = self.memory[mine[-1]].groups.get(PROMPT)
+        return next((each for each in present if each is prompted), present[-1])
 
     def take_over(self) -> None:
         """Copy what the last call stored, if it is not copied yet."""
