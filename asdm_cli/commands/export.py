@@ -90,7 +90,7 @@ class Plan:
 
 def export(model: str, to: str, out: Path, how: dict[str, Any], overwrite: bool, dry_run: bool) -> None:
     """`how` is unet_only, dtype, plain, and where it is sent: push, private."""
-    refuse_existing(out, overwrite)
+    refuse_existing(out, overwrite or dry_run)
     if how["dtype"] not in (None, *formats.FORMATS):
         raise ModelError(f"--dtype: {choice(list(formats.FORMATS), how['dtype'])}")
     if how["push"]:
@@ -105,6 +105,8 @@ def export(model: str, to: str, out: Path, how: dict[str, Any], overwrite: bool,
     if how["push"]:
         note(described(how["push"], how["private"]))
     if dry_run:
+        if out.exists() and not overwrite:
+            note(f"{out}: exists already; the export itself needs --overwrite, or another place")
         return
     with atomic_directory(out.resolve(), overwrite) as folder:
         _write(plan, folder)
@@ -196,8 +198,10 @@ def _write(plan: Plan, folder: Path) -> None:
     if plan.extra:
         text = yaml.safe_dump(plan.extra, sort_keys=False)
         (folder / f"{plan.name}.yaml").write_text(text, encoding="utf-8")
-    facts = {"dtype": plan.dtype, "file": f"{plan.name}.safetensors" if plan.is_file else None}
-    facts = {key: value for key, value in facts.items() if value is not None}
+    facts = {"dtype": plan.dtype} if plan.dtype else {}
+    if plan.is_file:
+        file = f"{plan.name}.safetensors"
+        facts |= {"file": file, "header": read_headers([folder / file]).digest}
     record(plan.source, configs, "export", plan.patches, **facts)
 
 

@@ -194,7 +194,7 @@ def _read(file: Path) -> dict[str, LowRank]:
     """Every change, by what the file calls the module. Raises ModelError."""
     modules = _modules(file)
     held, settings = load_file(file), _settings(file)
-    if bad := next((name for name, tensor in held.items() if not torch.isfinite(tensor).all()), None):
+    if bad := next((name for name, tensor in held.items() if not tensor.float().isfinite().all()), None):
         raise ModelError(f"{file}: {bad} holds values that are no finite numbers; fetch or train the LoRA again")
     found: dict[str, LowRank] = {}
     for name, halves in modules.items():
@@ -271,7 +271,7 @@ def _match(directory: ModelDirectory, file: Path, of: str | None) -> Matched:
     """By the names of that model among those that the UNet was made of which has a place for all that the file holds.
     Raises ModelError where there is none, and where several have and none is said to be the one."""
     held, config = _read(file), directory.config(UNET)
-    lineage = _lineage(directory.name, stated(config), history(directory))
+    lineage = _told_apart(_lineage(directory.name, stated(config), history(directory)))
     if of is not None and of not in (names := list(dict.fromkeys(each.name for each in lineage))):
         raise ModelError(f"{file}: of: {directory.name} was not made from {of!r}; say one of {', '.join(names)}")
     encoders = {each: _encoder(directory, each) for each in TEXT if each in directory.components}
@@ -311,6 +311,15 @@ def _match(directory: ModelDirectory, file: Path, of: str | None) -> Matched:
     for (part, place), module in places.items():
         changes[part][place] = held[module]
     return Matched(name, changes, len(held) - len({*places.values()}))
+
+
+def _told_apart(lineage: Sequence[Ancestor]) -> list[Ancestor]:
+    """Those of one name as git has it: NAME, and before it NAME~1, NAME~2."""
+    found: list[Ancestor] = []
+    for each in lineage:
+        before = sum(other.name.partition("~")[0] == each.name for other in found)
+        found.append(replace(each, name=f"{each.name}~{before}" if before else each.name))
+    return found
 
 
 def _wrong(

@@ -15,6 +15,7 @@ from asdm_cli.unet.weights import Piece, write_tensors
 FORMATS = {"float32": ("F32", 4), "bfloat16": ("BF16", 2), "float16": ("F16", 2)}
 """Name -> what safetensors calls it, and its bytes."""
 FLOATS = {"F64": "float64", "F32": "float32", "BF16": "bfloat16", "F16": "float16"}
+FLOATS |= {"F8_E4M3": "float8_e4m3fn", "F8_E5M2": "float8_e5m2"}
 SHOWN = 3
 """Tensors that a message names."""
 Lost = dict[str, int]

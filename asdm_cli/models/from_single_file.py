@@ -185,13 +185,20 @@ def _read(file: Path) -> Held:
 
 
 def configs_beside(file: Path) -> Path | None:
-    """The configurations that `asdm export` wrote with it, by whatever name it goes now; not those of another file."""
+    """The configurations that `asdm export` wrote with it, by whatever name it goes now: its header tells, or of an
+    export that did not say so, that no other file is there. Not those of another file."""
     folder = file.parent / BESIDE_FILE
     if not (folder / INDEX).is_file():
         return None
-    steps = history(ModelDirectory(folder, file.stem, file.stem))
-    own = str(steps[-1].get("file", file.name)) if steps else file.name
-    return folder if own == file.name or not (file.parent / own).is_file() else None
+    written = (history(ModelDirectory(folder, file.stem, file.stem)) or [{}])[-1]
+    own = written.get("file", file.name)
+    if own == file.name:
+        return folder
+    if (file.parent / str(own)).is_file():
+        return None
+    header = written.get("header")
+    alone = [*file.parent.glob("*.safetensors")] == [file]
+    return folder if (alone if header is None else header == read_headers([file]).digest) else None
 
 
 def _prediction(file: Path, tensors: Mapping[str, Entry], family: str, channels: int) -> tuple[str, str]:
@@ -290,6 +297,7 @@ def _convert(found: Held, folder: Path) -> None:
         for name, prefix in FAMILIES[found.family][1].items():
             if prefix in (CLIP, CLIP_XL):
                 text = mapping.convert_ldm_clip_checkpoint(state)
+                text.pop("text_projection.weight", None)  # of CLIP's, which no UNet of these sees
             else:
                 width = SimpleNamespace(hidden_size=held[f"{name}/{CONFIG}"]["hidden_size"])
                 text = mapping.convert_open_clip_checkpoint(SimpleNamespace(config=width), state, prefix)

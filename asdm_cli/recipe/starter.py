@@ -45,7 +45,7 @@ def starter(verb: str, model: str | None = None) -> str:
         if key == "verb":
             parts.append(given[key])
         elif key in given:
-            parts.append("\n".join([*_told(tables, node), given[key]]))
+            parts.append("\n".join([*_told(tables, node), given[key], *_besides(tables, node, given[key])]))
         else:
             parts.append("\n".join([*_told(tables, node), *(f"# {line}" for line in _left_out(tables, key, node))]))
     return "\n\n".join(parts) + "\n"
@@ -67,6 +67,21 @@ def _told(tables: Tables, node: Node, indent: str = "") -> list[str]:
     values = re.sub(r"\[(.*?)\]\(.*?\)", r"\1", tables.values(node))
     meaning = " ".join(f"{tables.meaning(node)} ({values})".split())
     return textwrap.wrap(meaning, WIDTH - len(indent), initial_indent=f"{indent}# ", subsequent_indent=f"{indent}# ")
+
+
+def _besides(tables: Tables, node: Node, given: str) -> Iterator[str]:
+    """Keys inside a key that the example has: those that it leaves out, or all where it has something else there."""
+    inner = [name for step, name in tables.inside(node) if step == ""]
+    if not inner:
+        return
+    import yaml
+
+    ((key, held),) = yaml.safe_load(given).items()
+    yield "## also inside it:" if isinstance(held, dict) else f"## in its place, {key}:"
+    for name, value in tables.defs[inner[0]]["properties"].items():
+        if not isinstance(held, dict) or name not in held:
+            yield from (f"## {line}" for line in _told(tables, value, "  "))
+            yield from (f"## {line}" for line in _left_out(tables, name, value, "  "))
 
 
 def _left_out(tables: Tables, key: str, node: Node, indent: str = "") -> Iterator[str]:

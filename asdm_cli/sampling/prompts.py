@@ -34,6 +34,8 @@ from asdm_cli.errors import ModelError
 from asdm_cli.models.directory import POCKET
 
 SHARD_ENDINGS = (".tar", ".tar.gz", ".tgz")
+TABLES = (".jsonl", ".json", ".csv", ".tsv", ".yaml", ".yml")
+"""Endings of what has captions among other things, whose lines would be drawn as they are."""
 BUNDLED = "bundled captions"
 UNPAINTED = "black"
 """What a mask is where it is transparent."""
@@ -193,6 +195,9 @@ def real_images(shards: Sequence[Shard]) -> Iterator[Image.Image]:
 def locate(source: str) -> Path | list[Shard]:
     """The text file, or the shards, that `source` names. Raises ModelError."""
     path = Path(source)
+    if path.is_file() and path.suffix.lower() in TABLES:
+        what = "is a table, and a text file of `prompts` has one on each line"
+        raise ModelError(f"{source}: {what}; write its captions into a .txt, or pack it with its pictures (asdm pack)")
     if path.is_file() and not path.name.endswith(SHARD_ENDINGS):
         return path
     if not path.exists() and not set("{:" + WILD) & set(source) and source not in SHIPPED:

@@ -297,10 +297,13 @@ def unlike_inputs(unets: Mapping[str, Config]) -> list[str]:
 
 
 def differing(unets: Mapping[str, Config], keys: Iterable[str], defaults: Config) -> Iterator[tuple[str, str]]:
-    """Each key in which they differ, and in words what each has; a list of equal entries is one of them."""
+    """Each key in which they differ, and in words what each has; a list of equal entries is one of them, and what is
+    null is false where that is what diffusers assumes."""
     for key in keys:
         values = {name: plain(config.get(key, defaults.get(key, read(config, key)))) for name, config in unets.items()}
         for name, value in values.items():
+            if value is None and defaults.get(key) is False:
+                values[name] = False
             if isinstance(value, list) and value and all(each == value[0] for each in value):
                 values[name] = value[0]
         first = next(iter(values.values()))

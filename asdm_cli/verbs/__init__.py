@@ -6,7 +6,7 @@ Here is how every verb runs: the three gates, then the work, then the report.
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from importlib import import_module
 from pathlib import Path
@@ -143,23 +143,27 @@ def run_verb(
         wait_for_everyone(device)
         refuse_changes(before, made_from(referenced_paths(recipe)))
         report = run.write(report)
-        _leave_card(run.path / "model", target.name, report)
+        written = {run.path / "model": target.name, **{model: model.name for model in run.path.glob("models/*")}}
+        written |= {student / "model": student.name for student in run.path.glob("students/*")}
+        _leave_cards(written, report)
     _show(report, target / "report.html", planned)
     hand_over(target)
 
 
-def _leave_card(model: Path, name: str, report: Report) -> None:
-    """Beside a model that was written and has none yet: it may be handed on without its run. `export` adds figures."""
+def _leave_cards(models: Mapping[Path, str], report: Report) -> None:
+    """Beside models, by their names, that were written and have none yet: they may be handed on without their run.
+    `export` adds figures."""
     from asdm_cli.models.card import CARD, drawing, loading, model_card
 
-    if not model.is_dir() or (model / CARD).exists():
-        return
-    directory = find(str(model))
-    patches = read_metadata(directory).patches
-    told = [f"* {line}" for line in drawing(patches, measured_with(directory))]
-    load = loading(directory, "PATH", patched=bool(patches))
-    what = [f"Made by `asdm {report.verb}`.", *(["", *told] if told else [])]
-    model_card(name, what, history(directory), load).save(model / CARD)
+    for model, name in models.items():
+        if not model.is_dir() or (model / CARD).exists():
+            continue
+        directory = find(str(model))
+        patches = read_metadata(directory).patches
+        told = [f"* {line}" for line in drawing(patches, measured_with(directory))]
+        load = loading(directory, "PATH", patched=bool(patches))
+        what = [f"Made by `asdm {report.verb}`.", *(["", *told] if told else [])]
+        model_card(name, what, history(directory), load).save(model / CARD)
 
 
 def _usual(model: str) -> dict[str, Any]:

@@ -21,6 +21,7 @@ from asdm_cli.models.families import configs
 from asdm_cli.unet import surgery
 from asdm_cli.unet.weights import WEIGHTS
 from tests import expanding, families, uploads
+from tests.loras import low_ranks, written
 from tests.typed import Said, asdm
 
 EVERY_OTHER = {"rules": [{"nodes": "up.0", "schedule": {"mode": "uniform", "interval": 2}}]}
@@ -109,6 +110,37 @@ def test_a_directory_in_another_format(tiny_pipeline: Path, tmp_path: Path, dtyp
         tiny_pipeline / "clip/model.safetensors"
     ).read_bytes()
     find(str(tmp_path / "out"))
+
+
+@pytest.mark.parametrize("kind", [torch.float8_e4m3fn, torch.float8_e5m2])
+def test_weights_of_eight_bits_are_read_fused_and_written_anew(
+    kind: torch.dtype, tiny_pipeline: Path, tmp_path: Path
+) -> None:
+    """The UNet's, and those of a LoRA."""
+    model = Path(shutil.copytree(tiny_pipeline, tmp_path / "model"))
+    file = model / "unet" / WEIGHTS
+    held = {name: tensor.to(kind) for name, tensor in load_file(file).items()}
+    file.unlink()
+    save_file(held, file, {"format": "pt"})
+    assert exported(model, tmp_path / "half", "--dtype", "float16", to="diffusers").code == 0
+    found = load_file(tmp_path / "half/unet" / WEIGHTS)
+    assert all(torch.equal(found[name], tensor.half()) for name, tensor in held.items())
+    lora = written(tmp_path / "lora.safetensors", tiny_pipeline, low=low_ranks(tiny_pipeline, r"up_blocks.*to_q"))
+    eight = {name: each.to(kind) if each.dim() > 1 else each for name, each in load_file(lora.file).items()}
+    save_file(eight, tmp_path / "eight.safetensors")
+    adapters = [{"path": str(tmp_path / "eight.safetensors")}]
+    recipe = {"verb": "inherit", "model": str(model), "plan": EVERY_OTHER, "measure": False, "adapters": adapters}
+    fused = load_file(expanding.done(tmp_path / "fused", recipe) / "model/unet" / WEIGHTS)
+    moved = [name for name, each in fused.items() if not torch.equal(each.float(), held[name].float())]
+    assert moved
+    assert all("to_q" in name and fused[name].dtype == kind for name in moved)
+
+
+def test_a_dry_run_looks_where_something_is(tiny_pipeline: Path, tmp_path: Path) -> None:
+    assert exported(tiny_pipeline, tmp_path / "out", to="diffusers").code == 0
+    said = exported(tiny_pipeline, tmp_path / "out", "--dry-run", to="diffusers")
+    assert (said.code, "the export itself needs --overwrite" in said.text) == (0, True)
+    assert exported(tiny_pipeline, tmp_path / "out", to="diffusers").code == 2
 
 
 def test_values_beyond_a_format_are_counted_and_nothing_is_written(tiny_pipeline: Path, tmp_path: Path) -> None:

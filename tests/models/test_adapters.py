@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -177,6 +178,19 @@ def gone(student: Path, original: Path, lora: Lora) -> int:
     kept = {bytes(each.numpy()) for each in weights(student, "unet").values()}
     held = weights(original, "unet")
     return sum(bytes(held[name].numpy()) not in kept for component, name in lora.low if component == "unet")
+
+
+def test_models_of_one_name_are_told_apart_by_their_generation(tiny_pipeline: Path, tmp_path: Path) -> None:
+    """Both answers that are offered are taken, and mean something else."""
+    original = Path(shutil.copytree(tiny_pipeline, tmp_path / "from/run"))
+    student = expanding.done(tmp_path / "to", {"verb": "prune", "model": str(original), "remove": "base"})
+    made = written(tmp_path / "a.safetensors", student, low=low_ranks(student, r"up_blocks.*attn\d\.to_"))
+    with pytest.raises(AsdmError, match=r"say `of: run` or `of: run~1` \(typed: FILE:SCALE:run~1\)"):
+        of(student, str(made.file))
+    found = [of(student, f"{made.file}:1:{name}").adapters[0].told for name in ("run", "run~1")]
+    assert found[0] != found[1]
+    with pytest.raises(AsdmError, match="say one of run, run~1"):
+        of(student, f"{made.file}:1:run~2")
 
 
 def test_a_lora_that_fits_two_models_wants_to_be_told(tiny_pipeline: Path, tiny_base: Path, tmp_path: Path) -> None:

@@ -138,6 +138,15 @@ def test_half_precision_and_what_no_pipeline_needs(files: Files) -> None:
     torch.testing.assert_close({name: each.half() for name, each in states(made.path).items()}, wanted, rtol=0, atol=0)
 
 
+def test_what_no_unet_sees_of_a_text_encoder_is_left_out(files: Files) -> None:
+    """CLIP's own projection, which user interfaces write along."""
+    file, source = files.make("sd15")
+    name = "cond_stage_model.transformer.text_projection.weight"
+    save_file({**load_file(file), name: torch.eye(16)}, files.folder / "spare.safetensors")
+    made = find(str(files.folder / "spare.safetensors"))
+    torch.testing.assert_close(states(made.path), states(source), rtol=0, atol=0)
+
+
 def test_what_stands_beside_the_file_decides_what_is_predicted(files: Files) -> None:
     file, _ = files.make("sd21")
     beside = file.with_suffix(".yaml")
@@ -241,6 +250,17 @@ def test_configurations_beside_a_file_are_of_the_file_that_was_written_with_them
     assert told == {file: "v_prediction", other: "epsilon"}
     assert [_usual(str(each))["guidance"] for each in (file, other)] == [2.5, 7.5], "as it was measured"
     file.unlink()
+    assert find(str(other)).config("scheduler")["prediction_type"] == "v_prediction"
+    third = other.with_name("third.safetensors")
+    save_file(load_file(other), third, {"format": "pt", "title": "another"})
+    for name, means in ((third, "epsilon"), (other, "v_prediction")):
+        assert find(str(name)).config("scheduler")["prediction_type"] == means, "whichever is called as the first"
+    index = files.folder / "sent/config/asdm.json"
+    held = json.loads(index.read_text())
+    held["history"][-1].pop("header")  # as exports before 0.3 wrote it
+    index.write_text(json.dumps(held))
+    assert find(str(other)).config("scheduler")["prediction_type"] == "epsilon"
+    third.unlink()
     assert find(str(other)).config("scheduler")["prediction_type"] == "v_prediction"
 
 

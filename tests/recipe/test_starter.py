@@ -47,6 +47,16 @@ def test_every_key_is_there_with_its_default(verb: str) -> None:
     assert yaml.compose(re.sub(r"^# (?=\w+:|  )", "", text, flags=re.MULTILINE), Loader=Loader) is not None
 
 
+def test_what_an_example_has_otherwise_is_there_too() -> None:
+    """The measured way to prune, where the example names what goes; of a mapping what the example leaves out."""
+    prune, distill = starter("prune"), starter("distill")
+    assert "## in its place, remove:\n" in prune
+    for key in ("budget", "by", "calls", "cache_folder"):
+        assert len(re.findall(rf"^##   {key}:", prune, flags=re.MULTILINE)) == 1, key
+    assert len(re.findall(r"^data: .*train:", distill, flags=re.MULTILINE)) == 1
+    assert re.search(r"^##   cache_folder:", distill, flags=re.MULTILINE)
+
+
 def test_the_command_writes_a_file_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     said = asdm("init", "prune", "--model", "PATH")

@@ -109,12 +109,15 @@ def test_faults_of_a_file(tmp_path: Path) -> None:
     empty, binary = tmp_path / "empty.txt", tmp_path / "binary.txt"
     empty.write_text("\n")
     binary.write_bytes(sample(0)["png"])
+    table = tmp_path / "captions.jsonl"
+    table.write_text('{"caption": "a fox"}\n')
     expected = {
         torn: "truncated shard",
         junk: "truncated shard",
         empty: "holds no prompt",
         binary: "is no text in UTF-8",
         tmp_path / "none.txt": "no such file",
+        table: "is a table, and a text file of `prompts` has one on each line",
     }
     for file, message in expected.items():
         with pytest.raises(ModelError, match=message):

@@ -226,6 +226,12 @@ def explored(donors: dict[str, str], explore: dict[str, Any], tmp_path_factory: 
     return done(tmp_path_factory.mktemp("explore"), {"verb": "assemble", "donors": donors, "explore": explore})
 
 
+def test_what_is_written_has_a_card(explored: Path) -> None:
+    models = sorted((explored / "models").iterdir())
+    assert models
+    assert all(f"# {model.name}" in (model / "README.md").read_text() for model in models)
+
+
 def test_what_the_budget_lets_pass_is_measured_and_written(explored: Path, base: Path) -> None:
     report = read(explored)
     first, *names = report.setups
