@@ -83,6 +83,13 @@ def tiny_base(tiny_pipeline: Path, tmp_path_factory: pytest.TempPathFactory) -> 
 
 
 @pytest.fixture(scope="session")
+def shallow_base(shallow_pipeline: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The run directory of the shallow pipeline without the layers of Base; read-only by agreement."""
+    recipe = {"verb": "prune", "model": str(shallow_pipeline), "remove": "base"}
+    return expanding.done(tmp_path_factory.mktemp("base"), recipe)
+
+
+@pytest.fixture(scope="session")
 def tiny_experts(tiny_pipeline: Path, tiny_base: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The model directory of Base with three experts that differ; read-only by agreement."""
     what = {"experts": 3, "donor": str(tiny_pipeline)}
