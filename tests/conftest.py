@@ -57,9 +57,15 @@ def tiny_pipeline(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tiny.pipeline(tmp_path_factory.mktemp("models") / "tiny")
 
 
+@pytest.fixture(scope="session")
+def shallow_pipeline(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same with a UNet of two levels, for all that draws a lot whatever the levels; read-only by agreement."""
+    return tiny.pipeline(tmp_path_factory.mktemp("models") / "shallow", **tiny.SHALLOW["sd15"])
+
+
 @pytest.fixture
 def copy(tiny_pipeline: Path, tmp_path: Path) -> Path:
-    """The same, which a test may spoil."""
+    """The tiny pipeline, which a test may spoil."""
     return Path(shutil.copytree(tiny_pipeline, tmp_path / "copy"))
 
 
@@ -73,6 +79,13 @@ def tiny_small(tiny_pipeline: Path, tmp_path_factory: pytest.TempPathFactory) ->
 def tiny_base(tiny_pipeline: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The run directory of the tiny pipeline without the layers of Base; read-only by agreement."""
     recipe = {"verb": "prune", "model": str(tiny_pipeline), "remove": "base"}
+    return expanding.done(tmp_path_factory.mktemp("base"), recipe)
+
+
+@pytest.fixture(scope="session")
+def shallow_base(shallow_pipeline: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The run directory of the shallow pipeline without the layers of Base; read-only by agreement."""
+    recipe = {"verb": "prune", "model": str(shallow_pipeline), "remove": "base"}
     return expanding.done(tmp_path_factory.mktemp("base"), recipe)
 
 

@@ -47,28 +47,17 @@ OTHERS: dict[str, dict[str, Any]] = {
 }
 """Pipelines that no single file is written for."""
 UNETS = {"sd21-upscale": {"num_class_embeds": 1000}, "lcm": {"time_cond_proj_dim": 8}}
-SHALLOW: dict[bool, dict[str, Any]] = {
-    False: {
-        "down_block_types": ["CrossAttnDownBlock2D", "DownBlock2D"],
-        "up_block_types": ["UpBlock2D", "CrossAttnUpBlock2D"],
-        "block_out_channels": [8, 16],
-        "attention_head_dim": 2,
-    },
-    True: {
-        "down_block_types": ["DownBlock2D", "CrossAttnDownBlock2D"],
-        "up_block_types": ["CrossAttnUpBlock2D", "UpBlock2D"],
-        "block_out_channels": [8, 16],
-        "attention_head_dim": 2,
-        "transformer_layers_per_block": [1, 2],
-    },
-}
-"""Whether it is SDXL's -> its UNet with the first and the last of its levels."""
 REFINER = tiny.shape("sdxl", projection_class_embeddings_input_dim=5 * 4 + 8, cross_attention_dim=XL_WIDTHS[1])
 
 
 def kept(kinds: dict[str, str], folders: pytest.TempPathFactory) -> Callable[[str], Path]:
     """(a name of `kinds`) -> its pipeline's directory, made once; its UNet has two levels, for it draws a lot."""
-    return cache(lambda name: pipeline(kinds[name], folders.mktemp("models") / "model", **SHALLOW[name.find("XL") > 0]))
+
+    def make(name: str) -> Path:
+        shallow = tiny.SHALLOW["sdxl" if "XL" in name else "sd15"]
+        return pipeline(kinds[name], folders.mktemp("models") / "model", **shallow)
+
+    return cache(make)
 
 
 def pipeline(kind: str, folder: Path, **unet: Any) -> Path:

@@ -54,6 +54,23 @@ SHAPES: dict[str, dict[str, Any]] = {
     },
 }
 """UNet configs with the block structure of the presets, a few thousand times smaller."""
+SHALLOW: dict[str, dict[str, Any]] = {
+    "sd15": {
+        "down_block_types": ["CrossAttnDownBlock2D", "DownBlock2D"],
+        "up_block_types": ["UpBlock2D", "CrossAttnUpBlock2D"],
+        "block_out_channels": [8, 16],
+        "attention_head_dim": 2,
+    },
+    "sdxl": {
+        "down_block_types": ["DownBlock2D", "CrossAttnDownBlock2D"],
+        "up_block_types": ["CrossAttnUpBlock2D", "UpBlock2D"],
+        "block_out_channels": [8, 16],
+        "attention_head_dim": 2,
+        "transformer_layers_per_block": [1, 2],
+    },
+}
+"""What leaves a shape's first and last level; that of sd15 is good for sd21, too. Half of the modules, half of the
+time."""
 
 
 def shape(name: str, **changes: Any) -> dict[str, Any]:
@@ -98,15 +115,16 @@ def tokenizer(folder: Path) -> CLIPTokenizer:
     return made
 
 
-def pipeline(folder: Path, seed: int = 0) -> Path:
-    """A whole StableDiffusionPipeline directory with the extra `clip/`: 32 x 32 pixels, latents 4 x 8 x 8."""
+def pipeline(folder: Path, seed: int = 0, **changes: Any) -> Path:
+    """A whole StableDiffusionPipeline directory with the extra `clip/`: 32 x 32 pixels, latents 4 x 8 x 8; `changes`
+    replaces settings of its UNet."""
     torch.manual_seed(seed)
     words = tokenizer(folder / "tokenizer")
     StableDiffusionPipeline(
         vae=_vae(),
         text_encoder=CLIPTextModel(CLIPTextConfig(**_text(words))).eval(),
         tokenizer=words,
-        unet=unet(SHAPES["sd15"], seed),
+        unet=unet(shape("sd15", **changes), seed),
         scheduler=_scheduler(),
         safety_checker=None,
         feature_extractor=None,

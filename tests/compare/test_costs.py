@@ -28,6 +28,7 @@ from tests.compare.setups import CPU, bare, value, values, whole
 from tests.turns import switching
 
 SD15, TINY = preset("sd15"), tiny.shape("sd15")
+SHALLOW = tiny.shape("sd15", **tiny.SHALLOW["sd15"])
 TOGETHER = ["deepcache.0", "deepcache.1", "deepcache.2", "deepcache.3", "*.self", "*.cross", "*.ff", "mid"]
 """Node sets of SD 1.x that have no node in common, so that one UNet can be counted for all of them."""
 ALONE = {"encoder": "output", "*.attn": "residual"}
@@ -121,15 +122,18 @@ def test_of_unets_that_take_turns_those_count_that_do(tiny_pipeline: Path, tiny_
 
 
 @pytest.mark.parametrize("interval", [1, 2])
-def test_counts_without_a_device_are_those_of_an_image(tiny_pipeline: Path, interval: int) -> None:
-    plan = {**every(interval), "cache_text": False}
-    setup, session = whole(tiny_pipeline, "it", plan, steps=5), Session(CPU, torch.float32)
+def test_counts_without_a_device_are_those_of_an_image(shallow_pipeline: Path, interval: int) -> None:
+    plan = {**every(interval, "up.1"), "cache_text": False}
+    setup, session = whole(shallow_pipeline, "it", plan, steps=5), Session(CPU, torch.float32)
     image, _ = run._count(session, setup, Place(CPU, torch.float32, 32))
-    by_pattern, counts = pattern_macs(TINY, resolved(plan), 5, tokens=tiny.TOKENS), patterns(resolved(plan), 5)
+    by_pattern, counts = (
+        pattern_macs(SHALLOW, resolved(plan, SHALLOW), 5, tokens=tiny.TOKENS),
+        patterns(resolved(plan, SHALLOW), 5),
+    )
     assert sum(counts.values()) == image.calls == 5
     counted = sum(count * by_pattern[each.reused].total for each, count in counts.items())
     assert image.components["unet"].total == 2 * counted
-    plain = 2 * 5 * macs(TINY, tokens=tiny.TOKENS).total
+    plain = 2 * 5 * macs(SHALLOW, tokens=tiny.TOKENS).total
     assert (image.components["unet"].total == plain) == (interval == 1)
     assert image.components["unet"].total <= plain
 
@@ -137,8 +141,8 @@ def test_counts_without_a_device_are_those_of_an_image(tiny_pipeline: Path, inte
 # Set-ups side by side -------------------------------------------------------------------------------------------------
 
 PLANS: dict[str, dict[str, Any]] = {
-    "one": every(2),
-    "two": {"rules": [*every(2, "up.3")["rules"], *every(3, "*.cross")["rules"]]},
+    "one": every(2, "up.1"),
+    "two": {"rules": [*every(2, "up.1")["rules"], *every(3, "*.cross")["rules"]]},
     "adaptive": {"rules": [{"nodes": "mid", "schedule": {"mode": "threshold", "threshold": 0.1}}]},
 }
 INTERVALS = {"late": {"start": 700}, "middle": {"start": 700, "until": 300}}
@@ -154,12 +158,12 @@ def inside(folder: Path, name: str) -> Setup:
 
 
 @pytest.fixture(scope="module")
-def records(tiny_pipeline: Path, tmp_path_factory: pytest.TempPathFactory) -> list[Record]:
+def records(shallow_pipeline: Path, tmp_path_factory: pytest.TempPathFactory) -> list[Record]:
     """A pipeline that draws in several ways, a UNet of another shape, and one under plans."""
-    setups = [whole(tiny_pipeline, steps=7), whole(tiny_pipeline, "short", steps=2), bare("bare", "sdxl")]
-    setups += [whole(tiny_pipeline, name, plan, steps=7, draws=False) for name, plan in PLANS.items()]
-    setups.append(whole(tiny_pipeline, "fast image", every(2)))
-    setups += [inside(tiny_pipeline, name) for name in INTERVALS]
+    setups = [whole(shallow_pipeline, steps=7), whole(shallow_pipeline, "short", steps=2), bare("bare", "sdxl")]
+    setups += [whole(shallow_pipeline, name, plan, steps=7, draws=False) for name, plan in PLANS.items()]
+    setups.append(whole(shallow_pipeline, "fast image", every(2, "up.1")))
+    setups += [inside(shallow_pipeline, name) for name in INTERVALS]
     with pytest.MonkeyPatch.context() as patch:
         # test_memory has the real one; here processes would only cost time
         patch.setattr(costs, "in_fresh_process", lambda *_: (1_000_000, 3_000_000))
@@ -194,7 +198,7 @@ def test_everybody_is_counted_and_timed_whatever_the_batches(records: list[Recor
 
 
 def test_blocks_sum_to_the_call(records: list[Record]) -> None:
-    for name, blocks in {"whole": 10, "bare": 8}.items():
+    for name, blocks in {"whole": 6, "bare": 8}.items():
         for metric in ("params_m", "macs_g"):
             parts = values(records, name, metric, "block")
             assert len(parts) == blocks
@@ -226,10 +230,10 @@ def test_every_pattern_of_every_plan_is_timed_beside_the_first(records: list[Rec
 
 @pytest.mark.parametrize("name", INTERVALS)
 def test_a_plan_beside_guidance_in_an_interval_costs_what_its_image_does(
-    name: str, records: list[Record], tiny_pipeline: Path
+    name: str, records: list[Record], shallow_pipeline: Path
 ) -> None:
     session, place = Session(CPU, torch.float32), Place(CPU, torch.float32, None)
-    setup, plain = inside(tiny_pipeline, name), whole(tiny_pipeline, steps=7)
+    setup, plain = inside(shallow_pipeline, name), whole(shallow_pipeline, steps=7)
     images = [run._count(session, each, place)[0].components["unet"].total for each in (setup, plain)]
     assert value(records, name, "macs_share", "generation/UNet calls") == pytest.approx(images[0] / images[1])
     counts = values(records, name, "calls", "inherited")
@@ -237,26 +241,26 @@ def test_a_plan_beside_guidance_in_an_interval_costs_what_its_image_does(
     assert value(records, name, "cache_mb", "generation/UNet calls") > 0
 
 
-def test_plans_are_timed_beside_a_first_that_leaves_guidance_out(tiny_pipeline: Path) -> None:
-    first = replace(inside(tiny_pipeline, "late"), patches=inside(tiny_pipeline, "late").patches[1:])
+def test_plans_are_timed_beside_a_first_that_leaves_guidance_out(shallow_pipeline: Path) -> None:
+    first = replace(inside(shallow_pipeline, "late"), patches=inside(shallow_pipeline, "late").patches[1:])
     assert first.cache is None
-    other = whole(tiny_pipeline, "one", PLANS["one"], draws=False)
+    other = whole(shallow_pipeline, "one", PLANS["one"], draws=False)
     found = costs.plan_calls(Session(CPU, torch.float32), [first, other], Rounds(1, 0, size=32))
     assert set(values(found, "one", "time_share", "inherited")) == {"nothing", "rules[0]"}
 
 
 def test_calls_of_other_rows_are_timed_apart_and_images_of_other_lengths_are_compared_whole(
-    tiny_pipeline: Path,
+    shallow_pipeline: Path,
 ) -> None:
     """A call without guidance has half of the rows, an image of half of the steps half of the calls."""
-    first, rounds = whole(tiny_pipeline, steps=6, draws=False), Rounds(1, 0, size=32)
+    first, rounds = whole(shallow_pipeline, steps=6, draws=False), Rounds(1, 0, size=32)
     alone = replace(first, name="alone", guidance=1.0)
     session, timed = Session(CPU, torch.float32), set[str]()
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(costs, "_call", lambda _stack, _session, setup, *_: timed.add(setup.name) or (lambda: None))
         costs.unet_calls(session, [first, replace(first, name="twin"), alone], rounds)
     assert timed == {"whole", "alone"}
-    plan = replace(whole(tiny_pipeline, "one", PLANS["one"], steps=6, draws=False), name="as long")
+    plan = replace(whole(shallow_pipeline, "one", PLANS["one"], steps=6, draws=False), name="as long")
     half = replace(plan, name="half", steps=3)
     setups = [first, plan, half, replace(plan, name="no guidance", guidance=1.0)]
     share = partial(value, metric="macs_share", of="generation/UNet calls")
@@ -266,18 +270,18 @@ def test_calls_of_other_rows_are_timed_apart_and_images_of_other_lengths_are_com
     assert share(found, "no guidance") == pytest.approx(share(found, "as long") / 2)
 
 
-def test_the_memory_of_a_plan_is_that_of_all_its_steps(tiny_pipeline: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_memory_of_a_plan_is_that_of_all_its_steps(shallow_pipeline: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     drawn: list[int] = []
     monkeypatch.setattr(costs, "image_call", lambda _, setup, __: lambda: drawn.append(setup.steps))
     for plan in (None, PLANS["one"]):
-        costs._measured(whole(tiny_pipeline, "it", plan, steps=7), CPU, torch.float32, 32)
+        costs._measured(whole(shallow_pipeline, "it", plan, steps=7), CPU, torch.float32, 32)
     assert drawn == [FEW_STEPS, 7]
 
 
-def test_without_guidance_nothing_is_left_out(tiny_pipeline: Path) -> None:
-    unguided = replace(inside(tiny_pipeline, "middle"), guidance=1.0)
+def test_without_guidance_nothing_is_left_out(shallow_pipeline: Path) -> None:
+    unguided = replace(inside(shallow_pipeline, "middle"), guidance=1.0)
     assert set(unguided.computed) == {()}
-    assert set(whole(tiny_pipeline).computed) == {HALVES}
+    assert set(whole(shallow_pipeline).computed) == {HALVES}
 
 
 def test_a_generation_is_the_sum_of_its_calls(records: list[Record]) -> None:

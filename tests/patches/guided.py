@@ -29,15 +29,15 @@ UNCHECKED = ("safety_checker", "feature_extractor")
 
 
 def _of(kind: Any, *parts: str, more: Any = None, **changes: Any) -> Any:
-    """One of diffusers' own, around a tiny UNet of this shape."""
-    held = pipes.pipe(unet=tiny.unet(tiny.shape("sd15", **changes))).components
+    """One of diffusers' own, around a tiny UNet of two levels and this shape."""
+    held = pipes.pipe(unet=tiny.unet(tiny.shape("sd15", **tiny.SHALLOW["sd15"], **changes))).components
     named = {name: held[name] for name in (*PARTS, *parts)}
     return kind(**named, **(more or {}))
 
 
 def _adapter() -> Any:
     torch.manual_seed(6)
-    channels = list(tiny.shape("sd15")["block_out_channels"])
+    channels = list(tiny.SHALLOW["sd15"]["block_out_channels"])
     adapter = T2IAdapter(in_channels=3, channels=channels, num_res_blocks=1, downscale_factor=pipes.SCALE)
     more = {"adapter": adapter, "requires_safety_checker": False}
     return _of(StableDiffusionAdapterPipeline, *UNCHECKED, more=more)
@@ -90,7 +90,7 @@ GROUPS = {"consistency": (), "pix2pix": (PROMPT, "image", "unconditional")}
 
 @cache
 def pipe_of(kind: str) -> Any:
-    made = OTHERS[kind][0]() if kind in OTHERS else pipes.pipe(kind)
+    made = OTHERS[kind][0]() if kind in OTHERS else pipes.shallow(kind)
     made.set_progress_bar_config(disable=True)
     return made
 

@@ -27,15 +27,17 @@ def rules(by: str, *parts: str) -> Switching:
     return Switching(by=by, parts=[Segment(unet=name, until=float(end[0]) if end else None) for name, *end in split])
 
 
-def small(kind: str = "text") -> UNet2DConditionModel:
-    """Another UNet for that kind of pipeline: one layer per block, other weights, the same ones each time."""
-    return copy.deepcopy(_small(XL[kind]))
+def small(kind: str = "text", shallow: bool = False) -> UNet2DConditionModel:
+    """Another UNet for that kind of pipeline: one layer per block, other weights, the same ones each time; with two
+    levels only if it is `shallow`."""
+    return copy.deepcopy(_small(XL[kind], shallow))
 
 
 @cache
-def _small(shape: str) -> UNet2DConditionModel:
+def _small(shape: str, shallow: bool) -> UNet2DConditionModel:
     torch.manual_seed(5)
-    return tiny.unet(tiny.shape(shape, layers_per_block=1), seed=5)
+    changes = tiny.SHALLOW[shape] if shallow else {}
+    return tiny.unet(tiny.shape(shape, layers_per_block=1, **changes), seed=5)
 
 
 def twin(kind: str = "text") -> UNet2DConditionModel:

@@ -35,14 +35,14 @@ from tests.patches import pipes
 from tests.patches.guided import GROUPS as ROWS
 from tests.patches.guided import KINDS, by_hand, latents, pipe_of, with_rows
 from tests.patches.parts import small
-from tests.patches.pipes import draw
+from tests.patches.pipes import draw, shallow
 from tests.patches.test_compile import SMALLEST, compiled
 from tests.patches.test_half_rows import CACHE, FULL, HALF, REUSED, SMALL, TURNS, counted, drawn
 from tests.turns import read_patches
 from tests.typed import asdm
 
 STEPS = 8
-THRESHOLD = {"nodes": "up.3", "schedule": {"mode": "threshold", "threshold": 0.1}}
+THRESHOLD = {"nodes": "up.1", "schedule": {"mode": "threshold", "threshold": 0.1}}
 ADAPTIVE: dict[str, Any] = {"kind": "feature-cache", "rules": [THRESHOLD]}
 """What it measures, and so its key steps, would change if it saw one half of the rows."""
 CLOSE: dict[str, Any] = {"atol": 1e-4, "rtol": 1e-4}
@@ -57,7 +57,9 @@ def interval(start: float | None = None, until: float | None = None, by: str = "
 
 def put(pipe: Any, *patches: dict[str, Any]) -> Any:
     """In force on a pipeline, in a `with` block."""
-    return applied(pipe, [patch_of(spec) for spec in read_patches(list(patches), "test")], lambda _: small())
+    return applied(
+        pipe, [patch_of(spec) for spec in read_patches(list(patches), "test")], lambda _: small(shallow=True)
+    )
 
 
 # Drawing --------------------------------------------------------------------------------------------------------------
@@ -86,7 +88,7 @@ def test_an_interval_that_is_everything_changes_no_bit(kind: str) -> None:
     [("pndm", ()), ("unipc", ()), *(("heun", each) for each in ((), (CACHE,), (ADAPTIVE,), (TURNS,), (TURNS, CACHE)))],
 )
 def test_nor_does_it_with_others_in_force(sampler: str, others: Sequence[dict[str, Any]]) -> None:
-    pipe = pipes.pipe(sampler=sampler)
+    pipe = shallow(sampler=sampler)
     for settings in ({}, {"guidance_scale": 1.0}):
         expected, stats = drawn(pipe, *others, **settings)
         picture, same = drawn(pipe, *others, interval(), **settings)
@@ -166,7 +168,7 @@ def test_which_calls_have_guidance(name: str) -> None:
 
 def test_image_to_image_begins_where_its_trajectory_does() -> None:
     """Six of ten steps, from timestep 501 on: calls count from there, timesteps are what they are."""
-    pipe = pipes.pipe("image")
+    pipe = shallow("image")
     for spec, expected in (
         (interval(2, 3), 1),
         (interval(350, 150, by="timestep"), 2),
@@ -206,7 +208,8 @@ EVERY_ARGUMENT: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
 def call_of(config: dict[str, Any], more: dict[str, Any]) -> tuple[UNet2DConditionModel, dict[str, Any]]:
     changes = {"shape": "sd15", **config}
     adapted = changes.pop("image", False)
-    unet = tiny.unet(tiny.shape(changes.pop("shape"), **changes))
+    shape = changes.pop("shape")
+    unet = tiny.unet(tiny.shape(shape, **tiny.SHALLOW[shape], **changes))
     if adapted:
         unet._load_ip_adapter_weights([tiny.image_adapter(unet)])
         for parameter in unet.parameters():  # the adapter's are zero
@@ -238,13 +241,13 @@ def test_a_call_on_some_rows_answers_those(name: str, part: slice) -> None:
 @pytest.mark.parametrize("adapter", [False, True])
 def test_residuals_of_other_networks_have_rows(adapter: bool) -> None:
     unet, named = call_of({}, {})
-    shapes = [(8, 8), (8, 8), (8, 8), (8, 4), (16, 4), (16, 4), (16, 2), (32, 2), (32, 2), (32, 1), (32, 1), (32, 1)]
+    shapes = [(8, 8), (8, 8), (8, 8), (8, 4), (16, 4), (16, 4)]
     if adapter:
-        sizes = [(8, 8), (16, 4), (32, 2), (32, 1)]
+        sizes = [(8, 8), (16, 4)]
         named["down_intrablock_additional_residuals"] = [torch.randn(FOUR, wide, size, size) for wide, size in sizes]
     else:
         named["down_block_additional_residuals"] = tuple(torch.randn(FOUR, wide, size, size) for wide, size in shapes)
-        named["mid_block_additional_residual"] = torch.randn(FOUR, 32, 1, 1)
+        named["mid_block_additional_residual"] = torch.randn(FOUR, 16, 4, 4)
     with torch.no_grad():
         whole = unet(**copy.deepcopy(named)).sample
         _, fewer = take_rows((), named, slice(1, 3))
@@ -276,10 +279,10 @@ def test_rows_that_are_not_known_are_refused() -> None:
 def test_a_plan_keeps_the_memory_of_the_rows_that_stay(kind: str) -> None:
     """The same as a plan under a loop by hand, where the rows that come later come at a key step."""
     pipe = pipe_of(kind)
-    work = partial(latents, kind, count=2)
+    work, nodes = partial(latents, kind, count=2), "up.1" if kind == "xl" else "up.0"
     # a forecast from two key steps has both of each half only where both begin together
     for start, until, outside, order in ((2, 4, "conditional", 0), (None, 3, "difference", 1)):
-        plan, inside = {"kind": "feature-cache", **every(2, "up.2", order=order)}, range(start or 0, until)
+        plan, inside = {"kind": "feature-cache", **every(2, nodes, order=order)}, range(start or 0, until)
         with put(pipe, plan, interval(start, until, outside=outside)) as told:
             picture, rows = with_rows(pipe, work)
             reused = told().reused["unet"]
@@ -291,33 +294,33 @@ def test_a_plan_keeps_the_memory_of_the_rows_that_stay(kind: str) -> None:
 
 
 def test_rows_that_come_between_key_steps_make_one() -> None:
-    _, stats = drawn(pipes.pipe(), CACHE, interval(3, 6))
+    _, stats = drawn(shallow(), CACHE, interval(3, 6))
     assert stats.reused["unet"] == [FULL, REUSED, FULL, FULL, FULL, REUSED, FULL, REUSED]
 
 
 def test_the_order_of_the_list_means_nothing() -> None:
     spec = interval(1, 4, outside="difference")
-    seen = [drawn(pipes.pipe(), *order) for order in permutations([spec, TURNS, CACHE])]
+    seen = [drawn(shallow(), *order) for order in permutations([spec, TURNS, CACHE])]
     for picture, stats in seen:
         assert torch.equal(picture, seen[0][0])
         assert stats.served == (*"aabbbbbb",)
         assert stats.reused == {"a": [FULL, FULL], "b": [FULL, REUSED] * 3}
         assert stats.figures == {"guided_calls": 3}
     for fewer in ([spec, TURNS], [spec, CACHE], [TURNS, CACHE]):
-        assert not torch.equal(drawn(pipes.pipe(), *fewer)[0], seen[0][0]), "each of them does something"
+        assert not torch.equal(drawn(shallow(), *fewer)[0], seen[0][0]), "each of them does something"
 
 
 def test_the_null_model_stands_for_the_rows_that_are_there() -> None:
     nulls = {**TURNS, "parts": [{"unet": "a", "until": 5}, {"unet": "reuse"}]}
-    picture, stats = drawn(pipes.pipe(), interval(until=3), nulls)
+    picture, stats = drawn(shallow(), interval(until=3), nulls)
     assert stats.served == ("a", "a", "a", "a", "a", "reuse", "reuse", "reuse")
     assert picture.isfinite().all()
-    _, stats = drawn(pipes.pipe(), interval(6), nulls)
+    _, stats = drawn(shallow(), interval(6), nulls)
     assert stats.served == (*["a"] * 5, "reuse", "a", "reuse"), "the half that nobody predicted yet is"
 
 
 def test_what_is_counted_is_what_is_computed() -> None:
-    call = flops.macs(tiny.shape("sd15"), tokens=tiny.TOKENS).total
+    call = flops.macs(tiny.shape("sd15", **tiny.SHALLOW["sd15"]), tokens=tiny.TOKENS).total
     plain, some, none = counted(), counted(interval(2, 5)), counted(interval(until=0))
     assert (plain.calls, plain.rows, plain.components["unet"].total) == (STEPS, 2 * STEPS, 2 * STEPS * call)
     assert (some.calls, some.rows, some.components["unet"].total) == (STEPS, STEPS + 3, (STEPS + 3) * call)
@@ -328,7 +331,7 @@ def test_what_is_counted_is_what_is_computed() -> None:
 
 
 def test_text_is_projected_once_for_all_rows_and_once_for_the_prompts(monkeypatch: pytest.MonkeyPatch) -> None:
-    pipe, linear, seen = pipes.pipe(), torch.nn.Linear.forward, list[int]()
+    pipe, linear, seen = shallow(), torch.nn.Linear.forward, list[int]()
     keys = {module for name, module in pipe.unet.named_modules() if name.endswith("attn2.to_k")}
 
     def counting(self: torch.nn.Linear, value: Tensor) -> Tensor:
@@ -373,7 +376,7 @@ def test_the_table_is_what_diffusers_does(name: str) -> None:
 
 def test_pipelines_whose_rows_are_not_known_are_refused() -> None:
     """When it is put on, and where it is on a UNet that such a pipeline calls."""
-    parts = {**pipes.pipe().components, "requires_safety_checker": False}
+    parts = {**shallow().components, "requires_safety_checker": False}
     perturbed, text = StableDiffusionPAGPipeline(**parts), diffusers.StableDiffusionPipeline(**parts)
     told = "StableDiffusionPAGPipeline: which rows of its UNet calls do not see the prompt is not known"
     with pytest.raises(ModelError, match=told), put(perturbed, interval(2)):
@@ -446,8 +449,10 @@ CONFLICTS = {
 
 
 @pytest.mark.parametrize("told", CONFLICTS)
-def test_what_does_not_go_with_it_is_told_before_anything_slow(told: str, tiny_pipeline: Path, tmp_path: Path) -> None:
-    model = {"name": "x", "model": str(tiny_pipeline), "patches": [interval(2), CONFLICTS[told]]}
+def test_what_does_not_go_with_it_is_told_before_anything_slow(
+    told: str, shallow_pipeline: Path, tmp_path: Path
+) -> None:
+    model = {"name": "x", "model": str(shallow_pipeline), "patches": [interval(2), CONFLICTS[told]]}
     said = run(tmp_path, {"verb": "bench", "models": [model], "steps": 4}, "--dry-run")
     assert said.code == 2
     assert told in said.text
@@ -457,11 +462,11 @@ def test_what_does_not_go_with_it_is_told_before_anything_slow(told: str, tiny_p
 
 
 def test_a_model_carries_it_and_every_verb_draws_by_it(
-    tiny_pipeline: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    shallow_pipeline: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("asdm_cli.compare.costs.in_fresh_process", lambda _, work, *given: work(*given))
     model = tmp_path / "model"
-    write_patched(find(str(tiny_pipeline)), {}, read_patches([interval(1, 4), CACHE], "test"), model, "test")
+    write_patched(find(str(shallow_pipeline)), {}, read_patches([interval(1, 4), CACHE], "test"), model, "test")
     words = "guidance from step 1 until step 4 only; outside: the conditional output alone"
     assert words in asdm("show", model).out.splitlines()
     pipe: Any = asdm_cli.load(str(model), "cpu")
@@ -470,8 +475,8 @@ def test_a_model_carries_it_and_every_verb_draws_by_it(
     asdm_cli.remove(pipe)
     assert not live_on(pipe.unet)
     models = [
-        {"name": "plain", "model": str(tiny_pipeline)},
-        {"name": "half", "model": str(tiny_pipeline), "patches": [interval(until=4)]},
+        {"name": "plain", "model": str(shallow_pipeline)},
+        {"name": "half", "model": str(shallow_pipeline), "patches": [interval(until=4)]},
         {"name": "carried", "model": str(model)},
     ]
     report = run_directory.read(done(tmp_path / "bench", {"verb": "bench", "models": models, **SMALL}))

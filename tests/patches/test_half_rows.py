@@ -34,16 +34,15 @@ from asdm_cli.unet import flops
 from tests import tiny
 from tests.carrying import every
 from tests.expanding import done, figures, run
-from tests.patches import pipes
 from tests.patches.half_rows import GROUPS, HalfRowsSpec
 from tests.patches.parts import small
-from tests.patches.pipes import draw
-from tests.turns import copied, read_patches
+from tests.patches.pipes import draw, shallow
+from tests.turns import copied, pruned, read_patches
 from tests.typed import asdm
 
 STEPS = 8
 HALF: dict[str, Any] = {"kind": "half-rows", "half": [3, 6], "skip": [2, 5]}
-CACHE: dict[str, Any] = {"kind": "feature-cache", **every(2)}
+CACHE: dict[str, Any] = {"kind": "feature-cache", **every(2, "up.1")}
 TURNS: dict[str, Any] = {
     "kind": "unet-schedule",
     "unets": ["a", "b"],
@@ -58,14 +57,14 @@ Patched = tuple[Tensor, Stats]
 
 
 def drawn(pipe: Any, *patches: dict[str, Any], steps: int = STEPS, **settings: Any) -> Patched:
-    other = small()
+    other = small(shallow=True)
     specs = [patch_of(spec) for spec in read_patches(list(patches), "test")]
     with applied(pipe, specs, lambda _: other) as told:
         return draw(pipe, steps, **settings), told()
 
 
 def counted(*patches: dict[str, Any]) -> Counts:
-    pipe, other = pipes.pipe(), small()
+    pipe, other = shallow(), small(shallow=True)
     specs = [patch_of(spec) for spec in read_patches(list(patches), "test")]
     with applied(pipe, specs, lambda _: other):
         made = partial(pipe, "a red fox", height=32, width=32, num_inference_steps=STEPS, output_type="np")
@@ -74,7 +73,7 @@ def counted(*patches: dict[str, Any]) -> Counts:
 
 def test_rows_and_calls_that_are_left_out_by_hand() -> None:
     """A plain loop around the UNet, which computes everything and takes what it needs."""
-    pipe, outputs = pipes.pipe(), []
+    pipe, outputs = shallow(), []
 
     def by_hand(_: Any, __: Any, output: Any) -> Any:
         call, (value,) = len(outputs), output
@@ -97,7 +96,7 @@ def test_rows_and_calls_that_are_left_out_by_hand() -> None:
 
 @pytest.mark.parametrize("others", [(), (CACHE,), (TURNS,), (TURNS, CACHE)])
 def test_where_it_changes_nothing_it_changes_no_bit(others: Sequence[dict[str, Any]]) -> None:
-    pipe = pipes.pipe()
+    pipe = shallow()
     plain = draw(pipe, STEPS)
     for settings in ({}, {"guidance_scale": 1.0}):
         expected, stats = drawn(pipe, *others, **settings)
@@ -112,7 +111,7 @@ def test_where_it_changes_nothing_it_changes_no_bit(others: Sequence[dict[str, A
 
 
 def test_the_order_of_the_list_means_nothing_and_key_steps_count_what_each_layer_sees() -> None:
-    seen: list[Patched] = [drawn(pipes.pipe(), *order) for order in permutations([HALF, TURNS, CACHE])]
+    seen: list[Patched] = [drawn(shallow(), *order) for order in permutations([HALF, TURNS, CACHE])]
     assert len(seen) == 6
     for picture, stats in seen:
         assert torch.equal(picture, seen[0][0])
@@ -122,11 +121,11 @@ def test_the_order_of_the_list_means_nothing_and_key_steps_count_what_each_layer
         assert stats.figures == {"halved_calls": 2}
         assert stats.cache_bytes
     for fewer in ([HALF, TURNS], [HALF, CACHE], [TURNS, CACHE]):
-        assert not torch.equal(drawn(pipes.pipe(), *fewer)[0], seen[0][0]), "each of them does something"
+        assert not torch.equal(drawn(shallow(), *fewer)[0], seen[0][0]), "each of them does something"
 
 
 def test_what_is_counted_is_what_is_computed() -> None:
-    call = flops.macs(tiny.shape("sd15"), tokens=tiny.TOKENS).total
+    call = flops.macs(tiny.shape("sd15", **tiny.SHALLOW["sd15"]), tokens=tiny.TOKENS).total
     plain, halved = counted(), counted(HALF)
     assert (plain.calls, plain.rows, plain.components["unet"].total) == (STEPS, 2 * STEPS, 2 * STEPS * call)
     assert (halved.calls, halved.rows) == (len(ROWS), sum(ROWS))
@@ -135,20 +134,20 @@ def test_what_is_counted_is_what_is_computed() -> None:
     assert (cached.calls, cached.rows) == (len(ROWS), sum(ROWS)), "a reused call is a call"
     assert 4 < cached.components["unet"].total / call < 4.1, "rows 2, 1, 1 in full, and little for the others"
     turns = counted(TURNS, HALF)
-    other = flops.macs(dict(small().config), tokens=tiny.TOKENS).total
+    other = flops.macs(dict(small(shallow=True).config), tokens=tiny.TOKENS).total
     assert (turns.calls, turns.rows) == (len(ROWS), sum(ROWS))
     assert turns.components["unet"].total == sum(ROWS[:2]) * call + sum(ROWS[2:]) * other
     nulls = {**TURNS, "unets": ["a"], "parts": [{"unet": "a", "until": 3}, {"unet": "reuse"}]}
     assert (counted(nulls, HALF).calls, counted(nulls).calls) == (3, 3)
 
 
-LAST = {"rules": [{"nodes": "up.3", "schedule": {"mode": "explicit", "steps": [0, 2]}}]}
+LAST = {"rules": [{"nodes": "up.1", "schedule": {"mode": "explicit", "steps": [0, 2]}}]}
 
 
 def test_a_group_of_rows_keeps_its_memory_over_calls_at_which_it_is_missing() -> None:
     """What the UNet's output is made of is reused at call 3: of the half that was there at call 2, and of the other one
     at call 0."""
-    unet, seen = pipes.pipe().unet, []
+    unet, seen = shallow().unet, []
     cache = FeatureCache(unet, read_plan(LAST))
     rows = [GROUPS, GROUPS, GROUPS[1:], GROUPS, GROUPS[:1]]
     noise = torch.Generator().manual_seed(0)
@@ -168,22 +167,22 @@ def test_a_group_of_rows_keeps_its_memory_over_calls_at_which_it_is_missing() ->
 def test_a_null_model_knows_each_group_of_rows() -> None:
     """`reuse` at the last two of six calls, of which the first has both halves, and what is before it only one."""
     nulls = {**TURNS, "parts": [{"unet": "a", "until": 5}, {"unet": "reuse"}]}
-    picture, stats = drawn(pipes.pipe(), HALF, nulls)
+    picture, stats = drawn(shallow(), HALF, nulls)
     assert stats.served == ("a", "a", "a", "a", "a", "reuse")
     assert picture.isfinite().all()
     early = {**HALF, "half": [0, 1], "skip": []}
-    _, stats = drawn(pipes.pipe(), early, {**nulls, "parts": [{"unet": "a", "until": 2}, {"unet": "reuse"}]}, steps=4)
+    _, stats = drawn(shallow(), early, {**nulls, "parts": [{"unet": "a", "until": 2}, {"unet": "reuse"}]}, steps=4)
     assert stats.served == ("a", "a", "a", "reuse"), "the half that nobody predicted yet is"
 
 
 @pytest.mark.parametrize("others", [(CACHE,), (TURNS, CACHE)])
 def test_it_is_put_around_what_comes_later_and_taken_off_in_any_order(others: Sequence[dict[str, Any]]) -> None:
     """As when a loaded model carries it and somebody puts a plan on: a hook of an outer layer stays around."""
-    pipe, plan = pipes.pipe(), {key: CACHE[key] for key in ("rules",)}
+    pipe, plan = shallow(), {key: CACHE[key] for key in ("rules",)}
     before, turns = draw(pipe, STEPS), [each for each in others if each["kind"] == "unet-schedule"]
-    together, _ = drawn(pipes.pipe(), HALF, *others)
-    halved, _ = drawn(pipes.pipe(), HALF, *turns)
-    other = small()
+    together, _ = drawn(shallow(), HALF, *others)
+    halved, _ = drawn(shallow(), HALF, *turns)
+    other = small(shallow=True)
     with ExitStack() as stack:
         for spec in read_patches([*turns, HALF], "test"):
             stack.enter_context(patch_of(spec).apply(pipe, lambda _: other))
@@ -194,7 +193,7 @@ def test_it_is_put_around_what_comes_later_and_taken_off_in_any_order(others: Se
         assert torch.equal(draw(pipe, STEPS), halved), "and nobody passes it over when what was inside is gone"
         handle = asdm_cli.inherit(pipe, plan)
         live_on(pipe.unet)[0].remove()
-        assert torch.equal(draw(pipe, STEPS), drawn(pipes.pipe(), *others)[0])
+        assert torch.equal(draw(pipe, STEPS), drawn(shallow(), *others)[0])
         handle.remove()
     assert torch.equal(draw(pipe, STEPS), before)
 
@@ -225,22 +224,22 @@ FAULTS: dict[str, tuple[list[dict[str, Any]], str]] = {
 
 @pytest.mark.parametrize("name", FAULTS)
 def test_conflicts_are_told_before_anything_slow(
-    name: str, tiny_pipeline: Path, tiny_small: Path, tmp_path: Path
+    name: str, shallow_pipeline: Path, shallow_small: Path, tmp_path: Path
 ) -> None:
     """In a recipe, and in the model that carries them."""
     patches, told = FAULTS[name]
-    model: dict[str, Any] = {"name": "x", "model": str(tiny_pipeline), "patches": patches}
+    model: dict[str, Any] = {"name": "x", "model": str(shallow_pipeline), "patches": patches}
     if TURNS in patches:
         own = {**TURNS, "unets": ["x", "b"], "parts": [{"unet": "x", "until": 3}, {"unet": "b"}]}
-        model |= {"unets": {"b": str(tiny_small)}, "parts": own["parts"], "by": "step"}
+        model |= {"unets": {"b": str(shallow_small)}, "parts": own["parts"], "by": "step"}
         model["patches"] = [own if each is TURNS else each for each in patches]
         if patches.count(TURNS) < 2:
             model["patches"].remove(own)
     said = run(tmp_path / "bench", {"verb": "bench", "models": [model], "steps": 4}, "--dry-run")
     assert said.code == 2
     assert told in said.text
-    unets = {"b": find(str(tiny_small))} if TURNS in patches else {}
-    write_patched(find(str(tiny_pipeline)), unets, read_patches(patches, "test"), tmp_path / "model", "test")
+    unets = {"b": find(str(shallow_small))} if TURNS in patches else {}
+    write_patched(find(str(shallow_pipeline)), unets, read_patches(patches, "test"), tmp_path / "model", "test")
     said = asdm("generate", tmp_path / "model", "a", "--out", tmp_path / "drawn")
     assert said.code == 2
     assert "asdm.json: patches: " in said.text
@@ -248,15 +247,21 @@ def test_conflicts_are_told_before_anything_slow(
     assert not (tmp_path / "drawn").exists()
 
 
+@pytest.fixture(scope="module")
+def shallow_small(shallow_pipeline: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The model directory of the shallow pipeline without the layers of Small. Read-only by agreement."""
+    return pruned(shallow_pipeline, tmp_path_factory.mktemp("small") / "run")
+
+
 # Every verb, report and directory ------------------------------------------------------------------------------------
 
 
 @pytest.fixture(scope="module")
-def carrying(tiny_pipeline: Path, tiny_small: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def carrying(shallow_pipeline: Path, shallow_small: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A model that carries it, beside a switch and a cache of one of the UNets. Read-only by agreement."""
     folder = tmp_path_factory.mktemp("carrying") / "model"
     patches = read_patches([{**CACHE, "unet": "a"}, HALF, TURNS], "test")
-    write_patched(find(str(tiny_pipeline)), {"b": find(str(tiny_small))}, patches, folder, "test")
+    write_patched(find(str(shallow_pipeline)), {"b": find(str(shallow_small))}, patches, folder, "test")
     return folder
 
 
@@ -275,7 +280,7 @@ def test_a_directory_carries_it_and_show_tells_it(carrying: Path, tmp_path: Path
     assert (said.code, "(did you mean 'half-rows'?)" in said.text) == (2, True)
 
 
-def test_generate_and_load_draw_by_it(carrying: Path, tiny_pipeline: Path, tmp_path: Path) -> None:
+def test_generate_and_load_draw_by_it(carrying: Path, shallow_pipeline: Path, tmp_path: Path) -> None:
     pipe: Any = asdm_cli.load(str(carrying), "cpu")
     draw(pipe, STEPS)
     told: list[Stats] = [live.stats() for live in live_on(pipe.unet)]
@@ -286,7 +291,7 @@ def test_generate_and_load_draw_by_it(carrying: Path, tiny_pipeline: Path, tmp_p
     assert live_on(pipe.unet) == [pipe.unet], "the UNets keep their places"
     assert not caches_on(pipe)
     pictures = {}
-    for name, model in (("with", carrying), ("without", tiny_pipeline)):
+    for name, model in (("with", carrying), ("without", shallow_pipeline)):
         out = tmp_path / name
         said = asdm("generate", model, "a fox", "--steps", STEPS, "--out", out)
         assert said.code == 0, said.err
@@ -307,14 +312,14 @@ def test_a_script_that_ends_with_it_in_force_says_nothing(carrying: Path) -> Non
 
 
 def test_bench_measures_it(
-    carrying: Path, tiny_pipeline: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    carrying: Path, shallow_pipeline: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("asdm_cli.compare.costs.in_fresh_process", lambda _, work, *given: work(*given))
     spec = HalfRowsSpec(half=[1])
     assert pickle.loads(pickle.dumps(spec)) == spec, "as it would come into a fresh process"
     models = [
-        {"name": "plain", "model": str(tiny_pipeline)},
-        {"name": "half", "model": str(tiny_pipeline), "patches": [HALF, CACHE]},
+        {"name": "plain", "model": str(shallow_pipeline)},
+        {"name": "half", "model": str(shallow_pipeline), "patches": [HALF, CACHE]},
         {"name": "carried", "model": str(carrying)},
     ]
     report = run_directory.read(done(tmp_path, {"verb": "bench", "models": models, **SMALL}))
@@ -331,12 +336,12 @@ def test_bench_measures_it(
     assert ["half", "halved_calls"] in [row[:2] for row in rows]
 
 
-def test_eval_judges_it_and_goes_on(carrying: Path, tiny_pipeline: Path, tmp_path: Path) -> None:
+def test_eval_judges_it_and_goes_on(carrying: Path, shallow_pipeline: Path, tmp_path: Path) -> None:
     (tmp_path / "prompts.txt").write_text("a fox\ntwo owls\n")
     recipe = {
         "verb": "eval",
         "models": [
-            {"name": "plain", "model": str(tiny_pipeline)},
+            {"name": "plain", "model": str(shallow_pipeline)},
             {"name": "half", "model": str(carrying), "patches": [{**HALF, "half": [], "skip": [7]}]},
             {"name": "carried", "model": str(carrying)},
         ],
@@ -353,16 +358,18 @@ def test_eval_judges_it_and_goes_on(carrying: Path, tiny_pipeline: Path, tmp_pat
     assert "halved" in page
 
 
-def test_what_inherit_and_switch_write_carries_it_on(tiny_pipeline: Path, tiny_small: Path, tmp_path: Path) -> None:
+def test_what_inherit_and_switch_write_carries_it_on(
+    shallow_pipeline: Path, shallow_small: Path, tmp_path: Path
+) -> None:
     model = tmp_path / "model"
-    write_patched(find(str(tiny_pipeline)), {}, read_patches([HALF], "test"), model, "test")
+    write_patched(find(str(shallow_pipeline)), {}, read_patches([HALF], "test"), model, "test")
     (tmp_path / "prompts.txt").write_text("a fox\n")
     common = {"prompts": str(tmp_path / "prompts.txt"), "metrics": ["psnr"], "fewer_steps": [4], **SMALL}
-    inherit = {"verb": "inherit", "model": str(model), "plan": every(2), **common}
+    inherit = {"verb": "inherit", "model": str(model), "plan": every(2, "up.1"), **common, "fewer_steps": []}
     inherited = done(tmp_path / "inherit", inherit)
     assert [spec.kind for spec in patches_of(find(str(inherited)))] == ["half-rows", "feature-cache"]
     assert figures(run_directory.read(inherited), "full_calls")["the plan"] == 3
-    both = {"a": {"model": str(inherited)}, "b": {"model": str(tiny_small)}}
+    both = {"a": {"model": str(inherited)}, "b": {"model": str(shallow_small)}}
     switch = {"verb": "switch", "unets": both, "by": "step", "parts": TURNS["parts"], **common}
     switched = done(tmp_path / "switch", switch)
     kinds = [spec.kind for spec in patches_of(find(str(switched)))]

@@ -35,8 +35,7 @@ from asdm_cli.search.forecasts import (
     sampling,
     without_plan,
 )
-from tests.patches import pipes
-from tests.patches.pipes import draw
+from tests.patches.pipes import draw, shallow
 
 STEPS, GUIDANCE = 8, 3.0
 PLACE = Place(torch.device("cpu"), torch.float32, 32, batch=4)
@@ -45,9 +44,9 @@ FITTED = {"rules": [{"nodes": "out", "schedule": {"mode": "calibrated", "calls":
 
 
 @pytest.fixture
-def setup(tiny_pipeline: Path) -> Callable[..., Setup]:
+def setup(shallow_pipeline: Path) -> Callable[..., Setup]:
     def make(plan: Any = FITTED, *others: Any, sampler: str = "ddim") -> Setup:
-        plain = drawing("plan", find(str(tiny_pipeline)), sampler=sampler, steps=STEPS, guidance=GUIDANCE)
+        plain = drawing("plan", find(str(shallow_pipeline)), sampler=sampler, steps=STEPS, guidance=GUIDANCE)
         return Setup(**{**vars(plain), "patches": (cache_spec(read_plan(plan)), *others)})
 
     return make
@@ -55,7 +54,7 @@ def setup(tiny_pipeline: Path) -> Callable[..., Setup]:
 
 @pytest.mark.parametrize(("kind", "sampler"), [*(("text", each) for each in SAMPLERS), ("xl", "euler")])
 def test_the_drawing_goes_on_as_if_nobody_listened(kind: str, sampler: str) -> None:
-    pipe = pipes.pipe(kind, sampler)
+    pipe = shallow(kind, sampler)
     plain = draw(pipe, STEPS, guidance_scale=GUIDANCE)
     recorder = Recorder(pipe, STEPS, GUIDANCE)
     with recorder.listening():
@@ -72,7 +71,7 @@ def test_the_drawing_goes_on_as_if_nobody_listened(kind: str, sampler: str) -> N
 @pytest.mark.parametrize("sampler", ["ddim", "euler", "dpm++2m", "unipc", "pndm"])
 def test_gains_are_what_a_change_of_an_answer_becomes(sampler: str) -> None:
     """Held against the scheduler itself, stepped by hand with another change."""
-    pipe = pipes.pipe(sampler=sampler)
+    pipe = shallow(sampler=sampler)
     recorder = Recorder(pipe, STEPS, GUIDANCE)
     with recorder.listening():
         draw(pipe, STEPS, guidance_scale=GUIDANCE)
@@ -94,7 +93,7 @@ def test_gains_are_what_a_change_of_an_answer_becomes(sampler: str) -> None:
 @pytest.mark.parametrize("blind", [True, False])
 def test_of_gains_is_left_what_later_calls_leave_of_an_error(sampler: str, blind: bool) -> None:
     """All, where the UNet does not see the latents; and nothing is left of the errors in the next drawing."""
-    pipe = pipes.pipe(sampler=sampler)
+    pipe = shallow(sampler=sampler)
     pipe.unet.conv_in.weight.data.mul_(0 if blind else 20)
     recorder = Recorder(pipe, STEPS, GUIDANCE)
 
@@ -205,7 +204,7 @@ def test_what_draws_best_on_prompts_that_it_was_not_fitted_to_is_fitted_to_all(
 
 def test_whole_outputs_are_fitted_in_several_ways_and_features_in_fewer(setup: Callable[..., Setup]) -> None:
     session = Session(PLACE.device, PLACE.dtype)
-    block = {**FITTED["rules"][0], "nodes": "up.1"}
+    block = {**FITTED["rules"][0], "nodes": "up.0"}
     for plan, ways in ((FITTED, len(OF_OUTPUT)), ({"rules": [block]}, len(OF_FEATURES))):
         one = setup(plan)
         recording = taken(session, one, ["a fox"], sampling(one, PLACE))

@@ -36,7 +36,7 @@ Drawn = dict[str, bytes]
 
 @pytest.fixture(scope="module")
 def other_pipeline(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tiny.pipeline(tmp_path_factory.mktemp("models") / "other", seed=1)
+    return tiny.pipeline(tmp_path_factory.mktemp("models") / "other", seed=1, **tiny.SHALLOW["sd15"])
 
 
 @pytest.fixture(scope="module")
@@ -144,9 +144,9 @@ def test_one_recipe_compares_everything_that_there_is(
     assert all((tmp_path / "run" / folder / "000001.png").is_file() for folder in report.images.folders.values())
 
 
-def test_figures_of_two_contestants(data: Path, tiny_pipeline: Path, other_pipeline: Path, tmp_path: Path) -> None:
+def test_figures_of_two_contestants(data: Path, shallow_pipeline: Path, other_pipeline: Path, tmp_path: Path) -> None:
     wanted = ["kid", "fd", "clip_score", "clip_retrieval", "psnr", "ssim"]
-    models = one(tiny_pipeline), one(other_pipeline, "two", steps=3)
+    models = one(shallow_pipeline), one(other_pipeline, "two", steps=3)
     report = done(evaluation(data, *models, metrics=wanted, seed=5), tmp_path / "run")
     keys = {"kid", "fd", "clip_score", "recall_at_1", "recall_at_5", "psnr_db", "ssim"}
     quality = [each for each in report.records if each.protocol == "quality" and not each.of]
@@ -167,14 +167,14 @@ def test_figures_of_two_contestants(data: Path, tiny_pipeline: Path, other_pipel
     assert str(card["seed_rule"]).startswith("numpy SeedSequence([5, ")
     assert str(card["prompts"]).startswith("pairs.tar (sha256 ")
     told = json.dumps(report.protocols) + json.dumps(report.setups)
-    assert not any(str(place.parent) in told for place in (data, tiny_pipeline, other_pipeline))
+    assert not any(str(place.parent) in told for place in (data, shallow_pipeline, other_pipeline))
     assert "torch 2" in told
 
 
-def test_a_plan_that_a_model_carries_is_drawn_and_counted(data: Path, tiny_pipeline: Path, tmp_path: Path) -> None:
-    half = carrying(tiny_pipeline, tmp_path / "half", every(2))
-    never = carrying(tiny_pipeline, tmp_path / "never", {"rules": [], "cache_text": False})
-    models = one(tiny_pipeline), one(half, "half"), one(never, "never"), one(half, "other", plan=every(1))
+def test_a_plan_that_a_model_carries_is_drawn_and_counted(data: Path, shallow_pipeline: Path, tmp_path: Path) -> None:
+    half = carrying(shallow_pipeline, tmp_path / "half", every(2, "up.1"))
+    never = carrying(shallow_pipeline, tmp_path / "never", {"rules": [], "cache_text": False})
+    models = one(shallow_pipeline), one(half, "half"), one(never, "never"), one(half, "other", plan=every(1, "up.1"))
     report = done(evaluation(data, *models, metrics=["psnr"], limit=2), tmp_path / "run")
     taken = of(report, "image_macs_g")
     assert taken["half"] < taken["one"] == taken["never"] == taken["other"]
@@ -184,34 +184,36 @@ def test_a_plan_that_a_model_carries_is_drawn_and_counted(data: Path, tiny_pipel
 
 
 def test_a_guidance_distilled_unet_is_charged_for_the_rows_that_it_drew(
-    data: Path, tiny_pipeline: Path, copy: Path, tmp_path: Path
+    data: Path, shallow_pipeline: Path, tmp_path: Path
 ) -> None:
+    copy = Path(shutil.copytree(shallow_pipeline, tmp_path / "copy"))
     shutil.rmtree(copy / "unet")
-    config = tiny.shape("sd15", time_cond_proj_dim=8)
+    plain = tiny.shape("sd15", **tiny.SHALLOW["sd15"])
+    config = {**plain, "time_cond_proj_dim": 8}
     tiny.unet(config).save_pretrained(copy / "unet")
-    models = one(tiny_pipeline), one(copy, "told")
+    models = one(shallow_pipeline), one(copy, "told")
     report = done(evaluation(data, *models, metrics=["psnr"], limit=1), tmp_path / "run")
     assert of(report, "image_macs_g") == pytest.approx(
         {
-            "one": 2 * 2 * macs(tiny.SHAPES["sd15"], tokens=tiny.TOKENS).total / 1e9,
+            "one": 2 * 2 * macs(plain, tokens=tiny.TOKENS).total / 1e9,
             "told": 2 * macs(config, tokens=tiny.TOKENS).total / 1e9,
         }
     )
 
 
 @pytest.mark.skipif(find_spec("efficientnet_lite_pytorch") is None, reason="the extra `features` is not installed")
-def test_figures_of_the_efficientnet(data: Path, tiny_pipeline: Path, tmp_path: Path) -> None:
+def test_figures_of_the_efficientnet(data: Path, shallow_pipeline: Path, tmp_path: Path) -> None:
     wanted = {"features": "efficientnet_lite0", "metrics": ["kid", "is"], "limit": 4}
-    report = done(evaluation(data, one(tiny_pipeline), **wanted), tmp_path / "run")
+    report = done(evaluation(data, one(shallow_pipeline), **wanted), tmp_path / "run")
     assert report.protocols["quality"]["feature_network"] == "EfficientNet-Lite0"
     assert 1 <= of(report, "is")["one"] <= 4
     assert "one" in of(report, "kid")
 
 
-def test_a_text_file_has_figures_without_real_images(tiny_pipeline: Path, tmp_path: Path) -> None:
+def test_a_text_file_has_figures_without_real_images(shallow_pipeline: Path, tmp_path: Path) -> None:
     prompts = tmp_path / "prompts.txt"
     prompts.write_text("a fox\nan owl\n")
-    report = done(evaluation(prompts, one(tiny_pipeline), metrics=["clip_score"]), tmp_path / "run")
+    report = done(evaluation(prompts, one(shallow_pipeline), metrics=["clip_score"]), tmp_path / "run")
     assert list(of(report, "clip_score")) == list(report.setups) == ["one"]
     assert report.images
     assert list(report.images.folders) == ["one"]
@@ -219,19 +221,19 @@ def test_a_text_file_has_figures_without_real_images(tiny_pipeline: Path, tmp_pa
     assert not of(report, "image_ms"), "nothing is timed unless it is asked for"
 
 
-def test_real_images_of_another_size_are_fitted(tiny_pipeline: Path, tmp_path: Path) -> None:
+def test_real_images_of_another_size_are_fitted(shallow_pipeline: Path, tmp_path: Path) -> None:
     wide = {0: {"png": png(example(0, 48).resize((96, 48)))}}
     prompts = shard(tmp_path / "large.tar", 3, wide, size=48)
-    done(evaluation(prompts, one(tiny_pipeline), metrics=["clip_score"], limit=None), tmp_path / "run")
+    done(evaluation(prompts, one(shallow_pipeline), metrics=["clip_score"], limit=None), tmp_path / "run")
     for folder in ("real", "real-vae"):
         assert next(ImageSet(tmp_path / "run" / folder, 3).batches()).shape == (3, 3, 32, 32)
 
 
 def test_a_killed_run_goes_on_from_its_images_and_its_times(
-    data: Path, tiny_pipeline: Path, tmp_path: Path, drawing: Drawing, monkeypatch: pytest.MonkeyPatch
+    data: Path, shallow_pipeline: Path, tmp_path: Path, drawing: Drawing, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """At an image, and then where the judging begins."""
-    recipe = evaluation(data, one(tiny_pipeline), one(tiny_pipeline, "few", steps=1), metrics=["psnr"], repeats=2)
+    recipe = evaluation(data, one(shallow_pipeline), one(shallow_pipeline, "few", steps=1), metrics=["psnr"], repeats=2)
     whole = done(recipe, tmp_path / "whole")
     assert drawing.indices == [*range(PROMPTS)] * 2
     drawing.indices.clear()
@@ -253,11 +255,11 @@ def test_a_killed_run_goes_on_from_its_images_and_its_times(
 
 
 def test_images_that_a_process_did_not_draw_are_missed(
-    data: Path, tiny_pipeline: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    data: Path, shallow_pipeline: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(comparison, "draw", lambda *_args, **_settings: iter([]))
     with pytest.raises(RunError, match="'one': 5 of 5 pictures are missing"):
-        done(evaluation(data, one(tiny_pipeline)), tmp_path)
+        done(evaluation(data, one(shallow_pipeline)), tmp_path)
 
 
 COUNTED = """
@@ -280,9 +282,9 @@ sys.exit(main(sys.argv[1:]))
 """A command that says which images it draws."""
 
 
-def test_two_processes_draw_the_images_of_one(data: Path, tiny_pipeline: Path, tmp_path: Path) -> None:
+def test_two_processes_draw_the_images_of_one(data: Path, shallow_pipeline: Path, tmp_path: Path) -> None:
     out = tmp_path / "two"
-    models = one(tiny_pipeline, plan=every(2)), one(tiny_pipeline, "few", steps=1)
+    models = one(shallow_pipeline, plan=every(2, "up.1")), one(shallow_pipeline, "few", steps=1)
     quick = evaluation(data, *models, metrics=["clip_score"], batch=2, repeats=1, out=str(out))
     done(quick, tmp_path / "one")
     file = tmp_path / "recipe.yaml"
@@ -346,8 +348,8 @@ def test_a_model_without_clip_needs_one(data: Path, tiny_pipeline: Path, copy: P
         assert metrics.clip == tiny_pipeline / "clip"
 
 
-def test_a_dry_run_says_what_would_be_drawn(data: Path, tiny_pipeline: Path) -> None:
-    report = compare.plan(evaluation(data, one(tiny_pipeline, plan=every(2)), fewer_steps=[1])).report()
+def test_a_dry_run_says_what_would_be_drawn(data: Path, shallow_pipeline: Path) -> None:
+    report = compare.plan(evaluation(data, one(shallow_pipeline, plan=every(2, "up.1")), fewer_steps=[1])).report()
     assert list(report.setups) == ["one", "1 step"]
     assert (report.setups["one"]["steps"], report.setups["1 step"]["steps"]) == (2, 1)
     assert f"{PROMPTS} each, at 32 x 32 pixels" in str(report.facts["pictures"])

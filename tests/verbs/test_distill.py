@@ -68,13 +68,13 @@ def shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def recipe(
-    tiny_pipeline: Path, tiny_base: Path, shards: Path, tmp_path_factory: pytest.TempPathFactory
+    shallow_pipeline: Path, shallow_base: Path, shards: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> dict[str, Any]:
     """A short distillation; data is encoded once for all tests."""
     return {
         "verb": "distill",
-        "teacher": str(tiny_pipeline),
-        "students": [{"name": "base", "model": str(tiny_base)}],
+        "teacher": str(shallow_pipeline),
+        "students": [{"name": "base", "model": str(shallow_base)}],
         "data": {"train": str(shards / "train-{0,1}.tar"), "cache_folder": str(tmp_path_factory.mktemp("cache"))},
         "steps": STEPS,
         "batch": 4,
@@ -140,7 +140,7 @@ def stop_at(number: int) -> Callable[[int], object]:
 
 
 def test_the_directory_is_whole_and_stdout_is_its_path(
-    said: tuple[Path, Said], run: Path, tiny_base: Path, tiny_pipeline: Path
+    said: tuple[Path, Said], run: Path, shallow_base: Path, shallow_pipeline: Path
 ) -> None:
     told = said[1]
     assert told.out == f"{run}\n"
@@ -150,37 +150,37 @@ def test_the_directory_is_whole_and_stdout_is_its_path(
     assert {each.name for each in run.iterdir()} == names
     assert not partial_path(run).exists()
     for file in ("vae/diffusion_pytorch_model.safetensors", "text_encoder/model.safetensors", "model_index.json"):
-        assert (run / "model" / file).read_bytes() == (tiny_base / "model" / file).read_bytes()
-    assert not shared(run, tiny_base, tiny_pipeline)
+        assert (run / "model" / file).read_bytes() == (shallow_base / "model" / file).read_bytes()
+    assert not shared(run, shallow_base, shallow_pipeline)
 
 
-def test_plain_diffusers_loads_the_student(run: Path, tiny_base: Path, tmp_path: Path) -> None:
+def test_plain_diffusers_loads_the_student(run: Path, shallow_base: Path, tmp_path: Path) -> None:
     folder = Path(shutil.copytree(run / "model/unet", tmp_path / "unet"))
     arguments = stock.ask(json.loads((folder / "config.json").read_text()), folder)
     (output,) = stock.answers([folder], tmp_path)
     assert find(str(run)).is_pipeline
-    before = tiny.UNet2DConditionModel.from_pretrained(tiny_base / "model/unet").eval()
+    before = tiny.UNet2DConditionModel.from_pretrained(shallow_base / "model/unet").eval()
     with torch.no_grad():
         was = before(**arguments).sample
     assert torch.isfinite(output).all()
     assert not torch.allclose(output, was)
-    ours, theirs = (load_file(each / UNET) for each in (run, tiny_base))
+    ours, theirs = (load_file(each / UNET) for each in (run, shallow_base))
     assert ours.keys() == theirs.keys()
     assert sum(not torch.equal(ours[key], theirs[key]) for key in ours) > 100
 
 
-def test_history_card_report_and_log_tell_how_it_was_made(run: Path, tiny_base: Path) -> None:
+def test_history_card_report_and_log_tell_how_it_was_made(run: Path, shallow_base: Path) -> None:
     first, last = history(run)
     assert (first["verb"], last["verb"], last["source"], last["teacher"]) == (
         "prune",
         "distill",
-        tiny_base.name,
-        "tiny",
+        shallow_base.name,
+        "shallow",
     )
     assert (last["steps"], last["batch"], last["samples"], last["frozen_tensors"]) == (STEPS, 4, 9, 0)
     card = (run / "model/README.md").read_text()
     losses = ("task, weight 1.0;", "features, weight 1.0, base down.0=down.0", "| task_held_out, at the end |")
-    for words in ("\n# base\n", "distilled from tiny", "train-0.tar", f"| steps | {STEPS} |", *losses):
+    for words in ("\n# base\n", "distilled from shallow", "train-0.tar", f"| steps | {STEPS} |", *losses):
         assert words in card, words
     report = read(run)
     ends = {each.metric for each in report.records if each.at is None and not each.of}
@@ -201,10 +201,10 @@ def test_history_card_report_and_log_tell_how_it_was_made(run: Path, tiny_base: 
 
 
 def test_several_students_become_run_directories(
-    looking: dict[str, Any], tiny_pipeline: Path, tiny_base: Path, run: Path, tmp_path: Path
+    looking: dict[str, Any], shallow_pipeline: Path, shallow_base: Path, run: Path, tmp_path: Path
 ) -> None:
-    small = expanding.done(tmp_path / "small", {"verb": "prune", "model": str(tiny_pipeline), "remove": "small"})
-    two = [{"name": "base", "model": str(tiny_base)}, {"name": "small", "model": str(small)}]
+    small = expanding.done(tmp_path / "small", {"verb": "prune", "model": str(shallow_pipeline), "remove": "small"})
+    two = [{"name": "base", "model": str(shallow_base)}, {"name": "small", "model": str(small)}]
     home = done(tmp_path / "both", {**looking, "students": two})
     assert not (home / "model").exists()
     for name in ("base", "small"):
@@ -231,7 +231,7 @@ def test_a_dry_run_tells_and_writes_nothing(recipe: dict[str, Any], tmp_path: Pa
     cache = tmp_path / "cache"
     told = distill(tmp_path / "dry", {**recipe, "data": {**recipe["data"], "cache_folder": str(cache)}}, "--dry-run")
     assert (told.code, told.out) == (0, "")
-    for words in ("down.0", "up.3", "base, from tiny", "to be made"):
+    for words in ("down.0", "up.1", "base, from shallow", "to be made"):
         assert words in told.text, words
     assert not cache.exists()
     assert [each.name for each in (tmp_path / "dry").iterdir()] == ["recipe.yaml"]
@@ -268,10 +268,10 @@ CHANGED = {
 
 
 def test_it_goes_on_only_with_what_it_began_with(
-    recipe: dict[str, Any], tiny_pipeline: Path, tiny_base: Path, shards: Path, tmp_path: Path
+    recipe: dict[str, Any], shallow_pipeline: Path, shallow_base: Path, shards: Path, tmp_path: Path
 ) -> None:
-    shutil.copytree(tiny_pipeline, tmp_path / "teacher")
-    shutil.copytree(tiny_base, tmp_path / "student")
+    shutil.copytree(shallow_pipeline, tmp_path / "teacher")
+    shutil.copytree(shallow_base, tmp_path / "student")
     shutil.copyfile(shards / "train-0.tar", tmp_path / "train.tar")
     mine = {
         **recipe,
@@ -316,10 +316,10 @@ def test_another_recipe_starts_afresh_where_that_is_asked_for(recipe: dict[str, 
 
 
 def test_weights_that_are_overwritten_meanwhile_change_nothing_and_are_told(
-    recipe: dict[str, Any], run: Path, tiny_pipeline: Path, tiny_base: Path, tmp_path: Path
+    recipe: dict[str, Any], run: Path, shallow_pipeline: Path, shallow_base: Path, tmp_path: Path
 ) -> None:
-    teacher = Path(shutil.copytree(tiny_pipeline, tmp_path / "teacher"))
-    student = Path(shutil.copytree(tiny_base / "model", tmp_path / "student"))
+    teacher = Path(shutil.copytree(shallow_pipeline, tmp_path / "teacher"))
+    student = Path(shutil.copytree(shallow_base / "model", tmp_path / "student"))
     files = [teacher / "unet" / WEIGHTS, student / "unet" / WEIGHTS]
     kept = [(file, file.read_bytes(), (file.stat().st_atime_ns, file.stat().st_mtime_ns)) for file in files]
     mine = {**recipe, "teacher": str(teacher), "students": [{"name": "base", "model": str(student)}]}
@@ -341,10 +341,10 @@ def test_weights_that_are_overwritten_meanwhile_change_nothing_and_are_told(
     assert same_unet(done(tmp_path, mine), run)
 
 
-def test_stored_number_formats_are_kept(recipe: dict[str, Any], tiny_base: Path, tmp_path: Path) -> None:
+def test_stored_number_formats_are_kept(recipe: dict[str, Any], shallow_base: Path, tmp_path: Path) -> None:
     students, wanted = [], {}
     for name, dtype in (("half", torch.float16), ("brain", torch.bfloat16)):
-        model = Path(shutil.copytree(tiny_base / "model", tmp_path / name))
+        model = Path(shutil.copytree(shallow_base / "model", tmp_path / name))
         tensors = load_file(model / "unet" / WEIGHTS)
         (model / "unet" / WEIGHTS).unlink()
         mixed = {key: value.to(dtype) if value.ndim > 1 else value for key, value in tensors.items()}
@@ -365,7 +365,7 @@ def test_a_donors_share_stays_as_it_is(
     assembly = {"verb": "assemble", "donors": donors, "levels": levels, "mid": "original"}
     joined = expanding.done(tmp_path / "joined", assembly)
     student = {"name": "s", "model": str(joined), "freeze": "from original"}
-    made = done(tmp_path / "made", {**recipe, "students": [student], "steps": 2})
+    made = done(tmp_path / "made", {**recipe, "teacher": str(tiny_pipeline), "students": [student], "steps": 2})
     before, after = (load_file(each / UNET) for each in (joined, made))
     same = {name for name in before if torch.equal(before[name], after[name])}
     deep = ("down_blocks.2.", "down_blocks.3.", "mid_block.", "up_blocks.0.", "up_blocks.1.")
@@ -375,9 +375,9 @@ def test_a_donors_share_stays_as_it_is(
 
 
 def test_resolution_and_prediction_are_the_models_own(
-    recipe: dict[str, Any], tiny_pipeline: Path, tmp_path: Path
+    recipe: dict[str, Any], shallow_pipeline: Path, tmp_path: Path
 ) -> None:
-    model = Path(shutil.copytree(tiny_pipeline, tmp_path / "odd"))
+    model = Path(shutil.copytree(shallow_pipeline, tmp_path / "odd"))
     other = "teacher: odd: predicts 'sample'; only noise (epsilon) and v_prediction are trained"
     for file, change, code, words in (
         ("unet/config.json", {"sample_size": [8, 8]}, 0, "at 32 pixels"),
@@ -390,12 +390,13 @@ def test_resolution_and_prediction_are_the_models_own(
 
 
 def test_every_fault_of_the_plan_is_told_at_once(
-    recipe: dict[str, Any], tiny_base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    recipe: dict[str, Any], tiny_pipeline: Path, tiny_base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("WORLD_SIZE", "3")
     wide, base = tmp_path / "wide", str(tiny_base)
     tiny.unet(tiny.shape("sd15", block_out_channels=[8, 8, 32, 32], cross_attention_dim=12)).save_pretrained(wide)
     faulty = {
+        "teacher": str(tiny_pipeline),
         "students": [
             {"name": "a", "model": base, "freeze": ["from nobody"]},
             {"name": "b", "model": str(wide)},
@@ -433,13 +434,13 @@ def test_every_fault_of_the_plan_is_told_at_once(
 
 
 def test_somebody_must_bring_the_rest_of_a_pipeline(
-    recipe: dict[str, Any], tiny_pipeline: Path, tiny_base: Path, tmp_path: Path
+    recipe: dict[str, Any], shallow_pipeline: Path, shallow_base: Path, tmp_path: Path
 ) -> None:
-    bare = {"teacher": f"{tiny_pipeline}/unet", "students": [{"name": "s", "model": f"{tiny_base}/model/unet"}]}
+    bare = {"teacher": f"{shallow_pipeline}/unet", "students": [{"name": "s", "model": f"{shallow_base}/model/unet"}]}
     told = distill(tmp_path, {**recipe, **bare}, "--dry-run")
     assert told.code == 2
     assert "neither it nor a student is a whole pipeline" in told.text
-    made = done(tmp_path, {**recipe, **bare, "teacher": str(tiny_pipeline), "steps": 1})
+    made = done(tmp_path, {**recipe, **bare, "teacher": str(shallow_pipeline), "steps": 1})
     assert {each.name for each in (made / "model").iterdir()} == {"config.json", WEIGHTS, "asdm.json", "README.md"}
 
 

@@ -42,15 +42,15 @@ def _two_pictures_a_shard() -> Iterator[None]:
 
 
 @pytest.fixture
-def recipe(tiny_pipeline: Path, tiny_base: Path, tmp_path: Path) -> dict[str, Any]:
-    return asked(tiny_pipeline, tiny_base, tmp_path)
+def recipe(shallow_pipeline: Path, shallow_base: Path, tmp_path: Path) -> dict[str, Any]:
+    return asked(shallow_pipeline, shallow_base, tmp_path)
 
 
 @pytest.fixture(scope="module")
-def whole(tiny_pipeline: Path, tiny_base: Path, tmp_path_factory: pytest.TempPathFactory) -> bytes:
+def whole(shallow_pipeline: Path, shallow_base: Path, tmp_path_factory: pytest.TempPathFactory) -> bytes:
     """The weights that come of it where nobody interrupts it."""
     folder = tmp_path_factory.mktemp("whole")
-    said = ran(folder, asked(tiny_pipeline, tiny_base, folder))
+    said = ran(folder, asked(shallow_pipeline, shallow_base, folder))
     assert said.code == 0, said.err
     return (folder / "run/model/unet" / WEIGHTS).read_bytes()
 
@@ -95,7 +95,7 @@ def held(shards: Sequence[Any]) -> tuple[list[str], list[bytes]]:
 
 
 def test_a_student_learns_from_what_its_teacher_draws(
-    recipe: dict[str, Any], tiny_pipeline: Path, tmp_path: Path
+    recipe: dict[str, Any], shallow_pipeline: Path, tmp_path: Path
 ) -> None:
     """Which is what the teacher draws by itself; shards like any others, and drawn once."""
     home = data(recipe).folder
@@ -106,7 +106,7 @@ def test_a_student_learns_from_what_its_teacher_draws(
     made = data(recipe)
     captions, pictures = held(made.shards())
     assert (captions, len(made.shards())) == (PROMPTS, 3)
-    pipe = load_pipeline(find(str(tiny_pipeline)), CPU, torch.float32)
+    pipe = load_pipeline(find(str(shallow_pipeline)), CPU, torch.float32)
     set_sampler(pipe, "ddim")
     alone = ImageSet(tmp_path / "alone", len(PROMPTS))
     for index, image in draw(pipe, PROMPTS, range(len(PROMPTS)), SamplingSettings(3, 3.0, 32, 5)):
@@ -182,11 +182,11 @@ def main() -> None:
 
 
 def test_what_pictures_depend_on_is_in_the_folders_name(
-    recipe: dict[str, Any], tiny_pipeline: Path, tmp_path: Path
+    recipe: dict[str, Any], shallow_pipeline: Path, tmp_path: Path
 ) -> None:
     """Every key, every weight, the sampler's config, the prompts' text; not the model's place or its files' times."""
     first = data(recipe)
-    copy = Path(shutil.copytree(tiny_pipeline, tmp_path / "copy"))
+    copy = Path(shutil.copytree(shallow_pipeline, tmp_path / "copy"))
     moved = {**recipe, "teacher": str(copy)}
     names = [first.folder.name, data(moved).folder.name]
     assert names[0] == names[1]
@@ -211,7 +211,7 @@ def test_what_pictures_depend_on_is_in_the_folders_name(
 
 
 def test_a_dry_run_counts_the_drawing(
-    recipe: dict[str, Any], tiny_pipeline: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    recipe: dict[str, Any], shallow_pipeline: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """What is there already is not counted."""
     asked: list[expected.Work] = []
@@ -224,7 +224,7 @@ def test_a_dry_run_counts_the_drawing(
     assert ran(tmp_path / "run", recipe).code == 0
     assert ran(tmp_path / "dry", recipe, "--dry-run").code == 0
     before, after = (work.macs for work in asked)
-    call = macs(find(str(tiny_pipeline)).config("unet"), 1, (8, 8), tiny.TOKENS).total
+    call = macs(find(str(shallow_pipeline)).config("unet"), 1, (8, 8), tiny.TOKENS).total
     assert before - after == 5 * 3 * 2 * call
 
 

@@ -35,8 +35,8 @@ from tests.turns import switching
 from tests.typed import Said, asdm
 from tests.verbs.conftest import Drawing
 
-PLAN = every(2, "up.3", order=1)
-LEVELS = {"levels": {"last": {"nodes": "up.3"}, "cross": {"nodes": "*.cross"}}, "intervals": [2, 3]}
+PLAN = every(2, "up.1", order=1)
+LEVELS = {"levels": {"last": {"nodes": "up.1"}, "cross": {"nodes": "*.cross"}}, "intervals": [2, 3]}
 PROMPTS = ["a fox", "an owl"]
 ALONE = "output alone, 2 calls of 4"
 PLAIN_DRAWS = """
@@ -54,12 +54,12 @@ assert not any(name.startswith("asdm") for name in sys.modules)
 
 
 @pytest.fixture(scope="module")
-def settings(tiny_pipeline: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+def settings(shallow_pipeline: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     """A quick recipe but for its plans."""
     prompts = tmp_path_factory.mktemp("prompts") / "prompts.txt"
     prompts.write_text("\n".join(PROMPTS))
     quick = {"fewer_steps": [2], "steps": 4, "repeats": 1, "warmups": 1, "bootstrap": 20, "metrics": ["psnr"]}
-    model = {"model": str(tiny_pipeline), "prompts": str(prompts), "device": "cpu", "dtype": "float32"}
+    model = {"model": str(shallow_pipeline), "prompts": str(prompts), "device": "cpu", "dtype": "float32"}
     return {"verb": "inherit", **quick, **model, "out": "runs/x"}
 
 
@@ -82,12 +82,12 @@ def run(said: tuple[Path, Said]) -> Path:
 
 
 def test_stdout_is_the_path_and_the_rest_is_told_to_people(
-    said: tuple[Path, Said], run: Path, tiny_pipeline: Path
+    said: tuple[Path, Said], run: Path, shallow_pipeline: Path
 ) -> None:
     assert (said[1].code, said[1].out) == (0, f"{run}\n")
     assert "the plan" in said[1].err
     assert {each.name for each in run.iterdir()} >= {"model", "report.json", "report.html", "recipe.yaml", "samples"}
-    assert not shared(run, tiny_pipeline)
+    assert not shared(run, shallow_pipeline)
 
 
 def test_the_plan_is_compared_with_fewer_steps(run: Path) -> None:
@@ -110,20 +110,20 @@ def test_the_plan_is_compared_with_fewer_steps(run: Path) -> None:
     assert figures(report, "image_speedup").keys() == {"2 steps", "the plan", ALONE}
     assert {each.against for each in report.records if each.metric in ("psnr_db", "image_speedup")} == {"plain"}
     (timeline,) = report.timelines
-    assert timeline.rows == {"time … up.3.2.resnet": "cdcd", "up.3.2.attn": "cici", "conv_out": "cccc"}
+    assert timeline.rows == {"time … up.1.2.resnet": "cdcd", "up.1.2.attn": "cici", "conv_out": "cccc"}
     assert report.protocols["quality"]["pictures"] == 2
 
 
-def test_plain_diffusers_draws_the_plain_models_pictures(run: Path, tiny_pipeline: Path, tmp_path: Path) -> None:
-    told = plain(PLAIN_DRAWS, run / "model", tiny_pipeline, tmp_path, cwd=tmp_path)
+def test_plain_diffusers_draws_the_plain_models_pictures(run: Path, shallow_pipeline: Path, tmp_path: Path) -> None:
+    told = plain(PLAIN_DRAWS, run / "model", shallow_pipeline, tmp_path, cwd=tmp_path)
     assert told.code == 0, told.err[-2000:]
     mine, theirs = (torch.load(tmp_path / f"{number}.pt") for number in range(2))
     assert torch.equal(mine, theirs)
     assert not torch.equal(mine, picture(asdm_cli.load(str(run), "cpu"), 4))
 
 
-def test_generate_draws_by_the_plan(run: Path, tiny_pipeline: Path, tmp_path: Path) -> None:
-    for name, model in ((inherit.PLAN, run), ("plain", tiny_pipeline)):
+def test_generate_draws_by_the_plan(run: Path, shallow_pipeline: Path, tmp_path: Path) -> None:
+    for name, model in ((inherit.PLAN, run), ("plain", shallow_pipeline)):
         out = tmp_path / name
         assert (
             asdm("generate", model, *PROMPTS, "--steps", 4, "--guidance", 3, "--device", "cpu", "--out", out).code == 0
@@ -135,12 +135,12 @@ def test_generate_draws_by_the_plan(run: Path, tiny_pipeline: Path, tmp_path: Pa
 
 
 @pytest.mark.parametrize("words", [[], ["--plan", "deepcache"]], ids=["by default", "by name"])
-def test_a_model_alone_gets_a_plan_unmeasured(words: list[str], tiny_pipeline: Path, tmp_path: Path) -> None:
+def test_a_model_alone_gets_a_plan_unmeasured(words: list[str], shallow_pipeline: Path, tmp_path: Path) -> None:
     """It draws what the same plan draws on a pipeline, and the report has no figure that nobody measured."""
-    said = asdm("inherit", tiny_pipeline, *words, "--out", tmp_path / "run")
+    said = asdm("inherit", shallow_pipeline, *words, "--out", tmp_path / "run")
     assert said.code == 0, said.err
     named = ["--plan", *(words[1:] or ["last-block"])]
-    assert f"`asdm inherit {tiny_pipeline} {' '.join(named)} --measure` draws" in said.text
+    assert f"`asdm inherit {shallow_pipeline} {' '.join(named)} --measure` draws" in said.text
     assert yaml.safe_load((tmp_path / "run/recipe.yaml").read_text())["guidance"] == 7.5, "its pipeline's, not pocket's"
     report = read(tmp_path / "run")
     assert {each.metric for each in report.records} == {"calls", "full_calls"}
@@ -149,16 +149,16 @@ def test_a_model_alone_gets_a_plan_unmeasured(words: list[str], tiny_pipeline: P
     assert {each.name for each in (tmp_path / "run").iterdir()} == {
         *(".asdm", "model", "recipe.yaml", "report.json", "report.html")
     }
-    pipe = asdm_cli.load(str(tiny_pipeline), "cpu")
+    pipe = asdm_cli.load(str(shallow_pipeline), "cpu")
     with asdm_cli.inherit(pipe, words[1] if words else "last-block"):
         wanted = picture(pipe)
     assert torch.equal(picture(asdm_cli.load(str(tmp_path / "run"), "cpu")), wanted)
-    assert not torch.equal(picture(asdm_cli.load(str(tiny_pipeline), "cpu")), wanted)
+    assert not torch.equal(picture(asdm_cli.load(str(shallow_pipeline), "cpu")), wanted)
 
 
-def test_what_is_only_there_to_be_measured_is_refused_where_nothing_is(tiny_pipeline: Path) -> None:
+def test_what_is_only_there_to_be_measured_is_refused_where_nothing_is(shallow_pipeline: Path) -> None:
     sweep = '[{"name": "a", "plan": "deepcache"}]'
-    said = asdm("inherit", tiny_pipeline, "--set", f"sweep={sweep}", "--set", "deepcache={intervals: [2]}")
+    said = asdm("inherit", shallow_pipeline, "--set", f"sweep={sweep}", "--set", "deepcache={intervals: [2]}")
     assert said.code == 2
     for key in ("sweep", "deepcache"):
         assert f"{key}: is only there to be measured, and 'measure' is false" in said.text
@@ -194,8 +194,8 @@ def test_a_guidance_schedule_is_written_and_compared(
     assert not torch.equal(mine, picture(pipe, 4))
 
 
-def test_a_guidance_schedule_is_written_unmeasured(tiny_pipeline: Path, tmp_path: Path) -> None:
-    recipe = {"verb": "inherit", "model": str(tiny_pipeline), "patches": [GUIDANCE], "measure": False}
+def test_a_guidance_schedule_is_written_unmeasured(shallow_pipeline: Path, tmp_path: Path) -> None:
+    recipe = {"verb": "inherit", "model": str(shallow_pipeline), "patches": [GUIDANCE], "measure": False}
     said = ran(tmp_path, recipe)
     assert said.code == 0, said.err
     assert "guidance from step 1 until step 3 only" in said.text
@@ -229,15 +229,15 @@ def faults(recipe: InheritRecipe) -> list[str]:
 
 
 def test_plans_that_do_not_fit_are_told_all_at_once(recipe: Callable[..., InheritRecipe]) -> None:
-    twice = {"rules": [*every(2, "up.3")["rules"], *every(3, "up.3.1")["rules"]]}
+    twice = {"rules": [*every(2, "up.1")["rules"], *every(3, "up.1.1")["rules"]]}
     sweep = [
-        {"name": "good", "plan": every(2)},
-        {"name": "no such place", "plan": every(2, ["up.3", "up.9"])},
+        {"name": "good", "plan": every(2, "up.1")},
+        {"name": "no such place", "plan": every(2, ["up.1", "up.9"])},
         {"name": "owns nothing", "plan": twice},
-        {"name": "plain", "plan": every(2)},
-        {"name": "2 steps", "plan": every(3)},
+        {"name": "plain", "plan": every(2, "up.1")},
+        {"name": "2 steps", "plan": every(3, "up.1")},
     ]
-    levels = {"fine": {"nodes": "up.3"}, "deep": {"nodes": "deepcache.99"}}
+    levels = {"fine": {"nodes": "up.1"}, "deep": {"nodes": "deepcache.99"}}
     product = {"levels": levels, "intervals": [2, 3], "modes": ["uniform", "late"]}
     told = faults(recipe(plan=every(2, "nowhere"), sweep=sweep, product=product))
     starts = [
@@ -246,7 +246,7 @@ def test_plans_that_do_not_fit_are_told_all_at_once(recipe: Callable[..., Inheri
         "plan.rules[0].nodes: ",
         "sweep[1].plan.rules[0].nodes: ",
         "sweep[2].plan.rules[1].nodes: every node it names belongs to an earlier rule",
-        "product.levels.deep.rules[0].nodes: deepcache.99: this UNet has the branches 0 to 11",
+        "product.levels.deep.rules[0].nodes: deepcache.99: this UNet has the branches 0 to 5",
     ]
     assert len(told) == len(starts), told
     assert all(line.startswith(start) for line, start in zip(told, starts, strict=True)), told
@@ -319,7 +319,7 @@ def test_an_interrupted_run_goes_on_and_ends_with_the_same_pictures(
 def test_every_way_to_draw_in_one_report(recipe: Callable[..., InheritRecipe], tmp_path: Path) -> None:
     pytest.importorskip("DeepCache")
     asked = recipe(
-        sweep=[{"name": "order 0", "plan": every(2), "series": "ablation"}],
+        sweep=[{"name": "order 0", "plan": every(2, "up.1"), "series": "ablation"}],
         product={**LEVELS, "intervals": [2]},
         deepcache={"intervals": [2]},
         converged=6,
@@ -337,7 +337,7 @@ def test_every_way_to_draw_in_one_report(recipe: Callable[..., InheritRecipe], t
 
 def test_the_front_is_looked_at_again_with_more_pictures(recipe: Callable[..., InheritRecipe], tmp_path: Path) -> None:
     front = {"limit": 2, "per_prompt": 2, "metrics": ["psnr", "ssim"]}
-    asked = recipe(sweep=[{"name": "order 0", "plan": every(2)}], limit=1, metrics=["psnr"], front=front)
+    asked = recipe(sweep=[{"name": "order 0", "plan": every(2, "up.1")}], limit=1, metrics=["psnr"], front=front)
     report: Report = inherit.run(inherit.plan(asked), Run(tmp_path))
     names = inherit.on_front(report, "psnr_db")
     assert {*names} < {*report.setups}
@@ -370,7 +370,8 @@ RULE = {"nodes": "out", "schedule": {"mode": "calibrated", "calls": 2}, "extrapo
 
 def test_a_calibrated_plan_is_worked_out_measured_and_written(settings: dict[str, Any], tmp_path: Path) -> None:
     out = tmp_path / "run"
-    said = ran(tmp_path, {**settings, "plan": {"rules": [RULE]}, "calibration": 2, "limit": 1, "out": str(out)})
+    asked = {"plan": {"rules": [RULE]}, "fewer_steps": [], "calibration": 2, "limit": 1, "out": str(out)}
+    said = ran(tmp_path, {**settings, **asked})
     assert said.code == 0, said.err
     report = read(out)
     assert figures(report, "full_calls") == {"the plan": 2, ALONE: 2}, "a line beside the fit"
@@ -384,7 +385,7 @@ def test_a_calibrated_plan_is_worked_out_measured_and_written(settings: dict[str
 def test_two_rules_are_worked_out_also_where_one_reads_nothing_of_the_other_yet(
     settings: dict[str, Any], tmp_path: Path
 ) -> None:
-    rules = [{**RULE, "nodes": nodes} for nodes in ("up.2", "up.3", "mid")]
+    rules = [{**RULE, "nodes": nodes} for nodes in ("up.0", "up.1", "mid")]
     asked = {**settings, "fewer_steps": [], "calibration": 2, "limit": 1, "out": str(tmp_path / "run")}
     said = ran(tmp_path, {**asked, "plan": {"rules": rules}})
     assert (said.code, "plan.rules[2]: two rules at most are left to a calibration" in said.text) == (2, True), said.err
@@ -395,7 +396,7 @@ def test_two_rules_are_worked_out_also_where_one_reads_nothing_of_the_other_yet(
     assert "calibration: a calibration fits to some prompts and tries on others, and here is 1" in said.text
 
 
-@pytest.mark.parametrize("nodes", ["out", "up.3"])
+@pytest.mark.parametrize("nodes", ["out", "up.1"])
 def test_a_calibrated_plan_may_leave_nothing_out(nodes: str, settings: dict[str, Any], tmp_path: Path) -> None:
     rule = {**RULE, "nodes": nodes, "schedule": {"mode": "calibrated", "calls": 4}}
     asked = {"plan": {"rules": [rule]}, "fewer_steps": [], "calibration": 2, "limit": 1, "out": str(tmp_path / "run")}
@@ -404,21 +405,21 @@ def test_a_calibrated_plan_may_leave_nothing_out(nodes: str, settings: dict[str,
 
 
 def test_a_target_is_for_one_unet_that_computes_every_call(
-    recipe: Callable[..., InheritRecipe], tiny_pipeline: Path, tmp_path: Path
+    recipe: Callable[..., InheritRecipe], shallow_pipeline: Path, tmp_path: Path
 ) -> None:
     guidance = {"kind": "guidance-schedule", "start": 700}
     guided = ran(
         tmp_path,
         {
             "verb": "inherit",
-            "model": str(tiny_pipeline),
+            "model": str(shallow_pipeline),
             "patches": [guidance],
             "measure": False,
             "out": str(tmp_path / "guided"),
         },
     )
     assert guided.code == 0, guided.err
-    for model in (tmp_path / "guided", switching(tiny_pipeline, tiny_pipeline, tmp_path / "turns")):
+    for model in (tmp_path / "guided", switching(shallow_pipeline, shallow_pipeline, tmp_path / "turns")):
         with pytest.raises(ModelError, match="target: a plan is looked for where one UNet computes every call"):
             inherit.plan(recipe(model=str(model), target="2x"))
 
@@ -463,7 +464,7 @@ def test_what_is_drawn_to_find_a_plan_counts_into_how_long_it_takes(
     def macs(**changes: Any) -> float:
         return inherit.plan(recipe(**few, **changes)).work().macs
 
-    named, calibrated = macs(plan={"rules": [every(2)["rules"][0]]}), macs(plan={"rules": [RULE]})
+    named, calibrated = macs(plan={"rules": [every(2, "up.1")["rules"][0]]}), macs(plan={"rules": [RULE]})
     assert named < calibrated
     assert macs(target="2x") < macs(target="30dB")
     assert macs(target="2x", calibration=2) < macs(target="2x", calibration=3)
