@@ -170,6 +170,7 @@ def costs_of(
         against = drawing[0].name
         unet, first = (counted[each][0].components["unet"].total for each in (name, against))
         by_name = {"calls": counts.calls, "latents": counts.rows, "image_macs_g": unet / 1e9}
+        by_name["plain_image_macs_g"] = counts.components["unet"].plain / 1e9
         more = {"full_calls": stats.full_calls, "cache_mb": stats.cache_bytes and stats.cache_bytes / 1e6}
         by_name |= {key: value for key, value in more.items() if value is not None} | stats.figures
         records += [Record(name, metric, value) for metric, value in by_name.items()]

@@ -289,6 +289,7 @@ def output_alone(setups: Iterable[Setup]) -> list[Setup]:
     what leaves out no call."""
     lines: list[tuple[Setup, str, str]] = []
     same: list[tuple[Any, ...]] = []
+    setups = list(setups)
     for setup in setups:
         if setup.cache is None:
             continue
@@ -305,11 +306,12 @@ def output_alone(setups: Iterable[Setup]) -> list[Setup]:
         if [rule.model_copy(update={"schedule": schedule}).as_line for rule in setup.cache.rules] == [line]:
             same.append((made.patches, made.steps))
     found: dict[str, Setup] = {}
+    taken = {setup.name for setup in setups}
     for made, name, longer in lines:
         if (key := (made.patches, made.steps)) not in same:
             same.append(key)
             names = chain([name, longer], (f"{longer} {number}" for number in count(2)))
-            name = next(each for each in names if each not in found)
+            name = next(each for each in names if each not in found.keys() | taken)
             found[name] = replace(made, name=name)
     return list(found.values())
 

@@ -51,6 +51,7 @@ METRICS = {
     "macs_g": Metric("UNet call", "GMACs", "lower", 2, COST, 3),
     "plain_macs_g": Metric("without attention matmuls", "GMACs", "lower", 2, COST, 8),
     "image_macs_g": Metric("UNet, whole image", "GMACs", "lower", 1, COST, 4),
+    "plain_image_macs_g": Metric("whole image, without attention matmuls", "GMACs", "lower", 2, COST, 9),
     "error_alone": Metric("error without it alone", "", "lower", None, QUALITY, 3),
     "output_error": Metric("error of the output", "", "lower", None, QUALITY, 3),
     "feature_error": Metric("error of the blocks' outputs", "", "lower", None, QUALITY, 3),

@@ -123,6 +123,14 @@ def test_what_was_fitted_to_other_calls_is_told_before_anything_is_drawn(tiny_pi
     assert told[-1].endswith("name a model without a plan")
 
 
+def test_a_line_takes_no_name_that_is_somebody_s(tiny_pipeline: Path) -> None:
+    plan = whole(tiny_pipeline, "plan", every(2))
+    (line,) = output_alone([plan])
+    (other,) = output_alone([plan, whole(tiny_pipeline, line.name)])
+    assert other.name != line.name
+    assert other.patches == line.patches
+
+
 def test_nothing_left_out_has_no_line_beside_it(tiny_pipeline: Path) -> None:
     text = whole(tiny_pipeline).with_cache("text", read_plan({"rules": every(1)["rules"], "cache_text": True}))
     assert output_alone([text]) == []

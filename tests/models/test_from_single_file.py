@@ -257,7 +257,7 @@ def test_configurations_beside_a_file_are_of_the_file_that_was_written_with_them
         assert find(str(name)).config("scheduler")["prediction_type"] == means, "whichever is called as the first"
     index = files.folder / "sent/config/asdm.json"
     held = json.loads(index.read_text())
-    held["history"][-1].pop("header")  # as exports before 0.3 wrote it
+    held["history"][-1].pop("header")  # as earlier exports wrote it
     index.write_text(json.dumps(held))
     assert find(str(other)).config("scheduler")["prediction_type"] == "epsilon"
     third.unlink()

@@ -160,7 +160,9 @@ def test_figures_of_two_contestants(data: Path, shallow_pipeline: Path, other_pi
     assert all(each.low <= each.high and each.interval for each in quality)  # type: ignore[operator]
     splits = {(each.setup, each.of) for each in report.records if each.of.startswith("split/")}
     assert splits >= {("one", "split/novel-label"), ("two", "split/novel-style")}
-    assert of(report, "image_macs_g")["two"] == pytest.approx(1.5 * of(report, "image_macs_g")["one"])
+    for metric in ("image_macs_g", "plain_image_macs_g"):
+        assert of(report, metric)["two"] == pytest.approx(1.5 * of(report, metric)["one"])
+    assert all(0 < of(report, "plain_image_macs_g")[name] < of(report, "image_macs_g")[name] for name in ("one", "two"))
     assert (report.setups["one"]["steps"], report.setups["two"]["steps"]) == (2, 3)
     card = report.protocols["quality"]
     assert (card["pictures"], card["resolution"], card["dtype"]) == (PROMPTS, "32 x 32", "float32")
