@@ -82,6 +82,8 @@ def generate(
         with blame(source.name, "drawing"):
             for index, picture in draw(pipe, prompts, drawn.missing(), how, given=pictures, **ways_to_draw(patches)):
                 drawn.save(index, picture)
+        for left in folder.glob("*.png"):  # by a kill in the middle of what follows, of other prompts perhaps
+            left.unlink()
         found = [read_file(drawn.path(index)) for index in range(len(prompts))]
         for index, (picture, prompt) in enumerate(zip(found, prompts, strict=True)):
             origin = PngInfo()

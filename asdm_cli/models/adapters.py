@@ -316,9 +316,9 @@ def _match(directory: ModelDirectory, file: Path, of: str | None) -> Matched:
 def _told_apart(lineage: Sequence[Ancestor]) -> list[Ancestor]:
     """Those of one name as git has it: NAME, and before it NAME~1, NAME~2."""
     found: list[Ancestor] = []
-    for each in lineage:
-        before = sum(other.name.partition("~")[0] == each.name for other in found)
-        found.append(replace(each, name=f"{each.name}~{before}" if before else each.name))
+    for place, each in enumerate(lineage):
+        later = [other.name for other in lineage[:place]].count(each.name)
+        found.append(replace(each, name=f"{each.name}~{later}" if later else each.name))
     return found
 
 
