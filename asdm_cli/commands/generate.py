@@ -82,18 +82,23 @@ def generate(
         with blame(source.name, "drawing"):
             for index, picture in draw(pipe, prompts, drawn.missing(), how, given=pictures, **ways_to_draw(patches)):
                 drawn.save(index, picture)
-        for left in folder.glob("*.png"):  # by a kill in the middle of what follows, of other prompts perhaps
-            left.unlink()
         found = [read_file(drawn.path(index)) for index in range(len(prompts))]
-        for index, (picture, prompt) in enumerate(zip(found, prompts, strict=True)):
-            origin = PngInfo()
-            for key, value in {"prompt": prompt, "index": index, **settings}.items():
-                if value is not None or key not in TAKEN:
-                    origin.add_itxt(key, value.name if isinstance(value, Path) else str(value))
-            picture.save(folder / f"{index:03}.png", pnginfo=origin)
-        contact_sheet(found).save(folder / SHEET)
+        _write(found, prompts, settings, folder)
         shutil.rmtree(drawn.folder)
     hand_over(out)
+
+
+def _write(found: Sequence[Image.Image], prompts: Sequence[str], settings: Mapping[str, Any], folder: Path) -> None:
+    """Every picture with how it was made in its text chunks, and the sheet of all."""
+    for left in folder.glob("*.png"):  # by a kill in the middle of this, of other prompts perhaps
+        left.unlink()
+    for index, (picture, prompt) in enumerate(zip(found, prompts, strict=True)):
+        origin = PngInfo()
+        for key, value in {"prompt": prompt, "index": index, **settings}.items():
+            if value is not None or key not in TAKEN:
+                origin.add_itxt(key, value.name if isinstance(value, Path) else str(value))
+        picture.save(folder / f"{index:03}.png", pnginfo=origin)
+    contact_sheet(found).save(folder / SHEET)
 
 
 def _filled_in(source: ModelDirectory, settings: dict[str, Any]) -> dict[str, Any]:
