@@ -1,11 +1,13 @@
-"""The three ways a command can fail; imports nothing, so that every room may use it."""
+"""The three ways a command can fail; imports nothing that takes time, so that every room may use it."""
 
 from __future__ import annotations
 
+import errno
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
+DISK = {errno.ENOSPC, errno.EDQUOT, errno.EROFS}
 LONGEST_KEY = 120
 """Of the way to a value in a message."""
 
@@ -52,12 +54,15 @@ class Faults(list[str]):
 
 @contextmanager
 def blame(name: str, doing: str) -> Iterator[None]:
-    """Turn whatever goes wrong inside into one RunError that names the set-up."""
+    """Turn whatever goes wrong inside into one RunError that names the set-up; but for a disk that is full or may not
+    be written, which whoever writes there explains."""
     try:
         yield
     except AsdmError:
         raise
     except Exception as error:
+        if isinstance(error, OSError) and error.errno in DISK:
+            raise
         if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":  # torch's, without torch
             advice = "use smaller batches, a smaller `size`, or compare fewer at once"
             raise RunError(f"{name}: out of memory while {doing}; {advice}") from None
