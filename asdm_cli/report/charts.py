@@ -62,9 +62,7 @@ STYLE = {
     "ytick.minor.size": 0,
     "path.simplify": False,
 }
-PRINTED = [
-    *("#3b6fb6", "#d2691e", "#3a8f6b", "#b5487f", "#8a6fc4", "#a3851a", "#4796a8", "#7d7d7d", "#b0413e", "#5d7a2c")
-]
+PRINTED = ["#3b6fb6", "#d2691e", "#3a8f6b", "#b5487f", "#8a6fc4", "#a3851a", "#4796a8", "#7d7d7d", "#b0413e", "#5d7a2c"]
 """The page's on white."""
 INKS = {INK: "#1d1f21", SOFT: "#5b6067", RULE: "#e2e2dc"}
 PAPER_STYLE = {

@@ -151,16 +151,21 @@ def test_plots_for_a_paper_keep_their_letters(tmp_path: Path) -> None:
 
 def test_combinations_have_a_line_for_each_of_what_was_varied_first() -> None:
     report = made.compared()
-    for place, (name, about) in enumerate(report.setups.items()):
+    for place, about in enumerate(report.setups.values()):
         if about.get("series") == "plans":
             about["varied"] = {"level": "block" if place % 2 else "layer", "every": place}
-            assert name
     before, (plot, *_) = plots.scatters(made.compared())[0], plots.scatters(report)
     assert {"block", "layer"} <= {point.series for point in plot.points}
     assert "plans" not in {point.series for point in plot.points}
     assert "plans" in {point.series for point in before.points}
     told = plots.comparisons(report), plots.comparisons(made.compared())
     assert told[0] == told[1], "equal fidelity is told of all ways that are ours"
+
+
+def test_a_paper_has_the_colours_of_the_page_on_white() -> None:
+    style = (Path(charts.__file__).parent / "templates/report.css").read_text()
+    light = style[: style.index("@media")]
+    assert [re.search(rf"--c{place}: (#\w+);", light)[1] for place in range(plots.COLOURS)] == charts.PRINTED  # type: ignore[index]
 
 
 def test_more_set_ups_than_colours_are_no_bars() -> None:
