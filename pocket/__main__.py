@@ -36,7 +36,8 @@ def train(
     threads: Annotated[int | None, typer.Option(min=1, help="CPU threads to use.")] = None,
     go_on: Annotated[bool, typer.Option(help="Start from the shipped weights instead of random ones.")] = False,
 ) -> None:
-    """Train stages; killed at any moment, the same command goes on from the last checkpoint."""
+    """Train stages; killed at any moment, the same command goes on from the last checkpoint. A stage that is named and
+    has finished learns for another stretch."""
     import torch
 
     from pocket.stages import ORDER, Shop, run_probe, run_stage
@@ -53,7 +54,7 @@ def train(
             print(stage, run_probe(shop))
             continue
         plan = shop.plan(stage) if steps is None else dataclasses.replace(shop.plan(stage), steps=steps)
-        print(stage, run_stage(shop, stage, plan, minutes))
+        print(stage, run_stage(shop, stage, plan, minutes, again=bool(stages)))
 
 
 @app.command()

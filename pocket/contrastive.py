@@ -11,6 +11,7 @@ from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_toke
 from torch import Tensor, nn
 from transformers import CLIPConfig, CLIPModel, CLIPTokenizer
 
+from asdm_cli.errors import RunError
 from asdm_cli.training.loop import Noise
 from pocket.drawings import Pairs, moved, to_unit
 
@@ -93,6 +94,8 @@ class Contrasting:
         self.size = len(train)
 
     def losses(self, module: nn.Module, rows: Tensor, noise: Noise) -> dict[str, Tensor]:
+        if noise.part.count > 1:
+            raise RunError("an image is held against the captions of the whole batch: train this stage in one process")
         with torch.autocast(rows.device.type, enabled=False):
             images = moved(to_unit(self.images[rows]), noise, (0.75, 1.15), 0.12)
         logits = module(images, self.ids[rows])

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from hashlib import sha256
 from pathlib import Path
 
 import torch
@@ -51,9 +52,9 @@ def copies(images: Tensor, count: int) -> Iterator[Tensor]:
 def looked_at(target: str, images: Tensor, network: FeatureNetwork, kept: Path) -> Features:
     """Features of the images and their copies; each copy's are kept in a file, as they cost minutes on a CPU."""
     kept.mkdir(parents=True, exist_ok=True)
-    found = []
+    found, of = [], sha256(images.cpu().numpy().tobytes()).hexdigest()[:12]
     for number, copy in enumerate(copies(images, COPIES[target])):
-        file = kept / f"{target}-{number}.safetensors"
+        file = kept / f"{target}-{of}-{number}.safetensors"
         if not file.exists():
             features = look(copy, network, f"features for {target}, {number + 1} of {COPIES[target] + 1}")
             assert features.stages is not None, "this network has them"

@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from diffusers import AutoencoderKL, UNet2DConditionModel
@@ -18,9 +19,10 @@ from transformers import CLIPModel, CLIPTextModel, CLIPTokenizer
 
 import asdm_cli
 from asdm_cli.errors import RunError
+from asdm_cli.models.write import whole_file
 from pocket import autoencoder, contrastive, denoiser, probe
 from pocket.drawings import Pairs, read
-from pocket.loop import Plan, Stage, State, place, resumed, train
+from pocket.loop import Plan, Stage, State, newest, place, resumed, train
 
 SHIPPED = Path(asdm_cli.__file__).parent / "pocket"
 WEIGHTS, SHARDS = SHIPPED / "weights", SHIPPED / "data"
@@ -97,8 +99,14 @@ class Learner:
     parts: Callable[[], dict[str, nn.Module]]
 
 
-def run_stage(shop: Shop, name: str, plan: Plan, minutes: float | None = None) -> dict[str, float]:
-    """Train one stage to the end of a stretch, write the better running mean's parts, and return its figures."""
+def run_stage(shop: Shop, name: str, plan: Plan, minutes: float | None = None, again: bool = True) -> dict[str, float]:
+    """Train one stage to the end of a stretch, write the better running mean's parts, and return its figures. One that
+    is at the end of a stretch already begins another, or, unless `again`, stays as it is: what comes after it learnt
+    with its parts."""
+    held = None if again else newest(shop.folder / name)
+    if held is not None and held["finished"]:
+        record = _recorded(shop, name)
+        return record["figures"] if record.get("steps") == held["step"] else parts_of_checkpoint(shop, name)
     torch.manual_seed(plan.seed)
     learner = STAGES[name](shop)
     state = train(learner.stage, plan, shop.folder / name, minutes)
@@ -155,8 +163,15 @@ def write_parts(shop: Shop, name: str, learner: Learner, state: State, plan: Pla
     return measured[best]
 
 
+def _recorded(shop: Shop, name: str) -> dict[str, Any]:
+    file = shop.folder / f"{name}.json"
+    found: dict[str, Any] = json.loads(file.read_text()) if file.exists() else {}
+    return found
+
+
 def _record(shop: Shop, name: str, record: dict[str, object]) -> None:
-    (shop.folder / f"{name}.json").write_text(json.dumps({"stage": name} | record, indent=2) + "\n")
+    with whole_file(shop.folder / f"{name}.json") as partial:
+        partial.write_text(json.dumps({"stage": name} | record, indent=2) + "\n")
 
 
 def _worth(figures: dict[str, float]) -> float:

@@ -13,9 +13,10 @@ Ask = Callable[[torch.device], Any]
 
 @dataclass(frozen=True)
 class Accelerator:
-    """`event` makes one whose time can be taken. Bytes in use: `held` now, and at the `peak` since `forget`."""
+    """`mark` is an event, whose time can be taken, behind what the device was given so far. Bytes in use: `held` now,
+    and at the `peak` since `forget`."""
 
-    event: Callable[[], Any]
+    mark: Ask
     forget: Ask
     held: Ask
     peak: Ask
@@ -24,16 +25,29 @@ class Accelerator:
     synchronize: Ask = torch.accelerator.synchronize
 
 
+def _on_cuda(device: torch.device) -> torch.cuda.Event:
+    """By itself an event stands in the stream of the current GPU, which need not be this one."""
+    event = torch.cuda.Event(enable_timing=True)
+    event.record(torch.cuda.current_stream(device))
+    return event
+
+
+def _on_metal(_: torch.device) -> torch.mps.event.Event:
+    event = torch.mps.event.Event(enable_timing=True)
+    event.record()
+    return event
+
+
 ACCELERATORS = {
     "cuda": Accelerator(
-        lambda: torch.cuda.Event(enable_timing=True),
+        _on_cuda,
         torch.cuda.reset_peak_memory_stats,
         torch.cuda.memory_allocated,
         torch.cuda.max_memory_allocated,
         "weights, and the growth of the CUDA allocator's peak over one call",
     ),
     "mps": Accelerator(  # has no peak: its pool, emptied before, keeps all that the work ever held at once
-        lambda: torch.mps.event.Event(enable_timing=True),
+        _on_metal,
         lambda _: torch.mps.empty_cache(),
         lambda _: torch.mps.driver_allocated_memory(),
         lambda _: torch.mps.driver_allocated_memory(),

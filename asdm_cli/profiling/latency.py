@@ -124,11 +124,7 @@ def block_seconds(
 
 
 def _now(device: torch.device) -> Any:
-    if device.type not in ACCELERATORS:
-        return time.perf_counter()
-    event = ACCELERATORS[device.type].event()
-    event.record()
-    return event
+    return ACCELERATORS[device.type].mark(device) if device.type in ACCELERATORS else time.perf_counter()
 
 
 def _between(start: Any, end: Any) -> float:

@@ -61,6 +61,12 @@ class Counts:
         return sum(self.components.values(), Count())
 
 
+def _projects(func: Any, args: tuple[Any, ...]) -> bool:
+    """Whether these are products with one matrix for all of a batch. A linear layer whose weights do not learn, or of
+    an input that does not lie in one piece, takes the operator that attention takes."""
+    return func._overloadpacket is torch.ops.aten.bmm and args[1].stride(0) == 0
+
+
 class MacCounter(TorchDispatchMode):
     """Counts what reaches the dispatcher, by torch's own table of formulas.
 
@@ -84,7 +90,8 @@ class MacCounter(TorchDispatchMode):
             self.whole.add(func)
         found = func(*args, **named)
         if formula is not None:
-            self.flops[func._overloadpacket] += formula(*args, **named, out_val=found)
+            operator = torch.ops.aten.mm if _projects(func, args) else func._overloadpacket
+            self.flops[operator] += formula(*args, **named, out_val=found)
         return found
 
     def tally(self) -> Count:

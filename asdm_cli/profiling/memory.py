@@ -100,6 +100,7 @@ def measure_memory(components: Iterable[torch.nn.Module], work: Callable[[], obj
 def growth(work: Callable[[], object], device: torch.device) -> int:
     """Bytes in use at the highest point of `work`, over what was in use before it."""
     if own := ACCELERATORS.get(device.type):
+        work()  # what libraries get for themselves at their first call, and keep, is not of the first set-up
         idle(device)
         own.forget(device)
         before: int = own.held(device)

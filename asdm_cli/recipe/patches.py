@@ -373,12 +373,16 @@ class Calibrated(_Schedule):
     mode: Literal["calibrated"]
     """The key steps from which all other calls are forecast with the least error together."""
     calls: Positive
-    """How many there are."""
+    """How many there are, the `first` ones among them."""
+
+    def misfits(self) -> Iterator[Misfit]:
+        if self.first > self.calls:
+            yield ("first",), f"so many calls at the start are key steps, and there are {self.calls}; give more 'calls'"
 
     def _calls(self, calls: int) -> Iterable[int]:
         """Before they are known: as many, evenly."""
-        count = min(self.calls, calls)
-        return (k * calls // count for k in range(count))
+        count, first = min(self.calls, calls), max(self.first, 1)
+        return (first + k * (calls - first) // (count - first) for k in range(count - first))
 
     def _words(self) -> Iterable[str]:
         return (f"{self.calls} calibrated",)
@@ -403,6 +407,7 @@ FITTED, INTERLEAVED = "fitted", "interleaved"
 COUNTS_CALLS = f"goes with other forecasts; {INTERLEAVED} ones count calls"
 COUNTS_NOTHING = "changes nothing where the last value is handed on; leave it out, or choose `order: 1` or `2`"
 MULTISTEP = "multistep"
+COUNTS_MULTISTEP = f"goes with other forecasts; {MULTISTEP} ones take the scheduler's own steps"
 OUT = "out"
 """The word for the UNet's whole output, as a node."""
 
@@ -494,8 +499,8 @@ class CacheRule(Strict):
     @property
     def axis_unused(self) -> str:
         """Why no axis but that of calls is of use; '' where it is."""
-        if self.extrapolate == "reuse" or (self.extrapolate is None and not self.order):
-            return COUNTS_NOTHING
+        if not isinstance(self.extrapolate, Chebyshev) and not ORDERS.get(self.extrapolate or "", self.order):
+            return COUNTS_MULTISTEP if self.extrapolate == MULTISTEP else COUNTS_NOTHING
         return COUNTS_CALLS if self.extrapolate == INTERLEAVED else ""
 
     @property
@@ -870,6 +875,11 @@ class GuidanceScheduleSpec(PatchSpec):
         start, until = self.start, self.until
         given = [(key, bound) for key, bound in (("start", start), ("until", until)) if bound is not None]
         wrong = [(key, bound) for key, bound in given if not low <= bound <= high]
+        if until is None and self.outside != "conditional":
+            yield (
+                ("outside",),
+                "hands on what a call with guidance had, and without 'until' none comes before; leave it out",
+            )
         yield from (((key,), f"a {self.by} lies between {low:g} and {high:g}, got {bound:g}") for key, bound in wrong)
         if start is None or until is None or wrong:
             return

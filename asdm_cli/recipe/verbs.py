@@ -738,6 +738,8 @@ class Expand(Strict):
     def misfits(self) -> Iterator[Misfit]:
         if self.donor is None and self.at == COMPRESSED:
             yield ("donor",), "must be given, or 'at': which blocks are compressed is seen beside a donor"
+        if self.donor is not None and self.at != COMPRESSED:
+            yield ("donor",), f"tells which blocks are {COMPRESSED}, and 'at' names others; give one of the two"
 
 
 class Fold(Prompted):

@@ -79,7 +79,7 @@ MADE = f"/Creator ({CREATOR})".encode()
 """Somewhere in a file of plots: it is ours."""
 MOST_POINTS = 300
 """Of a line; a longer one is thinned to means, with the reach of what each stands for behind it."""
-MOST_BARS, LONGEST, LEGEND = 24, 26, 4
+LONGEST, LEGEND = 26, 4
 SIDES = (
     ("left", "center"),
     ("right", "center"),
@@ -128,8 +128,8 @@ def curves(view: Curves, colours: Mapping[str, int]) -> Drawing:
 
 
 def bars(view: Bars, colours: Mapping[str, int]) -> Drawing:
-    height = min(len(view.categories), MOST_BARS) * (len(view.values) * 14 + 10) + 50
-    label = f"{view.title}, {metric(view.metric).label}. {len(view.categories)} groups of bars."
+    height = len(view.categories) * (len(view.values) * 14 + 10) + 50
+    label = f"{view.title}, {metric(view.metric).label}{view.which}. {len(view.categories)} groups of bars."
     return Drawing(label, _named(view.values, colours), lambda axes: _bars(axes, view, colours), height)
 
 
@@ -192,8 +192,8 @@ def _scatter(axes: Axes, view: Scatter, colours: Mapping[str, int]) -> list[Poin
         places = [[point.x.value for point in line], [point.y.value for point in line]]
         axes.plot(*places, color=f"C{colours[series]}", linewidth=1.5, zorder=2)
     for point in view.points:
-        own = f"C{colours[point.series]}" if point.series else rcParams["text.color"]
-        colour = own if view.lines else "C0"
+        named = f"C{colours[point.series]}" if view.lines and point.series else rcParams["text.color"]
+        colour = named if view.lines else "C0"
         place, alpha = (point.x.value, point.y.value), 1.0 if point.front else 0.4
         reach = {"xerr": _reach(point.x), "yerr": _reach(point.y)}
         axes.errorbar(*place, **reach, fmt="none", ecolor=colour, elinewidth=1, capsize=2.5, alpha=0.6 * alpha)
@@ -270,19 +270,19 @@ def _tick(value: float, _place: int | None = None) -> str:
 
 
 def _bars(axes: Axes, view: Bars, colours: Mapping[str, int]) -> None:
-    names, count = view.categories[:MOST_BARS], len(view.values)
+    names, count = view.categories, len(view.values)
     for place, (series, row) in enumerate(view.values.items()):
-        lengths = [max(0.0, each.value) if each and math.isfinite(each.value) else 0.0 for each in row[: len(names)]]
+        lengths = [max(0.0, each.value) if each and math.isfinite(each.value) else 0.0 for each in row]
         at = [index + (place - (count - 1) / 2) * 0.8 / count for index in range(len(names))]
         drawn = axes.barh(at, lengths, 0.8 / count - 0.04, color=f"C{colours[series]}")
-        texts = [shown(each) if each else "" for each in row[: len(names)]]
+        texts = [shown(each) if each else "" for each in row]
         axes.bar_label(
             drawn, texts, padding=4, fontsize=0.92 * rcParams["font.size"], color=rcParams["axes.labelcolor"]
         )
     axes.margins(x=0.15)
     axes.set_xticks([])
     axes.spines["left"].set_visible(True)
-    axes.set_title(metric(view.metric).label, loc="left")
+    axes.set_title(metric(view.metric).label + view.which, loc="left")
     _rows(axes, names)
 
 

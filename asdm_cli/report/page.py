@@ -10,10 +10,12 @@ import base64
 import hashlib
 import io
 import re
-from collections.abc import Iterable, Iterator
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache, cached_property
 from importlib import resources
+from itertools import chain
 from pathlib import Path
 
 from jinja2 import Environment, PackageLoader, StrictUndefined, Template
@@ -95,6 +97,17 @@ def card(name: str, held: Card) -> Table:
     return tables.pairs(name, {key.replace("_", " "): value for key, value in held.items()})
 
 
+def colours_of(together: Sequence[Sequence[str]]) -> dict[str, int]:
+    """Of names that stand in plots, those of one plot `together`: one for each on the whole page, and another for each
+    in a plot, as far as there are enough."""
+    found: dict[str, int] = {}
+    for name in dict.fromkeys(chain(*together)):
+        beside = Counter(found[other] for names in together if name in names for other in names if other in found)
+        used = Counter(found.values())
+        found[name] = min(range(plots.COLOURS), key=lambda colour: (beside[colour], used[colour]))
+    return found
+
+
 def entries(report: Report) -> Iterator[Entry]:
     """All that is on a page below its title, what matters most first; an id begins with what kind of thing it is."""
     scatters, curves = plots.scatters(report), plots.curves(report)
@@ -102,11 +115,11 @@ def entries(report: Report) -> Iterator[Entry]:
         title: (tables.of_parts(title, found), plots.bars(title, found))
         for title, found in tables.parts(report).items()
     }
-    names = [point.series for plot in scatters for point in plot.points if point.series]
-    names += [name for plot in curves for name in plot.lines]
-    names += [name for _, bars in parts.values() if bars for name in bars.values]
-    names += [word for timeline in report.timelines for word in timeline.letters.values()]
-    colours = {name: place % plots.COLOURS for place, name in enumerate(dict.fromkeys(names))}
+    together = [[point.series for point in plot.points if point.series] for plot in scatters if plot.lines]
+    together += [[*plot.lines] for plot in curves]
+    together += [[*bars.values] for _, bars in parts.values() if bars]
+    together += [[*timeline.letters.values()] for timeline in report.timelines]
+    colours = colours_of(together)
     if lead := tables.main(report):
         yield Entry("figures", lead)
     for place, table in enumerate(tables.others(report)):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from asdm_cli.compare.pareto import DEEPCACHE, PEERS, ParetoFront, ParetoPoint, front, quality_at, time_at
@@ -23,6 +23,7 @@ from asdm_cli.report.tables import (
 )
 
 COLOURS = 10
+MOST_BARS = 24
 """What a plot can tell apart."""
 LEVELS_DB = (25, 30, 35, 40, 45, 50, 55, 60)
 
@@ -69,6 +70,8 @@ class Bars:
     metric: str
     categories: list[str]
     values: dict[str, list[Record | None]]
+    which: str = ""
+    """Of more than can be drawn, in words."""
 
 
 def scatters(report: Report) -> list[Scatter]:
@@ -218,10 +221,23 @@ def _curves(key: str, title: str, lines: dict[str, list[Record]]) -> Curves:
     return Curves(title, key, lines, of_columns(title, ["line"], [[name] for name in lines], figures))
 
 
+def _most(names: Collection[str], records: Iterable[Record], key: str) -> tuple[Collection[str], str]:
+    """As many parts as can be drawn, by what the first set-up has of them, and in words which these are."""
+    if len(names) <= MOST_BARS:
+        return names, ""
+    sign = 1 if metric(key).better == "lower" else -1
+    worth = {each.of.partition("/")[2]: sign * each.value for each in reversed([*records])}
+    ranked = sorted(worth, key=lambda name: (not math.isfinite(worth[name]), worth[name]))
+    return ranked[:MOST_BARS], f", the {MOST_BARS} {'least' if sign > 0 else 'largest'} of {len(names)}"
+
+
 def bars(title: str, records: Sequence[Record]) -> Bars | None:
-    """Of parts, the figure that matters most; None where there is one part only, or more set-ups than colours."""
+    """Of parts, the figure that matters most, of many those in which it does; None where there is one part only, or
+    more set-ups than colours."""
     key = min(in_order([each.metric for each in records]), key=lambda key: metric(key).rank)
     found = {(each.setup, each.of.partition("/")[2]): each for each in records if each.metric == key}
     names = list(dict.fromkeys(part for _, part in found))
+    kept, which = _most(names, found.values(), key)
+    names = [name for name in names if name in kept]
     values = {setup: [found.get((setup, name)) for name in names] for setup, _ in found}
-    return Bars(title, key, names, values) if len(names) > 1 and len(values) <= COLOURS else None
+    return Bars(title, key, names, values, which) if len(names) > 1 and len(values) <= COLOURS else None

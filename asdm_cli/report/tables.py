@@ -6,6 +6,7 @@ import math
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from enum import IntEnum
+from operator import attrgetter
 from typing import Any
 
 from asdm_cli.records import Record, Report
@@ -89,8 +90,8 @@ class Table:
 
 def named(report: Report) -> list[str]:
     """All set-ups, references last; what has figures is one, even if nothing is said of it."""
-    names = dict.fromkeys([*report.setups, *(each.setup for each in report.records if each.setup)])
-    return sorted(names, key=lambda name: is_reference(report, name))
+    names = dict.fromkeys([*report.setups, *map(attrgetter("setup"), report.records)])
+    return sorted(filter(None, names), key=lambda name: is_reference(report, name))
 
 
 def is_reference(report: Report, name: str) -> bool:
@@ -100,7 +101,7 @@ def is_reference(report: Report, name: str) -> bool:
 def comparisons(report: Report) -> list[list[str]]:
     """The set-ups in groups: those of which something was measured as it was of the first one; and, of reports put
     together, those of each other comparison: something was measured as it was of its first, and beside the same."""
-    cards = {each.protocol: _how(report, each) for each in report.records}
+    cards = {name: _how(report, name) for name in {each.protocol for each in report.records}}
     ways: dict[str, set[tuple[str, str]]] = {}
     for each in report.records:
         if not each.of and each.at is None:
@@ -186,7 +187,7 @@ def _figures(report: Report, title: str, names: list[str], keys: list[str], majo
         beside = any(each.against for each in columns[key].values())
         out = hurt if metric(key).group == COST or beside else set()
         rivals = [None if is_reference(report, name) or name in out else columns[key].get(name) for name in names]
-        alike = key in PAPER or len({(_how(report, each), each.against) for each in rivals if each}) < 2
+        alike = key in PAPER or len({(_how(report, each.protocol), each.against) for each in rivals if each}) < 2
         unlike += [] if alike else [metric(key).title]
         best = metrics.best(rivals) if alike and not columns.keys() <= PAPER else ()
         head, cells = column(key, [columns[key].get(name) for name in names], best=best)
@@ -202,7 +203,7 @@ def verdict(report: Report, columns: Columns, name: str) -> tuple[Verdict, Recor
     first, *others = named(report)
     pairs = [(columns.get(key, {}).get(first), columns.get(key, {}).get(name)) for key in JUDGES]
     known = [(one, own) for one, own in pairs if one and own and math.isfinite(one.value + own.value)]
-    known = [(one, own) for one, own in known if _how(report, one) == _how(report, own)]
+    known = [(one, own) for one, own in known if _how(report, one.protocol) == _how(report, own.protocol)]
     if name not in others or is_reference(report, name):
         return None
     if known:
@@ -236,9 +237,9 @@ def leading(columns: Columns, most: int) -> list[str]:
     return [key for key in columns if key in kept]
 
 
-def _how(report: Report, record: Record) -> str:
-    """The card of a figure, without who took part."""
-    card = report.protocols.get(record.protocol, {})
+def _how(report: Report, protocol: str) -> str:
+    """Its card, without who took part."""
+    card = report.protocols.get(protocol, {})
     return repr({key: value for key, value in card.items() if key not in WHO})
 
 

@@ -437,15 +437,15 @@ def worked_out(rule: CacheRule, recording: Recording, fitted_to: Recording, numb
     """How it was done -> one rule of the plan."""
     whole, fits = rule.nodes in (OUT, [OUT]), rule.extrapolate == FITTED
     moments, known = recording.moments(number, whole), fitted_to.moments(number, whole)
-    given = rule.schedule.key_steps(moments.calls) or ()
-    chosen: dict[str, Sequence[int]] = {"": given}
-    if isinstance(rule.schedule, Calibrated):
-        chosen = chosen_keys(rule, recording, moments, len(given))
+    schedule = rule.schedule
+    chosen: dict[str, Sequence[int]] = {"": schedule.key_steps(moments.calls) or ()}
+    if isinstance(schedule, Calibrated):
+        chosen = chosen_keys(rule, recording, moments, schedule)
     found = {}
     for keys_by, keys in chosen.items():
-        schedule = Explicit(mode="explicit", steps=list(keys))
+        listed = Explicit(mode="explicit", steps=list(keys))
         for way, how in (OF_OUTPUT if whole else OF_FEATURES).items() if fits else ():
-            changed: dict[str, Any] = {"schedule": schedule, "extrapolate": "linear" if how is None else FITTED}
+            changed: dict[str, Any] = {"schedule": listed, "extrapolate": "linear" if how is None else FITTED}
             if how is not None:
                 weights = fitted(known, keys, *how)
                 changed["fit"] = Fit(
@@ -453,22 +453,27 @@ def worked_out(rule: CacheRule, recording: Recording, fitted_to: Recording, numb
                 )
             found[", ".join(filter(None, (keys_by, way)))] = rule.model_copy(update=changed)
         if not fits:
-            found[keys_by] = rule.model_copy(update={"schedule": schedule})
+            found[keys_by] = rule.model_copy(update={"schedule": listed})
     return found
 
 
-def chosen_keys(rule: CacheRule, recording: Recording, moments: Moments, count: int) -> dict[str, Sequence[int]]:
+def chosen_keys(
+    rule: CacheRule, recording: Recording, moments: Moments, schedule: Calibrated
+) -> dict[str, Sequence[int]]:
     """How key steps were chosen -> those, all of which leave every call something to be forecast from. Evenly is better
     where what forecasts miss alternates, and takes itself back."""
     combine = None if rule.extrapolate == FITTED else by_rule(rule, recording)
-    evenly = tuple(round(step) for step in np.linspace(0, moments.calls - 1, count)) if count > 1 else (0,)
+    count, first = min(schedule.calls, moments.calls), max(schedule.first, 1)
+    rest = np.linspace(first - 1, moments.calls - 1, count - first + 1)[1:]
+    evenly = (*range(first), *(round(step) for step in rest))
+    least = best_key_steps(moments, count, combine, first)
     found: dict[str, Sequence[int]] = {}
-    for name, keys in {"least left": best_key_steps(moments, count, combine).get(count), "evenly": evenly}.items():
+    for name, keys in {"least left": least.get(count), "evenly": evenly}.items():
         if keys is not None and keys not in found.values() and np.isfinite(summed(moments, keys, combine)):
             found[name] = keys
     if not found:
-        least = min(best_key_steps(moments, moments.calls, combine))
-        raise ModelError(f"{rule.nodes}: {count} key steps leave some call nothing to be forecast from; give {least}")
+        enough = min(best_key_steps(moments, moments.calls, combine, first))
+        raise ModelError(f"{rule.nodes}: {count} key steps leave some call nothing to be forecast from; give {enough}")
     return found
 
 

@@ -141,9 +141,11 @@ def fitted(moments: Moments, keys: Sequence[int], carried: float = 0.0, correcte
     return found
 
 
-def best_key_steps(moments: Moments, most: int, combine: Combination | None = None) -> dict[int, tuple[int, ...]]:
-    """Number of key steps, 1 to `most` -> those with the least sum of squared errors, call 0 among them; without the
-    numbers that leave a call with nothing to be forecast from.
+def best_key_steps(
+    moments: Moments, most: int, combine: Combination | None = None, first: int = 1
+) -> dict[int, tuple[int, ...]]:
+    """Number of key steps, `first` to `most` -> those with the least sum of squared errors, so many calls at the start
+    among them; without the numbers that leave a call with nothing to be forecast from.
 
     Dynamic programming, exact: a state is the last key steps, as many as a forecast looks at, and what is left between
     two key steps depends on nothing else.
@@ -154,11 +156,11 @@ def best_key_steps(moments: Moments, most: int, combine: Combination | None = No
     found: dict[int, tuple[int, ...]] = {}
     for count in range(1, min(most, calls) + 1):
         total, path = min((spent + sums[state][-1], path) for state, (spent, path) in least.items())
-        if np.isfinite(total):
+        if np.isfinite(total) and count >= first:
             found[count] = path
         following: dict[tuple[int, ...], tuple[float, tuple[int, ...]]] = {}
         for state, (spent, path) in least.items():
-            for key in range(state[0] + 1, calls):
+            for key in range(count, count + 1) if count < first else range(state[0] + 1, calls):
                 total = spent + sums[state][key - state[0] - 1]
                 reached = (key, *state)[:depth]
                 if reached not in following or total < following[reached][0]:

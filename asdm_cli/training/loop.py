@@ -13,9 +13,11 @@ import threading
 import time
 from abc import ABC, abstractmethod
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
+from copy import copy
 from dataclasses import dataclass
+from functools import lru_cache
 from math import isfinite
 from pathlib import Path
 from types import FrameType
@@ -55,11 +57,16 @@ class Part:
 
 def sampling_order(size: int, seed: int, step: int, part: Part) -> Tensor:
     """Numbers of this part's samples, int64: every epoch of `size` samples is in an order of its own, and whole."""
-    wanted = torch.arange(step * part.batch, (step + 1) * part.batch)
+    wanted = torch.arange(step * part.batch, (step + 1) * part.batch)[part.rows]
     epochs = wanted // size
-    sources = [torch.Generator().manual_seed(_seed(seed, 10_007, int(epoch))) for epoch in epochs.unique()]
-    orders = [torch.randperm(size, generator=source) for source in sources]
-    return torch.stack(orders)[epochs - epochs[0], wanted % size][part.rows]
+    orders = [_order(size, seed, epoch) for epoch in epochs.unique().tolist()]
+    return torch.stack(orders)[epochs - epochs[0], wanted % size]
+
+
+@lru_cache(maxsize=2)
+def _order(size: int, seed: int, epoch: int) -> Tensor:
+    """Of a whole epoch, which of a large set takes longer than a step."""
+    return torch.randperm(size, generator=torch.Generator().manual_seed(_seed(seed, 10_007, epoch)))
 
 
 def _seed(seed: int, factor: int, index: int) -> int:
@@ -69,23 +76,35 @@ def _seed(seed: int, factor: int, index: int) -> int:
 
 class Noise:
     """Random numbers of one part of one step, the same on every device of a kind; the calls must be the same in every
-    part."""
+    part. They are drawn for the whole step, and once for all parts that are made `of` one another."""
 
     def __init__(self, seed: int, step: int, part: Part, device: torch.device | str = "cpu"):
         source = torch.Generator(device).manual_seed(_seed(seed, 1_000_003, step))
-        self.part, self.drawn = part, {"generator": source, "device": device}
+        self.part, self.given, self.drawn, self.calls = part, {"generator": source, "device": device}, list[Tensor](), 0
+
+    def of(self, part: Part) -> Noise:
+        """The numbers of another part of this step."""
+        other = copy(self)
+        other.part, other.calls = part, 0
+        return other
 
     def normal(self, *shape: int) -> Tensor:
         """[n, *shape] of the unit normal."""
-        return torch.randn((self.part.batch, *shape), **self.drawn)[self.part.rows]
+        return self._next(torch.randn, (self.part.batch, *shape))
 
     def uniform(self, *shape: int) -> Tensor:
         """[n, *shape] in [0, 1)."""
-        return torch.rand((self.part.batch, *shape), **self.drawn)[self.part.rows]
+        return self._next(torch.rand, (self.part.batch, *shape))
 
     def integers(self, high: int) -> Tensor:
         """[n] int64 in [0, high)."""
-        return torch.randint(high, (self.part.batch,), **self.drawn)[self.part.rows]
+        return self._next(torch.randint, high, (self.part.batch,))
+
+    def _next(self, draw: Callable[..., Tensor], *sizes: Any) -> Tensor:
+        if self.calls == len(self.drawn):
+            self.drawn.append(draw(*sizes, **self.given))
+        self.calls += 1
+        return self.drawn[self.calls - 1][self.part.rows]
 
 
 class Task(ABC):
@@ -174,12 +193,13 @@ class Training:
 
     def step(self, step: int) -> None:
         recipe, task, phase = self.recipe, self.task, self.watch.phase
+        noise = Noise(recipe.seed, step, Part(recipe.batch))
         for index in range(recipe.accumulate):
             own, count = index * self.lead.num_processes + self.lead.process_index, self.lead.num_processes
             part = Part(recipe.batch, own, count * recipe.accumulate)
             with phase("data"):
                 rows = sampling_order(task.size, recipe.seed, step, part)
-                batch = task.read(rows, Noise(recipe.seed, step, part))
+                batch = task.read(rows, noise.of(part))
             with phase("teacher"):
                 batch = task.prepare(batch)
             for student in self.students:
@@ -318,7 +338,8 @@ class Stopwatch:
     counted."""
 
     def __init__(self, device: torch.device, enough: int = 50, warmup: int = 3):
-        self.gpu, self.enough, self.exact, self.warmup = device.type == "cuda", enough, True, warmup
+        self.device, self.enough, self.exact, self.warmup = device, enough, True, warmup
+        self.gpu = device.type == "cuda"
         self.seconds: dict[str, float] = defaultdict(float)
         self.cold: dict[str, float] = {}
         self.steps = 0
@@ -341,7 +362,7 @@ class Stopwatch:
 
     def _now(self) -> float:
         if self.exact and self.gpu:
-            torch.cuda.synchronize()
+            torch.cuda.synchronize(self.device)
         return time.perf_counter() if self.exact else 0.0
 
 

@@ -11,6 +11,7 @@ from typing import Any, TypeVar, cast
 
 import torch
 from diffusers import UNet2DConditionModel
+from diffusers.models.modeling_utils import no_init_weights
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -51,7 +52,7 @@ class Macs:
 def meta_unet(config: Config) -> UNet2DConditionModel:
     """A UNet of this shape without storage; ModelError where diffusers refuses the config."""
     try:
-        with torch.device("meta"):
+        with no_init_weights(), torch.device("meta"):
             return build(config)
     except Exception as error:  # a setting can be wrong in any way
         raise ModelError(f"UNet config: diffusers cannot build it ({reason(error)})") from None

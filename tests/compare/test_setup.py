@@ -29,7 +29,7 @@ from asdm_cli.compare.setup import (
 )
 from asdm_cli.errors import ModelError
 from asdm_cli.models.directory import find
-from asdm_cli.recipe.patches import DeepCacheSpec, read_plan, read_switching
+from asdm_cli.recipe.patches import DeepCacheSpec, GuidanceScheduleSpec, read_plan, read_switching
 from tests import tiny
 from tests.carrying import cache, carrying, every
 from tests.compare.setups import CPU, bare, whole
@@ -60,6 +60,16 @@ def test_the_deepcache_package_is_told_of_the_steps_there_are(tiny_pipeline: Pat
     assert not misfits([package, *fewer_steps(package, [2])])
     what = "package: the DeepCache package is told of 4 steps, and there are 6; give it as many"
     assert misfits([replace(package, steps=6)]) == [what]
+
+
+def test_a_guidance_schedule_without_guidance_is_refused(tiny_pipeline: Path) -> None:
+    scheduled = replace(whole(tiny_pipeline, "scheduled", guidance=3.0), patches=(GuidanceScheduleSpec(start=900),))
+    assert not misfits([scheduled])
+    (told,) = misfits([replace(scheduled, guidance=1.0)])
+    assert told.startswith(
+        "scheduled: guidance 1 has no calls without the prompt, which a guidance schedule could leave"
+    )
+    assert told.endswith("; leave it out, or give more")
 
 
 def test_sizes(tiny_pipeline: Path) -> None:

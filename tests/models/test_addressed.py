@@ -22,7 +22,7 @@ PLACES = {
         "6:24: losses[0].at"
     ),
     "verb: condconv-expand\nmodel: pocket\nexpand: {at: X}": "3:14: expand.at",
-    "verb: condconv-expand\nmodel: pocket\nexpand: {at: [compressed, X], donor: pocket}": "3:27: expand.at[1]",
+    "verb: condconv-expand\nmodel: pocket\nexpand: {at: [up.3, X]}": "3:21: expand.at[1]",
     f"verb: inherit\nmodel: pocket\nplan: {PLAN}": "3:47: plan.rules[0].nodes[2]",
     f"verb: inherit\nmodel: pocket\nsweep:\n- {{name: a, plan: {PLAN}}}": "4:59: sweep[0].plan.rules[0].nodes[2]",
     "verb: inherit\nmodel: pocket\nproduct: {levels: {a: {nodes: X}}}": "3:31: product.levels.a.nodes",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 from pathlib import Path
 
@@ -54,6 +55,23 @@ def test_what_goes_on_stays_beside_what_it_learnt_with(shop: Shop) -> None:
     (shop.folder / "parts/vae/config.json").write_text("{}")
     with pytest.raises(RunError, match="is not what the shipped UNet learnt with; go on in another --folder"):
         run_stage(on, "unet", shop.plan("unet"))
+
+
+def test_a_stage_at_its_end_stays_as_it_is_unless_it_is_asked_for(shop: Shop) -> None:
+    plan = shop.plan("clip")
+    figures = run_stage(shop, "clip", plan, again=False)
+    weights = shop.folder / "parts/text_encoder/model.safetensors"
+    trained = weights.read_bytes()
+    (shop.folder / "clip.json").unlink()  # killed while its parts were written
+    weights.unlink()
+    assert run_stage(shop, "clip", plan, again=False) == pytest.approx(figures)
+    assert weights.read_bytes() == trained
+    weights.unlink()
+    assert run_stage(shop, "clip", plan, again=False) == pytest.approx(figures)
+    assert not weights.exists(), "nothing was done"
+    run_stage(shop, "clip", plan)
+    assert json.loads((shop.folder / "clip.json").read_text())["steps"] == 2 * plan.steps
+    assert weights.read_bytes() != trained
 
 
 def test_what_was_learnt_so_far_is_written_from_a_checkpoint(shop: Shop) -> None:

@@ -19,14 +19,10 @@ PLAYED = torch.device("meta")
 
 @dataclass
 class Clock:
-    """An event that is recorded at the next whole second."""
+    """An event at a whole second."""
 
-    seconds: Iterator[int]
-    at: int = -1
+    at: int
     waited: bool = False
-
-    def record(self) -> None:
-        self.at = next(self.seconds)
 
     def synchronize(self) -> None:
         self.waited = True
@@ -51,7 +47,7 @@ class Played:
 def played(monkeypatch: pytest.MonkeyPatch) -> Played:
     made = Played()
     asked = Accelerator(
-        lambda: Clock(made.seconds),
+        lambda _: Clock(next(made.seconds)),
         lambda _: made.ask("forget"),
         lambda _: made.ask("held", made.held),
         lambda _: made.ask("peak", made.held + 100),
@@ -76,9 +72,25 @@ def test_calls_are_clocked_by_events_and_nobody_waits(played: Played) -> None:
         assert seconds() == {"unet": [1.0, 1.0]}
 
 
-def test_growth_is_that_of_the_peak_since_it_was_forgotten(played: Played) -> None:
+def test_growth_is_that_of_the_peak_since_it_was_forgotten_of_work_that_was_done_before(played: Played) -> None:
     assert growth(lambda: played.ask("work"), PLAYED) == 100
-    assert played.said == ["idle", "forget", "held", "work", "idle", "peak"]
+    assert played.said == ["work", "idle", "forget", "held", "work", "idle", "peak"]
+
+
+def test_a_mark_stands_in_the_stream_of_the_gpu_that_is_asked(monkeypatch: pytest.MonkeyPatch) -> None:
+    marked = []
+
+    class Event:
+        def __init__(self, enable_timing: bool) -> None:
+            assert enable_timing
+
+        def record(self, stream: str | None = None) -> None:
+            marked.append(stream)
+
+    monkeypatch.setattr(torch.cuda, "Event", Event)
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda device: f"stream of {device}")
+    accelerators.ACCELERATORS["cuda"].mark(torch.device("cuda:1"))
+    assert marked == ["stream of cuda:1"]
 
 
 def test_every_place_that_costs_are_measured_on_says_how() -> None:

@@ -46,6 +46,17 @@ def test_convolution_linear_and_attention_by_hand() -> None:
     assert counter.tally() == Count(total=weights + attention, plain=weights)
 
 
+@pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])
+def test_a_projection_is_none_of_attentions_products_whether_it_learns_or_not(mode: Any) -> None:
+    linear, hidden = nn.Linear(7, 11), torch.randn(2, 7, 13).transpose(1, 2)
+    for learns in (True, False):
+        linear.requires_grad_(learns)
+        with mode(), MacCounter() as counter:
+            linear(hidden)
+            hidden @ hidden.transpose(1, 2)
+        assert counter.tally() == Count(total=2 * 13 * 7 * (11 + 13), plain=2 * 13 * 7 * 11)
+
+
 @pytest.mark.parametrize(("sampler", "calls"), [("own", 4), ("pndm", 5), ("heun", 7)])
 def test_unet_calls_are_those_that_the_sampler_made(pipe: Any, sampler: str, calls: int) -> None:
     set_sampler(pipe, sampler)

@@ -17,7 +17,8 @@ from PIL import Image
 
 from asdm_cli.records import Record
 from asdm_cli.report import charts, plots
-from asdm_cli.report.page import entries, render
+from asdm_cli.report.metrics import metric
+from asdm_cli.report.page import colours_of, entries, render
 from tests.report import made
 
 VOID = {"meta", "img", "br", "wbr", "hr", "link", "input"}
@@ -172,6 +173,27 @@ def test_more_set_ups_than_colours_are_no_bars() -> None:
     few = [Record(f"set-up {number}", "macs_g", 1.0, of=f"block/{of}") for number in range(10) for of in "ab"]
     assert plots.bars("by block", few)
     assert plots.bars("by block", [*few, Record("another", "macs_g", 1.0, of="block/a")]) is None
+
+
+def test_of_more_parts_than_can_be_drawn_those_that_matter_are_and_it_says_so() -> None:
+    many = [Record("all", "error_alone", float(-number % 40), of=f"unit/{number}") for number in range(40)]
+    few = plots.bars("without one", many)
+    assert few is not None
+    assert len(few.categories) == len(few.values["all"]) == 24
+    lower = metric("error_alone").better == "lower"
+    worth = sorted((each.value for each in many), reverse=not lower)
+    assert sorted((each.value for each in few.values["all"] if each), reverse=not lower) == worth[:24]
+    assert few.which in charts.bars(few, {"all": 0}).label
+    assert few.which.endswith("of 40")
+
+
+def test_names_of_one_plot_have_colours_of_their_own_on_a_page_of_many() -> None:
+    apart = [[f"{plot}-{number}" for number in range(4)] for plot in range(5)]
+    colours = colours_of([*apart, ["0-0", "4-3", "2-1"]])
+    assert max(colours.values()) < plots.COLOURS
+    for names in [*apart, ["0-0", "4-3", "2-1"]]:
+        assert len({colours[name] for name in names}) == len(names)
+    assert len(set(colours_of([[f"{number}"] for number in range(10)]).values())) == 10
 
 
 def test_plots_are_drawn_by_matplotlib_and_it_is_imported_for_nothing_else() -> None:

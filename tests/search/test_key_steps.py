@@ -39,12 +39,22 @@ def line(call: int, keys: Sequence[int]) -> Sequence[float]:
 
 
 @settings(max_examples=25, deadline=None)
-@given(st.integers(3, 8), st.integers(0, 10**6), st.sampled_from([None, line]), st.booleans(), st.integers(0, 3))
-def test_no_other_key_steps_are_better(calls: int, seed: int, combine: None, inputs: bool, start: int) -> None:
+@given(
+    st.integers(3, 8),
+    st.integers(0, 10**6),
+    st.sampled_from([None, line]),
+    st.booleans(),
+    st.integers(0, 3),
+    st.integers(1, 3),
+)
+def test_no_other_key_steps_are_better(
+    calls: int, seed: int, combine: None, inputs: bool, start: int, first: int
+) -> None:
     known = moments(vectors(calls, seed), range(start, calls), inputs)
-    found = best_key_steps(known, calls, combine)
-    for count in range(1, calls + 1):
-        every = [(0, *rest) for rest in combinations(range(1, calls), count - 1)]
+    found = best_key_steps(known, calls, combine, first)
+    assert not found or min(found) >= first
+    for count in range(first, calls + 1):
+        every = [(*range(first), *rest) for rest in combinations(range(first, calls), count - first)]
         least = min(summed(known, keys, combine) for keys in every)
         assert (count in found) == np.isfinite(least)
         if count in found:

@@ -230,9 +230,25 @@ def test_parts_of_a_step_are_its_samples_and_its_noise(count: int) -> None:
         parts = [Part(8, index, count) for index in range(count)]
         order = torch.cat([sampling_order(23, 3, step, part) for part in parts])
         assert torch.equal(order, sampling_order(23, 3, step, Part(8)))
-        whole, pieces = Noise(3, step, Part(8)), [Noise(3, step, part) for part in parts]
-        for draw in (lambda n: n.normal(2, 3), lambda n: n.uniform(), lambda n: n.integers(1000)):
-            assert torch.equal(torch.cat([draw(piece) for piece in pieces]), draw(whole))
+        whole, apart = Noise(3, step, Part(8)), [Noise(3, step, part) for part in parts]
+        once = Noise(3, step, Part(8))
+        for pieces in (apart, [once.of(part) for part in parts]):
+            again = whole.of(Part(8))
+            for draw in (lambda n: n.normal(2, 3), lambda n: n.uniform(), lambda n: n.integers(1000)):
+                assert torch.equal(torch.cat([draw(piece) for piece in pieces]), draw(again))
+
+
+def test_what_is_random_is_drawn_once_for_all_parts_of_a_step(monkeypatch: pytest.MonkeyPatch) -> None:
+    drawn: list[str] = []
+    for name in ("randperm", "randn"):
+        plain = getattr(torch, name)
+        told = lambda *args, plain=plain, name=name, **named: (drawn.append(name), plain(*args, **named))[1]  # noqa: E731
+        monkeypatch.setattr(torch, name, told)
+    noise = Noise(3, 0, Part(8))
+    for index in range(4):
+        sampling_order(1_000_003, 3, 0, part := Part(8, index, 4))
+        noise.of(part).normal(2)
+    assert drawn == ["randperm", "randn"]
 
 
 def test_any_seed_of_63_bits_gives_numbers_of_its_own() -> None:
