@@ -349,9 +349,8 @@ def misfits(setups: Iterable[Setup]) -> list[str]:
                 and any(isinstance(spec, GuidanceScheduleSpec) for spec in setup.patches)
             ):
                 more = ", or give more" if setup.guidance <= 1 else ""
-                wrong.append(
-                    f"guidance {setup.guidance:g} has no calls without the prompt, which a guidance schedule could leave out; leave it out{more}"
-                )
+                what = "has no calls without the prompt, which a guidance schedule could leave out"
+                wrong.append(f"guidance {setup.guidance:g} {what}; leave it out{more}")
             if not wrong and setup.draws and setup.model is not None:
                 trajectory = Trajectory.whole(setup.scheduler)
                 if setup.cache is not None:
