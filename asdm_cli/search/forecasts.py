@@ -8,7 +8,7 @@ import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, field, replace
-from functools import cached_property, partial, wraps
+from functools import cached_property, lru_cache, partial, wraps
 from hashlib import sha256
 from itertools import count, product
 from pathlib import Path
@@ -33,7 +33,7 @@ from asdm_cli.profiling.latency import versions
 from asdm_cli.recipe.patches import FITTED, OUT, CachePlan, CacheRule, Calibrated, Explicit, Fit
 from asdm_cli.sampling.generate import SamplingSettings, latents
 from asdm_cli.sampling.prompts import Given, PromptList
-from asdm_cli.search.key_steps import Combination, Moments, best_key_steps, fitted, summed
+from asdm_cli.search.key_steps import Combination, Moments, fitted, key_steps, summed
 
 CALIBRATION = "calibration"
 SAMPLED = 16_384
@@ -440,7 +440,7 @@ def worked_out(rule: CacheRule, recording: Recording, fitted_to: Recording, numb
     schedule = rule.schedule
     chosen: dict[str, Sequence[int]] = {"": schedule.key_steps(moments.calls) or ()}
     if isinstance(schedule, Calibrated):
-        chosen = chosen_keys(rule, recording, moments, schedule)
+        chosen = chosen_keys(rule, moments, schedule)
     found = {}
     for keys_by, keys in chosen.items():
         listed = Explicit(mode="explicit", steps=list(keys))
@@ -457,29 +457,29 @@ def worked_out(rule: CacheRule, recording: Recording, fitted_to: Recording, numb
     return found
 
 
-def chosen_keys(
-    rule: CacheRule, recording: Recording, moments: Moments, schedule: Calibrated
-) -> dict[str, Sequence[int]]:
+def chosen_keys(rule: CacheRule, moments: Moments, schedule: Calibrated) -> dict[str, Sequence[int]]:
     """How key steps were chosen -> those, all of which leave every call something to be forecast from. Evenly is better
     where what forecasts miss alternates, and takes itself back."""
-    combine = None if rule.extrapolate == FITTED else by_rule(rule, recording)
+    of_any_number = rule.model_copy(update={"schedule": Calibrated(mode="calibrated", calls=1)})
+    combine = None if rule.extrapolate == FITTED else by_rule(of_any_number.model_dump_json(), moments.calls)
     count, first = min(schedule.calls, moments.calls), max(schedule.first, 1)
     rest = np.linspace(first - 1, moments.calls - 1, count - first + 1)[1:]
     evenly = (*range(first), *(round(step) for step in rest))
-    least = best_key_steps(moments, count, combine, first)
+    least = key_steps(moments, combine, first)
     found: dict[str, Sequence[int]] = {}
-    for name, keys in {"least left": least.get(count), "evenly": evenly}.items():
+    for name, keys in {"least left": least.best(count), "evenly": evenly}.items():
         if keys is not None and keys not in found.values() and np.isfinite(summed(moments, keys, combine)):
             found[name] = keys
     if not found:
-        enough = min(best_key_steps(moments, moments.calls, combine, first))
+        enough = next(more for more in range(count, moments.calls + 1) if least.best(more))
         raise ModelError(f"{rule.nodes}: {count} key steps leave some call nothing to be forecast from; give {enough}")
     return found
 
 
-def by_rule(rule: CacheRule, recording: Recording) -> Combination:
-    """How a rule that fits nothing combines values; it counts in calls, whatever its axis."""
-    forecast = forecast_of(rule, range(len(recording.mixes)))
+@lru_cache
+def by_rule(rule: str, calls: int) -> Combination:
+    """How a rule, as JSON, that fits nothing combines values; it counts in calls, whatever its axis."""
+    forecast = forecast_of(CacheRule.model_validate_json(rule), range(calls))
 
     def combine(call: int, keys: Sequence[int]) -> Sequence[float]:
         weights = forecast.weights(keys, call, call).values or (1.0,)

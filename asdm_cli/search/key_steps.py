@@ -11,8 +11,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, lru_cache
 from itertools import combinations
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -29,7 +30,7 @@ Combination = Callable[[int, Sequence[int]], Sequence[float]]
 """Call and key steps before it, newest first -> the weights of their values, by a rule that fits nothing."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Moments:
     """Means over prompts of the inner products of what was recorded, T calls.
 
@@ -43,6 +44,16 @@ class Moments:
     mixes: tuple[tuple[tuple[str, float], ...], ...]
     gains: tuple[float, ...]
     inputs: bool = True
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Moments) and self._content == other._content
+
+    def __hash__(self) -> int:
+        return hash(self._content)
+
+    @cached_property
+    def _content(self) -> tuple[Any, ...]:
+        return self.gram.tobytes(), self.groups, self.mixes, self.gains, self.inputs
 
     @property
     def calls(self) -> int:
@@ -141,32 +152,45 @@ def fitted(moments: Moments, keys: Sequence[int], carried: float = 0.0, correcte
     return found
 
 
-def best_key_steps(
-    moments: Moments, most: int, combine: Combination | None = None, first: int = 1
-) -> dict[int, tuple[int, ...]]:
-    """Number of key steps, `first` to `most` -> those with the least sum of squared errors, so many calls at the start
-    among them; without the numbers that leave a call with nothing to be forecast from.
+class KeySteps:
+    """The key steps with the least sum of squared errors, by their number; so many calls at the start among them.
 
     Dynamic programming, exact: a state is the last key steps, as many as a forecast looks at, and what is left between
-    two key steps depends on nothing else.
+    two key steps depends on nothing else. More key steps go on from where fewer ended.
     """
-    calls, depth = moments.calls, DEPTH if moments.calls <= LONG else DEPTH - 1
-    sums = {keys: np.cumsum([0.0, *moments.errors(keys, combine)]) for keys in _states(calls, depth)}
-    least: dict[tuple[int, ...], tuple[float, tuple[int, ...]]] = {(0,): (0.0, (0,))}
-    found: dict[int, tuple[int, ...]] = {}
-    for count in range(1, min(most, calls) + 1):
-        total, path = min((spent + sums[state][-1], path) for state, (spent, path) in least.items())
-        if np.isfinite(total) and count >= first:
-            found[count] = path
+
+    def __init__(self, moments: Moments, combine: Combination | None = None, first: int = 1) -> None:
+        self.calls, self.first = moments.calls, first
+        self.depth = DEPTH if moments.calls <= LONG else DEPTH - 1
+        self.sums = {
+            keys: np.cumsum([0.0, *moments.errors(keys, combine)]) for keys in _states(moments.calls, self.depth)
+        }
+        self.found: list[tuple[int, ...] | None] = [None]
+        self.least: dict[tuple[int, ...], tuple[float, tuple[int, ...]]] = {(0,): (0.0, (0,))}
+        """Of as many key steps as were looked for last: state -> the least sum up to its newest, and all of them."""
+
+    def best(self, count: int) -> tuple[int, ...] | None:
+        """So many, call 0 among them; None where any would leave a call with nothing to be forecast from."""
+        while len(self.found) <= min(count, self.calls):
+            self._one_more()
+        return self.found[count] if count < len(self.found) else None
+
+    def _one_more(self) -> None:
+        count = len(self.found)
+        total, path = min((spent + self.sums[state][-1], path) for state, (spent, path) in self.least.items())
+        self.found.append(path if np.isfinite(total) and count >= self.first else None)
         following: dict[tuple[int, ...], tuple[float, tuple[int, ...]]] = {}
-        for state, (spent, path) in least.items():
-            for key in range(count, count + 1) if count < first else range(state[0] + 1, calls):
-                total = spent + sums[state][key - state[0] - 1]
-                reached = (key, *state)[:depth]
+        for state, (spent, path) in self.least.items():
+            for key in range(count, count + 1) if count < self.first else range(state[0] + 1, self.calls):
+                total = spent + self.sums[state][key - state[0] - 1]
+                reached = (key, *state)[: self.depth]
                 if reached not in following or total < following[reached][0]:
                     following[reached] = (total, (*path, key))
-        least = following or least
-    return found
+        self.least = following or self.least
+
+
+key_steps = lru_cache(maxsize=8)(KeySteps)
+"""Worked out once: a search asks again and again, for more or fewer of the same."""
 
 
 def _states(calls: int, depth: int) -> list[tuple[int, ...]]:

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from asdm_cli.patches.feature_cache.forecast import Polynomial
-from asdm_cli.search.key_steps import Moments, best_key_steps, fitted, summed
+from asdm_cli.search.key_steps import KeySteps, Moments, fitted, key_steps, summed
 
 GROUPS = ("unconditional", "conditional")
 BOTH, ALONE = ((GROUPS[0], -2.0), (GROUPS[1], 3.0)), ((GROUPS[1], 1.0),)
@@ -51,8 +51,10 @@ def test_no_other_key_steps_are_better(
     calls: int, seed: int, combine: None, inputs: bool, start: int, first: int
 ) -> None:
     known = moments(vectors(calls, seed), range(start, calls), inputs)
-    found = best_key_steps(known, calls, combine, first)
+    table = KeySteps(known, combine, first)
+    found = {count: keys for count in range(1, calls + 1) if (keys := table.best(count))}
     assert not found or min(found) >= first
+    assert table.best(calls + 1) is None
     for count in range(first, calls + 1):
         every = [(*range(first), *rest) for rest in combinations(range(first, calls), count - first)]
         least = min(summed(known, keys, combine) for keys in every)
@@ -87,7 +89,7 @@ def test_a_call_with_rows_that_the_newest_key_step_lacks_cannot_be_forecast() ->
     known = moments(vectors(6, 2), range(3, 6))
     assert summed(known, (0, 4)) == float("inf")
     assert np.isfinite(summed(known, (0, 3)))
-    assert 1 not in best_key_steps(known, 6)
+    assert KeySteps(known).best(1) is None
     assert len(fitted(known, (0, 3))[5]) == 2, "the input and the one value with both halves"
     assert len(fitted(known, (0, 3))[2]) == 2
 
@@ -120,7 +122,23 @@ def test_a_call_that_the_sampler_leaves_out_is_not_carried() -> None:
 
 def test_long_runs_are_chosen_with_a_shorter_look_back() -> None:
     known = moments(vectors(70, 0), range(70))
-    found = best_key_steps(known, 4)
+    found = KeySteps(known).best(4)
+    assert found
     evenly = (0, 18, 35, 53)
-    assert len(found[4]) == 4
-    assert summed(known, found[4]) <= summed(known, evenly)
+    assert len(found) == 4
+    assert summed(known, found) <= summed(known, evenly)
+
+
+def test_what_was_worked_out_is_asked_again_by_others_who_want_more_or_fewer(monkeypatch: pytest.MonkeyPatch) -> None:
+    made, plain = [], Moments.errors
+    monkeypatch.setattr(Moments, "errors", lambda self, keys, combine: made.append(keys) or plain(self, keys, combine))
+    one, same, other = (moments(vectors(8, seed), range(8)) for seed in (11, 11, 12))
+    found = key_steps(one, line).best(3)
+    once = len(made)
+    assert once
+    assert key_steps(same, line).best(5)
+    assert key_steps(same, line).best(3) == found
+    assert len(made) == once
+    assert key_steps(other, line).best(3)
+    assert key_steps(one, None).best(3)
+    assert len(made) == 3 * once
