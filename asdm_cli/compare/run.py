@@ -249,7 +249,7 @@ def kept_records(file: Path, origin: Mapping[str, Any], make: Callable[[], list[
 def keep(file: Path, origin: Mapping[str, Any], found: Any) -> None:
     """For `recalled`."""
     file.parent.mkdir(parents=True, exist_ok=True)
-    write_json(file, {"origin": origin, "found": found})
+    write_json(file, {"origin": origin, "found": found}, shared=True)
 
 
 def recalled(file: Path, origin: Mapping[str, Any]) -> Any:

@@ -7,7 +7,6 @@ Nothing is ever extracted to a file.
 
 from __future__ import annotations
 
-import glob
 import json
 import lzma
 import os
@@ -30,6 +29,7 @@ from asdm_cli.data.images import LARGEST_FILE, UnreadableError
 from asdm_cli.errors import ModelError, RunError
 from asdm_cli.models.directory import POCKET
 from asdm_cli.recipe.redact import PIPE, is_redacted, redact
+from asdm_cli.recipe.schema import files_named
 
 Decoded = TypeVar("Decoded")
 
@@ -216,9 +216,8 @@ def _local(url: str) -> list[Shard]:
         )
     if not path.exists() and not set(WILD) & set(url):
         raise ModelError(f"{url}: no such file; give a webdataset shard (.tar, .tar.gz), as asdm pack makes them")
-    names = [path] if path.exists() else sorted(glob.glob(str(path), recursive=True))  # noqa: PTH207 - absolute too
     found = []
-    for file in (Path(name) for name in names if Path(name).is_file()):
+    for file in (each for each in files_named(url) if each.is_file()):
         about = file.stat()
         if about.st_size == 0:
             raise ModelError(f"{file}: is empty; fetch or write the shard again")

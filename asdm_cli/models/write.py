@@ -363,9 +363,12 @@ def atomic_file(target: Path) -> Iterator[Path]:
 
 
 @contextmanager
-def whole_file(target: Path) -> Iterator[Path]:
-    """The same inside a folder that is ours: yields the path to write to."""
+def whole_file(target: Path, shared: bool = False) -> Iterator[Path]:
+    """The same inside a folder that is ours, or that is `shared` with others who may write the same file now: yields
+    the path to write to."""
     partial = partial_path(target)
+    if shared:
+        partial = partial.with_name(f"{partial.name}-{os.getpid()}")
     try:
         yield partial
         sync(partial)
@@ -376,8 +379,8 @@ def whole_file(target: Path) -> Iterator[Path]:
     sync(target.parent)
 
 
-def write_json(target: Path, value: Any) -> None:
-    with whole_file(target) as partial:
+def write_json(target: Path, value: Any, shared: bool = False) -> None:
+    with whole_file(target, shared) as partial:
         partial.write_text(json.dumps(value, indent=1) + "\n", encoding="utf-8")
 
 

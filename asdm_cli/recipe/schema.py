@@ -146,7 +146,13 @@ def places(text: str) -> list[Path]:
     from braceexpand import braceexpand
 
     try:
-        names = list(braceexpand(text, escape=False)) if "{" in text else [text]
+        names = list(braceexpand(text, escape=False)) if "{" in text and not Path(text).is_file() else [text]
     except ValueError:
         names = [text]
-    return [Path(found) for name in names for found in sorted(glob.glob(name))]  # noqa: PTH207 - absolute ones too
+    return [found for name in names for found in files_named(name)]
+
+
+def files_named(text: str) -> list[Path]:
+    """What a path or a pattern without braces names: what is there by this name, else what is like it."""
+    path = Path(text.removeprefix("file://")).expanduser()
+    return [path] if path.exists() else [Path(found) for found in sorted(glob.glob(str(path), recursive=True))]  # noqa: PTH207 - absolute ones too

@@ -194,7 +194,7 @@ def real_images(shards: Sequence[Shard]) -> Iterator[Image.Image]:
 
 def locate(source: str) -> Path | list[Shard]:
     """The text file, or the shards, that `source` names. Raises ModelError."""
-    path = Path(source)
+    path = Path(source).expanduser()
     if path.is_file() and path.suffix.lower() in TABLES:
         what = "is a table, and a text file of `prompts` has one on each line"
         raise ModelError(f"{source}: {what}; write its captions into a .txt, or pack it with its pictures (asdm pack)")

@@ -36,6 +36,8 @@ from asdm_cli.training.student import StudentTrainer
 
 LOG, TRACKERS = "log.jsonl", "trackers"
 NORM = "gradient_norm"
+NO_ROOM = "can't allocate memory"
+"""What torch, which has no MemoryError, says of a CPU's."""
 EVERY = 10
 """Steps behind one line of the log: reading a loss off a GPU makes it wait."""
 Line = dict[str, Any]
@@ -301,8 +303,9 @@ def save_checkpoint(folder: Path, step: int, state: dict[str, Any], keep: int = 
 
 
 def latest_checkpoint(folder: Path) -> dict[str, Any] | None:
-    """The newest state that can be read, loaded on the CPU without running any code from the file; None if there is no
-    checkpoint. Raises RunError where there are some and all are damaged."""
+    """The newest state that is no damaged file, loaded on the CPU without running any code from it; None if there is no
+    checkpoint. Raises RunError where all are damaged, and where one cannot be read now: going on from an older one
+    would end it."""
     found = _checkpoints(folder)
     for file in reversed(found):
         try:
@@ -312,10 +315,13 @@ def latest_checkpoint(folder: Path) -> dict[str, Any] | None:
             if not isinstance(state, dict) or type(state.get("step")) is not int:
                 raise ValueError("holds no state of a training")
             return state
-        except MemoryError:
-            raise
         except Exception as error:  # torch has many ways to say that a file is damaged
             reason = (str(error) or type(error).__name__).splitlines()[0][:200]
+            if isinstance(error, OSError):
+                raise RunError(f"{file}: cannot be read now ({reason}); give the same command again") from None
+            if isinstance(error, MemoryError) or NO_ROOM in str(error):
+                ways = "free some, or start fewer processes on this machine"
+                raise RunError(f"{file}: is more than the memory that is free ({reason}); {ways}") from None
             note(f"{file}: cannot be read ({reason}); going on from the checkpoint before it")
     if found:
         raise RunError(f"{folder}: none of its {len(found)} checkpoints can be read; take it away, and start anew")

@@ -147,6 +147,7 @@ def _measured(search: Search, run: Run) -> Report:
         """Kept at once: an interruption loses one at most."""
         if (without := name(units)) not in held:
             held[without] = errs(Left.without(removals, units))
+            held.update(recalled(file, origin) or {})  # what others, with another budget, measure beside this
             keep(file, origin, held)
         return held[without]
 

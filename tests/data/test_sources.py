@@ -14,6 +14,7 @@ import pytest
 
 from asdm_cli.data.shards import Faults, Shard, find_shards, read_samples
 from asdm_cli.errors import ModelError, RunError
+from asdm_cli.recipe.schema import places
 from tests.data import tars
 
 
@@ -44,10 +45,21 @@ def folder(tmp_path: Path) -> Path:
         (["005.tar", "{001..002}.tar"], ["005.tar", "001.tar", "002.tar"]),
         (["a{b}.tar"], ["a{b}.tar"]),
         (["a[1].tar"], ["a[1].tar"]),
+        (["**/d.tar"], ["d.tar"]),
     ],
 )
-def test_paths_globs_and_braces_in_their_order(folder: Path, patterns: list[str], found: list[str]) -> None:
-    assert names(*(f"{folder}/{pattern}" for pattern in patterns)) == found
+def test_paths_globs_and_braces_in_their_order(
+    folder: Path, patterns: list[str], found: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """For those who look whether a file has changed, too."""
+    (folder / "deep/er").mkdir(parents=True)
+    tars.write(folder / "deep/er/d.tar", tars.samples(0))
+    monkeypatch.setenv("HOME", str(folder))
+    for root in (folder, "~", f"file://{folder}"):
+        sources = [f"{root}/{pattern}" for pattern in patterns]
+        if root != f"file://{folder}" or not set("*[{") & set("".join(patterns)):  # fsspec knows patterns of its own
+            assert names(*sources) == found
+        assert [place.name for source in sources for place in places(source)] == found
 
 
 def test_identity_follows_size_and_time(folder: Path) -> None:

@@ -9,6 +9,7 @@ import signal
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
 import torch
@@ -189,6 +190,29 @@ def test_what_is_written_after_a_damaged_checkpoint_does_not_crowd_out_the_good_
     save_checkpoint(tmp_path, 1200, {"step": 1200}, keep=1)
     assert [file.name for file in tmp_path.iterdir()] == ["step-00001200.pt"]
     assert latest_checkpoint(tmp_path) == {"step": 1200}
+
+
+@pytest.mark.parametrize(
+    ("error", "told"),
+    [
+        (OSError(116, "Stale file handle"), "cannot be read now"),
+        (
+            RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried"),
+            "is more than the memory",
+        ),
+        (MemoryError(), "is more than the memory that is free"),
+    ],
+)
+def test_a_checkpoint_that_cannot_be_read_now_ends_the_run_and_stays(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: Exception, told: str
+) -> None:
+    for step in (1000, 2000):
+        save_checkpoint(tmp_path, step, {"step": step}, keep=2)
+    with monkeypatch.context() as patch:
+        patch.setattr(torch, "load", Mock(side_effect=error))
+        with pytest.raises(RunError, match=rf"step-00002000.pt: {told}"):
+            latest_checkpoint(tmp_path)
+    assert latest_checkpoint(tmp_path) == {"step": 2000}
 
 
 def test_a_damaged_checkpoint_is_passed_over(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
