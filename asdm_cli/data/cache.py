@@ -69,6 +69,8 @@ class Note(BaseModel, strict=True, extra="forbid"):
     shard: str
     samples: list[Placed]
     faults: Faults
+    cut: Whole = 0
+    """Captions that are longer than what the text encoder takes in."""
 
 
 class Done(BaseModel, strict=True, extra="forbid"):
@@ -78,6 +80,7 @@ class Done(BaseModel, strict=True, extra="forbid"):
     samples: list[Whole]
     faults: Faults
     ingredients: dict[str, Any]
+    cut: Whole = 0
 
 
 File = TypeVar("File", Note, Done)
@@ -236,13 +239,15 @@ class LatentCache(Cache["CachedSamples | UncachedSamples"]):
         self._stop(done.faults)
         if done.faults.total():
             note(f"data: faults were skipped, {done.faults.summary()}; for example {done.faults.examples[0]}")
+        if done.cut:
+            note(f"data: {_cut(done)}")
         return CachedSamples(self.folder) if self.latents else UncachedSamples(self.folder, self.shards, encoder())
 
     def _encode(self, numbers: Sequence[int], encoder: Callable[[], Encoder]) -> None:
         before, total = 0, sum(self.shards[number].size for number in numbers)
         with bar(f"{'encoding' if self.latents else 'indexing'}, KB of shards", total // 1000) as show:
             for number in numbers:
-                shard, faults, usable = self.shards[number], Faults(), 0
+                shard, faults, usable, cut = self.shards[number], Faults(), 0, 0
                 made: dict[str, list[Tensor]] = defaultdict(list)
                 samples: list[Placed] = []
                 for chunk in decoded(shard, faults, BATCH, functools.partial(square, resolution=self.resolution)):
@@ -250,6 +255,7 @@ class LatentCache(Cache["CachedSamples | UncachedSamples"]):
                     if not chunk or (faults.total() and self.faults == "stop"):
                         continue
                     samples += [Placed(each.key, each.caption, each.offset, len(each.picture)) for each, _ in chunk]
+                    cut += encoder().cut(each.caption for each, _ in chunk) if self.latents else 0
                     rows = self._rows(encoder(), chunk) if self.latents else {}
                     for name, value in rows.items():
                         made[name].append(value)
@@ -260,7 +266,7 @@ class LatentCache(Cache["CachedSamples | UncachedSamples"]):
                 if made:
                     file = self._part(number).with_suffix(".safetensors")
                     _write(file, {name: torch.cat(each) for name, each in made.items()})
-                _write(self._part(number), Note(shard=shard.name, samples=samples, faults=faults))
+                _write(self._part(number), Note(shard=shard.name, samples=samples, faults=faults, cut=cut))
                 before += shard.size
 
     def _rows(self, encoder: Encoder, chunk: Sequence[tuple[Any, numpy.ndarray]]) -> dict[str, Tensor]:
@@ -272,16 +278,17 @@ class LatentCache(Cache["CachedSamples | UncachedSamples"]):
         return _fitting(rows | _stored(encoder.condition([sample.caption for sample, _ in chunk])))
 
     def _finish(self, encoder: Callable[[], Encoder]) -> Done:
-        faults, counts = Faults(), list[int]()
+        faults, counts, cut = Faults(), list[int](), 0
         for number in range(len(self.shards)):
             about = _read(Note, self._part(number))
+            cut += about.cut
             counts.append(len(about.samples))
             faults.merge(about.faults)
         if not sum(counts):
             raise ModelError(f"no shard has a usable sample:\n{faults.listed()}")
         if self.latents:
             _write(self.folder / EMPTY, _stored(encoder().empty()))
-        return Done(key=self.key, samples=counts, faults=faults, ingredients=self.ingredients)
+        return Done(key=self.key, samples=counts, faults=faults, ingredients=self.ingredients, cut=cut)
 
     def _stop(self, faults: Faults) -> None:
         if self.faults == "stop" and faults.total():
@@ -314,6 +321,8 @@ class TextCache(Cache["CachedTexts"]):
         return f"{len(self.captions):,} encoded captions in {self.folder}: {self._state('files', 'captions')}"
 
     def _opened(self, done: Done, encoder: Callable[[], Encoder]) -> CachedTexts:  # noqa: ARG002 - for those who do
+        if done.cut:
+            note(f"captions without pictures: {_cut(done)}")
         return CachedTexts(self.folder)
 
     def _encode(self, numbers: Sequence[int], encoder: Callable[[], Encoder]) -> None:
@@ -326,9 +335,15 @@ class TextCache(Cache["CachedTexts"]):
     def _captions(self, number: int) -> Sequence[str]:
         return self.captions[number * TOGETHER : (number + 1) * TOGETHER]
 
-    def _finish(self, encoder: Callable[[], Encoder]) -> Done:  # noqa: ARG002 - for those who do
+    def _finish(self, encoder: Callable[[], Encoder]) -> Done:
         counts = [len(self._captions(number)) for number in range(self.count)]
-        return Done(key=self.key, samples=counts, faults=Faults(), ingredients=self.ingredients)
+        cut = encoder().cut(self.captions)
+        return Done(key=self.key, samples=counts, faults=Faults(), ingredients=self.ingredients, cut=cut)
+
+
+def _cut(done: Done) -> str:
+    every = sum(done.samples)
+    return f"{done.cut:,} of {every:,} captions are longer than what the text encoder takes in, and cut there"
 
 
 class CachedTexts:

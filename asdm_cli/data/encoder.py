@@ -3,7 +3,7 @@ that distillation keeps."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -94,6 +94,10 @@ class Encoder:
         sizes = torch.tensor([[side, side, 0.0, 0.0, side, side]]).repeat(len(captions), 1)
         return Condition(text, {"text_embeds": _finite(pooled[0].float().cpu(), "the text encoder"), "time_ids": sizes})
 
+    def cut(self, captions: Iterable[str]) -> int:
+        """How many are longer than what the text encoder takes in."""
+        return cut_captions(self.pipe, captions)[0]
+
     def empty(self) -> Condition:
         """What the pipeline puts in a missing prompt's place: "" encoded, or zeros where SDXL says so."""
         condition = self.condition([""])
@@ -101,6 +105,16 @@ class Encoder:
             return condition
         zeros = torch.zeros_like(condition.added["text_embeds"])
         return Condition(torch.zeros_like(condition.text), {**condition.added, "text_embeds": zeros})
+
+
+def cut_captions(pipe: Any, captions: Iterable[str]) -> tuple[int, int]:
+    """How many have more tokens than its text encoder takes in, and how many tokens those are."""
+    tokenizer = getattr(pipe, "tokenizer", None) or getattr(pipe, "tokenizer_2", None)
+    if tokenizer is None:
+        return 0, 0
+    most: int = tokenizer.model_max_length
+    long = [caption for caption in captions if len(caption.encode()) > most - 2]  # a token has a byte or more
+    return sum(len(tokenizer(each, truncation=True, max_length=most + 1).input_ids) > most for each in long), most
 
 
 def _finite(values: Tensor, what: str) -> Tensor:

@@ -32,6 +32,7 @@ from PIL.Image import Image
 from torch import Tensor
 
 from asdm_cli.console import bar, note
+from asdm_cli.data.encoder import cut_captions
 from asdm_cli.data.images import read_rgb
 from asdm_cli.errors import RunError
 from asdm_cli.models.load import device_and_dtype
@@ -193,12 +194,7 @@ def draw(  # noqa: PLR0913 - what is drawn, from what and how, each by its name
 
 def too_long(pipe: Any, prompts: Sequence[str]) -> str:
     """In words, how many prompts have more tokens than a text encoder takes in; '' if none has."""
-    tokenizer = getattr(pipe, "tokenizer", None) or getattr(pipe, "tokenizer_2", None)
-    if tokenizer is None:
-        return ""
-    most, each_once = tokenizer.model_max_length, dict.fromkeys(prompts)
-    long = [prompt for prompt in each_once if len(prompt.encode()) > most - 2]  # a token has a byte or more
-    count = sum(len(tokenizer(each, truncation=True, max_length=most + 1).input_ids) > most for each in long)
+    count, most = cut_captions(pipe, each_once := dict.fromkeys(prompts))
     are = "is" if count == 1 else "are"
     told = f"{count} of {len(each_once)} prompts {are} longer than the {most} tokens that the text encoder takes in"
     return f"{told}, and cut there" if count else ""

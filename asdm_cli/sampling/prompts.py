@@ -4,8 +4,9 @@ pictures, which are drawn from."""
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import lru_cache, partial
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
@@ -32,6 +33,7 @@ from asdm_cli.data.shards import (
 )
 from asdm_cli.errors import ModelError
 from asdm_cli.models.directory import POCKET
+from asdm_cli.recipe.redact import PIPE, redact
 
 SHARD_ENDINGS = (".tar", ".tar.gz", ".tgz")
 TABLES = (".jsonl", ".json", ".csv", ".tsv", ".yaml", ".yml")
@@ -110,14 +112,30 @@ def read_prompts(source: str, limit: int | None = None, per_prompt: int = 1, inp
     """
     if inputs is not None:
         return _read_inputs(inputs, limit, per_prompt)
-    found = locate(source)
+    return _listed(source, locate(source), limit, per_prompt, _samples)
+
+
+def read_captions(source: str, per_prompt: int = 1, skip: bool = True, allow_pipes: bool = False) -> PromptList:
+    """Those of a text file or of shards, whose pictures nobody looks at. Samples that have none are left out, or are an
+    error."""
+    return _listed(source, locate(source, allow_pipes), None, per_prompt, partial(_captions, skip=skip))
+
+
+def _listed(
+    source: str,
+    found: Path | list[Shard],
+    limit: int | None,
+    per_prompt: int,
+    held: Callable[[tuple[Shard, ...]], Sequence[tuple[str, dict[str, str]]]],
+) -> PromptList:
     shards = () if isinstance(found, Path) else tuple(found)
+    every: Sequence[tuple[str, dict[str, str]]]
     if isinstance(found, Path):
         name, data = found.name, found.read_bytes()
-        every, marks = [(prompt, dict[str, str]()) for prompt in _prompts_of(found, data)], [sha256(data).hexdigest()]
+        every, marks = [(prompt, {}) for prompt in _prompts_of(found, data)], [sha256(data).hexdigest()]
     else:
         name = f"{BUNDLED} ({_name(shards)})" if source in SHIPPED else _name(shards)
-        every, marks = _samples(shards), [digest(shard) for shard in shards]
+        every, marks = held(shards), [_digest(shard) for shard in shards]
     if not every:
         raise ModelError(f"{source}: holds no prompt; give shards of (picture, caption) or a text file with some")
     wanted = every[:limit]
@@ -192,8 +210,10 @@ def real_images(shards: Sequence[Shard]) -> Iterator[Image.Image]:
     _refuse(faults)
 
 
-def locate(source: str) -> Path | list[Shard]:
+def locate(source: str, allow_pipes: bool = False) -> Path | list[Shard]:
     """The text file, or the shards, that `source` names. Raises ModelError."""
+    if source.startswith(PIPE) and not allow_pipes:
+        raise ModelError(f"{redact(source)}: prompts are of no command; write what it gives into a file, and name that")
     path = Path(source).expanduser()
     if path.is_file() and path.suffix.lower() in TABLES:
         what = "is a table, and a text file of `prompts` has one on each line"
@@ -202,7 +222,7 @@ def locate(source: str) -> Path | list[Shard]:
         return path
     if not path.exists() and not set("{:" + WILD) & set(source) and source not in SHIPPED:
         raise ModelError(f"{source}: no such file; `prompts` are webdataset shards, a text file or `{POCKET}`")
-    return find_shards([EVALUATION if source == POCKET else source])
+    return find_shards([EVALUATION if source == POCKET else source], allow_pipes)
 
 
 def _prompts_of(path: Path, data: bytes) -> list[str]:
@@ -213,13 +233,25 @@ def _prompts_of(path: Path, data: bytes) -> list[str]:
         raise ModelError(f"{path}: is no text in UTF-8; a shard's name ends in one of {ways}") from None
 
 
-def _samples(shards: Sequence[Shard]) -> list[tuple[str, dict[str, str]]]:
-    """Captions, and what the .json beside each says in words."""
+_digest = lru_cache(digest)
+
+
+@lru_cache(maxsize=4)
+def _samples(shards: tuple[Shard, ...]) -> list[tuple[str, dict[str, str]]]:
+    """Captions, and what the .json beside each says in words. Once, though a plan and its run ask."""
     faults, found = Faults(), list[tuple[str, dict[str, str]]]()
     for shard in shards:
         for chunk in decoded(shard, faults, TOGETHER, lambda data: read_rgb(data) and None):
             found += [(sample.caption, _facts(shard, sample, faults)) for sample, _ in chunk]
     _refuse(faults)
+    return found
+
+
+def _captions(shards: Sequence[Shard], skip: bool) -> list[tuple[str, dict[str, str]]]:
+    faults = Faults()
+    found = [(sample.caption, dict[str, str]()) for shard in shards for sample in read_samples(shard, faults)]
+    if not skip:
+        _refuse(faults)
     return found
 
 

@@ -40,7 +40,6 @@ PASSES = 7
 """Calls that modules are timed in."""
 ROUNDS = 3
 """Times that the chosen set may give way to a neighbour."""
-NEIGHBOURS = 24
 
 Call = tuple[tuple[Any, ...], dict[str, Any]]
 """Arguments of a UNet call."""
@@ -297,7 +296,7 @@ def choose(
         for unit in track(best, "measuring what does without one of them", len(best)):
             rest = {each: error for each, error in errors.items() if each != unit}
             others += [units for _, units in removals.best(rest, costs, most)[:1]]
-        nearer = min(others[:NEIGHBOURS], key=real, default=best)
+        nearer = min(others, key=real, default=best)
         if real(nearer) >= real(best):
             break
         best = nearer

@@ -23,9 +23,9 @@ from asdm_cli.models.metadata import one_unet, taken
 from asdm_cli.models.schedulers import planned_scheduler, training_scheduler, unlike_pipelines
 from asdm_cli.models.write import carried_size, takes
 from asdm_cli.profiling.expected import Work
-from asdm_cli.recipe.verbs import POCKET, DistillRecipe, FeatureLoss, Student
+from asdm_cli.recipe.verbs import POCKET, Data, DistillRecipe, FeatureLoss, Student
 from asdm_cli.records import Record, Report
-from asdm_cli.sampling.prompts import PromptList, read_prompts
+from asdm_cli.sampling.prompts import PromptList, read_captions
 from asdm_cli.training.distillation import FeatureRecorder, LossTerm
 from asdm_cli.training.generated import GeneratedData
 from asdm_cli.training.student import mixed_precision, optimizer_of, schedule_of
@@ -280,9 +280,10 @@ def frozen_keys(
     return frozenset(key for key, place in places.items() if place & inside or key.split(".")[0] in words)
 
 
-def _prompts(source: str, per_prompt: int = 1) -> PromptList:
-    """`pocket` are the captions that it was trained with here, where elsewhere it is what models are judged by."""
-    return read_prompts(find_shards([POCKET])[0].url if source == POCKET else source, per_prompt=per_prompt)
+def _captions(source: str, data: Data, allow_pipes: bool, per_prompt: int = 1) -> PromptList:
+    """`pocket` are those that it was trained with here, where elsewhere it is what models are judged by."""
+    source = find_shards([POCKET])[0].url if source == POCKET else source
+    return read_captions(source, per_prompt, data.faults == "skip", allow_pipes)
 
 
 class Sources(NamedTuple):
@@ -303,14 +304,19 @@ def check_settings(recipe: DistillRecipe, errors: ErrorCollector, allow_pipes: b
         with errors.at(f"data.{key}"):
             if sources := getattr(data, key) or (POCKET if key == "train" and not data.generate else None):
                 shards[key] = find_shards([sources] if isinstance(sources, str) else sources, allow_pipes)
+    learnt = {shard.identity for shard in shards["train"]}
+    with errors.at("data.held_out"):
+        if both := [shard.name for shard in shards["held_out"] if shard.identity in learnt]:
+            raise ModelError(f"{', '.join(both)}: is learnt from, as data.train names it; hold out what is not")
     with errors.at("data.cache"):
         if data.cache == "none":
             refuse_streams(shards["train"])
     prompts, captions = None, None
     with errors.at("data.generate.prompts"):
-        prompts = _prompts(data.generate.prompts, data.generate.per_prompt) if data.generate else None
+        made = data.generate
+        prompts = _captions(made.prompts, data, allow_pipes, made.per_prompt) if made else None
     with errors.at("random_conditioning.captions"):
-        captions = _prompts(other.captions) if other and other.captions else None
+        captions = _captions(other.captions, data, allow_pipes) if other and other.captions else None
     with errors.at("optimizer"):
         weights = [torch.nn.Parameter(torch.zeros(shape)) for shape in ((2,), (2, 2), (2, 2, 3, 3))]
         for weight in weights:

@@ -32,7 +32,7 @@ from asdm_cli.records import Card, Images, Record, Report, under
 from asdm_cli.report.run_directory import TRAINING, Run
 from asdm_cli.sampling.generate import SamplingSettings, draw, processes
 from asdm_cli.sampling.image_set import ImageSet
-from asdm_cli.training.distillation import Distillation, OtherCaptions, in_words
+from asdm_cli.training.distillation import HELD_OUT, Distillation, OtherCaptions, in_words
 from asdm_cli.training.loop import LOG, NORM, TRACKERS, Line, read_log, train
 from asdm_cli.training.plan import DistillPlan, StudentModel, make_plan
 from asdm_cli.training.student import mixed_precision
@@ -229,7 +229,10 @@ def report(plan: DistillPlan, found: Sequence[Record], card: Card, root: Path) -
         whose = f"{name}, " if len(plan.students) > 1 else ""
         folders |= {f"{whose}step {int(look.name):,}": look.relative_to(root).as_posix() for look in looks}
     images = Images(list(recipe.validation.prompts), folders) if folders else None
-    note = "Losses are means over the last tenth of the steps; held-out ones are of the weights as written, unweighted."
+    note = (
+        "Losses are means over the last tenth of the steps; held-out ones are of the weights as written, "
+        f"unweighted, over {HELD_OUT} samples at most."
+    )
     return Report("distill", setups, list(found), {PROTOCOL: card}, images, notes=[note])
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import multiprocessing
 from collections.abc import Iterator
 from dataclasses import replace
 from importlib.util import find_spec
@@ -15,7 +16,7 @@ from PIL import Image
 
 from asdm_cli.compare import costs, run
 from asdm_cli.compare.costs import Rounds
-from asdm_cli.compare.run import Place, draw_all, kept
+from asdm_cli.compare.run import Place, draw_all, keep, kept
 from asdm_cli.compare.setup import Session, Setup
 from asdm_cli.errors import RunError
 from asdm_cli.models.directory import find
@@ -106,6 +107,22 @@ def test_kept_is_what_was_found_and_survives_damage(tmp_path: Path) -> None:
         assert kept(file, {"x": 1}, found) == {"a": [1, None]}
     assert len(made) == 3 + 4
     assert [each.name for each in file.parent.iterdir()] == ["kept.json"]
+
+
+def test_two_runs_may_keep_one_file_at_a_moment(tmp_path: Path) -> None:
+    file = tmp_path / "kept.json"
+
+    def often() -> None:
+        for number in range(60):
+            keep(file, {}, {"a": number})
+
+    others = [multiprocessing.get_context("fork").Process(target=often) for _ in range(2)]
+    for other in others:
+        other.start()
+    for other in others:
+        other.join()
+    assert [other.exitcode for other in others] == [0, 0]
+    assert [each.name for each in tmp_path.iterdir()] == ["kept.json"]
 
 
 # Images ---------------------------------------------------------------------------------------------------------------

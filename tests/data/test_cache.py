@@ -430,6 +430,21 @@ def test_skip_counts_every_fault(
         built(replace(skipping, faults="stop"), encoder)  # made by one recipe, read by a stricter one
 
 
+def test_captions_that_the_text_encoder_cuts_are_told(
+    cache: LatentCache, texts: TextCache, encoder: Encoder, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    long = "a fox and an owl " * 40
+    tars.write(tmp_path / "long.tar", [*tars.samples(0, 1), ("2.png", tars.picture(2)), ("2.txt", long.encode())])
+    known = replace(cache, shards=find_shards([f"{tmp_path}/long.tar"]))
+    alone = replace(texts, captions=("a fox", long, long))
+    for _ in range(2):
+        built(known, encoder)
+        alone.open(ALONE, lambda: encoder)
+        told = " ".join(capsys.readouterr().err.split())
+        assert "data: 1 of 3 captions are longer than what the text encoder takes in, and cut there" in told
+        assert "captions without pictures: 2 of 3 captions are longer" in told
+
+
 def test_stop_tells_the_faults_of_the_first_shard(cache: LatentCache, tmp_path: Path, counting: Counting) -> None:
     stopping = replace(cache, shards=find_shards([faulty(tmp_path)]))
     with pytest.raises(ModelError) as caught:

@@ -10,11 +10,12 @@ import numpy
 import pytest
 from PIL import Image
 
-from asdm_cli.data.images import square
+from asdm_cli.data.images import read_rgb, square
 from asdm_cli.data.shards import Faults, decoded, find_shards
 from asdm_cli.errors import ModelError
+from asdm_cli.sampling import prompts
 from asdm_cli.sampling.image_set import real_set
-from asdm_cli.sampling.prompts import read_prompts, real_images
+from asdm_cli.sampling.prompts import read_captions, read_prompts, real_images
 from tests.data import tars
 from tests.drawings import caption, drawing, png, sample, shard
 
@@ -73,6 +74,29 @@ def test_all_faults_at_once(tmp_path: Path) -> None:
     with pytest.raises(ModelError, match="empty caption: 1, corrupt image: 1") as error:
         read_prompts(str(file))
     assert [line.split(": ")[1] for line in str(error.value).splitlines()[:2]] == ["0003", "0001"]
+
+
+def test_captions_alone_are_taken_whatever_their_pictures_are(tmp_path: Path) -> None:
+    file = shard(tmp_path / "bad.tar", 5, {1: {"png": TORN}, 3: {"txt": b""}})
+    assert read_captions(str(file)).prompts == tuple(caption(index) for index in (0, 1, 2, 4))
+    with pytest.raises(ModelError, match="empty caption: 1"):
+        read_captions(str(file), skip=False)
+    command = f"pipe:cat {file}"
+    assert read_captions(command, allow_pipes=True).prompts == read_captions(str(file)).prompts
+    with pytest.raises(ModelError, match="prompts are of no command; write what it gives into a file"):
+        read_captions(command)
+
+
+def test_pictures_of_prompts_are_looked_at_once_though_a_plan_and_its_run_ask(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    looked: list[bytes] = []
+    monkeypatch.setattr(prompts, "read_rgb", lambda data: (looked.append(data), read_rgb(data))[1])
+    file = str(shard(tmp_path / "a.tar", 3))
+    assert read_prompts(file, limit=2).prompts == read_prompts(file).prompts[:2]
+    assert len(looked) == 3
+    shard(tmp_path / "a.tar", 4)
+    assert len(read_prompts(file).prompts) == 4
 
 
 def test_what_pack_writes_is_read_as_training_reads_it(tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -304,6 +305,18 @@ def test_accumulated_parts_are_the_whole_batch_and_lines_are_means(tmp_path: Pat
     assert coarse[0] == pytest.approx({key: sum(line[key] for line in fine) / 5 for key in fine[0]}, rel=1e-5)
     assert torch.equal(weights[0], weights[1])
     assert torch.allclose(weights[0], weights[2], atol=2e-4)
+
+
+def test_of_many_held_out_samples_those_are_taken_that_lie_evenly_among_them() -> None:
+    teacher, student = quick()
+    task, asked = distillation({"s": student}, teacher), list[Tensor]()
+    many = SimpleNamespace(size=1000, read=lambda rows: (asked.append(rows), memory(len(rows)).read(rows * 0))[1])
+    task.held_out = many  # type: ignore[assignment]
+    with torch.no_grad():
+        task.validate("s", student, 0)
+    (rows,) = asked
+    assert (len(rows), int(rows[0]), int(rows[-1])) == (256, 0, 999)
+    assert set(rows.diff().tolist()) <= {3, 4, 5}
 
 
 def test_held_out_losses_are_of_the_written_weights_and_the_same_noise(tmp_path: Path) -> None:

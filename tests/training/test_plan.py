@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -14,6 +15,7 @@ from asdm_cli.training.student import optimizer_of
 from asdm_cli.unet.addresses import Anatomy
 from asdm_cli.unet.blocks import preset
 from asdm_cli.unet.shapes import tensor_shapes
+from tests.data import tars
 
 KEYS = list(tensor_shapes(preset("sd15")))
 TAKEN = {
@@ -113,6 +115,14 @@ def test_patterns_freeze_what_they_name(patterns: str | list[str], prefixes: tup
 def test_what_names_nothing_is_refused(patterns: str | list[str], taken: dict[str, list[str]], fault: str) -> None:
     with pytest.raises(ModelError, match=fault):
         frozen(patterns, taken)
+
+
+def test_what_is_learnt_from_is_not_held_out(tmp_path: Path) -> None:
+    for number in range(3):
+        tars.write(tmp_path / f"{number}.tar", tars.samples(number))
+    settings(data={"train": f"{tmp_path}/[01].tar", "held_out": f"{tmp_path}/2.tar"})
+    with pytest.raises(ModelError, match=r"^data\.held_out: .*/1\.tar: is learnt from, as data\.train names it"):
+        settings(data={"train": f"{tmp_path}/[01].tar", "held_out": f"{tmp_path}/{{1,2}}.tar"})
 
 
 def test_streams_are_for_a_cache() -> None:
