@@ -120,8 +120,8 @@ def draw_all(
                 target.save(index, image)
     state.wait_for_everyone()
     for name, images in sets.items():
-        if missing := len(images.missing()):
-            raise RunError(f"{name!r}: {missing} of {images.count} pictures are missing; run the same command again")
+        if absent := len(images.absent()):
+            raise RunError(f"{name!r}: {absent} of {images.count} pictures are missing; run the same command again")
     return sets
 
 

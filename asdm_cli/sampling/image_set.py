@@ -42,6 +42,10 @@ class ImageSet:
             index for index in (range(self.count) if indices is None else indices) if not is_whole(self.path(index))
         ]
 
+    def absent(self) -> list[int]:
+        """Those whose file is not there; what is there was looked at before, or is written whole."""
+        return [index for index in range(self.count) if not self.path(index).exists()]
+
     def save(self, index: int, image: Image.Image) -> None:
         """Whole or not at all: a kill leaves a `.partial` file that nobody reads."""
         self.folder.mkdir(parents=True, exist_ok=True)

@@ -84,8 +84,8 @@ class GeneratedData:
     def calls(self) -> int:
         """UNet calls, of one latent each, of the pictures that are still to be drawn."""
         scheduler = planned_scheduler(self.host, self.settings.sampler, self.settings.steps)
-        missing = 0 if self.done else len(self.pictures.missing())
-        return missing * len(scheduler.timesteps) * (2 if self.settings.guidance > 1 else 1)
+        absent = 0 if self.done else len(self.pictures.absent())
+        return absent * len(scheduler.timesteps) * (2 if self.settings.guidance > 1 else 1)
 
     @property
     def told(self) -> str:
@@ -95,7 +95,7 @@ class GeneratedData:
         return f"{drawn}, {how.steps} steps, sampler {how.sampler}, guidance {how.guidance:g}, seed {how.seed}"
 
     def __str__(self) -> str:
-        there = 0 if self.done else self.pictures.count - len(self.pictures.missing())
+        there = 0 if self.done else self.pictures.count - len(self.pictures.absent())
         state = "complete" if self.done else f"{there:,} are there" if there else "to be drawn"
         return f"{self.told}, in {self.folder}: {state}"
 
@@ -131,9 +131,9 @@ class GeneratedData:
             torch.cuda.empty_cache()
 
     def _pack(self) -> None:
-        if missing := len(self.pictures.missing()):
+        if absent := len(self.pictures.absent()):
             raise RunError(
-                f"{self.folder}: lacks {missing} pictures that other processes drew; all must see one and the same "
+                f"{self.folder}: lacks {absent} pictures that other processes drew; all must see one and the same "
                 "folder: choose a `cache_folder` that the machines share"
             )
         captions = [

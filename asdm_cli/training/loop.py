@@ -38,6 +38,8 @@ LOG, TRACKERS = "log.jsonl", "trackers"
 NORM = "gradient_norm"
 NO_ROOM = "can't allocate memory"
 """What torch, which has no MemoryError, says of a CPU's."""
+LONG = 0.5
+"""Seconds of a step beside which asking other processes takes no time."""
 EVERY = 10
 """Steps behind one line of the log: reading a loss off a GPU makes it wait."""
 Line = dict[str, Any]
@@ -186,6 +188,7 @@ class Training:
             for student in self.students:
                 student.load(state["students"][student.name])
         self.watch = Stopwatch(lead.device)
+        self.step_seconds, self.asked = 0.0, time.monotonic()
         self.reported, self.since = self.start, time.monotonic()
         if lead.is_main_process:  # lines past a resumed step are dropped, so every step is there once
             folder.mkdir(parents=True, exist_ok=True)
@@ -261,11 +264,15 @@ class Training:
                 note(f"step {step}: {student.name} " + ", ".join(f"{k} {v:.5g}" for k, v in figures.items()))
 
     def agreed(self, told: list[int], step: int) -> int:
-        """The signal that this or any other process was told to stop by, or 0; others are asked every few steps."""
+        """The signal that this or any other process was told to stop by, or 0; others are asked every few steps, and at
+        each one where steps are long: a launcher that asks them to end kills them soon."""
         if self.lead.num_processes == 1:
             return told[0] if told else 0
-        if step % EVERY and step < self.recipe.steps:
+        if step % EVERY and step < self.recipe.steps and self.step_seconds < LONG:
             return 0
+        if not step % EVERY:  # of all processes, which must do the same
+            taken = torch.tensor((time.monotonic() - self.asked) / EVERY, device=self.lead.device)
+            self.step_seconds, self.asked = float(self.lead.reduce(taken, "mean")), time.monotonic()
         if told:
             self.lead.set_trigger()
         if not self.lead.check_trigger():

@@ -299,6 +299,7 @@ def check_settings(recipe: DistillRecipe, errors: ErrorCollector, allow_pipes: b
     """What can be known before there is any model: whether the loop can go like this, and what there is to learn from.
     Incomplete where there are errors."""
     data, other = recipe.data, recipe.random_conditioning
+    processes, gpu = int(os.environ.get("WORLD_SIZE", "1")), torch.cuda.is_available()
     shards: dict[str, Sequence[Shard]] = {"train": (), "held_out": ()}
     for key in shards:
         with errors.at(f"data.{key}"):
@@ -318,7 +319,9 @@ def check_settings(recipe: DistillRecipe, errors: ErrorCollector, allow_pipes: b
     with errors.at("random_conditioning.captions"):
         captions = _captions(other.captions, data, allow_pipes) if other and other.captions else None
     with errors.at("optimizer"):
-        weights = [torch.nn.Parameter(torch.zeros(shape)) for shape in ((2,), (2, 2), (2, 2, 3, 3))]
+        captured = gpu and recipe.device != "cpu" and recipe.optimizer.options.get("capturable")
+        where = "cuda" if captured else "cpu"  # which refuses that
+        weights = [torch.nn.Parameter(torch.zeros(shape, device=where)) for shape in ((2,), (2, 2), (2, 2, 3, 3))]
         for weight in weights:
             weight.grad = torch.ones_like(weight)
         try:  # some take these options and then want matrices alone, a closure or sparse gradients
@@ -330,7 +333,6 @@ def check_settings(recipe: DistillRecipe, errors: ErrorCollector, allow_pipes: b
             raise ModelError(f"{recipe.optimizer.name} does not take the options ({reason(error)})") from None
     with errors.at("precision"):
         mixed_precision(recipe.precision, recipe.device)
-    processes, gpu = int(os.environ.get("WORLD_SIZE", "1")), torch.cuda.is_available()
     parts = f"{processes} process(es) with {recipe.accumulate} part(s) each"
     shared_out = [name for name in SHARDED if os.environ.get(f"ACCELERATE_USE_{name}", "").lower() in ("1", "true")]
     missing = " ".join(sorted({*recipe.trackers} - {str(tracker) for tracker in get_available_trackers()}))

@@ -222,7 +222,7 @@ def report(plan: DistillPlan, found: Sequence[Record], card: Card, root: Path) -
         home = _home(plan, name, root)
         setups[name] = {"written": home.relative_to(root).as_posix(), "learned": learned}
         looks = [
-            each for each in sorted((home / IMAGES).glob("[0-9]*")) if count and not ImageSet(each, count).missing()
+            each for each in sorted((home / IMAGES).glob("[0-9]*")) if count and not ImageSet(each, count).absent()
         ]
         if len(looks) > SHOWN:
             looks = [looks[round(index * (len(looks) - 1) / (SHOWN - 1))] for index in range(SHOWN)]

@@ -6,8 +6,10 @@ from __future__ import annotations
 import errno
 import os
 import signal
+import time
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 from unittest.mock import Mock
 
@@ -25,6 +27,7 @@ from asdm_cli.training.loop import (
     Part,
     Stopwatch,
     Task,
+    Training,
     latest_checkpoint,
     read_log,
     sampling_order,
@@ -273,6 +276,19 @@ def test_what_is_random_is_drawn_once_for_all_parts_of_a_step(monkeypatch: pytes
         sampling_order(1_000_003, 3, 0, part := Part(8, index, 4))
         noise.of(part).normal(2)
     assert drawn == ["randperm", "randn"]
+
+
+@pytest.mark.parametrize(("seconds", "asked"), [(0.01, [10]), (2.0, [10, 11, 12])])
+def test_other_processes_are_asked_at_every_step_where_steps_are_long(seconds: float, asked: list[int]) -> None:
+    step, found = 10, []
+    lead = SimpleNamespace(num_processes=2, device="cpu", reduce=lambda taken, _: taken, set_trigger=lambda: None)
+    lead.check_trigger = lambda: found.append(step)
+    training = Training.__new__(Training)
+    training.__dict__.update(lead=lead, recipe=SimpleNamespace(steps=100), step_seconds=0.0)
+    training.asked = time.monotonic() - seconds * loop.EVERY
+    for step in (10, 11, 12):
+        training.agreed([], step)
+    assert found == asked
 
 
 def test_any_seed_of_63_bits_gives_numbers_of_its_own() -> None:
