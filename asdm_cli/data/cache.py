@@ -1,9 +1,9 @@
 """Latents and text states made once, and read by number.
 
-A cache is a folder named after the SHA-256 of all that it is made of. It holds two files per shard, each whole or
-absent: `00000.safetensors`, then `00000.json`, which says that the first is whole; `cache.json` comes last, and says
-that nothing is missing. Without latents it is an index of where pictures stand in their shards. A cache of captions
-alone has one file for so many of them.
+A cache is a folder named after the SHA-256 of all that it is made of. Of each shard it holds files of some samples,
+`00000.safetensors`, `00000-001.safetensors`, ..., each whole or absent, then `00000.json`, which says that the shard is
+whole; `cache.json` comes last, and says that nothing is missing. Without latents it is an index of where pictures stand
+in their shards. A cache of captions alone has one file for so many of them.
 """
 
 from __future__ import annotations
@@ -11,11 +11,11 @@ from __future__ import annotations
 import functools
 import hashlib
 import json
+import time
 from abc import ABC, abstractmethod
-from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Generic, Literal, NamedTuple, Protocol, TypeVar
@@ -48,10 +48,15 @@ LATENTS, FLIPPED = "latents", "flipped"
 """What is kept of a sample's picture; all else is of its caption."""
 WEIGHTLESS = ("tokenizer", "scheduler")
 """Components that are texts alone."""
+OTHERS = "it holds other samples than it should"
 DTYPES = {"F16": numpy.float16, "F32": numpy.float32}
 BATCH, THREADS = 32, 8
 TOGETHER = 1024
 """Captions without pictures in one file."""
+PIECE = 256
+"""Samples of a shard in one file: what is in memory while they are encoded, and at most lost with a kill."""
+QUIET = 3600.0
+"""Seconds after which processes that write nothing are no longer waited for."""
 
 
 class Placed(NamedTuple):
@@ -180,25 +185,27 @@ class Cache(ABC, Generic[Opened]):
             self.folder.mkdir(parents=True, exist_ok=True)
         complete = (self.folder / DONE).is_file()
         with only_builder(self.folder) if first and not complete else nullcontext():
-            processes.wait_for_everyone()
-            if not self.folder.is_dir():
-                raise RunError(
-                    f"{self.folder}: the first process made this folder, and this process does not see it; all must "
-                    "see one and the same `cache_folder`: choose a place that the machines share"
-                )
-            complete = (self.folder / DONE).is_file()  # perhaps by another run, for which this one waited
+            complete = is_complete(self.folder, processes)  # perhaps by another run, for which this one waited
             if not complete:
                 mine = range(processes.process_index, self.count, processes.num_processes)
                 self._encode([number for number in self.missing() if number in mine], encoder)
+                self._await_others()
             processes.wait_for_everyone()
             if first and not complete:
-                if self.missing():
-                    raise RunError(
-                        f"{self.folder}: lacks parts that other processes made; all must see one and the same folder"
-                    )
                 _write(self.folder / DONE, self._finish(encoder))
             processes.wait_for_everyone()
         return self._opened(_read(Done, self.folder / DONE), encoder)
+
+    def _await_others(self) -> None:
+        """However long their parts take, as long as they write: processes that meet give up after a time."""
+        last, since = 0, time.monotonic()
+        while self.missing():
+            newest = max((each.stat().st_mtime_ns for each in self.folder.iterdir()), default=0)
+            if newest != last:
+                last, since = newest, time.monotonic()
+            elif time.monotonic() - since > QUIET:
+                raise RunError(f"{self.folder}: other processes have written nothing for an hour; see what they do")
+            time.sleep(1)
 
 
 @dataclass(frozen=True)
@@ -248,24 +255,21 @@ class LatentCache(Cache["CachedSamples | UncachedSamples"]):
         with bar(f"{'encoding' if self.latents else 'indexing'}, KB of shards", total // 1000) as show:
             for number in numbers:
                 shard, faults, usable, cut = self.shards[number], Faults(), 0, 0
-                made: dict[str, list[Tensor]] = defaultdict(list)
-                samples: list[Placed] = []
+                pieces, samples = Pieces(self.folder, number), list[Placed]()
                 for chunk in decoded(shard, faults, BATCH, functools.partial(square, resolution=self.resolution)):
                     usable += len(chunk)
                     if not chunk or (faults.total() and self.faults == "stop"):
                         continue
+                    new = chunk[max(0, pieces.written - len(samples)) :]
                     samples += [Placed(each.key, each.caption, each.offset, len(each.picture)) for each, _ in chunk]
                     cut += encoder().cut(each.caption for each, _ in chunk) if self.latents else 0
-                    rows = self._rows(encoder(), chunk) if self.latents else {}
-                    for name, value in rows.items():
-                        made[name].append(value)
+                    if self.latents and new:
+                        pieces.add(self._rows(encoder(), new))
                     show((before + min(chunk[-1][0].position, shard.size)) // 1000, shard.name)
                 if not usable:
                     faults.add("no usable sample", shard.name)
                 self._stop(faults)
-                if made:
-                    file = self._part(number).with_suffix(".safetensors")
-                    _write(file, {name: torch.cat(each) for name, each in made.items()})
+                pieces.write()
                 _write(self._part(number), Note(shard=shard.name, samples=samples, faults=faults, cut=cut))
                 before += shard.size
 
@@ -352,12 +356,13 @@ class CachedTexts:
 
     def __init__(self, folder: Path):
         done = _read(Done, folder / DONE)
-        self.faults, self.starts = done.faults, numpy.cumsum([0, *done.samples])
+        self.faults, self.pieces, counts = done.faults, list[dict[str, Entry]](), [0]
+        for number, count in enumerate(done.samples):
+            for tensors, size in _pieces(folder, number, count):
+                self.pieces.append(tensors)
+                counts.append(size)
+        self.starts = numpy.cumsum(counts)
         self.size = int(self.starts[-1])
-        self.shards = [
-            _tensors(folder / f"{number:05}.safetensors", count) if count else {}
-            for number, count in enumerate(done.samples)
-        ]
 
     def conditions(self, rows: Tensor) -> Condition:
         held, within = self._places(rows)
@@ -365,12 +370,12 @@ class CachedTexts:
         return _condition({name: _rows([each[name] for each in held], within) for name in names})
 
     def _places(self, rows: Tensor) -> tuple[list[dict[str, Entry]], numpy.ndarray]:
-        """Of each row its shard's tensors, and its number there."""
+        """Of each row the tensors that it is in, and its number there."""
         numbers = rows.numpy()
         if not (numbers.min() >= 0 and numbers.max() < self.size):
             raise IndexError(f"rows {numbers.min()}..{numbers.max()} of {self.size} samples")
-        shards = numpy.searchsorted(self.starts, numbers, side="right") - 1
-        return [self.shards[shard] for shard in shards], numbers - self.starts[shards]
+        places = numpy.searchsorted(self.starts, numbers, side="right") - 1
+        return [self.pieces[place] for place in places], numbers - self.starts[places]
 
 
 class CachedSamples(CachedTexts):
@@ -378,7 +383,7 @@ class CachedSamples(CachedTexts):
 
     def __init__(self, folder: Path):
         super().__init__(folder)
-        self.empty = _condition({name: _rows([entry], [0]) for name, entry in _tensors(folder / EMPTY, 1).items()})
+        self.empty = _condition({name: _rows([entry], [0]) for name, entry in _tensors(folder / EMPTY)[0].items()})
 
     def read(self, rows: Tensor, flipped: Tensor | None = None) -> Batch:
         held, within = self._places(rows)
@@ -431,15 +436,57 @@ class UncachedSamples:
             ) from None
 
 
-def _tensors(file: Path, count: int) -> dict[str, Entry]:
-    """Of a safetensors file, unread: safetensors' own readers copy whole tensors, or map the file."""
+def _tensors(file: Path) -> tuple[dict[str, Entry], int]:
+    """Of a safetensors file, unread, and the number of rows: safetensors' own readers copy whole tensors, or map the
+    file."""
     try:
         found = read_headers([file]).tensors
     except ModelError as error:
         raise _damaged(file, error) from None
-    if any(entry.shape[:1] != (count,) or entry.dtype not in DTYPES for entry in found.values()):
-        raise _damaged(file, "it holds other samples than it should")
-    return found
+    sizes = {*(entry.shape[:1] for entry in found.values())}
+    if len(sizes) != 1 or () in sizes or any(entry.dtype not in DTYPES for entry in found.values()):
+        raise _damaged(file, OTHERS)
+    return found, sizes.pop()[0]
+
+
+def _piece(folder: Path, number: int, place: int) -> Path:
+    return folder / f"{number:05}{f'-{place:03}' if place else ''}.safetensors"
+
+
+def _pieces(folder: Path, number: int, count: int) -> Iterator[tuple[dict[str, Entry], int]]:
+    """Of a shard of so many samples."""
+    place = 0
+    while count > 0:
+        tensors, size = _tensors(file := _piece(folder, number, place))
+        if not 0 < size <= count:
+            raise _damaged(file, OTHERS)
+        yield tensors, size
+        place, count = place + 1, count - size
+
+
+class Pieces:
+    """The files of one shard while it is encoded. `written` samples are in those that an earlier build left."""
+
+    def __init__(self, folder: Path, number: int):
+        self.folder, self.number, self.place = folder, number, 0
+        self.rows: dict[str, Tensor] = {}
+        with suppress(ModelError):
+            while (file := _piece(folder, number, self.place)).is_file() and _tensors(file)[1] == PIECE:
+                self.place += 1
+        self.written = PIECE * self.place
+
+    def add(self, rows: Mapping[str, Tensor]) -> None:
+        self.rows = {name: torch.cat([self.rows[name], each]) if self.rows else each for name, each in rows.items()}
+        while self.rows and len(next(iter(self.rows.values()))) >= PIECE:
+            self.write()
+
+    def write(self) -> None:
+        """A whole one, or the rest."""
+        if self.rows and len(next(iter(self.rows.values()))):
+            _write(
+                _piece(self.folder, self.number, self.place), {name: each[:PIECE] for name, each in self.rows.items()}
+            )
+            self.place, self.rows = self.place + 1, {name: each[PIECE:] for name, each in self.rows.items()}
 
 
 def _rows(entries: Sequence[Entry], rows: Sequence[int] | numpy.ndarray) -> Tensor:
@@ -472,6 +519,30 @@ def _stored(condition: Condition) -> dict[str, Tensor]:
     """As kept on disk: sizes in pixels need more than float16."""
     added = {name: value if name == "time_ids" else value.half() for name, value in condition.added.items()}
     return {"text": condition.text.half(), **added}
+
+
+def is_complete(folder: Path, processes: PartialState) -> bool:
+    """All processes come here together, and see the same: RunError for those that do not see the folder that the first
+    one made, and, where there is something to be made, for all if others are not seen in it."""
+    marks = [folder / f".process-{number}" for number in range(processes.num_processes)]
+    way = "all must see one and the same folder: choose a `cache_folder` that the machines share"
+    if processes.is_main_process and not (folder / DONE).is_file():
+        for mark in marks:
+            mark.unlink(missing_ok=True)
+    processes.wait_for_everyone()
+    if not folder.is_dir():
+        raise RunError(f"{folder}: the first process made this folder, and this process does not see it; {way}")
+    complete = (folder / DONE).is_file()
+    if not complete:
+        marks[processes.process_index].touch()
+    processes.wait_for_everyone()
+    seen = complete or all(mark.exists() for mark in marks)
+    processes.wait_for_everyone()
+    if not complete:
+        marks[processes.process_index].unlink()
+    if not seen:
+        raise RunError(f"{folder}: other processes are not seen there; {way}")
+    return complete
 
 
 @contextmanager

@@ -312,6 +312,54 @@ def test_a_killed_build_goes_on(
     assert tree(whole.root) == tree(cache.root)
 
 
+def test_a_large_shard_is_kept_in_pieces_and_gone_on_with(
+    cache: LatentCache, counting: Counting, encoder: Encoder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    large = replace(cache, shards=cache.shards[:1], root=tmp_path / "large")
+    whole = built(large, encoder)
+    assert [file.name for file in large.folder.glob("0*.safetensors")] == ["00000.safetensors"]
+    monkeypatch.setattr(caching, "PIECE", 2)
+    small = replace(large, root=tmp_path / "small")
+    counting.dies_at = 8  # of ten: five pictures, and mirrored
+    with pytest.raises(KeyboardInterrupt):
+        built(small, counting)
+    assert sorted(file.name for file in small.folder.glob("0*")) == ["00000-001.safetensors", "00000.safetensors"]
+    again = Counting(encoder.pipe, SIDE)
+    pieces = built(small, again)
+    assert again.seen == 2
+    assert captions(small) == captions(large)
+    rows, flipped = torch.tensor([4, 0, 3, 1, 2, 2]), torch.tensor([1, 0, 0, 1, 0, 1]).bool()
+    for one, other in ((whole, pieces), (CachedSamples(large.folder), CachedSamples(small.folder))):
+        ours, theirs = one.read(rows, flipped), other.read(rows, flipped)
+        assert torch.allclose(ours.latents, theirs.latents, atol=1e-3)
+        assert torch.equal(ours.condition.text, theirs.condition.text)
+    (small.folder / "00000-002.safetensors").unlink()
+    with pytest.raises(ModelError, match=r"00000-002.safetensors: is damaged"):
+        CachedSamples(small.folder)
+
+
+def test_others_are_waited_for_as_long_as_they_write(
+    cache: LatentCache, encoder: Encoder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(caching, "QUIET", 1.5)
+    whole = replace(cache, root=tmp_path / "alone")
+    built(whole, encoder)
+    cache.folder.mkdir(parents=True)
+
+    def slowly() -> None:
+        for number in range(3):
+            time.sleep(1)
+            shutil.copyfile(whole.folder / f"{number:05}.json", cache.folder / f"{number:05}.json")
+
+    with ThreadPoolExecutor(1) as other:
+        written = other.submit(slowly)
+        cache._await_others()
+        assert written.done()
+    (cache.folder / "00001.json").unlink()
+    with pytest.raises(RunError, match="other processes have written nothing for an hour"):
+        cache._await_others()
+
+
 def test_files_are_never_half_there(cache: LatentCache, encoder: Encoder, monkeypatch: pytest.MonkeyPatch) -> None:
     def full(_tensors: dict[str, torch.Tensor], target: Path) -> None:
         target.write_bytes(b"half")
