@@ -32,7 +32,7 @@ from asdm_cli.training.student import mixed_precision, optimizer_of, schedule_of
 from asdm_cli.unet.addresses import Anatomy
 from asdm_cli.unet.blocks import unlike_inputs
 from asdm_cli.unet.feature_pairs import FeaturePair, feature_pairs
-from asdm_cli.unet.flops import inputs, macs, meta_unet
+from asdm_cli.unet.flops import inputs, macs, meta_unet, parameters
 from asdm_cli.unet.shapes import latent_size
 from asdm_cli.unet.weights import Checkpoint
 
@@ -125,9 +125,12 @@ class DistillPlan:
         facts |= {"other captions": str(self.text_cache())} if self.captions else {}
         facts["written"] = size
         facts |= {"students": [str(student) for student in self.students], "losses": [str(term) for term in self.terms]}
-        setups = {student.name: {"model": student.directory.source} for student in self.students}
-        parameters = [Record(student.name, "params_m", student.parameters / 1e6) for student in self.students]
-        return Report("distill", setups, parameters, facts=facts)
+        models = {student.name: (student.directory, student.parameters) for student in self.students}
+        if self.teacher and "teacher" not in models:
+            models = {"teacher": (self.teacher, sum(parameters(self.teacher.config("unet")).values())), **models}
+        setups = {name: {"model": model.source} for name, (model, _) in models.items()}
+        counts = [Record(name, "params_m", count / 1e6) for name, (_, count) in models.items()]
+        return Report("distill", setups, counts, facts=facts)
 
     def work(self) -> Work:
         """A step calls the teacher, and counts as three calls of each student: one forward, and twice that backward.
