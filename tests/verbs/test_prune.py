@@ -231,10 +231,8 @@ def _chosen(model: Path, target: Path, asked: dict[str, Any]) -> Report:
 
 BOUNDS = [
     ("tiny_pipeline", {"macs": 0.7}, "output"),
-    ("tiny_pipeline", {"params": 0.5}, "feature"),
     ("tiny_pipeline", {"params": 0.215}, "feature"),  # the least: a level goes, and transformers of the one before
     ("xl", {"macs": 0.6}, "output"),
-    ("xl", {"params": 0.6}, "feature"),
 ]
 
 
@@ -274,17 +272,17 @@ def test_what_matters_least_goes_until_the_rest_is_within_the_budget(
 
 
 def test_what_was_measured_is_kept_for_other_budgets(
-    tiny_pipeline: Path, kept: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    shallow_pipeline: Path, kept: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     asked = _least(kept, seed=7)
-    first = _chosen(tiny_pipeline, tmp_path / "first", {**asked, "budget": {"layers": 4}})
+    first = _chosen(shallow_pipeline, tmp_path / "first", {**asked, "budget": {"layers": 2}})
     assert first.facts["removed"]
 
     def layers(report: Report) -> float:
         return sum(each.value for each in report.records if each.metric == "layers" and each.setup == "pruned")
 
     before = sum(each.value for each in first.records if each.metric == "layers" and each.setup != "pruned")
-    assert layers(first) <= before - 4
+    assert layers(first) <= before - 2
 
     def measured(removals: Removals, units: Sequence[Unit]) -> Left:
         assert len(units) > 1, "it is known"
@@ -292,11 +290,11 @@ def test_what_was_measured_is_kept_for_other_budgets(
 
     without = Left.without
     monkeypatch.setattr(Left, "without", measured)
-    timed = _chosen(tiny_pipeline, tmp_path / "timed", {**asked, "budget": {"time": 0.8}})
+    timed = _chosen(shallow_pipeline, tmp_path / "timed", {**asked, "budget": {"time": 0.8}})
     assert timed.facts["removed"]
     for change in ({"seed": 8}, {"limit": asked["limit"] + 1}):
         with pytest.raises(AssertionError, match="it is known"):
-            _chosen(tiny_pipeline, tmp_path / next(iter(change)), {**asked, **change, "budget": {"layers": 4}})
+            _chosen(shallow_pipeline, tmp_path / next(iter(change)), {**asked, **change, "budget": {"layers": 2}})
 
 
 def test_an_interruption_loses_no_unit_that_was_measured(
@@ -398,15 +396,17 @@ def test_a_budget_is_one_bound(budget: dict[str, float], tmp_path: Path) -> None
     assert "exactly one of macs, params, time, layers" in said.err
 
 
-def test_by_label_accuracy_every_unit_draws(copy: Path, kept: Path, tmp_path: Path) -> None:
+def test_by_label_accuracy_every_unit_draws(shallow_pipeline: Path, kept: Path, tmp_path: Path) -> None:
     """By a probe that takes everything for its first class, nothing is ever lost: whatever saves enough will do."""
+    copy = Path(shutil.copytree(shallow_pipeline, tmp_path / "copy"))
     tiny.probe(copy / "probe", drawings.COLOURS)
     prompts = drawings.shard(tmp_path / "few.tar", 1)
     asked = {**_least(kept, by="label_accuracy", steps=1), "prompts": str(prompts), "budget": {"params": 0.9}}
     report = _chosen(copy, tmp_path / "run", asked)
     assert {each.value for each in report.records if each.metric == "error_alone"} == {0.0}
     lost = {each.setup: each.value for each in report.records if each.metric == "label_accuracy_lost"}
-    assert lost == {"pruned": 0.0, "base instead": 0.0, "small instead": 0.0, "tiny instead": 0.0}
+    assert {*lost.values()} == {0.0}
+    assert {"pruned", "base instead"} <= lost.keys()
     figures = {(each.setup, each.metric): each.value for each in report.records if not each.of}
     assert figures["pruned", "params_m"] <= 0.9 * figures[copy.name, "params_m"]
     assert not (tmp_path / "run" / "samples").exists()
