@@ -1196,6 +1196,8 @@ out: runs/worth
         names = [model.name for model in self.models]
         if self.reference is not None and self.reference not in names:
             yield ("reference",), f"no contestant is called {got(self.reference)}; there are {', '.join(names)}"
+        if not self.repeats and self.warmups != type(self).model_fields["warmups"].default:
+            yield ("warmups",), "are of timed rounds, and 'repeats' is 0: leave it out, or give 'repeats'"
         for index, model in enumerate(self.models):
             if model.random is not None:
                 yield ("models", index, "random"), "what random weights draw is worth nothing; asdm bench takes them"
