@@ -338,7 +338,8 @@ def _judged(
         model = setups[0].model
         assert model is not None, "only set-ups with a pipeline draw"
         through.claim({**real_origin(prompts, place.size), "files": stamps(model)})
-        reconstruct(session.pipeline(model).vae, real, through)
+        with session.stage(setups[0]) as (pipe, _):  # where models take turns on a device, it is there now
+            reconstruct(pipe.vae, real, through)
         records += [*suite.measure(VAE, through, paired=False), *suite.measure_real(REAL)]
         report.setups.update({name: {"reference": True} for name in (VAE, REAL)})
         shown |= {VAE: through, REAL: real.first(prompts.distinct)}
