@@ -3,7 +3,7 @@ report's affair."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
 
@@ -95,17 +95,3 @@ class Report:
 def under(protocol: str, records: Iterable[Record]) -> list[Record]:
     """The same records, made as this card says."""
     return [replace(record, protocol=protocol) for record in records]
-
-
-def common(cards: Mapping[str, Card]) -> Card:
-    """What all cards say alike."""
-    first, *others = cards.values()
-    return {key: value for key, value in first.items() if all(card.get(key) == value for card in others)}
-
-
-def differences(cards: Mapping[str, Card]) -> str:
-    """One sentence that names every key in which the cards differ, with each one's value; '' if none does."""
-    alike = common(cards)
-    keys = sorted({key for card in cards.values() for key in card} - set(alike))
-    each = [f"{key} ({', '.join(f'{name}: {card.get(key)}' for name, card in cards.items())})" for key in keys]
-    return f"Not made alike: they differ in {'; '.join(each)}." if each else ""

@@ -27,7 +27,7 @@ from asdm_cli.report.run_directory import is_run, read
 from asdm_cli.unet.blocks import EXPERTS, STOCK
 from asdm_cli.unet.weights import Piece, as_it_is, read_headers
 
-SINGLE_FILE, DIFFUSERS = "single-file", "diffusers"
+SINGLE_FILE = "single-file"
 LEFT_OUT = ("safety_checker", "image_encoder")
 """Components with weights that a single file has not, and that pipelines do without."""
 TORCH_KEYS = ("dtype", "torch_dtype")
