@@ -53,6 +53,9 @@ def looked_at(target: str, images: Tensor, network: FeatureNetwork, kept: Path) 
     """Features of the images and their copies; each copy's are kept in a file, as they cost minutes on a CPU."""
     kept.mkdir(parents=True, exist_ok=True)
     found, of = [], sha256(images.cpu().numpy().tobytes()).hexdigest()[:12]
+    for file in kept.glob(f"{target}-*"):
+        if not file.name.startswith(f"{target}-{of}-"):
+            file.unlink()  # of other images
     for number, copy in enumerate(copies(images, COPIES[target])):
         file = kept / f"{target}-{of}-{number}.safetensors"
         if not file.exists():

@@ -55,8 +55,11 @@ TOGETHER = 1024
 """Captions without pictures in one file."""
 PIECE = 256
 """Samples of a shard in one file: what is in memory while they are encoded, and at most lost with a kill."""
-QUIET = 3600.0
-"""Seconds after which processes that write nothing are no longer waited for."""
+QUIET, SEEN, POLL = 3600.0, 60.0, 1.0
+"""Seconds after which processes that write nothing are no longer waited for; in which one that has written is seen by
+all; and between two looks."""
+MARK = ".process-"
+"""What the name of a file begins with by which processes see that they share a folder."""
 
 
 class Placed(NamedTuple):
@@ -189,23 +192,23 @@ class Cache(ABC, Generic[Opened]):
             if not complete:
                 mine = range(processes.process_index, self.count, processes.num_processes)
                 self._encode([number for number in self.missing() if number in mine], encoder)
-                self._await_others()
-            processes.wait_for_everyone()
-            if first and not complete:
-                _write(self.folder / DONE, self._finish(encoder))
+                if first:
+                    self._await_parts()
+                    _write(self.folder / DONE, self._finish(encoder))
+                else:
+                    _await(self.folder, (self.folder / DONE).is_file)
             processes.wait_for_everyone()
         return self._opened(_read(Done, self.folder / DONE), encoder)
 
-    def _await_others(self) -> None:
-        """However long their parts take, as long as they write: processes that meet give up after a time."""
-        last, since = 0, time.monotonic()
-        while self.missing():
-            newest = max((each.stat().st_mtime_ns for each in self.folder.iterdir()), default=0)
-            if newest != last:
-                last, since = newest, time.monotonic()
-            elif time.monotonic() - since > QUIET:
-                raise RunError(f"{self.folder}: other processes have written nothing for an hour; see what they do")
-            time.sleep(1)
+    def _await_parts(self) -> None:
+        """Of all processes."""
+        left = self.missing()
+
+        def all_there() -> bool:
+            left[:] = [number for number in left if not self._part(number).is_file()]
+            return not left
+
+        _await(self.folder, all_there)
 
 
 @dataclass(frozen=True)
@@ -255,7 +258,7 @@ class LatentCache(Cache["CachedSamples | UncachedSamples"]):
         with bar(f"{'encoding' if self.latents else 'indexing'}, KB of shards", total // 1000) as show:
             for number in numbers:
                 shard, faults, usable, cut = self.shards[number], Faults(), 0, 0
-                pieces, samples = Pieces(self.folder, number), list[Placed]()
+                pieces, samples = Pieces(self.folder, number, shard), list[Placed]()
                 for chunk in decoded(shard, faults, BATCH, functools.partial(square, resolution=self.resolution)):
                     usable += len(chunk)
                     if not chunk or (faults.total() and self.faults == "stop"):
@@ -465,13 +468,18 @@ def _pieces(folder: Path, number: int, count: int) -> Iterator[tuple[dict[str, E
 
 
 class Pieces:
-    """The files of one shard while it is encoded. `written` samples are in those that an earlier build left."""
+    """The files of one shard while it is encoded. `written` samples are in those that an earlier build left; none where
+    a command may give others now."""
 
-    def __init__(self, folder: Path, number: int):
+    def __init__(self, folder: Path, number: int, shard: Shard):
         self.folder, self.number, self.place = folder, number, 0
         self.rows: dict[str, Tensor] = {}
         with suppress(ModelError):
-            while (file := _piece(folder, number, self.place)).is_file() and _tensors(file)[1] == PIECE:
+            while (
+                shard.kind != "pipe"
+                and (file := _piece(folder, number, self.place)).is_file()
+                and _tensors(file)[1] == PIECE
+            ):
                 self.place += 1
         self.written = PIECE * self.place
 
@@ -521,25 +529,44 @@ def _stored(condition: Condition) -> dict[str, Tensor]:
     return {"text": condition.text.half(), **added}
 
 
+def _await(folder: Path, done: Callable[[], bool]) -> None:
+    """However long it takes others, as long as they write: processes that meet give up after a time."""
+    last, since = set[tuple[str, int]](), time.monotonic()
+    while not done():
+        written = set()
+        for file in folder.glob("[!.]*"):
+            with suppress(FileNotFoundError):  # a machine may be late to see that it is gone
+                written.add((file.name, file.stat().st_mtime_ns))
+        if written != last:
+            last, since = written, time.monotonic()
+        elif time.monotonic() - since > QUIET:
+            what = f"other processes have written nothing for {QUIET / 60:.0f} minutes"
+            raise RunError(f"{folder}: {what}; see what they do, and give the same command again")
+        time.sleep(POLL)
+
+
 def is_complete(folder: Path, processes: PartialState) -> bool:
-    """All processes come here together, and see the same: RunError for those that do not see the folder that the first
-    one made, and, where there is something to be made, for all if others are not seen in it."""
-    marks = [folder / f".process-{number}" for number in range(processes.num_processes)]
+    """All processes come here together: RunError for those that do not see the folder that the first one made, and for
+    those that have something to make and do not see all others in it."""
+    first, names = processes.is_main_process, {f"{MARK}{number}" for number in range(processes.num_processes)}
+    own = folder / f"{MARK}{processes.process_index}"
     way = "all must see one and the same folder: choose a `cache_folder` that the machines share"
-    if processes.is_main_process and not (folder / DONE).is_file():
-        for mark in marks:
+    if first and not (folder / DONE).is_file():
+        for mark in folder.glob(f"{MARK}*"):
             mark.unlink(missing_ok=True)
     processes.wait_for_everyone()
     if not folder.is_dir():
         raise RunError(f"{folder}: the first process made this folder, and this process does not see it; {way}")
     complete = (folder / DONE).is_file()
-    if not complete:
-        marks[processes.process_index].touch()
+    with suppress(OSError):  # a complete one may be on a disk that is only read
+        own.touch()
     processes.wait_for_everyone()
-    seen = complete or all(mark.exists() for mark in marks)
+    seen, until = complete, time.monotonic() + SEEN
+    while not (seen := seen or names <= {file.name for file in folder.iterdir()}) and time.monotonic() < until:
+        time.sleep(POLL)  # over a network, what others wrote is seen some time later
     processes.wait_for_everyone()
-    if not complete:
-        marks[processes.process_index].unlink()
+    with suppress(OSError):
+        own.unlink()
     if not seen:
         raise RunError(f"{folder}: other processes are not seen there; {way}")
     return complete

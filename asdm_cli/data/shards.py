@@ -29,7 +29,7 @@ from asdm_cli.data.images import LARGEST_FILE, UnreadableError
 from asdm_cli.errors import ModelError, RunError
 from asdm_cli.models.directory import POCKET
 from asdm_cli.recipe.redact import PIPE, is_redacted, redact
-from asdm_cli.recipe.schema import files_named
+from asdm_cli.recipe.schema import files_named, local
 
 Decoded = TypeVar("Decoded")
 
@@ -181,7 +181,7 @@ def find_shards(sources: Sequence[str], allow_pipes: bool = False) -> list[Shard
 
 def _expanded(source: str) -> list[str]:
     """Braces first, as shells do; a file that has braces in its name is that file."""
-    is_file = "://" not in source and not source.startswith(PIPE) and Path(source).is_file()
+    is_file = "://" not in source and not source.startswith(PIPE) and local(source).is_file()
     if is_redacted(source) and not is_file:
         raise ModelError(f"{source}: stands in a record for what is not written down; give the path or address itself")
     if source in SHIPPED:
@@ -209,7 +209,7 @@ def _find(url: str, allow_pipes: bool) -> list[Shard]:
 
 
 def _local(url: str) -> list[Shard]:
-    path = Path(url).expanduser()
+    path = local(url)
     if path.is_dir():
         raise ModelError(
             f"{url}: is a directory; name its shards, as in {url.rstrip('/')}/*.tar (of pictures: asdm pack)"

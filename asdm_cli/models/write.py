@@ -16,6 +16,7 @@ from contextlib import contextmanager, suppress
 from itertools import count
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
 from filelock import BaseFileLock, FileLock, Timeout
 
@@ -368,7 +369,7 @@ def whole_file(target: Path, shared: bool = False) -> Iterator[Path]:
     the path to write to."""
     partial = partial_path(target)
     if shared:
-        partial = partial.with_name(f"{partial.name}-{os.getpid()}")
+        partial = partial.with_name(f"{partial.name}-{uuid4().hex[:8]}")
     try:
         yield partial
         sync(partial)

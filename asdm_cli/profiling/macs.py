@@ -7,7 +7,7 @@ those that reached the dispatcher.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from functools import partial
@@ -61,12 +61,6 @@ class Counts:
         return sum(self.components.values(), Count())
 
 
-def _projects(func: Any, args: tuple[Any, ...]) -> bool:
-    """Whether these are products with one matrix for all of a batch. A linear layer whose weights do not learn, or of
-    an input that does not lie in one piece, takes the operator that attention takes."""
-    return func._overloadpacket is torch.ops.aten.bmm and args[1].stride(0) == 0
-
-
 class MacCounter(TorchDispatchMode):
     """Counts what reaches the dispatcher, by torch's own table of formulas.
 
@@ -74,9 +68,10 @@ class MacCounter(TorchDispatchMode):
     takes twice as long as the drawing itself.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, weights: Iterable[torch.Tensor] = ()) -> None:
         super().__init__()
         self.flops: Counter[Any] = Counter()
+        self.weights = {weight.untyped_storage().data_ptr() for weight in weights}
         self.whole: set[Any] = set()
         """Operators that are made of no others."""
 
@@ -90,9 +85,16 @@ class MacCounter(TorchDispatchMode):
             self.whole.add(func)
         found = func(*args, **named)
         if formula is not None:
-            operator = torch.ops.aten.mm if _projects(func, args) else func._overloadpacket
+            operator = torch.ops.aten.mm if self.projects(func, args) else func._overloadpacket
             self.flops[operator] += formula(*args, **named, out_val=found)
         return found
+
+    def projects(self, func: Any, args: tuple[Any, ...]) -> bool:
+        """Whether these are products with weights: a linear layer of an input that does not lie in one piece takes the
+        operator that attention takes, if its weights do not learn."""
+        return func._overloadpacket is torch.ops.aten.bmm and (
+            args[1].untyped_storage().data_ptr() in self.weights or args[1].stride(0) == 0
+        )
 
     def tally(self) -> Count:
         """So far; the formulas count a multiplication and an addition as two."""
@@ -102,7 +104,8 @@ class MacCounter(TorchDispatchMode):
 
 def count(name: str, components: Mapping[str, torch.nn.Module], draw: Callable[[], object]) -> Counts:
     """What `draw`, which must end in decoding, takes of each component. RunError that names the set-up if it fails."""
-    seen, counter, started = Counts(), MacCounter(), list[Count]()
+    weights = (weight for component in components.values() for weight in component.parameters())
+    seen, counter, started = Counts(), MacCounter(weights), list[Count]()
 
     def before(*_: object) -> None:
         started.append(counter.tally())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import glob
+import os
 import re
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
@@ -11,6 +12,7 @@ from typing import Annotated, Any, Self, TypeVar, get_args
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StringConstraints, model_validator
 
 from asdm_cli.recipe import LARGEST_SEED, MOST
+from asdm_cli.recipe.redact import PIPE
 
 Inner = tuple[str | int, ...]
 """The way from a value to something inside it."""
@@ -141,12 +143,18 @@ def addressed(value: Any, models: list[str], way: Inner = ()) -> Iterator[tuple[
             yield from addressed(inner, models, (*way, key))
 
 
+LOCAL = "file://"
+
+
 def places(text: str) -> list[Path]:
-    """Files and folders behind one of these, which may be a path, a glob or several in braces; nothing for a URL."""
+    """Files and folders behind one of these, which may be a path, a glob or several in braces; nothing for a URL or a
+    command."""
     from braceexpand import braceexpand
 
+    if text.startswith(PIPE) or "://" in text.removeprefix(LOCAL):
+        return []
     try:
-        names = list(braceexpand(text, escape=False)) if "{" in text and not Path(text).is_file() else [text]
+        names = list(braceexpand(text, escape=False)) if "{" in text and not local(text).is_file() else [text]
     except ValueError:
         names = [text]
     return [found for name in names for found in files_named(name)]
@@ -154,5 +162,11 @@ def places(text: str) -> list[Path]:
 
 def files_named(text: str) -> list[Path]:
     """What a path or a pattern without braces names: what is there by this name, else what is like it."""
-    path = Path(text.removeprefix("file://")).expanduser()
-    return [path] if path.exists() else [Path(found) for found in sorted(glob.glob(str(path), recursive=True))]  # noqa: PTH207 - absolute ones too
+    path = local(text)
+    like = glob.glob(str(path), recursive=True)  # noqa: PTH207 - absolute ones too
+    return [path] if path.exists() else [Path(found) for found in sorted(like)]
+
+
+def local(text: str) -> Path:
+    """A path as it is on this machine."""
+    return Path(os.path.expanduser(text.removeprefix(LOCAL)))  # noqa: PTH111 - that raises where there is no such user

@@ -22,9 +22,8 @@ from asdm_cli.report.tables import (
     whole,
 )
 
-COLOURS = 10
-MOST_BARS = 24
-"""What a plot can tell apart."""
+COLOURS, MOST_BARS = 10, 24
+"""What a plot can tell apart, and show."""
 LEVELS_DB = (25, 30, 35, 40, 45, 50, 55, 60)
 
 

@@ -13,6 +13,7 @@ from typing import Any
 
 from PIL import Image
 
+from asdm_cli.console import note
 from asdm_cli.data.images import UnreadableError, read_rgb
 from asdm_cli.data.pack import images_in, samples
 from asdm_cli.data.shards import (
@@ -34,6 +35,7 @@ from asdm_cli.data.shards import (
 from asdm_cli.errors import ModelError
 from asdm_cli.models.directory import POCKET
 from asdm_cli.recipe.redact import PIPE, redact
+from asdm_cli.recipe.schema import local
 
 SHARD_ENDINGS = (".tar", ".tar.gz", ".tgz")
 TABLES = (".jsonl", ".json", ".csv", ".tsv", ".yaml", ".yml")
@@ -116,8 +118,8 @@ def read_prompts(source: str, limit: int | None = None, per_prompt: int = 1, inp
 
 
 def read_captions(source: str, per_prompt: int = 1, skip: bool = True, allow_pipes: bool = False) -> PromptList:
-    """Those of a text file or of shards, whose pictures nobody looks at. Samples that have none are left out, or are an
-    error."""
+    """Those of a text file or of shards, whose pictures nobody looks at. Samples with faults are left out and told, or
+    are an error."""
     return _listed(source, locate(source, allow_pipes), None, per_prompt, partial(_captions, skip=skip))
 
 
@@ -135,7 +137,8 @@ def _listed(
         every, marks = [(prompt, {}) for prompt in _prompts_of(found, data)], [sha256(data).hexdigest()]
     else:
         name = f"{BUNDLED} ({_name(shards)})" if source in SHIPPED else _name(shards)
-        every, marks = held(shards), [_digest(shard) for shard in shards]
+        every = held(shards)
+        marks = [_digest(shard) if shard.kind != "pipe" else _digest_of(every) for shard in shards]
     if not every:
         raise ModelError(f"{source}: holds no prompt; give shards of (picture, caption) or a text file with some")
     wanted = every[:limit]
@@ -210,11 +213,15 @@ def real_images(shards: Sequence[Shard]) -> Iterator[Image.Image]:
     _refuse(faults)
 
 
-def locate(source: str, allow_pipes: bool = False) -> Path | list[Shard]:
-    """The text file, or the shards, that `source` names. Raises ModelError."""
-    if source.startswith(PIPE) and not allow_pipes:
-        raise ModelError(f"{redact(source)}: prompts are of no command; write what it gives into a file, and name that")
-    path = Path(source).expanduser()
+def locate(source: str, allow_pipes: bool | None = None) -> Path | list[Shard]:
+    """The text file, or the shards, that `source` names; those of a command where pictures are not wanted, and then if
+    allowed. Raises ModelError."""
+    if source.startswith(PIPE):
+        if allow_pipes is None:
+            what = "prompts are of no command; write what it gives into a file, and name that"
+            raise ModelError(f"{redact(source)}: {what}")
+        return find_shards([source], allow_pipes)
+    path = local(source)
     if path.is_file() and path.suffix.lower() in TABLES:
         what = "is a table, and a text file of `prompts` has one on each line"
         raise ModelError(f"{source}: {what}; write its captions into a .txt, or pack it with its pictures (asdm pack)")
@@ -222,7 +229,7 @@ def locate(source: str, allow_pipes: bool = False) -> Path | list[Shard]:
         return path
     if not path.exists() and not set("{:" + WILD) & set(source) and source not in SHIPPED:
         raise ModelError(f"{source}: no such file; `prompts` are webdataset shards, a text file or `{POCKET}`")
-    return find_shards([EVALUATION if source == POCKET else source], allow_pipes)
+    return find_shards([EVALUATION if source == POCKET else source])
 
 
 def _prompts_of(path: Path, data: bytes) -> list[str]:
@@ -252,7 +259,14 @@ def _captions(shards: Sequence[Shard], skip: bool) -> list[tuple[str, dict[str, 
     found = [(sample.caption, dict[str, str]()) for shard in shards for sample in read_samples(shard, faults)]
     if not skip:
         _refuse(faults)
+    if faults.total():
+        note(f"{_name(shards)}: faults were skipped, {faults.summary()}; for example {faults.examples[0]}")
     return found
+
+
+def _digest_of(captions: Sequence[tuple[str, dict[str, str]]]) -> str:
+    """Of what a command gave, which is not asked twice."""
+    return sha256(json.dumps([caption for caption, _ in captions]).encode()).hexdigest()
 
 
 def _facts(shard: Shard, sample: Sample, faults: Faults) -> dict[str, str]:

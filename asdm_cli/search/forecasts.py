@@ -462,7 +462,8 @@ def chosen_keys(rule: CacheRule, moments: Moments, schedule: Calibrated) -> dict
     where what forecasts miss alternates, and takes itself back."""
     of_any_number = rule.model_copy(update={"schedule": Calibrated(mode="calibrated", calls=1)})
     combine = None if rule.extrapolate == FITTED else by_rule(of_any_number.model_dump_json(), moments.calls)
-    count, first = min(schedule.calls, moments.calls), max(schedule.first, 1)
+    count = min(schedule.calls, moments.calls)
+    first = min(max(schedule.first, 1), count)
     rest = np.linspace(first - 1, moments.calls - 1, count - first + 1)[1:]
     evenly = (*range(first), *(round(step) for step in rest))
     least = key_steps(moments, combine, first)

@@ -293,10 +293,10 @@ def choose(
     best = min(starts, key=real)
     for _ in range(ROUNDS):
         others = []
-        for unit in track(best, "measuring what does without one of them", len(best)):
+        for unit in best:
             rest = {each: error for each, error in errors.items() if each != unit}
             others += [units for _, units in removals.best(rest, costs, most)[:1]]
-        nearer = min(others, key=real, default=best)
+        nearer = min(track(others, "measuring what does without one of them", len(others)), key=real, default=best)
         if real(nearer) >= real(best):
             break
         best = nearer

@@ -17,8 +17,9 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from copy import copy
 from dataclasses import dataclass
+from errno import EINVAL
 from functools import lru_cache
-from math import isfinite
+from math import inf, isfinite
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -63,8 +64,8 @@ def sampling_order(size: int, seed: int, step: int, part: Part) -> Tensor:
     """Numbers of this part's samples, int64: every epoch of `size` samples is in an order of its own, and whole."""
     wanted = torch.arange(step * part.batch, (step + 1) * part.batch)[part.rows]
     epochs = wanted // size
-    orders = [_order(size, seed, epoch) for epoch in epochs.unique().tolist()]
-    return torch.stack(orders)[epochs - epochs[0], wanted % size]
+    found = [_order(size, seed, epoch)[wanted[epochs == epoch] % size] for epoch in epochs.unique().tolist()]
+    return torch.cat(found)
 
 
 @lru_cache(maxsize=2)
@@ -188,7 +189,7 @@ class Training:
             for student in self.students:
                 student.load(state["students"][student.name])
         self.watch = Stopwatch(lead.device)
-        self.step_seconds, self.asked = 0.0, time.monotonic()
+        self.step_seconds, self.asked = inf, time.monotonic()
         self.reported, self.since = self.start, time.monotonic()
         if lead.is_main_process:  # lines past a resumed step are dropped, so every step is there once
             folder.mkdir(parents=True, exist_ok=True)
@@ -324,8 +325,12 @@ def latest_checkpoint(folder: Path) -> dict[str, Any] | None:
             return state
         except Exception as error:  # torch has many ways to say that a file is damaged
             reason = (str(error) or type(error).__name__).splitlines()[0][:200]
-            if isinstance(error, OSError):
-                raise RunError(f"{file}: cannot be read now ({reason}); give the same command again") from None
+            if isinstance(error, OSError) and error.errno not in (
+                None,
+                EINVAL,
+            ):  # which torch says of some that are cut
+                ways = "give the same command again, or take it away to go on from the one before"
+                raise RunError(f"{file}: cannot be read now ({reason}); {ways}") from None
             if isinstance(error, MemoryError) or NO_ROOM in str(error):
                 ways = "free some, or start fewer processes on this machine"
                 raise RunError(f"{file}: is more than the memory that is free ({reason}); {ways}") from None

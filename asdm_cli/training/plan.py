@@ -311,7 +311,8 @@ def check_settings(recipe: DistillRecipe, errors: ErrorCollector, allow_pipes: b
     learnt = {shard.identity for shard in shards["train"]}
     with errors.at("data.held_out"):
         if both := [shard.name for shard in shards["held_out"] if shard.identity in learnt]:
-            raise ModelError(f"{', '.join(both)}: is learnt from, as data.train names it; hold out what is not")
+            more = f" (and {len(both) - 1} more)" if both[1:] else ""
+            raise ModelError(f"{both[0]}: is learnt from, as data.train names it{more}; hold out what is not")
     with errors.at("data.cache"):
         if data.cache == "none":
             refuse_streams(shards["train"])

@@ -353,11 +353,31 @@ def test_others_are_waited_for_as_long_as_they_write(
 
     with ThreadPoolExecutor(1) as other:
         written = other.submit(slowly)
-        cache._await_others()
+        cache._await_parts()
         assert written.done()
     (cache.folder / "00001.json").unlink()
-    with pytest.raises(RunError, match="other processes have written nothing for an hour"):
-        cache._await_others()
+    with pytest.raises(RunError, match="other processes have written nothing for 0 minutes"):
+        cache._await_parts()
+
+
+def test_who_waits_does_not_mind_files_that_go_while_it_looks(
+    cache: LatentCache, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cache.folder.mkdir(parents=True)
+    for name in ("00000.json", "00001.json", "00002.json"):
+        (cache.folder / name).touch()
+    gone, stat = cache.folder / "gone", Path.stat
+    gone.touch()
+    looks = iter([False, False, True])
+
+    def vanishing(path: Path, **how: Any) -> os.stat_result:
+        if path == gone:
+            raise FileNotFoundError(path)
+        return stat(path, **how)
+
+    monkeypatch.setattr(caching, "POLL", 0.01)
+    monkeypatch.setattr(Path, "stat", vanishing)
+    caching._await(cache.folder, lambda: next(looks))
 
 
 def test_files_are_never_half_there(cache: LatentCache, encoder: Encoder, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -383,11 +403,18 @@ def test_two_processes_make_the_same_cache(cache: LatentCache, encoder: Encoder,
     assert [counter.seen for counter in counters] == [18, 2]
 
 
-def test_processes_that_see_different_folders_are_told(cache: LatentCache, encoder: Encoder) -> None:
+def test_processes_that_see_different_folders_are_told(
+    cache: LatentCache, encoder: Encoder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(caching, "SEEN", 0.0)
     with pytest.raises(RunError, match="one and the same folder"):
         built(cache, encoder, processes(0, 2))
     with pytest.raises(RunError, match="this process does not see it"):
         built(replace(cache, root=cache.root / "elsewhere"), encoder, processes(1, 2))
+    assert not list(cache.root.rglob(".process-0"))
+    (cache.folder / ".process-7").touch()
+    built(cache, encoder)
+    assert not list(cache.root.rglob(".process-*")), "one that was killed left it"
 
 
 def test_another_run_at_the_same_cache_waits(

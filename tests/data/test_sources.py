@@ -62,6 +62,11 @@ def test_paths_globs_and_braces_in_their_order(
         assert [place.name for source in sources for place in places(source)] == found
 
 
+def test_what_is_no_path_is_nowhere_and_raises_nothing() -> None:
+    for text in ("pipe:" + "curl -H secret " * 40, "s3://bucket/{0..3}.tar", "~nobody-of-this-name/a.tar"):
+        assert places(text) == []
+
+
 def test_identity_follows_size_and_time(folder: Path) -> None:
     def identity(url: str = f"{folder}/000.tar") -> str:
         return find_shards([url])[0].identity

@@ -76,15 +76,21 @@ def test_all_faults_at_once(tmp_path: Path) -> None:
     assert [line.split(": ")[1] for line in str(error.value).splitlines()[:2]] == ["0003", "0001"]
 
 
-def test_captions_alone_are_taken_whatever_their_pictures_are(tmp_path: Path) -> None:
+def test_captions_alone_are_taken_whatever_their_pictures_are(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     file = shard(tmp_path / "bad.tar", 5, {1: {"png": TORN}, 3: {"txt": b""}})
     assert read_captions(str(file)).prompts == tuple(caption(index) for index in (0, 1, 2, 4))
+    assert "bad.tar: faults were skipped, empty caption: 1" in " ".join(capsys.readouterr().err.split())
     with pytest.raises(ModelError, match="empty caption: 1"):
         read_captions(str(file), skip=False)
-    command = f"pipe:cat {file}"
+    command = f"pipe:echo >> {tmp_path}/asked; cat {file}"
     assert read_captions(command, allow_pipes=True).prompts == read_captions(str(file)).prompts
-    with pytest.raises(ModelError, match="prompts are of no command; write what it gives into a file"):
+    assert (tmp_path / "asked").read_text() == "\n", "once"
+    with pytest.raises(ModelError, match="allow commands where you start the run"):
         read_captions(command)
+    with pytest.raises(ModelError, match="prompts are of no command; write what it gives into a file"):
+        read_prompts(command)
 
 
 def test_pictures_of_prompts_are_looked_at_once_though_a_plan_and_its_run_ask(

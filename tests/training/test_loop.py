@@ -226,7 +226,9 @@ def test_a_damaged_checkpoint_is_passed_over(tmp_path: Path, capsys: pytest.Capt
     assert [file.name for file in (oldest, newest)] == ["step-00000004.pt", "step-00000005.pt"]
     assert latest_checkpoint(tmp_path) == {"step": 5}
     whole = newest.read_bytes()
-    for raw in (b"", b"rubbish", whole[:-100], whole[: len(whole) // 2], bytes(len(whole))):
+    cuts = [whole[:size] for size in range(1, len(whole), 97)]
+    assert len(cuts) > 5
+    for raw in (b"", b"rubbish", whole[:-100], bytes(len(whole)), *cuts):
         newest.write_bytes(raw)
         assert latest_checkpoint(tmp_path) == {"step": 4}
         assert f"{newest}: cannot be read" in " ".join(capsys.readouterr().err.split())

@@ -121,7 +121,7 @@ def test_what_is_learnt_from_is_not_held_out(tmp_path: Path) -> None:
     for number in range(3):
         tars.write(tmp_path / f"{number}.tar", tars.samples(number))
     settings(data={"train": f"{tmp_path}/[01].tar", "held_out": f"{tmp_path}/2.tar"})
-    with pytest.raises(ModelError, match=r"^data\.held_out: .*/1\.tar: is learnt from, as data\.train names it"):
+    with pytest.raises(ModelError, match=r"^data\.held_out: .*/1\.tar: is learnt from, as data\.train names it; hold"):
         settings(data={"train": f"{tmp_path}/[01].tar", "held_out": f"{tmp_path}/{{1,2}}.tar"})
 
 
