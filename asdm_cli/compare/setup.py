@@ -302,6 +302,8 @@ def output_alone(setups: Iterable[Setup]) -> list[Setup]:
         line = CacheRule(nodes=OUT, schedule=schedule, extrapolate="linear")
         made = setup.with_cache("", CachePlan(rules=[line]), series=ALONE)
         name = f"{ALONE}, {schedule if adaptive else f'{len(full)} calls of {steps.calls}'}"
+        if any(isinstance(spec, GuidanceScheduleSpec) for spec in setup.patches):
+            name = f"{name}, guidance in an interval"[:LONGEST]
         lines.append((made, name, f"{name}, {setup.cache.rules[0].schedule}"[:LONGEST]))
         if [rule.model_copy(update={"schedule": schedule}).as_line for rule in setup.cache.rules] == [line]:
             same.append((made.patches, made.steps))

@@ -139,6 +139,10 @@ def test_a_line_takes_no_name_that_is_somebody_s(tiny_pipeline: Path) -> None:
     (other,) = output_alone([plan, whole(tiny_pipeline, line.name)])
     assert other.name != line.name
     assert other.patches == line.patches
+    guided = replace(plan, name="guided", patches=(*plan.patches, GuidanceScheduleSpec(until=300)))
+    lines = output_alone([plan, guided])
+    assert [each.name for each in lines] == [line.name, f"{line.name}, guidance in an interval"]
+    assert GuidanceScheduleSpec(until=300) in lines[1].patches
 
 
 def test_nothing_left_out_has_no_line_beside_it(tiny_pipeline: Path) -> None:
