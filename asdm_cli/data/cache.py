@@ -475,25 +475,27 @@ class Pieces:
         self.folder, self.number, self.place = folder, number, 0
         self.rows: dict[str, Tensor] = {}
         with suppress(ModelError):
-            while (
-                shard.kind != "pipe"
-                and (file := _piece(folder, number, self.place)).is_file()
-                and _tensors(file)[1] == PIECE
-            ):
+            while shard.kind != "pipe" and self._file.is_file() and _tensors(self._file)[1] == PIECE:
                 self.place += 1
         self.written = PIECE * self.place
 
+    @property
+    def _file(self) -> Path:
+        return _piece(self.folder, self.number, self.place)
+
+    @property
+    def _waiting(self) -> int:
+        return len(next(iter(self.rows.values()), ()))
+
     def add(self, rows: Mapping[str, Tensor]) -> None:
         self.rows = {name: torch.cat([self.rows[name], each]) if self.rows else each for name, each in rows.items()}
-        while self.rows and len(next(iter(self.rows.values()))) >= PIECE:
+        while self._waiting >= PIECE:
             self.write()
 
     def write(self) -> None:
         """A whole one, or the rest."""
-        if self.rows and len(next(iter(self.rows.values()))):
-            _write(
-                _piece(self.folder, self.number, self.place), {name: each[:PIECE] for name, each in self.rows.items()}
-            )
+        if self._waiting:
+            _write(self._file, {name: each[:PIECE] for name, each in self.rows.items()})
             self.place, self.rows = self.place + 1, {name: each[PIECE:] for name, each in self.rows.items()}
 
 
