@@ -11,6 +11,7 @@ import json
 import os
 import re
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from shlex import quote
@@ -81,6 +82,10 @@ OTHERS: tuple[tuple[str, str], ...] = (
     (r"(input|output)_blocks\.", "a UNet alone"),
 )
 """How names of tensors begin, and what such a file holds."""
+BESIDE_VAE = ".vae.safetensors"
+"""How a VAE is called that user interfaces take in the place of that of the file beside it."""
+OF_VAE = ("encoder.", "decoder.", "quant_conv.", "post_quant_conv.")
+"""How its tensors are called, with or without `VAE` in front."""
 WHOLE = "give a file with a whole pipeline, or a diffusers directory"
 MOVED = f"{WHOLE}; what `asdm export` wrote needs its folder {BESIDE_FILE}/ beside it"
 UNPICKLE = (
@@ -107,7 +112,8 @@ def unpickled(file: str, what: str = "the whole pipeline of it") -> str:
 def from_single_file(file: Path, text: str) -> ModelDirectory:
     """The directory that a file's pipeline was converted to, now or before. Raises ModelError for other files."""
     found = _read(file)
-    taken_for = hashlib.sha256(json.dumps(found.configs, sort_keys=True).encode()).hexdigest()
+    other = [_digest(each) for each in found.files if each != file]
+    taken_for = hashlib.sha256("".join([json.dumps(found.configs, sort_keys=True), *other]).encode()).hexdigest()
     folder = _cache() / "single-files" / f"{_digest(file)[:16]}-{taken_for[:8]}"
     folder.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(folder.parent / f".{folder.name}.converting"):
@@ -139,6 +145,11 @@ class Held:
     """The configurations that `asdm export` wrote with it."""
 
     @property
+    def files(self) -> list[Path]:
+        """Itself, and that of a VAE beside it."""
+        return list(dict.fromkeys([self.file, *(entry.file for entry in self.tensors.values())]))
+
+    @property
     def configs(self) -> dict[str, dict[str, Any]]:
         if self.beside:
             return {str(file.relative_to(self.beside)): read_mapping(file) for file in _texts(self.beside, CONFIGS)}
@@ -157,20 +168,23 @@ class Held:
 
 def _read(file: Path) -> Held:
     tensors = read_headers([file]).tensors
+    if vae := vae_beside(file):
+        tensors = {name: entry for name, entry in tensors.items() if not name.startswith(VAE)} | vae
     present = [
         family
         for family, (_, encoders) in FAMILIES.items()
         if all(any(name.startswith(each) for name in tensors) for each in (UNET, VAE, *encoders.values()))
     ]
     if not present or CONV_IN not in tensors:
-        raise ModelError(f"{file}: {_what_else(tensors)}; {WHOLE}")
+        raise ModelError(f"{file}: {_what_else(tensors)}; {WHOLE}{_vae_alone(file, tensors)}")
     if other := next((name for name in tensors if name.startswith(EDM)), ""):
         what = f"holds {other}: it was trained with another noise, which a file's family does not say"
         raise ModelError(f"{file}: {what}; give its diffusers directory")
     family, channels = present[0], tensors[CONV_IN].shape[1]
     if beside := configs_beside(file):
         check_index(ModelDirectory(beside, file.stem, file.stem))
-        return Held(file, tensors, family, channels, "", False, f"{FAMILIES[family][0]}, as {beside} says", beside)
+        told = f"{FAMILIES[family][0]}, as {beside} says" + _with(vae)
+        return Held(file, tensors, family, channels, "", False, told, beside)
     if family == REFINER:
         raise ModelError(f"{file}: holds an SDXL refiner, whose text encoder no file's family has; {MOVED}")
     if channels not in PIPELINES:
@@ -180,8 +194,28 @@ def _read(file: Path) -> Held:
             "parts beside the file: give its diffusers directory"
         )
     prediction, why = _prediction(file, tensors, family, channels)
-    told = f"{FAMILIES[family][0]}, {channels} channels in, {prediction} {why}".rstrip()
+    told = f"{FAMILIES[family][0]}, {channels} channels in, {prediction} {why}".rstrip() + _with(vae)
     return Held(file, tensors, family, channels, prediction, "ztsnr" in tensors, told)
+
+
+def vae_beside(file: Path) -> dict[str, Entry]:
+    """What the VAE beside a file holds, by the names that it has in a whole one; nothing where there is none.
+    ModelError for one with other names."""
+    beside = file.with_name(file.stem + BESIDE_VAE)
+    if not beside.is_file():
+        return {}
+    held = {name.removeprefix(VAE): entry for name, entry in read_headers([beside]).tensors.items()}
+    own = {f"{VAE}{name}": entry for name, entry in held.items() if name.startswith(OF_VAE)}
+    if not own or any("_blocks." in name for name in own):
+        what = "holds no VAE as single files have it" if not own else "holds a VAE as diffusers has it"
+        raise ModelError(
+            f"{beside}: {what}, and the file beside it would be drawn with it; give its original, or take it away"
+        )
+    return own
+
+
+def _with(vae: Mapping[str, Entry]) -> str:
+    return f", with the VAE of {next(iter(vae.values())).file.name}" if vae else ""
 
 
 def configs_beside(file: Path) -> Path | None:
@@ -243,6 +277,14 @@ def _what_else(tensors: Mapping[str, Entry]) -> str:
     return f"holds no pipeline that is known (its first tensor: {next(iter(tensors), 'none')})"
 
 
+def _vae_alone(file: Path, tensors: Mapping[str, Entry]) -> str:
+    """The way out where nothing but a VAE is missing."""
+    encoders = [prefix for _, each in FAMILIES.values() for prefix in each.values()]
+    enough = CONV_IN in tensors and any(name.startswith(tuple(encoders)) for name in tensors)
+    without = enough and not any(name.startswith(VAE) for name in tensors)
+    return f"; or put its VAE beside it, as {file.stem}{BESIDE_VAE}" if without else ""
+
+
 # --- converting ---
 
 
@@ -290,8 +332,13 @@ def _convert(found: Held, folder: Path) -> None:
 
     held = found.configs
     _convert_unet(found, folder / "unet" / WEIGHTS)
-    with safe_open(found.file, framework="pt") as opened:
-        state = {name: opened.get_tensor(name) for name in found.tensors}
+    with ExitStack() as stack:
+        opened = {file: stack.enter_context(safe_open(file, framework="pt")) for file in found.files}
+        named = {file: {*each.keys()} for file, each in opened.items()}
+        state = {
+            name: opened[entry.file].get_tensor(name if name in named[entry.file] else name.removeprefix(VAE))
+            for name, entry in found.tensors.items()
+        }
         vae = mapping.convert_ldm_vae_checkpoint(state, held[f"vae/{CONFIG}"])
         _write(vae, state, found.tensors, folder / "vae" / WEIGHTS)
         for name, prefix in FAMILIES[found.family][1].items():

@@ -97,6 +97,32 @@ def test_a_file_is_the_pipeline_that_it_was_made_of(kind: str, files: Files) -> 
     assert len(files.told) == 1
 
 
+@pytest.mark.parametrize("prefix", ["", "first_stage_model."])
+def test_a_vae_beside_the_file_takes_the_place_of_its_own_or_of_none(prefix: str, files: Files) -> None:
+    file, source = files.make("sd15")
+    held, mark = load_file(file), "first_stage_model."
+    vae = {f"{prefix}{name.removeprefix(mark)}": each * 2 for name, each in held.items() if name.startswith(mark)}
+    beside = file.with_name("sd15.vae.safetensors")
+    plain = find(str(file))
+    save_file({**vae, "loss.logvar": torch.zeros(1)}, beside)
+    for tensors in (held, {name: each for name, each in held.items() if not name.startswith(mark)}):
+        save_file(tensors, file)
+        found = find(str(file))
+        assert found.path != plain.path
+        assert files.told[-1].count("with the VAE of sd15.vae.safetensors") == 1
+        ours, theirs = states(found.path), states(source)
+        assert ours.keys() == theirs.keys()
+        assert all(torch.equal(ours[name], (2 if name.startswith("vae") else 1) * theirs[name]) for name in ours)
+    beside.unlink()
+    with pytest.raises(
+        ModelError, match=r"holds a UNet without a VAE; .*; or put its VAE beside it, as sd15\.vae\.saf"
+    ):
+        find(str(file))
+    save_file(load_file(next((source / "vae").glob("*.safetensors"))), beside)
+    with pytest.raises(ModelError, match=r"sd15\.vae\.safetensors: holds a VAE as diffusers has it"):
+        find(str(file))
+
+
 @pytest.mark.parametrize(
     ("extra", "told"),
     [
