@@ -64,7 +64,7 @@ def put(pipe: Any, *patches: dict[str, Any]) -> Any:
 
 # Drawing --------------------------------------------------------------------------------------------------------------
 
-EVERYTHING = (interval(), interval(0, 50, outside="reuse"), interval(-99, by="log-snr", outside="difference"))
+EVERYTHING = (interval(), interval(0, 50, outside="reuse"), interval(-99, 99, by="log-snr", outside="difference"))
 
 
 @pytest.mark.parametrize("kind", KINDS)
