@@ -59,6 +59,8 @@ SETTINGS = {"scheduler": "scheduler_config.json", "tokenizer": "tokenizer_config
 """Components without weights, and the file without which libraries would take settings of another model."""
 BESIDE_FILE = "config"
 """The folder beside a single file with the rest of its pipeline, as `asdm export` writes it."""
+BESIDE_VAE = ".vae.safetensors"
+"""What a VAE's name ends in that user interfaces take in the place of that of the file beside it."""
 ADAPTER_CONFIG = "adapter_config.json"
 """What peft writes beside weights of its own."""
 CONFIGS = (CONFIG, *SETTINGS.values(), "preprocessor_config.json")

@@ -25,6 +25,7 @@ from asdm_cli.console import bar, note
 from asdm_cli.errors import ModelError
 from asdm_cli.models.directory import (
     BESIDE_FILE,
+    BESIDE_VAE,
     CONFIG,
     CONFIGS,
     INDEX,
@@ -82,8 +83,6 @@ OTHERS: tuple[tuple[str, str], ...] = (
     (r"(input|output)_blocks\.", "a UNet alone"),
 )
 """How names of tensors begin, and what such a file holds."""
-BESIDE_VAE = ".vae.safetensors"
-"""How a VAE is called that user interfaces take in the place of that of the file beside it."""
 OF_VAE = ("encoder.", "decoder.", "quant_conv.", "post_quant_conv.")
 """How its tensors are called, with or without `VAE` in front."""
 WHOLE = "give a file with a whole pipeline, or a diffusers directory"

@@ -20,7 +20,17 @@ from pydantic import BaseModel, Field
 from asdm_cli import __version__
 from asdm_cli.console import note, track
 from asdm_cli.errors import Faults, ModelError, RunError
-from asdm_cli.models.directory import ADAPTER_CONFIG, BESIDE_FILE, INDEX, UNET, UNETS, ModelDirectory, check_unet, find
+from asdm_cli.models.directory import (
+    ADAPTER_CONFIG,
+    BESIDE_FILE,
+    BESIDE_VAE,
+    INDEX,
+    UNET,
+    UNETS,
+    ModelDirectory,
+    check_unet,
+    find,
+)
 from asdm_cli.models.sources import names_directory
 from asdm_cli.models.write import WEIGHT_FILE, assemble_directory, carry_component, component_files, write_json
 from asdm_cli.recipe.messages import validated
@@ -156,11 +166,12 @@ def made_from(texts: Iterable[str], whole: bool = False) -> Origin:
 
 
 def read_with(files: Iterable[Path]) -> list[Path]:
-    """These, and what says how single files among them are read: an original configuration, those of an export, the
+    """These, and what single files among them are read with: an original configuration, those of an export, a VAE, the
     settings of a LoRA."""
     found = list(files)
     for file in [each for each in found if each.suffix == WEIGHT_FILE and each.is_file()]:
-        found += [file.with_suffix(".yaml"), file.with_name(ADAPTER_CONFIG), *(file.parent / BESIDE_FILE).rglob("*")]
+        found += [*map(file.with_suffix, (".yaml", BESIDE_VAE)), file.with_name(ADAPTER_CONFIG)]
+        found += (file.parent / BESIDE_FILE).rglob("*")
     return found
 
 
