@@ -354,6 +354,23 @@ def _inherit(figures: Figures) -> str:
         intervals. [All figures](results/{name.replace("-pocket", "")}.md)."""
 
 
+GUIDED = {
+    "image speed-up": [("image_speedup", "")],
+    "UNet, MACs": [("macs_share", "")],
+    "label accuracy": [("label_accuracy", "")],
+    "its change": [("label_accuracy_change", "")],
+    "KID": [("kid", "")],
+    "PSNR, dB": [("psnr_db", "")],
+}
+
+
+def _guided(figures: Figures) -> str:
+    given = figures.inputs
+    return f"""`asdm run recipes/inherit-pocket-guidance.yaml` on one core of a busy machine
+        ({figures.card("device").removeprefix("cpu: ")}), {figures.card("date")[:10]}: {given["per_prompt"]} pictures of
+        each of {given["limit"]} captions; {figures.card("rounds")} rounds of images; 95 % intervals."""
+
+
 LEVELS = {
     "the last up block, `up.3`": "block (up.3)",
     "all but the two outermost, `deepcache.1`": "block (branch 1)",
@@ -655,13 +672,7 @@ BLOCKS = (
         "guidance",
         "inherit-guidance",
         "50 DDIM steps, guidance 3",
-        {
-            "image speed-up": [("image_speedup", "")],
-            "label accuracy": [("label_accuracy", "")],
-            "its change": [("label_accuracy_change", "")],
-            "KID": [("kid", "")],
-            "PSNR, dB": [("psnr_db", "")],
-        },
+        GUIDED,
         {
             "plain": "plain",
             "interval alone": "guidance from 900 to 300",
@@ -670,6 +681,23 @@ BLOCKS = (
             "17 steps": "17 plain steps",
             "13 steps": "13 plain steps",
         },
+        _guided,
+    ),
+    Block(
+        "docs/inherit.md",
+        "guidance-dpm",
+        "inherit-guidance-dpm",
+        "25 DPM++ 2M steps, guidance 3",
+        GUIDED,
+        {
+            "plain": "plain",
+            "interval alone": "guidance from 900 to 300",
+            "12 calls alone": "12 calls in full",
+            "interval, 12 calls": "both",
+            "12 steps": "12 plain steps",
+            "9 steps": "9 plain steps",
+        },
+        _guided,
     ),
     Block(
         "docs/distill.md",
