@@ -11,11 +11,10 @@ from __future__ import annotations
 import functools
 import hashlib
 import json
-import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager, nullcontext, suppress
+from contextlib import nullcontext, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Generic, Literal, NamedTuple, Protocol, TypeVar
@@ -23,7 +22,6 @@ from typing import Annotated, Any, Generic, Literal, NamedTuple, Protocol, TypeV
 import numpy
 import torch
 from accelerate import PartialState
-from filelock import FileLock, Timeout
 from fsspec import filesystem
 from fsspec.core import url_to_fs
 from pydantic import BaseModel, Field
@@ -31,6 +29,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from asdm_cli.console import bar, note, track
+from asdm_cli.data.builders import is_there, only_builder, wait_until
 from asdm_cli.data.encoder import PARTS, Batch, Condition, Encoder
 from asdm_cli.data.images import CROP, UnreadableError, square
 from asdm_cli.data.shards import DATA_FORMAT, Faults, Shard, decoded, reading_store
@@ -43,7 +42,7 @@ from asdm_cli.unet.weights import Entry, check_regular, read_headers
 
 CACHE_FORMAT = 2
 """Counts changes of the files below."""
-DONE, EMPTY, LOCK = "cache.json", "empty.safetensors", ".lock"
+DONE, EMPTY = "cache.json", "empty.safetensors"
 LATENTS, FLIPPED = "latents", "flipped"
 """What is kept of a sample's picture; all else is of its caption."""
 WEIGHTLESS = ("tokenizer", "scheduler")
@@ -55,11 +54,6 @@ TOGETHER = 1024
 """Captions without pictures in one file."""
 PIECE = 256
 """Samples of a shard in one file: what is in memory while they are encoded, and at most lost with a kill."""
-QUIET, SEEN, POLL = 3600.0, 60.0, 1.0
-"""Seconds after which processes that write nothing are no longer waited for; in which one that has written is seen by
-all; and between two looks."""
-MARK = ".process-"
-"""What the name of a file begins with by which processes see that they share a folder."""
 
 
 class Placed(NamedTuple):
@@ -188,7 +182,7 @@ class Cache(ABC, Generic[Opened]):
             self.folder.mkdir(parents=True, exist_ok=True)
         complete = (self.folder / DONE).is_file()
         with only_builder(self.folder) if first and not complete else nullcontext():
-            complete = is_complete(self.folder, processes)  # perhaps by another run, for which this one waited
+            complete = is_there(self.folder / DONE, processes)  # perhaps by another run, for which this one waited
             if not complete:
                 mine = range(processes.process_index, self.count, processes.num_processes)
                 self._encode([number for number in self.missing() if number in mine], encoder)
@@ -196,7 +190,7 @@ class Cache(ABC, Generic[Opened]):
                     self._await_parts()
                     _write(self.folder / DONE, self._finish(encoder))
                 else:
-                    _await(self.folder, (self.folder / DONE).is_file)
+                    wait_until((self.folder / DONE).is_file, self.folder)
             processes.wait_for_everyone()
         return self._opened(_read(Done, self.folder / DONE), encoder)
 
@@ -208,7 +202,7 @@ class Cache(ABC, Generic[Opened]):
             left[:] = [number for number in left if not self._part(number).is_file()]
             return not left
 
-        _await(self.folder, all_there)
+        wait_until(all_there, self.folder)
 
 
 @dataclass(frozen=True)
@@ -529,62 +523,6 @@ def _stored(condition: Condition) -> dict[str, Tensor]:
     """As kept on disk: sizes in pixels need more than float16."""
     added = {name: value if name == "time_ids" else value.half() for name, value in condition.added.items()}
     return {"text": condition.text.half(), **added}
-
-
-def _await(folder: Path, done: Callable[[], bool]) -> None:
-    """However long it takes others, as long as they write: processes that meet give up after a time."""
-    last, since = set[tuple[str, int]](), time.monotonic()
-    while not done():
-        written = set()
-        for file in folder.glob("[!.]*"):
-            with suppress(FileNotFoundError):  # a machine may be late to see that it is gone
-                written.add((file.name, file.stat().st_mtime_ns))
-        if written != last:
-            last, since = written, time.monotonic()
-        elif time.monotonic() - since > QUIET:
-            what = f"other processes have written nothing for {QUIET / 60:.0f} minutes"
-            raise RunError(f"{folder}: {what}; see what they do, and give the same command again")
-        time.sleep(POLL)
-
-
-def is_complete(folder: Path, processes: PartialState) -> bool:
-    """All processes come here together: RunError for those that do not see the folder that the first one made, and for
-    those that have something to make and do not see all others in it."""
-    first, names = processes.is_main_process, {f"{MARK}{number}" for number in range(processes.num_processes)}
-    own = folder / f"{MARK}{processes.process_index}"
-    way = "all must see one and the same folder: choose a `cache_folder` that the machines share"
-    if first and not (folder / DONE).is_file():
-        for mark in folder.glob(f"{MARK}*"):
-            mark.unlink(missing_ok=True)
-    processes.wait_for_everyone()
-    if not folder.is_dir():
-        raise RunError(f"{folder}: the first process made this folder, and this process does not see it; {way}")
-    complete = (folder / DONE).is_file()
-    with suppress(OSError):  # a complete one may be on a disk that is only read
-        own.touch()
-    processes.wait_for_everyone()
-    seen, until = complete, time.monotonic() + SEEN
-    while not (seen := seen or names <= {file.name for file in folder.iterdir()}) and time.monotonic() < until:
-        time.sleep(POLL)  # over a network, what others wrote is seen some time later
-    processes.wait_for_everyone()
-    with suppress(OSError):
-        own.unlink()
-    if not seen:
-        raise RunError(f"{folder}: other processes are not seen there; {way}")
-    return complete
-
-
-@contextmanager
-def only_builder(folder: Path) -> Iterator[None]:
-    """Where another run is making the same, wait until it has. The kernel lets go of a killed one's lock."""
-    lock = FileLock(folder / LOCK)
-    try:
-        held = lock.acquire(blocking=False)
-    except Timeout:
-        note(f"{folder}: another run is making this cache; waiting until it is done")
-        held = lock.acquire()
-    with held:
-        yield
 
 
 def _read(kind: type[File], file: Path) -> File:

@@ -15,7 +15,8 @@ from typing import Any
 import torch
 from accelerate import PartialState
 
-from asdm_cli.data.cache import contents, only_builder
+from asdm_cli.data.builders import only_builder
+from asdm_cli.data.cache import contents
 from asdm_cli.data.pack import pack
 from asdm_cli.data.shards import Shard
 from asdm_cli.errors import RunError

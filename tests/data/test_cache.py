@@ -23,6 +23,7 @@ from filelock import FileLock
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
+from asdm_cli.data import builders
 from asdm_cli.data import cache as caching
 from asdm_cli.data.cache import CachedSamples, LatentCache, TextCache, UncachedSamples, refuse_streams
 from asdm_cli.data.encoder import Encoder, check_resolution
@@ -284,7 +285,7 @@ def test_a_complete_cache_is_only_read(cache: LatentCache, counting: Counting) -
     assert str(cache).endswith("complete, 10 samples")
     assert counting.seen == 20, "every picture and its mirror image"
     before = tree(cache.root)
-    with FileLock(cache.folder / caching.LOCK):
+    with FileLock(cache.folder / builders.LOCK):
         cache.open(ALONE, lambda: pytest.fail("nothing is left to encode"))
     assert tree(cache.root) == before
     about = json.loads((cache.folder / "cache.json").read_text())
@@ -341,7 +342,7 @@ def test_a_large_shard_is_kept_in_pieces_and_gone_on_with(
 def test_others_are_waited_for_as_long_as_they_write(
     cache: LatentCache, encoder: Encoder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(caching, "QUIET", 1.5)
+    monkeypatch.setattr(builders, "QUIET", 1.5)
     whole = replace(cache, root=tmp_path / "alone")
     built(whole, encoder)
     cache.folder.mkdir(parents=True)
@@ -375,9 +376,10 @@ def test_who_waits_does_not_mind_files_that_go_while_it_looks(
             raise FileNotFoundError(path)
         return stat(path, **how)
 
-    monkeypatch.setattr(caching, "POLL", 0.01)
+    monkeypatch.setattr(builders, "POLL", 0.01)
     monkeypatch.setattr(Path, "stat", vanishing)
-    caching._await(cache.folder, lambda: next(looks))
+    builders.wait_until(lambda: next(looks), cache.folder)
+    assert next(looks, None) is None
 
 
 def test_files_are_never_half_there(cache: LatentCache, encoder: Encoder, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -388,7 +390,7 @@ def test_files_are_never_half_there(cache: LatentCache, encoder: Encoder, monkey
     monkeypatch.setattr(caching, "save_file", full)
     with pytest.raises(OSError, match="No space"):
         built(cache, encoder)
-    assert not [path for path in cache.root.rglob("*") if path.is_file() and path.name != caching.LOCK]
+    assert not [path for path in cache.root.rglob("*") if path.is_file() and path.name != builders.LOCK]
 
 
 def test_two_processes_make_the_same_cache(cache: LatentCache, encoder: Encoder, tmp_path: Path) -> None:
@@ -406,7 +408,7 @@ def test_two_processes_make_the_same_cache(cache: LatentCache, encoder: Encoder,
 def test_processes_that_see_different_folders_are_told(
     cache: LatentCache, encoder: Encoder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(caching, "SEEN", 0.0)
+    monkeypatch.setattr(builders, "SEEN", 0.0)
     with pytest.raises(RunError, match="one and the same folder"):
         built(cache, encoder, processes(0, 2))
     with pytest.raises(RunError, match="this process does not see it"):
@@ -424,7 +426,7 @@ def test_another_run_at_the_same_cache_waits(
     whole = replace(cache, root=tmp_path / "first")
     built(whole, encoder)
     cache.folder.mkdir(parents=True)
-    with ThreadPoolExecutor(1) as other, FileLock(cache.folder / caching.LOCK) as lock:
+    with ThreadPoolExecutor(1) as other, FileLock(cache.folder / builders.LOCK) as lock:
         second = other.submit(built, cache, counting)
         time.sleep(0.3)
         assert not second.done()
