@@ -14,7 +14,7 @@ from torch import Tensor
 
 from asdm_cli.errors import ModelError, RunError
 from asdm_cli.models.directory import ModelDirectory
-from asdm_cli.models.load import load_pipeline
+from asdm_cli.models.load import cut_captions, load_pipeline
 
 PARTS = ("vae", "text_encoder", "text_encoder_2", "tokenizer", "tokenizer_2")
 """Components whose files say what latents and text states are."""
@@ -105,16 +105,6 @@ class Encoder:
             return condition
         zeros = torch.zeros_like(condition.added["text_embeds"])
         return Condition(torch.zeros_like(condition.text), {**condition.added, "text_embeds": zeros})
-
-
-def cut_captions(pipe: Any, captions: Iterable[str]) -> tuple[int, int]:
-    """How many have more tokens than its text encoder takes in, and how many tokens those are."""
-    tokenizer = getattr(pipe, "tokenizer", None) or getattr(pipe, "tokenizer_2", None)
-    if tokenizer is None:
-        return 0, 0
-    most: int = tokenizer.model_max_length
-    long = [caption for caption in captions if len(caption.encode()) > most - 2]  # a token has a byte or more
-    return sum(len(tokenizer(each, truncation=True, max_length=most + 1).input_ids) > most for each in long), most
 
 
 def _finite(values: Tensor, what: str) -> Tensor:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -235,3 +235,13 @@ def _require_finite(module: torch.nn.Module, folder: Path) -> None:
                 f"{folder}: {name} holds values that are no finite numbers in {dtype}; fetch or train the model again, "
                 "or load it in another dtype"
             )
+
+
+def cut_captions(pipe: Any, captions: Iterable[str]) -> tuple[int, int]:
+    """How many have more tokens than its text encoder takes in, and how many tokens those are."""
+    tokenizer = getattr(pipe, "tokenizer", None) or getattr(pipe, "tokenizer_2", None)
+    if tokenizer is None:
+        return 0, 0
+    most: int = tokenizer.model_max_length
+    long = [caption for caption in captions if len(caption.encode()) > most - 2]  # a token has a byte or more
+    return sum(len(tokenizer(each, truncation=True, max_length=most + 1).input_ids) > most for each in long), most

@@ -32,10 +32,9 @@ from PIL.Image import Image
 from torch import Tensor
 
 from asdm_cli.console import bar, note
-from asdm_cli.data.encoder import cut_captions
 from asdm_cli.data.images import read_rgb
 from asdm_cli.errors import RunError
-from asdm_cli.models.load import device_and_dtype
+from asdm_cli.models.load import cut_captions, device_and_dtype
 from asdm_cli.models.pipelines import CALLED, PIPELINES, Kind
 from asdm_cli.models.schedulers import set_steps
 from asdm_cli.sampling.prompts import Given
