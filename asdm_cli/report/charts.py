@@ -192,8 +192,9 @@ def _scatter(axes: Axes, view: Scatter, colours: Mapping[str, int]) -> list[Poin
         places = [[point.x.value for point in line], [point.y.value for point in line]]
         axes.plot(*places, color=f"C{colours[series]}", linewidth=1.5, zorder=2)
     for point in view.points:
-        named = f"C{colours[point.series]}" if view.lines and point.series else rcParams["text.color"]
-        colour = named if view.lines else "C0"
+        colour = "C0"
+        if view.lines:
+            colour = f"C{colours[point.series]}" if point.series else rcParams["text.color"]
         place, alpha = (point.x.value, point.y.value), 1.0 if point.front else 0.4
         reach = {"xerr": _reach(point.x), "yerr": _reach(point.y)}
         axes.errorbar(*place, **reach, fmt="none", ecolor=colour, elinewidth=1, capsize=2.5, alpha=0.6 * alpha)
