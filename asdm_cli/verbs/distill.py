@@ -40,7 +40,7 @@ from asdm_cli.unet.blocks import EXPERTS
 from asdm_cli.unet.weights import WEIGHTS
 
 RESUMABLE = True
-IMAGES = "pictures"
+IMAGES, TEACHER = "pictures", "teacher"
 AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
 FORMATS = {"F16": torch.float16, "BF16": torch.bfloat16}
 IN_HISTORY = ("data", "samples", "steps", "batch", "optimizer", "seed")
@@ -82,6 +82,8 @@ def run(plan: DistillPlan, run: Run) -> Report:
         card_of(model, plan, student, found, card).save(model / "README.md")
         if len(plan.students) > 1:  # each becomes a run directory of its own
             mine = [each for each in found if each.setup == student.name]
+            if (drawn := run.path / IMAGES / TEACHER).exists():
+                shutil.copytree(drawn, home / IMAGES / TEACHER, dirs_exist_ok=True)
             replace(run, path=home).write(report(replace(plan, students=[student]), mine, card, home))
             shutil.copyfile(run.path / "recipe.yaml", home / "recipe.yaml")
     shutil.copyfile(folder / LOG, run.path / LOG)
@@ -122,7 +124,7 @@ def make_task(
         modules[student.name] = unet
     if recipe.validation.prompts and state.is_main_process:
         pipe = load_pipeline(plan.host, device, torch.float32, with_unet=False)
-        task.on_validation = partial(_draw, pipe, plan, folder)
+        task.on_validation = partial(_draw, pipe, plan, task, folder)
     return task, modules
 
 
@@ -131,15 +133,29 @@ def at_a_time(recipe: DistillRecipe, processes: int) -> int:
     return max(1, min(SamplingSettings.batch, recipe.batch // (recipe.accumulate * processes)))
 
 
-def _draw(pipe: Any, plan: DistillPlan, folder: Path, name: str, unet: nn.Module, step: int) -> None:
-    """The same prompts and noise at every look, in calls that fit beside what is trained."""
+def _draw(  # noqa: PLR0913 - what draws, and what a look is of
+    pipe: Any, plan: DistillPlan, task: Distillation, folder: Path, name: str, unet: nn.Module, step: int
+) -> None:
+    """The same prompts and noise at every look; the teacher's pictures once."""
+    _look(pipe, plan, unet, _home(plan, name, folder) / IMAGES / f"{step:08}")
+    if task.teacher and not _is_whole(plan, drawn := folder / IMAGES / TEACHER):
+        with task.precise():
+            _look(pipe, plan, task.teacher, drawn)
+
+
+def _look(pipe: Any, plan: DistillPlan, unet: nn.Module, folder: Path) -> None:
+    """In calls that fit beside what is trained."""
     look, pipe.unet = plan.recipe.validation, unet
-    count, seed = len(look.prompts), plan.recipe.seed
-    kept = ImageSet(_home(plan, name, folder) / IMAGES / f"{step:08}", count)
-    few = min(count, at_a_time(plan.recipe, processes(plan.recipe.device).num_processes))
-    settings = SamplingSettings(look.steps, look.guidance, plan.resolution, seed, batch=few)
-    for index, image in draw(pipe, look.prompts, range(count), settings):
+    kept = ImageSet(folder, len(look.prompts))
+    few = min(kept.count, at_a_time(plan.recipe, processes(plan.recipe.device).num_processes))
+    settings = SamplingSettings(look.steps, look.guidance, plan.resolution, plan.recipe.seed, batch=few)
+    for index, image in draw(pipe, look.prompts, range(kept.count), settings):
         kept.save(index, image)
+
+
+def _is_whole(plan: DistillPlan, folder: Path) -> bool:
+    count = len(plan.recipe.validation.prompts)
+    return count > 0 and not ImageSet(folder, count).absent()
 
 
 def _home(plan: DistillPlan, name: str, folder: Path) -> Path:
@@ -213,17 +229,17 @@ def records(plan: DistillPlan, lines: Sequence[Line], seconds: Mapping[str, floa
 
 
 def report(plan: DistillPlan, found: Sequence[Record], card: Card, root: Path) -> Report:
-    """Of what lies in `root`, with those looks of which every image is whole; of many, some from first to last."""
+    """Of what lies in `root`, with those looks of which every image is whole; of many, some from first to last. The
+    teacher's pictures stand before them."""
     recipe, folders, setups = plan.recipe, dict[str, str](), dict[str, dict[str, object]]()
     teacher = f"from {plan.teacher.name}" if plan.teacher else "from the task alone"
     learned = f"{recipe.steps:,} steps of {recipe.batch} samples, {teacher}"
-    count = len(recipe.validation.prompts)
+    if _is_whole(plan, root / IMAGES / TEACHER):
+        folders[TEACHER] = f"{IMAGES}/{TEACHER}"
     for name in (student.name for student in plan.students):
         home = _home(plan, name, root)
         setups[name] = {"written": home.relative_to(root).as_posix(), "learned": learned}
-        looks = [
-            each for each in sorted((home / IMAGES).glob("[0-9]*")) if count and not ImageSet(each, count).absent()
-        ]
+        looks = [each for each in sorted((home / IMAGES).glob("[0-9]*")) if _is_whole(plan, each)]
         if len(looks) > SHOWN:
             looks = [looks[round(index * (len(looks) - 1) / (SHOWN - 1))] for index in range(SHOWN)]
         whose = f"{name}, " if len(plan.students) > 1 else ""

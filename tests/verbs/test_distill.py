@@ -193,7 +193,7 @@ def test_history_card_report_and_log_tell_how_it_was_made(run: Path, shallow_bas
     assert steps.keys() == LEARNED | {"lr", "gradient_norm"}
     assert (steps["task"], steps["task_held_out"]) == ([2, 4, 6], [4, 6])
     assert {each.of.removeprefix("phase/") for each in report.records if each.metric == "step_ms"} >= PHASES
-    assert pictures(run, report) == ["step 4", "step 6"]
+    assert pictures(run, report) == ["teacher", "step 4", "step 6"]
     assert "<svg" in (run / "report.html").read_text()
     lines = read_log(run / "log.jsonl")
     assert [line["step"] for line in lines if "loss" in line] == [2, 4, 6]
@@ -213,10 +213,10 @@ def test_several_students_become_run_directories(
         assert find(str(own)).path == own / "model"
         report = read(own)
         assert set(report.setups) == {each.setup for each in report.records} == {name}
-        assert len(pictures(own, report)) == 2
+        assert pictures(own, report) == ["teacher", "step 4", "step 6"]
     report = read(home)
     assert set(report.setups) == {"base", "small"} <= {each.setup for each in report.records}
-    assert len(pictures(home, report)) == 4
+    assert len(pictures(home, report)) == 5
     assert same_unet(run, home / "students/base"), "company changes nothing"
 
 

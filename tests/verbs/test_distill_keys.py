@@ -235,7 +235,7 @@ def usual(base: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -> dic
 def test_pictures_change_nothing_and_a_run_is_its_recipe(usual: dict[bool, dict[str, Any]]) -> None:
     """What differs below is the key's doing."""
     assert usual[False]["error"] is None
-    assert usual[True] == {**usual[False], "looks": ["00000002"], "pictures": usual[True]["pictures"]}
+    assert usual[True] == {**usual[False], "looks": ["00000002", "teacher"], "pictures": usual[True]["pictures"]}
 
 
 @pytest.mark.parametrize("key", RUN)
