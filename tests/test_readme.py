@@ -116,7 +116,10 @@ def workshop(tiny_pipeline: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     shutil.copytree(tiny_pipeline, tmp_path / "few" / "model")
     tiny.probe(tmp_path / "few" / "model" / "probe", drawings.COLOURS)
     monkeypatch.setattr(sources, "_pocket", lambda: ModelDirectory(tmp_path / "few" / "model", "pocket", "pocket"))
-    shipped = {name: str(drawings.shard(tmp_path / "few" / file.removesuffix(".gz"), 6)) for name, file in shards.SHIPPED.items()}
+    shipped = {
+        name: str(drawings.shard(tmp_path / "few" / file.removesuffix(".gz"), 6))
+        for name, file in shards.SHIPPED.items()
+    }
     monkeypatch.setattr(shards, "SHIPPED", shipped)
     monkeypatch.setattr("asdm_cli.verbs.run.run_stage", in_this_process)
     monkeypatch.setattr("asdm_cli.compare.costs.in_fresh_process", lambda _name, work, *given: work(*given))
