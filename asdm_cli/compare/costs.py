@@ -21,6 +21,7 @@ from asdm_cli.models.schedulers import strength_of
 from asdm_cli.patches.base import Trajectory
 from asdm_cli.patches.cache_plan import ResolvedPlan, Reused, resolve
 from asdm_cli.patches.feature_cache import FeatureCache
+from asdm_cli.patches.guidance import GROUPS, HALVES
 from asdm_cli.profiling.expected import Work
 from asdm_cli.profiling.latency import (
     block_seconds,
@@ -31,7 +32,6 @@ from asdm_cli.profiling.latency import (
     time_interleaved,
 )
 from asdm_cli.profiling.memory import FEW_STEPS, in_fresh_process, measure_memory
-from asdm_cli.recipe.patches import FeatureCacheSpec
 from asdm_cli.recipe.verbs import OnDevice
 from asdm_cli.records import Record
 from asdm_cli.unet.flops import Macs, countable, inputs, macs, macs_of, parameters
@@ -115,14 +115,18 @@ def unet_calls(session: Session, setups: Sequence[Setup], rounds: Rounds) -> lis
     bodies: dict[Any, Setup] = {}
     for setup in setups:
         bodies.setdefault((setup.body, setup.rows), setup)
+    by_name = {one.name: one for one in bodies.values()}
     found: list[Record] = []
     for batch in sorted({1, *rounds.batches}):
-        with ExitStack() as stack:
-            works = {one.name: _call(stack, session, one, rounds.size, batch) for one in bodies.values()}
-            doing = f"timing UNet calls, batch {batch}"
-            taken = time_interleaved(
-                works, warmups=rounds.warmups, rounds=rounds.repeats, seconds=stopwatch(session.device), doing=doing
-            )
+        works = {one.name: _call(session, one, rounds.size, batch) for one in bodies.values()}
+        taken = time_interleaved(
+            works,
+            warmups=rounds.warmups,
+            rounds=rounds.repeats,
+            seconds=stopwatch(session.device),
+            doing=f"timing UNet calls, batch {batch}",
+            around=lambda name: session.present(session.bare(by_name[name])),
+        )
         whole = {setup.name: taken[bodies[setup.body, setup.rows].name] for setup in setups}
         of = "" if batch == 1 else f"batch/{batch}"
         speeds = ratios("unet_speedup", whole, of)
@@ -137,16 +141,15 @@ def by_block(session: Session, setups: Sequence[Setup], size: int | None) -> lis
     found = []
     for setup in {each.body: each for each in reversed(setups)}.values():
         note(f"{setup.name}: profiling its blocks")
-        with ExitStack() as stack, blame(setup.name, "profiling its blocks"):
-            call = _call(stack, session, setup, size, 1)
-            taken = block_seconds(session.bare(setup), setup.config, call, session.device)
+        with blame(setup.name, "profiling its blocks"), session.present(session.bare(setup)) as unet:
+            taken = block_seconds(unet, setup.config, _call(session, setup, size, 1), session.device)
         found += [Record(setup.name, "unet_ms", 1e3 * each, of=f"block/{at}") for at, each in taken.items()]
     return found
 
 
 def memory(session: Session, setup: Setup, size: int | None) -> list[Record]:
-    """Of one whole image where the set-up draws, of few steps unless a plan says what is kept at which; else of one
-    UNet call of one image. On the CPU in a process of its own."""
+    """Of one whole image where the set-up draws, of few steps unless patches make its calls unlike; else of one UNet
+    call of one image. On the CPU in a process of its own."""
     note(f"{setup.name}: measuring memory")
     if session.device.type == "cpu":
         found = in_fresh_process(setup.name, _measured, setup, session.device, session.dtype, size)
@@ -164,21 +167,20 @@ def _measured(
         if setup.draws:
             pipe, _ = stack.enter_context(session.stage(setup))
             few = math.ceil(FEW_STEPS / strength_of(setup.kind, setup.strength))
-            planned = any(isinstance(spec, FeatureCacheSpec) for spec in setup.patches)
-            work = image_call(pipe, setup if planned else replace(setup, steps=min(setup.steps, few)), size)
+            fewer = setup if setup.patches else replace(setup, steps=min(setup.steps, few))
+            work = image_call(pipe, fewer, size)
             components = list(networks(pipe).values())
         else:
-            work = _call(stack, session, setup, size, 1)
-            components = [session.bare(setup)]
+            components = [stack.enter_context(session.present(session.bare(setup)))]
+            work = _call(session, setup, size, 1)
         with blame(setup.name, "running once to measure its memory"):
             found = measure_memory(components, work, device)
     return found.weights, found.peak
 
 
-def _call(stack: ExitStack, session: Session, setup: Setup, size: int | None, images: int) -> Callable[[], None]:
-    """A UNet call of so many images, on latents of noise."""
-    unet = stack.enter_context(session.present(session.bare(setup)))
-    count = images * setup.rows
+def _call(session: Session, setup: Setup, size: int | None, images: int) -> Callable[[], None]:
+    """A UNet call of so many images, on latents of noise, where the UNet is present."""
+    unet, count = session.bare(setup), images * setup.rows
     shape = setup.latent(size), setup.surroundings[1], session.device, session.dtype
     arguments = inputs(setup.config, count, *shape)
 
@@ -292,9 +294,9 @@ def _one_round(session: Session, setup: Setup, cache: FeatureCache | None, round
 
 
 def _rows(setup: Setup, present: Groups) -> int:
-    """Latents of a call with these groups of rows."""
-    every = max(map(len, _groups(setup)), default=0)
-    return setup.rows * len(present) // every if every else setup.rows
+    """Latents of a call with these groups of rows; with none, of all."""
+    every = len(GROUPS.get(setup.kind, HALVES))
+    return setup.rows * len(present) // every if present else setup.rows
 
 
 def _evenly(steps: Any) -> Trajectory:

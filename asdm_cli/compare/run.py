@@ -45,13 +45,14 @@ Times = dict[str, dict[str, list[float]]]
 class Measures:
     """What is found out. `prompts` and `metrics` None: nothing is drawn to be judged; `rounds` None: nothing is timed.
 
-    `unet`: also UNet calls, block by block, plans call by call, and memory.
+    `unet`: also UNet calls, block by block, plans call by call, and memory. Without `costs` nothing is counted either.
     """
 
     prompts: PromptList | None = None
     metrics: MetricSettings | None = None
     rounds: Rounds | None = None
     unet: bool = False
+    costs: bool = True
     reference: str = ""
     converged: Setup | None = None
     grid: int = 8
@@ -85,9 +86,11 @@ def compare(
         sets = draw_all(session, [*setups, *near], prompts, place, out / SAMPLES, state)
     if not state.is_main_process:
         return None
-    records, timelines = costs_of(session, setups, measures, place, out)
-    report = Report("", {setup.name: setup.facts for setup in setups}, under(COST, records), timelines=timelines)
-    report.protocols[COST] = _cost_card(setups, measures.rounds, place)
+    report = Report("", {setup.name: setup.facts for setup in setups})
+    if measures.costs:
+        records, timelines = costs_of(session, setups, measures, place, out)
+        report = replace(report, records=under(COST, records), timelines=timelines)
+        report.protocols[COST] = _cost_card(setups, measures.rounds, place)
     fused = {each.told: one.name for one in reversed(setups) if one.model for each in one.model.adapters}
     report.notes.extend(f"{name}: {told}." for told, name in reversed(fused.items()))
     return _judged(report, session, setups, measures, place, sets) if sets else report
@@ -110,7 +113,7 @@ def draw_all(
     share = Share(state.process_index, state.num_processes)
     for setup in setups:
         target = sets[setup.name]
-        wanted = target.missing(share.of(range(target.count), place.batch))
+        wanted = target.missing(share.of(range(target.count), place.batch, place.device))
         if not wanted:
             continue
         settings = sampling(setup, place)
@@ -165,9 +168,19 @@ def costs_of(
         }
         for part, make in measured.items():
             records += kept_records(out / SAMPLES / f"{part}.json", origin, make)
-    counted = {setup.name: _count(session, setup, place) for setup in track(drawing, "counting", len(drawing))}
+    counts = kept(out / SAMPLES / "counts.json", _made_as(setups, place), partial(_counted, session, drawing, place))
+    records += [Record(**each) for each in counts["records"]]
+    if rounds and drawing:
+        records += _image_times(session, drawing, rounds, place, out)
+    return records, [Timeline(**each) for each in counts["timelines"]]
+
+
+def _counted(session: Session, setups: Sequence[Setup], place: Place) -> dict[str, list[dict[str, Any]]]:
+    """Records and timelines of what is counted while each draws."""
+    counted = {setup.name: _count(session, setup, place) for setup in track(setups, "counting", len(setups))}
+    records: list[Record] = []
     for name, (counts, stats) in counted.items():
-        against = drawing[0].name
+        against = setups[0].name
         unet, first = (counted[each][0].components["unet"].total for each in (name, against))
         by_name = {"calls": counts.calls, "latents": counts.rows, "image_macs_g": unet / 1e9}
         by_name["plain_image_macs_g"] = counts.components["unet"].plain / 1e9
@@ -177,9 +190,8 @@ def costs_of(
         records.append(Record(name, "macs_share", unet / first, against=against))
         parts = {f"component/{part}": each.total / 1e9 for part, each in counts.components.items()}
         records += [Record(name, "image_macs_g", value, of=part) for part, value in parts.items()]
-    if rounds and drawing:
-        records += _image_times(session, drawing, rounds, place, out)
-    return records, _timelines(drawing, {name: stats for name, (_, stats) in counted.items()})
+    timelines = _timelines(setups, {name: stats for name, (_, stats) in counted.items()})
+    return {"records": [*map(asdict, records)], "timelines": [*map(asdict, timelines)]}
 
 
 def _count(session: Session, setup: Setup, place: Place) -> tuple[Counts, Stats]:
@@ -211,9 +223,13 @@ def _image_times(session: Session, setups: Sequence[Setup], rounds: Rounds, plac
 
 def _timed_as(setups: Sequence[Setup], rounds: Rounds, place: Place) -> dict[str, Any]:
     """All that times depend on."""
-    whole = {one.name: {**one.origin(), "configs": one.configs} for one in setups}
+    return {**_rounds(rounds), **_made_as(setups, place)}
+
+
+def _made_as(setups: Sequence[Setup], place: Place) -> dict[str, Any]:
+    whole = [{"name": one.name, **one.origin(), "configs": one.configs} for one in setups]
     where = {"size": place.size, "machine": {**machine(place.device), "dtype": str(place.dtype)}}
-    return {**_rounds(rounds), **where, "setups": whole}
+    return {**where, "setups": whole}
 
 
 def image_times(session: Session, setups: Sequence[Setup], rounds: Rounds, place: Place, batch: int) -> Times:

@@ -319,10 +319,11 @@ def output_alone(setups: Iterable[Setup]) -> list[Setup]:
 
 
 def converged(plain: Setup, steps: int | None) -> Setup | None:
-    """Who draws the images near the solution that every sampler is after, if a recipe wants any."""
+    """Who draws the images near the solution that every sampler is after, if a recipe wants any: without plans."""
     if steps is None:
         return None
-    return replace(plain, name=CONVERGED, series=CONVERGED, steps=steps, sampler="dpm++2m")
+    patches = tuple(spec for spec in plain.patches if not isinstance(spec, FeatureCacheSpec))
+    return replace(plain, name=CONVERGED, series=CONVERGED, steps=steps, sampler="dpm++2m", patches=patches)
 
 
 def misfits(setups: Iterable[Setup]) -> list[str]:
@@ -345,14 +346,18 @@ def misfits(setups: Iterable[Setup]) -> list[str]:
                 for spec in setup.patches
                 if isinstance(spec, DeepCacheSpec) and spec.steps != setup.steps
             ]
-            if (
-                setup.draws
-                and setup.rows == 1
-                and any(isinstance(spec, GuidanceScheduleSpec) for spec in setup.patches)
-            ):
+            interval = any(isinstance(spec, GuidanceScheduleSpec) for spec in setup.patches)
+            if setup.draws and interval and setup.rows == 1:
                 more = ", or give more" if setup.guidance <= 1 else ""
                 what = "has no calls without the prompt, which a guidance schedule could leave out"
                 wrong.append(f"guidance {setup.guidance:g} {what}; leave it out{more}")
+            if not setup.one_unet:
+                what = "was fitted to all calls of a generation, and here UNets take turns"
+                wrong += [
+                    f"the plan of {spec.unet or 'these UNets'} {what}; give another one, or a model without"
+                    for spec in setup.patches
+                    if isinstance(spec, FeatureCacheSpec) and any(rule.fit for rule in spec.rules)
+                ]
             if not wrong and setup.draws and setup.model is not None:
                 trajectory = Trajectory.whole(setup.scheduler)
                 if setup.cache is not None:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from functools import partial
+from functools import lru_cache, partial
 
 import torch
 import torch.nn.functional as F
@@ -30,6 +30,7 @@ PSNR_CEILING = 100.0
 """dB that a pair of equal images counts as, where the formula says infinity."""
 
 
+@lru_cache(2)
 def resamples(n: int, count: int, seed: int) -> Tensor:
     """float64 [1 + count, n]: the row of ones, then `count` seeded resamples."""
     random = torch.Generator("cpu").manual_seed(seed)

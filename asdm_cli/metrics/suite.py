@@ -29,6 +29,7 @@ from asdm_cli.metrics.probe import TOP, Probe, read_probe
 from asdm_cli.models.directory import POCKET, ModelDirectory, check_clip, find
 from asdm_cli.models.load import Clip, load_clip
 from asdm_cli.models.metadata import claim, stamps_of
+from asdm_cli.recipe.schema import local
 from asdm_cli.recipe.verbs import Pictures
 from asdm_cli.records import Card, Interval, Record
 from asdm_cli.sampling.image_set import ImageSet
@@ -266,7 +267,7 @@ def _clip_score(suite: MetricSuite, images: ImageSet) -> dict[str, Tensor]:
 def _retrieval(suite: MetricSuite, images: ImageSet) -> dict[str, Tensor]:
     """How often the own caption is found among those of all prompts."""
     _, better = distances.own_caption(suite.look(images, "clip").pooled, suite.captions)
-    return {f"recall_at_{k}": (better < k).double() for k in RECALLS}
+    return {f"recall_at_{k}": better < k for k in RECALLS}
 
 
 def _accuracy(target: str, suite: MetricSuite, images: ImageSet) -> dict[str, Tensor]:
@@ -351,7 +352,7 @@ def _folder(kind: str, source: str, own: ModelDirectory) -> Path:
         raise ModelError(f"{own.path}: has no folder {kind}/; give a {what}'s directory as `{kind}`")
     if source in ("own", POCKET):
         return (own if source == "own" else find(POCKET)).component(kind)
-    inner = Path(source) / kind
+    inner = local(source) / kind
     return inner if inner.is_dir() else inner.parent
 
 

@@ -357,7 +357,11 @@ def switch(
             if live not in others:
                 live.remove()
         if whole.unet is unet:
-            before.to(unet.device)
+            home = unet.device
+            for member in unet.members if offload else ():
+                if member is not before:
+                    member.to("cpu")  # the one that served last is with the pipeline
+            before.to(home)
             whole.unet = before
 
     whole.unet = unet

@@ -10,7 +10,7 @@ import os
 import platform
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from datetime import datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -59,15 +59,22 @@ def round_robin(names: Sequence[str], rounds: int) -> Iterator[str]:
 
 
 def time_interleaved(
-    works: Mapping[str, Work], *, warmups: int, rounds: int, seconds: Stopwatch, doing: str
+    works: Mapping[str, Work],
+    *,
+    warmups: int,
+    rounds: int,
+    seconds: Stopwatch,
+    doing: str,
+    around: Callable[[str], AbstractContextManager[object]] = nullcontext,
 ) -> dict[str, list[float]]:
-    """Seconds of each work in each timed round; warm-up rounds are run and forgotten.
+    """Seconds of each work in each timed round; warm-up rounds are run and forgotten. What is `around` a work takes no
+    part in its time.
 
     Raises RunError naming the one that failed, and what it was `doing`.
     """
     times: dict[str, list[float]] = {name: [] for name in works}
     for name in track(round_robin(list(works), warmups + rounds), doing, len(works) * (warmups + rounds)):
-        with blame(name, doing):
+        with blame(name, doing), around(name):
             times[name].append(seconds(works[name]))
     return {name: taken[warmups:] for name, taken in times.items()}
 

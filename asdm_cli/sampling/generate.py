@@ -83,8 +83,9 @@ class Share:
     rank: int
     count: int
 
-    def of(self, indices: Iterable[int], batch: int) -> list[int]:
-        stretch = -(-batch // ROWS) * ROWS  # whole UNet calls only
+    def of(self, indices: Iterable[int], batch: int, device: torch.device) -> list[int]:
+        """Whole UNet calls, which are of `batch` images on a GPU."""
+        stretch = ROWS if device.type == "cpu" else batch
         return [index for index in indices if index // stretch % self.count == self.rank]
 
 

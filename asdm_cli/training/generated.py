@@ -109,7 +109,8 @@ class GeneratedData:
             state.wait_for_everyone()
             if not self.done:
                 share = Share(state.process_index, state.num_processes)
-                self._draw(self.pictures.missing(share.of(range(self.pictures.count), batch)), state, batch)
+                mine = share.of(range(self.pictures.count), batch, state.device)
+                self._draw(self.pictures.missing(mine), state, batch)
                 state.wait_for_everyone()
                 if first:
                     self._pack()

@@ -205,9 +205,8 @@ def _misasked(recipe: InheritRecipe, plain: Setup, pending: bool, alone: bool) -
 def _of_front(recipe: InheritRecipe, asked: Front, own: ModelDirectory) -> Measures:
     """Raises ModelError for metrics that cannot be had."""
     prompts = read_prompts(recipe.prompts, asked.limit, asked.per_prompt, recipe.inputs)
-    return Measures(
-        prompts, check(recipe.model_copy(update={"metrics": asked.metrics}), prompts, own), grid=recipe.grid
-    )
+    settings = check(recipe.model_copy(update={"metrics": asked.metrics}), prompts, own)
+    return Measures(prompts, settings, costs=False, grid=recipe.grid)
 
 
 def run(plan: Plan, run: Run) -> Report:

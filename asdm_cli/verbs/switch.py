@@ -210,6 +210,10 @@ def _models(recipe: SwitchRecipe) -> tuple[dict[str, ModelDirectory], Setup]:
             plans = [cache_spec(asked.plan.resolved())] if asked.plan is not None else own
             for plan in plans:
                 resolve(plan, models[name].config(UNET))
+                if any(rule.fit for rule in plan.rules):
+                    what = "its plan was fitted to all calls of a generation, and here UNets take turns"
+                    way = f"asdm export {asked.model} --to diffusers --plain --out DIR"
+                    raise ModelError(f"{what}; give it another `plan`, or the model without one ({way})")
             caches += [cache_spec(plan, name) for plan in plans]
         except AsdmError as error:
             faults.append(f"unets.{name}: {error}")

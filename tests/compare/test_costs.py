@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from functools import cache, partial
 from pathlib import Path
@@ -257,7 +258,7 @@ def test_calls_of_other_rows_are_timed_apart_and_images_of_other_lengths_are_com
     alone = replace(first, name="alone", guidance=1.0)
     session, timed = Session(CPU, torch.float32), set[str]()
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(costs, "_call", lambda _stack, _session, setup, *_: timed.add(setup.name) or (lambda: None))
+        patch.setattr(costs, "_call", lambda _session, setup, *_: timed.add(setup.name) or (lambda: None))
         costs.unet_calls(session, [first, replace(first, name="twin"), alone], rounds)
     assert timed == {"whole", "alone"}
     plan = replace(whole(shallow_pipeline, "one", PLANS["one"], steps=6, draws=False), name="as long")
@@ -270,12 +271,42 @@ def test_calls_of_other_rows_are_timed_apart_and_images_of_other_lengths_are_com
     assert share(found, "no guidance") == pytest.approx(share(found, "as long") / 2)
 
 
-def test_the_memory_of_a_plan_is_that_of_all_its_steps(shallow_pipeline: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_memory_of_what_makes_calls_unlike_is_that_of_all_steps(
+    shallow_pipeline: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     drawn: list[int] = []
     monkeypatch.setattr(costs, "image_call", lambda _, setup, __: lambda: drawn.append(setup.steps))
-    for plan in (None, PLANS["one"]):
-        costs._measured(whole(shallow_pipeline, "it", plan, steps=7), CPU, torch.float32, 32)
-    assert drawn == [FEW_STEPS, 7]
+    plain = whole(shallow_pipeline, "it", steps=7)
+    guided = replace(plain, patches=inside(shallow_pipeline, "late").patches[1:])
+    for setup in (plain, whole(shallow_pipeline, "it", PLANS["one"], steps=7), guided):
+        costs._measured(setup, CPU, torch.float32, 32)
+    assert drawn == [FEW_STEPS, 7, 7]
+
+
+def test_where_not_all_have_room_one_unet_is_present_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    session, here, most = Session(CPU, torch.float32), set[int](), list[int]()
+
+    @contextmanager
+    def present(network: torch.nn.Module) -> Iterator[torch.nn.Module]:
+        here.add(id(network))
+        most.append(len(here))
+        yield network
+        here.remove(id(network))
+
+    monkeypatch.setattr(session, "present", present)
+    costs.unet_calls(session, [bare("one"), bare("two", "sd21")], Rounds(1, 0, (1, 2), 32))
+    assert most == [1] * 4
+    assert not here
+
+
+def test_guidance_that_comes_at_no_call_is_counted_as_it_is(shallow_pipeline: Path) -> None:
+    nowhere = GuidanceScheduleSpec.model_validate({"kind": "guidance-schedule", "by": "step", "start": 100})
+    first = whole(shallow_pipeline, steps=4, draws=False)
+    setup = whole(shallow_pipeline, "plan", PLANS["one"], steps=4, draws=False).with_patches([nowhere])
+    session, place = Session(CPU, torch.float32), Place(CPU, torch.float32, None)
+    images = [run._count(session, each, place)[0].components["unet"].total for each in (setup, first)]
+    found = costs.plan_calls(session, [first, setup], Rounds(1, 0))
+    assert value(found, "plan", "macs_share", "generation/UNet calls") == pytest.approx(images[0] / images[1])
 
 
 def test_without_guidance_nothing_is_left_out(shallow_pipeline: Path) -> None:

@@ -188,6 +188,19 @@ def test_costs_that_were_measured_before_a_kill_are_not_measured_again(
         run.costs_of(session, [setups[0], bare("two", "sdxl", every(2))], measures, PLACE, tmp_path)
 
 
+def test_what_was_counted_is_not_counted_again(
+    session: Session, tiny_pipeline: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    setups = [whole(tiny_pipeline, "plain"), whole(tiny_pipeline, "plan", every(2))]
+    found, timelines = run.costs_of(session, setups, run.Measures(), PLACE, tmp_path)
+    assert {"calls", "image_macs_g", "macs_share", "full_calls"} <= {each.metric for each in found}
+    assert len(timelines) == 1
+    monkeypatch.setattr(run, "_count", lambda *_: pytest.fail("this is known"))
+    assert run.costs_of(session, setups, run.Measures(), PLACE, tmp_path) == (found, timelines)
+    with pytest.raises(pytest.fail.Exception):
+        run.costs_of(session, [setups[0], replace(setups[1], steps=3)], run.Measures(), PLACE, tmp_path)
+
+
 @pytest.mark.skipif(find_spec("DeepCache") is None, reason="the extra `peers` is not installed")
 def test_what_is_not_reentrant_is_drawn_one_call_at_a_time(
     session: Session, tiny_pipeline: Path, prompts: PromptList, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

@@ -29,7 +29,7 @@ from asdm_cli.compare.setup import (
 )
 from asdm_cli.errors import ModelError
 from asdm_cli.models.directory import find
-from asdm_cli.recipe.patches import DeepCacheSpec, GuidanceScheduleSpec, read_plan, read_switching
+from asdm_cli.recipe.patches import CachePlan, DeepCacheSpec, GuidanceScheduleSpec, read_plan, read_switching
 from tests import tiny
 from tests.carrying import cache, carrying, every
 from tests.compare.setups import CPU, bare, whole
@@ -119,18 +119,36 @@ def test_what_a_model_carries_is_in_force_and_may_be_replaced(tiny_pipeline: Pat
     assert len(ruled.with_cache("both", read_plan(every(2))).patches) == 2
 
 
+def fitted_to(plain: Setup, calls: int) -> CachePlan:
+    timesteps = [float(each) for each in replace(plain, steps=calls).scheduler.timesteps]
+    fit = {"sampler": type(plain.scheduler).__name__, "timesteps": timesteps, "keys": [0, 1], "weights": [[]] * calls}
+    rule = {"nodes": "out", "schedule": {"mode": "explicit", "steps": [0, 1]}, "extrapolate": "fitted", "fit": fit}
+    return read_plan({"rules": [rule]})
+
+
 def test_what_was_fitted_to_other_calls_is_told_before_anything_is_drawn(tiny_pipeline: Path) -> None:
     plain = whole(tiny_pipeline, steps=4)
-    timesteps = [float(each) for each in plain.scheduler.timesteps]
-    fit = {"sampler": type(plain.scheduler).__name__, "timesteps": timesteps, "keys": [0, 1], "weights": [[]] * 4}
-    rule = {"nodes": "out", "schedule": {"mode": "explicit", "steps": [0, 1]}, "extrapolate": "fitted", "fit": fit}
-    fitted = plain.with_cache("fitted", read_plan({"rules": [rule]}))
+    fitted = plain.with_cache("fitted", fitted_to(plain, 4))
     assert misfits([plain, fitted]) == []
     others = [replace(fitted, name="five", steps=5), replace(fitted, name="dpm", sampler="dpm++2m")]
     told = misfits([*others, *fewer_steps(fitted, [2])])
     assert [each.partition(": ")[0] for each in told] == ["five", "dpm", "2 steps"]
     assert all("were fitted for 4 UNet calls" in each for each in told)
     assert told[-1].endswith("name a model without a plan")
+
+
+def test_a_fitted_plan_is_refused_where_unets_take_turns(tiny_pipeline: Path, tmp_path: Path) -> None:
+    turns = whole(switching(tiny_pipeline, tiny_pipeline, tmp_path / "turns"))
+    assert misfits([turns, turns.with_cache("plan", read_plan(every(2)))]) == []
+    (told,) = misfits([turns.with_cache("plan", fitted_to(turns, 4))])
+    assert told.startswith("plan: the plan of these UNets was fitted to all calls of a generation, and here UNets take")
+
+
+def test_near_the_solution_nothing_is_inherited(tiny_pipeline: Path, tmp_path: Path) -> None:
+    turns = whole(switching(tiny_pipeline, tiny_pipeline, tmp_path / "turns"))
+    near = converged(turns.with_cache("plan", read_plan(every(2))), 9)
+    assert near is not None
+    assert (near.steps, near.patches) == (9, turns.patches)
 
 
 def test_a_line_takes_no_name_that_is_somebody_s(tiny_pipeline: Path) -> None:

@@ -109,6 +109,7 @@ def test_records_of_a_set_of_images(built: MetricSuite, images: ImageSet) -> Non
         assert record.low <= record.value <= record.high
     kinds = {record.metric: record.interval for record in records}
     assert (kinds["kid"], kinds["fd"]) == ("90 % bootstrap", "90 % bootstrap, centred")
+    assert {kinds[key] for key in ("recall_at_1", "label_accuracy")} == {"90 % Wilson"}
     right = whole["label_accuracy"]  # two pictures of a prompt, which are not two witnesses
     wider = [wilson(4, 12, 0.9, effect) for effect in (1, 2)]
     assert (right.value, right.n) == (wider[0].value, 12)

@@ -179,6 +179,20 @@ def test_idle_unets_live_on_the_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
     assert unet.device.type == "cuda"
 
 
+def test_what_waited_waits_on_when_the_turns_are_over(get: Get, monkeypatch: pytest.MonkeyPatch) -> None:
+    pipe = get()
+    handle = attach(pipe, {"a": pipe.unet, "b": small()}, rules("step", "b"), offload=True)
+    moves: list[str] = []
+    for name, each in handle.unet.unets.items():
+        watch(each, name, moves, monkeypatch)
+    monkeypatch.setattr(handle.unet, "_home", torch.device("cuda"))
+    with torch.no_grad(), handle.unet.generation(1):
+        call(handle.unet, 0)
+    assert moves == ["a cpu", "b cuda"]
+    handle.remove()
+    assert moves[2:] == ["b cpu", "a cuda"]
+
+
 def test_only_one_unet_arrives_where_the_others_are_idle(monkeypatch: pytest.MonkeyPatch) -> None:
     moves: list[str] = []
     a, b, c = twin(), small(), twin()

@@ -50,7 +50,7 @@ def test_rounds_are_timed_and_warmups_forgotten() -> None:
     ("error", "told"),
     [
         (ValueError("no such kernel\nand a long story"), r"bad: timing calls failed \(ValueError: no such kernel\)"),
-        (MemoryError(), r"bad: out of memory while timing calls; use smaller batches"),
+        (MemoryError(), r"bad: out of memory while timing calls; use a smaller `batch`"),
     ],
 )
 def test_who_fails_is_named(error: Exception, told: str) -> None:

@@ -24,7 +24,7 @@ from asdm_cli.models.schedulers import set_sampler
 from asdm_cli.patches.base import ways_to_draw
 from asdm_cli.recipe.patches import FeatureCacheSpec
 from asdm_cli.sampling import generate
-from asdm_cli.sampling.generate import Layout, SamplingSettings, draw, layout, prompt_seed
+from asdm_cli.sampling.generate import ROWS, Layout, SamplingSettings, Share, draw, layout, prompt_seed
 from tests import tiny
 
 GOLDEN = [7896617691693857887, 2918264622725855778, 8460147692890830636]
@@ -49,6 +49,17 @@ def drawn(
 ) -> dict[int, bytes]:
     settings = SamplingSettings(steps, 3.0, None, seed, batch=batch)
     return {index: each.tobytes() for index, each in draw(pipe, PROMPTS, indices, settings)}
+
+
+@pytest.mark.parametrize("batch", [1, 4, 5, 6, 16])
+@pytest.mark.parametrize("device", ["cpu", "cuda"])
+def test_processes_make_the_unet_calls_of_one_and_as_many_each(batch: int, device: str) -> None:
+    """A GPU's calls are of `batch` pictures, a CPU's of ROWS at most."""
+    how = Layout(batch if device == "cuda" else ROWS, filled=False, workers=1, threads=1)
+    alone = how.calls(range(70))
+    shares = [how.calls(Share(rank, 3).of(range(70), batch, torch.device(device))) for rank in range(3)]
+    assert sorted(call for share in shares for call in share) == alone
+    assert max(map(len, shares)) - min(map(len, shares)) <= 1
 
 
 def test_seeds_are_those_of_numpys_sequence() -> None:

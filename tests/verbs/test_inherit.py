@@ -158,9 +158,23 @@ def test_a_model_alone_gets_a_plan_unmeasured(words: list[str], shallow_pipeline
 
 def test_what_is_only_there_to_be_measured_is_refused_where_nothing_is(shallow_pipeline: Path) -> None:
     sweep = '[{"name": "a", "plan": "deepcache"}]'
-    said = asdm("inherit", shallow_pipeline, "--set", f"sweep={sweep}", "--set", "deepcache={intervals: [2]}")
+    said = asdm(
+        *(
+            "inherit",
+            shallow_pipeline,
+            "--prompts",
+            "no.txt",
+            "--device",
+            "bogus",
+            "--dtype",
+            "float16",
+            "--limit",
+            "3",
+        ),
+        *("--set", f"sweep={sweep}", "--set", "deepcache={intervals: [2]}", "--set", "metrics=[kid]"),
+    )
     assert said.code == 2
-    for key in ("sweep", "deepcache"):
+    for key in ("sweep", "deepcache", "prompts", "device", "dtype", "limit", "metrics"):
         assert f"{key}: is only there to be measured, and 'measure' is false" in said.text
 
 
@@ -338,7 +352,13 @@ def test_every_way_to_draw_in_one_report(recipe: Callable[..., InheritRecipe], t
 def test_the_front_is_looked_at_again_with_more_pictures(recipe: Callable[..., InheritRecipe], tmp_path: Path) -> None:
     front = {"limit": 2, "per_prompt": 2, "metrics": ["psnr", "ssim"]}
     asked = recipe(sweep=[{"name": "order 0", "plan": every(2, "up.1")}], limit=1, metrics=["psnr"], front=front)
-    report: Report = inherit.run(inherit.plan(asked), Run(tmp_path))
+    with pytest.MonkeyPatch.context() as patch:
+        count, counted = comparing._count, list[str]()
+        patch.setattr(
+            comparing, "_count", lambda session, one, place: (counted.append(one.name), count(session, one, place))[1]
+        )
+        report: Report = inherit.run(inherit.plan(asked), Run(tmp_path))
+    assert sorted(counted) == sorted(report.setups), "once, with the first pictures"
     names = inherit.on_front(report, "psnr_db")
     assert {*names} < {*report.setups}
     again = [each for each in report.records if each.of == "front/4 pictures"]
