@@ -7,7 +7,7 @@ import json
 import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from functools import partial
+from functools import partial, wraps
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -138,9 +138,21 @@ def _draw(  # noqa: PLR0913 - what draws, and what a look is of
 ) -> None:
     """The same prompts and noise at every look; the teacher's pictures once."""
     _look(pipe, plan, unet, _home(plan, name, folder) / IMAGES / f"{step:08}")
-    if task.teacher and not _is_whole(plan, drawn := folder / IMAGES / TEACHER):
-        with task.precise():
-            _look(pipe, plan, task.teacher, drawn)
+    teacher: Any = task.teacher
+    if teacher is None or _is_whole(plan, drawn := folder / IMAGES / TEACHER):
+        return
+    forward = teacher.forward
+
+    @wraps(forward)
+    def precise(*given: Any, **named: Any) -> Any:
+        with task.precise():  # each call by itself: it is drawn by another thread, which autocast does not reach
+            return forward(*given, **named)
+
+    teacher.forward = precise
+    try:
+        _look(pipe, plan, teacher, drawn)
+    finally:
+        del teacher.forward
 
 
 def _look(pipe: Any, plan: DistillPlan, unet: nn.Module, folder: Path) -> None:

@@ -7,6 +7,7 @@ import os
 import shutil
 import signal
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,11 +19,14 @@ from safetensors.torch import load_file, save_file
 from asdm_cli.console import console
 from asdm_cli.models.directory import find
 from asdm_cli.models.write import partial_path
+from asdm_cli.recipe.verbs import DistillRecipe
 from asdm_cli.records import Report
 from asdm_cli.report.run_directory import Run, is_run, read
+from asdm_cli.sampling.generate import processes
 from asdm_cli.training.distillation import Distillation
 from asdm_cli.training.loop import latest_checkpoint, read_log
 from asdm_cli.unet.weights import WEIGHTS
+from asdm_cli.verbs import distill as distilling
 from tests import expanding, stock, tiny
 from tests.apart import shared
 from tests.data import tars
@@ -198,6 +202,19 @@ def test_history_card_report_and_log_tell_how_it_was_made(run: Path, shallow_bas
     lines = read_log(run / "log.jsonl")
     assert [line["step"] for line in lines if "loss" in line] == [2, 4, 6]
     assert [line["step"] for line in lines if "validation" in line] == [4, 6]
+
+
+def test_a_teacher_in_another_format_draws_as_it_teaches(looking: dict[str, Any], tmp_path: Path) -> None:
+    """As on a GPU, where the pipeline around it is not in that format."""
+    plan, state = distilling.plan(DistillRecipe(**looking, out=str(tmp_path))), processes("cpu")
+    task, modules = distilling.make_task(plan, plan.cache().open(state), state, tmp_path)
+    assert task.teacher is not None
+    task.teacher.to(torch.bfloat16)
+    task.precise = partial(torch.autocast, "cpu", dtype=torch.bfloat16)
+    task.on_validation("base", modules["base"], 2)
+    for look in ("00000002", "teacher"):
+        assert {each.name for each in (tmp_path / "pictures" / look).iterdir()} == {"000000.png", "000001.png"}
+    assert "forward" not in vars(task.teacher)
 
 
 def test_several_students_become_run_directories(
