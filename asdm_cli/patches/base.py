@@ -351,21 +351,27 @@ def sample_and_timestep(arguments: tuple[Any, ...], named: Mapping[str, Any]) ->
 
 
 def unet_calls(pipe: Any) -> int:
-    """UNet calls of the drawing under way; known from its first UNet call on."""
-    return getattr(pipe, "_num_timesteps", 0) or len(pipe.scheduler.timesteps)
+    """UNet calls of the drawing under way; known from its first UNet call on. A pipeline that does not say may have cut
+    its scheduler's timesteps."""
+    if said := getattr(pipe, "_num_timesteps", 0):
+        return int(said)
+    frame = _call_by(lambda caller: caller is pipe)
+    own = frame.f_locals.get("timesteps") if frame else None
+    return len(pipe.scheduler.timesteps if own is None else own)
 
 
 def frame_around(live: Live) -> FrameType | None:
     """The `__call__` under way of the pipeline that calls one of these UNets, whichever was patched; None where there
     is none."""
+    return _call_by(lambda one: isinstance(one, DiffusionPipeline) and live in live_on(getattr(one, "unet", None)))
+
+
+def _call_by(drawing: Callable[[Any], bool]) -> FrameType | None:
+    """The innermost `__call__` under way of whom this is true."""
     frame: FrameType | None = sys._getframe(1)
-    while frame is not None:
-        if frame.f_code.co_name == "__call__":
-            caller = frame.f_locals.get("self")
-            if isinstance(caller, DiffusionPipeline) and live in live_on(getattr(caller, "unet", None)):
-                return frame
+    while frame is not None and not (frame.f_code.co_name == "__call__" and drawing(frame.f_locals.get("self"))):
         frame = frame.f_back
-    return None
+    return frame
 
 
 def call_around(live: Live) -> tuple[Any, Mapping[str, Any]]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -10,6 +11,7 @@ import torch
 from diffusers import EDMEulerScheduler
 
 from asdm_cli.errors import ModelError
+from asdm_cli.patches.base import unet_calls
 from asdm_cli.patches.unet_schedule import UNetSchedule
 from asdm_cli.patches.unet_schedule import switch as attach
 from tests.patches.conftest import Get
@@ -130,3 +132,18 @@ def test_outside_a_generation_nobody_knows_whose_turn_it_is(get: Get) -> None:
     unet = UNetSchedule({"a": get().unet}, rules("step", "a"))
     with pytest.raises(ModelError, match=r"outside a generation.*asdm_cli\.switch.*with unet\.generation"):
         unet(*ARGUMENTS)
+
+
+def test_a_pipeline_that_does_not_say_may_have_cut_its_timesteps() -> None:
+    class Cutting:
+        scheduler = SimpleNamespace(timesteps=range(9))
+
+        def __call__(self, cut: int) -> int:
+            timesteps = self.scheduler.timesteps[:cut]
+            return unet_calls(self) if timesteps else 0
+
+    pipe = Cutting()
+    assert pipe(4) == 4
+    assert unet_calls(pipe) == 9, "outside a call it is all of them"
+    pipe._num_timesteps = 3  # type: ignore[attr-defined]
+    assert pipe(4) == 3

@@ -9,6 +9,7 @@ import torch
 
 from asdm_cli import inherit
 from asdm_cli.models.schedulers import SAMPLERS
+from tests import tiny
 from tests.patches import pipes
 from tests.patches.conftest import Get
 from tests.patches.pipes import KINDS, draw
@@ -114,3 +115,14 @@ def test_text_that_changes_in_the_middle_is_projected_anew(in_place: bool, get: 
         with inherit(pipe, {"rules": [], "cache_text": cache_text}):
             pictures.append(draw(pipe, **settings))
     assert [torch.equal(each, pictures[1]) for each in pictures] == [False, True, True, True]
+
+
+def test_resnets_that_scale_and_shift_go_through_the_motions(get: Get) -> None:
+    """Two halves of what was skipped."""
+    pipe = get("text")
+    pipe.unet = tiny.unet(tiny.shape("sd15", resnet_time_scale_shift="scale_shift"))
+    plain = draw(pipe)
+    with inherit(pipe, {"preset": "base-mask", "interval": 2}):
+        inherited = draw(pipe)
+    assert torch.isfinite(inherited).all()
+    assert not torch.equal(inherited, plain)

@@ -51,7 +51,8 @@ class Skipped(torch.Tensor):
     """The value of a node that nobody reads: whatever is done with it costs nothing and gives it again.
 
     A block's own forward goes through the motions (concatenate, add, reshape) around modules that were not computed.
-    This tensor takes part in them and absorbs all but what asks what it is: four dimensions of nothing.
+    This tensor takes part in them and absorbs all but what asks what it is: four dimensions of nothing. Of chunks, as
+    resnets with a scale and a shift make two, there are as many as are asked for.
     """
 
     @classmethod
@@ -60,7 +61,7 @@ class Skipped(torch.Tensor):
     ) -> Any:
         if func.__name__ == "__get__" or func in _SHOWING:
             return super().__torch_function__(func, types, args, kwargs or {})
-        return SKIPPED
+        return (SKIPPED,) * args[1] if func is torch.chunk else SKIPPED
 
 
 _QUESTIONS = [name for name in dir(torch.Tensor) if name.removeprefix("_").startswith("is_")]
