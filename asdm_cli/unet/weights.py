@@ -9,8 +9,11 @@ import errno
 import json
 import os
 import re
+import time
+from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 from hashlib import sha256
 from io import BufferedReader
 from math import prod
@@ -39,6 +42,8 @@ KERNEL = 1 << 30
 """Bytes that the kernel is asked to copy at a time, so that Ctrl-C is heard."""
 NOT_THERE = {errno.EXDEV, errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP, errno.EPERM}
 """What a kernel or a file system says that cannot copy by itself."""
+SETTLED_NS = 100_000_000
+"""Clocks of file systems tick every few milliseconds: of two changes within a tick, times of change tell one."""
 LARGEST_TEXT = 1 << 26
 """Bytes of a file that is read as a whole; the largest vocabularies have half of that."""
 SNAPSHOTS, BLOBS = "snapshots", "blobs"
@@ -244,29 +249,55 @@ def read_headers(files: Iterable[Path]) -> Checkpoint:
     tensors: dict[str, Entry] = {}
     digest = sha256()
     for file in files:
-        try:
-            with safe_open(file, framework="np"):  # checks lengths, ranges and dtypes
-                pass
-            with file.open("rb") as stream:
-                length = int.from_bytes(stream.read(8), "little")
-                header = stream.read(length)
-        except SafetensorError as error:
-            raise ModelError(f"{file}: is not a whole safetensors file ({error}); fetch it again") from None
-        except OSError as error:
-            raise ModelError(f"{file}: cannot be read ({error.strerror or error}); check the file") from None
+        header, entries = _header(file)
         digest.update(header)
-        seen = set()
-        for name, entry in json.JSONDecoder(object_pairs_hook=list).decode(header.decode()):
-            if name in seen:  # readers do not agree upon which of the two counts
-                raise ModelError(f"{file}: is not a whole safetensors file (it names {name} twice); fetch it again")
-            if name in tensors:
-                raise ModelError(f"{file}: holds {name}, which {tensors[name].file.name} holds too; fetch both again")
-            seen.add(name)
-            if name != "__metadata__":
-                told = dict(entry)
-                start, end = told["data_offsets"]
-                tensors[name] = Entry(file, told["dtype"], tuple(told["shape"]), 8 + length + start, end - start)
+        if twice := next((name for name in entries if name in tensors), None):
+            raise ModelError(f"{file}: holds {twice}, which {tensors[twice].file.name} holds too; fetch both again")
+        tensors |= entries
     return Checkpoint(tensors, digest.hexdigest())
+
+
+Header = tuple[bytes, Mapping[str, Entry]]
+"""As it stands in the file, and what it says."""
+
+
+def _header(file: Path) -> Header:
+    """A command asks for the same ones again and again."""
+    try:
+        about = file.stat()
+    except OSError as error:
+        raise ModelError(f"{file}: cannot be read ({error.strerror or error}); check the file") from None
+    changed = max(about.st_mtime_ns, about.st_ctime_ns)
+    if time.time_ns() - changed < SETTLED_NS:
+        return _as_it_is(file)
+    return _as_it_was(file, (about.st_dev, about.st_ino, about.st_size, about.st_mtime_ns, about.st_ctime_ns))
+
+
+def _as_it_is(file: Path) -> Header:
+    try:
+        with file.open("rb") as stream, safe_open(file, framework="np"):  # which checks lengths, ranges and dtypes
+            length = int.from_bytes(stream.read(8), "little")
+            header = stream.read(length)
+    except SafetensorError as error:
+        raise ModelError(f"{file}: is not a whole safetensors file ({error}); fetch it again") from None
+    except OSError as error:
+        raise ModelError(f"{file}: cannot be read ({error.strerror or error}); check the file") from None
+    pairs = json.JSONDecoder(object_pairs_hook=list).decode(header.decode())
+    name, count = Counter(name for name, _ in pairs).most_common(1)[0] if pairs else ("", 0)
+    if count > 1:  # readers do not agree upon which of the two counts
+        raise ModelError(f"{file}: is not a whole safetensors file (it names {name} twice); fetch it again")
+    told = {name: dict(entry) for name, entry in pairs if name != "__metadata__"}
+    return header, {name: _entry(file, 8 + length, entry) for name, entry in told.items()}
+
+
+def _entry(file: Path, data: int, told: Mapping[str, Any]) -> Entry:
+    start, end = told["data_offsets"]
+    return Entry(file, told["dtype"], tuple(told["shape"]), data + start, end - start)
+
+
+@lru_cache(64)
+def _as_it_was(file: Path, _: tuple[int, ...]) -> Header:
+    return _as_it_is(file)
 
 
 def require(checkpoint: Checkpoint, promised: Mapping[str, tuple[int, ...]], folder: Path) -> None:

@@ -55,6 +55,23 @@ def test_headers_tell_names_shapes_and_dtypes(folder: Path) -> None:
     }
 
 
+def test_a_header_is_read_anew_where_its_file_may_have_changed(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file, reads, opened = folder / WEIGHTS, list[Path](), weights.safe_open
+    monkeypatch.setattr(weights, "safe_open", lambda path, **how: (reads.append(path), opened(path, **how))[1])
+
+    def read() -> int:
+        open_checkpoint(folder)
+        return len(reads)
+
+    assert [read(), read()] == [1, 2], "just written: the clock may not have ticked since"
+    monkeypatch.setattr(weights, "SETTLED_NS", 0)
+    assert [read(), read()] == [3, 3]
+    before = file.stat()
+    file.write_bytes(file.read_bytes())
+    os.utime(file, ns=(before.st_atime_ns, before.st_mtime_ns + 1))
+    assert [read(), read()] == [4, 4]
+
+
 def _kernel(says: str) -> Callable[..., int]:
     """A kernel that copies two bytes at a time, and after some of them nothing more."""
     calls = count()
