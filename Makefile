@@ -70,7 +70,9 @@ $(error SCALE=$(SCALE): must be full, short or smoke)
 endif
 GPUS := $(shell nvidia-smi -L 2>/dev/null | grep -c GPU)
 PROCESSES ?= $(if $(filter-out 0,$(GPUS)),$(GPUS),$(shell nproc))
-set = $(foreach pair,$(1),--set 'inputs.$(pair)')
+space := $() $()
+one = $(subst $(space),§,$(1))
+set = $(foreach pair,$(1),--set 'inputs.$(subst §,$(space),$(pair))')
 TRAINING := table1 table2 table3 table4 compression
 # SCALE=smoke: everything runs, nothing is worth reading; a minute each.
 smoke := limit=6 steps=4 repeats=1
@@ -92,8 +94,8 @@ short_table5 := limit=16 front_limit=64 front_per_prompt=1
 short_compression := again_steps=300 half_steps=300 time_steps=330 experts_time_steps=348
 # Of your own model: COCO-30K as BK-SDM evaluates, with FID's network; 1,000 prompts where many ways draw them.
 # CLIP= names a CLIP's directory, HELD_OUT= shards for losses on what is not learnt from.
-JUDGED := limit=30000 sampler=pndm features=inception metrics=[kid,fd,is,clip_score,psnr] clip=$(CLIP)
-TRAINED := train_steps=50000 batch=256 lr=5.0e-5 held_out=$(HELD_OUT) per_prompt=1
+JUDGED := limit=30000 sampler=pndm features=inception metrics=[kid,fd,is,clip_score,psnr] clip=$(call one,$(CLIP))
+TRAINED := train_steps=50000 batch=256 lr=5.0e-5 held_out=$(call one,$(HELD_OUT)) per_prompt=1
 OWN_table1 := $(JUDGED) short_steps=12500 long_steps=200000
 OWN_table2 := $(JUDGED) again_steps=25000 half_steps=12500 early_steps=6250 time_steps=27500
 OWN_table3 := $(JUDGED) again_steps=25000
@@ -101,8 +103,8 @@ OWN_compression := $(JUDGED) again_steps=25000 half_steps=25000 time_steps=27500
 	base_macs=0.652 small_macs=0.636 tiny_macs=0.605
 OWN_table4 := limit=1000 metrics=[psnr,kid]
 OWN_table5 := limit=1000 front_limit=30000 front_per_prompt=1 front_metrics=[psnr,fd] features=inception
-chosen = model=$(MODEL) $(if $(PROMPTS),prompts=$(PROMPTS)) \
-	$(if $(filter $(1),$(TRAINING)),$(if $(DATA),data=$(DATA))) \
+chosen = model=$(call one,$(MODEL)) $(if $(PROMPTS),prompts=$(call one,$(PROMPTS))) \
+	$(if $(filter $(1),$(TRAINING)),$(if $(DATA),data=$(call one,$(DATA)))) \
 	$(if $(filter-out pocket,$(MODEL)),guidance=7.5 $(OWN_$(1)) $(if $(filter $(1),$(TRAINING)),$(TRAINED))) \
 	$($(SCALE)) $(if $(filter $(1),$(TRAINING)),$($(SCALE)_training)) $($(SCALE)_$(1))
 place = $(if $(filter smoke,$(SCALE)),--out runs/smoke/$(1))

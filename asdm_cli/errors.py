@@ -64,7 +64,7 @@ def blame(name: str, doing: str) -> Iterator[None]:
         if isinstance(error, OSError) and error.errno in DISK:
             raise
         if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":  # torch's, without torch
-            advice = "use smaller batches, a smaller `size`, or compare fewer at once"
+            advice = "use a smaller `batch`, a smaller `size`, or compare fewer at once"
             raise RunError(f"{name}: out of memory while {doing}; {advice}") from None
         raise RunError(f"{name}: {doing} failed ({type(error).__name__}: {reason(error)})") from error
 

@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 from functools import cache
 from pathlib import Path
 
 import pytest
+import torch
 from PIL import Image
 
 from asdm_cli.report import page
 from asdm_cli.report.markdown import digest, render
 from asdm_cli.report.run_directory import from_json, read, to_json
 from scripts import results
+from scripts.gpu import distill as gpu_distill
 from scripts.gpu import page as gpu_page
 from scripts.gpu.results import Results
 from tests.pages import ROOT
@@ -78,6 +81,23 @@ def test_the_page_of_a_machine_with_a_gpu_is_written_from_what_came_back(
     assert told.found["machine"]["date"][:10] in text
     assert "3 passed, 1 failed" in text
     assert "tests/gpu/test_plans.py::one" in text
+    assert Results(tmp_path / "tests.json").found == told.found
+    told.put("machine", {**told.found["machine"], "device": "another card"})
+    assert Results(tmp_path / "tests.json").found.keys() == {"machine"}, "its figures are not this machine's"
+
+
+def test_trainings_that_do_not_fit_are_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: object) -> None:
+        raise torch.OutOfMemoryError("no room")
+
+    monkeypatch.setattr(gpu_page, "PAGE", tmp_path / "gpu.md")
+    monkeypatch.setattr(gpu_distill, "training", full)
+    told = Results(tmp_path / "distill.json")
+    for batch in (8, 4):
+        gpu_distill.one_batch(told, gpu_distill.Size(True), batch, ["floor", "plain"], math.inf, tmp_path)
+    text = gpu_page.write([tmp_path]).read_text()
+    assert "batch 8, floor, plain in turn: does not fit." in text
+    assert "batch 4, floor, plain in turn: does not fit." in text
 
 
 def test_a_run_is_taken_over(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

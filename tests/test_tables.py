@@ -123,6 +123,12 @@ def test_the_bundled_model_is_measured_as_the_figures_say() -> None:
     assert {name for name in trained if homes["compression"][name] not in shared} == alone, "all else is trained once"
 
 
+def test_a_path_may_have_spaces() -> None:
+    words = typed("table1", "MODEL=my models/sd", "DATA=a b.tar", "PROMPTS=some prompts.txt", "CLIP=a clip")
+    for pair in ("model=my models/sd", "data=a b.tar", "prompts=some prompts.txt", "clip=a clip", "guidance=7.5"):
+        assert f"inputs.{pair}" in words
+
+
 def test_a_record_is_kept_of_the_bundled_model_unless_its_figures_say_nothing() -> None:
     def keeps(*settings: str) -> bool:
         said = subprocess.run(

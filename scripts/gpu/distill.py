@@ -99,8 +99,17 @@ def encoding(size: Size, batch: int) -> Callable[[], tuple[Tensor, Tensor]]:
 
 
 def one_batch(results: Results, size: Size, batch: int, names: list[str], end: float, place: Path) -> None:
-    """Those of `names` take turns at this batch; each has models of its own."""
+    """Those of `names` take turns at this batch; each has models of its own. What does not fit is told."""
     fresh()
+    fits = True
+    try:
+        _in_turn(results, size, batch, names, end, place)
+    except torch.OutOfMemoryError:
+        fits = False
+    results.put(f"fits: batch {batch}, {', '.join(names)}", fits)
+
+
+def _in_turn(results: Results, size: Size, batch: int, names: list[str], end: float, place: Path) -> None:
     works: dict[str, Work] = {}
     runs: dict[str, Training] = {}
     for name in names:

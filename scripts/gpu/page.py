@@ -129,6 +129,9 @@ def _distill(part: dict[str, Any]) -> Iterable[str]:
                 + ", ".join(f"{name} {1e3 * each:.1f} ms" for name, each in phases.items())
                 + "."
             )
+    for key, fits in part.items():
+        if key.startswith("fits: ") and not fits:
+            yield from ("", f"{key.removeprefix('fits: ')} in turn: does not fit.")
     if largest := part.get("largest"):
         yield from ("", f"Base alone: {largest}.")
 

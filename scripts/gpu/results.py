@@ -14,11 +14,13 @@ KNOWN = "ASDM_GPU_MACHINE"
 
 
 class Results:
-    """`path` goes on where it is there already."""
+    """`path` goes on where it is there already, of the same machine."""
 
     def __init__(self, path: Path):
-        self.path = path
-        self.found: dict[str, Any] = json.loads(path.read_text()) if path.exists() else {"machine": _known()}
+        self.path, mine = path, _known()
+        self.found: dict[str, Any] = json.loads(path.read_text()) if path.exists() else {}
+        if {**self.found.get("machine", {}), "date": ""} != {**mine, "date": ""}:
+            self.found = {"machine": mine}
 
     def put(self, key: str, value: Any) -> None:
         self.found[key] = value
