@@ -8,6 +8,8 @@ import inspect
 import json
 import logging
 import os
+import re
+import sys
 import traceback
 import warnings
 from collections.abc import Callable, Sequence
@@ -428,6 +430,10 @@ def generate(
         float | None,
         option("--image-guidance", min=1.0, max=1000.0, help="How near InstructPix2Pix keeps to the picture."),
     ] = None,
+    batch: Annotated[
+        int,
+        option("--batch", min=1, max=1024, help="Pictures at once: fewer take less memory, more are faster on a GPU."),
+    ] = 8,
     seed: Seed = 0,
     device: Device = None,
     dtype: Dtype = None,
@@ -455,7 +461,7 @@ def generate(
     settings: dict[str, Any] = {"model": model, "sampler": sampler, "steps": steps, "guidance": guidance, "size": size}
     settings |= {"negative": negative, "seed": seed, "lora": lora or []}
     settings |= {"image": image, "mask": mask, "strength": strength, "image_guidance": image_guidance}
-    generate(prompts, out, settings, (device or "auto", dtype or "auto"), overwrite)
+    generate(prompts, out, settings, (device or "auto", dtype or "auto"), batch, overwrite)
 
 
 @command
@@ -698,7 +704,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command line (the process's own if None) and return the exit code. Raises nothing."""
     code: object = 0
     try:
-        _commands()(args=arguments, prog_name="asdm")
+        _commands()(
+            args=[_at_home(word) for word in (sys.argv[1:] if arguments is None else arguments)], prog_name="asdm"
+        )
     except SystemExit as end:
         code = end.code
     except KeyboardInterrupt:
@@ -720,17 +728,23 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return code if isinstance(code, int) else 0
 
 
+def _at_home(word: str) -> str:
+    """Of `--out=~/x` no shell expands the `~`."""
+    option, equals, value = word.partition("=")
+    return f"{option}={os.path.expanduser(value)}" if equals and re.fullmatch(r"--[\w-]+", option) else word  # noqa: PTH111
+
+
 @cache
 def _commands() -> Callable[..., Any]:
     return typer.main.get_command(app)
 
 
 def _machine_trouble(error: Exception) -> str:
-    from asdm_cli.models.write import TROUBLE
+    from asdm_cli.models.write import way_out
 
     if isinstance(error, OSError) and error.errno in MACHINE:
-        way_out = TROUBLE.get(error.errno)
-        what = f"{way_out} ({error.strerror})" if way_out else error.strerror
+        way = way_out(error.errno, error.filename)
+        what = f"{way} ({error.strerror})" if way else error.strerror
         return f"{error.filename or 'the machine'}: {what}"
     out_of_memory = isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError"
     if out_of_memory or "DefaultCPUAllocator" in str(error):  # torch has no kind of its own for the CPU's

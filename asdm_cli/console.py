@@ -32,7 +32,7 @@ class Terminal(Console):
     """A console on which only rich's own styles move or colour anything; texts are no markup."""
 
     def __init__(self, stderr: bool = False):
-        super().__init__(stderr=stderr, soft_wrap=not stderr, markup=False, highlight=False)
+        super().__init__(stderr=stderr, soft_wrap=not stderr, markup=False, highlight=False, emoji=False)
 
     def render(self, renderable: RenderableType, options: ConsoleOptions | None = None) -> Iterable[Segment]:
         for segment in super().render(renderable, options):
@@ -48,7 +48,8 @@ console = Terminal(stderr=True)
 
 def is_first() -> bool:
     """Whether this process speaks and writes, of those that `accelerate launch` started together."""
-    return os.environ.get("RANK", os.environ.get("LOCAL_RANK", "0")) == "0"
+    alone = os.environ.get("WORLD_SIZE", "1") == "1"  # job systems number lone processes too
+    return alone or os.environ.get("RANK", os.environ.get("LOCAL_RANK", "0")) == "0"
 
 
 def quiet(on: bool) -> None:

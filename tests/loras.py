@@ -84,6 +84,10 @@ STYLES: dict[str, tuple[Callable[[str, str, Any], str], str, str]] = {
     "kohya-xl": (_kohya(XL), ".lora_down.weight", ".lora_up.weight"),
     "sgm": (_sgm, ".lora_down.weight", ".lora_up.weight"),
     "peft": (lambda component, module, _: f"{component}.{module}", ".lora_A.weight", ".lora_B.weight"),
+    "transformers 5": (
+        lambda component, module, _: f"{component}.{module}".replace("text_model.", ""),
+        *(".lora_A.weight", ".lora_B.weight"),
+    ),
     "processors": (_processors, "_lora.down.weight", "_lora.up.weight"),
     "dotted": (lambda component, module, _: f"{component}.{module}", ".lora.down.weight", ".lora.up.weight"),
 }

@@ -221,6 +221,9 @@ def test_only_the_first_process_speaks_and_writes(
     places: list[Path] = []
     fake_prune(lambda _, run: places.append(run.path) or report("the result"))  # type: ignore[func-returns-value]
     monkeypatch.setenv("RANK", "1")
+    assert is_first(), "a job's number, and nobody beside it"
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setattr(verbs, "wait_for_everyone", lambda *_: None)
     assert not is_first()
     said = asdm("prune", recipe)
     assert (said.code, said.out, said.err) == (0, "", "")

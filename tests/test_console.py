@@ -25,6 +25,12 @@ def test_a_log_has_a_line_now_and_then(monkeypatch: pytest.MonkeyPatch) -> None:
     assert gaps == sorted(gaps), "more and more rarely"
 
 
+def test_texts_are_shown_as_they_are(capsys: pytest.CaptureFixture[str]) -> None:
+    for text in ("runs/a:cat:b/report", "a [bold]b[/] [1]"):
+        console.note(text)
+        assert capsys.readouterr().err == f"{text}\n"
+
+
 def test_figures_and_totals_that_nobody_knows(monkeypatch: pytest.MonkeyPatch) -> None:
     told: list[str] = []
     monkeypatch.setattr(console, "note", told.append)

@@ -14,7 +14,7 @@ import yaml
 from asdm_cli.console import hand_over, note
 from asdm_cli.errors import ModelError
 from asdm_cli.models import formats, readers, single_file
-from asdm_cli.models.card import CARD, drawing, loading, model_card, rows
+from asdm_cli.models.card import CARD, drawing, loading, model_card, quoted, rows
 from asdm_cli.models.directory import BESIDE_FILE, CONFIG, EXTRAS, UNETS, ModelDirectory, check_parts, check_unet, find
 from asdm_cli.models.metadata import history, measured_with, patches_of, record, unet_components
 from asdm_cli.models.push import check_push, described, push
@@ -69,7 +69,7 @@ class Plan:
         if readers.diffusers(self.source).not_because:
             return []
         kind, name = (STOCK, "unet") if self.unet_only else (self.source.index["_class_name"], "pipe")
-        told = [f'"{where}/{self.name}.safetensors"', f'config="{where}/{BESIDE_FILE}"']
+        told = [quoted(f"{where}/{self.name}.safetensors"), f"config={quoted(f'{where}/{BESIDE_FILE}')}"]
         told += ['subfolder="unet"'] if self.unet_only else []
         return [f"from diffusers import {kind}", "", f"{name} = {kind}.from_single_file({', '.join(told)})"]
 
@@ -183,7 +183,8 @@ def _directory(source: ModelDirectory, how: dict[str, Any]) -> Plan:
 
 def _write(plan: Plan, folder: Path) -> None:
     configs = folder / BESIDE_FILE if plan.is_file else folder
-    gone = (*LEFT_OUT, *EXTRAS) if plan.is_file else ()
+    others = () if plan.patches else [name for name in plan.source.components if name.startswith(f"{UNETS}/")]
+    gone = [*others, *((*LEFT_OUT, *EXTRAS) if plan.is_file else ())]
     carry_configs(plan.source, configs, {"unet"} if plan.unet_only else None, gone)
     with formats.written_as(plan.dtype) as lost:
         for file, tensors in plan.weights.items():

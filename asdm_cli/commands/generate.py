@@ -32,11 +32,11 @@ TAKEN = tuple(CALLED)
 
 
 def generate(
-    prompts: Sequence[str], out: Path, settings: dict[str, Any], place: tuple[str, str], overwrite: bool
+    prompts: Sequence[str], out: Path, settings: dict[str, Any], place: tuple[str, str], batch: int, overwrite: bool
 ) -> None:
     """`settings` (model, lora, sampler, steps, guidance, size, negative, seed, and TAKEN) stand in every PNG's text
     chunks; what is None of sampler, steps and guidance is as the model was measured, or as its pipeline has it. `place`
-    is device and dtype."""
+    is device and dtype, `batch` pictures are drawn at once."""
     if not is_first():
         return
     refuse_existing(out, overwrite)
@@ -65,7 +65,7 @@ def generate(
     asked = {key: settings[key] for key in ("sampler", "steps", "guidance", "strength", "image_guidance")}
     setup = Setup(source.name, source, source.config(UNET), **asked)
     assert setup.calls, "its scheduler knows as many steps"
-    how = setup.sampling(settings["size"], settings["seed"], batch=8, negative=settings["negative"])
+    how = setup.sampling(settings["size"], settings["seed"], batch=batch, negative=settings["negative"])
     where, patches = device_and_dtype(*place), patches_of(source)
     pipe = load_pipeline(source, *where)
     if how.sampler != "own":
@@ -77,7 +77,8 @@ def generate(
     depends |= {"negative": how.negative, "prompts": [*prompts], "given": [sha256(part).hexdigest() for part in parts]}
     with atomic_directory(out.resolve(), overwrite, keep=f"{DRAWN}/*.png") as folder:
         drawn = ImageSet(folder / DRAWN, len(prompts))
-        drawn.claim({**depends, "place": list(map(str, where)), "versions": versions()})
+        last_bits = {"batch": batch} if where[0].type != "cpu" else {}
+        drawn.claim({**depends, **last_bits, "place": list(map(str, where)), "versions": versions()})
         pictures = given * len(prompts)
         with blame(source.name, "drawing"):
             for index, picture in draw(pipe, prompts, drawn.missing(), how, given=pictures, **ways_to_draw(patches)):

@@ -30,6 +30,7 @@ from asdm_cli.models.metadata import UNET_CONFIG, UNITS, history, one_unet
 from asdm_cli.models.single_file import clip_name, unet_names
 from asdm_cli.models.write import component_files
 from asdm_cli.recipe.redact import without_place
+from asdm_cli.recipe.schema import local
 from asdm_cli.recipe.verbs import Adapter
 from asdm_cli.unet.addresses import Anatomy
 from asdm_cli.unet.blocks import Config, stated
@@ -123,12 +124,13 @@ def adapted(directory: ModelDirectory, adapters: Sequence[Adapter]) -> ModelDire
     found, faults = list[Fused](), Faults()
     for index, adapter in enumerate(adapters):
         with faults.at(f"adapters[{index}]"):
-            matched = _match(directory, Path(adapter.path), adapter.of)
+            path = local(adapter.path)
+            matched = _match(directory, path, adapter.of)
             lost = f"; {matched.left_out} more are of what {directory.name} has not" if matched.left_out else ""
             count = sum(map(len, matched.changes.values()))
             name = f"{without_place(adapter.path)} × {adapter.scale:g}"
             told = f"{name} changes {count} weights{lost}"
-            found.append(Fused(Path(adapter.path), adapter.scale, matched.of, name, told))
+            found.append(Fused(path, adapter.scale, matched.of, name, told))
             note(f"{directory.name}: {told}")
     faults.raise_all()
     source = " + ".join([directory.source, *(each.name for each in found)])
@@ -341,6 +343,8 @@ def _words(component: str, tensors: Iterable[str], config: Config) -> Iterator[t
         if kind != "weight":
             continue
         dotted = {module, *(now.sub(before, module) for now, before in BEFORE_PEFT)}
+        if component in TEXT:  # transformers 5 calls them so
+            dotted |= {each.removeprefix("text_model.") for each in dotted}
         yield from ((f"{component}.{each}", tensor) for each in dotted)
         yield from ((f"{prefix}{each}", tensor) for each in dotted for prefix in ALONE if component == UNET)
         for each in {module, (original(tensor) or tensor).removesuffix(".weight")}:

@@ -3,6 +3,7 @@ loaded, and its figures."""
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -45,17 +46,22 @@ def model_card(
     return ModelCard("\n\n".join(parts) + "\n")
 
 
+def quoted(text: str) -> str:
+    """As Python has it."""
+    return json.dumps(text, ensure_ascii=False)
+
+
 def loading(directory: ModelDirectory, where: str, dtype: str | None = None, patched: bool = False) -> list[str]:
     """The lines of Python that load the directory, once it lies at `where`; asdm's, if stock diffusers would read less
     than there is."""
     if directory.config("unet").get(EXPERTS) and not directory.is_pipeline:
         kind = EXPERT_CLASS
-        return [f"from asdm_cli.experts.unet import {kind}", "", f'unet = {kind}.from_pretrained("{where}")']
+        return [f"from asdm_cli.experts.unet import {kind}", "", f"unet = {kind}.from_pretrained({quoted(where)})"]
     if patched or directory.classes["unet"].startswith(OURS):
-        return ["import asdm_cli", "", f'pipe = asdm_cli.load("{where}")']
+        return ["import asdm_cli", "", f"pipe = asdm_cli.load({quoted(where)})"]
     kind, name = (directory.index["_class_name"], "pipe") if directory.is_pipeline else (STOCK, "unet")
     given, imports = (f", torch_dtype=torch.{dtype}", ["import torch"]) if dtype else ("", [])
-    return [*imports, f"from diffusers import {kind}", "", f'{name} = {kind}.from_pretrained("{where}"{given})']
+    return [*imports, f"from diffusers import {kind}", "", f"{name} = {kind}.from_pretrained({quoted(where)}{given})"]
 
 
 def drawing(patches: Sequence[PatchSpec], measured: Mapping[str, Any]) -> list[str]:

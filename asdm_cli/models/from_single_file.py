@@ -10,8 +10,8 @@ import hashlib
 import json
 import os
 import re
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from shlex import quote
@@ -22,7 +22,7 @@ import yaml
 from filelock import FileLock
 
 from asdm_cli.console import bar, note
-from asdm_cli.errors import ModelError
+from asdm_cli.errors import ModelError, RunError
 from asdm_cli.models.directory import (
     BESIDE_FILE,
     BESIDE_VAE,
@@ -38,7 +38,7 @@ from asdm_cli.models.directory import (
 from asdm_cli.models.families import configs, write_tokenizer
 from asdm_cli.models.metadata import history
 from asdm_cli.models.single_file import unet_names
-from asdm_cli.models.write import atomic_directory, carry, write_json
+from asdm_cli.models.write import atomic_directory, carry, explained, write_json
 from asdm_cli.recipe.redact import told_apart
 from asdm_cli.unet.shapes import tensor_shapes
 from asdm_cli.unet.weights import CHUNK, WEIGHTS, Entry, check_text, copy_tensors, inside, read_headers, read_mapping
@@ -110,6 +110,11 @@ def unpickled(file: str, what: str = "the whole pipeline of it") -> str:
 
 def from_single_file(file: Path, text: str) -> ModelDirectory:
     """The directory that a file's pipeline was converted to, now or before. Raises ModelError for other files."""
+    with _kept():
+        return _converted(file, text)
+
+
+def _converted(file: Path, text: str) -> ModelDirectory:
     found = _read(file)
     other = [_digest(each) for each in found.files if each != file]
     taken_for = hashlib.sha256("".join([json.dumps(found.configs, sort_keys=True), *other]).encode()).hexdigest()
@@ -372,14 +377,21 @@ def _check(step: Callable[[], object], text: str) -> None:
 # --- the cache ---
 
 
-def _cache() -> Path:
-    folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "asdm"
+@contextmanager
+def _kept() -> Iterator[None]:
+    """Who cannot write there learns how to choose another place."""
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        way = "set XDG_CACHE_HOME to a folder with room for a copy of the model"
-        raise ModelError(f"{folder}: cannot be made, where single files are kept ({error.strerror}); {way}") from None
-    return folder
+        with explained(_cache()):
+            yield
+    except (OSError, RunError) as error:
+        if str(_cache()) not in str(error):
+            raise
+        way = "single files are kept there, converted: set XDG_CACHE_HOME to a folder with room for a copy of the model"
+        raise RunError(f"{error}; {way}") from None
+
+
+def _cache() -> Path:
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "asdm"
 
 
 def _digest(file: Path) -> str:

@@ -31,6 +31,7 @@ from asdm_cli.models.directory import (
 )
 from asdm_cli.models.write import explained
 from asdm_cli.recipe.redact import told_apart
+from asdm_cli.recipe.schema import local
 from asdm_cli.unet.weights import CONVERT, INDEX_OF_SHARDS, SNAPSHOTS, STEMS, UNSAFE, by_variant, preferred
 
 RUNS = "runs"
@@ -53,17 +54,18 @@ def locate(text: str) -> ModelDirectory:
     """The directory that `text` means, not looked into yet. Raises ModelError, or RunError where the network fails."""
     if text == POCKET:
         return _pocket()
-    if Path(text).exists():
-        return _on_disk(Path(text), text)
+    path = local(text)
+    if path.exists():
+        return _on_disk(path, text)
     if found := hub_name(text):
         return _on_hub(*found)
     if (address := _address(text)) and address.file.endswith(".safetensors"):
         return _file_on_hub(address, text)
     if "://" in text:
         raise ModelError(f"{text}: is no model's address on the hub; download what it names, and give its path")
-    near = difflib.get_close_matches(Path(text).name, _names(Path(text).parent), 1)
-    kind = "file" if Path(text).suffix in _FILES else "directory"
-    raise ModelError(f"{text}: no such {kind}; {f'give {Path(text).with_name(near[0])}' if near else _GIVE}")
+    near = difflib.get_close_matches(path.name, _names(path.parent), 1)
+    kind = "file" if path.suffix in _FILES else "directory"
+    raise ModelError(f"{text}: no such {kind}; {f'give {path.with_name(near[0])}' if near else _GIVE}")
 
 
 def _names(folder: Path) -> list[str]:

@@ -131,7 +131,10 @@ def carry(source: Path, target: Path, link: bool = False) -> None:
     """The same file anew, so that no change of one is one of the other; with `link`, weights are hard links where the
     file system has them. A configuration that says where on some machine a model lay is written without that."""
     if source.suffix == ".json" and f'"{PLACE}"' in (text := source.read_text(encoding="utf-8", errors="replace")):
-        placeless = json.loads(text, object_hook=_without_place)
+        try:
+            placeless = json.loads(text, object_hook=_without_place)
+        except ValueError as error:
+            raise ModelError(f"{source}: is no JSON ({error}); fetch it again") from None
         target.write_text(json.dumps(placeless, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
         return
     if link and source.suffix == WEIGHT_FILE:
@@ -415,6 +418,13 @@ TROUBLE = {
 """What the operating system calls it, and the way out."""
 
 
+def way_out(number: int | None, place: object) -> str:
+    """Of trouble at a place; '' where none is known."""
+    if number == errno.EACCES and place and os.path.isfile(str(place)) and not os.access(str(place), os.R_OK):  # noqa: PTH113
+        return "may not be read; allow it, or give a copy"
+    return TROUBLE.get(number or 0, "")
+
+
 @contextmanager
 def explained(target: Path) -> Iterator[None]:
     """Such trouble while the body writes to `target` becomes a RunError that says what to do."""
@@ -425,8 +435,8 @@ def explained(target: Path) -> Iterator[None]:
     except Exception as error:
         in_words = re.search(r"\(os error (\d+)\)", str(error))  # all that libraries written in Rust tell
         number = error.errno if isinstance(error, OSError) else int(in_words[1]) if in_words else None
-        if number not in TROUBLE:
+        if number is None or number not in TROUBLE:
             raise
         places = [getattr(error, name, None) for name in ("filename2", "filename")]
         place = next(filter(None, reversed(places) if number == errno.ENOENT else places), target)
-        raise RunError(f"{place}: {TROUBLE[number]} ({os.strerror(number)})") from error
+        raise RunError(f"{place}: {way_out(number, place)} ({os.strerror(number)})") from error

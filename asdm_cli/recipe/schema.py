@@ -91,6 +91,8 @@ Fraction = Annotated[float, Field(gt=0, lt=1)]
 Guidance = Annotated[float, Field(ge=1, le=1000)]
 Share = Annotated[float, Field(ge=0, le=1)]
 Text = Annotated[str, StringConstraints(min_length=1)]
+Folder = Annotated[Text, AfterValidator(lambda text: os.path.expanduser(text))]  # noqa: PTH111 - raises nothing
+"""That is written to."""
 Name = Annotated[str, AfterValidator(_file_name)]
 ADDRESSED = "addressed"
 """Marks a key that names addresses of a UNet."""

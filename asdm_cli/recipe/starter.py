@@ -9,6 +9,8 @@ import textwrap
 from collections.abc import Iterator
 from typing import Any
 
+from asdm_cli.errors import RecipeError
+from asdm_cli.recipe.reader import parse
 from asdm_cli.recipe.reference import Node, Tables, json_schema
 from asdm_cli.recipe.verbs import POCKET, VERBS
 
@@ -53,11 +55,9 @@ def starter(verb: str, model: str | None = None) -> str:
 
 def _quoted(text: str) -> str:
     """As it is, where that is read as this text inside braces and outside."""
-    import yaml
-
     try:
-        same = yaml.safe_load(f"{{a: {text}}}") == yaml.safe_load(f"a: {text}") == {"a": text}
-    except yaml.YAMLError:
+        same = all(parse(line, "").data == {"a": text} for line in (f"{{a: {text}}}", f"a: {text}"))
+    except RecipeError:
         same = False
     return text if same else json.dumps(text, ensure_ascii=False)
 

@@ -40,6 +40,8 @@ TYPED: dict[str, Callable[[list[str]], dict[str, Any]]] = {
     "eval": lambda models: _of_several("eval", models),
 }
 """Verb -> the recipe that models alone say."""
+WRITTEN = ("measure", "plan", "patches", "adapters", "sampler", "steps", "guidance", "strength", "out")
+"""Keys that matter where a plan is written unmeasured."""
 
 
 def is_recipe(text: str) -> bool:
@@ -60,6 +62,12 @@ def typed(verb: str, models: Sequence[str], options: Sequence[Override] = ()) ->
     data = TYPED[verb]([*models])
     if any(option.where == ("target",) for option in options):  # which is found by drawing, and stands for a plan
         data = {key: value for key, value in data.items() if key not in ("plan", "measure")}
+    measured = any(option.where == ("measure",) and option.value for option in options)
+    if data.get("measure") is False and not measured:
+        dead = dict.fromkeys(str(option.where[0]) for option in options if option.where[0] not in WRITTEN)
+        if dead:
+            what = "is only there to be measured, and 'measure' is false; add --measure, or leave it out"
+            raise RecipeError(command, [Fault(what, key) for key in dead])
     if "model" in data and len(models) > 1:
         raise RecipeError(command, [Fault(f"takes one model, got {len(models)}: {', '.join(models)}")])
     removed = [each for option in options if option.where[0] == "remove" for each in _list(option.value)]

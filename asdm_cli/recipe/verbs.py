@@ -39,6 +39,7 @@ from asdm_cli.recipe.schema import (
     Above,
     Distinct,
     DistinctlyNamed,
+    Folder,
     Fraction,
     Guidance,
     Inner,
@@ -89,7 +90,7 @@ class Recipe(Strict):
 
     verb: str
     """Stands here to be the first key of a recipe that is written back."""
-    out: Text
+    out: Folder
     """The run directory to write."""
 
     MODULE: ClassVar[str] = ""
@@ -280,7 +281,7 @@ class Importance(Prompted, OnDevice):
     """UNet calls of each drawing that are measured on, from the first to the last."""
     size: Side | None = None
     """Height and width in pixels; the model's own if left out."""
-    cache_folder: Text = "runs/cache"
+    cache_folder: Folder = "runs/cache"
     """Where what was measured is kept, and found again for another budget."""
 
 
@@ -407,7 +408,7 @@ class Data(Strict):
     """Mirror half of the pictures."""
     cache: Literal["latents", "none"] = "latents"
     """`latents` encodes pictures and captions once and keeps the result; `none` encodes them at every step."""
-    cache_folder: Text = "runs/cache"
+    cache_folder: Folder = "runs/cache"
     """Where encoded samples are kept, below a folder named after all that made them."""
     faults: Literal["skip", "stop"] = "skip"
     """What becomes of damaged pictures, empty captions and broken shards: left out and counted, or an error."""
@@ -1226,7 +1227,7 @@ class RunRecipe(Recipe):
     seeds: dict[Name, Annotated[list[Name], Field(min_length=2, max_length=5), Distinct]] = {}
     """Name -> contestants of `bench` and `eval` stages that are one thing trained with several seeds: their mean stands
     in the report, with an interval over prompts and seeds."""
-    kept: Text | None = None
+    kept: Folder | None = None
     """Where stages are kept, each under its name and a digest of all that it is made from; `stages` beside `out` if
     left out. Runs that name one place share their stages."""
 

@@ -22,6 +22,7 @@ from asdm_cli.unet import surgery
 from asdm_cli.unet.weights import WEIGHTS
 from tests import expanding, families, uploads
 from tests.loras import low_ranks, written
+from tests.turns import switching
 from tests.typed import Said, asdm
 
 EVERY_OTHER = {"rules": [{"nodes": "up.0", "schedule": {"mode": "uniform", "interval": 2}}]}
@@ -178,6 +179,23 @@ def test_a_plan_is_refused_left_out_or_kept(with_a_plan: Path, tiny_pipeline: Pa
     assert exported(with_a_plan, tmp_path / "plain", "--plain", to="diffusers").code == 0
     assert "patches" not in json.loads((tmp_path / "plain/asdm.json").read_text())
     assert "import asdm_cli" not in (tmp_path / "plain/README.md").read_text()
+
+
+@pytest.mark.parametrize("to", ["diffusers", "single-file"])
+def test_of_several_unets_the_first_is_left(to: str, tiny_pipeline: Path, tmp_path: Path) -> None:
+    model = switching(tiny_pipeline, tiny_pipeline, tmp_path / "turns")
+    assert exported(model, tmp_path / "out", "--plain", to=to).code == 0
+    assert not [*(tmp_path / "out").rglob("unets")]
+    if to == "diffusers":
+        asdm_cli.load(str(tmp_path / "out"))
+        assert asdm("show", tmp_path / "out").code == 0
+
+
+def test_a_place_may_have_quotes(tiny_pipeline: Path, tmp_path: Path) -> None:
+    said = exported(tiny_pipeline, tmp_path / 'a "b" c')
+    assert said.code == 0
+    (line,) = [each for each in said.err.splitlines() if "from_single_file(" in each]
+    compile(line, "told", "exec")
 
 
 def test_experts_are_refused(tiny_experts: Path, tmp_path: Path) -> None:

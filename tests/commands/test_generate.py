@@ -59,6 +59,16 @@ def test_every_option_matters(option: str, value: str, tiny_pipeline: Path, tmp_
     assert a != c
 
 
+def test_so_many_are_drawn_at_once(tiny_pipeline: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    drawing, at_once = sampling.draw, list[int]()
+    monkeypatch.setattr(
+        sampling, "draw", lambda *given, **more: (at_once.append(given[3].batch), drawing(*given, **more))[1]
+    )
+    for more in ((), ("--batch", "2")):
+        assert draw(tiny_pipeline, ["a fox"], tmp_path / str(len(more)), *more).code == 0
+    assert at_once == [8, 2]
+
+
 def test_only_pictures_of_ours_are_replaced(tiny_pipeline: Path, tmp_path: Path) -> None:
     assert draw(tiny_pipeline, ["a fox", "a cat"], tmp_path / "out").code == 0
     assert draw(tiny_pipeline, ["a fox"], tmp_path / "out").code == 2

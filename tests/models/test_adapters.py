@@ -6,6 +6,7 @@ import json
 import shutil
 from collections.abc import Callable
 from dataclasses import replace
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -73,11 +74,10 @@ def test_fused_by_hand(name: str, style: str, which: str, tiny_pipeline: Path, x
 
 def test_names_of_attention_before_peft(tiny_pipeline: Path, tmp_path: Path) -> None:
     low = low_ranks(tiny_pipeline, r"attn\d\.to_|self_attn\.")
-    old, new = (
-        written(tmp_path / f"{style}.safetensors", tiny_pipeline, style, low) for style in ("processors", "dotted")
-    )
-    one, other = (networks(of(tiny_pipeline, str(each.file))) for each in (old, new))
-    for component, tensors in one.items():
+    styles = ("dotted", "processors", "transformers 5")
+    made = [written(tmp_path / f"{style}.safetensors", tiny_pipeline, style, low) for style in styles]
+    wanted, *others = (networks(of(tiny_pipeline, str(each.file))) for each in made)
+    for other, (component, tensors) in product(others, wanted.items()):
         assert all(torch.equal(each, other[component][key]) for key, each in tensors.items())
 
 

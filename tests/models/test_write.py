@@ -21,6 +21,7 @@ from asdm_cli.models.write import (
     assemble_directory,
     atomic_directory,
     atomic_file,
+    carry,
     explained,
     make_partial,
     only_writer,
@@ -248,6 +249,21 @@ def test_every_trouble_names_a_place_and_a_way_out(number: int) -> None:
         with pytest.raises(RunError, match=rf"^{place}: .*[;,] .*") as caught, explained(Path("runs/x")):
             raise error
         assert TROUBLE[number] in str(caught.value)
+
+
+def test_a_file_that_may_not_be_read_is_told_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file = tmp_path / "vocab.json"
+    file.write_text("{}")
+    monkeypatch.setattr(os, "access", lambda *_: False)
+    with pytest.raises(RunError, match=r"vocab\.json: may not be read; allow it"), explained(tmp_path / "run"):
+        raise OSError(errno.EACCES, "so", str(file))
+
+
+def test_a_broken_file_beside_a_model_is_named(tmp_path: Path) -> None:
+    file = tmp_path / "extra.json"
+    file.write_text('{"_name_or_path": "x", ')
+    with pytest.raises(ModelError, match=r"extra\.json: is no JSON"):
+        carry(file, tmp_path / "copy.json")
 
 
 @pytest.mark.parametrize(

@@ -26,7 +26,7 @@ def test_as_it_is_it_says_what_the_example_says(verb: str, tmp_path: Path) -> No
         said[name] = dump_given(load(tmp_path / name, verb))
     assert said["written"] == said["example"]
     assert "org/mine@v1" in said["mine"]
-    for model in ("/data/models, old/sd15", "/data/m #1", "runs/x: y", "C:\\sd\\1.5", "007"):
+    for model in ("/data/models, old/sd15", "/data/m #1", "runs/x: y", "C:\\sd\\1.5", "007", "1e4", "yes"):
         (tmp_path / "odd").write_text(starter(verb, model))
         assert json.dumps(model) in json.dumps(load(tmp_path / "odd", verb).model_dump(mode="json")) or verb in (
             "run",

@@ -410,3 +410,24 @@ def test_by_label_accuracy_every_unit_draws(shallow_pipeline: Path, kept: Path, 
     figures = {(each.setup, each.metric): each.value for each in report.records if not each.of}
     assert figures["pruned", "params_m"] <= 0.9 * figures[copy.name, "params_m"]
     assert not (tmp_path / "run" / "samples").exists()
+
+
+def test_a_home_is_found_wherever_it_is_written(
+    tiny_pipeline: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """No shell expands it in a recipe, nor behind `=`."""
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    (tmp_path / "home").mkdir()
+    (tmp_path / "home/model").symlink_to(tiny_pipeline)
+    monkeypatch.chdir(tmp_path)
+    recipe = {"verb": "prune", "model": "~/model", "remove": "mid", "out": "~/one"}
+    (tmp_path / "recipe.yaml").write_text(json.dumps(recipe))
+    for words in (
+        ("recipe.yaml",),
+        ("~/model", "--remove", "mid", "--out=~/two"),
+        ("recipe.yaml", "--set=out=~/three"),
+    ):
+        said = asdm("prune", *words)
+        assert said.code == 0, said.err
+    assert {each.name for each in (tmp_path / "home").iterdir()} >= {"model", "one", "two", "three"}
+    assert not (tmp_path / "~").exists()
