@@ -133,6 +133,40 @@ class Levels:
 
 
 @dataclass(frozen=True)
+class Samplers:
+    """PSNR and speed-up of several ways to compute one call of `every`, a row for each kept run, which is called
+    SAMPLER-STEPS; between the comments of its `name`. `columns` has the names of set-ups, with the numbers in them."""
+
+    page: str
+    name: str
+    every: int
+    columns: Mapping[str, str]
+    result: str = "inherit-samplers"
+
+    def text(self) -> str:
+        body, figures = list[list[str]](), Figures.of(self.result)
+        for run, folder in sorted(kept(self.result).items(), key=lambda each: int(each[0].rpartition("-")[2])):
+            mine, (sampler, _, steps) = Figures(read(folder)), run.rpartition("-")
+            numbers = {"steps": steps, "calls": round(int(steps) / self.every), "every": self.every}
+            cells = [_near_and_fast(mine, setup.format(**numbers)) for setup in self.columns.values()]
+            body.append([f"{steps} steps, {SAMPLERS[sampler]}", *cells])
+        words = f"""`asdm run recipes/inherit-pocket-samplers.yaml` on one core
+            ({figures.card("device").removeprefix("cpu: ")}) of a busy machine, {figures.card("date")[:10]}:
+            {figures.inputs["limit"]} captions, guidance {figures.inputs["guidance"]:g}, {figures.card("rounds")}
+            rounds; 95 % intervals of PSNR; those of speed-ups are wide ([all figures](results/{self.result}.md))."""
+        return _markdown([f"PSNR, speed-up: every {ORDINALS[self.every]} call", *self.columns], body, words)
+
+
+SAMPLERS = {"ddim": "DDIM", "euler": "Euler", "dpm2m": "DPM++ 2M", "unipc": "UniPC"}
+ORDINALS = {2: "2nd", 3: "3rd"}
+
+
+def _near_and_fast(figures: Figures, setup: str) -> str:
+    near, fast = (figures.record(setup, metric) for metric in ("psnr_db", "image_speedup"))
+    return f"{figures.told(setup, 'psnr_db')} dB, {fast.value:.1f}×" if near and fast else "–"
+
+
+@dataclass(frozen=True)
 class Targets:
     """What became of each of `make targets`' targets, a column for each of its `lists` of prompts, between the comments
     of its `name`; below, how many were met and how well they were foretold."""
@@ -751,6 +785,21 @@ BLOCKS = (
         ["10 calls of 20", "7 calls of 20", "4 calls of 20"],
         ["10 steps (few-levels)", "7 steps", "4 steps"],
         {"a line": " (few-levels)", "the last value": " (few-repeated)"},
+    ),
+    *(
+        Samplers(
+            "docs/inherit.md",
+            f"samplers-{every}",
+            every,
+            {
+                "fitted": "ours {calls}",
+                "a straight line": "output alone, {calls} calls of {steps}",
+                "as many plain steps": "{calls} steps",
+                "DeepCache, the package": "DeepCache 0, every {every}",
+                **({"`zeus`, about as many": "zeus"} if every == 2 else {}),
+            },
+        )
+        for every in ORDINALS
     ),
     Targets(
         "docs/inherit.md",
