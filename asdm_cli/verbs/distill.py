@@ -58,7 +58,7 @@ def run(plan: DistillPlan, run: Run) -> Report:
     """Train, or go on training; then the first process writes models, cards and reports."""
     state, folder = processes(plan.recipe.device), run.path / TRAINING
     if state.is_main_process:  # all that weights and pictures depend on besides the recipe; shards may be remote
-        shards = json.dumps([shard.identity for shard in (*plan.learnt_from(), *plan.held_out)])
+        shards = json.dumps([shard.contents() for shard in (*plan.learnt_from(), *plan.held_out)])
         read = made_from(referenced_paths(plan.recipe), whole=True)  # seconds, beside hours
         claim(folder, read | {"data": hashlib.sha256(shards.encode()).hexdigest()}, dear=True)
     state.wait_for_everyone()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import io
 import json
+import os
 import tarfile
 from functools import partial
 from pathlib import Path
@@ -182,3 +183,15 @@ def test_pictures_of_all_modes_become_rgb_on_white_and_upright(monkeypatch: pyte
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)
     with pytest.raises(UnreadableError, match="DecompressionBomb"):
         read_rgb(tars.picture(1))
+
+
+def test_a_shard_is_told_by_its_contents(tmp_path: Path) -> None:
+    content = bytes(range(256)) * 9_001
+    found = set[str]()
+    for name, change in {"a": None, "b": None, "first": 0, "last": len(content) - 1}.items():
+        file = tmp_path / f"{name}.tar"
+        file.write_bytes(content if change is None else content[:change] + b"!" + content[change + 1 :])
+        os.utime(file, ns=(0, len(found)))
+        (shard,) = find_shards([str(file)])
+        found.add(shard.contents())
+    assert len(found) == 3
