@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,3 +24,10 @@ def carrying(source: Path, folder: Path, plan: Any) -> Path:
     """The model of `source` under `folder`, with a plan."""
     write_patched(find(str(source)), {}, [cache(plan)], folder, "inherit")
     return folder
+
+
+def fitted(sampler: str, timesteps: Sequence[float]) -> dict[str, Any]:
+    """A plan whose forecasts were fitted to these calls, of which the first two are computed."""
+    fit = {"sampler": sampler, "timesteps": [*timesteps], "keys": [0, 1], "weights": [[]] * len(timesteps)}
+    rule = {"nodes": "out", "schedule": {"mode": "explicit", "steps": [0, 1]}, "extrapolate": "fitted", "fit": fit}
+    return {"rules": [rule]}

@@ -31,7 +31,7 @@ from asdm_cli.errors import ModelError
 from asdm_cli.models.directory import find
 from asdm_cli.recipe.patches import CachePlan, DeepCacheSpec, GuidanceScheduleSpec, read_plan, read_switching
 from tests import tiny
-from tests.carrying import cache, carrying, every
+from tests.carrying import cache, carrying, every, fitted
 from tests.compare.setups import CPU, bare, whole
 from tests.turns import patches, switching
 
@@ -120,18 +120,16 @@ def test_what_a_model_carries_is_in_force_and_may_be_replaced(tiny_pipeline: Pat
 
 
 def fitted_to(plain: Setup, calls: int) -> CachePlan:
-    timesteps = [float(each) for each in replace(plain, steps=calls).scheduler.timesteps]
-    fit = {"sampler": type(plain.scheduler).__name__, "timesteps": timesteps, "keys": [0, 1], "weights": [[]] * calls}
-    rule = {"nodes": "out", "schedule": {"mode": "explicit", "steps": [0, 1]}, "extrapolate": "fitted", "fit": fit}
-    return read_plan({"rules": [rule]})
+    scheduler = replace(plain, steps=calls).scheduler
+    return read_plan(fitted(type(scheduler).__name__, [float(each) for each in scheduler.timesteps]))
 
 
 def test_what_was_fitted_to_other_calls_is_told_before_anything_is_drawn(tiny_pipeline: Path) -> None:
     plain = whole(tiny_pipeline, steps=4)
-    fitted = plain.with_cache("fitted", fitted_to(plain, 4))
-    assert misfits([plain, fitted]) == []
-    others = [replace(fitted, name="five", steps=5), replace(fitted, name="dpm", sampler="dpm++2m")]
-    told = misfits([*others, *fewer_steps(fitted, [2])])
+    plan = plain.with_cache("fitted", fitted_to(plain, 4))
+    assert misfits([plain, plan]) == []
+    others = [replace(plan, name="five", steps=5), replace(plan, name="dpm", sampler="dpm++2m")]
+    told = misfits([*others, *fewer_steps(plan, [2])])
     assert [each.partition(": ")[0] for each in told] == ["five", "dpm", "2 steps"]
     assert all("were fitted for 4 UNet calls" in each for each in told)
     assert told[-1].endswith("name a model without a plan")

@@ -23,7 +23,7 @@ from asdm_cli.report.run_directory import Run, read
 from asdm_cli.search import schedules
 from asdm_cli.search.calibration import Calibration
 from asdm_cli.verbs import switch
-from tests.carrying import every
+from tests.carrying import carrying, every, fitted
 from tests.expanding import figures, picture, pixels
 from tests.expanding import run as ran
 from tests.typed import Said, asdm
@@ -276,6 +276,18 @@ def test_a_search_does_not_weigh_answers_beside_guidance_that_is_left_out(
     unets = {**recipe(parts=PARTS).model_dump()["unets"], "large": {"model": str(tmp_path / "guided")}}
     (told,) = faults(recipe(unets=unets, search={"prompts": 1}))
     assert told.startswith("search: weighs answers at every call, and large carries guidance that is left out")
+
+
+def test_a_plan_that_was_fitted_to_all_calls_is_refused_with_a_way_out(
+    recipe: Callable[..., SwitchRecipe], tiny_pipeline: Path, tmp_path: Path
+) -> None:
+    model = carrying(tiny_pipeline, tmp_path / "fitted", fitted("DDIMScheduler", [900.0, 500.0, 100.0]))
+    own = recipe(parts=PARTS).model_dump()["unets"]
+    (told,) = faults(recipe(parts=PARTS, unets={**own, "large": {"model": str(model)}}))
+    assert told.startswith("unets.large: its plan was fitted to all calls of a generation, and here UNets take turns")
+    words = told.rpartition("(asdm ")[2].removesuffix(")").replace("DIR", str(tmp_path / "plain")).split()
+    assert asdm(*words).code == 0
+    switch.plan(recipe(parts=PARTS, unets={**own, "large": {"model": str(tmp_path / "plain")}}))
 
 
 def test_a_budget_that_nothing_keeps_to_ends_the_run_before_it_draws(
