@@ -117,10 +117,10 @@ def test_text_that_changes_in_the_middle_is_projected_anew(in_place: bool, get: 
     assert [torch.equal(each, pictures[1]) for each in pictures] == [False, True, True, True]
 
 
-def test_resnets_that_scale_and_shift_go_through_the_motions(get: Get) -> None:
+def test_resnets_that_scale_and_shift_go_through_the_motions(get: Get, monkeypatch: pytest.MonkeyPatch) -> None:
     """Two halves of what was skipped."""
     pipe = get("text")
-    pipe.unet = tiny.unet(tiny.shape("sd15", resnet_time_scale_shift="scale_shift"))
+    monkeypatch.setattr(pipe, "unet", tiny.unet(tiny.shape("sd15", resnet_time_scale_shift="scale_shift")))
     plain = draw(pipe)
     with inherit(pipe, {"preset": "base-mask", "interval": 2}):
         inherited = draw(pipe)
