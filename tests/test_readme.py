@@ -150,6 +150,8 @@ def small(page: str, words: list[str]) -> list[str]:
     if "--target" in words:  # of a tiny model most time is not its UNet's; tests/verbs/test_inherit.py has targets
         return [*words, "--dry-run"]
     if not stem or not rest[0].endswith(".yaml"):
+        if verb == "inherit" and "--measure" not in words:  # which only writes
+            return words
         return [*words, *(part for setting in OF_MODELS.get(verb, []) for part in ("--set", setting))]
     if stem in NOT_RUN or (page, stem) in ONCE:
         return [*words, "--dry-run"]
