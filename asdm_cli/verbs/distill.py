@@ -58,9 +58,10 @@ def run(plan: DistillPlan, run: Run) -> Report:
     """Train, or go on training; then the first process writes models, cards and reports."""
     state, folder = processes(plan.recipe.device), run.path / TRAINING
     if state.is_main_process:  # all that weights and pictures depend on besides the recipe; shards may be remote
-        shards = json.dumps([shard.contents() for shard in (*plan.learnt_from(), *plan.held_out)])
+        to_draw = plan.generated.shards() if plan.generated else []  # told by what they are made from, drawn or not
+        told = [*(shard.contents() for shard in (*plan.train, *plan.held_out)), *(shard.identity for shard in to_draw)]
         read = made_from(referenced_paths(plan.recipe), whole=True)  # seconds, beside hours
-        claim(folder, read | {"data": hashlib.sha256(shards.encode()).hexdigest()}, dear=True)
+        claim(folder, read | {"data": hashlib.sha256(json.dumps(told).encode()).hexdigest()}, dear=True)
     state.wait_for_everyone()
     if plan.generated:
         plan.generated.draw(state, at_a_time(plan.recipe, state.num_processes))
