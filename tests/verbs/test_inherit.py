@@ -159,18 +159,8 @@ def test_a_model_alone_gets_a_plan_unmeasured(words: list[str], shallow_pipeline
 def test_what_is_only_there_to_be_measured_is_refused_where_nothing_is(shallow_pipeline: Path) -> None:
     sweep = '[{"name": "a", "plan": "deepcache"}]'
     said = asdm(
-        *(
-            "inherit",
-            shallow_pipeline,
-            "--prompts",
-            "no.txt",
-            "--device",
-            "bogus",
-            "--dtype",
-            "float16",
-            "--limit",
-            "3",
-        ),
+        *("inherit", shallow_pipeline, "--prompts", "no.txt", "--device", "bogus"),
+        *("--dtype", "float16", "--limit", "3"),
         *("--set", f"sweep={sweep}", "--set", "deepcache={intervals: [2]}", "--set", "metrics=[kid]"),
     )
     assert said.code == 2
